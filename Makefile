@@ -1,0 +1,55 @@
+# Everything runs in .venv, which is made on first use with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test check lint proofs bench clean
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: .venv/runtime.stamp  ## train GPT-2 124M on a short story, then let it write
+	@echo '$$ gpt2 pretrain recipes/verdict.yaml'
+	@$(BIN)/gpt2 pretrain recipes/verdict.yaml $(if $(wildcard runs/verdict/run.json),--resume)
+	@echo
+	@echo '$$ gpt2 generate "Every effort moves you" --model runs/verdict --max-new-tokens 50 --top-k 40 --temperature 0.8'
+	@$(BIN)/gpt2 generate "Every effort moves you" --model runs/verdict --max-new-tokens 50 --top-k 40 --temperature 0.8
+	@echo
+	@echo 'Look at runs/verdict/loss.png and runs/verdict/samples.txt. Then activate the environment and try:'
+	@echo '  source .venv/bin/activate'
+	@echo '  gpt2 pretrain recipes/shakespeare-char.yaml'
+	@echo '  gpt2 pretrain recipes/verdict.yaml optim.lr=3e-4 --name second-try'
+	@echo '  gpt2 generate "I had always thought" --model runs/verdict --num-samples 3'
+
+test: .venv/dev.stamp      ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp      ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test           ## lint and test: what CI runs
+
+proofs: .venv/dev.stamp    ## the slow proofs: long kill loops, full-size shapes
+	$(BIN)/python -m pytest -m proofs --timeout 3600
+
+bench: .venv/dev.stamp     ## ratios against bare tiktoken and transformers
+	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/decode.py
+
+clean:           ## remove the environment; runs and GPT2_HOME stay
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/runtime.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/runtime.stamp
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,tooling]'
+	@touch $@

@@ -1,0 +1,312 @@
+"""Owns `gpt2 generate`: a prompt in, continuations out. Decoding itself is `generation/`'s work."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2cli.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gpt2cli.generation.engine import Step
+    from gpt2cli.generation.text import Reply
+    from gpt2cli.weights.folder import LoadedModel
+
+LONGEST_PROMPT = 1 << 26  # bytes; no context is near it, and a pipe may never end
+LONGEST_ECHO = 2000  # characters of the prompt that are repeated on a terminal
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The text to continue; - or a pipe means stdin.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.", show_default=False)
+    ] = None,
+    model: ModelOption = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Length limit.")] = 100,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    seed: SeedOption = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", help="Continuations, made together.")] = 1,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End before this text; repeatable.", show_default=False)
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show text as it comes.")] = True,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Exact text, control characters too; for a pipe.")
+    ] = False,
+    as_json: JsonOption = False,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut an over-long prompt to its last tokens.")
+    ] = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Continue a text with a model.
+
+    stdout gets the continuation alone; everything else is said on stderr. With --json, stdout
+    gets one JSON object a line for each continuation.
+    """
+    import secrets
+    import sys
+
+    from gpt2cli.errors import UsageError
+    from gpt2cli.generation import engine
+    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.text import Reply
+
+    for name, value in (("--num-samples", num_samples), ("--max-new-tokens", max_new_tokens)):
+        if value < 1:
+            raise UsageError(f"{name} is {value}", "it must be at least 1")
+    if "" in (stop or ()):
+        raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": secrets.randbelow(2**31) if seed is None else seed,
+    }
+    decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
+    if raw and (as_json or sys.stdout.isatty()):
+        raise UsageError(
+            "--raw is for text into a pipe or a file",
+            "control characters can take over a terminal" if not as_json else "--json escapes them",
+            "leave out --raw",
+        )
+    text = _read_prompt(prompt, file)
+    loaded = _load(model, device, precision, threads)
+    prompt_ids = _prompt_ids(text, loaded, truncate)
+
+    replies = [Reply(loaded.tokenizer, stop or ()) for _ in range(num_samples)]
+    steps = engine.generate(
+        loaded.model, [prompt_ids] * num_samples, decoding, max_new_tokens, {loaded.tokenizer.end_of_text}
+    )
+    screen = None if as_json else _Screen(text, raw)
+    pace = _Pace()
+    reason = "error"
+    try:
+        for step in pace.watch(steps):
+            for reply, token in zip(replies, step.ids, strict=True):
+                if token is not None:
+                    reply.feed(token)
+            if screen and stream:
+                screen.update(replies)
+            if all(reply.finish_reason for reply in replies):
+                break
+        reason = "length"
+    except (KeyboardInterrupt, SystemExit):
+        reason = "interrupted"
+        raise
+    finally:  # what was made until here is the user's, whatever ended it
+        for reply in replies:
+            reply.finish(reason)
+        facts = {
+            "tokens_per_second": round(pace.tokens_per_second, 2),
+            "prompt_tokens": len(prompt_ids),
+            "model": str(loaded.folder),
+            "seed": decoding.seed,
+        }
+        if screen:
+            screen.end(replies, facts)
+        else:
+            _print_json(replies, facts)
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from where it was put. One line feed at the end of a file or pipe is not part of it.
+
+    A file must be UTF-8, as every file; in a pipe what is not becomes U+FFFD.
+    """
+    import sys
+
+    from gpt2cli.disk import open_regular
+    from gpt2cli.errors import InputError, UsageError
+
+    if file is not None:
+        if prompt is not None:
+            raise UsageError("there are two prompts", f"{file} and the argument", "give one of them")
+        with open_regular(file) as opened:
+            data = opened.read(LONGEST_PROMPT + 1)
+        _check_text(data, str(file))
+        text = data.decode("utf-8-sig")
+    elif prompt == "-" or (prompt is None and sys.stdin is not None and not sys.stdin.isatty()):
+        data = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+        text = data.decode("utf-8", "replace")
+    else:
+        return prompt or ""
+    if len(data) > LONGEST_PROMPT:
+        raise InputError("the prompt is longer than 64 MiB", "no context is near that", "give its end alone")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _check_text(data: bytes, name: str) -> None:
+    from gpt2cli.errors import InputError
+
+    try:
+        data.decode("utf-8")
+        place = data.find(b"\0")
+        what = "a NUL byte"
+    except UnicodeDecodeError as error:
+        place, what = error.start, "not UTF-8"
+    # A read that was cut short may end inside a character; its length is an error of its own.
+    if 0 <= place < LONGEST_PROMPT - 4:
+        raise InputError(
+            f"{name}: {what} at byte {place}", "a prompt is UTF-8 text", f"iconv -f LATIN1 -t UTF-8 {name}"
+        )
+
+
+def _load(name: str | None, device: str, precision: str, threads: int) -> "LoadedModel":
+    """The model, in its place and precision, made ready for decoding."""
+    from gpt2cli.generation.packing import pack_for_decoding
+    from gpt2cli.home import find_model
+    from gpt2cli.runtime import choose_runtime
+    from gpt2cli.ui.console import err, printable
+    from gpt2cli.weights.folder import load_model
+
+    folder = find_model(name)
+    if name is None:
+        err().print(printable(f"model: {folder}"), style="faint")
+    runtime = choose_runtime(device, precision, threads)
+    for notice in runtime.notices:
+        err().print(notice, style="warn")
+    loaded = load_model(folder)
+    pack_for_decoding(loaded.model.to(device=runtime.device, dtype=runtime.dtype))
+    return loaded
+
+
+def _prompt_ids(text: str, loaded: "LoadedModel", truncate: bool) -> list[int]:
+    """The prompt's tokens, at most a context of them and at least one."""
+    from gpt2cli.errors import InputError
+    from gpt2cli.ui.console import err
+
+    ids, limit = loaded.tokenizer.encode(text), loaded.config.n_positions
+    if not ids:
+        err().print("the prompt is empty: starting from the end-of-text token", style="faint")
+        return [loaded.tokenizer.end_of_text]
+    if len(ids) <= limit:
+        return ids
+    if not truncate:
+        raise InputError(
+            f"the prompt has {len(ids)} tokens",
+            f"this model's context holds {limit}",
+            f"gpt2 generate --truncate ..., which keeps the last {limit} tokens",
+        )
+    err().print(f"the prompt has {len(ids)} tokens: the first {len(ids) - limit} are dropped", style="warn")
+    return ids[-limit:]
+
+
+def _print_json(replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:
+    """One object a line for each continuation; ASCII, so that nothing in it can steer a terminal."""
+    import json
+    import sys
+
+    for number, reply in enumerate(replies, 1):
+        own = {"text": reply.text, "ids": reply.ids, "finish_reason": reply.finish_reason}
+        sys.stdout.write(json.dumps(own | facts | {"sample": number}) + "\n")
+    sys.stdout.flush()
+
+
+class _Pace:
+    """Counts and times the steps as they pass, and says once that the window has moved."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[float, int]] = []  # first and last: when it came, tokens until then
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of all rows a second after the first step: without reading the prompt."""
+        if not self._steps:
+            return 0.0
+        (start, before), (end, after) = self._steps[0], self._steps[-1]
+        return (after - before) / (end - start) if end > start else 0.0
+
+    def watch(self, steps: "Iterator[Step]") -> "Iterator[Step]":
+        import time
+
+        from gpt2cli.ui.console import err
+
+        n_tokens, moved = 0, False
+        for step in steps:
+            n_tokens += sum(token is not None for token in step.ids)
+            self._steps = [*self._steps[:1], (time.perf_counter(), n_tokens)]
+            if step.window_moved and not moved:
+                moved = True
+                err().print("the context is full: continuing from its last half", style="warn")
+            yield step
+
+
+class _Screen:
+    """Continuations one after another on stdout, though they are made together.
+
+    The first that has not ended is shown as it grows, the others wait for their turn. What
+    introduces them is talk and goes to stderr; on stdout each ends with a line feed.
+    """
+
+    def __init__(self, prompt: str, raw: bool) -> None:
+        import sys
+
+        from gpt2cli.ui.console import err
+
+        self._prompt, self._raw = prompt, raw
+        self._err, self._on_terminal = err(), err().is_terminal and sys.stdout.isatty()
+        self._row, self._n_shown = 0, -1  # the continuation in turn; -1 is before its beginning
+
+    def update(self, replies: "Sequence[Reply]") -> None:
+        for row in range(self._row, len(replies)):
+            if self._n_shown < 0:
+                self._introduce(row, len(replies))
+            self._write(replies[row].text[self._n_shown :])
+            self._n_shown = len(replies[row].text)
+            if not replies[row].finish_reason or row + 1 == len(replies):
+                return
+            self._write("\n")
+            self._row, self._n_shown = row + 1, -1
+
+    def end(self, replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:
+        if not any(reply.ids for reply in replies):
+            return
+        self.update(replies)
+        self._write("" if self._raw else "\n")
+        if self._on_terminal:
+            n_tokens = sum(len(reply.ids) for reply in replies)
+            pace = f"{facts['tokens_per_second']:.0f} tokens/s"
+            self._err.print(f"{n_tokens} tokens, {pace}, seed {facts['seed']}", style="faint")
+
+    def _introduce(self, row: int, n_rows: int) -> None:
+        from gpt2cli.ui.console import printable
+
+        self._n_shown = 0
+        if n_rows > 1:
+            self._err.print(f"--- {row + 1}/{n_rows} ---", style="faint")
+        if self._on_terminal:
+            self._err.print(printable(self._prompt[-LONGEST_ECHO:]), style="faint", end="")
+
+    def _write(self, text: str) -> None:
+        import sys
+
+        from gpt2cli.ui.console import printable
+
+        if self._raw:
+            sys.stdout.buffer.write(text.encode("utf-8"))
+        else:
+            sys.stdout.write(printable(text))
+        sys.stdout.flush()

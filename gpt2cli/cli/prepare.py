@@ -1,0 +1,104 @@
+"""Owns `gpt2 prepare`: arguments in, progress on stderr, the folder's path on stdout."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gpt2cli.data.tokens import Progress
+
+
+def prepare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Files, globs, directories of .txt and .md, .jsonl, .gz of these, .parquet; - for stdin.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="gpt2, chars, or a folder with vocab.json and merges.txt.")
+    ] = "gpt2",
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Field of a .jsonl or .parquet record that holds text (text); give it again to join"
+            " several. Makes standard input .jsonl too.",
+        ),
+    ] = None,
+    validation: Annotated[float, typer.Option(help="Fraction of the documents kept for validation.")] = 0.01,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens in one file.")] = 100_000_000,
+    seed: Annotated[int, typer.Option(help="Of the draw of validation documents.")] = 1337,
+    block: Annotated[
+        int, typer.Option(help="The context you will train with: less text than that is an error.")
+    ] = 1024,
+    workers: Annotated[int, typer.Option(help="Threads; 0 is one a core.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what was prepared there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
+) -> None:
+    """Turn text into token files for pretraining. Interrupted, the same command continues."""
+    from gpt2cli.data.tokens import Settings, prepare
+    from gpt2cli.ui.console import err
+    from gpt2cli.ui.preparing import show_preparing
+
+    console = err()
+    settings = Settings(
+        tokenizer=tokenizer,
+        text_fields=tuple(text_field or ["text"]),
+        validation=validation,
+        seed=seed,
+        shard_tokens=shard_tokens,
+    )
+    steps = prepare(
+        sources,
+        out,
+        settings,
+        block=block,
+        workers=workers,
+        force=force,
+        stdin_is_jsonl=bool(text_field),
+    )
+    started = time.monotonic()
+    try:
+        last = show_preparing(steps, console)
+    except (KeyboardInterrupt, SystemExit):
+        console.print("Stopped. The same command continues where it was.", style="warn")
+        raise
+    _summarise(last, time.monotonic() - started, console, as_json=json)
+
+
+def _summarise(last: "Progress", seconds: float, console: "Console", *, as_json: bool) -> None:
+    import json
+
+    from gpt2cli.ui.console import out, printable
+
+    n_new = last.n_bytes - last.n_continued
+    text = (
+        f"{last.n_documents:,} document(s), {last.n_bytes / 1e6:,.1f} MB of text, {last.n_tokens:,} tokens,"
+        f" {last.n_validation_tokens:,} of them for validation"
+    )
+    if last.phase == "nothing to do":
+        console.print(f"Nothing to do: {text} are there already.", style="good")
+    else:
+        speed = f"{n_new / 1e6 / seconds:.1f} MB/s" if seconds else ""
+        continued = f", {last.n_continued / 1e6:,.1f} MB of it done before" if last.n_continued else ""
+        console.print(f"Done: {text}{continued}; {seconds:.1f} s, {speed}.", style="good")
+    if as_json:
+        summary = {
+            "out": str(last.out),
+            "phase": last.phase,
+            "documents": last.n_documents,
+            "bytes": last.n_bytes,
+            "tokens": last.n_tokens,
+            "train_tokens": last.n_tokens - last.n_validation_tokens,
+            "validation_tokens": last.n_validation_tokens,
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(summary))  # noqa: T201
+    else:
+        out().print(printable(str(last.out)))

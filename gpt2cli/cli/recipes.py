@@ -1,0 +1,140 @@
+"""Owns `gpt2 recipes`: list, show, copy and check. Reading and checking is `recipe/`'s work."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gpt2cli.recipe.loader import Loaded
+
+app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=False)
+
+Name = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe by name, or a path.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+@app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """List, show, copy and check recipes."""
+    if context.invoked_subcommand is None:
+        _print_list()
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the recipes that come with gpt2."""
+    if as_json:
+        _print_json_list()
+    else:
+        _print_list()
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Print a recipe as it is written."""
+    import sys
+
+    from gpt2cli.recipe.loader import find_recipe, read_recipe
+    from gpt2cli.ui.console import out, printable
+
+    content = read_recipe(find_recipe(name))
+    if out().is_terminal:
+        out().print(printable(content.decode("utf-8", "replace")), end="")
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def copy(
+    name: Name,
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A file, or a folder to put it in.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Copy a recipe to a file of your own, to change it."""
+    from pathlib import Path
+
+    from gpt2cli import disk
+    from gpt2cli.errors import UsageError
+    from gpt2cli.recipe.loader import find_recipe, read_recipe
+    from gpt2cli.ui.console import err, printable
+
+    source, target = find_recipe(name), Path(destination)
+    if target.is_dir():
+        target = target / source.with_suffix(".yaml").name
+    if target.is_symlink() or target.exists():
+        if not target.is_file():
+            raise UsageError(f"{target}: is not a regular file", "", "name a file")
+        if not force:
+            raise UsageError(f"{target}: is there already", "", f"gpt2 recipes copy {name} {target} --force")
+    content = read_recipe(source)
+    disk.require_writable(target.parent)
+    disk.write_file(target, content)
+    err().print(printable(f"wrote {target}; check a change with: gpt2 recipes check {target}"))
+
+
+@app.command()
+def check(
+    name: Name,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for pretrain.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a recipe, with overrides as a run would get them. Exits 2 at the first problem."""
+    import json
+
+    from gpt2cli.recipe.loader import load_recipe, shown
+    from gpt2cli.ui.console import out, printable
+
+    loaded = load_recipe(name, overrides or [])
+    if as_json:
+        values = {"recipe": loaded.recipe.model_dump(), "origins": loaded.origins, "path": str(loaded.path)}
+        out().print(json.dumps(values, indent=2))
+    else:
+        out().print(printable(f"ok {shown(loaded.path)}: {_summary(loaded)}"))
+
+
+def _print_list() -> None:
+    from gpt2cli.recipe.loader import shipped_recipes, title_of
+    from gpt2cli.ui.console import err, out, printable
+
+    shipped = shipped_recipes()
+    width = max(map(len, shipped), default=0)
+    for name, path in shipped.items():
+        out().print(printable(f"{name.ljust(width)}  {title_of(path)}"))
+    if err().is_terminal:
+        err().print("start one with: gpt2 pretrain NAME", style="faint")
+
+
+def _print_json_list() -> None:
+    import json
+
+    from gpt2cli.recipe.loader import shipped_recipes, title_of
+    from gpt2cli.ui.console import out
+
+    entries = [
+        {"name": name, "title": title_of(path), "path": str(path)} for name, path in shipped_recipes().items()
+    ]
+    out().print(json.dumps(entries, indent=2))
+
+
+def _summary(loaded: "Loaded") -> str:
+    """What a run would do, in one line."""
+    recipe = loaded.recipe
+    config, optim, batch = recipe.model.config(vocab_size=1), recipe.optim, recipe.batch
+    shape = f"{config.n_layer} blocks, {config.n_head} heads, width {config.n_embd}"
+    rows = f"{batch.micro_batch}x{batch.accumulation} sequences of {recipe.model.context}"
+    n_overrides = sum(origin == "override" for origin in loaded.origins.values())
+    parts = [
+        recipe.task,
+        f"{recipe.data.tokenizer} tokens of {recipe.data.source}",
+        f"{recipe.model.size} ({shape})" if recipe.model.size else shape,
+        f"{optim.steps:,} steps of {recipe.tokens_per_step:,} tokens ({rows})",
+        f"lr {optim.lr:g} to {optim.min_lr:g} after {optim.warmup_steps:,} warmup steps",
+        f"seed {recipe.seed}",
+    ]
+    return "; ".join(parts) + (f"; {n_overrides} overridden" if n_overrides else "")

@@ -1,0 +1,222 @@
+"""Owns the public corpora: what each is called, where it lies, its exact bytes, and what may stand in.
+
+Looks in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
+What is done with the text is `tokens.py`'s business.
+"""
+
+import difflib
+import glob
+import hashlib
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.request import getproxies
+
+import httpx
+
+from gpt2cli import bundled, disk, home
+from gpt2cli.errors import Gpt2Error, InputError, ServiceError
+
+CONNECT_SECONDS = 5.0  # a machine without a network has to fall back to the bundled text quickly
+READ_SECONDS = 10.0
+TOTAL_SECONDS = 120.0
+
+Origin = Literal["path", "mirror", "cache", "download", "bundled"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One public text. `stand_in` names the bundled file that may take its place, if one can."""
+
+    name: str
+    file: str
+    n_bytes: int
+    sha256: str
+    url: str
+    licence: str
+    stand_in: str | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a text was found. `sha256` is None for a path, whose content nobody has promised."""
+
+    name: str
+    paths: tuple[Path, ...]
+    origin: Origin
+    sha256: str | None
+    warning: str | None
+
+
+_ROWS = (
+    Corpus(
+        name="the-verdict",
+        file="the-verdict.txt",
+        n_bytes=20479,
+        sha256="b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
+        url="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main"
+        "/ch02/01_main-chapter-code/the-verdict.txt",
+        licence="public domain (Edith Wharton, 1908)",
+        stand_in="story.txt",
+    ),
+    Corpus(
+        name="tiny-shakespeare",
+        file="tinyshakespeare.txt",
+        n_bytes=1115394,
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        licence="public domain (William Shakespeare)",
+        stand_in="story.txt",
+    ),
+    Corpus(
+        # No stand-in: it is there to compare perplexities, which other text would falsify.
+        name="wikitext-2-test",
+        file="wikitext-2-test.txt",
+        n_bytes=1256449,
+        sha256="d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+        url="https://raw.githubusercontent.com/pytorch/examples/main"
+        "/word_language_model/data/wikitext-2/test.txt",
+        licence="CC BY-SA (Wikipedia's authors)",
+        stand_in=None,
+    ),
+)
+CORPORA = {corpus.name: corpus for corpus in _ROWS}
+
+
+def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Found:
+    """The text that `name_or_path` means: a corpus of the table, else a file, directory or glob.
+
+    A file that bears a corpus's name is reached as ./NAME. `offline` forbids the network;
+    `allow_bundled` lets our own text stand in, with a warning.
+    Raises InputError for an unknown name or a wrong file in the mirror, ServiceError where the
+    corpus is not to be had.
+    """
+    corpus = CORPORA.get(name_or_path)
+    if corpus is None:
+        return _path(name_or_path)
+    for origin, folder in (("mirror", home.mirror()), ("cache", home.corpora())):
+        if folder and (folder / corpus.file).exists():
+            found = _local(corpus, folder / corpus.file, "mirror" if origin == "mirror" else "cache")
+            if found:
+                return found
+    try:
+        return Found(corpus.name, (_download(corpus, offline),), "download", corpus.sha256, None)
+    except Gpt2Error as error:
+        if not allow_bundled or not corpus.stand_in:
+            raise
+        return _stand_in(corpus, corpus.stand_in, error)
+
+
+def _path(argument: str) -> Found:
+    path = Path(argument).expanduser()
+    # Not Path.glob, which has no absolute patterns.
+    if os.path.lexists(path) or glob.glob(str(path), recursive=True):  # noqa: PTH207
+        return Found(argument, (path,), "path", None, None)
+    near = difflib.get_close_matches(argument, CORPORA, n=1)
+    raise InputError(
+        f"{argument}: neither a file nor a known corpus",
+        f"the corpora are {', '.join(CORPORA)}",
+        f"did you mean {near[0]}?" if near else "check the path",
+    )
+
+
+def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Found | None:
+    """The file, once its content is known to be right; None for a damaged one in our own cache."""
+    digest = disk.sha256_of(path)
+    if digest == corpus.sha256:
+        return Found(corpus.name, (path,), origin, digest, None)
+    if origin == "cache":
+        return None  # a download replaces it
+    raise InputError(
+        f"{path}: is not {corpus.name}",
+        f"its SHA-256 is {digest}, not {corpus.sha256}",
+        f"put the right file there ({corpus.url}), or unset GPT2_MIRROR",
+    )
+
+
+def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> Found:
+    path = Path(bundled.__file__).parent / file
+    return Found(
+        name=corpus.name,
+        paths=(path,),
+        origin="bundled",
+        sha256=disk.sha256_of(path),
+        warning=f"{corpus.name} could not be had ({error.what}); the bundled {file}, another text,"
+        f" takes its place: the losses will not be those of {corpus.name}",
+    )
+
+
+def _download(corpus: Corpus, offline: bool) -> Path:
+    """Fetch the corpus into the cache; one attempt, bounded in time and size."""
+    if offline:
+        raise _unavailable(corpus, "the network is forbidden (--offline)")
+    disk.require_writable(home.corpora())
+    path = home.corpora() / corpus.file
+    digest, size = hashlib.sha256(), 0
+    deadline = time.monotonic() + TOTAL_SECONDS
+    try:
+        _look_up(httpx.URL(corpus.url).host)
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        with (
+            disk.replacing_file(path) as file,
+            httpx.stream("GET", corpus.url, timeout=timeout, follow_redirects=True) as response,
+        ):
+            response.raise_for_status()
+            if response.url.scheme != httpx.URL(corpus.url).scheme:
+                raise _unavailable(corpus, f"redirected to {response.url}")
+            for block in response.iter_bytes():  # as they come: a size would wait for a slow server
+                size += len(block)
+                digest.update(block)
+                if size > corpus.n_bytes or time.monotonic() > deadline:
+                    break
+                file.write(block)
+            if time.monotonic() > deadline:
+                raise _unavailable(corpus, f"not finished within {TOTAL_SECONDS:.0f} seconds")
+            if digest.hexdigest() != corpus.sha256:
+                raise InputError(
+                    f"{corpus.url}: is not {corpus.name}",
+                    f"SHA-256 of {'more than ' * (size > corpus.n_bytes)}{min(size, corpus.n_bytes)} bytes:"
+                    f" {digest.hexdigest()}, not {corpus.sha256} of {corpus.n_bytes}",
+                    _by_hand(corpus),
+                )
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, (TimeoutError, socket.gaierror)):
+            raise  # the disk's, not the network's
+        raise _unavailable(corpus, str(error) or type(error).__name__) from None
+    return path
+
+
+def _look_up(host: str) -> None:
+    """Fail within CONNECT_SECONDS where names cannot be resolved: httpx's timeout leaves that out."""
+    if getproxies():
+        return  # the proxy resolves
+    failure: list[OSError] = []
+
+    def resolve() -> None:
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=resolve, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer to the look-up of {host}")
+    if failure:
+        raise failure[0]
+
+
+def _unavailable(corpus: Corpus, why: str) -> ServiceError:
+    return ServiceError(f"{corpus.name}: not to be had from {corpus.url}", why, _by_hand(corpus))
+
+
+def _by_hand(corpus: Corpus) -> str:
+    return (
+        f"fetch it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {home.corpora()},"
+        " or set GPT2_MIRROR to its folder"
+    )

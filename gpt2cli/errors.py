@@ -1,0 +1,49 @@
+"""Owns what can go wrong for a user and the exit code that each kind carries.
+
+Library code raises one of these; `cli/app.py` is the only place that prints them and exits.
+An error says what happened (with file:line or the field), why, and a command that fixes it.
+Imports nothing.
+"""
+
+
+class Gpt2Error(Exception):
+    """A failure that a user can act on: `what` happened, `why`, and the `fix` to type."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        super().__init__(what, why, fix)  # all of them, so that it survives pickling
+        self.what, self.why, self.fix = what, why, fix
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}" if self.why else self.what
+
+
+class UsageError(Gpt2Error):
+    """The command line or the recipe is wrong."""
+
+    exit_code = 2
+
+
+class InputError(Gpt2Error):
+    """A data file or a model is unreadable, damaged or does not belong here."""
+
+    exit_code = 3
+
+
+class ResourceError(Gpt2Error):
+    """Disk, memory or a lock is not to be had."""
+
+    exit_code = 4
+
+
+class ServiceError(Gpt2Error):
+    """A remote service failed or is out of reach."""
+
+    exit_code = 5
+
+
+class DivergedError(Gpt2Error):
+    """Training or inference left the finite numbers."""
+
+    exit_code = 6

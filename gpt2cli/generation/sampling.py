@@ -1,0 +1,127 @@
+"""Owns the choice of the next token: how a row of scores becomes one id.
+
+Every function is pure: scores in, scores or ids out, (B, V) with V the vocabulary. Chance comes
+in as one uniform number a row. Where the scores come from is engine.py's business.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2cli.errors import DivergedError, UsageError
+
+REMOVED = float("-inf")  # the score of a token that cannot be chosen any more
+FIRST_LOOK = 512  # tokens sorted before top_p sorts them all; a whole sort is 40 times as long
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen. Raises UsageError for values that mean nothing.
+
+    With equal settings and seed a row's tokens depend on nothing but its place among the rows.
+    """
+
+    temperature: float = 0.8  # 0 is greedy: always the most likely token
+    top_k: int = 40  # only the k most likely tokens; 0 is all of them
+    top_p: float = 1.0  # only the most likely tokens that together reach this probability
+    repetition_penalty: float = 1.0  # above 1 makes tokens that are there already less likely
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed, range_ in (
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or a positive number"),
+            ("top_k", self.top_k >= 0, "0 (every token) or a positive whole number"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number"),
+            ("seed", self.seed >= 0, "0 or a positive whole number"),
+        ):
+            if not allowed:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option} is {getattr(self, name)}", f"it must be {range_}")
+
+
+def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
+    """The next id of each row, (B,), from raw scores (B, V).
+
+    `uniforms` (B,) in [0, 1) are used where chance plays a part; `seen` (B, V) is True for the
+    tokens that a repetition penalty weighs. Raises DivergedError for scores that are not finite.
+    """
+    logits = logits.float()
+    _require_finite(logits)
+    if seen is not None:
+        logits = penalize_repetition(logits, seen, decoding.repetition_penalty)
+    if decoding.temperature == 0:
+        return logits.argmax(dim=-1)  # (B,)
+    logits = top_k(logits / decoding.temperature, decoding.top_k)
+    return draw(top_p(logits, decoding.top_p), uniforms)
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Scores (B, V) with those of `seen` tokens made lower (Keskar et al. 2019, CTRL, section 4.1).
+
+    A negative score is multiplied, because dividing it would make the token more likely.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Scores (B, V) with all but the k highest of each row removed; 0 keeps them all."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    lowest = logits.topk(k, dim=-1).values[:, -1:]  # (B, 1): each row has a limit of its own
+    return logits.masked_fill(logits < lowest, REMOVED)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """Scores (B, V) with only the fewest tokens left whose probabilities reach p (Holtzman et al. 2019).
+
+    The most likely token always stays.
+    """
+    if p >= 1:
+        return logits
+    V = logits.shape[-1]
+    probabilities = logits.softmax(dim=-1)  # (B, V)
+    for n in (min(FIRST_LOOK, V), V):
+        highest, ids = probabilities.topk(n, dim=-1)  # (B, n), falling
+        before = highest.cumsum(dim=-1) - highest  # what the tokens ahead of each one have together
+        if n == V or bool((before[:, -1] >= p).all()):
+            break
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, before < p)
+    return logits.masked_fill(~kept, REMOVED)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """One id a row, (B,), with the probabilities softmax(logits).
+
+    The inverse of the distribution function: the first token at which the running sum passes the
+    uniform number. In double precision, where a removed token never moves the sum.
+    """
+    sums = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)  # (B, V), rising
+    targets = uniforms.to(sums).unsqueeze(1) * sums[:, -1:]  # (B, 1), below the last sum
+    return torch.searchsorted(sums, targets, right=True).squeeze(1)
+
+
+def row_generators(seed: int, n_rows: int) -> list[torch.Generator]:
+    """A source of chance for each row, from the seed and the row's place alone."""
+    names = [f"{seed}:{row}".encode() for row in range(n_rows)]
+    seeds = [int.from_bytes(hashlib.sha256(name).digest()[:8], "little") for name in names]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def uniforms(generators: Sequence[torch.Generator]) -> Tensor:
+    """The next number in [0, 1) of each row, (B,)."""
+    return torch.cat([torch.rand(1, generator=generator) for generator in generators])
+
+
+def _require_finite(logits: Tensor) -> None:
+    low, high = torch.aminmax(logits)  # passes NaN on, and reads the scores only once
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DivergedError(
+            "the model's scores for the next token are not finite numbers",
+            "its weights hold NaN or infinity, or overflow in this precision",
+            "gpt2 generate --precision fp32, or use an earlier checkpoint",
+        )

@@ -1,0 +1,114 @@
+"""Owns where things live: downloaded models, corpora and caches under GPT2_HOME, runs under ./runs.
+
+Turns what a user typed (a run, a folder, a name, nothing) into the path of one model folder.
+It does not read what is in the folder; `weights/folder.py` does.
+"""
+
+import os
+from pathlib import Path
+
+from gpt2cli.errors import InputError
+
+CHECKPOINTS = "checkpoints"
+
+
+def home() -> Path:
+    """GPT2_HOME, or ~/.cache/gpt2cli."""
+    return Path(os.environ.get("GPT2_HOME") or Path.home() / ".cache" / "gpt2cli").expanduser()
+
+
+def models() -> Path:
+    return home() / "models"
+
+
+def corpora() -> Path:
+    return home() / "corpora"
+
+
+def prepared() -> Path:
+    """Corpora that `pretrain` tokenised on the fly, one folder a digest."""
+    return home() / "prepared"
+
+
+def logs() -> Path:
+    """Tracebacks of our own bugs."""
+    return home() / "logs"
+
+
+def mirror() -> Path | None:
+    """GPT2_MIRROR: a folder that holds the public corpora under their own names."""
+    value = os.environ.get("GPT2_MIRROR")
+    return Path(value).expanduser() if value else None
+
+
+def runs() -> Path:
+    """GPT2_RUNS, or ./runs: a run belongs to the project in which it was started."""
+    return Path(os.environ.get("GPT2_RUNS") or "runs").expanduser()
+
+
+def is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / CHECKPOINTS).is_dir()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
+
+
+def find_model(name: str | None) -> Path:
+    """The model folder that `name` means: a run (its best checkpoint), a folder, a name under
+    ./runs or GPT2_HOME/models; None is the newest of all of them.
+
+    Raises InputError with what is there instead.
+    """
+    if name is None:
+        return _newest()
+    for place in (Path(name).expanduser(), runs() / name, models() / name):
+        if is_run(place):
+            return best_checkpoint(place)
+        if is_model(place):
+            return place
+    known = [path.name for path in _candidates()]
+    raise InputError(
+        f"{name}: no such model",
+        f"looked for a folder of that name, in {runs()} and in {models()}",
+        f"use one of: {', '.join(known[:8])}" if known else "gpt2 pretrain verdict",
+    )
+
+
+def best_checkpoint(run: Path) -> Path:
+    """What `best` points at, else what `last` points at, else the newest checkpoint there is."""
+    found = checkpoints(run)
+    for pointer in ("best", "last"):
+        target = run / pointer
+        if target.is_dir():
+            return target.resolve()
+    if found:
+        return found[-1]
+    raise InputError(
+        f"{run}: the run has no checkpoint yet",
+        "it stopped before its first save",
+        f"gpt2 pretrain {run / 'recipe.yaml'} --resume --name {run.name}",
+    )
+
+
+def _newest() -> Path:
+    found = _candidates()
+    if not found:
+        raise InputError(
+            "there is no model here yet",
+            f"neither {runs()} nor {models()} holds one",
+            "gpt2 pretrain verdict",
+        )
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    return best_checkpoint(newest) if is_run(newest) else newest
+
+
+def _candidates() -> list[Path]:
+    """Runs that have a checkpoint, and models, in no order."""
+    places = [path for root in (runs(), models()) if root.is_dir() for path in root.iterdir()]
+    return [path for path in places if (is_run(path) and checkpoints(path)) or is_model(path)]

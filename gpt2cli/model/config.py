@@ -1,0 +1,115 @@
+"""Owns the numbers that define a GPT-2, and their Hugging Face spelling (config.json).
+
+Nothing here knows how the numbers are used; `layers.py` and `gpt2.py` do.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpt2cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Field names are Hugging Face's. Sizes count units: blocks, heads, channels, positions, tokens.
+
+    Raises InputError where the numbers contradict each other.
+    """
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768  # C, the width of the residual stream
+    n_positions: int = 1024  # the longest context; learned positions end there
+    vocab_size: int = 50257
+    n_inner: int | None = None  # width of the MLP; None is 4 * n_embd
+    dropout: float = 0.0  # one rate for embeddings, attention and residuals, in training only
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"config: {name} is {getattr(self, name)}", "it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise InputError(
+                f"config: n_head {self.n_head} does not divide n_embd {self.n_embd}",
+                "each head takes an equal share of the channels",
+            )
+
+    @property
+    def head_width(self) -> int:
+        """D, channels a head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the language model; the output layer shares the token embedding."""
+        C, M = self.n_embd, self.mlp_width
+        attention = C * 3 * C + 3 * C + C * C + C
+        mlp = C * M + M + M * C + C
+        block = attention + mlp + 4 * C  # two LayerNorms, weight and bias
+        return (self.vocab_size + self.n_positions) * C + self.n_layer * block + 2 * C
+
+
+# Radford et al. 2019, table 2; the parameter counts are those of the published files.
+PRESETS: dict[str, GPT2Config] = {
+    "124M": GPT2Config(n_layer=12, n_head=12, n_embd=768),
+    "355M": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
+    "774M": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
+    "1558M": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
+}
+
+_HF_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+# What this model always does; a config.json that says otherwise describes another model.
+_FIXED = {
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "tie_word_embeddings": True,
+    "add_cross_attention": False,
+}
+
+
+def to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
+    """The content of config.json for GPT2LMHeadModel."""
+    values = asdict(config)
+    dropout = values.pop("dropout")
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **_FIXED,
+        **values,
+        "n_ctx": config.n_positions,
+        **dict.fromkeys(_HF_DROPOUTS, dropout),
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": "float32",
+    }
+
+
+def from_hugging_face(values: dict[str, Any]) -> GPT2Config:
+    """Read a config.json that anyone wrote. Raises InputError for a model that is not GPT-2."""
+    for name, ours in _FIXED.items():
+        theirs = values.get(name, ours)
+        if theirs != ours:
+            raise InputError(
+                f"config.json: {name} is {theirs!r}", f"GPT-2 as it is built here has {name} {ours!r}"
+            )
+    known = {name: values[name] for name in GPT2Config.__dataclass_fields__ if name in values}
+    for name, value in known.items():
+        if name == "n_inner" and value is None:
+            continue
+        wanted = (int, float) if name in ("layer_norm_epsilon", "initializer_range") else int
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise InputError(f"config.json: {name} is {value!r}", "a number is needed here")
+        if value > 2**31:
+            raise InputError(f"config.json: {name} is {value}", "no model is that large")
+    dropout = values.get("resid_pdrop", 0.0)
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise InputError(f"config.json: resid_pdrop is {dropout!r}", "a rate from 0 to 1 is needed here")
+    return GPT2Config(**{**known, "dropout": float(dropout)})

@@ -1,0 +1,107 @@
+"""Owns GPT-2 as a whole: the trunk of blocks, the language-model head, and how weights begin.
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Pure torch: no files,
+no loss, no sampling. Shapes use the letters of `layers.py`, and V for the vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.layers import Block, KVCache
+
+
+class GPT2(nn.Module):
+    """The trunk: token ids in, one vector of C channels a position out."""
+
+    def __init__(self, config: GPT2Config, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # token embedding, (V, C)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)  # position embedding
+        self.h = nn.ModuleList(Block(config, layer, attention) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, C) of input_ids (B, T), the last LayerNorm applied.
+
+        With a cache the ids continue what the cache holds. `positions` (B, T) and `mask`
+        (B, 1, T, S) are for rows of unequal length; without them a row starts at position 0 (or
+        where the cache ends) and attention is causal.
+        """
+        past = 0 if cache is None else cache.length
+        T = input_ids.shape[1]
+        if positions is None:
+            positions = torch.arange(past, past + T, device=input_ids.device)  # (T,)
+        x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.h:
+            x = block(x, cache, mask)
+        if cache is not None:
+            cache.length = past + T
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+
+class GPT2LMHead(nn.Module):
+    """GPT-2 as a language model: the hidden state times the token embedding scores each next token."""
+
+    def __init__(self, config: GPT2Config, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = GPT2(config, attention)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # tied: one (V, C) matrix reads and writes
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V): row t scores the token after position t."""
+        return self.lm_head(self.transformer(input_ids, cache, positions, mask))  # type: ignore[no-any-return]
+
+
+def empty_model(config: GPT2Config, attention: str = "sdpa") -> GPT2LMHead:
+    """The modules with shapes and no memory, for weights that come from elsewhere."""
+    with torch.device("meta"):
+        return GPT2LMHead(config, attention)
+
+
+def new_model(config: GPT2Config, seed: int, attention: str = "sdpa") -> GPT2LMHead:
+    """A fresh model on the CPU in fp32, ready to train; the same seed gives the same weights."""
+    model = empty_model(config, attention).to_empty(device="cpu")
+    model.lm_head.weight = model.transformer.wte.weight  # memory was given to each name apart
+    initialize(model, seed)
+    return model
+
+
+@torch.no_grad()
+def initialize(model: GPT2LMHead, seed: int) -> None:
+    """Fill every weight of a fresh model, the same for the same seed.
+
+    Matrices and embeddings: normal, standard deviation 0.02. The two projections that write
+    into the residual stream: 0.02 / sqrt(2 * n_layer), because 2 * n_layer of them add up there.
+    Biases 0; LayerNorm weights 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            residual = name.endswith("c_proj.weight")
+            std = config.initializer_range / (math.sqrt(2 * config.n_layer) if residual else 1.0)
+            parameter.normal_(0.0, std, generator=generator)

@@ -1,0 +1,119 @@
+"""Owns the parts of a GPT-2 block: attention, MLP, the block itself and the cache of keys and values.
+
+Letters in shapes: B rows in the batch, T positions, C channels (n_embd), H heads, D channels a
+head (C = H * D), S positions that can be attended to (S = T without a cache). Module names are
+Hugging Face's, so that a state dict needs no renaming.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2cli.model.config import GPT2Config
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, so that each token is computed once.
+
+    One tensor a block for keys and one for values, (B, H, n_positions, D), allocated in full at
+    the start: growing them with `torch.cat` would copy the whole past for every token.
+    """
+
+    def __init__(self, config: GPT2Config, n_rows: int, like: Tensor) -> None:
+        shape = (n_rows, config.n_head, config.n_positions, config.head_width)
+        self.keys = [like.new_empty(shape) for _ in range(config.n_layer)]  # each (B, H, n_positions, D)
+        self.values = [like.new_empty(shape) for _ in range(config.n_layer)]
+        self.length = 0  # positions filled, the same for each row and block
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, H, T, D) behind the past; return all so far, (B, H, S, D) each.
+
+        The trunk moves `length` forward when every block has stored its part.
+        """
+        end = self.length + k.shape[2]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+def attention_formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v, written out (Vaswani et al. 2017, equation 1).
+
+    q is (B, H, T, D), k and v are (B, H, S, D); the queries are the last T of the S positions.
+    `mask` (B, 1, T, S) is True where a query may look; None means causal. Returns (B, H, T, D).
+    """
+    T, S = q.shape[2], k.shape[2]
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[3])  # (B, H, T, S)
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # query t sees 0 .. S-T+t
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)  # (B, H, T, S), rows sum to 1
+    weights = F.dropout(weights, dropout, training=dropout > 0)
+    return weights @ v  # (B, H, T, D)
+
+
+def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same function through torch's fused kernels."""
+    T, S = q.shape[2], k.shape[2]
+    if mask is None and 1 < T < S:  # is_causal counts from the upper left corner, which is wrong here
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    causal = mask is None and T > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+
+
+ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
+    "formula": attention_formula,
+    "sdpa": attention_sdpa,
+}
+
+
+class Attention(nn.Module):
+    """Causal self-attention with all heads in one product."""
+
+    def __init__(self, config: GPT2Config, layer: int, attention: str) -> None:
+        super().__init__()
+        self.n_head, self.layer, self.dropout = config.n_head, layer, config.dropout
+        self.attend = ATTENTION[attention]
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v side by side
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=2)  # each (B, T, C)
+        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
+        y = self.attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two products around a GELU, the tanh approximation that OpenAI trained with."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width)
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, mlp_width)
+        return F.dropout(self.c_proj(h), self.dropout, self.training)  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Read the normalised residual stream, add what was found to it; first attention, then MLP."""
+
+    def __init__(self, config: GPT2Config, layer: int, attention: str) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config, layer, attention)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, mask)  # (B, T, C)
+        return x + self.mlp(self.ln_2(x))  # (B, T, C)

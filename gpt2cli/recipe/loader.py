@@ -1,0 +1,282 @@
+"""Owns the way from a recipe's name to a checked recipe: where it lies, what overrides it, and on
+which line it is wrong. What a recipe may say is in `schema.py`; how YAML is read, in `yaml_source.py`.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gpt2cli.errors import UsageError
+from gpt2cli.recipe import yaml_source
+from gpt2cli.recipe.schema import PretrainRecipe, fields
+from gpt2cli.recipe.yaml_source import Document, Place, dotted
+
+KEYS = [key for key, _, _ in fields()]
+SECTIONS = list(dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key))
+
+# What other codebases call these things, for "did you mean".
+_ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "max_lr": "optim.lr",
+    "min_learning_rate": "optim.min_lr",
+    "max_iters": "optim.steps",
+    "max_steps": "optim.steps",
+    "epochs": "optim.steps",
+    "warmup_iters": "optim.warmup_steps",
+    "grad_clip": "optim.clip",
+    "max_grad_norm": "optim.clip",
+    "batch_size": "batch.micro_batch",
+    "gradient_accumulation_steps": "batch.accumulation",
+    "block_size": "model.context",
+    "context_length": "model.context",
+    "n_positions": "model.context",
+    "drop_rate": "model.dropout",
+    "eval_interval": "eval.every",
+    "eval_iters": "eval.batches",
+    "log_interval": "log.every",
+    "save_every": "checkpoint.every",
+    "dtype": "run.precision",
+    "dataset": "data.source",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe and where each of its values came from: "FILE:LINE", "override" or "default"."""
+
+    recipe: PretrainRecipe
+    origins: dict[str, str]  # by dotted key, every field of the schema
+    path: Path
+    text: str  # the file as it was read, without a byte order mark
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> Loaded:
+    """Find, read, override and check a recipe. Overrides are "optim.lr=3e-4"; the last one wins.
+
+    Raises UsageError that names the file and line, or the override; InputError where the file
+    is not a readable text file.
+    """
+    path = find_recipe(source)
+    name = shown(path)
+    text = yaml_source.read_text(path, name)
+    document = yaml_source.parse(text, name)
+    values = {
+        key: {} if key in SECTIONS and value is None else value for key, value in document.values.items()
+    }
+    overridden = _apply(overrides, values)
+    try:
+        recipe = PretrainRecipe.model_validate(values)
+    except ValidationError as error:
+        raise _worst(error, document, name, overridden) from None
+    return Loaded(recipe, _origins(document, name, overridden), path, text)
+
+
+def find_recipe(source: str) -> Path:
+    """An existing path, else a shipped recipe of that name, with or without .yaml.
+
+    Raises UsageError with the nearest name and the list.
+    """
+    shipped = shipped_recipes()
+    named = shipped.get(source.removesuffix(".yaml"))
+    # A folder called `verdict`, a run perhaps, does not hide the recipe of that name.
+    if os.path.lexists(source) and not (named and Path(source).is_dir()):
+        return Path(source)
+    if named:
+        return named
+    near = difflib.get_close_matches(Path(source).stem, shipped, 1, 0.5)
+    raise UsageError(
+        f"{source or 'an empty name'}: no such recipe",
+        f"there is no file of that name; the shipped recipes are {', '.join(shipped) or 'missing'}",
+        f"did you mean {near[0]}?" if near else "gpt2 recipes",
+    )
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with gpt2cli: those of the checkout, else those in the wheel."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent / "recipes"
+    # Beside an installed package a folder `recipes` would be somebody else's.
+    inside = (package.parent / "pyproject.toml").is_file() and checkout.is_dir()
+    folder = checkout if inside else package / "recipes_shipped"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def read_recipe(path: Path) -> bytes:
+    """The file verbatim, unchecked. Raises InputError where it is no regular file of a recipe's size."""
+    return yaml_source.read_bytes(path, shown(path))
+
+
+def title_of(path: Path) -> str:
+    """The first comment line of a recipe: what it is, in one line."""
+    for line in yaml_source.read_text(path, shown(path)).splitlines():
+        if title := line.lstrip("# \t").rstrip():
+            return title if line.startswith("#") else ""
+    return ""
+
+
+def shown(path: Path) -> str:
+    """The path as a person would type it: relative where it lies below the working directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def dump_recipe(recipe: PretrainRecipe) -> str:
+    """YAML with every value of the recipe; `load_recipe` reads it back to an equal one."""
+    lines = ["# Every value of one run, defaults included. `gpt2 pretrain THIS_FILE` repeats it."]
+    for key, value in recipe.model_dump().items():
+        if isinstance(value, dict):
+            lines.append(f"{key}:")
+            # None means "not given": model.size next to n_layer would be a contradiction.
+            lines += [f"  {name}: {_written(part)}" for name, part in value.items() if part is not None]
+        else:
+            lines.append(f"{key}: {_written(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _apply(overrides: Sequence[str], values: dict[str, Any]) -> dict[Place, str]:
+    """Put each override into `values`; returns the places and the text that set them."""
+    places: dict[Place, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        where = f"override {override if len(override) <= 100 else override[:97] + '...'}"
+        if not equals or not key:
+            raise UsageError(f"{where}: not of the form key=value", "", "for example optim.lr=3e-4")
+        if key in SECTIONS:
+            raise UsageError(
+                f"{where}: {key} is a section",
+                f"its keys are {_siblings(key)}",
+                f"for example {_first_of(key)}=...",
+            )
+        if key not in KEYS:
+            raise _unknown(where, key)
+        *section, field = place = tuple(key.split("."))
+        # A section that is no mapping stays as it is: the check will say so with its line.
+        target = values.setdefault(section[0], {}) if section else values
+        if isinstance(target, dict):
+            target[field] = yaml_source.parse_value(text, where)
+            places[place] = where
+    return places
+
+
+def _worst(error: ValidationError, document: Document, name: str, overridden: dict[Place, str]) -> UsageError:
+    """The problem to tell: an unknown key first, since a missing one often is its shadow; then by line."""
+    problems = []
+    for entry in error.errors(include_url=False):
+        context = entry.get("ctx", {})
+        place: Place = (*entry["loc"], context["field"]) if entry["type"] == "recipe" else entry["loc"]
+        line = document.line_of(place)
+        where = overridden.get(place[:2]) or f"{name}:{line} {dotted(place)}"
+        if entry["type"] == "extra_forbidden":
+            problems.append((0, line, _unknown(where, dotted(place))))
+            continue
+        say = _MESSAGES.get(entry["type"])
+        what = say(context) if say else entry["msg"]
+        got = "" if entry["type"] in ("missing", "recipe") else _short(entry["input"])
+        problems.append((1, line, UsageError(f"{where}: {what}", got, context.get("fix", ""))))
+    return min(problems, key=lambda problem: problem[:2])[2]
+
+
+_MESSAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "missing": lambda context: "is missing",
+    "recipe": lambda context: str(context["must"]),
+    "greater_than": lambda context: f"must be > {context['gt']:g}",
+    "greater_than_equal": lambda context: f"must be >= {context['ge']:g}",
+    "less_than": lambda context: f"must be < {context['lt']:g}",
+    "less_than_equal": lambda context: f"must be <= {context['le']:g}",
+    "finite_number": lambda context: "must be a finite number",
+    "float_type": lambda context: "must be a number",
+    "int_type": lambda context: "must be a whole number",
+    "int_from_float": lambda context: "must be a whole number",
+    "bool_type": lambda context: "must be true or false",
+    "string_type": lambda context: "must be text; put it in quotes",
+    "string_unicode": lambda context: "must be text; this is not Unicode",
+    "string_too_short": lambda context: "must not be empty",
+    "too_short": lambda context: "must not be empty",
+    "tuple_type": lambda context: "must be a list, like [text]",
+    "literal_error": lambda context: f"must be {context['expected'].replace(chr(39), '')}",
+    "model_type": lambda context: "must be a section of `key: value` lines",
+}
+
+
+def _unknown(where: str, key: str) -> UsageError:
+    section = key.rpartition(".")[0]
+    section = section if section in SECTIONS else ""
+    near = _nearest(key)
+    return UsageError(
+        f"{where}: unknown key",
+        f"the keys of {section or 'a recipe'} are {_siblings(section)}",
+        f"did you mean {near}?" if near else "gpt2 recipes show verdict",
+    )
+
+
+def _nearest(key: str) -> str:
+    """The known key that was most likely meant, or ''. Its own section is looked at first."""
+    section, _, word = key.rpartition(".")
+    known = [*KEYS, *SECTIONS]
+    own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    every = (
+        {name.rpartition(".")[2]: name for name in reversed(known)}
+        | _ELSEWHERE
+        | {name: name for name in KEYS}
+    )
+    for names, cutoff in ((own, 0.6), (every, 0.75)):
+        if close := difflib.get_close_matches(word, names, 1, cutoff):
+            return names[close[0]]
+    return every.get(key, "")
+
+
+def _siblings(section: str) -> str:
+    inside = [key.rpartition(".")[2] for key in KEYS if key.rpartition(".")[0] == section]
+    return ", ".join([*inside, *SECTIONS] if not section else inside)
+
+
+def _first_of(section: str) -> str:
+    return next(key for key in KEYS if key.startswith(f"{section}."))
+
+
+def _short(value: Any) -> str:
+    text = "empty" if value is None else repr(value)
+    return f"it is {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _origins(document: Document, name: str, overridden: dict[Place, str]) -> dict[str, str]:
+    def origin(place: Place) -> str:
+        if place in overridden:
+            return "override"
+        return f"{name}:{document.lines[place]}" if place in document.lines else "default"
+
+    return {key: origin(tuple(key.split("."))) for key in KEYS}
+
+
+def _written(value: Any) -> str:
+    """A value as YAML that means the same to our reader and to any other."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_written(item) for item in value)}]"
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else _quoted(value)
+    return repr(value)
+
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # not text to every reader
+
+
+def _quoted(text: str) -> str:
+    return '"' + "".join(_escaped(char) for char in text) + '"'
+
+
+def _escaped(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    if char.isprintable():
+        return char
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

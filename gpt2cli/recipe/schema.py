@@ -1,0 +1,229 @@
+"""Owns what a recipe may say: every field, its limits, its default and one line on what it does.
+
+A default lives here and nowhere else. Files and line numbers are the loader's business.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from gpt2cli.model.config import PRESETS, GPT2Config
+
+
+def _text(value: str) -> str:
+    """Lone surrogates cannot be tokenised or stored, and no path holds a NUL."""
+    if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
+        raise PydanticCustomError("not_text", "must be Unicode text without NUL")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]  # 0 switches the thing off
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, AfterValidator(_text)]
+Word = Annotated[Text, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Strict: text is not a number, true is not 1, 4.0 is not 4. Frozen once it is checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """What is read."""
+
+    source: Word = Field(description="a corpus by name, a text file, or a folder that gpt2 prepare made")
+    tokenizer: Literal["gpt2", "chars"] = Field(
+        default="gpt2", description="byte pairs of GPT-2, or single characters"
+    )
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="share that is held out")
+    # Strict mode would refuse YAML's list for a tuple; its items stay strict.
+    text_fields: Annotated[tuple[Word, ...], Field(strict=False, min_length=1)] = Field(
+        default=("text",), description="fields of JSON lines and parquet that hold the text"
+    )
+    bundled: bool = Field(
+        default=True, description="whether a bundled text may stand in when there is no network"
+    )
+
+
+class Model(Section):
+    """What is built: a size by name, or its three numbers."""
+
+    size: str | None = Field(default=None, description="124M, 355M, 774M or 1558M; instead of the next three")
+    n_layer: Count | None = Field(default=None, description="transformer blocks")
+    n_head: Count | None = Field(default=None, description="attention heads a block; must divide n_embd")
+    n_embd: Count | None = Field(default=None, description="channels of the residual stream")
+    n_inner: Count | None = Field(
+        default=None, description="width of the MLP; 4 * n_embd where it is not given"
+    )
+    context: Annotated[int, Field(ge=2)] = Field(default=1024, description="tokens the model sees at once")
+    dropout: Beta = Field(default=0.0, description="dropout rate in training")
+
+    def config(self, vocab_size: int) -> GPT2Config:
+        """The model's numbers for a vocabulary; its learned positions end at `context`."""
+        if self.size is not None:
+            preset = PRESETS[self.size]
+            n_layer, n_head, n_embd = preset.n_layer, preset.n_head, preset.n_embd
+        else:
+            assert self.n_layer and self.n_head and self.n_embd  # _one_description holds it
+            n_layer, n_head, n_embd = self.n_layer, self.n_head, self.n_embd
+        return GPT2Config(
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            n_inner=self.n_inner,
+            n_positions=self.context,
+            vocab_size=vocab_size,
+            dropout=self.dropout,
+        )
+
+    @model_validator(mode="after")
+    def _one_description(self) -> "Model":
+        numbers = {"n_layer": self.n_layer, "n_head": self.n_head, "n_embd": self.n_embd}
+        given = [name for name, value in numbers.items() if value is not None]
+        missing = [name for name, value in numbers.items() if value is None]
+        if self.size is not None:
+            if self.size not in PRESETS:
+                raise _problem(
+                    "size", f"must be {_either(list(PRESETS))}", "or n_layer, n_head and n_embd instead"
+                )
+            if given:
+                raise _problem(
+                    given[0], "size gives this number already", f"model.size=null, or no model.{given[0]}"
+                )
+        elif not given:
+            raise _problem("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
+        elif missing:
+            raise _problem(
+                missing[0], "is missing", "without a size all of n_layer, n_head, n_embd are needed"
+            )
+        elif self.n_embd and self.n_head and self.n_embd % self.n_head:
+            raise _problem("n_head", f"must divide n_embd ({self.n_embd})", "each head takes an equal share")
+        return self
+
+
+class Batch(Section):
+    """How many sequences make a step: micro_batch * accumulation."""
+
+    micro_batch: Count = Field(default=8, description="sequences that go through the model at once")
+    accumulation: Count = Field(default=1, description="micro batches whose gradients make one step")
+
+
+class Optim(Section):
+    """AdamW, its schedule and its clipping."""
+
+    steps: Count = Field(description="optimizer steps of the whole run")
+    lr: Positive = Field(default=6e-4, description="highest learning rate, reached after the warmup")
+    min_lr: NotNegative = Field(default=0.0, description="learning rate at the end of the cosine")
+    warmup_steps: CountOrNone = Field(default=0, description="steps of linear warmup")
+    weight_decay: NotNegative = Field(default=0.1, description="decay of matrices; vectors have none")
+    beta1: Beta = Field(default=0.9, description="AdamW's memory of the gradient")
+    beta2: Beta = Field(default=0.95, description="AdamW's memory of its square")
+    eps: Positive = Field(default=1e-8, description="AdamW's guard against division by zero")
+    clip: NotNegative = Field(default=1.0, description="largest gradient norm; 0 does not clip")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Optim":
+        if self.min_lr > self.lr:
+            raise _problem("min_lr", f"must be <= optim.lr ({self.lr:g})", f"optim.min_lr={self.lr / 10:g}")
+        if self.warmup_steps > self.steps:
+            raise _problem(
+                "warmup_steps",
+                f"must be <= optim.steps ({self.steps})",
+                f"optim.warmup_steps={self.steps // 10}",
+            )
+        return self
+
+
+class Eval(Section):
+    """How often the held-out text is looked at, and the sample that is written then."""
+
+    every: Count = Field(default=100, description="steps between evaluations")
+    batches: Count = Field(default=20, description="validation batches an evaluation")
+    patience: CountOrNone = Field(
+        default=0, description="evaluations without a better loss before stopping; 0 never stops"
+    )
+    prompt: Text = Field(default="", description="what the sample begins with")
+    sample_tokens: CountOrNone = Field(default=40, description="tokens of the sample; 0 writes none")
+    temperature: NotNegative = Field(default=0.8, description="of the sample; 0 takes the likeliest token")
+    top_k: CountOrNone = Field(
+        default=40, description="likeliest tokens the sample draws from; 0 is all of them"
+    )
+
+
+class Log(Section):
+    """What is told."""
+
+    every: Count = Field(default=1, description="steps between lines")
+    tensorboard: bool = Field(default=False, description="whether TensorBoard event files are written too")
+
+
+class Checkpoint(Section):
+    """When the model is saved."""
+
+    every: CountOrNone = Field(
+        default=0, description="steps between saves; 0 saves at evaluations and at the end"
+    )
+    keep: Count = Field(default=2, description="newest checkpoints to keep; best and last are kept besides")
+
+
+class Run(Section):
+    """The machine. None of this changes what is learned, but for rounding."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="numbers of the products"
+    )
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether torch.compile is used")
+    threads: CountOrNone = Field(default=0, description="CPU threads; 0 takes all cores")
+    attention: Literal["sdpa", "formula"] = Field(
+        default="sdpa", description="torch's fused kernel, or it written out"
+    )
+    max_bad_steps: CountOrNone = Field(
+        default=10, description="non-finite steps in a row before the run stops"
+    )
+
+
+class PretrainRecipe(Section):
+    """A language model from random weights."""
+
+    task: Literal["pretrain"] = Field(description="what the recipe is for")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=1337, description="fixes weights, batches and dropout"
+    )
+    data: Data
+    model: Model
+    batch: Batch = Batch()
+    optim: Optim
+    eval: Eval = Eval()
+    log: Log = Log()
+    checkpoint: Checkpoint = Checkpoint()
+    run: Run = Run()
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.micro_batch * self.batch.accumulation * self.model.context
+
+
+def fields(recipe: type[Section] = PretrainRecipe) -> Iterator[tuple[str, str, Any]]:
+    """(dotted key, description, default) of every field in order; a required one has Ellipsis."""
+    for name, info in recipe.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            for key, description, default in fields(info.annotation):
+                yield f"{name}.{key}", description, default
+        else:
+            yield name, info.description or "", ... if info.is_required() else info.default
+
+
+def _problem(field: str, must: str, fix: str) -> PydanticCustomError:
+    """An error of a whole section that belongs to one of its fields; the loader puts it there."""
+    return PydanticCustomError("recipe", "{must}", {"field": field, "must": must, "fix": fix})
+
+
+def _either(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,125 @@
+"""Owns what the machine is and what we ask of it: device, precision, threads, compiler.
+
+`choose_runtime` turns the words of a recipe or a flag ("auto") into a frozen Runtime; every
+other module is handed one and asks the machine nothing.
+"""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from gpt2cli.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Building kernels costs 10 to 40 s; below this many floating-point operations it never pays back.
+COMPILE_FROM_FLOPS = 2e13
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how to compute. `dtype` is that of the products; weights stay fp32 in training."""
+
+    device: torch.device
+    precision: str  # "fp32", "bf16" or "fp16"
+    threads: int
+    compile: bool
+    notices: tuple[str, ...] = ()  # what was asked for and cannot be had, one sentence each
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+
+def choose_runtime(
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    compile: str = "off",
+    *,
+    training: bool = False,
+    flops: float = 0.0,
+) -> Runtime:
+    """Resolve "auto" for this machine and set torch's thread count.
+
+    `flops` is the work ahead: with compile "auto" the compiler is used where that is worth it.
+    Raises UsageError for a device that is not there or a word that means nothing. A precision
+    or a compiler that is missing becomes a notice, never a failure.
+    """
+    chosen = _choose_device(device)
+    notices: list[str] = []
+    name = _choose_precision(precision, chosen, training, notices)
+    count = threads or len(
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    torch.set_num_threads(count)
+    return Runtime(chosen, name, count, _choose_compile(compile, chosen, flops, notices), tuple(notices))
+
+
+def describe_machine(runtime: Runtime) -> dict[str, str | int]:
+    """What a reader of run.json needs to judge the speed and to repeat the numbers."""
+    accelerator = torch.cuda.get_device_name() if runtime.device.type == "cuda" else ""
+    return {
+        "device": str(runtime.device),
+        "accelerator": accelerator,
+        "precision": runtime.precision,
+        "threads": runtime.threads,
+        "compile": "on" if runtime.compile else "off",
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _choose_device(device: str) -> torch.device:
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    if device not in there:
+        raise UsageError(f"device {device!r} is unknown", fix="use auto, cpu, cuda or mps")
+    if not there[device]:
+        raise UsageError(
+            f"device {device} is not available",
+            "torch does not see one on this machine",
+            "use device auto or cpu",
+        )
+    return torch.device(device)
+
+
+def _choose_precision(precision: str, device: torch.device, training: bool, notices: list[str]) -> str:
+    if precision not in ("auto", *DTYPES):
+        raise UsageError(f"precision {precision!r} is unknown", fix="use auto, fp32, bf16 or fp16")
+    if precision == "auto":
+        # Training is bound by products, where bf16 hardware is twice as fast. Decoding on a CPU is
+        # bound by memory and by torch's bf16 matrix-vector product, which is no faster than fp32's.
+        return "bf16" if _has_fast_bf16(device) and (training or device.type != "cpu") else "fp32"
+    if precision == "fp16" and device.type != "cuda" and training:
+        notices.append("fp16 training needs a CUDA device for its loss scaling; fp32 is used instead")
+        return "fp32"
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        notices.append("this GPU has no bf16; fp32 is used instead")
+        return "fp32"
+    return precision
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def _choose_compile(compile: str, device: torch.device, flops: float, notices: list[str]) -> bool:
+    if compile not in ("auto", "on", "off"):
+        raise UsageError(f"compile {compile!r} is unknown", fix="use auto, on or off")
+    if compile == "off" or (compile == "auto" and (flops < COMPILE_FROM_FLOPS or device.type == "mps")):
+        return False
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        if compile == "on":
+            notices.append("compile is on, but there is no C++ compiler; running without it")
+        return False
+    return True

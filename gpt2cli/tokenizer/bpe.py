@@ -1,0 +1,290 @@
+"""Owns GPT-2's byte-level byte-pair encoding: tiktoken over a table that lies on this disk.
+
+A vocabulary is its tokens in the order of their ids and the list of merges. GPT-2's own is
+bundled as the merges alone (make_ranks.py in the tests made it), from which tokens, vocab.json
+and merges.txt follow. Other vocabularies come from such a pair of files, checked to belong
+together. Which files a folder holds is known to folder.py only.
+"""
+
+import functools
+import json
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from gpt2cli.disk import open_regular
+from gpt2cli.errors import InputError
+from gpt2cli.tokenizer.protocol import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
+
+TABLE, TABLE_BYTES, TABLE_CRC32 = "gpt2-merges.bin", 200_000, 0x508BC279
+VERSION_LINE = "#version: 0.2\n"
+LARGEST_FILE = 1 << 28  # bytes of a vocabulary file; GPT-2's own have 1 MB
+
+# GPT-2's pattern (openai/gpt-2, src/encoder.py) in tiktoken's form, which backtracks less and
+# cuts every text at the same places.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+# Unicode's White_Space, which is \s in PATTERN. Python's own \s has U+001C to U+001F as well.
+WHITE_SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+STRIDE = 1 << 16  # characters
+
+# OpenAI's reversible map from bytes to printable characters: printable Latin-1 stands for
+# itself, the other bytes for U+0100 onwards. GPT-2's first 256 ids have the order of this table.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_REST = [byte for byte in range(256) if byte not in _PRINTABLE]
+CHARACTER_OF = {byte: chr(byte) for byte in _PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(_REST)}
+BYTE_OF = {character: byte for byte, character in CHARACTER_OF.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def gpt2() -> "BPE":
+    """GPT-2's tokenizer, 50,257 tokens, from the bundled table. Raises InputError if that is damaged."""
+    merges = [(left, right) for left, right in struct.iter_unpack("<HH", _bundled_table())]
+    tokens = [bytes((byte,)) for byte in CHARACTER_OF]
+    for left, right in merges:
+        tokens.append(tokens[left] + tokens[right])
+    tokens.append(END_OF_TEXT.encode())
+    return BPE(tokens, merges, [len(tokens) - 1], name="gpt2")
+
+
+class BPE:
+    """A `Tokenizer` over bytes: every text has ids, and every id stands for some bytes."""
+
+    def __init__(
+        self, tokens: list[bytes], merges: list[tuple[int, int]], specials: list[int], name: str = "bpe"
+    ) -> None:
+        """`tokens` by id; `merges`: pairs of ids in the order of their products' ids; `specials`:
+        ids that no text is encoded to. The three must fit together: `gpt2` and `from_files` see to it.
+        """
+        self.name = name
+        self.tokens = tokens
+        self.merges = merges
+        self.specials = specials
+        self.n_vocab = len(tokens)
+        self.end_of_text = next(i for i in specials if tokens[i] == END_OF_TEXT.encode())
+        # tiktoken is only told of what a text can contain, so a special token never comes out of it.
+        ranks = _ranks(tokens, specials)
+        self._encoding = tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+    @classmethod
+    def from_files(cls, vocab_json: Path, merges: Path, specials: Mapping[str, int] | None = None) -> "BPE":
+        """A byte-level vocabulary from OpenAI's or Hugging Face's pair of files.
+
+        `specials`: further control tokens and their ids. Raises InputError where the files do not
+        belong together, with the first token that disagrees.
+        """
+        where = f"{vocab_json.name} and {merges.name} in {vocab_json.parent}"
+        return cls.from_vocabulary(read_json(vocab_json), _read_merges(merges), specials or {}, where)
+
+    @classmethod
+    def from_vocabulary(
+        cls, vocab: Any, merges: Sequence[tuple[str, str]], specials: Mapping[str, int], where: str
+    ) -> "BPE":
+        """As `from_files`, from the parsed content. `where` names its source in errors."""
+        every = _checked_ids(vocab, specials, where)
+        if END_OF_TEXT not in every:
+            raise _mismatch(where, f"there is no {END_OF_TEXT}", "GPT-2 needs it between documents")
+        names = {END_OF_TEXT, *specials}
+        ordinary = {token: i for token, i in every.items() if token not in names}
+        ids = _checked_merges(ordinary, merges, where)
+        tokens = [bytes([BYTE_OF[c] for c in t]) if t in ordinary else t.encode() for t in every]
+        if tokens == gpt2().tokens and ids == gpt2().merges:
+            return gpt2()
+        special_ids = sorted(every[name] for name in names)
+        _check_ranks(_ranks(tokens, special_ids), tokens, ids, where)
+        return cls(tokens, ids, special_ids)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.tokens)
+
+    @functools.cached_property
+    def vocab_json(self) -> bytes:
+        """Content of vocab.json; for GPT-2, byte for byte OpenAI's encoder.json."""
+        names = {self._printable(i): i for i in range(self.n_vocab)}
+        return json.dumps(names).encode("ascii")
+
+    @functools.cached_property
+    def merges_txt(self) -> bytes:
+        """Content of merges.txt; for GPT-2, byte for byte OpenAI's vocab.bpe."""
+        lines = [f"{self._printable(left)} {self._printable(right)}\n" for left, right in self.merges]
+        return (VERSION_LINE + "".join(lines)).encode("utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ordinary text. Lone surrogates count as U+FFFD."""
+        if len(text) <= STRIDE:
+            return self._encoding.encode_ordinary(text)
+        ids: list[int] = []
+        for piece in _pieces(without_surrogates(text)):
+            ids += self._encoding.encode_ordinary(piece)
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return join_tokens(self.tokens, ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self.name == "gpt2":
+            return gpt2, ()  # the other process has the table on its disk too
+        return BPE, (self.tokens, self.merges, self.specials, self.name)
+
+    def _printable(self, token_id: int) -> str:
+        token = self.tokens[token_id]
+        return (
+            token.decode() if token_id in self.specials else "".join([CHARACTER_OF[byte] for byte in token])
+        )
+
+
+def _ranks(tokens: Sequence[bytes], specials: Iterable[int]) -> dict[bytes, int]:
+    special = set(specials)
+    return {token: i for i, token in enumerate(tokens) if i not in special}
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value. Raises InputError where it is missing, no JSON, or absurdly large."""
+    try:
+        return json.loads(read_vocabulary_file(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON", str(error), "fetch the file again") from None
+
+
+def read_vocabulary_file(path: Path) -> str:
+    """The text of a vocabulary file. Raises InputError where it is missing or not UTF-8."""
+    with open_regular(path) as file:
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise InputError(f"{path}: is larger than any vocabulary", f"the limit is {LARGEST_FILE} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 at byte {error.start}", fix="fetch the file again") from None
+
+
+def _bundled_table() -> bytes:
+    """The merges of GPT-2: 50,000 pairs of ids, each a little-endian uint16."""
+    try:
+        table = files("gpt2cli.bundled").joinpath(TABLE).read_bytes()
+    except FileNotFoundError:
+        table = b""
+    if len(table) != TABLE_BYTES or zlib.crc32(table) != TABLE_CRC32:
+        raise InputError(
+            f"the installed table of GPT-2's merges ({TABLE}) is missing or damaged",
+            f"it has {len(table)} bytes (not {TABLE_BYTES}) and CRC-32 {zlib.crc32(table):08x}",
+            "pip install --force-reinstall --no-deps gpt2cli",
+        )
+    return table
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text where PATTERN cuts it anyway: before the last white space of a run.
+
+    A run of a million that a word follows would overflow the stack of tiktoken's regular
+    expressions, which panics then. Every run of STRIDE characters is met by one of the probes.
+    """
+    start, probe = 0, STRIDE
+    while probe < len(text):
+        run = WHITE_SPACE.match(text, probe)
+        if run and run.end() < len(text):
+            yield text[start : run.end() - 1]
+            start = run.end() - 1
+        probe = max(probe + STRIDE, run.end() if run else 0)
+    yield text[start:]
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    lines = read_vocabulary_file(path).replace("\r\n", "\n").split("\n")
+    first = 1 if lines[0].startswith("#version") else 0
+    merges = []
+    for number, line in enumerate(lines[first:], first + 1):
+        match line.split(" "):
+            case [left, right] if left and right:
+                merges.append((left, right))
+            case [""]:
+                continue
+            case _:
+                raise InputError(
+                    f"{path}:{number}: a merge is two tokens and a space", f"found {line[:60]!a}"
+                )
+    return merges
+
+
+def _checked_ids(vocab: Any, specials: Mapping[str, int], where: str) -> dict[str, int]:
+    """The vocabulary with the specials, in the order of the ids, which are 0 .. n - 1."""
+    if not isinstance(vocab, dict):
+        raise _mismatch(where, "the vocabulary is not a table of tokens", "it must be {token: id, ...}")
+    for token, token_id in specials.items():
+        if vocab.get(token, token_id) != token_id:
+            raise _mismatch(where, f"token {token!a} has two ids", f"{vocab[token]!a} and {token_id!a}")
+    every = vocab | dict(specials)
+    for token, token_id in every.items():
+        if type(token_id) is not int:
+            raise _mismatch(where, f"token {token!a} has the id {token_id!a}", "ids are 0, 1, 2, ...")
+    ordered = dict(sorted(every.items(), key=lambda item: item[1]))
+    for expected, (token, token_id) in enumerate(ordered.items()):
+        if token_id != expected:
+            raise _mismatch(where, f"token {token!a} has the id {token_id}", f"the next one is {expected}")
+    return ordered
+
+
+def _checked_merges(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], where: str
+) -> list[tuple[int, int]]:
+    """The merges as ids, after making sure that the bytes and the products are just the vocabulary."""
+    made = dict.fromkeys(BYTE_OF) | {left + right: None for left, right in merges}
+    for token in made:
+        if token not in vocab:
+            raise _mismatch(where, f"token {token!a} is not in the vocabulary", "a merge or a byte needs it")
+    for token in vocab:
+        if token not in made:
+            raise _mismatch(where, f"token {token!a} is never made", "no merge has it as its product")
+    last = ""
+    for left, right in merges:
+        for part in (left, right):
+            if part not in vocab or vocab[part] >= vocab[left + right]:
+                raise _mismatch(where, f"a merge needs {part!a} before it is made", f"for {left + right!a}")
+        if last and vocab[left + right] <= vocab[last]:
+            raise _mismatch(where, f"token {left + right!a} has too low an id", "ids must follow the merges")
+        last = left + right
+    return [(vocab[left], vocab[right]) for left, right in merges]
+
+
+def _check_ranks(
+    ranks: Mapping[bytes, int], tokens: Sequence[bytes], merges: Sequence[tuple[int, int]], where: str
+) -> None:
+    """Ranks say the same as merges exactly where each product, encoded with the ranks below its
+    own, falls into the two parts of its merge.
+
+    tiktoken joins any neighbours whose product is a token; the files name one pair for each. As
+    ranks only grow while a text is merged, no other pair of a product can meet if this holds.
+    """
+    for left, right in merges:
+        product = tokens[left] + tokens[right]
+        if _parts(product, ranks) != [tokens[left], tokens[right]]:
+            raise _mismatch(
+                where, f"token {ascii(product)[1:]} cannot be made as merges say", "their order is wrong"
+            )
+
+
+def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """The pieces to which the merges ranked below the token's own bring it."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    limit = ranks[token]
+    while True:
+        pairs = [ranks.get(parts[i] + parts[i + 1], limit) for i in range(len(parts) - 1)]
+        best = min(pairs, default=limit)
+        if best >= limit:
+            return parts
+        at = pairs.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+def _mismatch(where: str, what: str, why: str) -> InputError:
+    return InputError(f"{where}: {what}", why, "fetch both files again from one and the same model")

@@ -1,0 +1,84 @@
+"""Owns the character vocabulary: one id a character, in code point order, and <|endoftext|> last.
+
+Where the characters come from is the caller's business; their file is written by folder.py.
+"""
+
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+
+from gpt2cli.errors import InputError
+from gpt2cli.tokenizer.protocol import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
+
+
+class Chars:
+    """A `Tokenizer` over the distinct characters (Unicode code points) of a corpus."""
+
+    name = "chars"
+
+    def __init__(self, characters: str) -> None:
+        """`characters`: distinct and sorted, as `from_text` makes them."""
+        assert characters == "".join(sorted(set(characters))), "characters must be distinct and sorted"
+        self.characters = characters
+        self.end_of_text = len(characters)
+        self.n_vocab = len(characters) + 1
+        self._codes = _codes(characters)
+        self._tokens = [character.encode("utf-8") for character in characters] + [END_OF_TEXT.encode()]
+
+    @classmethod
+    def from_text(cls, texts: Iterable[str]) -> "Chars":
+        """The vocabulary of a corpus: one string, or any cut of it into pieces."""
+        found: set[str] = set()
+        for text in [texts] if isinstance(texts, str) else texts:
+            found.update(without_surrogates(text))
+        return cls.from_counts(found)
+
+    @classmethod
+    def from_counts(cls, characters: Iterable[str]) -> "Chars":
+        """The vocabulary of characters already gathered: a set, or a Counter's keys.
+
+        Raises InputError where there are none.
+        """
+        found = {without_surrogates(character) for character in characters}
+        if not found:
+            raise InputError("no characters to make a vocabulary of", "the text is empty", "give a text file")
+        return cls("".join(sorted(found)))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """One id a character. Raises InputError naming the first that is not in the vocabulary."""
+        text = without_surrogates(text)
+        codes = _codes(text)
+        ids = np.searchsorted(self._codes, codes)
+        known = self._codes[np.minimum(ids, len(self._codes) - 1)] == codes
+        if not known.all():
+            self._refuse(text, int(np.argmin(known)))
+        found: list[int] = ids.tolist()
+        return found
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return join_tokens(self._tokens, ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def __reduce__(self) -> tuple[type["Chars"], tuple[str]]:
+        return Chars, (self.characters,)
+
+    def _refuse(self, text: str, position: int) -> None:
+        character = text[position]
+        raise InputError(
+            f"character {character!a} (U+{ord(character):04X}) at position {position} of the text"
+            " is not in the vocabulary",
+            f"this character model knows only the {len(self.characters)} characters of its training text",
+            f"leave it out, or use: {ascii(self.characters[:100])[1:-1]}",
+        )
+
+
+def _codes(text: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    """The code points of a text, (len(text),)."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")

@@ -1,0 +1,67 @@
+"""Owns what every tokenizer is: text to ids and back, a size, an end-of-text id, a fingerprint.
+
+The tokenizers themselves are in bpe.py and chars.py, their files in folder.py.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from gpt2cli.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"  # separates documents; as an id only, never by typing it in a text
+
+
+class Tokenizer(Protocol):
+    """Ids are 0 .. n_vocab - 1, `end_of_text` among them. Instances are immutable and picklable."""
+
+    @property
+    def name(self) -> str:
+        """ "gpt2", "bpe" or "chars"."""
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    @property
+    def end_of_text(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What `fingerprint_of` makes of the tokens: equal fingerprints mean equal vocabularies."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ordinary text: a typed "<|endoftext|>" is thirteen plain characters."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the tokens, which may end inside a character. InputError for an unknown id."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """`decode_bytes` as UTF-8, with U+FFFD where that is not possible."""
+
+
+def fingerprint_of(tokens: Iterable[bytes]) -> str:
+    """SHA-256, in hex, over the tokens in the order of their ids, each after its length (4 bytes)."""
+    return hashlib.sha256(b"".join(len(token).to_bytes(4, "little") + token for token in tokens)).hexdigest()
+
+
+def join_tokens(tokens: Sequence[bytes], ids: Iterable[int]) -> bytes:
+    """The bytes of `ids`, one after another. Raises InputError for an id outside the vocabulary."""
+    ids = list(ids)
+    # Checked first, because a negative index would quietly count from the end.
+    if ids and not (min(ids) >= 0 and max(ids) < len(tokens)):
+        wrong = next(i for i in ids if not 0 <= i < len(tokens))
+        raise InputError(
+            f"token id {int(wrong)} is not in the vocabulary",
+            f"this tokenizer knows the ids 0 to {len(tokens) - 1}",
+            "use the tokenizer that belongs to the model",
+        )
+    return b"".join([tokens[i] for i in ids])
+
+
+def without_surrogates(text: str) -> str:
+    """Pairs of surrogates become their character and lone ones U+FFFD: UTF-8 has neither."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

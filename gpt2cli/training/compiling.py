@@ -1,0 +1,54 @@
+"""Owns the use of torch.compile in training: block by block, tried before it is trusted."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.runtime import Runtime
+
+
+def compile_blocks(model: GPT2LMHead, n_rows: int, runtime: Runtime) -> str | None:
+    """Compile each block for (n_rows, n_positions) inputs; returns why not, where it cannot be done.
+
+    The blocks share their code, so one compilation serves all of them. A forward and a backward
+    prove that it works before training depends on it; where it does not, the blocks are as before.
+    """
+    config = model.config
+    blocks = list(model.transformer.h)
+    for block in blocks:
+        block.compile()
+    x = torch.zeros(n_rows, config.n_positions, config.n_embd, device=runtime.device, requires_grad=True)
+    model.train()
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            torch.autocast(runtime.device.type, runtime.dtype, enabled=runtime.precision != "fp32"),
+        ):
+            blocks[-1](x).sum().backward()
+    except (RuntimeError, OSError, ImportError) as error:
+        _undo(blocks)
+        first_line = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        return f"torch.compile does not work here ({first_line}); running without it"
+    finally:
+        model.zero_grad(set_to_none=True)
+    return None
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled blocks as plain Python: for evaluation and samples, whose shapes are others.
+
+    Compiling again for them would cost more than it gives.
+    """
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _undo(blocks: list[nn.Module]) -> None:
+    for block in blocks:
+        block._compiled_call_impl = None
+    torch.compiler.reset()

@@ -1,0 +1,197 @@
+"""Owns THE loop: forward, backward, clip, step, evaluate, save; a generator of events.
+
+Every task trains with it. Whoever iterates draws, logs, samples, or walks away; between two
+events the model is whole. The loop opens no file: `save` does, and says where.
+"""
+
+import hashlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from gpt2cli.errors import DivergedError
+from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.recipe.schema import PretrainRecipe
+from gpt2cli.runtime import Runtime
+from gpt2cli.training.compiling import uncompiled
+from gpt2cli.training.events import (
+    CheckpointSaved,
+    EvalDone,
+    Event,
+    SpikeSeen,
+    StepDone,
+    StepSkipped,
+    Stopped,
+)
+from gpt2cli.training.memory import explained
+from gpt2cli.training.optim import clip_gradients, learning_rate
+from gpt2cli.training.state import RECENT, Progress
+from gpt2cli.training.tasks import Task
+
+SPIKE = 5.0  # times the median of the recent losses
+
+
+def train(
+    model: GPT2LMHead,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    recipe: PretrainRecipe,
+    runtime: Runtime,
+    *,
+    save: Callable[[], Path],
+    stop: Callable[[], int],
+) -> Iterator[Event]:
+    """Train from `progress` to the recipe's last step. `progress` moves with the model.
+
+    `stop` is polled in every phase and returns a signal number, or 0; the loop then saves and
+    ends. Raises DivergedError after too many steps in a row without a finite loss or gradient.
+    """
+    saved = progress.step  # nothing new to save yet, be it a fresh run or a resumed one
+    n_steps = recipe.optim.steps
+    while True:
+        step = progress.step
+        finished = step >= n_steps
+        if signal := stop():
+            if saved != step or step == 0:
+                yield _save(progress, save)
+            yield Stopped(step, "signal", signal)
+            return
+
+        if progress.evaluated != step and (finished or step % recipe.eval.every == 0):
+            evaluated = evaluate(model, task, progress, runtime, stop)
+            if evaluated is None:
+                continue  # interrupted: the top of the loop saves and ends
+            yield evaluated
+
+        is_due = recipe.checkpoint.every and step % recipe.checkpoint.every == 0
+        if step > saved and (finished or is_due or progress.best_step == step):
+            yield _save(progress, save)
+            saved = step
+        if finished:
+            yield Stopped(step, "finished")
+            return
+        if recipe.eval.patience and progress.without_gain >= recipe.eval.patience:
+            yield Stopped(step, "patience")
+            return
+
+        with explained(recipe.batch):
+            event = take_step(model, task, optimizer, scaler, progress, recipe, runtime)
+        yield event
+        if isinstance(event, StepSkipped):
+            if event.n_skipped > event.limit:
+                if saved < step:  # the weights are those of the last finite step
+                    yield _save(progress, save)
+                raise DivergedError(
+                    f"training diverged at step {event.step}: {event.n_skipped} steps in a row were not finite",
+                    f"loss {event.loss:g}, gradient norm {event.grad_norm:g}; the last finite weights are saved",
+                    f"resume with a smaller rate: --resume optim.lr={recipe.optim.lr / 3:.2g}",
+                )
+        elif spike := _watch(progress, event):
+            yield spike
+
+
+def take_step(
+    model: GPT2LMHead,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    recipe: PretrainRecipe,
+    runtime: Runtime,
+) -> StepDone | StepSkipped:
+    """One optimizer step over `accumulation` micro batches."""
+    started = time.perf_counter()
+    step = progress.step
+    lr = learning_rate(recipe.optim, step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+    # The whole step's targets are counted first: dividing each micro batch by its own count would
+    # weigh a target by the company it keeps.
+    batches = [task.batch(step, micro) for micro in range(recipe.batch.accumulation)]
+    n_targets = sum(task.n_targets(batch) for batch in batches)
+    model.train()
+    loss = 0.0
+    for micro, batch in enumerate(batches):
+        seed_dropout(recipe.seed, step, micro)
+        with torch.autocast(runtime.device.type, runtime.dtype, enabled=runtime.precision != "fp32"):
+            loss_sum = task.loss_sum(model, batch, runtime.dtype)
+        scaler.scale(loss_sum / n_targets).backward()  # type: ignore[no-untyped-call]
+        loss += loss_sum.item() / n_targets
+
+    scaler.unscale_(optimizer)
+    norm = clip_gradients(model.parameters(), recipe.optim.clip)
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if finite:
+        scaler.step(optimizer)
+        progress.updates += 1
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+    progress.step += 1
+    if not finite:
+        progress.skipped_in_a_row += 1
+        return StepSkipped(progress.step, loss, norm, progress.skipped_in_a_row, recipe.run.max_bad_steps)
+    progress.skipped_in_a_row = 0
+    n_tokens = sum(batch.input_ids.numel() for batch in batches)
+    return StepDone(
+        progress.step, recipe.optim.steps, loss, lr, norm, n_tokens, time.perf_counter() - started
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT2LMHead, task: Task, progress: Progress, runtime: Runtime, stop: Callable[[], int]
+) -> EvalDone | None:
+    """Mean loss over the validation batches, noted in `progress`; None where a signal came first."""
+    started = time.perf_counter()
+    model.eval()
+    total, n_targets = 0.0, 0
+    with uncompiled():
+        for batch in task.evaluation_batches():
+            if stop():
+                return None
+            with torch.autocast(runtime.device.type, runtime.dtype, enabled=runtime.precision != "fp32"):
+                total += task.loss_sum(model, batch, runtime.dtype).item()
+            n_targets += task.n_targets(batch)
+    loss = total / n_targets
+    is_best = loss < progress.best_loss
+    if is_best:
+        progress.best_loss, progress.best_step = loss, progress.step
+    progress.without_gain = 0 if is_best else progress.without_gain + 1
+    progress.evaluated = progress.step
+    perplexity = math.exp(min(loss, 700.0))  # beyond that a float ends
+    return EvalDone(progress.step, loss, perplexity, n_targets, is_best, time.perf_counter() - started)
+
+
+def seed_dropout(seed: int, step: int, micro: int, rank: int = 0) -> None:
+    """Make dropout a function of (seed, step, micro batch, rank).
+
+    Dropout draws from torch's global generator and takes no other. Seeding it before each forward
+    cuts every path by which something else (an evaluation, a sample, a resume) could change it.
+    """
+    digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _save(progress: Progress, save: Callable[[], Path]) -> CheckpointSaved:
+    started = time.perf_counter()
+    path = save()
+    is_best = progress.best_step == progress.step
+    return CheckpointSaved(progress.step, path, is_best, time.perf_counter() - started)
+
+
+def _watch(progress: Progress, event: StepDone) -> SpikeSeen | None:
+    """Notice a loss far above what is usual, once for each climb."""
+    recent = progress.recent_losses
+    typical = statistics.median(recent) if len(recent) >= 8 else math.inf
+    was_in_spike, progress.in_spike = progress.in_spike, event.loss > SPIKE * typical
+    if not progress.in_spike:  # a spike must not become what is usual
+        progress.recent_losses = [*recent, event.loss][-RECENT:]
+    return SpikeSeen(event.step, event.loss, typical) if progress.in_spike and not was_in_spike else None

@@ -1,0 +1,64 @@
+"""Owns what training costs in memory: an estimate before it starts, and a way out when it runs out."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from gpt2cli.errors import ResourceError
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.recipe.schema import Batch
+from gpt2cli.training.cross_entropy import CHUNK
+
+_CPU_MESSAGES = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+
+
+@contextlib.contextmanager
+def explained(batch: Batch) -> Iterator[None]:
+    """Turn each way of running out of memory into one ResourceError with a recipe that needs less."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise out_of_memory(batch) from error
+    except RuntimeError as error:
+        if any(message in str(error) for message in _CPU_MESSAGES):
+            raise out_of_memory(batch) from error
+        raise
+
+
+def out_of_memory(batch: Batch) -> ResourceError:
+    """The error to show; the batch it proposes has as many sequences a step as before."""
+    if batch.micro_batch == 1:
+        fix = "model.context=<half of it>, or a smaller model"
+    else:
+        # The largest proper divisor keeps the product exact; halves where it can.
+        smaller = next(n for n in range(batch.micro_batch // 2, 0, -1) if batch.micro_batch % n == 0)
+        accumulation = batch.accumulation * (batch.micro_batch // smaller)
+        fix = f"batch.micro_batch={smaller} batch.accumulation={accumulation}"
+    sequences = batch.micro_batch * batch.accumulation
+    return ResourceError(
+        f"out of memory with micro_batch {batch.micro_batch}",
+        f"activations grow with it; accumulation keeps the batch of {sequences} sequences at less memory",
+        fix,
+    )
+
+
+def estimate_bytes(config: GPT2Config, micro_batch: int, bytes_per_number: int) -> dict[str, int]:
+    """Memory by purpose, in bytes. The states are exact, the activations a count of saved tensors.
+
+    `bytes_per_number` is that of the precision: 4 for fp32, 2 for bf16 and fp16.
+    """
+    T, C, M = config.n_positions, config.n_embd, config.mlp_width
+    # What backward needs of a block: two LayerNorms in and out, q, k, v, attention out, projection
+    # (9 C), MLP before and after GELU (2 M), dropout masks and residuals (3 C).
+    block = micro_batch * T * (12 * C + 2 * M) * bytes_per_number
+    logits = min(CHUNK, micro_batch * T) * config.vocab_size * (4 + 2 * bytes_per_number)
+    casts = config.n_parameters * bytes_per_number if bytes_per_number < 4 else 0
+    return {
+        "weights": 4 * config.n_parameters,
+        "gradients": 4 * config.n_parameters,
+        "AdamW moments": 8 * config.n_parameters,
+        "half-precision copies": casts,
+        "activations": config.n_layer * block,
+        "logits": logits,
+    }

@@ -1,0 +1,64 @@
+"""Owns AdamW as GPT-2 is trained with it, and the learning rate over the steps."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from gpt2cli.recipe.schema import Optim
+
+
+def make_optimizer(model: nn.Module, optim: Optim, device: torch.device) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) with decay on matrices and embeddings only.
+
+    Decay pulls a weight to zero; for a bias or a LayerNorm gain zero is nothing to be pulled to.
+    Parameters keep the model's order within a group; `parameter_names` gives the names to match.
+    """
+    decayed, plain = _split(model)
+    groups = [
+        {"params": [parameter for _, parameter in decayed], "weight_decay": optim.weight_decay},
+        {"params": [parameter for _, parameter in plain], "weight_decay": 0.0},
+    ]
+    betas, fused = (optim.beta1, optim.beta2), device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=fused)
+
+
+def parameter_names(model: nn.Module) -> list[str]:
+    """Names in the order in which the optimizer of `make_optimizer` holds the parameters."""
+    decayed, plain = _split(model)
+    return [name for name, _ in decayed + plain]
+
+
+def learning_rate(optim: Optim, step: int) -> float:
+    """The rate for the step after `step` finished ones: linear warmup, then half a cosine.
+
+    Reaches `lr` at the end of the warmup and `min_lr` at the last step.
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    last = max(1, optim.steps - 1 - optim.warmup_steps)
+    progress = min(1.0, (step - optim.warmup_steps) / last)
+    return optim.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (optim.lr - optim.min_lr)
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float, scale: float = 1.0) -> float:
+    """Shorten the gradient to global norm `limit` and return the norm it had.
+
+    A norm that is not finite leaves the gradients alone: clipping would spread one NaN to all.
+    `scale` is what the gradients are still multiplied by, and is divided out.
+    """
+    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
+    if scale != 1.0:
+        for parameter in with_grad:
+            parameter.grad.div_(scale)  # type: ignore[union-attr]
+    total = nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None])
+    norm = float(total)
+    if limit and math.isfinite(norm) and norm > limit:
+        nn.utils.clip_grads_with_norm_(with_grad, limit, total)
+    return norm
+
+
+def _split(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [n for n in named if n[1].dim() >= 2], [n for n in named if n[1].dim() < 2]

@@ -1,0 +1,187 @@
+"""Owns a run's folder: recipe, records, checkpoints with their pointers, and who may write there.
+
+    runs/<name>/ recipe.yaml  run.json  metrics.jsonl  loss.png  samples.txt
+                 checkpoints/step-000500/   best -> ...   last -> ...
+
+Nothing here trains. What is in a checkpoint belongs to `weights/folder.py` and `training/state.py`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2cli import disk, home
+from gpt2cli.errors import Gpt2Error, InputError, UsageError
+from gpt2cli.training.events import Event, as_record
+from gpt2cli.weights.folder import verify
+
+RECORD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples.txt"
+
+    @property
+    def plot(self) -> Path:
+        return self.folder / "loss.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / home.CHECKPOINTS
+
+    @property
+    def exists(self) -> bool:
+        return self.record.exists() or self.checkpoints.is_dir()
+
+
+def find_run(name: str, *, resume: bool) -> Run:
+    """The run called `name`, or kept in the folder `name`; new unless `resume`.
+
+    Raises UsageError where a new run would write over an old one, InputError where there is
+    nothing to resume.
+    """
+    run = Run(Path(name) if os.sep in name else home.runs() / name)
+    if resume and not run.exists:
+        raise InputError(
+            f"{run.folder}: there is no run to resume", fix="leave --resume out, or name the run with --name"
+        )
+    if run.exists and not resume:
+        raise UsageError(
+            f"{run.folder}: exists already",
+            "a new run never writes over an old one",
+            f"add --resume to continue it, or --name {_free_name(run.folder)} for a new one",
+        )
+    return run
+
+
+def sweep(run: Run) -> list[Path]:
+    """Delete what killed saves left behind. The caller holds the run's lock."""
+    return disk.sweep(run.folder) + (disk.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
+
+
+def save_checkpoint(run: Run, step: int, best_step: int, keep: int, write: Callable[[Path], None]) -> Path:
+    """Write checkpoint `step` through `write`, then move the pointers, then prune. Returns its path.
+
+    In that order: whenever this is cut short, `last` and `best` name whole checkpoints.
+    """
+    path = run.checkpoints / f"step-{step:06d}"
+    run.checkpoints.mkdir(exist_ok=True)
+    with disk.new_folder(path) as folder:
+        write(folder)
+    disk.point(run.folder / "last", path)
+    if best_step == step:
+        disk.point(run.folder / "best", path)
+    _prune(run, keep)
+    return path
+
+
+def newest_valid_checkpoint(run: Run) -> tuple[Path | None, list[Gpt2Error]]:
+    """The newest checkpoint whose every byte is as written, and what is wrong with newer ones.
+
+    Raises InputError where there are checkpoints and none is whole.
+    """
+    problems: list[Gpt2Error] = []
+    for path in reversed(home.checkpoints(run.folder)):
+        try:
+            verify(path)
+        except InputError as problem:
+            problems.append(problem)
+        else:
+            return path, problems
+    if problems:
+        raise InputError(
+            f"{run.folder}: none of its {len(problems)} checkpoints is whole",
+            problems[0].what,
+            "restore one from a copy, or start a new run with --name",
+        )
+    return None, []
+
+
+def append(run: Run, event: Event) -> None:
+    """Add one event to metrics.jsonl."""
+    line = json.dumps(as_record(event), allow_nan=False) + "\n"
+    with open(run.metrics, "a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def cut_records(run: Run, step: int) -> None:
+    """Make metrics.jsonl end where the checkpoint of `step` was saved; later lines never happened."""
+    kept = [line for line, record in _records(run) if record["step"] <= step]
+    disk.write_file(run.metrics, "".join(kept))
+
+
+def write_record(run: Run, session: dict[str, Any]) -> None:
+    """Add a session (a start or a resume) to run.json."""
+    sessions = _sessions(run)
+    disk.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
+
+
+def recorded_overrides(run: Run) -> list[str]:
+    """The overrides that the run was started with; a resume repeats them."""
+    sessions = _sessions(run)
+    return [str(item) for item in sessions[0].get("overrides", [])] if sessions else []
+
+
+def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, record) of metrics.jsonl; a torn last line, from a kill in mid-write, is left out."""
+    if not run.metrics.exists():
+        return
+    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and line.endswith("\n"):
+            yield line, record
+
+
+def _sessions(run: Run) -> list[dict[str, Any]]:
+    if not run.record.exists():
+        return []
+    try:
+        sessions = json.loads(run.record.read_text(encoding="utf-8"))["sessions"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}") from None
+    return list(sessions)
+
+
+def _prune(run: Run, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and those that a pointer names."""
+    pointed = {(run.folder / name).resolve() for name in ("best", "last")}
+    for path in home.checkpoints(run.folder)[:-keep]:
+        if path.resolve() not in pointed:
+            # Renamed first: a deletion cut short must leave no half checkpoint under its name.
+            disk.discard(path)
+
+
+def _free_name(folder: Path) -> str:
+    number = 2
+    while (folder.parent / f"{folder.name}-{number}").exists():
+        number += 1
+    return f"{folder.name}-{number}"

@@ -1,0 +1,159 @@
+"""Owns the assembly of one run: runtime, model, optimizer, task and progress, fresh or resumed.
+
+Everything that the loop needs is put together here, once, for a new run, a resumed one and a dry
+run alike. What a run's folder looks like is `run.py`'s business.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt2cli.data.batches import Windows
+from gpt2cli.data.stored import TokenData
+from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.recipe.loader import dump_recipe
+from gpt2cli.recipe.schema import PretrainRecipe
+from gpt2cli.runtime import Runtime, choose_runtime
+from gpt2cli.training.compiling import compile_blocks
+from gpt2cli.training.events import Event
+from gpt2cli.training.loop import train
+from gpt2cli.training.memory import explained
+from gpt2cli.training.optim import make_optimizer, parameter_names
+from gpt2cli.training.run import Run, save_checkpoint
+from gpt2cli.training.state import (
+    TENSORS,
+    Identity,
+    Progress,
+    read_facts,
+    read_moments,
+    refuse_differences,
+    write_state,
+)
+from gpt2cli.training.tasks import LanguageModeling
+from gpt2cli.weights.folder import load_model, read_manifest, write_manifest, write_model
+
+WORLD = 1  # ranks that train together
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that is ready to train. `notices` are sentences for the person who started it."""
+
+    recipe: PretrainRecipe
+    runtime: Runtime
+    data: TokenData
+    model: GPT2LMHead
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    task: LanguageModeling
+    progress: Progress
+    identity: Identity
+    notices: tuple[str, ...]
+
+    def events(self, run: Run, stop: Callable[[], int]) -> Iterator[Event]:
+        """Train to the end, saving into `run`."""
+        return train(
+            self.model,
+            self.task,
+            self.optimizer,
+            self.scaler,
+            self.progress,
+            self.recipe,
+            self.runtime,
+            save=lambda: self.save(run),
+            stop=stop,
+        )
+
+    def save(self, run: Run) -> Path:
+        """Save model and state as the checkpoint of the present step."""
+        names, progress = parameter_names(self.model), self.progress
+
+        def write(folder: Path) -> None:
+            hashes = write_model(folder, self.model, self.data.tokenizer, dump_recipe(self.recipe))
+            scaler = self.scaler.state_dict()
+            hashes |= write_state(folder, self.optimizer, names, progress, self.identity, scaler)
+            write_manifest(folder, hashes)
+
+        return save_checkpoint(run, progress.step, progress.best_step, self.recipe.checkpoint.keep, write)
+
+
+def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | None) -> Session:
+    """Build a fresh session, or the one that `checkpoint` (verified by the caller) continues.
+
+    Raises InputError where the checkpoint belongs to another run, ResourceError for want of memory.
+    """
+    config = recipe.model.config(data.tokenizer.n_vocab)
+    tokens = recipe.optim.steps * recipe.tokens_per_step
+    asked = recipe.run
+    # 6 floating-point operations a parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
+    work = 6.0 * config.n_parameters * tokens
+    runtime = choose_runtime(
+        asked.device, asked.precision, asked.threads, asked.compile, training=True, flops=work
+    )
+    notices = list(runtime.notices)
+    identity = identity_of(recipe, data)
+    progress, scaler_state = Progress(), {}
+    if checkpoint is not None:
+        progress, saved_identity, scaler_state = read_facts(checkpoint)
+        refuse_differences(saved_identity, identity)
+    with explained(recipe.batch):
+        if checkpoint is None:
+            model = new_model(config, recipe.seed, asked.attention)
+        else:
+            model = load_model(checkpoint, attention=asked.attention, dropout=recipe.model.dropout).model
+        model.to(runtime.device)
+        optimizer = make_optimizer(model, recipe.optim, runtime.device)
+        if checkpoint is not None:
+            sha256 = read_manifest(checkpoint)[TENSORS]
+            read_moments(checkpoint, optimizer, parameter_names(model), progress.updates, sha256)
+        scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        scaler.load_state_dict(scaler_state) if scaler_state else None
+        if runtime.compile and (notice := compile_blocks(model, recipe.batch.micro_batch, runtime)):
+            notices.append(notice)
+    return Session(
+        recipe=recipe,
+        runtime=runtime,
+        data=data,
+        model=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        task=_task(recipe, data, runtime),
+        progress=progress,
+        identity=identity,
+        notices=tuple(notices),
+    )
+
+
+def identity_of(recipe: PretrainRecipe, data: TokenData) -> Identity:
+    """What must be the same for a resumed run to end in the weights of an uninterrupted one."""
+    shards = "".join(shard.sha256 for shard in (*data.manifest.train, *data.manifest.validation))
+    config = recipe.model.config(data.tokenizer.n_vocab)
+    return {
+        "data": hashlib.sha256(shards.encode()).hexdigest()[:16],
+        "train tokens": data.train.n_tokens,
+        "vocabulary": data.tokenizer.fingerprint[:16],
+        "model.n_layer": config.n_layer,
+        "model.n_head": config.n_head,
+        "model.n_embd": config.n_embd,
+        "model.n_inner": config.mlp_width,
+        "model.context": config.n_positions,
+        "batch.micro_batch": recipe.batch.micro_batch,
+        "batch.accumulation": recipe.batch.accumulation,
+        "seed": recipe.seed,
+        "world size": WORLD,
+    }
+
+
+def _task(recipe: PretrainRecipe, data: TokenData, runtime: Runtime) -> LanguageModeling:
+    return LanguageModeling(
+        train=Windows(data.train, recipe.model.context, recipe.seed),
+        validation=data.validation,
+        micro_batch=recipe.batch.micro_batch,
+        accumulation=recipe.batch.accumulation,
+        n_evaluation_batches=recipe.eval.batches,
+        device=runtime.device,
+        world=WORLD,
+    )

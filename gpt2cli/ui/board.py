@@ -1,0 +1,47 @@
+"""Owns the optional TensorBoard record of a run: the numbers of the events as scalars."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gpt2cli.errors import UsageError
+from gpt2cli.training.events import EvalDone, Event, StepDone
+
+# event kind -> {tag: field}
+_SCALARS: dict[type, dict[str, str]] = {
+    StepDone: {"loss/train": "loss", "lr": "lr", "grad_norm": "grad_norm"},
+    EvalDone: {"loss/validation": "loss", "perplexity": "perplexity"},
+}
+
+
+class Board:
+    """A context manager. Switched off it writes nothing and imports nothing."""
+
+    def __init__(self, folder: Path, on: bool) -> None:
+        self._writer: Any = _open_writer(folder) if on else None
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, event: Event) -> None:
+        if self._writer is None:
+            return
+        for tag, field in _SCALARS.get(type(event), {}).items():
+            self._writer.add_scalar(tag, getattr(event, field), event.step)
+
+
+def _open_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError(
+            "log.tensorboard is true, but tensorboard is not installed",
+            fix="pip install 'gpt2cli[tensorboard]', or log.tensorboard=false",
+        ) from None
+    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]

@@ -1,0 +1,96 @@
+"""Owns how text reaches the terminal: two consoles, their styles, and THE sanitiser.
+
+stdout is data, stderr is talk. No markup is ever interpreted, so `[/x]` in a path is five
+characters and not a tag; style is given as `style="good"`. What is said is not known here.
+"""
+
+import sys
+
+from rich.console import Console
+from rich.text import Text
+from rich.theme import Theme
+
+from gpt2cli.errors import Gpt2Error
+
+THEME = Theme(
+    {
+        "good": "green",
+        "warn": "yellow",
+        "bad": "bold red",
+        "faint": "dim",
+        "strong": "bold",
+        "bar.complete": "cyan",
+        "bar.finished": "green",
+    },
+    inherit=True,
+)
+
+
+def out() -> Console:
+    """stdout: what a script would read."""
+    return _console(stderr=False)
+
+
+def err() -> Console:
+    """stderr: progress, notices, errors."""
+    return _console(stderr=True)
+
+
+def printable(text: str) -> str:
+    """The text with everything that could steer a terminal turned into something visible.
+
+    Newline and tab pass. Other C0 controls and DEL become their Unicode pictures (ESC is ␛), and
+    C1 controls, direction marks and overrides, line and paragraph separators and lone surrogates
+    become <U+009B>. Works character by character, so pieces of a stream may be passed one at a time.
+    """
+    return text.translate(_VISIBLE)
+
+
+def print_error(error: Gpt2Error) -> None:
+    """What happened, why, and what to type, on stderr: a line each, whatever a message holds."""
+    console = err()
+    parts = (("error", error.what, "bad"), ("why", error.why, ""), ("fix", error.fix, ""))
+    for label, text, style in parts:
+        if text:
+            line = printable(text).replace("\n", "␊").replace("\t", " ")
+            console.print(Text.assemble((f"{label}:", style or "faint"), f" {line}"))
+
+
+def make_streams_safe() -> None:
+    """Let stdout and stderr take any text: what their encoding lacks is written as \\u2603.
+
+    Called once, before anything is printed. Without it `PYTHONIOENCODING=ascii` ends in a traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a closed stream is None
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def is_terminal(console: Console) -> bool:
+    """Whether lines can be redrawn there; a dumb terminal counts as a file."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr,
+        theme=THEME,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        # Lines are wrapped by the terminal: a wrapped path in a log cannot be copied or found.
+        soft_wrap=True,
+        # Rich would also colour files when FORCE_COLOR is set. NO_COLOR and COLUMNS it respects.
+        force_terminal=stream is not None and stream.isatty(),
+    )
+
+
+_BIDIRECTIONAL = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_NAMED = [*range(0x80, 0xA0), 0x2028, 0x2029, *_BIDIRECTIONAL, *range(0xD800, 0xE000)]
+_VISIBLE = (
+    {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: "␡"}
+    | {code: f"<U+{code:04X}>" for code in _NAMED}
+)

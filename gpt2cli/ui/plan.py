@@ -1,0 +1,121 @@
+"""Owns what `--dry-run` shows: every resolved value and its origin, size, memory, time, first batch.
+
+Two real steps are timed on the session that it is given, whose weights are spent afterwards.
+"""
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from rich.table import Table
+
+from gpt2cli.recipe.schema import fields
+from gpt2cli.training.events import StepDone
+from gpt2cli.training.loop import take_step
+from gpt2cli.training.memory import estimate_bytes, explained
+from gpt2cli.training.session import Session
+from gpt2cli.ui.console import out, printable
+
+Row = tuple[str, str, str]
+MiB = 1 << 20
+
+
+def show_plan(session: Session, origins: Mapping[str, str]) -> None:
+    """Print the plan to stdout: it is the data that was asked for."""
+    _print_rows("value", _values(session, origins))
+    _print_rows("memory", _memory(session))
+    _print_rows("work", _work(session))
+    console = out()
+    console.print("first batch, decoded:", style="bold")
+    batch = session.task.batch(0, 0)
+    for row in batch.input_ids.tolist():
+        console.print(
+            f"  {printable(repr(session.data.tokenizer.decode(row)))}", markup=False, highlight=False
+        )
+
+
+def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
+    recipe = session.recipe.model_dump()
+
+    def value(key: str) -> object:
+        found: object = recipe
+        for part in key.split("."):
+            assert isinstance(found, dict)
+            found = found[part]
+        return found
+
+    rows = [(key, printable(str(value(key))), origins[key]) for key, _, _ in fields()]
+    chosen = session.runtime
+    resolved = {
+        "run.device": str(chosen.device),
+        "run.precision": chosen.precision,
+        "run.threads": str(chosen.threads),
+        "run.compile": "on" if chosen.compile else "off",
+    }
+    return [
+        (key, f"{text} -> {resolved[key]}" if resolved.get(key, text) != text else text, origin)
+        for key, text, origin in rows
+    ]
+
+
+def _memory(session: Session) -> list[Row]:
+    width = session.runtime.dtype.itemsize
+    parts = estimate_bytes(session.model.config, session.recipe.batch.micro_batch, width)
+    rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
+    return [
+        *rows,
+        ("in all", f"{sum(parts.values()) / MiB:,.0f} MiB", "estimate; the process itself adds about 400"),
+    ]
+
+
+def _work(session: Session) -> list[Row]:
+    recipe, data = session.recipe, session.data
+    per_step, epoch = recipe.tokens_per_step, session.task.train.n_windows * recipe.model.context
+    first, second = _timed(session)
+    left = timedelta(seconds=round(second.seconds * (recipe.optim.steps - session.progress.step)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return [
+        ("parameters", f"{session.model.config.n_parameters:,}", ""),
+        ("training tokens", f"{data.train.n_tokens:,}", f"validation {data.validation.n_tokens:,}"),
+        (
+            "tokens a step",
+            f"{per_step:,}",
+            f"{recipe.batch.micro_batch * recipe.batch.accumulation} sequences",
+        ),
+        ("steps", f"{recipe.optim.steps:,}", f"{recipe.optim.steps * per_step / epoch:.2f} epochs"),
+        ("tokens in all", f"{recipe.optim.steps * per_step:,}", ""),
+        ("loss at the start", f"{first.loss:.3f}", "of the first timed step"),
+        ("speed", f"{per_step / second.seconds:,.0f} tokens/s", "of the second timed step"),
+        ("time", str(left), "without evaluations and saves"),
+        ("peak memory", f"{peak / MiB:,.0f} MiB", "measured over the two steps"),
+    ]
+
+
+def _timed(session: Session) -> tuple[StepDone, StepDone]:
+    """Two steps; the first pays for everything that happens once."""
+    steps = []
+    for _ in range(2):
+        with explained(session.recipe.batch):
+            event = take_step(
+                session.model,
+                session.task,
+                session.optimizer,
+                session.scaler,
+                session.progress,
+                session.recipe,
+                session.runtime,
+            )
+        assert isinstance(event, StepDone), "fresh weights give finite losses"
+        steps.append(event)
+    return steps[0], steps[1]
+
+
+def _print_rows(title: str, rows: Sequence[Row]) -> None:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
+    for row in rows:
+        table.add_row(*(printable(cell) for cell in row))
+    out().print(table)
+    out().print()

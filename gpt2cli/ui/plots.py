@@ -1,0 +1,183 @@
+"""Owns the picture of a run: metrics.jsonl -> loss.png. It computes no metric.
+
+Figures are built through matplotlib's objects; pyplot would keep them in a global list, choose a
+window system and change the caller's settings.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from gpt2cli import disk
+
+_INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
+_TRAIN, _VALIDATION = "#3b82b8", "#d1495b"
+_SMOOTH_FROM = 200  # points; fewer are drawn as they are
+# A linear axis wastes its space on the first steps once the loss has fallen this much.
+_LOG_FROM_RATIO = 4.0
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points by step, oldest first; where a step was done twice (a resumed run), the later one."""
+
+    train: list[tuple[int, float]]
+    validation: list[tuple[int, float]]
+    tokens_per_step: float  # 0.0 where it is unknown
+
+
+def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool = True) -> bool:
+    """Draw training and validation loss (nats a token) over steps, and over tokens seen above.
+
+    `out` is replaced atomically by a PNG. False, and nothing is written, where there is no finite
+    loss to draw yet.
+    """
+    curves = read_curves(metrics)
+    if not curves.train and not curves.validation:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_train(axes, curves.train)
+    _draw_validation(axes, curves.validation)
+    _dress(axes, curves, title)
+    if tokens_axis and curves.tokens_per_step:
+        _add_tokens(axes, curves.tokens_per_step)
+    with disk.replacing_file(out) as file:
+        figure.savefig(file, format="png")
+    return True
+
+
+def read_curves(metrics: Path) -> Curves:
+    """The finite losses in a metrics.jsonl.
+
+    A line that is not a whole record is passed over: a kill tears the last one, and a picture
+    must not stop the run that is resumed after it.
+    """
+    train: dict[int, float] = {}
+    validation: dict[int, float] = {}
+    n_tokens = n_steps = 0
+    for record in _records(metrics):
+        step, loss = record.get("step"), record.get("loss")
+        if not _is_finite(step) or not _is_finite(loss):
+            continue
+        if record.get("event") == "StepDone":
+            train[int(step)] = float(loss)
+            if _is_finite(record.get("n_tokens")):
+                n_tokens, n_steps = n_tokens + int(record["n_tokens"]), n_steps + 1
+        elif record.get("event") == "EvalDone":
+            validation[int(step)] = float(loss)
+    return Curves(sorted(train.items()), sorted(validation.items()), n_tokens / n_steps if n_steps else 0.0)
+
+
+def _records(metrics: Path) -> Iterator[dict[str, Any]]:
+    with disk.open_regular(metrics) as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
+    # The bounds also refuse NaN, infinity and integers that no float holds.
+    return isinstance(value, int | float) and -1e18 < value < 1e18
+
+
+def _draw_train(axes: Any, points: list[tuple[int, float]]) -> None:
+    if not points:
+        return
+    steps, losses = zip(*points, strict=True)
+    noisy = len(points) >= _SMOOTH_FROM
+    style = {"linewidth": 0.8, "alpha": 0.35} if noisy else {"linewidth": 1.6}
+    marker = "o" if len(points) == 1 else None
+    axes.plot(steps, losses, color=_TRAIN, marker=marker, label=None if noisy else "training", **style)
+    if noisy:
+        axes.plot(steps, _smooth(losses), color=_TRAIN, linewidth=1.8, label="training, smoothed")
+
+
+def _smooth(values: tuple[float, ...]) -> list[float]:
+    """Moving mean. The window is centred, and at the steep start kept so by being narrower."""
+    reach = max(1, len(values) // 50)
+    total = [0.0]
+    for value in values:
+        total.append(total[-1] + value)
+    means = []
+    for i in range(len(values)):
+        first, last = i - min(reach, i), min(i + min(reach, i), len(values) - 1)
+        means.append((total[last + 1] - total[first]) / (last + 1 - first))
+    return means
+
+
+def _draw_validation(axes: Any, points: list[tuple[int, float]]) -> None:
+    if not points:
+        return
+    steps, losses = zip(*points, strict=True)
+    best_step, best = min(points, key=lambda point: point[1])
+    axes.plot(
+        steps,
+        losses,
+        color=_VALIDATION,
+        linewidth=1.6,
+        marker="o",
+        markersize=4 if len(points) <= 40 else 0,
+        # In the legend it cannot lie over a curve, as a label beside the point would.
+        label=f"validation, best {best:.3f} at step {best_step:,}",
+    )
+    axes.plot([best_step], [best], "o", color=_VALIDATION, markersize=9, markerfacecolor="none")
+
+
+def _dress(axes: Any, curves: Curves, title: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    losses = [loss for _, loss in [*curves.train, *curves.validation]]
+    if min(losses) > 0 and max(losses) / min(losses) >= _LOG_FROM_RATIO:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("loss (nats a token)", color=_INK)
+    if title:
+        # A dollar sign would begin TeX, and a bad formula would raise.
+        axes.set_title(title.replace("$", r"\$"), loc="left", color=_INK, fontsize=12, fontweight="bold")
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    axes.set_xlim(left=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_GREY)
+    axes.tick_params(which="both", color=_GREY, labelcolor=_INK, labelsize=9)
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="upper right")
+
+
+def _add_tokens(axes: Any, tokens_per_step: float) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    above = axes.secondary_xaxis(
+        "top",
+        functions=(lambda step: step * tokens_per_step, lambda tokens: tokens / tokens_per_step),
+    )
+    above.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
+    above.set_xlabel("tokens seen", color=_GREY, fontsize=9)
+    above.spines["top"].set_visible(False)
+    above.tick_params(color=_GRID, labelcolor=_GREY, labelsize=8)
+
+
+def _short_count(value: float) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,199 @@
+"""Owns what a person sees of a training run: events become a growing table over a progress bar on
+a terminal, and plain lines elsewhere. It reads events and decides nothing.
+"""
+
+import math
+import signal
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from gpt2cli.training.events import (
+    CheckpointSaved,
+    EvalDone,
+    Event,
+    SpikeSeen,
+    StepDone,
+    StepSkipped,
+    Stopped,
+)
+from gpt2cli.ui.console import is_terminal, printable
+
+# (heading, width) of the table on a terminal; narrower ones get the plain lines, under a bar.
+_COLUMNS = (
+    ("step", 11),
+    ("train loss", 10),
+    ("lr", 7),
+    ("grad norm", 9),
+    ("tok/s", 7),
+    ("val loss", 8),
+    ("perplexity", 10),
+)
+_TABLE_WIDTH = sum(width for _, width in _COLUMNS) + 2 * len(_COLUMNS) + 6
+
+
+class TrainingView:
+    """A context manager: `with TrainingView(...) as view: view.show(event)`.
+
+    A line appears every `log_every` steps, at the first step seen and at the last one. Tokens per
+    second are those of the steps since the line before; evaluations and saves are not in them.
+    """
+
+    def __init__(self, n_steps: int, console: Console, *, log_every: int, first_step: int = 0) -> None:
+        """`first_step` counts the steps that were done before, in a run that is resumed."""
+        self.n_steps, self.console, self.log_every = n_steps, console, log_every
+        self.live = is_terminal(console)
+        self.tabular = self.live and console.width >= _TABLE_WIDTH
+        self.first_step = self.step = first_step
+        self.best: EvalDone | None = None
+        self._n_tokens, self._seconds, self._rate = 0, 0.0, math.nan
+        self._said_one = False
+        self._progress = self._bar() if self.live else None
+        self._task = (
+            self._progress.add_task("", total=n_steps, completed=first_step) if self._progress else None
+        )
+
+    def __enter__(self) -> "TrainingView":
+        if self._progress:
+            self._progress.start()
+        if self.tabular:
+            self._line("  ".join(heading.rjust(width) for heading, width in _COLUMNS), "strong")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        _SHOW[type(event)](self, event)
+
+    def note(self, text: str, style: str = "") -> None:
+        """Print a text of any origin above the bar: a notice, a sample."""
+        self._line(printable(text), style)
+
+    def _step_done(self, event: StepDone) -> None:
+        self.step = event.step
+        self._n_tokens += event.n_tokens
+        self._seconds += event.seconds
+        due = event.step % self.log_every == 0 or event.step == event.n_steps or not self._said_one
+        if due:
+            self._rate = self._n_tokens / self._seconds if self._seconds > 0 else math.nan
+            self._n_tokens, self._seconds, self._said_one = 0, 0.0, True
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=event.step, rate=self._rate)
+        if not due:
+            return
+        loss, lr, norm = f"{event.loss:.3f}", f"{event.lr:.1e}", f"{event.grad_norm:.2f}"
+        rate = "" if math.isnan(self._rate) else f"{self._rate:,.0f}"
+        if self.tabular:
+            self._row(self._place(event.step), loss, lr, norm, rate)
+        else:
+            self._line(
+                f"{self._at(event.step)}  loss {loss}  lr {lr}  norm {norm}"
+                + (f"  {rate} tok/s" if rate else "")
+            )
+
+    def _eval_done(self, event: EvalDone) -> None:
+        self.best = event if event.is_best else self.best
+        loss, perplexity = f"{event.loss:.3f}", _perplexity(event.perplexity)
+        style = "good" if event.is_best else ""
+        if self.tabular:
+            row = [self._place(event.step), "", "", "", "", loss, perplexity]
+            self._row(*row, note="best" if event.is_best else "", style=style)
+        else:
+            best = "  best" if event.is_best else ""
+            self._line(f"{self._at(event.step)}  val loss {loss}  perplexity {perplexity}{best}", style)
+
+    def _checkpoint_saved(self, event: CheckpointSaved) -> None:
+        self.note(f"saved {event.path.name} in {event.seconds:.1f} s", "faint")
+
+    def _step_skipped(self, event: StepSkipped) -> None:
+        self.note(
+            f"warning: step {event.step} was skipped: loss {event.loss:.3f},"
+            f" gradient norm {event.grad_norm:.2f} "
+            f"({event.n_skipped} in a row; the run stops after {event.limit})",
+            "warn",
+        )
+
+    def _spike_seen(self, event: SpikeSeen) -> None:
+        self.note(
+            f"warning: the loss at step {event.step} is {event.loss:.3f},"
+            f" far above its recent {event.typical:.3f}",
+            "warn",
+        )
+
+    def _stopped(self, event: Stopped) -> None:
+        why = _REASONS.get(event.reason, event.reason).format(signal=_signal_name(event.signal))
+        best = f"; best validation loss {self.best.loss:.3f} at step {self.best.step}" if self.best else ""
+        self.note(f"{why} at step {event.step} of {self.n_steps}{best}", "strong")
+
+    def _row(self, *cells: str, note: str = "", style: str = "") -> None:
+        row = "  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=False))
+        self._line(f"{row}  {note}".rstrip(), style)
+
+    def _place(self, step: int) -> str:
+        return f"{step}/{self.n_steps}"
+
+    def _at(self, step: int) -> str:
+        return f"step {self._place(step)}"
+
+    def _line(self, text: str, style: str = "") -> None:
+        # Text, not str: Rich would read styles out of nothing here, and numbers stay uncoloured.
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+    def _bar(self) -> Progress:
+        """The bar, as much of it as fits. stdout is left alone: it is data."""
+        columns: list[ProgressColumn] = [_Steps(), TimeRemainingColumn(compact=True)]
+        if self.console.width >= 40:
+            columns.insert(0, BarColumn(bar_width=None))
+        if self.console.width >= 60:
+            columns += [TextColumn("left", markup=False), _Rate()]
+        return Progress(
+            *columns,
+            console=self.console,
+            redirect_stdout=False,
+            transient=True,
+            expand=True,
+            speed_estimate_period=600,  # seconds; the default of 30 knows nothing of slow steps
+        )
+
+
+class _Steps(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:.0f}/{task.total or 0:.0f}")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.fields.get("rate", math.nan)
+        return Text("" if math.isnan(rate) else f"{rate:,.0f} tok/s", style="faint")
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+_SHOW: dict[type, Callable[[TrainingView, Any], None]] = {
+    StepDone: TrainingView._step_done,
+    EvalDone: TrainingView._eval_done,
+    CheckpointSaved: TrainingView._checkpoint_saved,
+    StepSkipped: TrainingView._step_skipped,
+    SpikeSeen: TrainingView._spike_seen,
+    Stopped: TrainingView._stopped,
+}
+
+_REASONS = {
+    "finished": "finished",
+    "patience": "stopped early, as the validation loss no longer falls,",
+    "signal": "stopped by {signal}",
+}

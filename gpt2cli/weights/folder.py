@@ -1,0 +1,177 @@
+"""Owns the model folder: a Hugging Face GPT-2 folder with a manifest that proves its content.
+
+`config.json`, `model.safetensors` with Hugging Face's names and (in, out) matrices, tokenizer
+files, `recipe.yaml`, and `manifest.json` with the SHA-256 of each file, written last.
+transformers opens every folder written here; a folder without a manifest is somebody else's and
+is read without that proof. Training state beside the model belongs to `training/state.py`.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2cli import __version__
+from gpt2cli.disk import open_regular, sha256_of, write_file, write_json
+from gpt2cli.errors import InputError
+from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
+from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
+from gpt2cli.tokenizer.folder import load_tokenizer, save_tokenizer
+from gpt2cli.tokenizer.protocol import Tokenizer
+from gpt2cli.weights.tensor_file import read_tensors, write_tensors
+
+CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
+FORMAT = 1
+# Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
+# matrices of each block turn over here and nowhere else. attn.c_proj is square: saved the wrong
+# way round it loads without a complaint and computes nonsense.
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+HEAD = "lm_head.weight"  # the token embedding under its second name; not stored
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: GPT2LMHead
+    tokenizer: Tokenizer
+    folder: Path
+
+    @property
+    def config(self) -> GPT2Config:
+        return self.model.config
+
+
+def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: str) -> dict[str, str]:
+    """Write the model's files into an existing folder; returns {file name: SHA-256}.
+
+    For the caller to complete: add what else lies in the folder, then `write_manifest`.
+    """
+    tensors = {
+        name: tensor.T if name.endswith(TRANSPOSED) else tensor
+        for name, tensor in model.state_dict().items()
+        if name != HEAD
+    }
+    hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
+    write_json(folder / CONFIG, to_hugging_face(model.config, tokenizer.end_of_text))
+    write_file(folder / RECIPE, recipe)
+    names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
+    return hashes | {name: sha256_of(folder / name) for name in names}
+
+
+def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
+    """The last file of a folder: what is in it and which bytes."""
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256}
+        for name, sha256 in sorted(hashes.items())
+    }
+    write_json(folder / MANIFEST, {"format": FORMAT, "written_by": f"gpt2cli {__version__}", "files": files})
+
+
+def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None = None) -> LoadedModel:
+    """Load and verify a language model, in fp32 and evaluation mode, on the CPU.
+
+    `dropout` takes the place of the folder's rate, for whoever trains on. Raises InputError where a file is missing, damaged or fits the others badly.
+    """
+    config_values = _read_json(folder / CONFIG)
+    _refuse_other_heads(folder, config_values)
+    config = from_hugging_face(config_values)
+    if dropout is not None:
+        config = replace(config, dropout=dropout)
+    hashes = read_manifest(folder)
+    for name, sha256 in hashes.items():
+        if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
+            _check(folder / name, sha256)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.n_vocab != config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
+            "they were not made for each other",
+            "copy the tokenizer files that the model was trained with into the folder",
+        )
+    model = empty_model(config, attention)
+    tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
+    model.load_state_dict(_as_modules(folder / WEIGHTS, tensors, model), assign=True)
+    model.lm_head.weight = model.transformer.wte.weight
+    return LoadedModel(model.eval(), tokenizer, folder)
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """{file name: SHA-256}; empty for a folder that somebody else wrote."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    manifest = _read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: format {manifest.get('format')!r} is unknown",
+            f"this program, {__version__}, reads format {FORMAT}",
+            "pip install --upgrade gpt2cli",
+        )
+    try:
+        return {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(f"{path}: is not a manifest of a model folder") from None
+
+
+def verify(folder: Path) -> None:
+    """Check every file against the manifest. Raises InputError for the first that differs."""
+    hashes = read_manifest(folder)
+    if not hashes:
+        raise InputError(f"{folder}: has no manifest", "the save that made it was not finished")
+    for name, sha256 in hashes.items():
+        _check(folder / name, sha256)
+
+
+def _check(path: Path, sha256: str) -> None:
+    found = sha256_of(path)
+    if found != sha256:
+        raise InputError(
+            f"{path}: the content has changed since it was written",
+            f"SHA-256 is {found[:16]}..., the manifest says {sha256[:16]}...",
+            "restore the file from a copy, or use another checkpoint",
+        )
+
+
+def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
+    """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
+    wanted = model.state_dict()
+    named = {name: t.T if name.endswith(TRANSPOSED) and t.dim() == 2 else t for name, t in tensors.items()}
+    named.setdefault(HEAD, named.get("transformer.wte.weight", torch.empty(0)))
+    missing, extra = sorted(wanted.keys() - named.keys()), sorted(named.keys() - wanted.keys())
+    if missing or extra:
+        lists = [
+            f"{label}: {', '.join(names[:4])}"
+            for label, names in (("missing", missing), ("unknown", extra))
+            if names
+        ]
+        raise InputError(f"{path}: the tensors are not those of this GPT-2", "; ".join(lists))
+    for name, tensor in named.items():
+        if tensor.shape != wanted[name].shape:
+            raise InputError(
+                f"{path}: {name} has shape {list(tensor.shape)}",
+                f"config.json asks for {list(wanted[name].shape)}",
+            )
+    return {name: tensor.to(torch.float32).contiguous() for name, tensor in named.items()}
+
+
+def _refuse_other_heads(folder: Path, config: dict[str, Any]) -> None:
+    architectures = config.get("architectures") or ["GPT2LMHeadModel"]
+    if "GPT2LMHeadModel" not in architectures:
+        raise InputError(
+            f"{folder}: holds a {architectures[0]}, not a language model",
+            "it scores texts and has no output layer that could write one",
+            "gpt2 generate --model <a pretrained run or folder>",
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with open_regular(path) as file:
+        try:
+            value = json.loads(file.read(1 << 24))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: is not valid JSON", str(error)) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is not a JSON object")
+    return value

@@ -1,0 +1,62 @@
+"""What every test may use: pinned threads, a private home, and the command line in-process."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Two threads everywhere: bit-for-bit comparisons between processes need the same number.
+os.environ.update(OMP_NUM_THREADS="2", MKL_NUM_THREADS="2", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import torch
+
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from loud import loud
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees or leaves anything outside its own folder, nor the network."""
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path / "gpt2-home"))
+    monkeypatch.delenv("GPT2_RUNS", raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def gpt2(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`gpt2("pretrain", "verdict")` runs the command line in this process."""
+
+    def call(*arguments: str | Path) -> Outcome:
+        from gpt2cli.cli.app import run
+
+        capfd.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> GPT2Config:
+    return GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=50257)
+
+
+@pytest.fixture(scope="session")
+def loud_model(tiny_config: GPT2Config) -> GPT2LMHead:
+    """A random GPT-2 with weights of standard deviation 0.14. Do not change it."""
+    return loud(new_model(tiny_config, seed=1))

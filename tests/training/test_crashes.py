@@ -1,0 +1,121 @@
+"""Killed at any moment: between each two system calls of a save, and at random times in a process."""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runs import command, losses, tiny, weights_of, write_recipe
+
+from gpt2cli import disk, home
+from gpt2cli.training.run import Run, newest_valid_checkpoint, sweep
+from gpt2cli.training.session import open_session
+from gpt2cli.weights.folder import load_model
+
+WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree"}
+
+
+def die_at(n: int, act: Callable[[], object]) -> bool:
+    """Run `act` in a fork that kills itself at its n-th call to the file system; False if it ended first."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def step(event: str = "", arguments: object = ()) -> None:
+            nonlocal count
+            if event in WATCHED or event == "fsync":
+                count += 1
+                if count == n:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        fsync = os.fsync
+
+        def watched_fsync(descriptor: int) -> None:
+            step("fsync")
+            fsync(descriptor)
+
+        os.fsync = watched_fsync
+        sys.addaudithook(step)
+        act()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Saves step 9 over a run that holds 3 and 6, so that pointers move and step 3 is pruned."""
+    recipe, data = tiny(tmp_path, "optim.steps=9", "checkpoint.keep=2")
+    run = Run(tmp_path / "run")
+    session = open_session(recipe, data, None)
+    run.folder.mkdir()
+    for _ in session.events(run, lambda: 0):
+        if session.progress.step == 8:
+            break
+    session.progress.step = session.progress.best_step = 9
+    before = tmp_path / "before"
+    shutil.copytree(run.folder, before, symlinks=True)
+
+    n, ends = 1, set()
+    while die_at(n, lambda: session.save(run)):
+        checkpoint, problems = newest_valid_checkpoint(run)
+        assert checkpoint is not None and not problems, f"call {n} left a damaged checkpoint"
+        ends.add(checkpoint.name)
+        for pointer in (run.folder / "best", run.folder / "last"):
+            if pointer.is_symlink():
+                load_model(pointer.resolve())
+        load_model(home.best_checkpoint(run.folder))
+        sweep(run)
+        assert not list(run.folder.rglob(f"{disk.TEMPORARY}*"))
+        shutil.rmtree(run.folder)
+        shutil.copytree(before, run.folder, symlinks=True)
+        n += 1
+    assert n > 30, "the calls were not seen"
+    assert ends == {"step-000006", "step-000009"}, "it died both before and after the rename"
+    assert newest_valid_checkpoint(run)[0] == run.checkpoints / "step-000009"
+
+
+def kill_loop(folder: Path, kills: int, steps: int, seed: int) -> None:
+    """Start, kill at a random moment, resume, until the run is through; then compare with a whole one."""
+    recipe = write_recipe(folder)
+    saving_always = ["checkpoint.every=1", f"optim.steps={steps}", "eval.every=20"]
+    process = command("pretrain", recipe, *saving_always, "--name", folder / "whole")
+    assert process.wait(240) == 0, process.communicate()[1]
+    rng, run = random.Random(seed), Run(folder / "cut")
+    killed = 0
+    while killed < kills and not (run.checkpoints / f"step-{steps:06d}").exists():
+        resume = ["--resume"] if run.exists else []
+        process = command("pretrain", recipe, *([] if resume else saving_always), "--name", run.folder, *resume)
+        first = home.checkpoints(run.folder)[-1:]
+        # The start takes seconds in which nothing is saved; most kills should hit the saving.
+        deadline = time.monotonic() + 60
+        while home.checkpoints(run.folder)[-1:] == first and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.25)
+        process.kill()
+        process.communicate()
+        killed += 1
+        checkpoint, problems = newest_valid_checkpoint(run)
+        assert checkpoint is not None and not problems
+        load_model(checkpoint)
+    assert killed > kills // 2, "the run was through before it could be killed often"
+    process = command("pretrain", recipe, "--name", run.folder, "--resume")
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert not list(run.folder.rglob(f"{disk.TEMPORARY}*")), "an orphan outlived the next start"
+    assert losses(run.folder) == losses(folder / "whole")
+    assert weights_of(run.folder) == weights_of(folder / "whole")
+
+
+def test_killed_at_random_and_resumed_it_ends_in_the_same_bits(tmp_path: Path) -> None:
+    kill_loop(tmp_path, kills=2, steps=40, seed=random.randrange(10**6))
+
+
+@pytest.mark.proofs
+@pytest.mark.timeout(1800)
+def test_fifty_kills(tmp_path: Path) -> None:
+    kill_loop(tmp_path, kills=50, steps=400, seed=1)
