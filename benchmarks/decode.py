@@ -206,11 +206,11 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
 def _table(report: dict[str, Any]) -> str:
     machine = report["machine"]
     lines = [
-        f"GPT-2 {machine['size']}, {machine['new_tokens']} new tokens, batch 1, {machine['threads']} threads, "
+        f"GPT-2 {machine['size']}, {machine['new_tokens']} new tokens, batch 1, {machine['threads']} threads",
         f"torch {machine['torch']}, transformers {machine['transformers']}",
         f"cpu flags: {' '.join(machine['cpu_flags'])}",
         "",
-        "| precision | start | gpt2cli tok/s | transformers tok/s | decode ratio (range) | with prefill | prefill |",
+        "| precision | start | gpt2cli tok/s | transformers tok/s | ratio (range) | with prefill | prefill |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in report["results"]:

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 # Two threads everywhere: bit-for-bit comparisons between processes need the same number.
-os.environ.update(OMP_NUM_THREADS="2", MKL_NUM_THREADS="2", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    OMP_NUM_THREADS="2", MKL_NUM_THREADS="2", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+)
 
 import torch
+from loud import loud
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from loud import loud
 
 torch.set_num_threads(2)
 

@@ -62,8 +62,7 @@ def generate(
 ) -> None:
     """Continue a text with a model.
 
-    stdout gets the continuation alone; everything else is said on stderr. With --json, stdout
-    gets one JSON object a line for each continuation.
+    stdout gets the continuation alone, or with --json an object a line for each; stderr the rest.
     """
     import secrets
     import sys

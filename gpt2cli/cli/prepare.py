@@ -1,6 +1,7 @@
 """Owns `gpt2 prepare`: arguments in, progress on stderr, the folder's path on stdout."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ def prepare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Files, globs, directories of .txt and .md, .jsonl, .gz of these, .parquet; - for stdin.",
         ),
     ],
@@ -32,8 +33,8 @@ def prepare(
         ),
     ] = None,
     validation: Annotated[float, typer.Option(help="Fraction of the documents kept for validation.")] = 0.01,
-    shard_tokens: Annotated[int, typer.Option(help="Tokens in one file.")] = 100_000_000,
-    seed: Annotated[int, typer.Option(help="Of the draw of validation documents.")] = 1337,
+    shard_tokens: Annotated[int | None, typer.Option(help="Tokens in one file (100 million).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draw of validation documents.")] = None,
     block: Annotated[
         int, typer.Option(help="The context you will train with: less text than that is an error.")
     ] = 1024,
@@ -47,13 +48,11 @@ def prepare(
     from gpt2cli.ui.preparing import show_preparing
 
     console = err()
-    settings = Settings(
-        tokenizer=tokenizer,
-        text_fields=tuple(text_field or ["text"]),
-        validation=validation,
-        seed=seed,
-        shard_tokens=shard_tokens,
-    )
+    settings = Settings(tokenizer, tuple(text_field or ["text"]), validation)
+    if seed is not None:
+        settings = replace(settings, seed=seed)
+    if shard_tokens is not None:
+        settings = replace(settings, shard_tokens=shard_tokens)
     steps = prepare(
         sources,
         out,

@@ -111,9 +111,14 @@ def _open_data(recipe: "PretrainRecipe", offline: bool) -> "tuple[TokenData, dic
         validation=recipe.data.validation,
         text_fields=recipe.data.text_fields,
     )
-    folder = show_preparing(prepare_cached(found.paths, settings, block=recipe.model.context + 1), err()).out
+    folder = show_preparing(prepare_cached(found.paths, settings), err()).out
     data = open_tokens(folder)
-    origin = {"source": found.name, "origin": found.origin, "sha256": found.sha256, "tokens": str(folder)}
+    origin: dict[str, object] = {
+        "source": found.name,
+        "origin": found.origin,
+        "sha256": found.sha256,
+        "tokens": str(folder),
+    }
     return data, origin
 
 

@@ -114,7 +114,7 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
 def _path(argument: str) -> Found:
     path = Path(argument).expanduser()
     # Not Path.glob, which has no absolute patterns.
-    if os.path.lexists(path) or glob.glob(str(path), recursive=True):  # noqa: PTH207
+    if os.path.lexists(path) or glob.glob(str(path), recursive=True):
         return Found(argument, (path,), "path", None, None)
     near = difflib.get_close_matches(argument, CORPORA, n=1)
     raise InputError(

@@ -58,7 +58,8 @@ def expand(arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool =
 def total_bytes(sources: Iterable[Source]) -> int | None:
     """Size of all sources on disk, or None where standard input is one of them."""
     paths = [source.path for source in sources]
-    known = [path.stat().st_size for path in paths if path is not None]
+    # A missing file counts as nothing here; whoever opens it says so.
+    known = [path.stat().st_size if path.is_file() else 0 for path in paths if path is not None]
     return sum(known) if len(known) == len(paths) else None
 
 
@@ -73,7 +74,7 @@ def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[Source
         yield _source(path)  # a missing file is reported by whoever opens it
     else:
         # Not Path.glob, which has no absolute patterns.
-        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
+        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
         found = [match for match in matches if not match.is_dir() and not _under(str(match), out)]
         if not found:
             raise InputError(f"{argument}: no file matches", fix="ls, and correct the pattern")

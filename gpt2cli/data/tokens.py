@@ -76,11 +76,11 @@ def prepare(
     process writes in `out`.
     """
     _check_settings(settings)
+    _refuse_foreign(out)
     found = expand(sources, out=out, stdin_is_jsonl=stdin_is_jsonl)
     disk.require_writable(out)
     with disk.lock(out):
         disk.sweep(out)
-        _refuse_foreign(out)
         work = _Work(out, settings, block, workers or os.cpu_count() or 1, journal_seconds)
         yield from _prepare(work, found, force, None)
 
@@ -271,6 +271,8 @@ def _spooled(sources: Sequence[Source], work: _Work) -> Iterator[Sequence[Source
 
 def _refuse_foreign(out: Path) -> None:
     """Never write among files that are not ours: --force deletes."""
+    if not out.is_dir():
+        return
     strangers = [
         path.name
         for path in out.iterdir()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.layers import Block, KVCache
+from gpt2cli.model.layers import Block, Embedding, KVCache, Linear
 
 
 class GPT2(nn.Module):
@@ -20,8 +20,8 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config, attention: str = "sdpa") -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # token embedding, (V, C)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)  # position embedding
+        self.wte = Embedding(config.vocab_size, config.n_embd)  # token embedding, (V, C)
+        self.wpe = Embedding(config.n_positions, config.n_embd)  # position embedding
         self.h = nn.ModuleList(Block(config, layer, attention) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
@@ -58,7 +58,7 @@ class GPT2LMHead(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = GPT2(config, attention)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight  # tied: one (V, C) matrix reads and writes
 
     def forward(

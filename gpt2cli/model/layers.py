@@ -15,6 +15,21 @@ from torch import Tensor, nn
 from gpt2cli.model.config import GPT2Config
 
 
+class Linear(nn.Linear):
+    """nn.Linear that leaves its weights unset: `initialize` or a file fills them (see gpt2.py).
+
+    torch's own filling would be thrown away; for 124M it takes two seconds of every start.
+    """
+
+    def reset_parameters(self) -> None: ...
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding, unset for the same reason."""
+
+    def reset_parameters(self) -> None: ...
+
+
 class KVCache:
     """Keys and values of the positions seen so far, so that each token is computed once.
 
@@ -76,8 +91,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.layer, self.dropout = config.n_head, layer, config.dropout
         self.attend = ATTENTION[attention]
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v side by side
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # q, k and v side by side
+        self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
@@ -96,8 +111,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.c_fc = nn.Linear(config.n_embd, config.mlp_width)
-        self.c_proj = nn.Linear(config.mlp_width, config.n_embd)
+        self.c_fc = Linear(config.n_embd, config.mlp_width)
+        self.c_proj = Linear(config.mlp_width, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, mlp_width)
@@ -116,4 +131,5 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache, mask)  # (B, T, C)
-        return x + self.mlp(self.ln_2(x))  # (B, T, C)
+        x = x + self.mlp(self.ln_2(x))  # (B, T, C)
+        return x

@@ -22,7 +22,7 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: to
     if torch.is_grad_enabled():
         return _CrossEntropySum.apply(hidden, weight, targets, dtype)  # type: ignore[no-any-return,no-untyped-call]
     w = weight.to(dtype)
-    chunks = zip(hidden.to(dtype).split(CHUNK), targets.split(CHUNK), strict=True)
+    chunks = zip(torch.split(hidden.to(dtype), CHUNK), torch.split(targets, CHUNK), strict=True)
     return torch.stack([F.cross_entropy((h @ w.T).float(), t, reduction="sum") for h, t in chunks]).sum()
 
 
@@ -49,6 +49,6 @@ class _CrossEntropySum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden * grad, d_weight * grad, None, None

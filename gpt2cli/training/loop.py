@@ -27,7 +27,6 @@ from gpt2cli.training.events import (
     StepSkipped,
     Stopped,
 )
-from gpt2cli.training.memory import explained
 from gpt2cli.training.optim import clip_gradients, learning_rate
 from gpt2cli.training.state import RECENT, Progress
 from gpt2cli.training.tasks import Task
@@ -80,16 +79,15 @@ def train(
             yield Stopped(step, "patience")
             return
 
-        with explained(recipe.batch):
-            event = take_step(model, task, optimizer, scaler, progress, recipe, runtime)
+        event = take_step(model, task, optimizer, scaler, progress, recipe, runtime)
         yield event
         if isinstance(event, StepSkipped):
             if event.n_skipped > event.limit:
                 if saved < step:  # the weights are those of the last finite step
                     yield _save(progress, save)
                 raise DivergedError(
-                    f"training diverged at step {event.step}: {event.n_skipped} steps in a row were not finite",
-                    f"loss {event.loss:g}, gradient norm {event.grad_norm:g}; the last finite weights are saved",
+                    f"training diverged at step {event.step}: {event.n_skipped} steps in a row not finite",
+                    f"loss {event.loss:g}, gradient norm {event.grad_norm:g}; finite weights are saved",
                     f"resume with a smaller rate: --resume optim.lr={recipe.optim.lr / 3:.2g}",
                 )
         elif spike := _watch(progress, event):

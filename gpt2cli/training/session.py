@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,18 +55,19 @@ class Session:
     notices: tuple[str, ...]
 
     def events(self, run: Run, stop: Callable[[], int]) -> Iterator[Event]:
-        """Train to the end, saving into `run`."""
-        return train(
-            self.model,
-            self.task,
-            self.optimizer,
-            self.scaler,
-            self.progress,
-            self.recipe,
-            self.runtime,
-            save=lambda: self.save(run),
-            stop=stop,
-        )
+        """Train to the end, saving into `run`. Raises ResourceError where memory runs out."""
+        with explained(self.recipe.batch):
+            yield from train(
+                self.model,
+                self.task,
+                self.optimizer,
+                self.scaler,
+                self.progress,
+                self.recipe,
+                self.runtime,
+                save=lambda: self.save(run),
+                stop=stop,
+            )
 
     def save(self, run: Run) -> Path:
         """Save model and state as the checkpoint of the present step."""
@@ -95,7 +97,7 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
     )
     notices = list(runtime.notices)
     identity = identity_of(recipe, data)
-    progress, scaler_state = Progress(), {}
+    progress, scaler_state = Progress(), dict[str, Any]()
     if checkpoint is not None:
         progress, saved_identity, scaler_state = read_facts(checkpoint)
         refuse_differences(saved_identity, identity)
@@ -110,7 +112,8 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
             sha256 = read_manifest(checkpoint)[TENSORS]
             read_moments(checkpoint, optimizer, parameter_names(model), progress.updates, sha256)
         scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
-        scaler.load_state_dict(scaler_state) if scaler_state else None
+        if scaler_state:
+            scaler.load_state_dict(scaler_state)
         if runtime.compile and (notice := compile_blocks(model, recipe.batch.micro_batch, runtime)):
             notices.append(notice)
     return Session(

@@ -44,4 +44,4 @@ def _open_writer(folder: Path) -> Any:
             "log.tensorboard is true, but tensorboard is not installed",
             fix="pip install 'gpt2cli[tensorboard]', or log.tensorboard=false",
         ) from None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

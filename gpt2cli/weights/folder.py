@@ -72,7 +72,8 @@ def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
 def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None = None) -> LoadedModel:
     """Load and verify a language model, in fp32 and evaluation mode, on the CPU.
 
-    `dropout` takes the place of the folder's rate, for whoever trains on. Raises InputError where a file is missing, damaged or fits the others badly.
+    `dropout` takes the place of the folder's rate, for whoever trains on.
+    Raises InputError where a file is missing, damaged or fits the others badly.
     """
     config_values = _read_json(folder / CONFIG)
     _refuse_other_heads(folder, config_values)

@@ -86,7 +86,7 @@ def _read_and_hash(path: Path) -> tuple[memoryview, str]:
         view = memoryview(mmap.mmap(-1, size))
         digest, done = hashlib.sha256(), 0
         while done < size:
-            n = file.readinto(view[done : done + 4 * CHUNK])  # type: ignore[attr-defined]
+            n = file.readinto(view[done : done + 4 * CHUNK])
             if not n:
                 raise InputError(f"{path}: ended at byte {done} of {size}", "it changed while it was read")
             digest.update(view[done : done + n])
@@ -134,4 +134,4 @@ def _tensor(path: Path, name: str, entry: Any, data: memoryview) -> Tensor:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data

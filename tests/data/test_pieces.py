@@ -175,32 +175,9 @@ def test_what_would_hang_is_refused_at_once(place: str, tmp_path: Path) -> None:
     assert time.monotonic() - start < 1
 
 
-WORDLIKE = st.sampled_from(
-    [
-        "a",
-        "the",
-        "'s",
-        "don't",
-        "12",
-        "!",
-        "?!",
-        "é",
-        "数字",
-        "🚢",
-        " ",
-        "  ",
-        "\n",
-        "\n\n",
-        "\t",
-        "\r\n",
-        "\xa0",
-        "\u3000",
-        "\x1c",
-        "\u200b",
-        "\u2028",
-        "'",
-        " '",
-    ]
+WORDLIKE = st.one_of(
+    st.sampled_from(["a", "the", "'s", "don't", "12", "!", "?!", "é", "数字", "🚢", "'", " '"]),
+    st.sampled_from([" ", "  ", "\n", "\n\n", "\t", "\r\n", "\xa0", "\u3000", "\x1c", "\u200b", "\u2028"]),
 )
 
 

@@ -113,10 +113,10 @@ def damage(folder: Path, kind: str) -> None:
 def test_damage_is_found_when_the_folder_is_opened(kind: str, message: str, folder: Path) -> None:
     open_tokens(folder).close()
     damage(folder, kind)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(InputError, match=message):
         open_tokens(folder)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_odd_size_is_said_to_be_odd(folder: Path) -> None:

@@ -10,7 +10,7 @@ from gpt2cli.generation.engine import Step, generate
 from gpt2cli.generation.packing import pack_for_decoding
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.config import to_hugging_face
-from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.model.gpt2 import GPT2LMHead, initialize
 from gpt2cli.weights.folder import TRANSPOSED
 
 GREEDY = Decoding(temperature=0)
@@ -108,8 +108,9 @@ def test_nothing_is_computed_after_every_row_has_ended(model: GPT2LMHead) -> Non
 def test_each_token_goes_through_the_model_once(model: GPT2LMHead) -> None:
     seen: list[int] = []
     model.transformer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
-    run(model, [PROMPTS[2]], 10)
-    assert seen == [7] + [1] * 9
+    run(model, [PROMPTS[2]], LIMIT)
+    full = [7] + [1] * (LIMIT - 7)  # the context is used to its last place, then its half read again
+    assert seen == [*full, LIMIT // 2] + [1] * (LIMIT - len(full) - 1)
 
 
 @pytest.mark.parametrize("rows", [PROMPTS[:1], PROMPTS])
@@ -128,6 +129,7 @@ def test_a_context_of_one_position_still_continues(model: GPT2LMHead) -> None:
     config = copy.copy(model.config)
     object.__setattr__(config, "n_positions", 1)
     tiny = GPT2LMHead(config)
+    initialize(tiny, seed=0)
     steps = run(tiny, [[3]], 4)
     assert len(ids_of(steps)) == 4
     assert [step.window_moved for step in steps] == [False, True, True, True]

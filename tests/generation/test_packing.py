@@ -7,6 +7,7 @@ from gpt2cli.generation.engine import generate
 from gpt2cli.generation.packing import FEW_ROWS, PlainLinear, SplitLinear, pack_for_decoding
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.model.layers import Linear
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
@@ -64,7 +65,7 @@ def test_logits_of_a_packed_model_agree(model: GPT2LMHead) -> None:
         assert torch.allclose(pack_for_decoding(model)(ids), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, PlainLinear), (torch.float16, torch.nn.Linear)])
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, PlainLinear), (torch.float16, Linear)])
 def test_the_product_follows_the_precision(model: GPT2LMHead, dtype: torch.dtype, kind: type) -> None:
     packed = pack_for_decoding(model.to(dtype))
     assert type(packed.lm_head) is kind
@@ -74,4 +75,4 @@ def test_the_product_follows_the_precision(model: GPT2LMHead, dtype: torch.dtype
 
 def test_other_devices_are_left_alone(model: GPT2LMHead) -> None:
     packed = pack_for_decoding(model.to("meta"))
-    assert type(packed.lm_head) is torch.nn.Linear
+    assert type(packed.lm_head) is Linear

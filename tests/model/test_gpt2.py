@@ -68,7 +68,9 @@ def test_fresh_weights_have_the_stated_spread() -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    model = new_model(GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=8, vocab_size=50, dropout=0.5), 1)
+    model = new_model(
+        GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=8, vocab_size=50, dropout=0.5), 1
+    )
     ids = torch.arange(8)[None]
     model.train()
     assert not torch.equal(model(ids), model(ids))

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from loud import loud
 from torch.nn.functional import cross_entropy
 
 from gpt2cli.generation.engine import generate
 from gpt2cli.generation.sampling import Decoding
-from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.training.cross_entropy import cross_entropy_sum
-from loud import loud
 from gpt2cli.weights.folder import TRANSPOSED, load_model, write_manifest, write_model
 
 Reference = transformers.GPT2LMHeadModel
@@ -74,7 +74,9 @@ def test_loss_and_gradients_agree(loud_model: GPT2LMHead, theirs: Reference, ids
     for name, parameter in ours.named_parameters():
         wanted = reference[name].grad
         wanted = wanted.T if name.endswith(TRANSPOSED) else wanted
-        torch.testing.assert_close(parameter.grad, wanted, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, wanted, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_greedy_continuations_are_identical(loud_model: GPT2LMHead, theirs: Reference) -> None:
@@ -85,7 +87,12 @@ def test_greedy_continuations_are_identical(loud_model: GPT2LMHead, theirs: Refe
     for _ in range(4):
         prompt = torch.randint(0, 50257, (1, 16), generator=generator)
         wanted = reference.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=64,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )[0, 16:]
         steps = generate(model, [prompt[0].tolist()], Decoding(temperature=0.0), 64)
         assert [step.ids[0] for step in steps] == wanted.tolist()
@@ -121,4 +128,6 @@ def test_we_open_their_folder(theirs: Reference, ids: torch.Tensor, tmp_path: Pa
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)  # as they would store it
     ours = load_model(tmp_path)
     torch.testing.assert_close(ours.model(ids), theirs(ids).logits, atol=1e-4, rtol=0)
-    assert ours.tokenizer.encode("Every effort moves you") == gpt2_tokenizer().encode("Every effort moves you")
+    assert ours.tokenizer.encode("Every effort moves you") == gpt2_tokenizer().encode(
+        "Every effort moves you"
+    )

@@ -31,7 +31,9 @@ run: {{threads: 2, device: cpu}}
 def story(folder: Path) -> Path:
     """The bundled story as a file."""
     path = folder / "story.txt"
-    path.write_text(files("gpt2cli.bundled").joinpath("story.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    path.write_text(
+        files("gpt2cli.bundled").joinpath("story.txt").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     return path
 
 
@@ -50,7 +52,9 @@ def tiny(folder: Path, *overrides: str) -> tuple[PretrainRecipe, TokenData]:
     return recipe, open_tokens(out)
 
 
-def command(*arguments: str | Path, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+def command(
+    *arguments: str | Path, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
     """`gpt2 ...` in a process of its own, in the present folder."""
     return subprocess.Popen(
         [sys.executable, "-m", "gpt2cli", *map(str, arguments)],

@@ -17,7 +17,16 @@ from gpt2cli.training.run import Run, newest_valid_checkpoint, sweep
 from gpt2cli.training.session import open_session
 from gpt2cli.weights.folder import load_model
 
-WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree"}
+WATCHED = {
+    "open",
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.symlink",
+    "os.truncate",
+    "shutil.rmtree",
+}
 
 
 def die_at(n: int, act: Callable[[], object]) -> bool:
@@ -88,7 +97,9 @@ def kill_loop(folder: Path, kills: int, steps: int, seed: int) -> None:
     killed = 0
     while killed < kills and not (run.checkpoints / f"step-{steps:06d}").exists():
         resume = ["--resume"] if run.exists else []
-        process = command("pretrain", recipe, *([] if resume else saving_always), "--name", run.folder, *resume)
+        process = command(
+            "pretrain", recipe, *([] if resume else saving_always), "--name", run.folder, *resume
+        )
         first = home.checkpoints(run.folder)[-1:]
         # The start takes seconds in which nothing is saved; most kills should hit the saving.
         deadline = time.monotonic() + 60

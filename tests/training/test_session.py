@@ -172,7 +172,9 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
         ("model.n_layer=1", "model.n_layer: 2 -> 1"),
     ],
 )
-def test_a_resume_of_another_run_is_refused_with_the_differences(change: str, said: str, tmp_path: Path) -> None:
+def test_a_resume_of_another_run_is_refused_with_the_differences(
+    change: str, said: str, tmp_path: Path
+) -> None:
     recipe, data = tiny(tmp_path, "optim.steps=3")
     run = Run(tmp_path / "run")
     play(open_session(recipe, data, None), run)
@@ -201,7 +203,9 @@ def test_a_damaged_newest_checkpoint_falls_back_one(tmp_path: Path) -> None:
 
 
 def test_pruning_keeps_the_newest_the_best_and_the_last(tmp_path: Path) -> None:
-    recipe, data = tiny(tmp_path, "optim.steps=12", "checkpoint.every=1", "eval.every=100", "checkpoint.keep=2")
+    recipe, data = tiny(
+        tmp_path, "optim.steps=12", "checkpoint.every=1", "eval.every=100", "checkpoint.keep=2"
+    )
     run = Run(tmp_path / "run")
     session = open_session(recipe, data, None)
     run.folder.mkdir()
