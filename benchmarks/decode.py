@@ -11,14 +11,14 @@ Decode is the time from the first new token to the last; prefill is the time to 
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from peers import Peer, answer, described, machine
 
 ENGINES = ("gpt2cli", "transformers")
 Times = list[float]  # when each new token was there; the first entry is the start
@@ -42,7 +42,11 @@ def main() -> None:
     results = [
         result for precision in options.precisions.split(",") for result in _measure(options, precision)
     ]
-    report = {"machine": _machine(options), "results": results}
+    report = {
+        "machine": machine(options.threads),
+        "shape": f"GPT-2 {options.size}, {options.new_tokens} new tokens, batch 1",
+        "results": results,
+    }
     print(_table(report))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -50,13 +54,15 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace, precision: str) -> list[dict[str, Any]]:
     """Alternate the engines; one result a start."""
-    workers = {engine: _Worker(options, engine, precision) for engine in ENGINES}
+    shape = ["--precision", precision, "--size", options.size, "--threads", str(options.threads)]
+    workers = {engine: Peer(__file__, "--worker", engine, *shape) for engine in ENGINES}
     results = []
     for start in map(int, options.starts.split(",")):
         rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
         for n in range(-1, options.rounds):  # round -1 warms up and is not counted
             for engine in ENGINES if n % 2 else reversed(ENGINES):
-                times = workers[engine].run(start, options.new_tokens)
+                times = workers[engine].ask(f"{start} {options.new_tokens}")
+                assert len(times) == options.new_tokens + 1, "the engine made another number of tokens"
                 if n >= 0:
                     rounds[engine].append(
                         {
@@ -86,28 +92,6 @@ def _ratios(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, fl
     return found
 
 
-class _Worker:
-    """One engine in one precision in a process of its own."""
-
-    def __init__(self, options: argparse.Namespace, engine: str, precision: str) -> None:
-        command = [sys.executable, __file__, "--worker", engine, "--precision", precision]
-        command += ["--size", options.size, "--threads", str(options.threads)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def run(self, start: int, n: int) -> Times:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(f"{start} {n}\n")
-        self._process.stdin.flush()
-        times: Times = json.loads(self._process.stdout.readline())
-        assert len(times) == n + 1, "the engine made another number of tokens"
-        return times
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def _work(options: argparse.Namespace) -> None:
     """Answer every line "start n" with the times of a run."""
     import torch
@@ -116,7 +100,7 @@ def _work(options: argparse.Namespace) -> None:
     run = {"gpt2cli": _ours, "transformers": _theirs}[options.worker](options)
     for line in sys.stdin:
         start, n = map(int, line.split())
-        print(json.dumps(run(list(range(1000, 1000 + start)), n)), flush=True)
+        answer(run(list(range(1000, 1000 + start)), n))
 
 
 def _model(options: argparse.Namespace) -> Any:
@@ -185,30 +169,10 @@ def _theirs(options: argparse.Namespace) -> Callable[[list[int], int], Times]:
     return run
 
 
-def _machine(options: argparse.Namespace) -> dict[str, Any]:
-    import torch
-    import transformers
-
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    flags = next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "threads": options.threads,
-        "size": options.size,
-        "new_tokens": options.new_tokens,
-        "cpu_flags": sorted(f for f in flags if f.startswith(("avx", "amx", "fma"))),
-    }
-
-
 def _table(report: dict[str, Any]) -> str:
-    machine = report["machine"]
     lines = [
-        f"GPT-2 {machine['size']}, {machine['new_tokens']} new tokens, batch 1, {machine['threads']} threads",
-        f"torch {machine['torch']}, transformers {machine['transformers']}",
-        f"cpu flags: {' '.join(machine['cpu_flags'])}",
+        report["shape"],
+        described(report["machine"]),
         "",
         "| precision | start | gpt2cli tok/s | transformers tok/s | ratio (range) | with prefill | prefill |",
         "|---|---|---|---|---|---|---|",

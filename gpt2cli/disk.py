@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from gpt2cli.errors import InputError, ResourceError
 
 TEMPORARY = ".partial-"  # marks what an interrupted write left behind
+REPLACED = f"{TEMPORARY}old-"  # marks a whole folder that was about to be replaced
 CHUNK = 1 << 20
 
 
@@ -57,9 +58,8 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends; an existing `path` is replaced.
 
-    The files in it must be flushed by whoever writes them (`write_file` does). Replacing a
-    folder takes two renames, so between them a crash can leave `path` missing and the old
-    content under a temporary name; run checkpoints never replace, they only add.
+    The files in it must be flushed by whoever writes them (`write_file` does). Replacing a folder
+    takes two renames; after a crash between them `sweep` puts the old one back.
     """
     temporary = _temporary_for(path)
     temporary.mkdir(parents=True)
@@ -67,10 +67,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         flush_directory(temporary)
         if path.exists():
-            old = _temporary_for(path, "old-")
+            old = path.with_name(f"{REPLACED}{path.name}")
             os.rename(path, old)
-            os.rename(temporary, path)
-            shutil.rmtree(old)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                os.rename(old, path)
+                raise
+            discard(old)
         else:
             os.rename(temporary, path)
         flush_directory(path.parent)
@@ -91,13 +95,19 @@ def point(link: Path, target: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Delete a folder so that, cut short, no half of it is left under its own name."""
-    doomed = _temporary_for(folder, "old-")
+    doomed = _temporary_for(folder)
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Delete what interrupted writes left in `folder`. Only for the holder of its lock."""
+    """Delete what interrupted writes left in `folder`; a folder whose replacement did not come in
+    time gets its name back. Only for the holder of the folder's lock.
+    """
+    for old in folder.glob(f"{REPLACED}*"):
+        path = folder / old.name.removeprefix(REPLACED)
+        if not path.exists():
+            os.rename(old, path)
     orphans = sorted(folder.glob(f"{TEMPORARY}*"))
     for orphan in orphans:
         shutil.rmtree(orphan) if orphan.is_dir() and not orphan.is_symlink() else orphan.unlink()
@@ -184,8 +194,8 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _temporary_for(path: Path, tag: str = "") -> Path:
-    return path.with_name(f"{TEMPORARY}{tag}{path.name}-{os.getpid()}")
+def _temporary_for(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
 
 
 def _reason(error: OSError) -> str:

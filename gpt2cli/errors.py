@@ -47,3 +47,13 @@ class DivergedError(Gpt2Error):
     """Training or inference left the finite numbers."""
 
     exit_code = 6
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, Python or the system says in its own way that memory has run out."""
+    if isinstance(error, OSError):
+        return error.errno == 12  # ENOMEM
+    says = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in says)
+    )

@@ -56,7 +56,10 @@ def is_run(folder: Path) -> bool:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
+    folders = [path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir()]
+    return sorted(
+        (path for path in folders if path.name[5:].isdecimal()), key=lambda path: int(path.name[5:])
+    )
 
 
 def find_model(name: str | None) -> Path:

@@ -4,6 +4,7 @@
 other module is handed one and asks the machine nothing.
 """
 
+import ctypes
 import os
 import platform
 import shutil
@@ -16,6 +17,7 @@ from gpt2cli.errors import UsageError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Building kernels costs 10 to 40 s; below this many floating-point operations it never pays back.
 COMPILE_FROM_FLOPS = 2e13
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def choose_runtime(
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
     torch.set_num_threads(count)
+    if training and chosen.type == "cpu":
+        _keep_freed_memory()
     return Runtime(chosen, name, count, _choose_compile(compile, chosen, flops, notices), tuple(notices))
 
 
@@ -103,6 +107,18 @@ def _choose_precision(precision: str, device: torch.device, training: bool, noti
         notices.append("this GPU has no bf16; fp32 is used instead")
         return "fp32"
     return precision
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks for the next step.
+
+    By default each goes back to the kernel and returns page by page, zeroed: a quarter of the time
+    of a 124M training step. Other C libraries have no such switch and need none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

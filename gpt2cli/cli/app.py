@@ -18,7 +18,7 @@ import typer
 
 from gpt2cli import __version__, home
 from gpt2cli.cli import generate, prepare, pretrain, recipes
-from gpt2cli.errors import Gpt2Error, ResourceError, UsageError
+from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 from gpt2cli.ui.console import make_streams_safe, print_error
 
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
@@ -31,9 +31,9 @@ _RESOURCES = {
     errno.EROFS: ("the file system is read-only", "choose another place"),
     errno.EACCES: ("permission denied", "choose another place, or change the rights"),
     errno.EPERM: ("permission denied", "choose another place, or change the rights"),
-    errno.ENOMEM: ("out of memory", "close other programs, or use a smaller model or batch"),
     errno.EMFILE: ("too many open files", "ulimit -n 4096"),
 }
+_BAD_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
 
 app = typer.Typer(
     name="gpt2",
@@ -107,11 +107,13 @@ def explain(error: Exception) -> Gpt2Error:
         return error
     if isinstance(error, typer.TyperException):
         return UsageError(error.format_message().rstrip("."), fix=_help_for(error))
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return ResourceError("out of memory", fix="close other programs, or use a smaller model or batch")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
         why, fix = _RESOURCES[error.errno]
         return ResourceError(f"{error.filename or 'a file'}: {why}", str(error.strerror or error), fix)
+    if isinstance(error, OSError) and error.errno in _BAD_PATHS:
+        return InputError(f"{error.filename}: {str(error.strerror).lower()}", fix="name another path")
     return _our_bug(error)
 
 

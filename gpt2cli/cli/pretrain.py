@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpt2cli.data.stored import TokenData
+    from gpt2cli.recipe.loader import Loaded
     from gpt2cli.recipe.schema import PretrainRecipe
     from gpt2cli.training.run import Run
     from gpt2cli.training.session import Session
@@ -23,14 +24,16 @@ def pretrain(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, like optim.lr=3e-4.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the run, or a path. [default: the recipe's name]")
+        str | None,
+        typer.Option(
+            "--name", help="Name of the run, or a path; otherwise the recipe's name.", show_default=False
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run where its newest checkpoint is.")
     ] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show what would be trained, in what memory and time; write no run."),
+        bool, typer.Option("--dry-run", help="Show what would be trained, in what memory and time.")
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
 ) -> None:
@@ -40,36 +43,27 @@ def pretrain(
     from gpt2cli.recipe.loader import load_recipe
     from gpt2cli.training import run as runs
     from gpt2cli.training.session import open_session
-    from gpt2cli.ui.console import err
 
     given = list(overrides or [])
+    if dry_run:
+        _show_plan(load_recipe(recipe, given), offline)
+        return
     run = runs.find_run(name or _name_of(recipe), resume=resume)
     if resume:
         given = runs.recorded_overrides(run) + given
     loaded = load_recipe(recipe, given)
-    if dry_run:
-        from gpt2cli.ui.plan import show_plan
-
-        with _open_data(loaded.recipe, offline)[0] as data:
-            show_plan(open_session(loaded.recipe, data, None), loaded.origins)
-        return
-
     disk.require_writable(run.folder)
-    with (
-        disk.lock(run.folder),
-        polite_stop("finishing this step and saving; once more to leave at once") as stop,
-    ):
+    with disk.lock(run.folder):
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
+        if checkpoint and _nothing_to_do(checkpoint, loaded.recipe, run):
+            return
         data, origin = _open_data(loaded.recipe, offline)
-        with data:
+        with data, polite_stop("finishing this step and saving; once more to leave at once") as stop:
             session = open_session(loaded.recipe, data, checkpoint)
-            if _nothing_to_do(session, run):
-                return
-            _record(run, session, given, origin)
             for notice in session.notices:
-                err().print(f"note: {notice}", markup=False)
-            _train(session, run, stop)
+                _say(f"note: {notice}")
+            _train(session, run, stop, lambda: _record(run, session, checkpoint, given, origin))
 
 
 def _name_of(recipe: str) -> str:
@@ -84,113 +78,94 @@ def _name_of(recipe: str) -> str:
     return path.stem
 
 
+def _show_plan(loaded: "Loaded", offline: bool) -> None:
+    from gpt2cli.training.session import open_session
+    from gpt2cli.ui.plan import show_plan
+
+    with _open_data(loaded.recipe, offline)[0] as data:
+        session = open_session(loaded.recipe, data, None)
+        for notice in session.notices:
+            _say(f"note: {notice}")
+        show_plan(session, loaded.origins)
+
+
 def _resume_point(run: "Run") -> "Path | None":
     """The newest whole checkpoint; says which newer ones are damaged."""
     from gpt2cli.training.run import newest_valid_checkpoint
-    from gpt2cli.ui.console import err, printable
 
     checkpoint, problems = newest_valid_checkpoint(run)
     for problem in problems:
-        fallback = checkpoint.name if checkpoint else "the start"
-        err().print(f"warning: {printable(problem.what)}; going back to {fallback}", markup=False)
+        _say(f"warning: {problem.what}; going back to {checkpoint.name if checkpoint else 'the start'}")
     return checkpoint
+
+
+def _nothing_to_do(checkpoint: "Path", recipe: "PretrainRecipe", run: "Run") -> bool:
+    """Whether the run has come to its end, by its steps or by its patience; if so, say it."""
+    from gpt2cli.training.state import read_facts
+
+    progress, steps, patience = read_facts(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
+    if progress.step >= steps and progress.evaluated == progress.step:
+        _say(f"nothing to do: {run.folder} has finished its {steps} steps")
+        return True
+    if patience and progress.without_gain >= patience:
+        _say(f"nothing to do: {run.folder} stopped early; eval.patience={2 * patience} would go on")
+        return True
+    return False
 
 
 def _open_data(recipe: "PretrainRecipe", offline: bool) -> "tuple[TokenData, dict[str, object]]":
     """The recipe's text as tokens, prepared into the cache if need be, and where it came from."""
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.tokens import Settings, open_tokens, prepare_cached
-    from gpt2cli.ui.console import err, printable
+    from gpt2cli.ui.console import err
     from gpt2cli.ui.preparing import show_preparing
 
     found = find_corpus(recipe.data.source, offline=offline, allow_bundled=recipe.data.bundled)
     if found.warning:
-        err().print(f"warning: {printable(found.warning)}", markup=False)
+        _say(f"warning: {found.warning}")
     settings = Settings(
         tokenizer=recipe.data.tokenizer,
         validation=recipe.data.validation,
         text_fields=recipe.data.text_fields,
     )
     folder = show_preparing(prepare_cached(found.paths, settings), err()).out
-    data = open_tokens(folder)
     origin: dict[str, object] = {
         "source": found.name,
         "origin": found.origin,
         "sha256": found.sha256,
         "tokens": str(folder),
     }
-    return data, origin
+    return open_tokens(folder), origin
 
 
-def _nothing_to_do(session: "Session", run: "Run") -> bool:
-    from gpt2cli.ui.console import err
+def _train(session: "Session", run: "Run", stop: Callable[[], int], record: Callable[[], None]) -> None:
+    """Train and show it. `record` is called once nothing can be wrong with the command any more."""
+    import shlex
 
-    progress, steps = session.progress, session.recipe.optim.steps
-    if progress.step < steps or progress.evaluated != progress.step:
-        return False
-    err().print(f"nothing to do: {run.folder} has finished its {steps} steps", markup=False)
-    return True
-
-
-def _record(run: "Run", session: "Session", overrides: list[str], origin: dict[str, object]) -> None:
-    """Write recipe.yaml and a session into run.json; on a resume, say what changed and cut metrics.jsonl."""
-    import sys
-    import time
-
-    from gpt2cli import __version__, disk
-    from gpt2cli.recipe.loader import dump_recipe
-    from gpt2cli.runtime import describe_machine
-    from gpt2cli.training.run import cut_records, write_record
-    from gpt2cli.ui.console import err, printable
-
-    text, step = dump_recipe(session.recipe), session.progress.step
-    if run.recipe.exists():
-        before = run.recipe.read_text(encoding="utf-8").splitlines()
-        for line in text.splitlines():
-            if line not in before:
-                err().print(f"note: changed since the run began: {printable(line.strip())}", markup=False)
-    run.checkpoints.mkdir(exist_ok=True)
-    disk.write_file(run.recipe, text)
-    cut_records(run, step)
-    write_record(
-        run,
-        {
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": sys.argv,
-            "overrides": overrides,
-            "from_step": step,
-            "gpt2cli": __version__,
-            "machine": describe_machine(session.runtime),
-            "data": origin,
-        },
-    )
-
-
-def _train(session: "Session", run: "Run", stop: Callable[[], int]) -> None:
     from gpt2cli.training import run as runs
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.ui.board import Board
-    from gpt2cli.ui.console import err, out
+    from gpt2cli.ui.console import err, out, printable
     from gpt2cli.ui.plots import plot_losses
     from gpt2cli.ui.training import TrainingView
 
     recipe, first = session.recipe, session.progress.step
     prompt = _prompt(session)
     config, runtime = session.model.config, session.runtime
-    err().print(
-        f"{run.name}: {config.n_parameters:,} parameters, {session.data.train.n_tokens:,} training tokens, "
-        f"{runtime.device.type} {runtime.precision}, {runtime.threads} threads"
-        + (", compiled" if runtime.compile else ""),
-        markup=False,
-        highlight=False,
-    )
-    if first:
-        err().print(f"resuming after step {first}", markup=False, highlight=False)
     signal = 0
     with (
+        Board(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
-        Board(run.folder / "tensorboard", recipe.log.tensorboard) as board,
     ):
+        record()
+        view.note(
+            f"{run.name}: {config.n_parameters:,} parameters,"
+            f" {session.data.train.n_tokens:,} training tokens,"
+            f" {runtime.device.type} {runtime.precision}, {runtime.threads} threads"
+            + (", compiled" if runtime.compile else "")
+        )
+        if first:
+            view.note(f"resuming after step {first}")
         for event in session.events(run, stop):
             runs.append(run, event)
             board.write(event)
@@ -201,12 +176,46 @@ def _train(session: "Session", run: "Run", stop: Callable[[], int]) -> None:
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
                 signal = event.signal
-    out().print(str(run.folder), markup=False, highlight=False, soft_wrap=True)
+    out().print(printable(str(run.folder)))
     if signal:
-        err().print(f"to go on: gpt2 pretrain {run.recipe} --resume", markup=False, highlight=False)
+        _say(f"to go on: gpt2 pretrain {shlex.quote(str(run.recipe))} --resume")
         raise typer.Exit(128 + signal)
-    err().print(
-        f'try it: gpt2 generate --model {run.folder} "{recipe.eval.prompt}"', markup=False, highlight=False
+    _say(f"try it: gpt2 generate --model {shlex.quote(str(run.folder))} {shlex.quote(recipe.eval.prompt)}")
+
+
+def _record(
+    run: "Run", session: "Session", checkpoint: "Path | None", given: list[str], origin: dict[str, object]
+) -> None:
+    """Write recipe.yaml and run.json; on a resume, say what changed and cut what was never saved."""
+    import sys
+    import time
+
+    from gpt2cli import __version__, disk
+    from gpt2cli.recipe.loader import dump_recipe
+    from gpt2cli.runtime import describe_machine
+    from gpt2cli.training.run import cut_records, write_record
+
+    text, step = dump_recipe(session.recipe), session.progress.step
+    if checkpoint and run.recipe.exists():
+        before = run.recipe.read_text(encoding="utf-8").splitlines()
+        for line in text.splitlines():
+            if line not in before:
+                _say(f"note: changed since the run began: {line.strip()}")
+    run.checkpoints.mkdir(exist_ok=True)
+    disk.write_file(run.recipe, text)
+    cut_records(run, step if checkpoint else -1)
+    write_record(
+        run,
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "overrides": given,
+            "from_step": step,
+            "gpt2cli": __version__,
+            "machine": describe_machine(session.runtime),
+            "data": origin,
+        },
+        resumed=checkpoint is not None,
     )
 
 
@@ -227,16 +236,20 @@ def _sample(
     session: "Session", prompt: list[int], run: "Run", view: "TrainingView", stop: Callable[[], int]
 ) -> None:
     """Let the model write a little, on the screen and in samples.txt."""
+    import contextlib
+
+    from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import Decoding
     from gpt2cli.training.compiling import uncompiled
+    from gpt2cli.training.run import add_sample
 
     wanted, tokenizer = session.recipe.eval, session.data.tokenizer
     if not wanted.sample_tokens:
         return
     decoding = Decoding(temperature=wanted.temperature, top_k=wanted.top_k, seed=session.recipe.seed)
     ids: list[int] = []
-    with uncompiled():
+    with uncompiled(), contextlib.suppress(DivergedError):  # the loop itself will say what that means
         for step in generate(
             session.model, [prompt], decoding, wanted.sample_tokens, {tokenizer.end_of_text}
         ):
@@ -245,5 +258,11 @@ def _sample(
             ids += [token for token in step.ids if token is not None]
     text = wanted.prompt + tokenizer.decode(ids)
     view.note(text.replace("\n", " "), "faint")
-    with open(run.samples, "a", encoding="utf-8") as file:
-        file.write(f"--- step {session.progress.step} ---\n{text}\n\n")
+    add_sample(run, session.progress.step, text)
+
+
+def _say(text: str) -> None:
+    """A line on stderr, safe for a terminal whatever is in it."""
+    from gpt2cli.ui.console import err, printable
+
+    err().print(printable(text))

@@ -6,7 +6,6 @@ to do, and in which folder, `tokens.py` decides.
 
 import collections
 import contextlib
-import ctypes
 import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -39,8 +38,6 @@ from gpt2cli.data.tasks import Task, tasks
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.folder import save_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
-
-TRIM_EVERY = 32  # tasks: often enough to stay flat, too rare to be felt
 
 Phase = Literal["waiting", "vocabulary", "continuing", "tokens", "finishing", "done", "nothing to do"]
 
@@ -143,8 +140,6 @@ def _write_tokens(
             validation.flush()
             write_journal(job.out, journal)
             saved_at = time.monotonic()
-        if task.mark.n_tasks % TRIM_EVERY == 0:
-            _return_free_memory()
         yield _progress(job, "tokens", journal, start)
     if journal.mark.n_tasks < start.mark.n_tasks:
         _compare(start, journal.mark, tuple(found))
@@ -178,16 +173,6 @@ def _encoded(
                 yield first, future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _return_free_memory() -> None:
-    """Give freed pages back to the system, where the C library (glibc) keeps them.
-
-    Megabyte blocks of ever new sizes splinter its heap: 1 GB of text left 290 MB of holes behind.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
 
 
 def _both(encode: Encoder, task: Task) -> tuple[Ids, Ids]:

@@ -6,6 +6,7 @@ sources are read again from the start, which is fast, and only tasks not yet don
 """
 
 import contextlib
+import ctypes
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from gpt2cli.data.sources import Source
 
 TASK_CHARACTERS = 1 << 20
 TASK_PIECES = 1 << 13
+TRIM_CHARACTERS = 1 << 25  # often enough to stay flat, too rare to be felt
 
 
 @dataclass
@@ -35,7 +37,7 @@ def tasks(sources: Sequence[Source], settings: Settings, records: list[SourceRec
     for source in sources:
         reading = Reading(source, settings.text_fields)
         with contextlib.closing(reading):
-            for piece in reading.pieces():
+            for piece in returning_memory(reading.pieces()):
                 (task.validation if count.add(piece, settings) else task.train).append(piece)
                 size += len(piece.text)
                 if size >= TASK_CHARACTERS or len(task.train) + len(task.validation) >= TASK_PIECES:
@@ -46,6 +48,21 @@ def tasks(sources: Sequence[Source], settings: Settings, records: list[SourceRec
     if task.train or task.validation:
         task.mark = count.mark(len(records), 0, "")
         yield task
+
+
+def returning_memory(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces; now and then freed pages go back to the system, where glibc keeps them.
+
+    Megabyte blocks of ever new sizes splinter its heap: 1 GB of text left 290 MB of holes behind.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    size = 0
+    for piece in pieces:
+        size += len(piece.text)
+        if size > TRIM_CHARACTERS and trim:
+            trim(0)
+            size = 0
+        yield piece
 
 
 def record_of(source: Source) -> SourceRecord:

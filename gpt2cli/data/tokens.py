@@ -40,7 +40,7 @@ from gpt2cli.data.pipeline import Job, Progress, refuse_changed, run
 from gpt2cli.data.shards import dtype_for
 from gpt2cli.data.sources import Source, expand, total_bytes
 from gpt2cli.data.stored import TokenData, Tokens, open_tokens
-from gpt2cli.data.tasks import record_of
+from gpt2cli.data.tasks import record_of, returning_memory
 from gpt2cli.errors import Gpt2Error, ResourceError, UsageError
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
@@ -234,7 +234,7 @@ def _characters(
     n_read = n_bytes = 0
     for source in sources:
         with contextlib.closing(Reading(source, settings.text_fields)) as reading:
-            for piece in reading.pieces():
+            for piece in returning_memory(reading.pieces()):
                 seen.update(piece.text)
                 n_bytes += piece.n_bytes
                 yield Progress("vocabulary", out, n_read + reading.n_read, n_total, n_bytes=n_bytes)

@@ -56,7 +56,9 @@ def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | 
         logits = penalize_repetition(logits, seen, decoding.repetition_penalty)
     if decoding.temperature == 0:
         return logits.argmax(dim=-1)  # (B,)
-    logits = top_k(logits / decoding.temperature, decoding.top_k)
+    # The highest score becomes 0 first: divided by a tiny temperature it would leave the numbers.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / decoding.temperature
+    logits = top_k(logits, decoding.top_k)
     return draw(top_p(logits, decoding.top_p), uniforms)
 
 
@@ -98,11 +100,14 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """One id a row, (B,), with the probabilities softmax(logits).
 
     The inverse of the distribution function: the first token at which the running sum passes the
-    uniform number. In double precision, where a removed token never moves the sum.
+    uniform number. In double precision, where a removed token never moves the sum; Apple's GPUs
+    have none, so there the sum is the CPU's.
     """
-    sums = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)  # (B, V), rising
+    device = logits.device
+    probabilities = logits.softmax(dim=-1).to("cpu" if device.type == "mps" else device)
+    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)  # (B, V), rising
     targets = uniforms.to(sums).unsqueeze(1) * sums[:, -1:]  # (B, 1), below the last sum
-    return torch.searchsorted(sums, targets, right=True).squeeze(1)
+    return torch.searchsorted(sums, targets, right=True).squeeze(1).to(device)
 
 
 def row_generators(seed: int, n_rows: int) -> list[torch.Generator]:

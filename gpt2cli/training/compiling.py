@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from gpt2cli.errors import is_out_of_memory
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.runtime import Runtime
 
@@ -31,6 +32,8 @@ def compile_blocks(model: GPT2LMHead, n_rows: int, runtime: Runtime) -> str | No
             blocks[-1](x).sum().backward()
     except (RuntimeError, OSError, ImportError) as error:
         _undo(blocks)
+        if is_out_of_memory(error):
+            raise
         first_line = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         return f"torch.compile does not work here ({first_line}); running without it"
     finally:

@@ -45,10 +45,11 @@ class _CrossEntropySum(torch.autograd.Function):
             d_hidden[rows] = d @ w
             part = (d.T @ h).to(weight.dtype)  # (V, C)
             d_weight = part if d_weight is None else d_weight.add_(part)
-        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.gradients = (d_hidden, d_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad, d_weight * grad, None, None
+        d_hidden, d_weight = ctx.gradients
+        del ctx.gradients  # scaled in place: a second backward would scale them twice
+        return d_hidden.mul_(grad), d_weight.mul_(grad), None, None

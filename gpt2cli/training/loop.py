@@ -51,40 +51,40 @@ def train(
     `stop` is polled in every phase and returns a signal number, or 0; the loop then saves and
     ends. Raises DivergedError after too many steps in a row without a finite loss or gradient.
     """
-    saved = progress.step  # nothing new to save yet, be it a fresh run or a resumed one
-    n_steps = recipe.optim.steps
+    n_steps, every, patience = recipe.optim.steps, recipe.checkpoint.every, recipe.eval.patience
+    # What is on the disk: an evaluation changes the progress too. A fresh run has nothing there.
+    saved = (progress.step, progress.evaluated) if progress.step else None
     while True:
         step = progress.step
-        finished = step >= n_steps
         if signal := stop():
-            if saved != step or step == 0:
+            if saved != (step, progress.evaluated):
                 yield _save(progress, save)
             yield Stopped(step, "signal", signal)
             return
 
-        if progress.evaluated != step and (finished or step % recipe.eval.every == 0):
+        at_end = step >= n_steps
+        if progress.evaluated != step and (at_end or step % recipe.eval.every == 0):
             evaluated = evaluate(model, task, progress, runtime, stop)
             if evaluated is None:
                 continue  # interrupted: the top of the loop saves and ends
             yield evaluated
 
-        is_due = recipe.checkpoint.every and step % recipe.checkpoint.every == 0
-        if step > saved and (finished or is_due or progress.best_step == step):
+        out_of_patience = bool(patience) and progress.without_gain >= patience
+        ends = at_end or out_of_patience
+        is_due = step % every == 0 if every else progress.evaluated == step
+        if (ends or is_due or progress.best_step == step) and step and saved != (step, progress.evaluated):
             yield _save(progress, save)
-            saved = step
-        if finished:
-            yield Stopped(step, "finished")
-            return
-        if recipe.eval.patience and progress.without_gain >= recipe.eval.patience:
-            yield Stopped(step, "patience")
+            saved = (step, progress.evaluated)
+        if ends:
+            yield Stopped(step, "finished" if at_end else "patience")
             return
 
         event = take_step(model, task, optimizer, scaler, progress, recipe, runtime)
         yield event
         if isinstance(event, StepSkipped):
             if event.n_skipped > event.limit:
-                if saved < step:  # the weights are those of the last finite step
-                    yield _save(progress, save)
+                progress.skipped_in_a_row = 0  # a resume, at a smaller rate, may try as often again
+                yield _save(progress, save)  # the weights are those of the last finite step
                 raise DivergedError(
                     f"training diverged at step {event.step}: {event.n_skipped} steps in a row not finite",
                     f"loss {event.loss:g}, gradient norm {event.grad_norm:g}; finite weights are saved",
@@ -117,7 +117,7 @@ def take_step(
     model.train()
     loss = 0.0
     for micro, batch in enumerate(batches):
-        seed_dropout(recipe.seed, step, micro)
+        seed_dropout(recipe.seed, step, micro, task.rank)
         with torch.autocast(runtime.device.type, runtime.dtype, enabled=runtime.precision != "fp32"):
             loss_sum = task.loss_sum(model, batch, runtime.dtype)
         scaler.scale(loss_sum / n_targets).backward()  # type: ignore[no-untyped-call]
@@ -134,7 +134,9 @@ def take_step(
 
     progress.step += 1
     if not finite:
-        progress.skipped_in_a_row += 1
+        # In fp16 a gradient beyond the range only means that the loss scale must come down.
+        searching_scale = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
+        progress.skipped_in_a_row += not searching_scale
         return StepSkipped(progress.step, loss, norm, progress.skipped_in_a_row, recipe.run.max_bad_steps)
     progress.skipped_in_a_row = 0
     n_tokens = sum(batch.input_ids.numel() for batch in batches)
@@ -168,7 +170,7 @@ def evaluate(
     return EvalDone(progress.step, loss, perplexity, n_targets, is_best, time.perf_counter() - started)
 
 
-def seed_dropout(seed: int, step: int, micro: int, rank: int = 0) -> None:
+def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
     """Make dropout a function of (seed, step, micro batch, rank).
 
     Dropout draws from torch's global generator and takes no other. Seeding it before each forward

@@ -3,14 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 
-import torch
-
-from gpt2cli.errors import ResourceError
+from gpt2cli.errors import ResourceError, is_out_of_memory
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.recipe.schema import Batch
 from gpt2cli.training.cross_entropy import CHUNK
-
-_CPU_MESSAGES = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 @contextlib.contextmanager
@@ -18,10 +14,8 @@ def explained(batch: Batch) -> Iterator[None]:
     """Turn each way of running out of memory into one ResourceError with a recipe that needs less."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise out_of_memory(batch) from error
-    except RuntimeError as error:
-        if any(message in str(error) for message in _CPU_MESSAGES):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_out_of_memory(error):
             raise out_of_memory(batch) from error
         raise
 
@@ -29,7 +23,7 @@ def explained(batch: Batch) -> Iterator[None]:
 def out_of_memory(batch: Batch) -> ResourceError:
     """The error to show; the batch it proposes has as many sequences a step as before."""
     if batch.micro_batch == 1:
-        fix = "model.context=<half of it>, or a smaller model"
+        fix = "a smaller model.context, or a smaller model"
     else:
         # The largest proper divisor keeps the product exact; halves where it can.
         smaller = next(n for n in range(batch.micro_batch // 2, 0, -1) if batch.micro_batch % n == 0)

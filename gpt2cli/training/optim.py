@@ -42,16 +42,12 @@ def learning_rate(optim: Optim, step: int) -> float:
     return optim.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (optim.lr - optim.min_lr)
 
 
-def clip_gradients(parameters: Iterable[Tensor], limit: float, scale: float = 1.0) -> float:
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:
     """Shorten the gradient to global norm `limit` and return the norm it had.
 
     A norm that is not finite leaves the gradients alone: clipping would spread one NaN to all.
-    `scale` is what the gradients are still multiplied by, and is divided out.
     """
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
-    if scale != 1.0:
-        for parameter in with_grad:
-            parameter.grad.div_(scale)  # type: ignore[union-attr]
     total = nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None])
     norm = float(total)
     if limit and math.isfinite(norm) and norm > limit:

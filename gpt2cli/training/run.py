@@ -19,6 +19,7 @@ from gpt2cli.training.events import Event, as_record
 from gpt2cli.weights.folder import verify
 
 RECORD_FORMAT = 1
+SAMPLE_HEAD = "--- step "
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Run:
         return self.folder / home.CHECKPOINTS
 
     @property
-    def exists(self) -> bool:
-        return self.record.exists() or self.checkpoints.is_dir()
+    def has_checkpoint(self) -> bool:
+        return bool(home.checkpoints(self.folder))
 
 
 def find_run(name: str, *, resume: bool) -> Run:
@@ -67,13 +68,13 @@ def find_run(name: str, *, resume: bool) -> Run:
     nothing to resume.
     """
     run = Run(Path(name) if os.sep in name else home.runs() / name)
-    if resume and not run.exists:
+    if resume and not run.record.exists():
         raise InputError(
             f"{run.folder}: there is no run to resume", fix="leave --resume out, or name the run with --name"
         )
-    if run.exists and not resume:
+    if run.has_checkpoint and not resume:
         raise UsageError(
-            f"{run.folder}: exists already",
+            f"{run.folder}: holds a run already",
             "a new run never writes over an old one",
             f"add --resume to continue it, or --name {_free_name(run.folder)} for a new one",
         )
@@ -104,6 +105,7 @@ def save_checkpoint(run: Run, step: int, best_step: int, keep: int, write: Calla
 def newest_valid_checkpoint(run: Run) -> tuple[Path | None, list[Gpt2Error]]:
     """The newest checkpoint whose every byte is as written, and what is wrong with newer ones.
 
+    Newer, damaged ones are put aside as damaged-step-..., and the pointers leave them.
     Raises InputError where there are checkpoints and none is whole.
     """
     problems: list[Gpt2Error] = []
@@ -113,6 +115,8 @@ def newest_valid_checkpoint(run: Run) -> tuple[Path | None, list[Gpt2Error]]:
         except InputError as problem:
             problems.append(problem)
         else:
+            if problems:
+                _put_aside(run, path)
             return path, problems
     if problems:
         raise InputError(
@@ -130,22 +134,35 @@ def append(run: Run, event: Event) -> None:
         file.write(line)
 
 
+def add_sample(run: Run, step: int, text: str) -> None:
+    """Add what the model wrote at `step` to samples.txt."""
+    with open(run.samples, "a", encoding="utf-8") as file:
+        file.write(f"{SAMPLE_HEAD}{step} ---\n{text}\n\n")
+
+
 def cut_records(run: Run, step: int) -> None:
-    """Make metrics.jsonl end where the checkpoint of `step` was saved; later lines never happened."""
+    """Make metrics.jsonl and samples.txt end where `step` was saved; what came later never happened.
+
+    A step of -1 empties them.
+    """
     kept = [line for line, record in _records(run) if record["step"] <= step]
     disk.write_file(run.metrics, "".join(kept))
+    if run.samples.exists():
+        samples = ("\n" + run.samples.read_text(encoding="utf-8", errors="replace")).split("\n" + SAMPLE_HEAD)
+        early = [sample for sample in samples[1:] if int(sample.split(" ", 1)[0]) <= step]
+        disk.write_file(run.samples, "".join(f"{SAMPLE_HEAD}{sample.rstrip()}\n\n" for sample in early))
 
 
-def write_record(run: Run, session: dict[str, Any]) -> None:
-    """Add a session (a start or a resume) to run.json."""
-    sessions = _sessions(run)
+def write_record(run: Run, session: dict[str, Any], *, resumed: bool) -> None:
+    """Write a session (a start, or another resume) into run.json."""
+    sessions = _sessions(run) if resumed else []
     disk.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
 
 
 def recorded_overrides(run: Run) -> list[str]:
-    """The overrides that the run was started with; a resume repeats them."""
+    """The overrides of the newest session; a resume repeats them."""
     sessions = _sessions(run)
-    return [str(item) for item in sessions[0].get("overrides", [])] if sessions else []
+    return [str(item) for item in sessions[-1].get("overrides", [])] if sessions else []
 
 
 def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -178,6 +195,19 @@ def _prune(run: Run, keep: int) -> None:
         if path.resolve() not in pointed:
             # Renamed first: a deletion cut short must leave no half checkpoint under its name.
             disk.discard(path)
+
+
+def _put_aside(run: Run, whole: Path) -> None:
+    """Rename the damaged checkpoints newer than `whole`, and let no pointer name one of them."""
+    found = home.checkpoints(run.folder)
+    for path in found[found.index(whole) + 1 :]:
+        aside = path.with_name(f"damaged-{path.name}")
+        if aside.exists():
+            disk.discard(aside)
+        path.rename(aside)
+    for name in ("last", "best"):
+        if not (run.folder / name).exists():
+            disk.point(run.folder / name, whole)
 
 
 def _free_name(folder: Path) -> str:

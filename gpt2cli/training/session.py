@@ -6,7 +6,7 @@ run alike. What a run's folder looks like is `run.py`'s business.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from gpt2cli.data.batches import Windows
 from gpt2cli.data.stored import TokenData
+from gpt2cli.errors import DivergedError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.recipe.loader import dump_recipe
 from gpt2cli.recipe.schema import PretrainRecipe
@@ -70,7 +71,16 @@ class Session:
             )
 
     def save(self, run: Run) -> Path:
-        """Save model and state as the checkpoint of the present step."""
+        """Save model and state as the checkpoint of the present step.
+
+        Raises DivergedError for weights that are not finite: saved, they would push out whole ones.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise DivergedError(
+                f"the weights at step {self.progress.step} are not finite",
+                "the learning rate is far too high; the checkpoints before are kept",
+                f"resume with a smaller rate: --resume optim.lr={self.recipe.optim.lr / 10:.2g}",
+            )
         names, progress = parameter_names(self.model), self.progress
 
         def write(folder: Path) -> None:
@@ -87,6 +97,12 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
 
     Raises InputError where the checkpoint belongs to another run, ResourceError for want of memory.
     """
+    if recipe.data.tokenizer != data.tokenizer.name:
+        raise UsageError(
+            f"data.tokenizer is {recipe.data.tokenizer}, but the text is prepared with {data.tokenizer.name}",
+            f"{recipe.data.source} is a prepared folder, which keeps its own tokenizer",
+            f"data.tokenizer={data.tokenizer.name}, or prepare the text again",
+        )
     config = recipe.model.config(data.tokenizer.n_vocab)
     tokens = recipe.optim.steps * recipe.tokens_per_step
     asked = recipe.run
@@ -116,6 +132,7 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
             scaler.load_state_dict(scaler_state)
         if runtime.compile and (notice := compile_blocks(model, recipe.batch.micro_batch, runtime)):
             notices.append(notice)
+            runtime = replace(runtime, compile=False)
     return Session(
         recipe=recipe,
         runtime=runtime,

@@ -65,9 +65,16 @@ def read_facts(folder: Path) -> tuple[Progress, Identity, dict[str, Any]]:
     """Progress, identity and loss scaler of a checkpoint that `weights.folder.verify` has passed."""
     with open_regular(folder / FACTS) as file:
         facts = json.load(file)
-    values = dict(facts["progress"])
-    values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]
-    return Progress(**values), facts["identity"], facts["scaler"]
+    try:
+        values = dict(facts["progress"])
+        values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]
+        return Progress(**values), facts["identity"], facts["scaler"]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / FACTS}: is not what this version of gpt2cli saves",
+            str(error),
+            "resume with the version that began the run, which run.json names",
+        ) from None
 
 
 def read_moments(

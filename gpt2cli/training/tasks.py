@@ -28,6 +28,9 @@ class Batch:
 class Task(Protocol):
     """What the loop asks for."""
 
+    @property
+    def rank(self) -> int: ...
+
     def batch(self, step: int, micro: int) -> Batch: ...
 
     def evaluation_batches(self) -> Iterator[Batch]: ...

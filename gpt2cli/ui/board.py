@@ -17,8 +17,8 @@ _SCALARS: dict[type, dict[str, str]] = {
 class Board:
     """A context manager. Switched off it writes nothing and imports nothing."""
 
-    def __init__(self, folder: Path, on: bool) -> None:
-        self._writer: Any = _open_writer(folder) if on else None
+    def __init__(self, folder: Path, on: bool, first_step: int) -> None:
+        self._writer: Any = _open_writer(folder, first_step) if on else None
 
     def __enter__(self) -> "Board":
         return self
@@ -36,7 +36,7 @@ class Board:
             self._writer.add_scalar(tag, getattr(event, field), event.step)
 
 
-def _open_writer(folder: Path) -> Any:
+def _open_writer(folder: Path, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -44,4 +44,5 @@ def _open_writer(folder: Path) -> Any:
             "log.tensorboard is true, but tensorboard is not installed",
             fix="pip install 'gpt2cli[tensorboard]', or log.tensorboard=false",
         ) from None
-    return SummaryWriter(str(folder))
+    # What an interrupted run wrote beyond its checkpoint is no longer shown.
+    return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)

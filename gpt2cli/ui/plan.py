@@ -5,13 +5,13 @@ Two real steps are timed on the session that it is given, whose weights are spen
 
 import resource
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from rich.table import Table
 
 from gpt2cli.recipe.schema import fields
-from gpt2cli.training.events import StepDone
 from gpt2cli.training.loop import take_step
 from gpt2cli.training.memory import estimate_bytes, explained
 from gpt2cli.training.session import Session
@@ -72,8 +72,8 @@ def _memory(session: Session) -> list[Row]:
 def _work(session: Session) -> list[Row]:
     recipe, data = session.recipe, session.data
     per_step, epoch = recipe.tokens_per_step, session.task.train.n_windows * recipe.model.context
-    first, second = _timed(session)
-    left = timedelta(seconds=round(second.seconds * (recipe.optim.steps - session.progress.step)))
+    loss, seconds = _timed(session)
+    left = timedelta(seconds=round(seconds * (recipe.optim.steps - session.progress.step)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return [
         ("parameters", f"{session.model.config.n_parameters:,}", ""),
@@ -85,17 +85,18 @@ def _work(session: Session) -> list[Row]:
         ),
         ("steps", f"{recipe.optim.steps:,}", f"{recipe.optim.steps * per_step / epoch:.2f} epochs"),
         ("tokens in all", f"{recipe.optim.steps * per_step:,}", ""),
-        ("loss at the start", f"{first.loss:.3f}", "of the first timed step"),
-        ("speed", f"{per_step / second.seconds:,.0f} tokens/s", "of the second timed step"),
+        ("loss at the start", f"{loss:.3f}", "of the first timed step"),
+        ("speed", f"{per_step / seconds:,.0f} tokens/s", "of the second timed step"),
         ("time", str(left), "without evaluations and saves"),
         ("peak memory", f"{peak / MiB:,.0f} MiB", "measured over the two steps"),
     ]
 
 
-def _timed(session: Session) -> tuple[StepDone, StepDone]:
-    """Two steps; the first pays for everything that happens once."""
-    steps = []
+def _timed(session: Session) -> tuple[float, float]:
+    """Loss of a first step, which pays for what happens once, and seconds of a second one."""
+    losses, seconds = [], []
     for _ in range(2):
+        started = time.perf_counter()
         with explained(session.recipe.batch):
             event = take_step(
                 session.model,
@@ -106,9 +107,9 @@ def _timed(session: Session) -> tuple[StepDone, StepDone]:
                 session.recipe,
                 session.runtime,
             )
-        assert isinstance(event, StepDone), "fresh weights give finite losses"
-        steps.append(event)
-    return steps[0], steps[1]
+        losses.append(event.loss)
+        seconds.append(time.perf_counter() - started)
+    return losses[0], seconds[1]
 
 
 def _print_rows(title: str, rows: Sequence[Row]) -> None:

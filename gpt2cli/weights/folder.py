@@ -21,7 +21,7 @@ from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.tokenizer.folder import load_tokenizer, save_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.tensor_file import read_tensors, write_tensors
+from gpt2cli.weights.tensor_file import changed, read_tensors, write_tensors
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
 FORMAT = 1
@@ -29,6 +29,7 @@ FORMAT = 1
 # matrices of each block turn over here and nowhere else. attn.c_proj is square: saved the wrong
 # way round it loads without a complaint and computes nonsense.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"  # the token embedding under its second name; not stored
 
 
@@ -128,18 +129,18 @@ def verify(folder: Path) -> None:
 def _check(path: Path, sha256: str) -> None:
     found = sha256_of(path)
     if found != sha256:
-        raise InputError(
-            f"{path}: the content has changed since it was written",
-            f"SHA-256 is {found[:16]}..., the manifest says {sha256[:16]}...",
-            "restore the file from a copy, or use another checkpoint",
-        )
+        raise changed(path, found, sha256)
 
 
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
     """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
     wanted = model.state_dict()
     named = {name: t.T if name.endswith(TRANSPOSED) and t.dim() == 2 else t for name, t in tensors.items()}
-    named.setdefault(HEAD, named.get("transformer.wte.weight", torch.empty(0)))
+    embedding = named.get(EMBEDDING, torch.empty(0))
+    if not torch.equal(named.setdefault(HEAD, embedding), embedding):
+        raise InputError(
+            f"{path}: {HEAD} is not {EMBEDDING}", "GPT-2 reads and writes with one matrix; this model has two"
+        )
     missing, extra = sorted(wanted.keys() - named.keys()), sorted(named.keys() - wanted.keys())
     if missing or extra:
         lists = [

@@ -32,6 +32,7 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ALIGNMENT = 64  # bytes; what torch gives its own tensors
 _MAX_HEADER = 16 << 20  # bytes; GPT-2 XL needs 60 KB
 
 
@@ -48,7 +49,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         }
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    encoded += b" " * (-len(encoded) % 64)  # the data begins aligned, so that it can be used in place
+    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)  # the data begins aligned, to be used in place
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         for part in (len(encoded).to_bytes(8, "little"), encoded):
@@ -69,12 +70,17 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """
     block, digest = _read_and_hash(path)
     if sha256 is not None and digest != sha256:
-        raise InputError(
-            f"{path}: the content has changed since it was written",
-            f"SHA-256 is {digest[:16]}..., the manifest says {sha256[:16]}...",
-            "restore the file from a copy, or use another checkpoint",
-        )
+        raise changed(path, digest, sha256)
     return _parse(path, block)
+
+
+def changed(path: Path, found: str, wanted: str) -> InputError:
+    """The error for a file whose hash is not the one that was written down."""
+    return InputError(
+        f"{path}: the content has changed since it was written",
+        f"SHA-256 is {found[:16]}..., the manifest says {wanted[:16]}...",
+        "restore the file from a copy, or use another checkpoint",
+    )
 
 
 def _read_and_hash(path: Path) -> tuple[memoryview, str]:
@@ -105,11 +111,15 @@ def _parse(path: Path, block: memoryview) -> dict[str, Tensor]:
     if not isinstance(header, dict):
         raise InputError(f"{path}: the header is not a JSON object")
     header.pop("__metadata__", None)
-    data = block[8 + length :]
-    return {name: _tensor(path, name, entry, data) for name, entry in header.items()}
+    return {name: _tensor(path, name, entry, block, 8 + length) for name, entry in header.items()}
 
 
-def _tensor(path: Path, name: str, entry: Any, data: memoryview) -> Tensor:
+def _tensor(path: Path, name: str, entry: Any, block: memoryview, offset: int) -> Tensor:
+    """The tensor of one header entry; its data begins `offset` bytes into the file.
+
+    Offsets in the header count from there.
+    """
+    data = block[offset:]
     try:
         dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         n_elements = 1
@@ -127,9 +137,11 @@ def _tensor(path: Path, name: str, entry: Any, data: memoryview) -> Tensor:
     if not n_elements:
         raise InputError(f"{path}: {name!r} is empty", f"its shape is {shape}")
     raw = data[start:end]
-    if start % dtype.itemsize:  # torch wants aligned memory; files of others may be packed tighter
-        return torch.frombuffer(bytearray(raw), dtype=dtype).view(shape)
-    return torch.frombuffer(raw, dtype=dtype).view(shape)
+    if (start + offset) % dtype.itemsize:  # files of others may be packed tighter than torch allows
+        raw = memoryview(bytearray(raw))
+    tensor = torch.frombuffer(raw, dtype=dtype).view(shape)
+    # Products may round differently in memory of another alignment, and a resume must not.
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -66,6 +67,29 @@ def test_a_resume_repeats_the_overrides_and_says_what_changed(gpt2: Gpt2, recipe
     assert more.code == 0 and "changed since the run began: steps: 9" in more.err
     assert "resuming after step 6" in more.err and "lr" not in more.err.split("resuming")[0]
     assert sorted(losses(Path("runs/tiny"))) == list(range(1, 10))
+    third = gpt2("pretrain", "runs/tiny/recipe.yaml", "--resume")
+    assert third.code == 0 and "finished its 9 steps" in third.err, "the second session's overrides count"
+
+
+def full_disk(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_new_start_forgets_what_an_unsaved_one_wrote(
+    gpt2: Gpt2, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that died before its first save: the same command, with or without --resume, begins anew."""
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "save", full_disk)
+        assert gpt2("pretrain", recipe, *SHORT, "eval.sample_tokens=3").code == 4
+    for again in ([], ["--resume"]):
+        assert gpt2("pretrain", recipe, *SHORT, "eval.sample_tokens=3", *again).code == 0
+        run = Path("runs/tiny")
+        assert sorted(losses(run)) == list(range(1, 7))
+        assert (run / "samples.txt").read_text().count("--- step 0 ---") == 1
+        assert len(json.loads((run / "run.json").read_text())["sessions"]) == 1
+        if not again:
+            shutil.rmtree(run / "checkpoints")
 
 
 def test_nothing_to_resume(gpt2: Gpt2, recipe: Path) -> None:
@@ -93,6 +117,8 @@ def test_mistakes_are_named_before_any_training(
     assert done.code in (2, 3) and said in done.err, done
     assert done.err.count("\n") <= 4 and "Traceback" not in done.err
     assert not Path("runs/tiny/last").exists()
+    corrected = gpt2("pretrain", recipe, *SHORT)
+    assert corrected.code == 0, "a refused command must not stand in the way of the right one"
 
 
 def test_dry_run_shows_the_plan_and_writes_no_run(gpt2: Gpt2, recipe: Path) -> None:
@@ -110,6 +136,8 @@ def test_dry_run_shows_the_plan_and_writes_no_run(gpt2: Gpt2, recipe: Path) -> N
     ):
         assert said in done.out, said
     assert not Path("runs").exists()
+    assert gpt2("pretrain", recipe, *SHORT).code == 0
+    assert gpt2("pretrain", recipe, "--dry-run").code == 0, "a run of the name is no obstacle"
 
 
 def test_tensorboard_is_written_when_asked(gpt2: Gpt2, recipe: Path) -> None:

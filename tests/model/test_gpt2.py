@@ -61,10 +61,19 @@ def test_fresh_weights_have_the_stated_spread() -> None:
     block = model.transformer.h[2]
     assert block.attn.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.03)
     assert block.mlp.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(8), rel=0.03)
+    assert model.transformer.wte.weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert block.attn.c_proj.bias.abs().max() == 0 and block.ln_1.weight.min() == 1
     assert model.lm_head.weight is model.transformer.wte.weight
     assert torch.equal(model.lm_head.weight, same.lm_head.weight)
     assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
+
+
+@torch.no_grad()
+def test_a_fresh_124m_knows_nothing_and_says_so() -> None:
+    ids = torch.randint(0, 50257, (1, 257), generator=torch.Generator().manual_seed(6))
+    logits = new_model(PRESETS["124M"], 1337).eval()(ids[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).item()
+    assert loss == pytest.approx(math.log(50257), abs=0.1)
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -10,7 +10,7 @@ import torch
 from runs import tiny
 
 from gpt2cli import disk, home
-from gpt2cli.errors import DivergedError, InputError
+from gpt2cli.errors import DivergedError, InputError, UsageError
 from gpt2cli.training import events as ev
 from gpt2cli.training.run import Run, newest_valid_checkpoint
 from gpt2cli.training.session import Session, open_session
@@ -155,11 +155,63 @@ def test_a_spike_is_said_once_a_climb(tmp_path: Path) -> None:
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
-    recipe, data = tiny(tmp_path, "eval.every=2", "eval.patience=2", "optim.lr=1e-12", "optim.warmup_steps=0")
+    recipe, data = tiny(
+        tmp_path,
+        *("eval.every=2", "eval.patience=2", "optim.lr=1e-12", "optim.warmup_steps=0", "checkpoint.every=50"),
+    )
     session = open_session(recipe, data, None)
     session.progress.best_loss = 0.0
-    events = play(session, Run(tmp_path / "run"))
+    run = Run(tmp_path / "run")
+    events = play(session, run)
     assert events[-1] == ev.Stopped(2, "patience")
+    checkpoint, _ = newest_valid_checkpoint(run)
+    assert checkpoint is not None and checkpoint.name == "step-000002", "the end is saved"
+
+
+def test_a_signal_in_an_evaluation_loses_neither_the_evaluation_nor_the_best(tmp_path: Path) -> None:
+    recipe, data = tiny(tmp_path, "optim.steps=10", "checkpoint.every=0")
+    whole = Run(tmp_path / "whole")
+    wanted = [
+        event for event in play(open_session(recipe, data, None), whole) if isinstance(event, ev.EvalDone)
+    ]
+
+    session, run = open_session(recipe, data, None), Run(tmp_path / "cut")
+    asked = []
+
+    def stop() -> int:
+        """Asks for an end when the last step's evaluation is under way."""
+        asked.append(session.progress.step)
+        return 15 if asked.count(10) >= 2 else 0
+
+    first = play(session, run, stop)
+    assert isinstance(first[-1], ev.Stopped) and first[-1].signal == 15
+    assert not any(isinstance(event, ev.EvalDone) and event.step == 10 for event in first)
+    checkpoint, _ = newest_valid_checkpoint(run)
+    resumed = open_session(recipe, data, checkpoint)
+    second = [event for event in play(resumed, run) if isinstance(event, ev.EvalDone)]
+    assert [(e.step, e.loss) for e in second] == [(wanted[-1].step, wanted[-1].loss)]
+    assert (run.folder / "best").resolve().name == (whole.folder / "best").resolve().name == "step-000010"
+    again = open_session(recipe, data, newest_valid_checkpoint(run)[0])
+    assert again.progress.evaluated == 10
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    recipe, data = tiny(tmp_path, "optim.steps=6")
+    run = Run(tmp_path / "run")
+    session = open_session(recipe, data, None)
+    run.folder.mkdir()
+    with pytest.raises(DivergedError, match="weights at step 6 are not finite"):
+        for event in session.events(run, lambda: 0):
+            if isinstance(event, ev.StepDone) and event.step == 6:
+                next(session.model.parameters()).data[0, 0] = math.inf
+    assert [path.name for path in home.checkpoints(run.folder)] == ["step-000003"]
+
+
+def test_a_folder_prepared_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    _, data = tiny(tmp_path)
+    recipe, _ = tiny(tmp_path, "data.tokenizer=gpt2")
+    with pytest.raises(UsageError, match="but the text is prepared with chars"):
+        open_session(recipe, data, None)
 
 
 @pytest.mark.parametrize(
@@ -187,16 +239,20 @@ def test_a_damaged_newest_checkpoint_falls_back_one(tmp_path: Path) -> None:
     recipe, data = tiny(tmp_path, "optim.steps=9")
     run = Run(tmp_path / "run")
     play(open_session(recipe, data, None), run)
-    newest, before = sorted(home.checkpoints(run.folder), reverse=True)[:2]
-    for name in ("model.safetensors", "train_state.safetensors", "config.json"):
+    before, newest = home.checkpoints(run.folder)[-2:]
+    for name in ("model.safetensors", "train_state.safetensors", "config.json", "manifest.json"):
         path = newest / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
         found, problems = newest_valid_checkpoint(run)
-        assert found == before and name in problems[0].what
-        path.write_bytes(whole)
+        assert found == before and newest.name in problems[0].what
+        assert home.checkpoints(run.folder) == [before], "the damaged one no longer counts"
+        for pointer in ("best", "last"):
+            assert (run.folder / pointer).resolve() == before.resolve()
+        aside = newest.with_name(f"damaged-{newest.name}")
+        (aside / name).write_bytes(whole)
+        aside.rename(newest)
     (newest / "manifest.json").unlink()
-    assert newest_valid_checkpoint(run)[0] == before
     (before / "manifest.json").unlink()
     with pytest.raises(InputError, match="none of its 2 checkpoints is whole"):
         newest_valid_checkpoint(run)

@@ -1,0 +1,80 @@
+"""Words of a recipe become a machine's choices; what is missing is said and never fatal."""
+
+import shutil
+
+import pytest
+import torch
+
+from gpt2cli.errors import UsageError
+from gpt2cli.runtime import COMPILE_FROM_FLOPS, choose_runtime, describe_machine
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> object:
+    yield
+    torch.set_num_threads(2)
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = True
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("has", "device", "training", "decoding"),
+    [
+        ({"cuda": True, "mps": True}, "cuda", "bf16", "bf16"),
+        ({"cuda": True, "bf16": False}, "cuda", "fp32", "fp32"),
+        ({"mps": True}, "mps", "fp32", "fp32"),
+        ({}, "cpu", "bf16", "fp32"),
+        ({"bf16": False}, "cpu", "fp32", "fp32"),
+    ],
+)
+def test_auto_takes_what_the_machine_does_well(
+    has: dict[str, bool], device: str, training: str, decoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, **has)
+    chosen = choose_runtime(threads=2, training=True)
+    assert (chosen.device.type, chosen.precision, chosen.notices) == (device, training, ())
+    assert choose_runtime(threads=2).precision == decoding
+
+
+def test_what_is_missing_becomes_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda=True, bf16=False)
+    chosen = choose_runtime("cuda", "bf16", 2)
+    assert chosen.precision == "fp32" and "no bf16" in chosen.notices[0]
+    chosen = choose_runtime("cpu", "fp16", 2, training=True)
+    assert chosen.precision == "fp32" and "loss scaling" in chosen.notices[0]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    chosen = choose_runtime("cpu", "fp32", 2, "on")
+    assert not chosen.compile and "no C++ compiler" in chosen.notices[0]
+
+
+@pytest.mark.parametrize(
+    "words", [{"device": "tpu"}, {"device": "mps"}, {"precision": "int4"}, {"compile": "maybe"}]
+)
+def test_words_that_mean_nothing_are_refused(words: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch)
+    with pytest.raises(UsageError):
+        choose_runtime(**words)  # type: ignore[arg-type]
+
+
+def test_compiling_is_left_to_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    long, short = COMPILE_FROM_FLOPS * 2, COMPILE_FROM_FLOPS / 2
+    answers = {
+        (word, flops): choose_runtime("cpu", "fp32", 2, word, flops=flops).compile
+        for word in ("auto", "on", "off")
+        for flops in (long, short)
+    }
+    assert [word for word, yes in answers.items() if yes] == [("auto", long), ("on", long), ("on", short)]
+
+
+def test_a_record_of_the_machine_names_what_decides_speed_and_bits() -> None:
+    record = describe_machine(choose_runtime("cpu", "fp32", 2))
+    assert record["threads"] == 2 and record["torch"] == torch.__version__ and record["device"] == "cpu"

@@ -1,0 +1,57 @@
+"""Out of memory in every dialect is one error, with a batch that keeps the product."""
+
+import errno
+
+import pytest
+import torch
+
+from gpt2cli.errors import ResourceError
+from gpt2cli.model.config import PRESETS
+from gpt2cli.recipe.schema import Batch
+from gpt2cli.training.memory import estimate_bytes, explained, out_of_memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_each_dialect_is_understood(error: Exception) -> None:
+    with (
+        pytest.raises(ResourceError, match="out of memory with micro_batch 8"),
+        explained(Batch(micro_batch=8)),
+    ):
+        raise error
+
+
+def test_other_errors_pass() -> None:
+    for error in (RuntimeError("shape mismatch"), OSError(errno.ENOSPC, "full")):
+        with pytest.raises(type(error)), explained(Batch()):
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "accumulation", "fix"),
+    [
+        (8, 1, "micro_batch=4 batch.accumulation=2"),
+        (9, 2, "micro_batch=3 batch.accumulation=6"),
+        (7, 1, "micro_batch=1 batch.accumulation=7"),
+    ],
+)
+def test_the_proposal_keeps_the_sequences_of_a_step(micro_batch: int, accumulation: int, fix: str) -> None:
+    assert fix in out_of_memory(Batch(micro_batch=micro_batch, accumulation=accumulation)).fix
+
+
+def test_a_single_sequence_can_only_be_shorter() -> None:
+    assert "model.context" in out_of_memory(Batch(micro_batch=1)).fix
+
+
+def test_the_states_of_124m_are_sixteen_bytes_a_parameter() -> None:
+    parts = estimate_bytes(PRESETS["124M"], 2, 2)
+    states = parts["weights"] + parts["gradients"] + parts["AdamW moments"]
+    assert states == 16 * 124_439_808
+    assert sum(parts.values()) > states
