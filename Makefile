@@ -12,15 +12,14 @@ demo: .venv/runtime.stamp  ## train GPT-2 124M on a short story, then let it wri
 	@echo '$$ gpt2 pretrain recipes/verdict.yaml'
 	@$(BIN)/gpt2 pretrain recipes/verdict.yaml $(if $(wildcard runs/verdict/run.json),--resume)
 	@echo
-	@echo '# runs/verdict is the checkpoint with the lowest validation loss; runs/verdict/last knows the story by heart.'
-	@echo '$$ gpt2 generate "Every effort moves you" --model runs/verdict/last --max-new-tokens 50 --top-k 40 --temperature 0.8'
-	@$(BIN)/gpt2 generate "Every effort moves you" --model runs/verdict/last --max-new-tokens 50 --top-k 40 --temperature 0.8
+	@echo '$$ gpt2 generate "Every effort moves you" --model runs/verdict --max-new-tokens 50 --top-k 40 --temperature 0.8'
+	@$(BIN)/gpt2 generate "Every effort moves you" --model runs/verdict --max-new-tokens 50 --top-k 40 --temperature 0.8
 	@echo
 	@echo 'Look at runs/verdict/loss.png and runs/verdict/samples.txt. Then activate the environment and try:'
 	@echo '  source .venv/bin/activate'
 	@echo '  gpt2 pretrain recipes/shakespeare-char.yaml'
 	@echo '  gpt2 pretrain recipes/verdict.yaml optim.lr=3e-4 --name second-try'
-	@echo '  gpt2 generate "I had always thought" --model runs/verdict/last --num-samples 3'
+	@echo '  gpt2 generate "I had always thought" --model runs/verdict --num-samples 3'
 
 test: .venv/dev.stamp      ## the whole test suite
 	$(BIN)/python -m pytest
