@@ -117,6 +117,7 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
     if checkpoint is not None:
         progress, saved_identity, scaler_state = read_facts(checkpoint)
         refuse_differences(saved_identity, identity)
+    task = _task(recipe, data, runtime)  # refuses a text that is too short before any work
     with explained(recipe.batch):
         if checkpoint is None:
             model = new_model(config, recipe.seed, asked.attention)
@@ -140,7 +141,7 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
         model=model,
         optimizer=optimizer,
         scaler=scaler,
-        task=_task(recipe, data, runtime),
+        task=task,
         progress=progress,
         identity=identity,
         notices=tuple(notices),

@@ -178,7 +178,7 @@ def test_every_command_in_the_readme_is_one_that_the_program_takes(
     for words in [shlex.split(re.split(r"[|<>]", line)[0]) for line in lines]:
         if len(words) < 2 or any(word.isupper() and len(word) > 2 for word in words):
             continue  # a synopsis, not a command line
-        assert parses(words[1:]), words
+        assert parses(words[1:] if len(words) > 2 else [words[1], "--help"]), words
         parsed.append(words[1])
     assert {"prepare", "pretrain", "generate", "recipes"} <= set(parsed)
 

@@ -117,8 +117,8 @@ def test_check() -> None:
     assert stdout.startswith("ok ") and stdout.count("\n") == 1
     for part in (
         "124M (12 blocks, 12 heads, width 768)",
-        "90 steps of 512 tokens",
-        "lr 0.0003 to 4e-05",
+        "160 steps of 512 tokens",
+        "lr 0.0003 to 0.0002",
         "2 overridden",
     ):
         assert part in stdout
