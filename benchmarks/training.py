@@ -99,7 +99,7 @@ def _ours(options: argparse.Namespace) -> Callable[[], object]:
     from gpt2cli.data.batches import Windows
     from gpt2cli.model.gpt2 import new_model
     from gpt2cli.recipe.schema import Batch, Data, Model, Optim, PretrainRecipe
-    from gpt2cli.runtime import choose_runtime
+    from gpt2cli.runtime import choose_attention, choose_runtime
     from gpt2cli.training.compiling import compile_blocks
     from gpt2cli.training.loop import take_step
     from gpt2cli.training.optim import make_optimizer
@@ -122,7 +122,8 @@ def _ours(options: argparse.Namespace) -> Callable[[], object]:
     )
     compile = "off" if options.contestant.endswith("eager") else "on"
     runtime = choose_runtime("cpu", options.precision, options.threads, compile, training=True)
-    model = new_model(recipe.model.config(50257), 0)
+    attention = choose_attention("auto", runtime.device, options.context)
+    model = new_model(recipe.model.config(50257), 0, attention)
     if runtime.compile:
         problem = compile_blocks(model, options.batch, runtime)
         assert problem is None, problem

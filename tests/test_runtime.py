@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpt2cli.errors import UsageError
-from gpt2cli.runtime import COMPILE_FROM_FLOPS, choose_runtime, describe_machine
+from gpt2cli.runtime import COMPILE_FROM_FLOPS, choose_attention, choose_runtime, describe_machine
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,13 @@ def test_compiling_is_left_to_long_runs(monkeypatch: pytest.MonkeyPatch) -> None
         for flops in (long, short)
     }
     assert [word for word, yes in answers.items() if yes] == [("auto", long), ("on", long), ("on", short)]
+
+
+def test_attention_is_written_out_where_that_is_faster() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    chosen = [choose_attention("auto", device, n) for device in (cpu, cuda) for n in (256, 1024)]
+    assert chosen == ["formula", "sdpa", "sdpa", "sdpa"]
+    assert choose_attention("sdpa", cpu, 8) == "sdpa" and choose_attention("formula", cuda, 8) == "formula"
 
 
 def test_a_record_of_the_machine_names_what_decides_speed_and_bits() -> None:

@@ -181,8 +181,8 @@ class Run(Section):
     )
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether torch.compile is used")
     threads: CountOrNone = Field(default=0, description="CPU threads; 0 takes all cores")
-    attention: Literal["sdpa", "formula"] = Field(
-        default="sdpa", description="torch's fused kernel, or it written out"
+    attention: Literal["auto", "sdpa", "formula"] = Field(
+        default="auto", description="torch's fused kernel, it written out, or the faster one"
     )
     max_bad_steps: CountOrNone = Field(
         default=10, description="non-finite steps in a row before the run stops"

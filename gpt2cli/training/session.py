@@ -18,7 +18,7 @@ from gpt2cli.errors import DivergedError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.recipe.loader import dump_recipe
 from gpt2cli.recipe.schema import PretrainRecipe
-from gpt2cli.runtime import Runtime, choose_runtime
+from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
 from gpt2cli.training.compiling import compile_blocks
 from gpt2cli.training.events import Event
 from gpt2cli.training.loop import train
@@ -117,12 +117,13 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
     if checkpoint is not None:
         progress, saved_identity, scaler_state = read_facts(checkpoint)
         refuse_differences(saved_identity, identity)
+    attention = choose_attention(asked.attention, runtime.device, config.n_positions)
     task = _task(recipe, data, runtime)  # refuses a text that is too short before any work
     with explained(recipe.batch):
         if checkpoint is None:
-            model = new_model(config, recipe.seed, asked.attention)
+            model = new_model(config, recipe.seed, attention)
         else:
-            model = load_model(checkpoint, attention=asked.attention, dropout=recipe.model.dropout).model
+            model = load_model(checkpoint, attention=attention, dropout=recipe.model.dropout).model
         model.to(runtime.device)
         optimizer = make_optimizer(model, recipe.optim, runtime.device)
         if checkpoint is not None:
