@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from gpt2cli.errors import InputError, ResourceError
 
 TEMPORARY = ".partial-"  # marks what an interrupted write left behind
-REPLACED = f"{TEMPORARY}old-"  # marks a whole folder that was about to be replaced
+REPLACED = ".replaced-"  # marks a whole folder that was about to be replaced
 CHUNK = 1 << 20
 
 
@@ -106,7 +106,9 @@ def sweep(folder: Path) -> list[Path]:
     """
     for old in folder.glob(f"{REPLACED}*"):
         path = folder / old.name.removeprefix(REPLACED)
-        if not path.exists():
+        if path.exists():
+            discard(old)
+        else:
             os.rename(old, path)
     orphans = sorted(folder.glob(f"{TEMPORARY}*"))
     for orphan in orphans:

@@ -36,6 +36,10 @@ class Runtime:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
 
+    def autocast(self) -> torch.autocast:
+        """The block in which products over fp32 weights are computed in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.precision != "fp32")
+
 
 def choose_runtime(
     device: str = "auto",

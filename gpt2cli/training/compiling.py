@@ -27,7 +27,7 @@ def compile_blocks(model: GPT2LMHead, n_rows: int, runtime: Runtime) -> str | No
     try:
         with (
             warnings.catch_warnings(action="ignore"),
-            torch.autocast(runtime.device.type, runtime.dtype, enabled=runtime.precision != "fp32"),
+            runtime.autocast(),
         ):
             blocks[-1](x).sum().backward()
     except (RuntimeError, OSError, ImportError) as error:

@@ -118,7 +118,7 @@ def take_step(
     loss = 0.0
     for micro, batch in enumerate(batches):
         seed_dropout(recipe.seed, step, micro, task.rank)
-        with torch.autocast(runtime.device.type, runtime.dtype, enabled=runtime.precision != "fp32"):
+        with runtime.autocast():
             loss_sum = task.loss_sum(model, batch, runtime.dtype)
         scaler.scale(loss_sum / n_targets).backward()  # type: ignore[no-untyped-call]
         loss += loss_sum.item() / n_targets
@@ -157,7 +157,7 @@ def evaluate(
         for batch in task.evaluation_batches():
             if stop():
                 return None
-            with torch.autocast(runtime.device.type, runtime.dtype, enabled=runtime.precision != "fp32"):
+            with runtime.autocast():
                 total += task.loss_sum(model, batch, runtime.dtype).item()
             n_targets += task.n_targets(batch)
     loss = total / n_targets

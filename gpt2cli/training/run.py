@@ -8,6 +8,7 @@ Nothing here trains. What is in a checkpoint belongs to `weights/folder.py` and 
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from gpt2cli.training.events import Event, as_record
 from gpt2cli.weights.folder import verify
 
 RECORD_FORMAT = 1
-SAMPLE_HEAD = "--- step "
+SAMPLE_HEAD = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def append(run: Run, event: Event) -> None:
 def add_sample(run: Run, step: int, text: str) -> None:
     """Add what the model wrote at `step` to samples.txt."""
     with open(run.samples, "a", encoding="utf-8") as file:
-        file.write(f"{SAMPLE_HEAD}{step} ---\n{text}\n\n")
+        file.write(_sample(step, f"{text}\n\n"))
 
 
 def cut_records(run: Run, step: int) -> None:
@@ -148,9 +149,9 @@ def cut_records(run: Run, step: int) -> None:
     kept = [line for line, record in _records(run) if record["step"] <= step]
     disk.write_file(run.metrics, "".join(kept))
     if run.samples.exists():
-        samples = ("\n" + run.samples.read_text(encoding="utf-8", errors="replace")).split("\n" + SAMPLE_HEAD)
-        early = [sample for sample in samples[1:] if int(sample.split(" ", 1)[0]) <= step]
-        disk.write_file(run.samples, "".join(f"{SAMPLE_HEAD}{sample.rstrip()}\n\n" for sample in early))
+        _, *parts = SAMPLE_HEAD.split(run.samples.read_text(encoding="utf-8", errors="replace"))
+        early = zip(parts[::2], parts[1::2], strict=True)  # step, text
+        disk.write_file(run.samples, "".join(_sample(int(at), text) for at, text in early if int(at) <= step))
 
 
 def write_record(run: Run, session: dict[str, Any], *, resumed: bool) -> None:
@@ -163,6 +164,11 @@ def recorded_overrides(run: Run) -> list[str]:
     """The overrides of the newest session; a resume repeats them."""
     sessions = _sessions(run)
     return [str(item) for item in sessions[-1].get("overrides", [])] if sessions else []
+
+
+def _sample(step: int, text: str) -> str:
+    """One entry of samples.txt; SAMPLE_HEAD finds its first line again."""
+    return f"--- step {step} ---\n{text}"
 
 
 def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -46,6 +46,7 @@ class Session:
 
     recipe: PretrainRecipe
     runtime: Runtime
+    attention: str  # "sdpa" or "formula"
     data: TokenData
     model: GPT2LMHead
     optimizer: torch.optim.Optimizer
@@ -138,6 +139,7 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
     return Session(
         recipe=recipe,
         runtime=runtime,
+        attention=attention,
         data=data,
         model=model,
         optimizer=optimizer,

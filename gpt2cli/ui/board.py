@@ -45,4 +45,4 @@ def _open_writer(folder: Path, first_step: int) -> Any:
             fix="pip install 'gpt2cli[tensorboard]', or log.tensorboard=false",
         ) from None
     # What an interrupted run wrote beyond its checkpoint is no longer shown.
-    return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+    return SummaryWriter(str(folder), purge_step=first_step + 1)

@@ -52,6 +52,7 @@ def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
         "run.precision": chosen.precision,
         "run.threads": str(chosen.threads),
         "run.compile": "on" if chosen.compile else "off",
+        "run.attention": session.attention,
     }
     return [
         (key, f"{text} -> {resolved[key]}" if resolved.get(key, text) != text else text, origin)

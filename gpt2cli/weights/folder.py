@@ -137,10 +137,11 @@ def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> di
     wanted = model.state_dict()
     named = {name: t.T if name.endswith(TRANSPOSED) and t.dim() == 2 else t for name, t in tensors.items()}
     embedding = named.get(EMBEDDING, torch.empty(0))
-    if not torch.equal(named.setdefault(HEAD, embedding), embedding):
+    if HEAD in named and not torch.equal(named[HEAD], embedding):
         raise InputError(
             f"{path}: {HEAD} is not {EMBEDDING}", "GPT-2 reads and writes with one matrix; this model has two"
         )
+    named[HEAD] = embedding
     missing, extra = sorted(wanted.keys() - named.keys()), sorted(named.keys() - wanted.keys())
     if missing or extra:
         lists = [

@@ -133,6 +133,7 @@ def test_dry_run_shows_the_plan_and_writes_no_run(gpt2: Gpt2, recipe: Path) -> N
         "tokens/s",
         "epochs",
         "first batch",
+        "auto -> formula",
     ):
         assert said in done.out, said
     assert not Path("runs").exists()

@@ -12,7 +12,7 @@ from runs import tiny
 from gpt2cli import disk, home
 from gpt2cli.errors import DivergedError, InputError, UsageError
 from gpt2cli.training import events as ev
-from gpt2cli.training.run import Run, newest_valid_checkpoint
+from gpt2cli.training.run import Run, add_sample, cut_records, newest_valid_checkpoint
 from gpt2cli.training.session import Session, open_session
 from gpt2cli.training.tasks import Batch, LanguageModeling
 
@@ -273,3 +273,15 @@ def test_pruning_keeps_the_newest_the_best_and_the_last(tmp_path: Path) -> None:
     assert (run.folder / "best").resolve().name == "step-000003"
     assert (run.folder / "last").resolve().name == "step-000012"
     assert disk.sweep(run.checkpoints) == []
+
+
+def test_records_are_cut_where_the_checkpoint_was_saved_whatever_a_sample_says(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    texts = {0: "one\n--- step forward\n", 5: "two\n\n", 10: "three"}
+    for step, text in texts.items():
+        add_sample(run, step, text)
+    whole = run.samples.read_text()
+    cut_records(run, 5)
+    assert run.samples.read_text() == whole[: whole.index("--- step 10 ---")]
+    cut_records(run, -1)
+    assert run.samples.read_text() == ""
