@@ -4,54 +4,21 @@ output is known without a reference."""
 import io
 import json
 import os
-import re
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from speaking import CONTEXT, save_model_that_says
 
 from gpt2cli.cli import app
 from gpt2cli.generation.sampling import Decoding
-from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.folder import write_manifest, write_model
 
 HOSTILE = "a\x1b[2Jb\x1b]52;c;aGk=\x07c\rd\x08e\x9bf\u202eg😂"
-CONTEXT = 64
-
-
-def save_model_that_says(
-    folder: Path, text: str, tokenizer: Tokenizer | None = None, n_positions: int = CONTEXT
-) -> Path:
-    """A model folder whose likeliest token at place p is token p of `text`, then end-of-text.
-
-    Only positions matter: the blocks are zero, token embeddings are small and unit vectors apart
-    from their size, and a position's embedding points at the token to say.
-    """
-    tokenizer = tokenizer or gpt2()
-    config = GPT2Config(n_layer=1, n_head=1, n_embd=32, n_positions=n_positions, vocab_size=tokenizer.n_vocab)
-    model = GPT2LMHead(config)
-    targets = [*tokenizer.encode(text), tokenizer.end_of_text]
-    with torch.no_grad():
-        for parameter in model.transformer.h.parameters():
-            parameter.zero_()
-        tokens = torch.randn(config.vocab_size, 32, generator=torch.Generator().manual_seed(0))
-        tokens -= tokens.mean(dim=-1, keepdim=True)
-        tokens /= tokens.norm(dim=-1, keepdim=True)
-        model.transformer.wte.weight.copy_(tokens)
-        cycle = torch.tensor([targets[p % len(targets)] for p in range(n_positions)])
-        model.transformer.wpe.weight.copy_(1000 * tokens[cycle])
-    folder.mkdir(parents=True)
-    write_manifest(folder, write_model(folder, model, tokenizer, "task: pretrain\n"))
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -376,99 +343,3 @@ def test_the_defaults_in_the_help_are_those_of_decoding(capsys: pytest.CaptureFi
         "repetition_penalty": options.RepetitionPenaltyOption,
     }.items():
         assert get_args(option)[1].show_default == str(getattr(decoding, name))
-
-
-def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
-    command = [
-        sys.executable,
-        "-m",
-        "gpt2cli",
-        "generate",
-        "--model",
-        str(folder),
-        "--threads",
-        "1",
-        *arguments,
-    ]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), **environment},
-    )
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_the_text_so_far(tmp_path: Path, number: int, code: int) -> None:
-    folder = save_model_that_says(tmp_path / "model", " word" * CONTEXT)
-    for arguments in (["go"], ["go", "--json"]):
-        process = start(folder, *arguments, "-t", "0", "-n", "1000000")
-        assert process.stdout and process.stderr
-        first = b""
-        if "--json" in arguments:
-            process.stderr.readline()  # the window has moved, so there is text
-        else:
-            first = process.stdout.read(10)
-        process.send_signal(number)
-        rest, err = process.communicate(timeout=30)
-        assert process.returncode == code
-        assert b"Traceback" not in err and b"bug" not in err
-        if "--json" in arguments:
-            value = json.loads(rest)
-            assert value["finish_reason"] == "interrupted"
-            assert value["text"].startswith(" word word word")
-        else:
-            assert re.fullmatch(rb"( word)+\n", first + rest)
-
-
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    folder = save_model_that_says(tmp_path / "model", " word" * CONTEXT)
-    process = start(folder, "go", "-t", "0", "-n", "1000000")
-    assert process.stdout and process.stderr
-    process.stdout.read(10)
-    process.stdout.close()
-    assert process.wait(timeout=30) == 128 + signal.SIGPIPE
-    assert b"Broken" not in process.stderr.read()
-
-
-def test_an_ascii_terminal_gets_escapes_instead_of_a_crash(tmp_path: Path) -> None:
-    folder = save_model_that_says(tmp_path / "model", "joy 😂\x1b")
-    process = start(folder, "", "-t", "0", PYTHONIOENCODING="ascii", COLUMNS="20")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert out == b"joy \\U0001f602\\u241b\n"
-    assert b"\x1b" not in err
-
-
-def test_on_a_terminal_the_prompt_comes_before_and_the_pace_after(tmp_path: Path) -> None:
-    import pty
-
-    folder = save_model_that_says(tmp_path / "model", " one two\x1b")
-    parent, child = pty.openpty()
-    command = [
-        sys.executable,
-        "-m",
-        "gpt2cli",
-        "generate",
-        "--model",
-        str(folder),
-        " zero[/x]\x1b",
-        "-t",
-        "0",
-    ]
-    process = subprocess.Popen(
-        [*command, "--seed", "5"], stdin=child, stdout=child, stderr=child,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm", "NO_COLOR": "1"},
-    )  # fmt: skip
-    os.close(child)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(parent, 4096)
-        except OSError:  # what Linux says when the other side has closed
-            break
-    assert process.wait(timeout=60) == 0
-    text = re.sub(rb"\x1b\[[0-9;]*m", b"", shown).decode()
-    assert "\x1b" not in text
-    assert re.match(r"(?s) zero\[/x\]␛.*\r\n\d+ tokens, \d+ tokens/s, seed 5\r\n$", text)
