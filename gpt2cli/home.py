@@ -10,6 +10,18 @@ from pathlib import Path
 from gpt2cli.errors import InputError
 
 CHECKPOINTS = "checkpoints"
+# What people call OpenAI's models, and what they are called here: by their parameters, counted right.
+ALIASES = {
+    alias: size
+    for size, names in {
+        "124M": ("gpt2", "gpt2-small", "117M"),
+        "355M": ("gpt2-medium", "345M"),
+        "774M": ("gpt2-large", "762M"),
+        "1558M": ("gpt2-xl", "1542M", "1.5B"),
+    }.items()
+    for name in (size, *names)
+    for alias in (name.lower(), f"openai-community/{name}".lower())
+}
 
 
 def home() -> Path:
@@ -19,6 +31,11 @@ def home() -> Path:
 
 def models() -> Path:
     return home() / "models"
+
+
+def downloads() -> Path:
+    """What was downloaded, as it came: OpenAI's files, a folder each."""
+    return home() / "downloads"
 
 
 def corpora() -> Path:
@@ -41,9 +58,19 @@ def mirror() -> Path | None:
     return Path(value).expanduser() if value else None
 
 
+def canonical(name: str) -> str | None:
+    """One of OpenAI's sizes under any of its names as "124M", "355M", "774M" or "1558M"; else None."""
+    return ALIASES.get(name.lower())
+
+
 def runs() -> Path:
     """GPT2_RUNS, or ./runs: a run belongs to the project in which it was started."""
     return Path(os.environ.get("GPT2_RUNS") or "runs").expanduser()
+
+
+def model_place(name: str) -> Path:
+    """Where a downloaded or converted model of this name lives; "owner/name" becomes one folder."""
+    return models() / (canonical(name) or name.replace("/", "--"))
 
 
 def is_model(folder: Path) -> bool:
@@ -64,18 +91,25 @@ def checkpoints(run: Path) -> list[Path]:
 
 def find_model(name: str | None) -> Path:
     """The model folder that `name` means: a run (its best checkpoint), a folder, a name under
-    ./runs or GPT2_HOME/models; None is the newest of all of them.
+    ./runs or GPT2_HOME/models (OpenAI's sizes under each of their names); None is the newest of all.
 
     Raises InputError with what is there instead.
     """
     if name is None:
         return _newest()
-    for place in (Path(name).expanduser(), runs() / name, models() / name):
+    size = canonical(name)
+    for place in (Path(name).expanduser(), runs() / name, model_place(name)):
         if is_run(place):
             return best_checkpoint(place)
         if is_model(place):
             return place
     known = [path.name for path in _candidates()]
+    if size:
+        raise InputError(
+            f"{name}: this model is not here yet",
+            f"looked in {models()}" + (f"; there are {', '.join(known[:8])}" if known else ""),
+            f"gpt2 download {size}",
+        )
     raise InputError(
         f"{name}: no such model",
         f"looked for a folder of that name, in {runs()} and in {models()}",

@@ -30,7 +30,9 @@ def pack_for_decoding(model: GPT2LMHead) -> GPT2LMHead:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, product(child))
-    if product is SplitLinear:  # the token embedding shares the matrix of the output layer
+    if (
+        product is SplitLinear and model.config.tie_word_embeddings
+    ):  # the token embedding shares the matrix of the output layer
         model.transformer.wte = ColumnEmbedding(model.lm_head.weight)  # type: ignore[assignment]
     return model
 

@@ -25,6 +25,7 @@ class GPT2Config:
     dropout: float = 0.0  # one rate for embeddings, attention and residuals, in training only
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
+    tie_word_embeddings: bool = True  # the output layer is the token embedding, as OpenAI trained it
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width"):
@@ -47,12 +48,13 @@ class GPT2Config:
 
     @property
     def n_parameters(self) -> int:
-        """Parameters of the language model; the output layer shares the token embedding."""
+        """Parameters of the language model; a shared output layer counts once."""
         C, M = self.n_embd, self.mlp_width
         attention = C * 3 * C + 3 * C + C * C + C
         mlp = C * M + M + M * C + C
         block = attention + mlp + 4 * C  # two LayerNorms, weight and bias
-        return (self.vocab_size + self.n_positions) * C + self.n_layer * block + 2 * C
+        head = 0 if self.tie_word_embeddings else self.vocab_size * C
+        return (self.vocab_size + self.n_positions) * C + self.n_layer * block + 2 * C + head
 
 
 # Radford et al. 2019, table 2; the parameter counts are those of the published files.
@@ -71,7 +73,6 @@ _FIXED = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False,
-    "tie_word_embeddings": True,
     "add_cross_attention": False,
 }
 
@@ -103,6 +104,10 @@ def from_hugging_face(values: dict[str, Any]) -> GPT2Config:
     known = {name: values[name] for name in GPT2Config.__dataclass_fields__ if name in values}
     for name, value in known.items():
         if name == "n_inner" and value is None:
+            continue
+        if name == "tie_word_embeddings":
+            if not isinstance(value, bool):
+                raise InputError(f"config.json: {name} is {value!r}", "true or false is needed here")
             continue
         wanted = (int, float) if name in ("layer_norm_epsilon", "initializer_range") else int
         if not isinstance(value, wanted) or isinstance(value, bool):

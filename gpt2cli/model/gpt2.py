@@ -59,7 +59,12 @@ class GPT2LMHead(nn.Module):
         self.config = config
         self.transformer = GPT2(config, attention)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight  # tied: one (V, C) matrix reads and writes
+        self.tie()
+
+    def tie(self) -> None:
+        """Let one (V, C) matrix read and write; again after either name was given other memory."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
 
     def forward(
         self,
@@ -81,7 +86,7 @@ def empty_model(config: GPT2Config, attention: str = "sdpa") -> GPT2LMHead:
 def new_model(config: GPT2Config, seed: int, attention: str = "sdpa") -> GPT2LMHead:
     """A fresh model on the CPU in fp32, ready to train; the same seed gives the same weights."""
     model = empty_model(config, attention).to_empty(device="cpu")
-    model.lm_head.weight = model.transformer.wte.weight  # memory was given to each name apart
+    model.tie()  # memory was given to each name apart
     initialize(model, seed)
     return model
 

@@ -30,7 +30,7 @@ FORMAT = 1
 # way round it loads without a complaint and computes nonsense.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 EMBEDDING = "transformer.wte.weight"
-HEAD = "lm_head.weight"  # the token embedding under its second name; not stored
+HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,24 @@ def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: s
 
     For the caller to complete: add what else lies in the folder, then `write_manifest`.
     """
+    state = model.state_dict()
     tensors = {
-        name: tensor.T if name.endswith(TRANSPOSED) else tensor
-        for name, tensor in model.state_dict().items()
-        if name != HEAD
+        name: state[name].T if name.endswith(TRANSPOSED) else state[name]
+        for name in stored_shapes(model.config)
     }
     hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
     write_json(folder / CONFIG, to_hugging_face(model.config, tokenizer.end_of_text))
     write_file(folder / RECIPE, recipe)
     names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
     return hashes | {name: sha256_of(folder / name) for name in names}
+
+
+def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """The tensors of the weights file, in its order: Hugging Face's names and (in, out) shapes."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes[HEAD]
+    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
 
 
 def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
@@ -95,7 +103,7 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
     model = empty_model(config, attention)
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
     model.load_state_dict(_as_modules(folder / WEIGHTS, tensors, model), assign=True)
-    model.lm_head.weight = model.transformer.wte.weight
+    model.tie()
     return LoadedModel(model.eval(), tokenizer, folder)
 
 
@@ -136,12 +144,13 @@ def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> di
     """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
     wanted = model.state_dict()
     named = {name: t.T if name.endswith(TRANSPOSED) and t.dim() == 2 else t for name, t in tensors.items()}
-    embedding = named.get(EMBEDDING, torch.empty(0))
-    if HEAD in named and not torch.equal(named[HEAD], embedding):
-        raise InputError(
-            f"{path}: {HEAD} is not {EMBEDDING}", "GPT-2 reads and writes with one matrix; this model has two"
-        )
-    named[HEAD] = embedding
+    if model.config.tie_word_embeddings:
+        embedding = named.get(EMBEDDING, torch.empty(0))
+        if HEAD in named and not torch.equal(named[HEAD], embedding):
+            raise InputError(
+                f"{path}: {HEAD} is not {EMBEDDING}", "config.json says that one matrix reads and writes"
+            )
+        named[HEAD] = embedding
     missing, extra = sorted(wanted.keys() - named.keys()), sorted(named.keys() - wanted.keys())
     if missing or extra:
         lists = [

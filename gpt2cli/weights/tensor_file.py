@@ -6,12 +6,16 @@ memory-mapped and then truncated kills the process with SIGBUS, and the format h
 """
 
 import hashlib
+import io
 import json
+import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -34,19 +38,27 @@ DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT = 64  # bytes; what torch gives its own tensors
 _MAX_HEADER = 16 << 20  # bytes; GPT-2 XL needs 60 KB
+_MAX_DIMENSIONS = 8
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Write a new file, flushed to the device; returns its SHA-256. One tensor at a time is copied."""
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return write_stream(path, layout, tensors.values(), metadata)
+
+
+def write_stream(
+    path: Path,
+    layout: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str],
+) -> str:
+    """Like `write_tensors`, for tensors that come one by one in the order of `layout`."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
+    for name, (dtype, shape) in layout.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)  # the data begins aligned, to be used in place
@@ -55,7 +67,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         for part in (len(encoded).to_bytes(8, "little"), encoded):
             file.write(part)
             digest.update(part)
-        for tensor in tensors.values():
+        for tensor, (dtype, shape) in zip(tensors, layout.values(), strict=True):
+            assert (tensor.dtype, tuple(tensor.shape)) == (dtype, tuple(shape))
             raw = _bytes_of(tensor)
             file.write(raw)
             digest.update(raw)
@@ -72,6 +85,57 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if sha256 is not None and digest != sha256:
         raise changed(path, digest, sha256)
     return _parse(path, block)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies; `start` and `end` count bytes from the beginning of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class TensorFile:
+    """A file whose tensors are read one at a time, for whoever cannot hold them all in memory.
+
+    Opening it hashes it (`sha256`) and checks the header. Raises InputError where that fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: io.BufferedReader = open_regular(path)
+        try:
+            self.sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
+            size = os.fstat(self._file.fileno()).st_size
+            self.entries = _entries(path, self._pread(0, min(8, size)), size, self._pread)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, name: str) -> Tensor:
+        """A copy of one tensor."""
+        entry = self.entries[name]
+        block = bytearray(self._pread(entry.start, entry.end - entry.start))
+        return torch.frombuffer(block, dtype=entry.dtype).view(entry.shape)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _pread(self, start: int, n_bytes: int) -> bytes:
+        self._file.seek(start)
+        data = self._file.read(n_bytes)
+        if len(data) < n_bytes:
+            raise InputError(
+                f"{self.path}: ended at byte {start + len(data)}", "it changed while it was read"
+            )
+        return data
 
 
 def changed(path: Path, found: str, wanted: str) -> InputError:
@@ -101,45 +165,56 @@ def _read_and_hash(path: Path) -> tuple[memoryview, str]:
 
 
 def _parse(path: Path, block: memoryview) -> dict[str, Tensor]:
-    length = int.from_bytes(block[:8], "little")
-    if length > min(_MAX_HEADER, len(block) - 8):
-        raise InputError(f"{path}: the header claims {length} bytes", f"the file has {len(block)} in all")
+    def read(start: int, n_bytes: int) -> bytes:
+        return bytes(block[start : start + n_bytes])
+
+    return {
+        name: _tensor(entry, block) for name, entry in _entries(path, read(0, 8), len(block), read).items()
+    }
+
+
+def _entries(path: Path, first: bytes, size: int, read: Callable[[int, int], bytes]) -> dict[str, Entry]:
+    """The header's entries, each checked against the file's size. `read(start, n_bytes)` gives its bytes."""
+    length = int.from_bytes(first, "little")
+    if size < 8 or length > min(_MAX_HEADER, size - 8):
+        raise InputError(f"{path}: the header claims {length} bytes", f"the file has {size} in all")
     try:
-        header = json.loads(bytes(block[8 : 8 + length]))
+        header = json.loads(read(8, length))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: the header is not JSON", str(error)) from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: the header is not a JSON object")
     header.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, block, 8 + length) for name, entry in header.items()}
+    return {name: _entry(path, name, values, 8 + length, size) for name, values in header.items()}
 
 
-def _tensor(path: Path, name: str, entry: Any, block: memoryview, offset: int) -> Tensor:
-    """The tensor of one header entry; its data begins `offset` bytes into the file.
-
-    Offsets in the header count from there.
-    """
-    data = block[offset:]
+def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> Entry:
+    """One entry of the header, whose offsets count from byte `offset` of the file."""
     try:
-        dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        n_elements = 1
-        for size in shape:
-            n_elements *= size
+        dtype, shape, (start, end) = DTYPES[values["dtype"]], values["shape"], values["data_offsets"]
         numbers = [*shape, start, end]
-        sound = all(type(number) is int and 0 <= number <= 2**48 for number in numbers)
+        sound = len(shape) <= _MAX_DIMENSIONS and all(
+            type(number) is int and 0 <= number <= 2**48 for number in numbers
+        )
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: {name!r} has a broken header entry", f"it reads {entry!r}"[:200]) from None
-    if not sound or n_elements * dtype.itemsize != end - start or end > len(data):
+        raise InputError(
+            f"{path}: {name!r} has a broken header entry", f"it reads {values!r}"[:200]
+        ) from None
+    if not sound or math.prod(shape) * dtype.itemsize != end - start or offset + end > size:
         raise InputError(
             f"{path}: {name!r} does not fit the file",
-            f"shape {shape} and bytes {start} to {end} disagree, or lie beyond the {len(data)} bytes of data",
+            f"shape {shape!r} and bytes {start} to {end} disagree, or lie beyond {size - offset} bytes"[:200],
         )
-    if not n_elements:
+    if start == end:
         raise InputError(f"{path}: {name!r} is empty", f"its shape is {shape}")
-    raw = data[start:end]
-    if (start + offset) % dtype.itemsize:  # files of others may be packed tighter than torch allows
+    return Entry(dtype, tuple(shape), offset + start, offset + end)
+
+
+def _tensor(entry: Entry, block: memoryview) -> Tensor:
+    raw = block[entry.start : entry.end]
+    if entry.start % entry.dtype.itemsize:  # files of others may be packed tighter than torch allows
         raw = memoryview(bytearray(raw))
-    tensor = torch.frombuffer(raw, dtype=dtype).view(shape)
+    tensor = torch.frombuffer(raw, dtype=entry.dtype).view(entry.shape)
     # Products may round differently in memory of another alignment, and a resume must not.
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
