@@ -24,6 +24,7 @@ from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.weights.tensor_file import changed, read_tensors, write_tensors
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
+RECEIPT = "conversion.json"  # beside a converted model: what it was made from, and the proof
 FORMAT = 1
 # Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
 # matrices of each block turn over here and nowhere else. attn.c_proj is square: saved the wrong
@@ -100,11 +101,21 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
             "they were not made for each other",
             "copy the tokenizer files that the model was trained with into the folder",
         )
-    model = empty_model(config, attention)
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
-    model.load_state_dict(_as_modules(folder / WEIGHTS, tensors, model), assign=True)
+    return LoadedModel(model_of(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
+
+
+def model_of(
+    path: Path, config: GPT2Config, tensors: dict[str, Tensor], attention: str = "sdpa"
+) -> GPT2LMHead:
+    """A model in fp32 and evaluation mode with tensors of Hugging Face's names and layout.
+
+    `path` is where they come from. Raises InputError where they are not those of `config`.
+    """
+    model = empty_model(config, attention)
+    model.load_state_dict(_as_modules(path, tensors, model), assign=True)
     model.tie()
-    return LoadedModel(model.eval(), tokenizer, folder)
+    return model.eval()
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,36 +44,60 @@ _MAX_DIMENSIONS = 8
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Write a new file, flushed to the device; returns its SHA-256. One tensor at a time is copied."""
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    return write_stream(path, layout, tensors.values(), metadata)
+    with TensorWriter(path, layout, metadata) as writer:
+        for tensor in tensors.values():
+            writer.write(tensor)
+    return writer.sha256
 
 
-def write_stream(
-    path: Path,
-    layout: Mapping[str, tuple[torch.dtype, Sequence[int]]],
-    tensors: Iterable[Tensor],
-    metadata: Mapping[str, str],
-) -> str:
-    """Like `write_tensors`, for tensors that come one by one in the order of `layout`."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for name, (dtype, shape) in layout.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)  # the data begins aligned, to be used in place
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        for part in (len(encoded).to_bytes(8, "little"), encoded):
-            file.write(part)
-            digest.update(part)
-        for tensor, (dtype, shape) in zip(tensors, layout.values(), strict=True):
-            assert (tensor.dtype, tuple(tensor.shape)) == (dtype, tuple(shape))
-            raw = _bytes_of(tensor)
-            file.write(raw)
-            digest.update(raw)
-        flush(file)
-    return digest.hexdigest()
+class TensorWriter:
+    """A new file whose tensors come one by one, in the order of `layout` {name: (dtype, shape)}.
+
+    When the block ends it is flushed to the device, and `sha256` is that of the whole file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+        metadata: Mapping[str, str],
+    ) -> None:
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        offset = 0
+        for name, (dtype, shape) in layout.items():
+            end = offset + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            offset = end
+        encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
+        encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)  # the data begins aligned, to be used in place
+        self._awaited = [(dtype, tuple(shape)) for dtype, shape in reversed(layout.values())]
+        self._digest = hashlib.sha256()
+        self._file = open(path, "wb")  # noqa: SIM115 - closed in __exit__
+        self._put(len(encoded).to_bytes(8, "little") + encoded)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, tensor: Tensor) -> None:
+        """Append the next tensor of the layout."""
+        assert (tensor.dtype, tuple(tensor.shape)) == self._awaited.pop()
+        self._put(_bytes_of(tensor))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                assert not self._awaited, "tensors of the layout were not written"
+                flush(self._file)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
@@ -117,7 +141,11 @@ class TensorFile:
     def read(self, name: str) -> Tensor:
         """A copy of one tensor."""
         entry = self.entries[name]
-        block = bytearray(self._pread(entry.start, entry.end - entry.start))
+        block = memoryview(bytearray(entry.end - entry.start))
+        self._file.seek(entry.start)
+        n_read = self._file.readinto(block)
+        if n_read < len(block):
+            raise self._cut_short(entry.start + n_read)
         return torch.frombuffer(block, dtype=entry.dtype).view(entry.shape)
 
     def __enter__(self) -> Self:
@@ -132,10 +160,11 @@ class TensorFile:
         self._file.seek(start)
         data = self._file.read(n_bytes)
         if len(data) < n_bytes:
-            raise InputError(
-                f"{self.path}: ended at byte {start + len(data)}", "it changed while it was read"
-            )
+            raise self._cut_short(start + len(data))
         return data
+
+    def _cut_short(self, end: int) -> InputError:
+        return InputError(f"{self.path}: ended at byte {end}", "it changed while it was read")
 
 
 def changed(path: Path, found: str, wanted: str) -> InputError:

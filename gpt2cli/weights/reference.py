@@ -1,0 +1,215 @@
+"""Owns a second GPT-2, in plain NumPy and float64, by which conversions are checked.
+
+It shares no code and no table with `model/` or the format files: it has its own names of each
+format's tensors and its own notion of which way round their matrices lie, and reads the source
+itself. A matrix that a format file turns over wrongly, or takes for another, makes its logits differ.
+Slow and small on purpose; nothing is decoded with it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2cli.errors import InputError
+from gpt2cli.model.config import GPT2Config
+
+Array = NDArray[np.floating]
+Pair = tuple[str, str]  # names of a weight and its bias
+ROWS = 8192  # of the output matrix that are widened to float64 at a time
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one format spells a GPT-2. "{}" is the block's number."""
+
+    tokens: str
+    positions: str
+    norm_1: Pair
+    query_key_value: tuple[Pair, ...]  # one for all three, or one each
+    attention_out: Pair
+    norm_2: Pair
+    mlp_in: Pair
+    mlp_out: Pair
+    final_norm: Pair
+    head: str
+    out_first: bool  # matrices are (out, in): y = x W^T + b instead of x W + b
+
+
+_OPENAI = Layout(
+    tokens="model/wte",
+    positions="model/wpe",
+    norm_1=("model/h{}/ln_1/g", "model/h{}/ln_1/b"),
+    query_key_value=(("model/h{}/attn/c_attn/w", "model/h{}/attn/c_attn/b"),),
+    attention_out=("model/h{}/attn/c_proj/w", "model/h{}/attn/c_proj/b"),
+    norm_2=("model/h{}/ln_2/g", "model/h{}/ln_2/b"),
+    mlp_in=("model/h{}/mlp/c_fc/w", "model/h{}/mlp/c_fc/b"),
+    mlp_out=("model/h{}/mlp/c_proj/w", "model/h{}/mlp/c_proj/b"),
+    final_norm=("model/ln_f/g", "model/ln_f/b"),
+    head="",
+    out_first=False,
+)
+
+
+def _pytorch(trunk: str, *, out_first: bool) -> Layout:
+    def pair(name: str) -> Pair:
+        return f"{trunk}{name}.weight", f"{trunk}{name}.bias"
+
+    return Layout(
+        tokens=f"{trunk}wte.weight",
+        positions=f"{trunk}wpe.weight",
+        norm_1=pair("h.{}.ln_1"),
+        query_key_value=(pair("h.{}.attn.c_attn"),),
+        attention_out=pair("h.{}.attn.c_proj"),
+        norm_2=pair("h.{}.ln_2"),
+        mlp_in=pair("h.{}.mlp.c_fc"),
+        mlp_out=pair("h.{}.mlp.c_proj"),
+        final_norm=pair("ln_f"),
+        head="lm_head.weight",
+        out_first=out_first,
+    )
+
+
+_BOOK = Layout(
+    tokens="tok_emb.weight",
+    positions="pos_emb.weight",
+    norm_1=("trf_blocks.{}.norm1.scale", "trf_blocks.{}.norm1.shift"),
+    query_key_value=tuple(
+        (f"trf_blocks.{{}}.att.W_{part}.weight", f"trf_blocks.{{}}.att.W_{part}.bias")
+        for part in ("query", "key", "value")
+    ),
+    attention_out=("trf_blocks.{}.att.out_proj.weight", "trf_blocks.{}.att.out_proj.bias"),
+    norm_2=("trf_blocks.{}.norm2.scale", "trf_blocks.{}.norm2.shift"),
+    mlp_in=("trf_blocks.{}.ff.layers.0.weight", "trf_blocks.{}.ff.layers.0.bias"),
+    mlp_out=("trf_blocks.{}.ff.layers.2.weight", "trf_blocks.{}.ff.layers.2.bias"),
+    final_norm=("final_norm.scale", "final_norm.shift"),
+    head="out_head.weight",
+    out_first=True,
+)
+_HUGGING_FACE = _pytorch("transformer.", out_first=False)
+LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "openai-tf": (_OPENAI,),
+    "huggingface": (_HUGGING_FACE, _pytorch("", out_first=False)),
+    "gpt2cli": (_HUGGING_FACE,),
+    "nanogpt": (_pytorch("transformer.", out_first=True),),
+    "llms-from-scratch": (_BOOK,),
+}
+
+
+def reference_logits(
+    raw: Mapping[str, Array],
+    format: str,
+    config: GPT2Config,
+    prompts: Sequence[Sequence[int]],
+    *,
+    rounded: Callable[[Array], Array] = lambda array: array,
+    turned: bool = False,
+) -> list[NDArray[np.float64]]:
+    """Logits (T, V) of each prompt of T ids, from a source's own tensors.
+
+    `rounded` brings a tensor to the precision that the converted model has. `turned` takes the
+    square matrix of each attention's output the other way round, to find a source that has it so.
+    """
+    layout, prefix = _layout_of(raw, format)
+
+    def get(name: str, layer: int = 0) -> Array | None:
+        name = name.format(layer)
+        found = raw.get(prefix + name)
+        return rounded(found) if found is not None else None
+
+    def wide(name: str, layer: int = 0) -> NDArray[np.float64]:
+        found = get(name, layer)
+        assert found is not None, name  # the format file has made sure of it
+        return found.astype(np.float64)
+
+    def linear(x: NDArray[np.float64], pair: Pair, layer: int, turn: bool = False) -> NDArray[np.float64]:
+        weight, bias = wide(pair[0], layer), get(pair[1], layer)
+        weight = weight.reshape(weight.shape[-2:])  # TensorFlow's have a 1 in front
+        y = x @ (weight.T if layout.out_first != turn else weight)
+        return y if bias is None else y + bias
+
+    def norm(x: NDArray[np.float64], pair: Pair, layer: int = 0) -> NDArray[np.float64]:
+        bias = get(pair[1], layer)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = (centred**2).mean(axis=-1, keepdims=True)
+        y: NDArray[np.float64] = centred / np.sqrt(variance + config.layer_norm_epsilon)
+        y = y * wide(pair[0], layer)
+        return y if bias is None else y + bias
+
+    tokens, positions = get(layout.tokens), get(layout.positions)
+    assert tokens is not None and positions is not None
+    streams = [
+        tokens[list(ids)].astype(np.float64) + positions[: len(ids)].astype(np.float64)  # (T, C)
+        for ids in prompts
+    ]
+    for layer in range(config.n_layer):
+        normed = [norm(x, layout.norm_1, layer) for x in streams]
+        joined = [
+            np.concatenate([linear(x, pair, layer) for pair in layout.query_key_value], axis=-1)
+            for x in normed
+        ]  # (T, 3C) each
+        mixed = [_attend(qkv, config.n_head) for qkv in joined]
+        streams = [
+            x + linear(y, layout.attention_out, layer, turned) for x, y in zip(streams, mixed, strict=True)
+        ]
+        hidden = [_gelu(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer)) for x in streams]
+        streams = [x + linear(h, layout.mlp_out, layer) for x, h in zip(streams, hidden, strict=True)]
+    streams = [norm(x, layout.final_norm) for x in streams]
+    head = tokens if config.tie_word_embeddings else _head(raw, layout, prefix, rounded)
+    return [_scores(x, head[: config.vocab_size]) for x in streams]
+
+
+def loss_of(logits: NDArray[np.float64], ids: Sequence[int]) -> float:
+    """Mean negative log-likelihood, in nats, of each id after the first, given those before it.
+
+    Infinite where there is no second id to predict.
+    """
+    if len(ids) < 2:
+        return math.inf
+    scores = logits[:-1] - logits[:-1].max(axis=-1, keepdims=True)
+    log_sums = np.log(np.exp(scores).sum(axis=-1))
+    return float((log_sums - scores[np.arange(len(ids) - 1), list(ids[1:])]).mean())
+
+
+def _attend(qkv: NDArray[np.float64], n_head: int) -> NDArray[np.float64]:
+    """Causal attention of one prompt: (T, 3C) to (T, C), head after head."""
+    T, width = qkv.shape[0], qkv.shape[1] // 3
+    D = width // n_head
+    future = np.triu(np.ones((T, T), dtype=bool), k=1)
+    heads = []
+    for head in range(n_head):
+        q, k, v = (qkv[:, part * width + head * D :][:, :D] for part in range(3))  # (T, D) each
+        scores = q @ k.T / math.sqrt(D)
+        scores[future] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        heads.append(weights / weights.sum(axis=-1, keepdims=True) @ v)
+    return np.concatenate(heads, axis=-1)
+
+
+def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Hendrycks and Gimpel 2016, in the tanh form that OpenAI trained with."""
+    y: NDArray[np.float64] = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return y
+
+
+def _scores(x: NDArray[np.float64], head: Array) -> NDArray[np.float64]:
+    parts = [x @ head[row : row + ROWS].astype(np.float64).T for row in range(0, len(head), ROWS)]
+    return np.concatenate(parts, axis=-1)  # (T, V)
+
+
+def _head(raw: Mapping[str, Array], layout: Layout, prefix: str, rounded: Callable[[Array], Array]) -> Array:
+    for name in (prefix + layout.head, layout.head):
+        if name in raw:
+            return rounded(raw[name])
+    raise InputError(f"{layout.head} is missing", "the model has an output matrix of its own")
+
+
+def _layout_of(raw: Mapping[str, Array], format: str) -> tuple[Layout, str]:
+    """The spelling that the source uses, and what stands before each of its names (torch.compile's)."""
+    for layout in LAYOUTS[format]:
+        for name in raw:
+            if name == layout.tokens or name.endswith("." + layout.tokens):
+                return layout, name.removesuffix(layout.tokens)
+    raise InputError(f"no token embedding was found in a source of the format {format}")
