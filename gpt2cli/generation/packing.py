@@ -84,7 +84,9 @@ class PlainLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias = linear.weight, linear.bias  # (N, K), (N,)
+        if not self.weight.is_contiguous():  # a loaded model's matrices are turned over by their strides
+            self.weight = nn.Parameter(self.weight.detach().contiguous(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() > self.weight.shape[1]:

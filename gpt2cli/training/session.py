@@ -125,6 +125,8 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
             model = new_model(config, recipe.seed, attention)
         else:
             model = load_model(checkpoint, attention=attention, dropout=recipe.model.dropout).model
+            for parameter in model.parameters():  # laid out like a fresh model's, to round like it
+                parameter.data = parameter.data.contiguous()
         model.to(runtime.device)
         optimizer = make_optimizer(model, recipe.optim, runtime.device)
         if checkpoint is not None:

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -177,19 +178,23 @@ def changed(path: Path, found: str, wanted: str) -> InputError:
 
 
 def _read_and_hash(path: Path) -> tuple[memoryview, str]:
-    with open_regular(path) as file:
+    with open_regular(path) as file, ThreadPoolExecutor(1) as hashing:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
             raise InputError(f"{path}: {size} bytes are no safetensors file")
-        # Anonymous memory comes in whole pages and, unlike bytearray, is not zeroed twice.
-        view = memoryview(mmap.mmap(-1, size))
+        # Anonymous memory of our own is, unlike a bytearray, not zeroed twice, and never shared with a
+        # fork; large pages make it slower here as often as faster.
+        view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         digest, done = hashlib.sha256(), 0
+        hashed = hashing.submit(digest.update, b"")
         while done < size:
             n = file.readinto(view[done : done + 4 * CHUNK])
             if not n:
                 raise InputError(f"{path}: ended at byte {done} of {size}", "it changed while it was read")
-            digest.update(view[done : done + n])
+            hashed.result()
+            hashed = hashing.submit(digest.update, view[done : done + n])  # while the next part is read
             done += n
+        hashed.result()
     return view, digest.hexdigest()
 
 

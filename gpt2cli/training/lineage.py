@@ -1,0 +1,121 @@
+"""Owns what a model was made from, as the files around it tell: its recipe, the progress of its
+training, the run in which it lies, or the receipt of its conversion.
+
+Reads only. Each of these may be missing, and those that somebody else wrote may say anything: what
+cannot be read is listed as a problem and stops nobody.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from gpt2cli.disk import open_regular
+from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.home import CHECKPOINTS
+from gpt2cli.recipe import yaml_source
+from gpt2cli.training.state import FACTS
+from gpt2cli.weights.folder import RECEIPT, RECIPE
+
+RUN_RECORD = "run.json"
+LARGEST = 1 << 24  # bytes of a record; ours have some thousand
+LONGEST = 1000  # characters of a value
+
+Value: TypeAlias = str | int | float | bool
+Facts: TypeAlias = dict[str, Value]  # by dotted path; what is missing there is missing here
+
+_PROGRESS = ("progress.step", "progress.best_loss", "progress.best_step")
+_SESSION = (
+    *("started", "from_step", "gpt2cli"),
+    *("machine.device", "machine.precision", "machine.threads", "machine.torch", "machine.python"),
+    *("data.source", "data.origin", "data.sha256"),
+)
+_CONVERSION = (
+    *("written_by", "source.path", "source.format", "parameters.count", "parameters.size"),
+    *("verification.passed", "verification.max_difference", "verification.perplexity"),
+)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Everything that was found; empty where there is nothing."""
+
+    recipe: dict[str, Any]  # the recipe's own sections and values
+    progress: Facts  # of training, when this checkpoint was saved
+    run: Path | None  # the folder of the run in which the model lies
+    sessions: tuple[Facts, ...]  # the run's start and its resumes
+    conversion: Facts
+    sources: tuple[str, ...]  # names of the files that were converted
+    notes: tuple[str, ...]  # what the conversion left out, assumed or filled in
+    problems: tuple[str, ...]  # files that are there and cannot be read, a sentence each
+
+
+def trace(folder: Path) -> Lineage:
+    """Gather what is known of the model in `folder`."""
+    problems: list[str] = []
+    above = folder.resolve().parent
+    run = above.parent if above.name == CHECKPOINTS else None
+    record = _read_json(run / RUN_RECORD, problems) if run else {}
+    receipt = _read_json(folder / RECEIPT, problems)
+    sessions, files, notes = record.get("sessions"), _at(receipt, "source.files"), receipt.get("notes")
+    return Lineage(
+        recipe=_read_recipe(folder / RECIPE, problems),
+        progress=_pick(_read_json(folder / FACTS, problems), _PROGRESS),
+        run=run,
+        sessions=tuple(_pick(s, _SESSION) for s in sessions) if isinstance(sessions, list) else (),
+        conversion=_pick(receipt, _CONVERSION),
+        sources=_texts(files),
+        notes=_texts(notes),
+        problems=tuple(problems),
+    )
+
+
+def _read_recipe(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        return {}
+    try:
+        return yaml_source.parse(yaml_source.read_text(path, path.name), path.name).values
+    except Gpt2Error as error:
+        problems.append(str(error))
+        return {}
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file."""
+    if not os.path.lexists(path):
+        return {}
+    try:
+        with open_regular(path) as file:
+            value = json.loads(file.read(LARGEST))
+    except InputError as error:
+        problems.append(str(error))
+        return {}
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path}: is not JSON: {error}")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path}: is not a JSON object")
+        return {}
+    return value
+
+
+def _pick(values: Any, paths: Sequence[str]) -> Facts:
+    found = {path: _at(values, path) for path in paths}
+    return {
+        path: value[:LONGEST] if isinstance(value, str) else value
+        for path, value in found.items()
+        if isinstance(value, str | int | float | bool)
+    }
+
+
+def _at(values: Any, path: str) -> Any:
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    """The texts of a list, or the names of a mapping."""
+    return tuple(v[:LONGEST] for v in values if isinstance(v, str)) if isinstance(values, list | dict) else ()
