@@ -93,18 +93,20 @@ def work(options: argparse.Namespace) -> None:
 
 
 def _ours(options: argparse.Namespace) -> Callable[[], object]:
+    from types import SimpleNamespace
+
     import numpy as np
     import torch
 
-    from gpt2cli.data.batches import Windows
     from gpt2cli.model.gpt2 import new_model
     from gpt2cli.recipe.schema import Batch, Data, Model, Optim, PretrainRecipe
     from gpt2cli.runtime import choose_attention, choose_runtime
+    from gpt2cli.tokenizer.bpe import gpt2
     from gpt2cli.training.compiling import compile_blocks
     from gpt2cli.training.loop import take_step
     from gpt2cli.training.optim import make_optimizer
+    from gpt2cli.training.pretraining import Pretraining
     from gpt2cli.training.state import Progress
-    from gpt2cli.training.tasks import LanguageModeling
 
     class RandomTokens:
         n_tokens = 100_000
@@ -128,8 +130,8 @@ def _ours(options: argparse.Namespace) -> Callable[[], object]:
         problem = compile_blocks(model, options.batch, runtime)
         assert problem is None, problem
     optimizer = make_optimizer(model, recipe.optim, runtime.device)
-    windows = Windows(RandomTokens(), options.context, 0)  # type: ignore[arg-type]
-    task = LanguageModeling(windows, RandomTokens(), options.batch, 1, 1, runtime.device)  # type: ignore[arg-type]
+    data = SimpleNamespace(train=RandomTokens(), validation=RandomTokens(), tokenizer=gpt2())
+    task = Pretraining(recipe, data)  # type: ignore[arg-type]
     scaler, progress = torch.amp.GradScaler("cpu", enabled=False), Progress()
     return lambda: take_step(model, task, optimizer, scaler, progress, recipe, runtime)
 

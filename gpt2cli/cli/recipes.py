@@ -107,7 +107,7 @@ def _print_list() -> None:
     for name, path in shipped.items():
         out().print(printable(f"{name.ljust(width)}  {title_of(path)}"))
     if err().is_terminal:
-        err().print("start one with: gpt2 pretrain NAME", style="faint")
+        err().print("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", style="faint")
 
 
 def _print_json_list() -> None:
@@ -124,16 +124,29 @@ def _print_json_list() -> None:
 
 def _summary(loaded: "Loaded") -> str:
     """What a run would do, in one line."""
-    recipe = loaded.recipe
-    config, optim, batch = recipe.model.config(vocab_size=1), recipe.optim, recipe.batch
-    shape = f"{config.n_layer} blocks, {config.n_head} heads, width {config.n_embd}"
-    rows = f"{batch.micro_batch}x{batch.accumulation} sequences of {recipe.model.context}"
+    from gpt2cli.recipe.schema import PretrainRecipe
+
+    recipe, optim = loaded.recipe, loaded.recipe.optim
+    n_rows = f"{recipe.batch.micro_batch}x{recipe.batch.accumulation}"
     n_overrides = sum(origin == "override" for origin in loaded.origins.values())
+    if isinstance(recipe, PretrainRecipe):
+        config = recipe.model.config(vocab_size=1)
+        shape = f"{config.n_layer} blocks, {config.n_head} heads, width {config.n_embd}"
+        what = [
+            f"{recipe.data.tokenizer} tokens of {recipe.data.source}",
+            f"{recipe.model.size} ({shape})" if recipe.model.size else shape,
+            f"{optim.steps:,} steps of {recipe.tokens_per_step:,} tokens"
+            f" ({n_rows} sequences of {recipe.model.context})",
+        ]
+    else:
+        what = [
+            recipe.data.source,
+            f"from {recipe.init}, training {recipe.train}",
+            f"{optim.steps:,} steps of {n_rows} items",
+        ]
     parts = [
         recipe.task,
-        f"{recipe.data.tokenizer} tokens of {recipe.data.source}",
-        f"{recipe.model.size} ({shape})" if recipe.model.size else shape,
-        f"{optim.steps:,} steps of {recipe.tokens_per_step:,} tokens ({rows})",
+        *what,
         f"lr {optim.lr:g} to {optim.min_lr:g} after {optim.warmup_steps:,} warmup steps",
         f"seed {recipe.seed}",
     ]

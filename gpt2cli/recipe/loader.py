@@ -14,43 +14,16 @@ from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe import yaml_source
-from gpt2cli.recipe.schema import PretrainRecipe, fields
+from gpt2cli.recipe.keys import Keys
+from gpt2cli.recipe.schema import RECIPES, Recipe, in_order
 from gpt2cli.recipe.yaml_source import Document, Place, dotted
-
-KEYS = [key for key, _, _ in fields()]
-SECTIONS = list(dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key))
-
-# What other codebases call these things, for "did you mean".
-_ELSEWHERE = {
-    "learning_rate": "optim.lr",
-    "max_lr": "optim.lr",
-    "min_learning_rate": "optim.min_lr",
-    "max_iters": "optim.steps",
-    "max_steps": "optim.steps",
-    "epochs": "optim.steps",
-    "warmup_iters": "optim.warmup_steps",
-    "grad_clip": "optim.clip",
-    "max_grad_norm": "optim.clip",
-    "batch_size": "batch.micro_batch",
-    "gradient_accumulation_steps": "batch.accumulation",
-    "block_size": "model.context",
-    "context_length": "model.context",
-    "n_positions": "model.context",
-    "drop_rate": "model.dropout",
-    "eval_interval": "eval.every",
-    "eval_iters": "eval.batches",
-    "log_interval": "log.every",
-    "save_every": "checkpoint.every",
-    "dtype": "run.precision",
-    "dataset": "data.source",
-}
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A recipe and where each of its values came from: "FILE:LINE", "override" or "default"."""
 
-    recipe: PretrainRecipe
+    recipe: Recipe
     origins: dict[str, str]  # by dotted key, every field of the schema
     path: Path
     text: str  # the file as it was read, without a byte order mark
@@ -66,15 +39,16 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Loaded:
     name = shown(path)
     text = yaml_source.read_text(path, name)
     document = yaml_source.parse(text, name)
+    keys = Keys(RECIPES[_task_of(document, name)])
     values = {
-        key: {} if key in SECTIONS and value is None else value for key, value in document.values.items()
+        key: {} if key in keys.sections and value is None else value for key, value in document.values.items()
     }
-    overridden = _apply(overrides, values)
+    overridden = _apply(overrides, values, keys)
     try:
-        recipe = PretrainRecipe.model_validate(values)
+        recipe = keys.kind.model_validate(values)
     except ValidationError as error:
-        raise _worst(error, document, name, overridden) from None
-    return Loaded(recipe, _origins(document, name, overridden), path, text)
+        raise _worst(error, document, name, overridden, keys) from None
+    return Loaded(recipe, _origins(document, name, overridden, keys), path, text)
 
 
 def find_recipe(source: str) -> Path:
@@ -126,10 +100,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def dump_recipe(recipe: PretrainRecipe) -> str:
+def dump_recipe(recipe: Recipe) -> str:
     """YAML with every value of the recipe; `load_recipe` reads it back to an equal one."""
-    lines = ["# Every value of one run, defaults included. `gpt2 pretrain THIS_FILE` repeats it."]
-    for key, value in recipe.model_dump().items():
+    lines = [f"# Every value of one run, defaults included. `gpt2 {recipe.task} THIS_FILE` repeats it."]
+    for key, value in in_order(recipe.model_dump()).items():
         if isinstance(value, dict):
             lines.append(f"{key}:")
             # None means "not given": model.size next to n_layer would be a contradiction.
@@ -139,7 +113,28 @@ def dump_recipe(recipe: PretrainRecipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _apply(overrides: Sequence[str], values: dict[str, Any]) -> dict[Place, str]:
+def _task_of(document: Document, name: str) -> str:
+    """The task decides which keys there are, so it is looked at before them."""
+    task = document.values.get("task")
+    if isinstance(task, str) and task in RECIPES:
+        return task
+    *first, last = RECIPES
+    must = f"{', '.join(first)} or {last}"
+    if "task" not in document.values:
+        raise UsageError(
+            f"{name}:{document.line_of(('task',))} task: is missing",
+            f"it says what the recipe is for: {must}",
+            "task: pretrain",
+        )
+    near = difflib.get_close_matches(str(task), RECIPES, 1, 0.5)
+    raise UsageError(
+        f"{name}:{document.line_of(('task',))} task: must be {must}",
+        _short(task),
+        f"did you mean {near[0]}?" if near else "",
+    )
+
+
+def _apply(overrides: Sequence[str], values: dict[str, Any], keys: Keys) -> dict[Place, str]:
     """Put each override into `values`; returns the places and the text that set them."""
     places: dict[Place, str] = {}
     for override in overrides:
@@ -147,14 +142,14 @@ def _apply(overrides: Sequence[str], values: dict[str, Any]) -> dict[Place, str]
         where = f"override {override if len(override) <= 100 else override[:97] + '...'}"
         if not equals or not key:
             raise UsageError(f"{where}: not of the form key=value", "", "for example optim.lr=3e-4")
-        if key in SECTIONS:
+        if key in keys.sections:
             raise UsageError(
                 f"{where}: {key} is a section",
-                f"its keys are {_siblings(key)}",
-                f"for example {_first_of(key)}=...",
+                f"its keys are {keys.siblings(key)}",
+                f"for example {keys.first_of(key)}=...",
             )
-        if key not in KEYS:
-            raise _unknown(where, key)
+        if key not in keys.all:
+            raise keys.unknown(where, key)
         *section, field = place = tuple(key.split("."))
         # A section that is no mapping stays as it is: the check will say so with its line.
         target = values.setdefault(section[0], {}) if section else values
@@ -164,7 +159,9 @@ def _apply(overrides: Sequence[str], values: dict[str, Any]) -> dict[Place, str]
     return places
 
 
-def _worst(error: ValidationError, document: Document, name: str, overridden: dict[Place, str]) -> UsageError:
+def _worst(
+    error: ValidationError, document: Document, name: str, overridden: dict[Place, str], keys: Keys
+) -> UsageError:
     """The problem to tell: an unknown key first, since a missing one often is its shadow; then by line."""
     problems = []
     for entry in error.errors(include_url=False):
@@ -173,7 +170,7 @@ def _worst(error: ValidationError, document: Document, name: str, overridden: di
         line = document.line_of(place)
         where = overridden.get(place[:2]) or f"{name}:{line} {dotted(place)}"
         if entry["type"] == "extra_forbidden":
-            problems.append((0, line, _unknown(where, dotted(place))))
+            problems.append((0, line, keys.unknown(where, dotted(place))))
             continue
         say = _MESSAGES.get(entry["type"])
         what = say(context) if say else entry["msg"]
@@ -204,54 +201,18 @@ _MESSAGES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def _unknown(where: str, key: str) -> UsageError:
-    section = key.rpartition(".")[0]
-    section = section if section in SECTIONS else ""
-    near = _nearest(key)
-    return UsageError(
-        f"{where}: unknown key",
-        f"the keys of {section or 'a recipe'} are {_siblings(section)}",
-        f"did you mean {near}?" if near else "gpt2 recipes show verdict",
-    )
-
-
-def _nearest(key: str) -> str:
-    """The known key that was most likely meant, or ''. Its own section is looked at first."""
-    section, _, word = key.rpartition(".")
-    known = [*KEYS, *SECTIONS]
-    own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-    every = (
-        {name.rpartition(".")[2]: name for name in reversed(known)}
-        | _ELSEWHERE
-        | {name: name for name in KEYS}
-    )
-    for names, cutoff in ((own, 0.6), (every, 0.75)):
-        if close := difflib.get_close_matches(word, names, 1, cutoff):
-            return names[close[0]]
-    return every.get(key, "")
-
-
-def _siblings(section: str) -> str:
-    inside = [key.rpartition(".")[2] for key in KEYS if key.rpartition(".")[0] == section]
-    return ", ".join([*inside, *SECTIONS] if not section else inside)
-
-
-def _first_of(section: str) -> str:
-    return next(key for key in KEYS if key.startswith(f"{section}."))
-
-
 def _short(value: Any) -> str:
     text = "empty" if value is None else repr(value)
     return f"it is {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def _origins(document: Document, name: str, overridden: dict[Place, str]) -> dict[str, str]:
+def _origins(document: Document, name: str, overridden: dict[Place, str], keys: Keys) -> dict[str, str]:
     def origin(place: Place) -> str:
         if place in overridden:
             return "override"
         return f"{name}:{document.lines[place]}" if place in document.lines else "default"
 
-    return {key: origin(tuple(key.split("."))) for key in KEYS}
+    return {key: origin(tuple(key.split("."))) for key in keys.all}
 
 
 def _written(value: Any) -> str:

@@ -24,6 +24,7 @@ CountOrNone = Annotated[int, Field(ge=0)]  # 0 switches the thing off
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, AfterValidator(_text)]
 Word = Annotated[Text, Field(min_length=1)]
 
@@ -41,7 +42,7 @@ class Data(Section):
     tokenizer: Literal["gpt2", "chars"] = Field(
         default="gpt2", description="byte pairs of GPT-2, or single characters"
     )
-    validation: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="share that is held out")
+    validation: Share = Field(default=0.1, description="share that is held out")
     # Strict mode would refuse YAML's list for a tuple; its items stay strict.
     text_fields: Annotated[tuple[Word, ...], Field(strict=False, min_length=1)] = Field(
         default=("text",), description="fields of JSON lines and parquet that hold the text"
@@ -189,35 +190,170 @@ class Run(Section):
     )
 
 
-class PretrainRecipe(Section):
-    """A language model from random weights."""
+class ClassifyData(Section):
+    """Labelled texts, and how they are split."""
 
-    task: Literal["pretrain"] = Field(description="what the recipe is for")
+    source: Word = Field(description="sms-spam, or a CSV, TSV or JSONL file with a text and a label a row")
+    text: Word = Field(default="text", description="column or field that holds the text")
+    label: Word = Field(default="label", description="column or field that holds the class")
+    validation: Share = Field(default=0.1, description="share kept to choose the best checkpoint")
+    test: Share = Field(default=0.2, description="share kept for the report at the end")
+    balance: Literal["none", "undersample", "weights"] = Field(
+        default="none", description="leave out rows of the larger classes, or weigh the smaller ones more"
+    )
+    max_tokens: CountOrNone = Field(
+        default=0, description="longer texts are cut there; 0 is the model's context"
+    )
+    bundled: bool = Field(
+        default=True, description="whether bundled messages may stand in when there is no network"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "ClassifyData":
+        if self.validation + self.test >= 1:
+            raise _problem("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
+        return self
+
+
+class InstructData(Section):
+    """Instructions with their answers, or conversations, and how they are split."""
+
+    source: Word = Field(description="instructions, summaries, or a JSON or JSONL file of records")
+    instruction: Word = Field(default="instruction", description="field with what is to be done")
+    input: Word = Field(default="input", description="field with what it is to be done to; may be missing")
+    output: Word = Field(default="output", description="field with the answer to learn")
+    validation: Share = Field(default=0.05, description="share kept to choose the best checkpoint")
+    test: Share = Field(default=0.1, description="share that is answered at the end")
+    max_tokens: CountOrNone = Field(
+        default=0, description="longer records are cut there; 0 is the model's context"
+    )
+    bundled: bool = Field(
+        default=True, description="whether bundled records may stand in when there is no network"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "InstructData":
+        if self.validation + self.test >= 1:
+            raise _problem("test", "leaves nothing to train on", "data.validation=0.05 data.test=0.1")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021), for train: lora."""
+
+    rank: Count = Field(default=8, description="rank of each adapter")
+    alpha: Positive = Field(default=16.0, description="adapters are scaled by alpha / rank")
+    dropout: Beta = Field(default=0.0, description="dropout rate of what enters an adapter")
+    targets: Annotated[tuple[Literal["c_attn", "c_proj", "c_fc"], ...], Field(strict=False, min_length=1)] = (
+        Field(default=("c_attn",), description="which matrices get one; c_proj is attention's and the MLP's")
+    )
+
+
+class ClassifyEval(Section):
+    """How often the validation split is looked at; always all of it."""
+
+    every: Count = Field(default=50, description="steps between evaluations")
+    patience: CountOrNone = Field(
+        default=0, description="evaluations without a better loss before stopping; 0 never stops"
+    )
+
+
+class InstructEval(ClassifyEval):
+    """How often the validation split is looked at, and how the test split is answered at the end."""
+
+    max_new_tokens: Count = Field(default=256, description="longest answer")
+    temperature: NotNegative = Field(default=0.0, description="of the answers; 0 takes the likeliest token")
+    rouge: bool = Field(default=False, description="whether ROUGE-1, 2 and L of the answers are computed")
+
+
+class Common(Section):
+    """What every recipe says besides its own."""
+
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=1337, description="fixes weights, batches and dropout"
     )
-    data: Data
-    model: Model
     batch: Batch = Batch()
     optim: Optim
-    eval: Eval = Eval()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
+
+
+class PretrainRecipe(Common):
+    """A language model from random weights."""
+
+    task: Literal["pretrain"] = Field(description="what the recipe is for")
+    data: Data
+    model: Model
+    eval: Eval = Eval()
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch.micro_batch * self.batch.accumulation * self.model.context
 
 
-def fields(recipe: type[Section] = PretrainRecipe) -> Iterator[tuple[str, str, Any]]:
+class Finetune(Common):
+    """What both ways of teaching a trained model have in common."""
+
+    init: Word = Field(description="124M and the like, newest, a run, a folder, or scratch: random weights")
+    # Its numbers count for init: scratch alone, its dropout always.
+    model: Model = Model(size="124M")
+    lora: Lora = Lora()
+
+
+class ClassifyRecipe(Finetune):
+    """A classifier of texts from a language model."""
+
+    task: Literal["finetune-classify"] = Field(description="what the recipe is for")
+    data: ClassifyData
+    train: Literal["head", "last-block", "all", "lora"] = Field(
+        default="last-block",
+        description="what learns: the new head; it, the last block and the final LayerNorm; all; adapters",
+    )
+    eval: ClassifyEval = ClassifyEval()
+
+
+class InstructRecipe(Finetune):
+    """An assistant from a language model."""
+
+    task: Literal["finetune-instruct"] = Field(description="what the recipe is for")
+    data: InstructData
+    train: Literal["all", "lora"] = Field(default="all", description="what learns: all weights, or adapters")
+    template: Literal["alpaca", "chat"] = Field(
+        default="alpaca", description="how a record becomes one text; stored with the model"
+    )
+    mask_prompt: bool = Field(default=True, description="whether only the answer is learnt, not the question")
+    packing: bool = Field(
+        default=False, description="whether short records share a row, each seeing only itself"
+    )
+    eval: InstructEval = InstructEval()
+
+
+_ORDER = (
+    *("task", "seed", "init", "train", "template", "mask_prompt", "packing"),
+    *("data", "model", "lora", "batch", "optim", "eval", "log", "checkpoint", "run"),
+)
+Recipe = PretrainRecipe | ClassifyRecipe | InstructRecipe
+RECIPES: dict[str, type[PretrainRecipe] | type[ClassifyRecipe] | type[InstructRecipe]] = {
+    "pretrain": PretrainRecipe,
+    "finetune-classify": ClassifyRecipe,
+    "finetune-instruct": InstructRecipe,
+}
+
+
+def fields(recipe: type[Section]) -> Iterator[tuple[str, str, Any]]:
     """(dotted key, description, default) of every field in order; a required one has Ellipsis."""
-    for name, info in recipe.model_fields.items():
+    for name, info in in_order(recipe.model_fields).items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             for key, description, default in fields(info.annotation):
                 yield f"{name}.{key}", description, default
         else:
             yield name, info.description or "", ... if info.is_required() else info.default
+
+
+def in_order(values: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a recipe in the order in which it is read: what it is for, on what, how, where."""
+    return {name: values[name] for name in _ORDER if name in values} | values
 
 
 def _problem(field: str, must: str, fix: str) -> PydanticCustomError:

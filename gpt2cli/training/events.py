@@ -4,7 +4,7 @@ No torch here: whoever draws, logs or stores events needs numbers and paths only
 `step` counts finished optimizer steps, so the first StepDone has step 1.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class SpikeSeen:
 
 @dataclass(frozen=True)
 class EvalDone:
-    """Mean validation loss in nats, over `n_tokens` targets."""
+    """Mean validation loss in nats, over `n_tokens` targets, and what else the task measures."""
 
     step: int
     loss: float
@@ -52,6 +52,7 @@ class EvalDone:
     n_tokens: int
     is_best: bool
     seconds: float
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

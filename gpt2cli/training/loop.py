@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from gpt2cli.errors import DivergedError
-from gpt2cli.model.gpt2 import GPT2LMHead
-from gpt2cli.recipe.schema import PretrainRecipe
+from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import Runtime
 from gpt2cli.training.compiling import uncompiled
 from gpt2cli.training.events import (
@@ -29,18 +29,18 @@ from gpt2cli.training.events import (
 )
 from gpt2cli.training.optim import clip_gradients, learning_rate
 from gpt2cli.training.state import RECENT, Progress
-from gpt2cli.training.tasks import Task
+from gpt2cli.training.tasks import RANK, Task, Verdict
 
 SPIKE = 5.0  # times the median of the recent losses
 
 
 def train(
-    model: GPT2LMHead,
+    model: nn.Module,
     task: Task,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     progress: Progress,
-    recipe: PretrainRecipe,
+    recipe: Recipe,
     runtime: Runtime,
     *,
     save: Callable[[], Path],
@@ -95,12 +95,12 @@ def train(
 
 
 def take_step(
-    model: GPT2LMHead,
+    model: nn.Module,
     task: Task,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     progress: Progress,
-    recipe: PretrainRecipe,
+    recipe: Recipe,
     runtime: Runtime,
 ) -> StepDone | StepSkipped:
     """One optimizer step over `accumulation` micro batches."""
@@ -112,12 +112,12 @@ def take_step(
 
     # The whole step's targets are counted first: dividing each micro batch by its own count would
     # weigh a target by the company it keeps.
-    batches = [task.batch(step, micro) for micro in range(recipe.batch.accumulation)]
+    batches = [task.batch(step, micro).to(runtime.device) for micro in range(recipe.batch.accumulation)]
     n_targets = sum(task.n_targets(batch) for batch in batches)
     model.train()
     loss = 0.0
     for micro, batch in enumerate(batches):
-        seed_dropout(recipe.seed, step, micro, task.rank)
+        seed_dropout(recipe.seed, step, micro, RANK)
         with runtime.autocast():
             loss_sum = task.loss_sum(model, batch, runtime.dtype)
         scaler.scale(loss_sum / n_targets).backward()  # type: ignore[no-untyped-call]
@@ -147,19 +147,22 @@ def take_step(
 
 @torch.no_grad()
 def evaluate(
-    model: GPT2LMHead, task: Task, progress: Progress, runtime: Runtime, stop: Callable[[], int]
+    model: nn.Module, task: Task, progress: Progress, runtime: Runtime, stop: Callable[[], int]
 ) -> EvalDone | None:
     """Mean loss over the validation batches, noted in `progress`; None where a signal came first."""
     started = time.perf_counter()
     model.eval()
     total, n_targets = 0.0, 0
+    verdicts: list[Verdict] = []
     with uncompiled():
         for batch in task.evaluation_batches():
             if stop():
                 return None
+            batch = batch.to(runtime.device)
             with runtime.autocast():
-                total += task.loss_sum(model, batch, runtime.dtype).item()
-            n_targets += task.n_targets(batch)
+                loss_sum, found = task.judge(model, batch, runtime.dtype)
+            total, n_targets = total + loss_sum.item(), n_targets + task.n_targets(batch)
+            verdicts += found
     loss = total / n_targets
     is_best = loss < progress.best_loss
     if is_best:
@@ -167,7 +170,8 @@ def evaluate(
     progress.without_gain = 0 if is_best else progress.without_gain + 1
     progress.evaluated = progress.step
     perplexity = math.exp(min(loss, 700.0))  # beyond that a float ends
-    return EvalDone(progress.step, loss, perplexity, n_targets, is_best, time.perf_counter() - started)
+    seconds, measures = time.perf_counter() - started, task.measures(verdicts)
+    return EvalDone(progress.step, loss, perplexity, n_targets, is_best, seconds, measures)
 
 
 def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:

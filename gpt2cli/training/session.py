@@ -4,7 +4,6 @@ Everything that the loop needs is put together here, once, for a new run, a resu
 run alike. What a run's folder looks like is `run.py`'s business.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +11,9 @@ from typing import Any
 
 import torch
 
-from gpt2cli.data.batches import Windows
-from gpt2cli.data.stored import TokenData
-from gpt2cli.errors import DivergedError, UsageError
-from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.errors import DivergedError
 from gpt2cli.recipe.loader import dump_recipe
-from gpt2cli.recipe.schema import PretrainRecipe
+from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
 from gpt2cli.training.compiling import compile_blocks
 from gpt2cli.training.events import Event
@@ -34,24 +30,21 @@ from gpt2cli.training.state import (
     refuse_differences,
     write_state,
 )
-from gpt2cli.training.tasks import LanguageModeling
-from gpt2cli.weights.folder import load_model, read_manifest, write_manifest, write_model
-
-WORLD = 1  # ranks that train together
+from gpt2cli.training.tasks import WORLD, Task
+from gpt2cli.weights.folder import read_manifest, write_manifest
 
 
 @dataclass(frozen=True)
 class Session:
     """A run that is ready to train. `notices` are sentences for the person who started it."""
 
-    recipe: PretrainRecipe
+    recipe: Recipe
     runtime: Runtime
     attention: str  # "sdpa" or "formula"
-    data: TokenData
-    model: GPT2LMHead
+    model: Any  # a GPT-2 under the task's head
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    task: LanguageModeling
+    task: Task
     progress: Progress
     identity: Identity
     notices: tuple[str, ...]
@@ -85,7 +78,7 @@ class Session:
         names, progress = parameter_names(self.model), self.progress
 
         def write(folder: Path) -> None:
-            hashes = write_model(folder, self.model, self.data.tokenizer, dump_recipe(self.recipe))
+            hashes = self.task.write_model(folder, self.model, dump_recipe(self.recipe))
             scaler = self.scaler.state_dict()
             hashes |= write_state(folder, self.optimizer, names, progress, self.identity, scaler)
             write_manifest(folder, hashes)
@@ -93,40 +86,33 @@ class Session:
         return save_checkpoint(run, progress.step, progress.best_step, self.recipe.checkpoint.keep, write)
 
 
-def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | None) -> Session:
+def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session:
     """Build a fresh session, or the one that `checkpoint` (verified by the caller) continues.
 
     Raises InputError where the checkpoint belongs to another run, ResourceError for want of memory.
     """
-    if recipe.data.tokenizer != data.tokenizer.name:
-        raise UsageError(
-            f"data.tokenizer is {recipe.data.tokenizer}, but the text is prepared with {data.tokenizer.name}",
-            f"{recipe.data.source} is a prepared folder, which keeps its own tokenizer",
-            f"data.tokenizer={data.tokenizer.name}, or prepare the text again",
-        )
-    config = recipe.model.config(data.tokenizer.n_vocab)
-    tokens = recipe.optim.steps * recipe.tokens_per_step
-    asked = recipe.run
+    config, asked = task.config, recipe.run
     # 6 floating-point operations a parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
-    work = 6.0 * config.n_parameters * tokens
+    work = 6.0 * config.n_parameters * recipe.optim.steps * task.tokens_per_step
     runtime = choose_runtime(
         asked.device, asked.precision, asked.threads, asked.compile, training=True, flops=work
     )
+    if task.row_length is None:  # torch would compile again for each new length
+        runtime = replace(runtime, compile=False)
     notices = list(runtime.notices)
-    identity = identity_of(recipe, data)
+    identity = identity_of(recipe, task)
     progress, scaler_state = Progress(), dict[str, Any]()
     if checkpoint is not None:
         progress, saved_identity, scaler_state = read_facts(checkpoint)
         refuse_differences(saved_identity, identity)
     attention = choose_attention(asked.attention, runtime.device, config.n_positions)
-    task = _task(recipe, data, runtime)  # refuses a text that is too short before any work
     with explained(recipe.batch):
         if checkpoint is None:
-            model = new_model(config, recipe.seed, attention)
+            model = task.fresh_model(attention)
         else:
-            model = load_model(checkpoint, attention=attention, dropout=recipe.model.dropout).model
-            for parameter in model.parameters():  # laid out like a fresh model's, to round like it
-                parameter.data = parameter.data.contiguous()
+            model = task.saved_model(checkpoint, attention)
+        for parameter in model.parameters():  # laid out like a fresh model's, to round like it
+            parameter.data = parameter.data.contiguous()
         model.to(runtime.device)
         optimizer = make_optimizer(model, recipe.optim, runtime.device)
         if checkpoint is not None:
@@ -142,7 +128,6 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
         recipe=recipe,
         runtime=runtime,
         attention=attention,
-        data=data,
         model=model,
         optimizer=optimizer,
         scaler=scaler,
@@ -153,14 +138,11 @@ def open_session(recipe: PretrainRecipe, data: TokenData, checkpoint: Path | Non
     )
 
 
-def identity_of(recipe: PretrainRecipe, data: TokenData) -> Identity:
+def identity_of(recipe: Recipe, task: Task) -> Identity:
     """What must be the same for a resumed run to end in the weights of an uninterrupted one."""
-    shards = "".join(shard.sha256 for shard in (*data.manifest.train, *data.manifest.validation))
-    config = recipe.model.config(data.tokenizer.n_vocab)
-    return {
-        "data": hashlib.sha256(shards.encode()).hexdigest()[:16],
-        "train tokens": data.train.n_tokens,
-        "vocabulary": data.tokenizer.fingerprint[:16],
+    config = task.config
+    return task.identity() | {
+        "vocabulary": task.tokenizer.fingerprint[:16],
         "model.n_layer": config.n_layer,
         "model.n_head": config.n_head,
         "model.n_embd": config.n_embd,
@@ -171,15 +153,3 @@ def identity_of(recipe: PretrainRecipe, data: TokenData) -> Identity:
         "seed": recipe.seed,
         "world size": WORLD,
     }
-
-
-def _task(recipe: PretrainRecipe, data: TokenData, runtime: Runtime) -> LanguageModeling:
-    return LanguageModeling(
-        train=Windows(data.train, recipe.model.context, recipe.seed),
-        validation=data.validation,
-        micro_batch=recipe.batch.micro_batch,
-        accumulation=recipe.batch.accumulation,
-        n_evaluation_batches=recipe.eval.batches,
-        device=runtime.device,
-        world=WORLD,
-    )

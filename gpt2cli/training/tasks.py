@@ -1,95 +1,97 @@
-"""Owns what a task is to the loop: where a step's batches come from and what their loss is.
+"""Owns what a task is: everything by which pretraining and the two ways of finetuning differ.
 
-The loop knows nothing of windows, labels or records; it asks a task for a batch, the number of
-targets in it and the sum of their losses. One class a task.
+The loop and the session know nothing of windows, labels or records. They ask a task for a model,
+for batches, for the sum of a batch's losses, and for a way to write the model down. One file a
+task: `pretraining.py`, `classification.py`, `instruction.py`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2cli.data.batches import Windows, evaluation_starts, first_sample
-from gpt2cli.data.stored import Tokens
-from gpt2cli.errors import InputError
-from gpt2cli.model.gpt2 import GPT2LMHead
-from gpt2cli.training.cross_entropy import cross_entropy_sum
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.tokenizer.protocol import Tokenizer
+from gpt2cli.training.state import Identity
+
+WORLD = 1  # ranks that train together
+RANK = 0  # this process among them
 
 
 @dataclass(frozen=True)
 class Batch:
+    """Rows of token ids and what is to be learnt from them; a task may add to it."""
+
     input_ids: Tensor  # (B, T)
-    targets: Tensor  # (B, T), the token after each position
+    targets: Tensor  # (B, T), the token after each position; or what the task says
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch in another place."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{name: t.to(device) if isinstance(t, Tensor) else t for name, t in moved.items()})
+
+
+# (what is so, what the model said) of one item, where a task has such a thing.
+Verdict = tuple[int, int]
 
 
 class Task(Protocol):
-    """What the loop asks for."""
+    """One kind of training on one set of data."""
 
     @property
-    def rank(self) -> int: ...
+    def config(self) -> GPT2Config:
+        """Of the model that is trained."""
 
-    def batch(self, step: int, micro: int) -> Batch: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
-    def evaluation_batches(self) -> Iterator[Batch]: ...
+    @property
+    def row_length(self) -> int | None:
+        """T of every batch, or None where it changes from one to the next."""
 
-    def n_targets(self, batch: Batch) -> int: ...
+    @property
+    def tokens_per_step(self) -> int:
+        """About how many tokens a step reads."""
 
-    def loss_sum(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> Tensor: ...
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps until each item has been seen once."""
 
+    @property
+    def size(self) -> str:
+        """How much there is to learn from, in words; `validation_size`, to measure with."""
 
-@dataclass(frozen=True)
-class LanguageModeling:
-    """Predict each next token of a text. Sizes count sequences; `context` counts tokens."""
+    @property
+    def validation_size(self) -> str: ...
 
-    train: Windows
-    validation: Tokens
-    micro_batch: int
-    accumulation: int
-    n_evaluation_batches: int
-    device: torch.device
-    rank: int = 0
-    world: int = 1
+    def identity(self) -> Identity:
+        """What must be the same for a resumed run to end in the weights of an uninterrupted one."""
 
-    def __post_init__(self) -> None:
-        if self.validation.n_tokens < 2:
-            raise InputError(
-                f"the validation split has {self.validation.n_tokens} tokens, a loss needs 2",
-                "the text is short, or data.validation is small",
-                "data.validation=0.2",
-            )
+    def fresh_model(self, attention: str) -> Any:
+        """The model at step 0, with `requires_grad` where it is to learn."""
 
-    def batch(self, step: int, micro: int) -> Batch:
-        """Micro batch `micro` of the step after `step` finished ones, for this rank."""
-        first = first_sample(
-            step,
-            micro,
-            rank=self.rank,
-            world=self.world,
-            micro_batch=self.micro_batch,
-            accumulation=self.accumulation,
-        )
-        return self._to_device(self.train.rows(first, self.micro_batch))
+    def saved_model(self, checkpoint: Path, attention: str) -> Any:
+        """The model of a checkpoint, likewise."""
 
-    def evaluation_batches(self) -> Iterator[Batch]:
-        """The same windows of the validation split each time, in batches of at most micro_batch."""
-        context, n_tokens = self.train.context, self.validation.n_tokens
-        length = min(context + 1, n_tokens)
-        starts = evaluation_starts(n_tokens, context, self.n_evaluation_batches * self.micro_batch)
-        for i in range(0, len(starts), self.micro_batch):
-            rows = [self.validation.read(start, length) for start in starts[i : i + self.micro_batch]]
-            yield self._to_device(np.stack(rows))
+    def write_model(self, folder: Path, model: Any, recipe: str) -> dict[str, str]:
+        """Write the model's files; returns {file name: SHA-256}."""
 
-    def n_targets(self, batch: Batch) -> int:
-        return batch.targets.numel()
+    def batch(self, step: int, micro: int) -> Any:
+        """Micro batch `micro` of the step after `step` finished ones."""
 
-    def loss_sum(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> Tensor:
-        """Sum of the targets' losses in nats. The products of the output layer use `dtype`."""
-        hidden = model.transformer(batch.input_ids)  # (B, T, C)
-        return cross_entropy_sum(hidden.flatten(0, 1), model.lm_head.weight, batch.targets.flatten(), dtype)
+    def evaluation_batches(self) -> Iterator[Any]:
+        """The same batches of the validation split each time."""
 
-    def _to_device(self, rows: np.ndarray) -> Batch:
-        ids = torch.from_numpy(rows)  # (B, T + 1)
-        return Batch(ids[:, :-1].to(self.device), ids[:, 1:].to(self.device))
+    def n_targets(self, batch: Any) -> int: ...
+
+    def loss_sum(self, model: Any, batch: Any, dtype: torch.dtype) -> Tensor:
+        """Sum of the targets' losses in nats. Large products use `dtype`."""
+
+    def judge(self, model: Any, batch: Any, dtype: torch.dtype) -> tuple[Tensor, list[Verdict]]:
+        """The same sum, and the verdicts on the batch's items."""
+
+    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
+        """What the verdicts of a whole evaluation come to, by name."""

@@ -31,7 +31,7 @@ def show_plan(session: Session, origins: Mapping[str, str]) -> None:
     batch = session.task.batch(0, 0)
     for row in batch.input_ids.tolist():
         console.print(
-            f"  {printable(repr(session.data.tokenizer.decode(row)))}", markup=False, highlight=False
+            f"  {printable(repr(session.task.tokenizer.decode(row)))}", markup=False, highlight=False
         )
 
 
@@ -45,7 +45,7 @@ def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
             found = found[part]
         return found
 
-    rows = [(key, printable(str(value(key))), origins[key]) for key, _, _ in fields()]
+    rows = [(key, printable(str(value(key))), origins[key]) for key, _, _ in fields(type(session.recipe))]
     chosen = session.runtime
     resolved = {
         "run.device": str(chosen.device),
@@ -71,20 +71,20 @@ def _memory(session: Session) -> list[Row]:
 
 
 def _work(session: Session) -> list[Row]:
-    recipe, data = session.recipe, session.data
-    per_step, epoch = recipe.tokens_per_step, session.task.train.n_windows * recipe.model.context
+    recipe, task = session.recipe, session.task
+    per_step = task.tokens_per_step
     loss, seconds = _timed(session)
     left = timedelta(seconds=round(seconds * (recipe.optim.steps - session.progress.step)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return [
         ("parameters", f"{session.model.config.n_parameters:,}", ""),
-        ("training tokens", f"{data.train.n_tokens:,}", f"validation {data.validation.n_tokens:,}"),
+        ("data", task.size, task.validation_size),
         (
             "tokens a step",
             f"{per_step:,}",
             f"{recipe.batch.micro_batch * recipe.batch.accumulation} sequences",
         ),
-        ("steps", f"{recipe.optim.steps:,}", f"{recipe.optim.steps * per_step / epoch:.2f} epochs"),
+        ("steps", f"{recipe.optim.steps:,}", f"{recipe.optim.steps / task.steps_per_epoch:.2f} epochs"),
         ("tokens in all", f"{recipe.optim.steps * per_step:,}", ""),
         ("loss at the start", f"{loss:.3f}", "of the first timed step"),
         ("speed", f"{per_step / seconds:,.0f} tokens/s", "of the second timed step"),

@@ -18,8 +18,8 @@ from runs import command, losses, write_recipe
 
 from gpt2cli import disk, home
 from gpt2cli.training import loop, session
+from gpt2cli.training.pretraining import Pretraining
 from gpt2cli.training.run import Run, newest_valid_checkpoint
-from gpt2cli.training.tasks import LanguageModeling
 from gpt2cli.weights.folder import load_model, verify
 
 Gpt2 = Callable[..., Any]
@@ -162,9 +162,9 @@ def tell(monkeypatch: pytest.MonkeyPatch, place: object, name: str, number: int,
 @pytest.mark.parametrize(
     ("place", "name", "when"),
     [
-        (session, "new_model", 1),  # load
+        (Pretraining, "fresh_model", 1),  # load
         (loop, "take_step", 4),  # step
-        (LanguageModeling, "evaluation_batches", 2),  # evaluation
+        (Pretraining, "evaluation_batches", 2),  # evaluation
         (session.Session, "save", 1),  # save
         ("gpt2cli.generation.engine", "generate", 1),  # sampling
     ],
@@ -348,8 +348,8 @@ def test_truncated_tokens_are_refused_before_the_first_step(gpt2: Gpt2, recipe: 
 def test_divergence_exits_6_and_names_a_smaller_rate(
     gpt2: Gpt2, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = LanguageModeling.loss_sum
-    monkeypatch.setattr(LanguageModeling, "loss_sum", lambda *a: original(*a) * float("nan"))
+    original = Pretraining.loss_sum
+    monkeypatch.setattr(Pretraining, "loss_sum", lambda *a: original(*a) * float("nan"))
     done = gpt2("pretrain", recipe, "run.max_bad_steps=2")
     assert done.code == 6 and "optim.lr=0.001" in done.err and "skipped" in done.err
 
@@ -364,7 +364,7 @@ def test_out_of_memory_proposes_a_batch_that_keeps_the_product(
         torch.empty(1 << 50)  # what torch's own allocator says
 
     for burst in (on_a_gpu, on_a_cpu):
-        monkeypatch.setattr(LanguageModeling, "loss_sum", burst)
+        monkeypatch.setattr(Pretraining, "loss_sum", burst)
         done = gpt2("pretrain", recipe, "batch.micro_batch=12", "--name", burst.__name__)
         assert done.code == 4 and "batch.micro_batch=6 batch.accumulation=4" in done.err
 

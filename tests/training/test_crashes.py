@@ -13,6 +13,7 @@ import pytest
 from runs import command, losses, tiny, weights_of, write_recipe
 
 from gpt2cli import disk, home
+from gpt2cli.training.pretraining import Pretraining
 from gpt2cli.training.run import Run, newest_valid_checkpoint, sweep
 from gpt2cli.training.session import open_session
 from gpt2cli.training.state import read_facts
@@ -61,7 +62,7 @@ def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(step: int
     """Saves over a run that holds 3 and 6: step 9, so that 3 is pruned, or step 6 once more."""
     recipe, data = tiny(tmp_path, "optim.steps=9", "checkpoint.keep=2")
     run = Run(tmp_path / "run")
-    session = open_session(recipe, data, None)
+    session = open_session(Pretraining(recipe, data), recipe, None)
     run.folder.mkdir()
     for _ in session.events(run, lambda: 0):
         if session.progress.step == 8:

@@ -1,0 +1,87 @@
+"""Owns what the keys of a recipe are called, and which one was probably meant.
+
+What a key may hold is in `schema.py`.
+"""
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+
+from gpt2cli.errors import UsageError
+from gpt2cli.recipe.schema import RECIPES, Recipe, fields
+
+# What other codebases call these things, for "did you mean".
+ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "max_lr": "optim.lr",
+    "min_learning_rate": "optim.min_lr",
+    "max_iters": "optim.steps",
+    "max_steps": "optim.steps",
+    "epochs": "optim.steps",
+    "warmup_iters": "optim.warmup_steps",
+    "grad_clip": "optim.clip",
+    "max_grad_norm": "optim.clip",
+    "batch_size": "batch.micro_batch",
+    "gradient_accumulation_steps": "batch.accumulation",
+    "block_size": "model.context",
+    "context_length": "model.context",
+    "n_positions": "model.context",
+    "drop_rate": "model.dropout",
+    "eval_interval": "eval.every",
+    "eval_iters": "eval.batches",
+    "log_interval": "log.every",
+    "save_every": "checkpoint.every",
+    "dtype": "run.precision",
+    "dataset": "data.source",
+}
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The dotted keys of one kind of recipe, in the schema's order."""
+
+    kind: type[Recipe]
+
+    @cached_property
+    def all(self) -> list[str]:
+        return [key for key, _, _ in fields(self.kind)]
+
+    @cached_property
+    def sections(self) -> list[str]:
+        return list(dict.fromkeys(key.partition(".")[0] for key in self.all if "." in key))
+
+    def siblings(self, section: str) -> str:
+        inside = [key.rpartition(".")[2] for key in self.all if key.rpartition(".")[0] == section]
+        return ", ".join([*inside, *self.sections] if not section else inside)
+
+    def first_of(self, section: str) -> str:
+        return next(key for key in self.all if key.startswith(f"{section}."))
+
+    def unknown(self, where: str, key: str) -> UsageError:
+        """The error for a key that is none, with the one that was likely meant."""
+        section = key.rpartition(".")[0]
+        section = section if section in self.sections else ""
+        near = self._nearest(key)
+        task = next(name for name, kind in RECIPES.items() if kind is self.kind)
+        example = {"pretrain": "verdict", "finetune-classify": "spam", "finetune-instruct": "instruct"}[task]
+        return UsageError(
+            f"{where}: unknown key",
+            f"the keys of {section or 'a recipe'} are {self.siblings(section)}",
+            f"did you mean {near}?" if near else f"gpt2 recipes show {example}",
+        )
+
+    def _nearest(self, key: str) -> str:
+        """The known key that was most likely meant, or ''. Its own section is looked at first."""
+        section, _, word = key.rpartition(".")
+        known = [*self.all, *self.sections]
+        own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+        elsewhere = {word: name for word, name in ELSEWHERE.items() if name in known}
+        every = (
+            {name.rpartition(".")[2]: name for name in reversed(known)}
+            | elsewhere
+            | {name: name for name in self.all}
+        )
+        for names, cutoff in ((own, 0.6), (every, 0.75)):
+            if close := difflib.get_close_matches(word, names, 1, cutoff):
+                return names[close[0]]
+        return every.get(key, "")
