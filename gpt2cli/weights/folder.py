@@ -87,9 +87,7 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
     `dropout` takes the place of the folder's rate, for whoever trains on.
     Raises InputError where a file is missing, damaged or fits the others badly.
     """
-    config_values = _read_json(folder / CONFIG)
-    _refuse_other_heads(folder, config_values)
-    config = from_hugging_face(config_values)
+    config = read_config(folder)
     if dropout is not None:
         config = replace(config, dropout=dropout)
     hashes = read_manifest(folder)
@@ -118,6 +116,13 @@ def model_of(
     model.load_state_dict(_as_modules(path, tensors, model), assign=True)
     model.tie()
     return model.eval()
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The numbers of a language model's folder, without its weights."""
+    values = _read_json(folder / CONFIG)
+    _refuse_other_heads(folder, values)
+    return from_hugging_face(values)
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

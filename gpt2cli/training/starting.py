@@ -1,0 +1,62 @@
+"""Owns what a finetune starts from: `init` in a recipe becomes a config, a tokenizer and weights."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpt2cli import home
+from gpt2cli.disk import sha256_of
+from gpt2cli.errors import InputError
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.recipe.schema import Finetune
+from gpt2cli.tokenizer.bpe import gpt2
+from gpt2cli.tokenizer.folder import load_tokenizer
+from gpt2cli.tokenizer.protocol import Tokenizer
+from gpt2cli.weights.folder import WEIGHTS, load_model, read_config, read_manifest
+
+SCRATCH, NEWEST = "scratch", "newest"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A language model to begin with. Its weights are read when `model` is called."""
+
+    config: GPT2Config
+    tokenizer: Tokenizer
+    folder: Path | None  # None is random weights
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return str(self.folder) if self.folder else SCRATCH
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights, or of what makes them; part of a run's identity."""
+        if self.folder is None:
+            return hashlib.sha256(f"{self.config} {self.seed}".encode()).hexdigest()
+        return read_manifest(self.folder).get(WEIGHTS) or sha256_of(self.folder / WEIGHTS)
+
+    def model(self, attention: str) -> GPT2LMHead:
+        """The language model on the CPU, in fp32."""
+        if self.folder is None:
+            return new_model(self.config, self.seed, attention)
+        return load_model(self.folder, attention=attention, dropout=self.config.dropout).model
+
+
+def find_start(recipe: Finetune) -> Start:
+    """What `recipe.init` means. Raises InputError, with the ways there are, where it is not here."""
+    dropout = recipe.model.dropout
+    if recipe.init == SCRATCH:
+        tokenizer = gpt2()
+        return Start(recipe.model.config(tokenizer.n_vocab), tokenizer, None, recipe.seed)
+    try:
+        folder = home.find_model(None if recipe.init == NEWEST else recipe.init)
+    except InputError as error:
+        raise InputError(
+            f"init: {error.what}",
+            error.why,
+            f"{error.fix}; or begin with a model of yours: init=newest, init=runs/NAME; or init={SCRATCH}",
+        ) from None
+    return Start(replace(read_config(folder), dropout=dropout), load_tokenizer(folder), folder, recipe.seed)
