@@ -74,11 +74,17 @@ def model_place(name: str) -> Path:
 
 
 def is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    """A whole model, or an adapter to one. False, like `is_run`, for what cannot be a path at all."""
+    return os.path.isfile(folder / "config.json") or is_adapter(folder)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds only what is added to another model's weights."""
+    return os.path.isfile(folder / "adapter_config.json") and not os.path.exists(folder / "model.safetensors")
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / CHECKPOINTS).is_dir()
+    return os.path.isdir(folder / CHECKPOINTS)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -98,7 +104,7 @@ def find_model(name: str | None) -> Path:
     if name is None:
         return _newest()
     size = canonical(name)
-    for place in (Path(name).expanduser(), runs() / name, model_place(name)):
+    for place in (Path(os.path.expanduser(name)), runs() / name, model_place(name)):
         if is_run(place):
             return best_checkpoint(place)
         if is_model(place):

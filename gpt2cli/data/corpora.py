@@ -1,4 +1,4 @@
-"""Owns the public corpora: what each is called, where it lies, its exact bytes, and what may stand in.
+"""Owns the named corpora: what each is called, where it lies, its exact bytes, and what may stand in.
 
 Looks in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
 What is done with the text is `tokens.py`'s business.
@@ -7,10 +7,13 @@ What is done with the text is `tokens.py`'s business.
 import difflib
 import glob
 import hashlib
+import io
 import os
 import socket
 import threading
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +42,7 @@ class Corpus:
     url: str
     licence: str
     stand_in: str | None
+    member: str | None = None  # of the zip at `url`; its bytes, size and hash count, not the zip's
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,29 @@ _ROWS = (
         licence="CC BY-SA (Wikipedia's authors)",
         stand_in=None,
     ),
+    Corpus(
+        name="sms-spam",
+        file="SMSSpamCollection.tsv",
+        n_bytes=477907,
+        sha256="7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d",
+        url="https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
+        member="SMSSpamCollection",
+        licence="CC BY 4.0 (Tiago Almeida and José Hidalgo, 2011)",
+        stand_in="messages.tsv",
+    ),
+    Corpus(
+        name="instructions",
+        file="instruction-data.json",
+        n_bytes=203524,
+        sha256="7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
+        url="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main"
+        "/ch07/01_main-chapter-code/instruction-data.json",
+        licence="Apache-2.0 (Sebastian Raschka)",
+        stand_in="instructions.json",
+    ),
 )
+# Written for this project, and nowhere else to be had: {name: bundled file}.
+BUNDLED = {"summaries": "summaries.json"}
 CORPORA = {corpus.name: corpus for corpus in _ROWS}
 
 
@@ -95,6 +121,8 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
     Raises InputError for an unknown name or a wrong file in the mirror, ServiceError where the
     corpus is not to be had.
     """
+    if name_or_path in BUNDLED:
+        return _bundled(name_or_path, BUNDLED[name_or_path], None)
     corpus = CORPORA.get(name_or_path)
     if corpus is None:
         return _path(name_or_path)
@@ -116,10 +144,11 @@ def _path(argument: str) -> Found:
     # Not Path.glob, which has no absolute patterns.
     if os.path.lexists(path) or glob.glob(str(path), recursive=True):
         return Found(argument, (path,), "path", None, None)
-    near = difflib.get_close_matches(argument, CORPORA, n=1)
+    names = [*CORPORA, *BUNDLED]
+    near = difflib.get_close_matches(argument, names, n=1)
     raise InputError(
         f"{argument}: neither a file nor a known corpus",
-        f"the corpora are {', '.join(CORPORA)}",
+        f"the corpora are {', '.join(names)}",
         f"did you mean {near[0]}?" if near else "check the path",
     )
 
@@ -139,15 +168,16 @@ def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Fo
 
 
 def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> Found:
-    path = Path(bundled.__file__).parent / file
-    return Found(
-        name=corpus.name,
-        paths=(path,),
-        origin="bundled",
-        sha256=disk.sha256_of(path),
-        warning=f"{corpus.name} could not be had ({error.what}); the bundled {file}, another text,"
-        f" takes its place: the losses will not be those of {corpus.name}",
+    warning = (
+        f"{corpus.name} could not be had ({error.what}); the bundled {file}, another text,"
+        f" takes its place: the figures will not be those of {corpus.name}"
     )
+    return _bundled(corpus.name, file, warning)
+
+
+def _bundled(name: str, file: str, warning: str | None) -> Found:
+    path = Path(bundled.__file__).parent / file
+    return Found(name, (path,), "bundled", disk.sha256_of(path), warning)
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
@@ -156,38 +186,47 @@ def _download(corpus: Corpus, offline: bool) -> Path:
         raise _unavailable(corpus, "the network is forbidden (--offline)")
     disk.require_writable(home.corpora())
     path = home.corpora() / corpus.file
-    digest, size = hashlib.sha256(), 0
+    received = bytearray()
     deadline = time.monotonic() + TOTAL_SECONDS
     try:
         _look_up(httpx.URL(corpus.url).host)
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        with (
-            disk.replacing_file(path) as file,
-            httpx.stream("GET", corpus.url, timeout=timeout, follow_redirects=True) as response,
-        ):
+        with httpx.stream("GET", corpus.url, timeout=timeout, follow_redirects=True) as response:
             response.raise_for_status()
             if response.url.scheme != httpx.URL(corpus.url).scheme:
                 raise _unavailable(corpus, f"redirected to {response.url}")
             for block in response.iter_bytes():  # as they come: a size would wait for a slow server
-                size += len(block)
-                digest.update(block)
-                if size > corpus.n_bytes or time.monotonic() > deadline:
+                received += block
+                if len(received) > corpus.n_bytes or time.monotonic() > deadline:
                     break
-                file.write(block)
-            if time.monotonic() > deadline:
-                raise _unavailable(corpus, f"not finished within {TOTAL_SECONDS:.0f} seconds")
-            if digest.hexdigest() != corpus.sha256:
-                raise InputError(
-                    f"{corpus.url}: is not {corpus.name}",
-                    f"SHA-256 of {'more than ' * (size > corpus.n_bytes)}{min(size, corpus.n_bytes)} bytes:"
-                    f" {digest.hexdigest()}, not {corpus.sha256} of {corpus.n_bytes}",
-                    _by_hand(corpus),
-                )
+        if time.monotonic() > deadline:
+            raise _unavailable(corpus, f"not finished within {TOTAL_SECONDS:.0f} seconds")
+        content = _unpacked(corpus, bytes(received)) if corpus.member else bytes(received)
+        size, digest = len(content), hashlib.sha256(content).hexdigest()
+        if digest != corpus.sha256:
+            raise InputError(
+                f"{corpus.url}: is not {corpus.name}",
+                f"SHA-256 of {'more than ' * (size > corpus.n_bytes)}{min(size, corpus.n_bytes)} bytes:"
+                f" {digest}, not {corpus.sha256} of {corpus.n_bytes}",
+                _by_hand(corpus),
+            )
+        disk.write_file(path, content)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         if isinstance(error, OSError) and not isinstance(error, (TimeoutError, socket.gaierror)):
             raise  # the disk's, not the network's
         raise _unavailable(corpus, str(error) or type(error).__name__) from None
     return path
+
+
+def _unpacked(corpus: Corpus, archive: bytes) -> bytes:
+    """The corpus's file out of a zip, and no more of it than one byte too many."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as opened, opened.open(corpus.member or "") as member:
+            return member.read(corpus.n_bytes + 1)
+    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error) as error:
+        raise InputError(
+            f"{corpus.url}: is not a zip with {corpus.member} in it", str(error), _by_hand(corpus)
+        ) from None
 
 
 def _look_up(host: str) -> None:

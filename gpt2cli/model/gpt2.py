@@ -1,4 +1,4 @@
-"""Owns GPT-2 as a whole: the trunk of blocks, the language-model head, and how weights begin.
+"""Owns GPT-2 as a whole: the trunk of blocks, its two heads, and how weights begin.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Pure torch: no files,
 no loss, no sampling. Shapes use the letters of `layers.py`, and V for the vocabulary.
@@ -77,10 +77,38 @@ class GPT2LMHead(nn.Module):
         return self.lm_head(self.transformer(input_ids, cache, positions, mask))  # type: ignore[no-any-return]
 
 
+class GPT2Classifier(nn.Module):
+    """GPT-2 as a judge of whole texts: the hidden state of a text's last token scores each class.
+
+    Only that position has seen the whole text. Hugging Face's GPT2ForSequenceClassification.
+    """
+
+    def __init__(self, config: GPT2Config, n_classes: int, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = GPT2(config, attention)
+        self.score = Linear(config.n_embd, n_classes, bias=False)
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (B, n_classes) of input_ids (B, T), whose rows end after `lengths` (B,) tokens.
+
+        What fills a row up on the right is never seen: attention looks to the left.
+        """
+        hidden = self.transformer(input_ids)  # (B, T, C)
+        rows = torch.arange(len(lengths), device=hidden.device)
+        return self.score(hidden[rows, lengths - 1])  # type: ignore[no-any-return]
+
+
 def empty_model(config: GPT2Config, attention: str = "sdpa") -> GPT2LMHead:
     """The modules with shapes and no memory, for weights that come from elsewhere."""
     with torch.device("meta"):
         return GPT2LMHead(config, attention)
+
+
+def empty_classifier(config: GPT2Config, n_classes: int, attention: str = "sdpa") -> GPT2Classifier:
+    """The same with the other head."""
+    with torch.device("meta"):
+        return GPT2Classifier(config, n_classes, attention)
 
 
 def new_model(config: GPT2Config, seed: int, attention: str = "sdpa") -> GPT2LMHead:

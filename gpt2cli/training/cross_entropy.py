@@ -43,13 +43,14 @@ class _CrossEntropySum(torch.autograd.Function):
             d_logits.scatter_add_(1, t, d_logits.new_full(t.shape, -1.0))
             d = d_logits.to(dtype)
             d_hidden[rows] = d @ w
-            part = (d.T @ h).to(weight.dtype)  # (V, C)
-            d_weight = part if d_weight is None else d_weight.add_(part)
+            if ctx.needs_input_grad[1]:  # not under adapters, where it is frozen
+                part = (d.T @ h).to(weight.dtype)  # (V, C)
+                d_weight = part if d_weight is None else d_weight.add_(part)
         ctx.gradients = (d_hidden, d_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.gradients
         del ctx.gradients  # scaled in place: a second backward would scale them twice
-        return d_hidden.mul_(grad), d_weight.mul_(grad), None, None
+        return d_hidden.mul_(grad), None if d_weight is None else d_weight.mul_(grad), None, None

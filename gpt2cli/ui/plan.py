@@ -8,14 +8,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from itertools import groupby
 
 from rich.table import Table
+from rich.text import Text
 
 from gpt2cli.recipe.schema import fields
+from gpt2cli.tokenizer.protocol import END_OF_TEXT, Tokenizer
+from gpt2cli.training.instruction import InstructBatch
 from gpt2cli.training.loop import take_step
 from gpt2cli.training.memory import estimate_bytes, explained
 from gpt2cli.training.session import Session
-from gpt2cli.ui.console import out, printable
+from gpt2cli.ui.console import is_terminal, out, printable
 
 Row = tuple[str, str, str]
 MiB = 1 << 20
@@ -27,12 +31,37 @@ def show_plan(session: Session, origins: Mapping[str, str]) -> None:
     _print_rows("memory", _memory(session))
     _print_rows("work", _work(session))
     console = out()
-    console.print("first batch, decoded:", style="bold")
     batch = session.task.batch(0, 0)
+    if isinstance(batch, InstructBatch):
+        _print_learnt(batch, session.task.tokenizer)
+        return
+    console.print("first batch, decoded:", style="bold")
     for row in batch.input_ids.tolist():
         console.print(
             f"  {printable(repr(session.task.tokenizer.decode(row)))}", markup=False, highlight=False
         )
+
+
+def _print_learnt(batch: InstructBatch, tokenizer: Tokenizer) -> None:
+    """Each record with what is learnt of it marked: by colour on a terminal, «so» elsewhere."""
+    console = out()
+    console.print("first batch, decoded; what is marked is learnt:", style="bold")
+    coloured = is_terminal(console) and not console.no_color
+    for record in (record for group in batch.groups for record in group):
+        line = Text("  ")
+        pairs = zip(record.ids.tolist(), record.learnt.tolist(), strict=True)
+        for learnt, some in groupby(pairs, key=lambda pair: pair[1]):
+            text = printable(repr(_spelled([token for token, _ in some], tokenizer))[1:-1])
+            if learnt and not coloured:
+                text = f"«{text}»"
+            line.append(text, style="good" if learnt else "faint")
+        console.print(line)
+
+
+def _spelled(ids: list[int], tokenizer: Tokenizer) -> str:
+    """The text of ids that may end with end-of-text, which is no text but is to be seen."""
+    ended = ids[-1:] == [tokenizer.end_of_text]
+    return tokenizer.decode(ids[:-1]) + END_OF_TEXT if ended else tokenizer.decode(ids)
 
 
 def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:

@@ -103,12 +103,15 @@ class TrainingView:
         self.best = event if event.is_best else self.best
         loss, perplexity = f"{event.loss:.3f}", _perplexity(event.perplexity)
         style = "good" if event.is_best else ""
+        # What a task measures itself says more than a perplexity, which is the loss once more.
+        notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.measures.items()]
+        notes += ["best"] if event.is_best else []
         if self.tabular:
-            row = [self._place(event.step), "", "", "", "", loss, perplexity]
-            self._row(*row, note="best" if event.is_best else "", style=style)
+            row = [self._place(event.step), "", "", "", "", loss, "" if event.measures else perplexity]
+            self._row(*row, note="  ".join(notes), style=style)
         else:
-            best = "  best" if event.is_best else ""
-            self._line(f"{self._at(event.step)}  val loss {loss}  perplexity {perplexity}{best}", style)
+            notes = notes if event.measures else [f"perplexity {perplexity}", *notes]
+            self._line("  ".join([f"{self._at(event.step)}  val loss {loss}", *notes]), style)
 
     def _checkpoint_saved(self, event: CheckpointSaved) -> None:
         self.note(f"saved {event.path.name} in {event.seconds:.1f} s", "faint")

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpt2cli import __version__
 from gpt2cli.disk import open_regular, sha256_of, write_file, write_json
 from gpt2cli.errors import InputError
+from gpt2cli.home import is_adapter
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.tokenizer.folder import load_tokenizer, save_tokenizer
@@ -84,9 +85,14 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
     """Load and verify a language model, in fp32 and evaluation mode, on the CPU.
 
     The transposed matrices are views of what was read: whoever trains on makes them contiguous.
-    `dropout` takes the place of the folder's rate, for whoever trains on.
+    `dropout` takes the place of the folder's rate, for whoever trains on. An adapter's folder gives
+    the model that it was trained over, with the adapter added into its weights.
     Raises InputError where a file is missing, damaged or fits the others badly.
     """
+    if is_adapter(folder):
+        from gpt2cli.weights.merging import load_merged  # it builds on this file
+
+        return load_merged(folder, attention=attention, dropout=dropout)
     config = read_config(folder)
     if dropout is not None:
         config = replace(config, dropout=dropout)
@@ -120,6 +126,12 @@ def model_of(
 
 def read_config(folder: Path) -> GPT2Config:
     """The numbers of a language model's folder, without its weights."""
+    if is_adapter(folder):
+        raise InputError(
+            f"{folder}: is an adapter, which has no weights of its own",
+            "a whole model is needed here",
+            f"gpt2 convert {folder} --merge, and take the result",
+        )
     values = _read_json(folder / CONFIG)
     _refuse_other_heads(folder, values)
     return from_hugging_face(values)
@@ -182,7 +194,7 @@ def _refuse_other_heads(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(
             f"{folder}: holds a {architectures[0]}, not a language model",
             "it scores texts and has no output layer that could write one",
-            "gpt2 generate --model <a pretrained run or folder>",
+            f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>",
         )
 
 

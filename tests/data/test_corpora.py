@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import http.server
+import io
 import os
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ TEXT = b"what the server has\n" * 5000
 
 
 @contextlib.contextmanager
-def serving(behaviour: str) -> Iterator[str]:
+def serving(behaviour: str | bytes) -> Iterator[str]:
     """A server on loopback; yields the address of a text there."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -41,6 +43,8 @@ def serving(behaviour: str) -> Iterator[str]:
             self.end_headers()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 match behaviour:
+                    case bytes():
+                        self.wfile.write(behaviour)
                     case "cut":
                         self.wfile.write(TEXT[:1000])
                     case "wrong":
@@ -100,7 +104,13 @@ def address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 def test_the_real_table_names_each_corpus_once() -> None:
-    assert set(CORPORA) == {"the-verdict", "tiny-shakespeare", "wikitext-2-test"}
+    assert set(CORPORA) == {
+        "the-verdict",
+        "tiny-shakespeare",
+        "wikitext-2-test",
+        "sms-spam",
+        "instructions",
+    }
     for name, row in CORPORA.items():
         assert row.name == name
         assert len(row.sha256) == 64
@@ -226,3 +236,32 @@ def test_an_unknown_name_gets_the_nearest(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(InputError, match="neither a file nor a known corpus") as caught:
         find_corpus("the-verdikt", offline=True, allow_bundled=True)
     assert caught.value.fix == "did you mean the-verdict?"
+
+
+def test_a_corpus_that_is_published_in_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("readme", "something else")
+        opened.writestr("inside", TEXT)
+    with serving(archive.getvalue()) as url:
+        address(monkeypatch, url)
+        rows = {name: replace(row, member="inside") for name, row in corpora.CORPORA.items()}
+        monkeypatch.setattr(corpora, "CORPORA", rows)
+        found = find_corpus("text", offline=False, allow_bundled=False)
+        assert found.origin == "download" and found.paths[0].read_bytes() == TEXT
+        rows["text"] = replace(rows["text"], member="missing")
+        found.paths[0].unlink()
+        with pytest.raises(InputError, match="is not a zip with missing in it"):
+            find_corpus("text", offline=False, allow_bundled=False)
+    with serving("fine") as url:
+        address(monkeypatch, url)
+        with pytest.raises(InputError, match="is not a zip with missing in it"):
+            find_corpus("text", offline=False, allow_bundled=False)
+
+
+def test_what_is_bundled_alone_needs_no_network() -> None:
+    found = find_corpus("summaries", offline=True, allow_bundled=False)
+    assert (found.origin, found.warning, found.paths[0].name) == ("bundled", None, "summaries.json")
+    with pytest.raises(InputError, match="neither a file nor a known corpus") as caught:
+        find_corpus("sumaries", offline=True, allow_bundled=False)
+    assert "summaries" in caught.value.fix

@@ -161,3 +161,14 @@ def test_narrow_terminals_get_lines_over_a_shorter_bar(width: int) -> None:
     lines = told(view)
     assert "step 10/90  loss 4.123  lr 4.0e-04  norm 1.23  421 tok/s" in lines
     assert "a sample that is longer than twenty columns are wide" in lines
+
+
+def test_what_a_task_measures_takes_the_place_of_the_perplexity() -> None:
+    event = EvalDone(10, 0.25, math.exp(0.25), 150, True, 1.0, {"accuracy": 0.96, "macro_f1": 0.9571})
+    with view_on(90) as view:
+        view.show(event)
+    assert told(view) == ["step 10/90  val loss 0.250  accuracy 0.960  macro f1 0.957  best"]
+    with view_on(90, terminal=True) as view:
+        view.show(event)
+    row = told(view)[-1]
+    assert "0.250" in row and "accuracy 0.960  macro f1 0.957  best" in row and "1.28" not in row

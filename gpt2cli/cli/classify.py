@@ -1,0 +1,263 @@
+"""Owns `gpt2 classify`: texts in, labels and probabilities out. Computing them is `generation/labels.py`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gpt2cli.data.tables import Table
+    from gpt2cli.generation.labels import Answer
+    from gpt2cli.weights.classifier import LoadedClassifier
+
+LONGEST_LINE = 1 << 26  # bytes; no context is near it, and a pipe may never end
+UNSURE = "unsure"
+ADDED = ("label", "probability")  # columns of the answer; with "predicted_" before them where they are taken
+
+
+def classify(
+    model: Annotated[str, typer.Argument(help="A run of finetune-classify, a model folder or a name.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="The texts; without any, stdin line by line."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read a text a line from a file.", show_default=False)
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--column",
+            metavar="NAME",
+            help="The file is CSV, TSV or JSONL, and this column holds the text; CSV comes out.",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            metavar="P",
+            help="Where the likeliest label has a probability below P, say 'unsure' (in CSV nothing, in"
+            " JSON null). With two labels it is never below 0.5.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Say which class each text belongs to.
+
+    stdout gets a line a text: the label, its probability and the text, with tabs between them; or
+    with --json an object with every label's probability.
+    """
+    from gpt2cli.errors import UsageError
+
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold is {threshold:g}", "it is a probability, from 0 to 1")
+    if file is not None and texts:
+        raise UsageError("there are two sources of texts", f"{file} and the arguments", "give one of them")
+    if column is not None and file is None:
+        raise UsageError("--column names a column of a file", "no file is given", "--file FILE.csv")
+    if column is None and file is not None:
+        _refuse_tables(file)
+    writer = _Writer(threshold or 0.0, as_json)
+    if column is not None and file is not None:
+        table, place = _open_table(file, column)
+        loaded = _load(model, device, precision, threads)
+        writer.table(loaded, table, place)
+    elif file is not None:
+        lines = _lines_of(file)
+        writer.texts(_load(model, device, precision, threads), lines, lambda i: f"{file}:{i + 1}")
+    elif texts:
+        writer.texts(_load(model, device, precision, threads), texts, lambda i: f"text {i + 1}")
+    else:
+        loaded, n_before = _load(model, device, precision, threads), 0
+        for lines in _arriving_lines():
+            writer.texts(loaded, lines, lambda i, n=n_before: f"line {n + i + 1}")  # type: ignore[misc]
+            n_before += len(lines)
+    writer.end()
+
+
+class _Writer:
+    """Answers on stdout as they come, in the form that was asked for."""
+
+    def __init__(self, threshold: float, as_json: bool) -> None:
+        import sys
+
+        from gpt2cli.ui.console import printable
+
+        self._threshold, self._as_json = threshold, as_json
+        self._shown: Callable[[str], str] = printable if sys.stdout.isatty() else str
+        self._n_cut, self._limit = 0, 0
+
+    def texts(
+        self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
+    ) -> None:
+        for text, answer in zip(texts, self._answers(loaded, texts, where), strict=True):
+            self._line(
+                self._object(text, answer, loaded) if self._as_json else self._row(text, answer, loaded)
+            )
+
+    def table(self, loaded: "LoadedClassifier", table: "Table", place: int) -> None:
+        """Every row as it came, in CSV, with what was found behind it; or objects, with --json."""
+        texts = [row.values[place] or "" for row in table.rows]
+        answers = self._answers(loaded, texts, lambda i: table.where(table.rows[i].line))
+        if self._as_json:
+            for text, answer in zip(texts, answers, strict=True):
+                self._line(self._object(text, answer, loaded))
+            return
+        self._line(_csv([*table.columns, *_added(table)]))
+        for row, answer in zip(table.rows, answers, strict=True):
+            label = "" if self._is_unsure(answer) else loaded.labels[answer.best]
+            self._line(_csv([*row.values, label, f"{answer.probabilities[answer.best]:.4f}"]))
+
+    def end(self) -> None:
+        from gpt2cli.ui.console import err
+
+        if self._n_cut:
+            err().print(
+                f"note: {self._n_cut:,} text{'s were' if self._n_cut > 1 else ' was'} longer than"
+                f" {self._limit} tokens and cut there"
+            )
+
+    def _answers(
+        self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
+    ) -> "Iterator[Answer]":
+        from gpt2cli.generation import labels
+        from gpt2cli.ui.classifying import tracked
+        from gpt2cli.ui.console import err
+
+        self._limit = loaded.max_tokens
+        for answer in tracked(labels.classify(loaded, texts, where), len(texts), err()):
+            self._n_cut += answer.was_cut
+            yield answer
+
+    def _is_unsure(self, answer: "Answer") -> bool:
+        return answer.probabilities[answer.best] < self._threshold
+
+    def _row(self, text: str, answer: "Answer", loaded: "LoadedClassifier") -> str:
+        from gpt2cli.ui.console import printable
+
+        label = UNSURE if self._is_unsure(answer) else _one_line(printable(loaded.labels[answer.best]))
+        return f"{label}\t{answer.probabilities[answer.best]:.4f}\t{_one_line(printable(text))}"
+
+    def _object(self, text: str, answer: "Answer", loaded: "LoadedClassifier") -> str:
+        import json
+
+        value = {
+            "text": text,
+            "label": None if self._is_unsure(answer) else loaded.labels[answer.best],
+            "probability": answer.probabilities[answer.best],
+            "probabilities": dict(zip(loaded.labels, answer.probabilities, strict=True)),
+        }
+        return json.dumps(value, ensure_ascii=True)
+
+    def _line(self, text: str) -> None:
+        import sys
+
+        sys.stdout.write(self._shown(text) + "\n")
+        sys.stdout.flush()
+
+
+def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassifier":
+    from gpt2cli.home import find_model
+    from gpt2cli.runtime import choose_runtime
+    from gpt2cli.ui.console import err
+    from gpt2cli.weights.classifier import load_classifier
+
+    folder = find_model(name)
+    runtime = choose_runtime(device, precision, threads)
+    for notice in runtime.notices:
+        err().print(notice, style="warn")
+    loaded = load_classifier(folder)
+    loaded.model.to(device=runtime.device, dtype=runtime.dtype)
+    return loaded
+
+
+def _refuse_tables(file: Path) -> None:
+    from gpt2cli.data.tables import KIND_OF_SUFFIX
+    from gpt2cli.errors import UsageError
+
+    if file.suffix.lower() in KIND_OF_SUFFIX:
+        raise UsageError(
+            f"{file}: which column holds the texts?",
+            "by its name the file is a table, not a text a line",
+            f"gpt2 classify MODEL --file {file} --column NAME",
+        )
+
+
+def _open_table(file: Path, column: str) -> "tuple[Table, int]":
+    """The table, and the place of its texts, of which there is one in each row."""
+    from gpt2cli.data.tables import read_table
+    from gpt2cli.errors import InputError
+
+    table = read_table(file)
+    place = table.column(column)
+    for row in table.rows:
+        if row.values[place] is None:
+            raise InputError(f"{table.where(row.line)}: the field {column!r} is missing")
+    _added(table)  # a table that has no room for the answers shows before any work
+    return table, place
+
+
+def _lines_of(file: Path) -> list[str]:
+    from gpt2cli.data.tables import read_text
+
+    text = read_text(file)[0]
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def _arriving_lines() -> "Iterator[list[str]]":
+    """Lines of stdin in groups: those that are there already, as soon as one is. Not UTF-8 is U+FFFD."""
+    import os
+    import sys
+
+    from gpt2cli.errors import InputError
+
+    pending = b""
+    while block := os.read(sys.stdin.fileno(), 1 << 16):
+        *lines, pending = (pending + block).split(b"\n")
+        if len(pending) > LONGEST_LINE:
+            raise InputError("a line on stdin is longer than 64 MiB", "no context is near that")
+        if lines:
+            yield [_decoded(line) for line in lines]
+    if pending:
+        yield [_decoded(pending)]
+
+
+def _decoded(line: bytes) -> str:
+    return line.decode("utf-8", "replace").removesuffix("\r")
+
+
+def _added(table: "Table") -> tuple[str, ...]:
+    """Names of the two columns that are added. Raises InputError where the table has them all."""
+    from gpt2cli.errors import InputError
+
+    for names in (ADDED, tuple(f"predicted_{name}" for name in ADDED)):
+        if not set(names) & set(table.columns):
+            return names
+    raise InputError(
+        f"{table.where(1)}: has the columns label and predicted_label, or their probabilities, already",
+        "what is found would have no column of its own",
+        "rename them",
+    )
+
+
+def _csv(values: "Sequence[str | None]") -> str:
+    import csv
+    import io
+
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(["" if value is None else value for value in values])
+    return line.getvalue()
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "␊").replace("\t", " ")

@@ -1,0 +1,231 @@
+"""`gpt2 finetune-instruct`: a language model learns to answer, and then answers the test split.
+
+What it adds to `training.py`: records, an answer after each evaluation, responses.jsonl, scores.json.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2cli.cli.training import (
+    DryRunOption,
+    Lesson,
+    NameOption,
+    OfflineOption,
+    OverridesArgument,
+    RecipeArgument,
+    ResumeOption,
+    say,
+    train,
+)
+
+if TYPE_CHECKING:
+    from gpt2cli.judging.responses import Response
+    from gpt2cli.recipe.schema import InstructRecipe
+    from gpt2cli.training.instruction import Instruction
+    from gpt2cli.training.run import Run
+    from gpt2cli.training.session import Session
+    from gpt2cli.ui.training import TrainingView
+
+RESPONSES, SCORES = "responses.jsonl", "scores.json"
+SHOWN_TOKENS = 60  # of the answer after each evaluation
+
+
+def finetune_instruct(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    name: NameOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    offline: OfflineOption = False,
+) -> None:
+    """Teach a language model to follow instructions, as a recipe says."""
+    lesson = Lesson(
+        task="finetune-instruct",
+        opened=_opened,
+        after_evaluation=_answer_one,
+        at_end=_answer_all,
+        is_complete=_is_complete,
+        hint=lambda session, run: f"head -n 3 {run.folder / RESPONSES}",
+    )
+    train(lesson, recipe, overrides, name, resume, dry_run, offline)
+
+
+@contextlib.contextmanager
+def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruction, dict[str, object]]]":
+    """The recipe's records, divided and encoded for the model that is to learn them."""
+    from gpt2cli.data.corpora import find_corpus
+    from gpt2cli.data.instruct import Fields, read_records
+    from gpt2cli.judging.rouge import require_rouge
+    from gpt2cli.training.instruction import Instruction, examples_of
+    from gpt2cli.training.starting import find_start
+
+    if recipe.eval.rouge:
+        require_rouge()
+    start = find_start(recipe)
+    data = recipe.data
+    found = find_corpus(data.source, offline=offline, allow_bundled=data.bundled)
+    if found.warning:
+        say(f"warning: {found.warning}")
+    read = read_records(found.paths[0], Fields(data.instruction, data.input, data.output))
+    examples = examples_of(recipe, read.records, start)
+    for n, said in (
+        (read.n_empty, "left out: no answer in them"),
+        (examples.n_left_out, f"left out: their questions alone fill {examples.limit} tokens"),
+        (examples.n_cut, f"cut: longer than {examples.limit} tokens"),
+    ):
+        if n:
+            say(f"note: {n:,} of {len(read.records) + read.n_empty:,} records {said}")
+    yield (
+        Instruction(recipe, start, examples),
+        {
+            "source": found.name,
+            "origin": found.origin,
+            "sha256": read.sha256,
+            "records": len(read.records),
+            "cut": examples.n_cut,
+            "left_out": examples.n_left_out + read.n_empty,
+            "init": start.name,
+            "init_sha256": start.sha256,
+        },
+    )
+
+
+def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
+    """Let the model answer a record of the validation split, on the screen and in samples.txt."""
+    from gpt2cli.errors import DivergedError
+    from gpt2cli.generation.answers import answer_batch
+    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.training.compiling import uncompiled
+    from gpt2cli.training.instruction import Instruction
+    from gpt2cli.training.run import add_sample
+
+    task = session.task
+    assert isinstance(task, Instruction)
+    shown, replies = task.examples.shown, None
+    with uncompiled(), contextlib.suppress(DivergedError):  # the loop itself will say what that means
+        replies = answer_batch(
+            session.model,
+            task.tokenizer,
+            [shown.ids],
+            task.template.stops,
+            Decoding(temperature=0),
+            SHOWN_TOKENS,
+            stop,
+        )
+    if replies is None:
+        return
+    text = replies[0].text
+    view.note(f"{_last_question(shown.record.turns)} -> {text}".replace("\n", " "), "faint")
+    add_sample(run, session.progress.step, task.template.prompt(shown.record.question) + text)
+
+
+def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
+    """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
+    from gpt2cli import home
+    from gpt2cli.generation.answers import answers
+    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.judging.responses import appending
+    from gpt2cli.training.instruction import Instruction
+    from gpt2cli.ui.answering import show_answering
+    from gpt2cli.ui.console import err
+
+    task = session.task
+    assert isinstance(task, Instruction)
+    asked = task.recipe.eval
+    best, test = home.best_checkpoint(run.folder), task.examples.test
+    key = _key(best)
+    with appending(run.folder / RESPONSES, key) as file:
+        missing = [question for question in test if question.record.index not in file.responses]
+        if missing:
+            replies = answers(
+                _best_model(session, best),
+                task.tokenizer,
+                [question.ids for question in missing],
+                stops=task.template.stops,
+                decoding=Decoding(temperature=asked.temperature, seed=session.recipe.seed),
+                max_new_tokens=asked.max_new_tokens,
+                n_rows=session.recipe.batch.micro_batch,
+                stop=stop,
+            )
+            for number, reply in show_answering(replies, err(), len(file.responses), len(test)):
+                file.add(_response(missing[number].record, reply, key))
+        if len(file.responses) < len(test):
+            return stop()
+        _conclude(run, list(file.responses.values()), key, best.name, asked.rouge)
+    return 0
+
+
+def _best_model(session: "Session", best: Path) -> Any:
+    """In fp32, where a row's answer is its own: in half precision, rows beside it move a close choice."""
+    from gpt2cli.model.lora import merge_adapters
+
+    model = session.task.saved_model(best, session.attention)
+    merge_adapters(model)
+    return model.to(session.runtime.device)
+
+
+def _response(record: Any, reply: Any, key: str) -> "Response":
+    from gpt2cli.judging.responses import Response
+
+    return Response(
+        index=record.index,
+        instruction=_last_question(record.turns),
+        input=record.turns[-2].input,
+        output=record.answer,
+        response=reply.text,
+        ended=reply.finish_reason != "length",
+        finish_reason=reply.finish_reason,
+        tokens=len(reply.ids),
+        key=key,
+    )
+
+
+def _conclude(run: "Run", responses: "list[Response]", key: str, checkpoint: str, with_rouge: bool) -> None:
+    """Count, measure and say it; scores.json, written last, says that all is done."""
+    from gpt2cli import disk
+    from gpt2cli.judging.rouge import rouge
+
+    n, n_ended = len(responses), sum(response.ended for response in responses)
+    n_stop = sum(response.finish_reason == "stop" for response in responses)
+    scores: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "key": key,
+        "responses": n,
+        "ended": n_ended,
+        "ended_by_stop_text": n_stop,
+    }
+    said = f"{n_ended} of {n} answers ended by themselves ({n_ended / n:.0%})"
+    if n_stop:
+        said += f", {n_stop} of them by a stop text"
+    if with_rouge:
+        values = rouge([(response.output, response.response) for response in responses])
+        scores |= values
+        said += "; " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    disk.write_json(run.folder / SCORES, scores)
+    say(f"{said}; all in {run.folder / RESPONSES}")
+
+
+def _is_complete(run: "Run") -> bool:
+    import json
+
+    from gpt2cli import home
+
+    try:
+        key = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(key == _key(home.best_checkpoint(run.folder)))
+
+
+def _key(checkpoint: Path) -> str:
+    """Names the weights that answer: a run that trained on answers again with its new best ones."""
+    from gpt2cli.disk import sha256_of
+    from gpt2cli.weights.folder import MANIFEST
+
+    return sha256_of(checkpoint / MANIFEST)[:16]
+
+
+def _last_question(turns: Any) -> str:
+    return str(turns[-2].text)

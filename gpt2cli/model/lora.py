@@ -1,0 +1,142 @@
+"""Owns low-rank adapters: what is learnt beside a frozen matrix, W x + B A x * alpha / rank.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Pure torch: which layers get
+one, how they begin, and how they are added into the weights. Their files are `weights/adapter.py`'s.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2cli.errors import UsageError
+
+# The matrices of a block. A target is the end of a name, as peft matches it: c_proj is both.
+ADAPTABLE = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+PARTS = ("lora_A", "lora_B")  # an adapter's two matrices, by peft's names
+
+
+class Adapter(nn.Module):
+    """A linear layer that stays as it is, and a correction of rank r that learns.
+
+    The layer's tensors get other names by it (`c_attn.base.weight`), and so a model with adapters
+    cannot be stored as if it had none: every name that a model folder asks for is missing.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.base, self.rank, self.alpha, self.dropout = base, rank, alpha, dropout
+        like = base.weight
+        self.lora_A = nn.Parameter(like.new_empty(rank, base.in_features))
+        self.lora_B = nn.Parameter(like.new_zeros(base.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # (B, T, rank)
+        return cast(Tensor, self.base(x)) + F.linear(low, self.lora_B) * (self.alpha / self.rank)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The layer with the correction added into its weights, in place."""
+        weight = self.base.weight
+        weight.copy_(weight.cpu().double() + correction(self.lora_A, self.lora_B, self.alpha / self.rank))
+        return self.base
+
+
+def correction(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """B A * scale, (out, in), on the CPU in float64: added there, a weight is rounded once.
+
+    Whatever order the products are summed in, the merged weights come out the same.
+    """
+    return b.detach().cpu().double() @ a.detach().cpu().double() * scale
+
+
+def add_adapters(
+    model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: Collection[str], seed: int
+) -> list[str]:
+    """Freeze the model and put an adapter on each named matrix of each block; returns their names.
+
+    For any model with a `transformer`. A begins as peft's does, uniform within 1 / sqrt(in); B is
+    zero, so that the model computes what it did. The same seed gives the same adapters.
+    Raises UsageError where a matrix has no room for the rank, or a target names no matrix.
+    """
+    names = adapted_names(model, targets)
+    for name in names:
+        n_out, n_in = cast(nn.Linear, model.get_submodule(name)).weight.shape
+        if rank > min(n_out, n_in):
+            raise UsageError(
+                f"lora.rank is {rank}, and {name} is {n_in} x {n_out}",
+                f"a rank beyond {min(n_out, n_in)} costs more than the matrix itself and can do no more",
+                f"lora.rank={min(8, n_out, n_in)}",
+            )
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name in names:
+        adapter = Adapter(cast(nn.Linear, model.get_submodule(name)), rank, alpha, dropout)
+        start = torch.empty(adapter.lora_A.shape)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+        with torch.no_grad():
+            adapter.lora_A.copy_(start)
+        model.set_submodule(name, adapter.train(model.training))
+    return names
+
+
+def adapted_names(model: nn.Module, targets: Collection[str]) -> list[str]:
+    """The full names of the matrices that targets mean, in the model's order.
+
+    Raises UsageError for a target that means none.
+    """
+    matrices = [
+        name
+        for name, _ in model.named_modules()
+        if name.startswith("transformer.h.") and name.endswith(ADAPTABLE)
+    ]
+    assert not adapters(model), "the model has adapters already"
+    for target in targets:
+        if not any(_means(target, name) for name in matrices):
+            raise UsageError(
+                f"lora.targets: {target} is no matrix of a block",
+                "there are c_attn, c_fc and c_proj, which is attention's and the MLP's",
+                "lora.targets=[c_attn]",
+            )
+    return [name for name in matrices if any(_means(target, name) for target in targets)]
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """{name of the matrix: its adapter}, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """What was learnt: `<matrix>.lora_A` (rank, in) and `<matrix>.lora_B` (out, rank), sharing memory."""
+    return {
+        f"{name}.{part}": getattr(adapter, part).detach()
+        for name, adapter in adapters(model).items()
+        for part in PARTS
+    }
+
+
+@torch.no_grad()
+def load_adapter_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the adapters with what `adapter_state` gave; names and shapes must be theirs."""
+    state = adapter_state(model)
+    assert state.keys() == tensors.keys(), "the adapters are other ones"
+    for name, tensor in state.items():
+        assert tensor.shape == tensors[name].shape, name
+        tensor.copy_(tensors[name])
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Make it a plain model again, in place, that computes the same: W + B A * alpha / rank.
+
+    All of its parameters may learn again.
+    """
+    for name, adapter in adapters(model).items():
+        model.set_submodule(name, adapter.merged())
+    model.requires_grad_(True)
+
+
+def _means(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")

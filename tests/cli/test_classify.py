@@ -1,0 +1,231 @@
+"""`gpt2 classify`: every way in and out, streaming, order, refusals."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lessons import language_model, lesson
+from loud import loud
+
+from gpt2cli.generation import labels
+from gpt2cli.generation.labels import Answer, classify
+from gpt2cli.weights.classifier import LoadedClassifier, load_classifier, write_classifier
+from gpt2cli.weights.folder import write_manifest
+
+Gpt2 = Callable[..., Any]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    _, task = lesson(tmp_path)
+    path = tmp_path / "judge"
+    path.mkdir()
+    classifier = loud(task.fresh_model("formula"))
+    hashes = write_classifier(path, classifier, task.data.labels, task.tokenizer, 20, "task: x\n")
+    write_manifest(path, hashes)
+    return path
+
+
+@pytest.fixture
+def loaded(model: Path) -> LoadedClassifier:
+    return load_classifier(model)
+
+
+def alone(loaded: LoadedClassifier, text: str) -> Answer:
+    return next(classify(loaded, [text], str))
+
+
+def row(loaded: LoadedClassifier, text: str) -> str:
+    answer = alone(loaded, text)
+    return f"{loaded.labels[answer.best]}\t{answer.probabilities[answer.best]:.4f}\t{text}"
+
+
+def test_texts_as_arguments(gpt2: Gpt2, model: Path, loaded: LoadedClassifier) -> None:
+    texts = ["win cash now", "see you soon", ""]
+    done = gpt2("classify", model, *texts)
+    assert done.code == 0 and done.err == "", done.err
+    assert done.out.split("\n")[:-1] == [row(loaded, text) for text in texts]
+
+
+def test_json_has_every_probability(gpt2: Gpt2, model: Path, loaded: LoadedClassifier) -> None:
+    done = gpt2("classify", model, "see you", "bill", "--json", "--threshold", "0.6")
+    for line, text in zip(done.out.splitlines(), ["see you", "bill"], strict=True):
+        value, answer = json.loads(line), alone(loaded, text)
+        assert value["text"] == text and list(value["probabilities"]) == list(loaded.labels)
+        assert list(value["probabilities"].values()) == pytest.approx(answer.probabilities, abs=1e-5)
+        assert sum(value["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        best = max(value["probabilities"], key=value["probabilities"].__getitem__)
+        assert value["probability"] == value["probabilities"][best]
+        assert value["label"] == (best if value["probability"] >= 0.6 else None)
+
+
+def test_a_file_of_lines_in_batches_keeps_its_order(
+    gpt2: Gpt2, model: Path, loaded: LoadedClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three windows, many lengths: each line gets what it gets alone."""
+    monkeypatch.setattr(labels, "WINDOW", 100)
+    words = ["win", "cash", "now", "see", "you", "soon", "bill", "due"]
+    lines = [" ".join(words[(i + k * k) % 8] for k in range(i % 11)) for i in range(250)]
+    path = tmp_path / "lines.txt"
+    path.write_text("\r\n".join(lines) + "\n", encoding="utf-8", newline="")
+    done = gpt2("classify", model, "--file", path)
+    found = [line.split("\t") for line in done.out.split("\n")[:-1]]
+    assert [text for _, _, text in found] == lines
+    for label, probability, text in found:
+        answer = alone(loaded, text)
+        assert label == loaded.labels[answer.best]
+        assert float(probability) == pytest.approx(answer.probabilities[answer.best], abs=2e-4)
+    n_cut = sum(len(text) > 20 for text in lines)
+    assert f"note: {n_cut} texts were longer than 20 tokens and cut there" in done.err
+
+
+def test_csv_in_csv_out(gpt2: Gpt2, model: Path, loaded: LoadedClassifier, tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text('id,body,note\n1,"see you","a ""b"", c"\n2,"win\ncash",\n')
+    path.write_text(path.read_text().replace("win\ncash", "win cash"))
+    done = gpt2("classify", model, "--file", path, "--column", "body")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert [(r["id"], r["body"], r["note"]) for r in rows] == [
+        ("1", "see you", 'a "b", c'),
+        ("2", "win cash", ""),
+    ]
+    for r in rows:
+        assert f"{r['label']}\t{r['probability']}\t{r['body']}" == row(loaded, r["body"])
+    sure = gpt2("classify", model, "--file", path, "--column", "body", "--threshold", "1")
+    assert [r["label"] for r in csv.DictReader(io.StringIO(sure.out))] == ["", ""]
+
+
+def test_tsv_and_jsonl_in_and_columns_that_are_taken(
+    gpt2: Gpt2, model: Path, loaded: LoadedClassifier, tmp_path: Path
+) -> None:
+    (tmp_path / "in.tsv").write_text("text\tlabel\nsee you\tham\n")
+    done = gpt2("classify", model, "--file", tmp_path / "in.tsv", "--column", "text")
+    label, probability, _ = row(loaded, "see you").split("\t")
+    assert (
+        done.out == f"text,label,predicted_label,predicted_probability\nsee you,ham,{label},{probability}\n"
+    )
+    (tmp_path / "in.jsonl").write_text('{"a": [1], "text": "see you"}\n{"text": "bill"}\n')
+    done = gpt2("classify", model, "--file", tmp_path / "in.jsonl", "--column", "text")
+    assert done.out.splitlines()[:2] == ["a,text,label,probability", f"[1],see you,{label},{probability}"]
+    assert (
+        len(
+            gpt2(
+                "classify", model, "--file", tmp_path / "in.jsonl", "--column", "text", "--json"
+            ).out.splitlines()
+        )
+        == 2
+    )
+
+
+def test_stdin_answers_each_line_as_it_comes(model: Path, loaded: LoadedClassifier) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2cli", "classify", str(model)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    for text in ("see you", "win cash now", ""):
+        process.stdin.write(text.encode() + b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline().decode() == row(loaded, text) + "\n", (
+            "before the next line is written"
+        )
+    process.stdin.write(b"bill")
+    out, err = process.communicate(timeout=60)
+    assert out.decode() == row(loaded, "bill") + "\n" and process.returncode == 0 and err == b""
+
+
+def test_thousands_on_a_pipe_are_not_taken_one_by_one(model: Path) -> None:
+    started = time.monotonic()
+    lines = "\n".join(["see you soon"] * 20_000) + "\n"
+    process = subprocess.run(
+        [sys.executable, "-m", "gpt2cli", "classify", str(model)],
+        input=lines, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 0 and process.stdout.count("\n") == 20_000
+    assert time.monotonic() - started < 60
+    assert len(set(process.stdout.splitlines())) == 1
+
+
+def test_a_reader_that_leaves_is_no_error(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_text("see you\n" * 20_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2cli", "classify", str(model), "--file", str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ},
+    )  # fmt: skip
+    assert process.stdout and process.stderr
+    process.stdout.readline()
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    assert process.wait(60) == 141
+
+
+def test_what_a_text_or_label_holds_cannot_steer_a_terminal(gpt2: Gpt2, tmp_path: Path) -> None:
+    from gpt2cli.model.gpt2 import empty_classifier
+    from gpt2cli.tokenizer.bpe import gpt2 as bpe
+
+    config = lesson(tmp_path)[1].config
+    wide = type(config)(n_layer=1, n_head=2, n_embd=16, n_positions=24, vocab_size=50257)
+    path = tmp_path / "evil"
+    path.mkdir()
+    classifier = loud(empty_classifier(wide, 2).to_empty(device="cpu"))
+    write_manifest(path, write_classifier(path, classifier, ("\x1b[31m\nx", "\x9b"), bpe(), 20, "task: x\n"))
+    done = gpt2("classify", path, "a\tb\nc\x1b]52;c;x\x07")
+    assert done.code == 0 and done.out.count("\n") == 1 and done.out.count("\t") == 2
+    assert not set("\x1b\x07\x9b") & set(done.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["x", "--threshold", "1.5"], 2, "--threshold is 1.5"),
+        (["x", "--file", "f.txt"], 2, "two sources of texts"),
+        (["--column", "text"], 2, "no file is given"),
+        (["--file", "f.csv"], 2, "--column NAME"),
+        (["--file", "nowhere.txt"], 3, "nowhere.txt: no such file"),
+        (["--file", "f.csv", "--column", "body"], 3, "f.csv:1: no column 'body'"),
+        (["--file", "bad.csv", "--column", "text"], 3, "bad.csv:2: a quote that opens in this row"),
+        (["--file", "snow.csv", "--column", "text"], 3, "snow.csv:3: "),
+        (["--file", "snow.txt"], 3, "snow.txt:2: "),
+        (["--file", "gap.jsonl", "--column", "text"], 3, "gap.jsonl:2: the field 'text' is missing"),
+        (["--file", "full.csv", "--column", "text"], 3, "full.csv:1: has the columns"),
+        (["a", "☃"], 3, "text 2: "),
+    ],
+)
+def test_mistakes(
+    gpt2: Gpt2, model: Path, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    for name, content in {
+        "f.csv": "text\nx\n",
+        "bad.csv": 'text\n"x\n',
+        "snow.csv": "text\nx\n☃\n",
+        "snow.txt": "x\n☃\n",
+        "gap.jsonl": '{"text": "x"}\n{"a": 1}\n',
+        "full.csv": "text,label,predicted_probability\nx,y,z\n",
+    }.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    done = gpt2("classify", model, *arguments)
+    assert done.code == code and said in done.err, done
+    assert done.err.count("\n") <= 4 and "Traceback" not in done.err
+
+
+def test_a_language_model_is_refused_with_the_right_command(gpt2: Gpt2, tmp_path: Path) -> None:
+    done = gpt2("classify", language_model(tmp_path), "see you")
+    assert done.code == 3 and "gpt2 finetune-classify" in done.err and "gpt2 generate" in done.err
+
+
+def test_bf16_changes_little(gpt2: Gpt2, model: Path, loaded: LoadedClassifier) -> None:
+    done = gpt2("classify", model, "see you soon", "--json", "--precision", "bf16")
+    found = list(json.loads(done.out)["probabilities"].values())
+    assert found == pytest.approx(alone(loaded, "see you soon").probabilities, abs=0.05)
+    assert found != list(alone(loaded, "see you soon").probabilities)
+    assert torch.get_default_dtype() == torch.float32

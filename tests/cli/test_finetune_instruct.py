@@ -1,0 +1,232 @@
+"""`gpt2 finetune-instruct` as a person meets it: the run, its answers, the stop, the resume."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from teaching import some_records, write_teaching
+
+from gpt2cli import home
+from gpt2cli.cli import app as program
+from gpt2cli.cli.finetune_instruct import finetune_instruct
+from gpt2cli.generation import answers as answering
+from gpt2cli.training.run import Run, newest_valid_checkpoint
+from gpt2cli.weights.prompt_file import read_prompt
+
+Gpt2 = Callable[..., Any]
+COMMAND = "finetune-instruct"
+SHORT = ("optim.steps=4",)
+FOLDER = Path("runs/teach")
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    if COMMAND not in [command.name for command in program.app.registered_commands]:
+        program.app.command(COMMAND)(finetune_instruct)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_teaching(tmp_path)
+
+
+def responses() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (FOLDER / "responses.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> None:
+    done = gpt2(COMMAND, recipe, *SHORT)
+    assert done.code == 0, done.err
+    assert done.out == "runs/teach\n", "stdout is data: the run's folder"
+    kinds = [json.loads(line)["event"] for line in (FOLDER / "metrics.jsonl").read_text().splitlines()]
+    assert kinds.count("StepDone") == 4 and kinds.count("EvalDone") == 2 and kinds[-1] == "Stopped"
+    samples = (FOLDER / "samples.txt").read_text()
+    assert samples.count("--- step") == 2 and "User:\nSay it" in samples and "\n\nAssistant:\n" in samples
+    record = json.loads((FOLDER / "run.json").read_text())["sessions"][0]["data"]
+    assert record["records"] == 20 and record["init"].endswith("base") and record["cut"] == 0
+    assert read_prompt(home.find_model("teach")) == "chat"
+    answers, source = responses(), some_records()
+    assert len({answer["index"] for answer in answers}) == len(answers) == 4
+    for answer in answers:
+        asked = source[answer["index"]]
+        assert {key: answer[key] for key in asked} == asked
+        assert answer["ended"] == (answer["finish_reason"] != "length") and answer["tokens"] <= 6
+    scores = json.loads((FOLDER / "scores.json").read_text())
+    n_ended = sum(answer["ended"] for answer in answers)
+    assert scores["responses"] == 4 and scores["ended"] == n_ended and "rouge1" not in scores
+    assert f"{n_ended} of 4 answers ended by themselves" in done.err and "\x1b" not in done.err
+    assert "head -n 3 runs/teach/responses.jsonl" in done.err
+    again = gpt2(COMMAND, recipe, "--resume")
+    assert again.code == 0 and "nothing to do" in again.err and "answering" not in again.err
+
+
+def test_rouge_is_scored_when_asked(gpt2: Gpt2, recipe: Path) -> None:
+    assert gpt2(COMMAND, recipe, *SHORT, "eval.rouge=true").code == 0
+    scores = json.loads((FOLDER / "scores.json").read_text())
+    assert all(0 <= scores[name] <= 1 for name in ("rouge1", "rouge2", "rouge_l"))
+
+
+def test_answers_are_made_by_the_best_checkpoint_and_again_when_it_changes(gpt2: Gpt2, recipe: Path) -> None:
+    assert gpt2(COMMAND, recipe, *SHORT).code == 0
+    first = json.loads((FOLDER / "scores.json").read_text())
+    assert first["checkpoint"] == (FOLDER / "best").resolve().name
+    assert gpt2(COMMAND, recipe, "--resume", "optim.steps=8").code == 0
+    second = json.loads((FOLDER / "scores.json").read_text())
+    assert second["checkpoint"] == (FOLDER / "best").resolve().name == "step-000008"
+    assert {answer["key"] for answer in responses()} == {second["key"]} != {first["key"]}
+
+
+def test_what_is_answered_stays_and_the_rest_is_answered_on_resume(
+    gpt2: Gpt2, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpt2(COMMAND, recipe, *SHORT, "batch.micro_batch=1").code == 0
+    path = FOLDER / "responses.jsonl"
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1] + lines[2][: len(lines[2]) // 2])  # killed in mid-write
+    (FOLDER / "scores.json").unlink()
+    asked: list[int] = []
+    original = answering.answer_batch
+
+    def counted(*arguments: Any) -> Any:
+        asked.append(len(arguments[2]))
+        return original(*arguments)
+
+    monkeypatch.setattr(answering, "answer_batch", counted)
+    done = gpt2(COMMAND, recipe, "--resume")
+    assert done.code == 0, done.err
+    assert sum(asked) == 2 and path.read_text() == whole
+    assert "answering 2 test prompts, 2 are answered" in done.err
+    assert (FOLDER / "scores.json").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_answering_ends_politely_and_a_resume_finishes(
+    gpt2: Gpt2, recipe: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    original, calls = answering.answer_batch, [0]
+
+    def told(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:  # samples go through the command's own name
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "answers", _through(told))
+        done = gpt2(COMMAND, recipe, *SHORT, "batch.micro_batch=1")
+    assert done.code == code, done.err
+    assert len(responses()) == 1 and not (FOLDER / "scores.json").exists()
+    assert "--resume" in done.err
+    again = gpt2(COMMAND, recipe, "--resume")
+    assert again.code == 0 and len(responses()) == 4 and (FOLDER / "scores.json").exists(), again.err
+
+
+def _through(answer_batch: Callable[..., Any]) -> Callable[..., Any]:
+    """`answers` with another way of answering a batch."""
+    original = answering.answers
+
+    def answers(*arguments: Any, **options: Any) -> Any:
+        before = answering.answer_batch
+        answering.answer_batch = answer_batch
+        try:
+            yield from original(*arguments, **options)
+        finally:
+            answering.answer_batch = before
+
+    return answers
+
+
+def test_a_signal_while_training_saves_and_a_resume_ends_in_the_same_weights(
+    gpt2: Gpt2, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2cli.training import loop
+
+    assert gpt2(COMMAND, recipe, *SHORT, "--name", "whole").code == 0
+    step, calls = loop.take_step, [0]
+
+    def told(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", told)
+        assert gpt2(COMMAND, recipe, *SHORT).code == 143
+    checkpoint, problems = newest_valid_checkpoint(Run(FOLDER))
+    assert checkpoint is not None and checkpoint.name == "step-000002" and not problems
+    assert gpt2(COMMAND, recipe, "--resume").code == 0
+    one, other = (Path("runs") / name / "last" / "model.safetensors" for name in ("whole", "teach"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_lora_through_the_whole_course(gpt2: Gpt2, recipe: Path) -> None:
+    done = gpt2(COMMAND, recipe, *SHORT, "train=lora", "lora.rank=2")
+    assert done.code == 0, done.err
+    assert (FOLDER / "best" / "adapter_model.safetensors").exists() and len(responses()) == 4
+    assert "of them learn" in done.err
+
+
+def test_dry_run_marks_what_is_learnt(gpt2: Gpt2, recipe: Path) -> None:
+    done = gpt2(COMMAND, recipe, "--dry-run", "packing=true")
+    assert done.code == 0, done.err
+    assert "what is marked is learnt" in done.out and "records in" in done.out
+    marked = [line for line in done.out.splitlines() if "«" in line]
+    assert len(marked) >= 3
+    for line in marked:
+        assert line.startswith("  User:\\nSay it ") and line.endswith("<|endoftext|>»")
+        assert "\\n\\nAssistant:\\n«" in line and line.count("«") == 1
+    assert not Path("runs").exists()
+
+
+def test_over_long_records_are_counted(gpt2: Gpt2, tmp_path: Path) -> None:
+    records = [
+        *some_records(),
+        {"instruction": "why " * 70, "output": "so"},
+        {"instruction": "Go on.", "output": "and " * 70},
+        {"instruction": "Say nothing.", "output": ""},
+    ]
+    done = gpt2(COMMAND, write_teaching(tmp_path, records), "--dry-run")
+    assert done.code == 0, done.err
+    for said in (
+        "1 of 23 records cut: longer than 64 tokens",
+        "1 of 23 records left out: their questions alone fill 64 tokens",
+        "1 of 23 records left out: no answer in them",
+    ):
+        assert said in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["data.source=nothing.json"], 3, "nothing.json: neither a file nor a known corpus"),
+        (["data.output=answer"], 3, "record 0: field 'answer' is missing"),
+        (["data.max_tokens=100"], 2, "the model sees 64"),
+        (["init=124M"], 3, "init=newest"),
+        (["init=scratch", "train=lora"], 2, "lora needs a trained model"),
+        (["template=llama"], 2, "template"),
+    ],
+)
+def test_mistakes_are_named_before_any_training(
+    gpt2: Gpt2, recipe: Path, arguments: list[str], code: int, said: str
+) -> None:
+    done = gpt2(COMMAND, recipe, *arguments)
+    assert done.code == code and said in done.err, done
+    assert done.err.count("\n") <= 4 and "Traceback" not in done.err
+    assert not (FOLDER / "last").exists()
+
+
+@pytest.mark.parametrize("name", ["instruct", "instruct-lora", "summarize"])
+def test_the_shipped_recipes_load_and_say_their_command(name: str) -> None:
+    from gpt2cli.recipe.loader import load_recipe
+
+    path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
+    loaded = load_recipe(str(path), []).recipe
+    text = path.read_text()
+    assert loaded.task == COMMAND and loaded.init == "124M"
+    assert f"# command:  gpt2 {COMMAND} recipes/{name}.yaml" in text and len(text.splitlines()) <= 40

@@ -1,0 +1,37 @@
+"""The first batch of an instruction run as a dry run shows it: what is learnt is marked, once."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from teaching import teaching
+
+from gpt2cli.ui import plan
+from gpt2cli.ui.console import THEME
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_what_is_learnt_is_marked_by_colour_or_by_signs(
+    colours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(
+        file=io.StringIO(),
+        force_terminal=colours,
+        no_color=not colours,
+        color_system="standard" if colours else None,
+        soft_wrap=True,
+        width=200,
+        theme=THEME,
+        _environ={"TERM": "xterm"},
+    )
+    monkeypatch.setattr(plan, "out", lambda: console)
+    talk = [
+        {"messages": [{"role": "user", "content": "\x1b[2J"}, {"role": "assistant", "content": "No [/x]"}]}
+    ]
+    _, task = teaching(tmp_path, records=talk * 9)
+    plan._print_learnt(task.batch(0, 0), task.tokenizer)
+    _, first, *_ = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    answer = "No [/x]<|endoftext|>"
+    assert (f"\x1b[32m{answer}\x1b[0m" if colours else f"«{answer}»") in first
+    assert ("«" in first) != colours and "\x1b[2J" not in first and "\\x1b[2J" in first
