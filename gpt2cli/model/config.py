@@ -75,6 +75,8 @@ _FIXED = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
+# Beyond it a number is a mistake or an attack: modules would be built, and memory asked for, by it.
+_LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 
 
 def to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
@@ -112,7 +114,9 @@ def from_hugging_face(values: dict[str, Any]) -> GPT2Config:
         wanted = (int, float) if name in ("layer_norm_epsilon", "initializer_range") else int
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise InputError(f"config.json: {name} is {value!r}", "a number is needed here")
-        if value > 2**31:
+        if name in ("layer_norm_epsilon", "initializer_range") and not 0 < value < 1:
+            raise InputError(f"config.json: {name} is {value!r}", "a number between 0 and 1 is needed here")
+        if value > _LARGEST.get(name, 2**20):
             raise InputError(f"config.json: {name} is {value}", "no model is that large")
     dropout = values.get("resid_pdrop", 0.0)
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:

@@ -87,9 +87,7 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
     `dropout` takes the place of the folder's rate, for whoever trains on.
     Raises InputError where a file is missing, damaged or fits the others badly.
     """
-    config_values = _read_json(folder / CONFIG)
-    _refuse_other_heads(folder, config_values)
-    config = from_hugging_face(config_values)
+    config = read_config(folder)
     if dropout is not None:
         config = replace(config, dropout=dropout)
     hashes = read_manifest(folder)
@@ -102,6 +100,12 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
             f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
             "they were not made for each other",
             "copy the tokenizer files that the model was trained with into the folder",
+        )
+    if not (folder / WEIGHTS).exists():
+        raise InputError(
+            f"{folder}: there is no {WEIGHTS}",
+            "weights in another form must be converted first",
+            f"gpt2 convert {folder}",
         )
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
     return LoadedModel(model_of(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
@@ -118,6 +122,13 @@ def model_of(
     model.load_state_dict(_as_modules(path, tensors, model), assign=True)
     model.tie()
     return model.eval()
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The numbers of a language model's folder, without its weights."""
+    values = _read_json(folder / CONFIG)
+    _refuse_other_heads(folder, values)
+    return from_hugging_face(values)
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
@@ -156,6 +167,12 @@ def _check(path: Path, sha256: str) -> None:
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
     """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
     config, stored = model.config, dict(tensors)
+    if "wte.weight" in stored:
+        raise InputError(
+            f'{path}: its names lack "transformer."',
+            "it is a trunk as older programs saved it, perhaps with buffers besides",
+            f"gpt2 convert {path.parent}",
+        )
     if config.tie_word_embeddings and HEAD in stored:
         head, embedding = stored.pop(HEAD), stored.get(EMBEDDING, torch.empty(0))
         if not torch.equal(head, embedding):
@@ -173,6 +190,10 @@ def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> di
 
 def _refuse_other_heads(folder: Path, config: dict[str, Any]) -> None:
     architectures = config.get("architectures") or ["GPT2LMHeadModel"]
+    if not isinstance(architectures, list):
+        raise InputError(
+            f"{folder}: config.json has {architectures!r} for architectures"[:200], "a list is needed"
+        )
     if "GPT2LMHeadModel" not in architectures:
         raise InputError(
             f"{folder}: holds a {architectures[0]}, not a language model",

@@ -71,7 +71,7 @@ class TensorWriter:
             offset = end
         encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
         encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)  # the data begins aligned, to be used in place
-        self._awaited = [(dtype, tuple(shape)) for dtype, shape in reversed(layout.values())]
+        self._awaited = [(dtype, tuple(shape)) for dtype, shape in layout.values()][::-1]
         self._digest = hashlib.sha256()
         self._file = open(path, "wb")  # noqa: SIM115 - closed in __exit__
         self._put(len(encoded).to_bytes(8, "little") + encoded)
@@ -120,6 +120,17 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """What the header says of each tensor, checked against the file's size; the data stays unread."""
+    with open_regular(path) as file:
+
+        def read(start: int, n_bytes: int) -> bytes:
+            file.seek(start)
+            return file.read(n_bytes)
+
+        return _entries(path, read(0, 8), os.fstat(file.fileno()).st_size, read)
 
 
 class TensorFile:

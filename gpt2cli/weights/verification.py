@@ -6,6 +6,7 @@ one: an exact conversion differs by 1e-10, a wrong one by whole units. What the 
 does in fp32, as it is used, stands beside it in the receipt.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -81,7 +82,7 @@ def expect(source: Source, dtype: torch.dtype) -> Expected:
 
     logits = reference_logits(source.raw, source.format, source.config, prompts, rounded=rounded)
     loss, knows_nothing = loss_of(logits[-1], prompts[-1]), math.log(source.config.vocab_size)
-    if loss > 0.8 * knows_nothing:  # untrained, or broken
+    if loss > 0.5 * knows_nothing:  # hardly trained, or broken
         (other,) = reference_logits(
             source.raw, source.format, source.config, prompts[-1:], rounded=rounded, turned=True
         )
@@ -116,22 +117,17 @@ def compare(expected: Expected, model: GPT2LMHead) -> Verification:
 
 @torch.inference_mode()
 def logits_in_float64(model: GPT2LMHead, prompts: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
-    """Logits (T, V) of the model's own modules in float64, one block at a time widened in memory.
-
-    The model comes back as it was: fp32 to float64 and back is exact.
-    """
+    """Logits (T, V) of the model's own modules in float64, of which one block at a time is in memory."""
     trunk = model.transformer
     streams: list[Tensor] = []
     for ids in prompts:
         tokens, positions = torch.tensor([ids]), torch.arange(len(ids))
         streams.append(trunk.wte(tokens).double() + trunk.wpe(positions).double())  # (1, T, C)
     for block in trunk.h:
-        block.double()
-        streams = [block(x) for x in streams]
-        block.float()
-    trunk.ln_f.double()
-    streams = [trunk.ln_f(x) for x in streams]
-    trunk.ln_f.float()
+        wide = copy.deepcopy(block).double()
+        streams = [wide(x) for x in streams]
+    last_norm = copy.deepcopy(trunk.ln_f).double()
+    streams = [last_norm(x) for x in streams]
     weight = model.lm_head.weight
     return [
         torch.cat([F.linear(x, rows.double()) for rows in torch.split(weight, ROWS)], dim=-1)[0].numpy()
