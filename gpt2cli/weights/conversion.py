@@ -8,7 +8,7 @@ The formats themselves are in files of their own.
 import contextlib
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,7 @@ def _receipt_of(source: Source) -> dict[str, Any]:
                 for path in source.files
             },
         },
+        "config": asdict(source.config),
         "parameters": {
             "count": source.config.n_parameters,
             "size": size,

@@ -97,9 +97,9 @@ def write_gguf(path: Path, source: Source, dtype: str, name: str) -> None:
         _pad(file, writer.data_alignment)
 
 
-def modelfile(gguf: str, config: GPT2Config) -> str:
+def modelfile(gguf: str, n_positions: int) -> str:
     """Ollama's recipe for a base model: the text is continued, no chat template is put around it."""
-    return f"FROM ./{gguf}\nTEMPLATE {{{{ .Prompt }}}}\nPARAMETER num_ctx {config.n_positions}\n"
+    return f"FROM ./{gguf}\nTEMPLATE {{{{ .Prompt }}}}\nPARAMETER num_ctx {n_positions}\n"
 
 
 @dataclass(frozen=True)

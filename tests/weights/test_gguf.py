@@ -327,5 +327,5 @@ def test_without_the_package_the_way_to_get_it_is_said(
 
 
 def test_the_modelfile_continues_text_within_the_context() -> None:
-    text = modelfile("m.gguf", GPT2Config(n_positions=64))
+    text = modelfile("m.gguf", 64)
     assert text == "FROM ./m.gguf\nTEMPLATE {{ .Prompt }}\nPARAMETER num_ctx 64\n"
