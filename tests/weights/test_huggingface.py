@@ -148,7 +148,7 @@ def refused(folder: Path, *said: str) -> None:
         ({"n_positions": 25}, ("wpe.weight has shape [24, 32]", "[25, 32] is needed")),
         ({"n_layer": 3}, ("n_layer is 3", "2 blocks")),
         ({"n_layer": 2**31}, ("n_layer is 2147483648", "no model is that large")),
-        ({"n_inner": 2**20, "n_embd": 2**20}, ("describes", "parameters")),
+        ({"n_embd": 2**20}, ("wte.weight has shape [257, 32]", "is needed")),
         ({"n_head": 5}, ("n_head 5 does not divide n_embd 32",)),
         ({"n_layer": "2"}, ("n_layer is '2'",)),
         ({"vocab_size": 300}, ("the tokenizer has 257 tokens, the model 300", "stand for no text")),
