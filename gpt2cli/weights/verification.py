@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -123,16 +122,22 @@ def logits_in_float64(model: GPT2LMHead, prompts: Sequence[Sequence[int]]) -> li
     for ids in prompts:
         tokens, positions = torch.tensor([ids]), torch.arange(len(ids))
         streams.append(trunk.wte(tokens).double() + trunk.wpe(positions).double())  # (1, T, C)
+    wide = copy.deepcopy(trunk.h[0]).double()
     for block in trunk.h:
-        wide = copy.deepcopy(block).double()
+        wide.load_state_dict(block.state_dict())  # widens while it copies
         streams = [wide(x) for x in streams]
     last_norm = copy.deepcopy(trunk.ln_f).double()
     streams = [last_norm(x) for x in streams]
-    weight = model.lm_head.weight
-    return [
-        torch.cat([F.linear(x, rows.double()) for rows in torch.split(weight, ROWS)], dim=-1)[0].numpy()
-        for x in streams
-    ]
+    return [_scores(x[0], model.lm_head.weight).numpy() for x in streams]
+
+
+def _scores(x: Tensor, weight: Tensor) -> Tensor:
+    """x (T, C) times weight (V, C) turned over, in float64, with few rows of it widened at a time."""
+    scores, wide = x.new_empty(len(x), len(weight)), x.new_empty(ROWS, x.shape[1])
+    for row in range(0, len(weight), ROWS):
+        rows = weight[row : row + ROWS]
+        scores[:, row : row + ROWS] = x @ wide[: len(rows)].copy_(rows).T
+    return scores  # (T, V)
 
 
 def _encode(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:
