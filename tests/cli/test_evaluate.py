@@ -144,8 +144,16 @@ def test_a_byte_order_mark_is_not_text(gpt2: Gpt2, model: Path, story: Path, tmp
     ],
 )
 def test_what_cannot_be_measured_is_said(
-    gpt2: Gpt2, model: Path, story: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+    gpt2: Gpt2,
+    model: Path,
+    story: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
 ) -> None:
+    monkeypatch.delenv("GPT2_MIRROR", raising=False)
     for name, content in {
         "short.txt": b"T",
         "empty.txt": b"",
