@@ -32,13 +32,15 @@ lint: .venv/dev.stamp      ## style, types, layers
 
 check: lint test           ## lint and test: what CI runs
 
-proofs: .venv/dev.stamp    ## the slow proofs: long kill loops, full-size shapes
+proofs: .venv/dev.stamp    ## the slow proofs: long kill loops, full-size shapes; builds llama.cpp for its own
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[llama]' || echo 'no llama.cpp: its tests are skipped'
 	$(BIN)/python -m pytest -m proofs --timeout 3600
 
 bench: .venv/dev.stamp     ## ratios against bare tiktoken and transformers
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/loading.py
 
 clean:           ## remove the environment; runs and GPT2_HOME stay
 	rm -rf .venv

@@ -10,6 +10,7 @@ from pathlib import Path
 from gpt2cli.errors import InputError
 
 CHECKPOINTS = "checkpoints"
+NEWEST = "newest"  # the name, in a recipe, of the model that changed last
 # What people call OpenAI's models, and what they are called here: by their parameters, counted right.
 ALIASES = {
     alias: size

@@ -17,7 +17,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from gpt2cli import __version__, home
-from gpt2cli.cli import generate, prepare, pretrain, recipes
+from gpt2cli.cli import (
+    classify,
+    convert,
+    download,
+    evaluate,
+    finetune_classify,
+    finetune_instruct,
+    generate,
+    inspect,
+    prepare,
+    pretrain,
+    recipes,
+)
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 from gpt2cli.ui.console import make_streams_safe, print_error
 
@@ -42,9 +54,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command("download")(download.download)
+app.command("convert")(convert.convert)
 app.command("prepare")(prepare.prepare)
 app.command("pretrain")(pretrain.pretrain)
+app.command("finetune-classify")(finetune_classify.finetune_classify)
+app.command("finetune-instruct")(finetune_instruct.finetune_instruct)
 app.command("generate")(generate.generate)
+app.command("classify")(classify.classify)
+app.command("inspect")(inspect.inspect)
+app.command("evaluate")(evaluate.evaluate)
 app.add_typer(recipes.app, name="recipes")
 
 

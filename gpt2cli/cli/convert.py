@@ -66,6 +66,8 @@ def convert(
         print(json.dumps(receipt))  # noqa: T201
         return
     print_receipt(receipt, err())
+    if to == "gguf":
+        _say_modelfile(place, receipt["config"]["n_positions"])
     stdout().print(printable(str(place)))
 
 
@@ -75,6 +77,14 @@ def _find(source: str) -> Path:
 
     path = Path(source).expanduser()
     return path if path.exists() or path.is_symlink() else find_model(source)
+
+
+def _say_modelfile(gguf: Path, n_positions: int) -> None:
+    """How Ollama takes the file: three lines that the user can copy."""
+    from gpt2cli.ui.console import err, printable
+    from gpt2cli.weights.gguf import modelfile
+
+    err().print(printable(f"a Modelfile for Ollama, beside it:\n{modelfile(gguf.name, n_positions)}"))
 
 
 def _default_place(path: Path, to: str) -> Path:

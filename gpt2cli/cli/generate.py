@@ -17,6 +17,7 @@ from gpt2cli.cli.options import (
     TopKOption,
     TopPOption,
 )
+from gpt2cli.cli.prompt import prompt_ids, read_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from gpt2cli.generation.text import Reply
     from gpt2cli.weights.folder import LoadedModel
 
-LONGEST_PROMPT = 1 << 26  # bytes; no context is near it, and a pipe may never end
 LONGEST_ECHO = 2000  # characters of the prompt that are repeated on a terminal
 
 
@@ -91,13 +91,14 @@ def generate(
             "control characters can take over a terminal" if not as_json else "--json escapes them",
             "leave out --raw",
         )
-    text = _read_prompt(prompt, file)
+    text = read_prompt(prompt, file)
     loaded = _load(model, device, precision, threads)
-    prompt_ids = _prompt_ids(text, loaded, truncate)
+    cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
+    ids = prompt_ids(text, loaded, cut)
 
     replies = [Reply(loaded.tokenizer, stop or ()) for _ in range(num_samples)]
     steps = engine.generate(
-        loaded.model, [prompt_ids] * num_samples, decoding, max_new_tokens, {loaded.tokenizer.end_of_text}
+        loaded.model, [ids] * num_samples, decoding, max_new_tokens, {loaded.tokenizer.end_of_text}
     )
     screen = None if as_json else _Screen(text, raw)
     pace = _Pace()
@@ -120,7 +121,7 @@ def generate(
             reply.finish(reason)
         facts = {
             "tokens_per_second": round(pace.tokens_per_second, 2),
-            "prompt_tokens": len(prompt_ids),
+            "prompt_tokens": len(ids),
             "model": str(loaded.folder),
             "seed": decoding.seed,
         }
@@ -128,49 +129,6 @@ def generate(
             screen.end(replies, facts)
         else:
             _print_json(replies, facts)
-
-
-def _read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt from where it was put. One line feed at the end of a file or pipe is not part of it.
-
-    A file must be UTF-8, as every file; in a pipe what is not becomes U+FFFD.
-    """
-    import sys
-
-    from gpt2cli.disk import open_regular
-    from gpt2cli.errors import InputError, UsageError
-
-    if file is not None:
-        if prompt is not None:
-            raise UsageError("there are two prompts", f"{file} and the argument", "give one of them")
-        with open_regular(file) as opened:
-            data = opened.read(LONGEST_PROMPT + 1)
-        _check_text(data, str(file))
-        text = data.decode("utf-8-sig")
-    elif prompt == "-" or (prompt is None and sys.stdin is not None and not sys.stdin.isatty()):
-        data = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
-        text = data.decode("utf-8", "replace")
-    else:
-        return prompt or ""
-    if len(data) > LONGEST_PROMPT:
-        raise InputError("the prompt is longer than 64 MiB", "no context is near that", "give its end alone")
-    return text.removesuffix("\n").removesuffix("\r")
-
-
-def _check_text(data: bytes, name: str) -> None:
-    from gpt2cli.errors import InputError
-
-    try:
-        data.decode("utf-8")
-        place = data.find(b"\0")
-        what = "a NUL byte"
-    except UnicodeDecodeError as error:
-        place, what = error.start, "not UTF-8"
-    # A read that was cut short may end inside a character; its length is an error of its own.
-    if 0 <= place < LONGEST_PROMPT - 4:
-        raise InputError(
-            f"{name}: {what} at byte {place}", "a prompt is UTF-8 text", f"iconv -f LATIN1 -t UTF-8 {name}"
-        )
 
 
 def _load(name: str | None, device: str, precision: str, threads: int) -> "LoadedModel":
@@ -190,27 +148,6 @@ def _load(name: str | None, device: str, precision: str, threads: int) -> "Loade
     loaded = load_model(folder)
     pack_for_decoding(loaded.model.to(device=runtime.device, dtype=runtime.dtype))
     return loaded
-
-
-def _prompt_ids(text: str, loaded: "LoadedModel", truncate: bool) -> list[int]:
-    """The prompt's tokens, at most a context of them and at least one."""
-    from gpt2cli.errors import InputError
-    from gpt2cli.ui.console import err
-
-    ids, limit = loaded.tokenizer.encode(text), loaded.config.n_positions
-    if not ids:
-        err().print("the prompt is empty: starting from the end-of-text token", style="faint")
-        return [loaded.tokenizer.end_of_text]
-    if len(ids) <= limit:
-        return ids
-    if not truncate:
-        raise InputError(
-            f"the prompt has {len(ids)} tokens",
-            f"this model's context holds {limit}",
-            f"gpt2 generate --truncate ..., which keeps the last {limit} tokens",
-        )
-    err().print(f"the prompt has {len(ids)} tokens: the first {len(ids) - limit} are dropped", style="warn")
-    return ids[-limit:]
 
 
 def _print_json(replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:

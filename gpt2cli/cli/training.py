@@ -77,11 +77,14 @@ def train(
     if resume:
         given = runs.recorded_overrides(run) + given
     loaded = _load(lesson, recipe, given)
+    if newest := _newest(loaded.recipe):
+        given.append(f"init={newest}")
+        loaded = _load(lesson, recipe, given)
     disk.require_writable(run.folder)
     with disk.lock(run.folder):
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
-        if checkpoint and _nothing_to_do(checkpoint, loaded.recipe, run) and lesson.is_complete(run):
+        if checkpoint and lesson.is_complete(run) and _nothing_to_do(checkpoint, loaded.recipe, run):
             return
         stopping = "finishing this step and saving; once more to leave at once"
         with lesson.opened(loaded.recipe, offline) as (task, origin), polite_stop(stopping) as stop:
@@ -110,6 +113,19 @@ def _load(lesson: Lesson, recipe: str, overrides: list[str]) -> "Loaded":
             f"gpt2 {loaded.recipe.task} {recipe}",
         )
     return loaded
+
+
+def _newest(recipe: "Recipe") -> str:
+    """What `init: newest` means now, as YAML; the run itself will be the newest when it is resumed."""
+    import json
+
+    from gpt2cli import home
+
+    if getattr(recipe, "init", None) != home.NEWEST:
+        return ""
+    folder = home.find_model(None)
+    say(f"init: the newest model is {folder}")
+    return json.dumps(str(folder.absolute()))
 
 
 def _name_of(recipe: str) -> str:

@@ -7,24 +7,21 @@ What is done with the text is `tokens.py`'s business.
 import difflib
 import glob
 import hashlib
-import io
 import os
-import socket
-import threading
-import time
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.request import getproxies
-
-import httpx
 
 from gpt2cli import bundled, disk, home
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
+from gpt2cli.weights import partials
+from gpt2cli.weights.download import fetch
+from gpt2cli.weights.patience import Patience
+from gpt2cli.weights.published import Expected
 
-CONNECT_SECONDS = 5.0  # a machine without a network has to fall back to the bundled text quickly
+CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 TOTAL_SECONDS = 120.0
 
@@ -181,73 +178,52 @@ def _bundled(name: str, file: str, warning: str | None) -> Found:
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
-    """Fetch the corpus into the cache; one attempt, bounded in time and size."""
+    """Fetch the corpus into the cache; one attempt, bounded in time and size, which leaves nothing."""
     if offline:
         raise _unavailable(corpus, "the network is forbidden (--offline)")
-    disk.require_writable(home.corpora())
+    # Impatient: a machine without a network has to fall back to the bundled text quickly. A zip, whose
+    # own hash nobody has promised, may have to come twice to be known as whole.
+    attempts = 2 if corpus.member else 1
+    patience = Patience(
+        connect=CONNECT_SECONDS, stall=READ_SECONDS, slowest=0, total=TOTAL_SECONDS, attempts=attempts
+    )
     path = home.corpora() / corpus.file
-    received = bytearray()
-    deadline = time.monotonic() + TOTAL_SECONDS
+    zipped = path.with_name(f"{path.name}.zip")
+    expected = Expected(at_most=corpus.n_bytes) if corpus.member else Expected(corpus.n_bytes, corpus.sha256)
     try:
-        _look_up(httpx.URL(corpus.url).host)
-        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        with httpx.stream("GET", corpus.url, timeout=timeout, follow_redirects=True) as response:
-            response.raise_for_status()
-            if response.url.scheme != httpx.URL(corpus.url).scheme:
-                raise _unavailable(corpus, f"redirected to {response.url}")
-            for block in response.iter_bytes():  # as they come: a size would wait for a slow server
-                received += block
-                if len(received) > corpus.n_bytes or time.monotonic() > deadline:
-                    break
-        if time.monotonic() > deadline:
-            raise _unavailable(corpus, f"not finished within {TOTAL_SECONDS:.0f} seconds")
-        content = _unpacked(corpus, bytes(received)) if corpus.member else bytes(received)
-        size, digest = len(content), hashlib.sha256(content).hexdigest()
-        if digest != corpus.sha256:
-            raise InputError(
-                f"{corpus.url}: is not {corpus.name}",
-                f"SHA-256 of {'more than ' * (size > corpus.n_bytes)}{min(size, corpus.n_bytes)} bytes:"
-                f" {digest}, not {corpus.sha256} of {corpus.n_bytes}",
-                _by_hand(corpus),
-            )
-        disk.write_file(path, content)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        if isinstance(error, OSError) and not isinstance(error, (TimeoutError, socket.gaierror)):
-            raise  # the disk's, not the network's
-        raise _unavailable(corpus, str(error) or type(error).__name__) from None
+        for _ in fetch(corpus.url, zipped if corpus.member else path, expected=expected, patience=patience):
+            pass
+    except ServiceError as error:
+        partials.clean(zipped if corpus.member else path)
+        what = error.what.removeprefix(f"{corpus.url}: ")
+        raise _unavailable(corpus, f"{what}: {error.why}" if error.why else what) from None
+    except InputError as error:
+        raise InputError(f"{corpus.url}: is not {corpus.name}", error.why, _by_hand(corpus)) from None
+    if corpus.member:
+        try:
+            disk.write_file(path, _unpacked(corpus, zipped))
+        finally:
+            zipped.unlink()
     return path
 
 
-def _unpacked(corpus: Corpus, archive: bytes) -> bytes:
-    """The corpus's file out of a zip, and no more of it than one byte too many."""
+def _unpacked(corpus: Corpus, archive: Path) -> bytes:
+    """The corpus's file out of a zip. Raises InputError where it is not there, or not it."""
     try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as opened, opened.open(corpus.member or "") as member:
-            return member.read(corpus.n_bytes + 1)
+        with zipfile.ZipFile(archive) as opened, opened.open(corpus.member or "") as member:
+            content = member.read(corpus.n_bytes + 1)  # no more of it than one byte too many
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error) as error:
         raise InputError(
             f"{corpus.url}: is not a zip with {corpus.member} in it", str(error), _by_hand(corpus)
         ) from None
-
-
-def _look_up(host: str) -> None:
-    """Fail within CONNECT_SECONDS where names cannot be resolved: httpx's timeout leaves that out."""
-    if getproxies():
-        return  # the proxy resolves
-    failure: list[OSError] = []
-
-    def resolve() -> None:
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=resolve, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer to the look-up of {host}")
-    if failure:
-        raise failure[0]
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != corpus.sha256:
+        raise InputError(
+            f"{corpus.url}: is not {corpus.name}",
+            f"SHA-256 of its {corpus.member} is {digest}, not {corpus.sha256}",
+            _by_hand(corpus),
+        )
+    return content
 
 
 def _unavailable(corpus: Corpus, why: str) -> ServiceError:

@@ -44,6 +44,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class Anatomy:
+    ids: tuple[int, ...]  # the T tokens that went in
     activations: tuple[Activation, ...]  # in order of computation
     attention: Tensor  # (n_layer, H, n, n) among the last n tokens, as many as were asked for
     logits: Tensor  # (V,), after the last token
@@ -84,7 +85,8 @@ def watch(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> Anatomy:
             handle = model.get_submodule(module).register_forward_hook(hook)
             hooks.callback(handle.remove)
         logits = model(input_ids)  # (1, T, V)
-    return Anatomy(tuple(activations), torch.stack(attention), logits[0, -1].clone())
+    ids = tuple(input_ids[0].tolist())
+    return Anatomy(ids, tuple(activations), torch.stack(attention), logits[0, -1].clone())
 
 
 def heads(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:

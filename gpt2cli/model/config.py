@@ -75,6 +75,8 @@ _FIXED = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
+# Beyond it a number is a mistake or an attack: modules would be built, and memory asked for, by it.
+_LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 
 
 def to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
@@ -98,23 +100,27 @@ def from_hugging_face(values: dict[str, Any]) -> GPT2Config:
     for name, ours in _FIXED.items():
         theirs = values.get(name, ours)
         if theirs != ours:
-            raise InputError(
-                f"config.json: {name} is {theirs!r}", f"GPT-2 as it is built here has {name} {ours!r}"
-            )
+            raise _wrong(name, theirs, f"GPT-2 as it is built here has {name} {ours!r}")
     known = {name: values[name] for name in GPT2Config.__dataclass_fields__ if name in values}
     for name, value in known.items():
         if name == "n_inner" and value is None:
             continue
         if name == "tie_word_embeddings":
             if not isinstance(value, bool):
-                raise InputError(f"config.json: {name} is {value!r}", "true or false is needed here")
+                raise _wrong(name, value, "true or false is needed here")
             continue
-        wanted = (int, float) if name in ("layer_norm_epsilon", "initializer_range") else int
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise InputError(f"config.json: {name} is {value!r}", "a number is needed here")
-        if value > 2**31:
-            raise InputError(f"config.json: {name} is {value}", "no model is that large")
+        small = name in ("layer_norm_epsilon", "initializer_range")
+        if not isinstance(value, (int, float) if small else int) or isinstance(value, bool):
+            raise _wrong(name, value, "a number is needed here")
+        if small and not 0 < value < 1:
+            raise _wrong(name, value, "a number between 0 and 1 is needed here")
+        if value > _LARGEST.get(name, 2**20):
+            raise _wrong(name, value, "no model is that large")
     dropout = values.get("resid_pdrop", 0.0)
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise InputError(f"config.json: resid_pdrop is {dropout!r}", "a rate from 0 to 1 is needed here")
+        raise _wrong("resid_pdrop", dropout, "a rate from 0 to 1 is needed here")
     return GPT2Config(**{**known, "dropout": float(dropout)})
+
+
+def _wrong(name: str, value: object, why: str) -> InputError:
+    return InputError(f"config.json: {name} is {value!r}"[:200], why)

@@ -150,7 +150,7 @@ def _specials(entries: list[dict[str, Any]], path: Path) -> dict[str, int]:
     """Added control tokens and their ids. Added words would change how texts are encoded: refused."""
     for entry in entries:
         content = entry.get("content")
-        if not isinstance(content, str) or without_surrogates(content) != content:
+        if not isinstance(content, str) or without_surrogates(content) != content or "id" not in entry:
             raise _malformed(path, "added_tokens")
         if not entry.get("special") and content != END_OF_TEXT:
             raise _unlike(path, "added token", content)

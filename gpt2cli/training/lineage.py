@@ -26,7 +26,10 @@ LONGEST = 1000  # characters of a value
 Value: TypeAlias = str | int | float | bool
 Facts: TypeAlias = dict[str, Value]  # by dotted path; what is missing there is missing here
 
-_PROGRESS = ("progress.step", "progress.best_loss", "progress.best_step")
+_PROGRESS = (
+    *("progress.step", "progress.best_loss", "progress.best_step"),
+    *("identity.data", "identity.train tokens", "identity.vocabulary"),
+)
 _SESSION = (
     *("started", "from_step", "gpt2cli"),
     *("machine.device", "machine.precision", "machine.threads", "machine.torch", "machine.python"),

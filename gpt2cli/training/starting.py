@@ -15,7 +15,7 @@ from gpt2cli.tokenizer.folder import load_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.weights.folder import WEIGHTS, load_model, read_config, read_manifest
 
-SCRATCH, NEWEST = "scratch", "newest"
+SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def find_start(recipe: Finetune) -> Start:
         tokenizer = gpt2()
         return Start(recipe.model.config(tokenizer.n_vocab), tokenizer, None, recipe.seed)
     try:
-        folder = home.find_model(None if recipe.init == NEWEST else recipe.init)
+        folder = home.find_model(None if recipe.init == home.NEWEST else recipe.init)
     except InputError as error:
         raise InputError(
             f"init: {error.what}",

@@ -107,6 +107,12 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
             "they were not made for each other",
             "copy the tokenizer files that the model was trained with into the folder",
         )
+    if not (folder / WEIGHTS).exists():
+        raise InputError(
+            f"{folder}: there is no {WEIGHTS}",
+            "weights in another form must be converted first",
+            f"gpt2 convert {folder}",
+        )
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
     return LoadedModel(model_of(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
 
@@ -173,6 +179,12 @@ def _check(path: Path, sha256: str) -> None:
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
     """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
     config, stored = model.config, dict(tensors)
+    if "wte.weight" in stored:
+        raise InputError(
+            f'{path}: its names lack "transformer."',
+            "it is a trunk as older programs saved it, perhaps with buffers besides",
+            f"gpt2 convert {path.parent}",
+        )
     if config.tie_word_embeddings and HEAD in stored:
         head, embedding = stored.pop(HEAD), stored.get(EMBEDDING, torch.empty(0))
         if not torch.equal(head, embedding):
@@ -190,6 +202,10 @@ def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> di
 
 def _refuse_other_heads(folder: Path, config: dict[str, Any]) -> None:
     architectures = config.get("architectures") or ["GPT2LMHeadModel"]
+    if not isinstance(architectures, list):
+        raise InputError(
+            f"{folder}: config.json has {architectures!r} for architectures"[:200], "a list is needed"
+        )
     if "GPT2LMHeadModel" not in architectures:
         raise InputError(
             f"{folder}: holds a {architectures[0]}, not a language model",

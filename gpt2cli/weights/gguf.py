@@ -48,8 +48,6 @@ NAMES = {
 }
 # llama.cpp adds these to fp32 numbers without a product; its own converter keeps them in fp32 too.
 ALWAYS_F32 = ("bias", "norm.weight", "position_embd.weight")
-
-
 F16_MAX = 65504.0
 
 
@@ -95,13 +93,13 @@ def write_gguf(path: Path, source: Source, dtype: str, name: str) -> None:
         for target, theirs in names.items():
             _pad(file, writer.data_alignment)
             # Not by the writer: numpy's tofile, which it uses, hides that the disk is full (no errno).
-            file.write(_encoded(source, target, _kind_of(theirs, kind), dtype))
+            file.write(_encoded(source, target, _kind_of(theirs, kind), dtype).data)
         _pad(file, writer.data_alignment)
 
 
-def modelfile(gguf: str, config: GPT2Config) -> str:
+def modelfile(gguf: str, n_positions: int) -> str:
     """Ollama's recipe for a base model: the text is continued, no chat template is put around it."""
-    return f"FROM ./{gguf}\nTEMPLATE {{{{ .Prompt }}}}\nPARAMETER num_ctx {config.n_positions}\n"
+    return f"FROM ./{gguf}\nTEMPLATE {{{{ .Prompt }}}}\nPARAMETER num_ctx {n_positions}\n"
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,10 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Tokens and merges for llama.cpp, which encode every text to the same ids as `tokenizer` does."""
+    """Tokens and merges by which llama.cpp encodes every text to the ids that `tokenizer` gives.
+
+    A character that a character vocabulary lacks is an error here; llama.cpp passes over it.
+    """
     match tokenizer:
         case BPE():
             controls = set(tokenizer.specials)
@@ -140,7 +141,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 def _merges_of_characters(tokens: list[str]) -> list[str]:
     """Merges that join the bytes of each character, from the left, and never those of two.
 
-    A first byte begins no other character's middle, so what begins with one stays inside it.
+    In UTF-8 a first byte is never inside a character, so what begins with one stays in its own.
     llama.cpp wants at least one merge: a pair of bytes that UTF-8 does not have changes nothing.
     """
     joins = [f"{token[:n]} {token[n]}" for token in tokens for n in range(1, len(token))]
@@ -243,4 +244,4 @@ def _gguf() -> ModuleType:
         raise UsageError(
             "GGUF needs the package gguf", "it is not installed here", "pip install 'gpt2cli[gguf]'"
         ) from None
-    return gguf  # type: ignore[no-any-return]
+    return gguf

@@ -18,7 +18,7 @@ from gpt2cli.model.config import GPT2Config
 
 Array = NDArray[np.floating]
 Pair = tuple[str, str]  # names of a weight and its bias
-ROWS = 8192  # of the output matrix that are widened to float64 at a time
+ROWS = 2048  # of the output matrix that are widened to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,10 @@ def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _scores(x: NDArray[np.float64], head: Array) -> NDArray[np.float64]:
-    parts = [x @ head[row : row + ROWS].astype(np.float64).T for row in range(0, len(head), ROWS)]
-    return np.concatenate(parts, axis=-1)  # (T, V)
+    scores = np.empty((len(x), len(head)))  # (T, V)
+    for row in range(0, len(head), ROWS):
+        scores[:, row : row + ROWS] = x @ head[row : row + ROWS].astype(np.float64).T
+    return scores
 
 
 def _head(raw: Mapping[str, Array], layout: Layout, prefix: str, rounded: Callable[[Array], Array]) -> Array:

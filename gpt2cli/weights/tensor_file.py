@@ -71,7 +71,7 @@ class TensorWriter:
             offset = end
         encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
         encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)  # the data begins aligned, to be used in place
-        self._awaited = [(dtype, tuple(shape)) for dtype, shape in reversed(layout.values())]
+        self._awaited = [(dtype, tuple(shape)) for dtype, shape in layout.values()][::-1]
         self._digest = hashlib.sha256()
         self._file = open(path, "wb")  # noqa: SIM115 - closed in __exit__
         self._put(len(encoded).to_bytes(8, "little") + encoded)
@@ -120,6 +120,17 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """What the header says of each tensor, checked against the file's size; the data stays unread."""
+    with open_regular(path) as file:
+
+        def read(start: int, n_bytes: int) -> bytes:
+            file.seek(start)
+            return file.read(n_bytes)
+
+        return _entries(path, read(0, 8), os.fstat(file.fileno()).st_size, read)
 
 
 class TensorFile:
@@ -213,13 +224,31 @@ def _entries(path: Path, first: bytes, size: int, read: Callable[[int, int], byt
     if size < 8 or length > min(_MAX_HEADER, size - 8):
         raise InputError(f"{path}: the header claims {length} bytes", f"the file has {size} in all")
     try:
-        header = json.loads(read(8, length))
+        header = json.loads(read(8, length), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: the header is not JSON", str(error)) from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: the header is not a JSON object")
     header.pop("__metadata__", None)
-    return {name: _entry(path, name, values, 8 + length, size) for name, values in header.items()}
+    entries = {name: _entry(path, name, values, 8 + length, size) for name, values in header.items()}
+    end = 8 + length
+    for entry in sorted(entries.values(), key=lambda entry: entry.start):
+        if entry.start != end:
+            raise InputError(
+                f"{path}: the tensors overlap, or leave a gap", f"at byte {min(end, entry.start)}"
+            )
+        end = entry.end
+    if end != size:
+        raise InputError(f"{path}: {size - end} bytes belong to no tensor", "the file was damaged or joined")
+    return entries
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A header that names a tensor twice would hide one of the two."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return table
 
 
 def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> Entry:

@@ -6,6 +6,7 @@ one: an exact conversion differs by 1e-10, a wrong one by whole units. What the 
 does in fp32, as it is used, stands beside it in the receipt.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -81,7 +81,7 @@ def expect(source: Source, dtype: torch.dtype) -> Expected:
 
     logits = reference_logits(source.raw, source.format, source.config, prompts, rounded=rounded)
     loss, knows_nothing = loss_of(logits[-1], prompts[-1]), math.log(source.config.vocab_size)
-    if loss > 0.8 * knows_nothing:  # untrained, or broken
+    if loss > 0.5 * knows_nothing:  # hardly trained, or broken
         (other,) = reference_logits(
             source.raw, source.format, source.config, prompts[-1:], rounded=rounded, turned=True
         )
@@ -116,27 +116,28 @@ def compare(expected: Expected, model: GPT2LMHead) -> Verification:
 
 @torch.inference_mode()
 def logits_in_float64(model: GPT2LMHead, prompts: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
-    """Logits (T, V) of the model's own modules in float64, one block at a time widened in memory.
-
-    The model comes back as it was: fp32 to float64 and back is exact.
-    """
+    """Logits (T, V) of the model's own modules in float64, of which one block at a time is in memory."""
     trunk = model.transformer
     streams: list[Tensor] = []
     for ids in prompts:
         tokens, positions = torch.tensor([ids]), torch.arange(len(ids))
         streams.append(trunk.wte(tokens).double() + trunk.wpe(positions).double())  # (1, T, C)
+    wide = copy.deepcopy(trunk.h[0]).double()
     for block in trunk.h:
-        block.double()
-        streams = [block(x) for x in streams]
-        block.float()
-    trunk.ln_f.double()
-    streams = [trunk.ln_f(x) for x in streams]
-    trunk.ln_f.float()
-    weight = model.lm_head.weight
-    return [
-        torch.cat([F.linear(x, rows.double()) for rows in torch.split(weight, ROWS)], dim=-1)[0].numpy()
-        for x in streams
-    ]
+        wide.load_state_dict(block.state_dict())  # widens while it copies
+        streams = [wide(x) for x in streams]
+    last_norm = copy.deepcopy(trunk.ln_f).double()
+    streams = [last_norm(x) for x in streams]
+    return [_scores(x[0], model.lm_head.weight).numpy() for x in streams]
+
+
+def _scores(x: Tensor, weight: Tensor) -> Tensor:
+    """x (T, C) times weight (V, C) turned over, in float64, with few rows of it widened at a time."""
+    scores, wide = x.new_empty(len(x), len(weight)), x.new_empty(ROWS, x.shape[1])
+    for row in range(0, len(weight), ROWS):
+        rows = weight[row : row + ROWS]
+        scores[:, row : row + ROWS] = x @ wide[: len(rows)].copy_(rows).T
+    return scores  # (T, V)
 
 
 def _encode(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:

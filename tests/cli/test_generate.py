@@ -255,7 +255,7 @@ def test_a_prompt_of_a_megabyte_is_answered_quickly(say: Say, monkeypatch: pytes
 
 
 def test_an_endless_pipe_is_refused(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2cli.cli.generate.LONGEST_PROMPT", 1000)
+    monkeypatch.setattr("gpt2cli.cli.prompt.LONGEST_PROMPT", 1000)
     pipe_in(monkeypatch, b"y\n" * 501)
     code, _, err = say("a", "-")
     assert code == 3

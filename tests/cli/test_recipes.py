@@ -14,7 +14,17 @@ from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.recipe.loader import load_recipe, shipped_recipes
 from gpt2cli.ui import console
 
-NAMES = ["gpt2-124m", "shakespeare", "shakespeare-char", "verdict"]
+NAMES = [
+    "gpt2-124m",
+    "instruct",
+    "instruct-lora",
+    "shakespeare",
+    "shakespeare-char",
+    "spam",
+    "spam-tiny",
+    "summarize",
+    "verdict",
+]
 
 
 def run(*arguments: str) -> tuple[str, str]:

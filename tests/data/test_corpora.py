@@ -188,7 +188,7 @@ def test_a_damaged_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> No
         ("slow", ServiceError, "not finished within"),
         ("redirect to a file", ServiceError, "file:"),
         ("wrong", InputError, "SHA-256"),
-        ("endless", InputError, "SHA-256 of more than"),
+        ("endless", InputError, "goes on after 100,000 bytes"),
     ],
 )
 def test_a_failed_download_leaves_nothing_and_the_bundled_text_steps_in(
@@ -224,7 +224,7 @@ def test_without_network_the_error_says_which_file_goes_where(offline: bool) -> 
 def test_names_that_never_resolve_do_not_hold_us_up(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(corpora, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(corpora.socket, "getaddrinfo", lambda *_: release.wait(20))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: release.wait(20))
     with pytest.raises(ServiceError) as caught:
         find_corpus("bare", offline=False, allow_bundled=True)
     release.set()

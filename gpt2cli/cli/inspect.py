@@ -1,0 +1,289 @@
+"""Owns `gpt2 inspect`: a model in, what is in it out. What is found is `weights/`, `training/` and
+`generation/`'s work, how it looks `ui/`'s.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2cli.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from gpt2cli.generation.anatomy import Anatomy, NextToken
+    from gpt2cli.model.config import GPT2Config
+    from gpt2cli.tokenizer.protocol import Tokenizer
+    from gpt2cli.training.lineage import Lineage
+    from gpt2cli.weights.summary import Summary, TensorNumbers
+
+N_NEXT = 10
+EXAMPLES = {"--prompt": '"The capital of France is"', "--attention": "attention.png"}
+
+
+def inspect(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run, a model folder or a name; otherwise the newest model there is.",
+            show_default=False,
+        ),
+    ] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Mean, std, min and max of each tensor in the file.")
+    ] = False,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", help="Watch one forward pass over this text.", show_default=False),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option("--top", help="How many next tokens to show with --prompt.", show_default=str(N_NEXT)),
+    ] = None,
+    attention: Annotated[
+        Path | None,
+        typer.Option(
+            "--attention", help="With --prompt: draw who attends to whom as a PNG.", show_default=False
+        ),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", help="Draw this layer alone, from 0.", show_default=False)
+    ] = None,
+    head: Annotated[
+        int | None, typer.Option("--head", help="Draw this head alone, from 0.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Open a model: its modules, memory, tokenizer and origin; its tensors; one forward pass.
+
+    Without --tensors or --prompt the weights themselves are not read.
+    """
+    from gpt2cli.errors import DivergedError
+    from gpt2cli.generation.anatomy import next_tokens
+    from gpt2cli.home import find_model
+    from gpt2cli.training.lineage import trace
+    from gpt2cli.ui import inspecting
+    from gpt2cli.ui.console import err, printable
+    from gpt2cli.weights.summary import summarize
+
+    _check_options(prompt, top, attention, layer, head)
+    folder = find_model(model)
+    if model is None:
+        err().print(printable(f"model: {folder}"), style="faint")
+    summary = summarize(folder)
+    picture = _plan_picture(summary.config, attention, layer, head)
+    numbers = _numbers(summary) if tensors else []
+    anatomy = _watch(folder, prompt, draw=picture is not None) if prompt is not None else None
+    likeliest = next_tokens(anatomy.logits, top or N_NEXT) if anatomy else []
+    if picture and anatomy:
+        _draw(picture, anatomy, summary)
+    if as_json:
+        _print_json(summary, trace(folder), numbers, anatomy, likeliest, picture)
+    elif not tensors and anatomy is None:
+        inspecting.show_summary(summary, trace(folder))
+    if tensors and not as_json:
+        inspecting.show_tensors(summary, numbers)
+    if anatomy and not as_json:
+        inspecting.show_prompt(summary, anatomy, likeliest)
+    if anatomy and not likeliest:
+        raise DivergedError(
+            "the model's scores for the next token are not finite numbers",
+            "its weights hold NaN or infinity, or overflow",
+            "gpt2 inspect --tensors, which counts them in each tensor",
+        )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What --attention draws, and where."""
+
+    path: Path
+    layers: range
+    heads: range
+
+
+def _check_options(
+    prompt: str | None, top: int | None, attention: Path | None, layer: int | None, head: int | None
+) -> None:
+    """What can be said of the options before any file is opened."""
+    from gpt2cli.errors import UsageError
+
+    given = {"--attention": attention, "--top": top, "--layer": layer, "--head": head}
+    for option, needed in (
+        ("--attention", "--prompt"),
+        ("--top", "--prompt"),
+        ("--layer", "--attention"),
+        ("--head", "--attention"),
+    ):
+        if given[option] is not None and (prompt if needed == "--prompt" else attention) is None:
+            raise UsageError(f"{option} needs {needed}", fix=f"add {needed} {EXAMPLES[needed]}")
+    if top is not None and top < 1:
+        raise UsageError(f"--top is {top}", "it must be at least 1")
+    if attention is not None and attention.suffix.lower() != ".png":
+        raise UsageError(f"--attention {attention}: the picture is a PNG", fix=f"--attention {attention}.png")
+
+
+def _plan_picture(
+    config: "GPT2Config", path: Path | None, layer: int | None, head: int | None
+) -> _Picture | None:
+    """What to draw, once it is certain that it can be drawn and written."""
+    import os
+
+    from gpt2cli.disk import require_writable
+    from gpt2cli.errors import InputError, UsageError
+
+    if path is None:
+        return None
+    chosen = []
+    for name, number, n in (("layer", layer, config.n_layer), ("head", head, config.n_head)):
+        if number is not None and not 0 <= number < n:
+            raise UsageError(f"--{name} is {number}", f"this model has {name}s 0 to {n - 1}")
+        chosen.append(range(n) if number is None else range(number, number + 1))
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError(f"{path}: is not a regular file", "the picture would take its place")
+    require_writable(path.parent)
+    return _Picture(path, *chosen)
+
+
+def _numbers(summary: "Summary") -> "list[TensorNumbers]":
+    """Of every tensor. Aligned columns need all of them; until then a person sees that something happens."""
+    import contextlib
+
+    from gpt2cli.ui.console import err, is_terminal
+    from gpt2cli.weights.summary import tensor_numbers
+
+    console = err()
+    waiting = console.status("reading the weights") if is_terminal(console) else contextlib.nullcontext()
+    with waiting:
+        return list(tensor_numbers(summary))
+
+
+def _watch(folder: Path, prompt: str, *, draw: bool) -> "Anatomy":
+    """One forward pass over the prompt, with the attention of as many tokens as a picture holds."""
+    import torch
+
+    from gpt2cli.cli.prompt import prompt_ids
+    from gpt2cli.generation.anatomy import watch
+    from gpt2cli.ui.heatmap import MOST_TOKENS
+    from gpt2cli.weights.folder import load_model
+
+    loaded = load_model(folder, attention="formula")
+    ids = prompt_ids(prompt, loaded, "inspect a shorter one")
+    return watch(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
+
+
+def _draw(picture: _Picture, anatomy: "Anatomy", summary: "Summary") -> None:
+    from gpt2cli.ui.console import err, printable
+    from gpt2cli.ui.heatmap import draw_attention
+    from gpt2cli.ui.inspecting import token_text
+
+    n_drawn = anatomy.attention.shape[-1]
+    ids = anatomy.ids[len(anatomy.ids) - n_drawn :]
+    tokens = [token_text(summary.tokenizer, token).removeprefix("b")[1:-1] for token in ids]
+    layers, heads = picture.layers, picture.heads
+    weights = anatomy.attention[layers.start : layers.stop, heads.start : heads.stop]
+    draw_attention(
+        weights.numpy(),
+        tokens,
+        picture.path,
+        layers=layers,
+        heads=heads,
+        title=f"{summary.folder.name}: who attends to whom",
+        n_before=len(anatomy.ids) - n_drawn,
+    )
+    console = err()
+    if n_drawn < len(anatomy.ids):
+        console.print(
+            f"the prompt has {len(anatomy.ids)} tokens: the last {n_drawn} are drawn, and what they take from"
+            " earlier ones is not in the picture",
+            style="warn",
+        )
+    n = f"{len(layers)} layer{'s'[: len(layers) > 1]} x {len(heads)} head{'s'[: len(heads) > 1]}"
+    console.print(printable(f"attention: {n} in {picture.path}"), style="good")
+
+
+def _print_json(
+    summary: "Summary",
+    lineage: "Lineage",
+    numbers: "list[TensorNumbers]",
+    anatomy: "Anatomy | None",
+    likeliest: "list[NextToken]",
+    picture: _Picture | None,
+) -> None:
+    """One object; ASCII, so that nothing in it can steer a terminal. NaN and infinity become null."""
+    import json
+
+    proved = bool(numbers) or anatomy is not None
+    content = _model(summary, proved) | {
+        "lineage": asdict(lineage) | {"run": lineage.run and str(lineage.run)}
+    }
+    if numbers:
+        content["tensors"] = [asdict(tensor) for tensor in numbers]
+    if anatomy:
+        content["prompt"] = _pass(summary.tokenizer, anatomy, likeliest)
+    if picture and anatomy:
+        content["attention"] = {
+            "path": str(picture.path),
+            "layers": list(picture.layers),
+            "heads": list(picture.heads),
+            "tokens_drawn": anatomy.attention.shape[-1],
+        }
+    print(json.dumps(_finite(content), allow_nan=False))  # noqa: T201
+
+
+def _model(summary: "Summary", proved: bool) -> dict[str, Any]:
+    from gpt2cli.weights.summary import known_size
+
+    size, other = known_size(summary.config) or (None, ())
+    n, manifest, tokenizer = summary.config.n_positions, summary.manifest, summary.tokenizer
+    widths = {"fp32": 4, "bf16": 2}
+    return {
+        "folder": str(summary.folder),
+        "size": size,
+        "differs_in": list(other),
+        "config": asdict(summary.config),
+        "parameters": summary.n_parameters,
+        "modules": [
+            asdict(module) | {"share": module.n_parameters / summary.n_parameters}
+            for module in summary.modules
+        ],
+        "weights": {
+            "file_bytes": summary.n_bytes,
+            "dtypes": summary.dtypes,
+            "memory_bytes": {name: summary.weight_bytes(width) for name, width in widths.items()},
+        },
+        "kv_cache": {
+            "token_bytes": {name: summary.cache_bytes(width) for name, width in widths.items()},
+            "context_bytes": {name: summary.cache_bytes(width, n) for name, width in widths.items()},
+        },
+        "tokenizer": {
+            "kind": tokenizer.name,
+            "tokens": tokenizer.n_vocab,
+            "end_of_text": tokenizer.end_of_text,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "manifest": manifest and asdict(manifest) | {"weights_verified": proved},
+    }
+
+
+def _pass(tokenizer: "Tokenizer", anatomy: "Anatomy", likeliest: "list[NextToken]") -> dict[str, Any]:
+    def token(number: int) -> dict[str, Any]:
+        data = tokenizer.decode_bytes([number])
+        return {"id": number, "text": data.decode("utf-8", "replace"), "bytes": data.hex()}
+
+    return {
+        "tokens": [token(number) for number in anatomy.ids],
+        "activations": [asdict(activation) for activation in anatomy.activations],
+        "next": [token(candidate.id) | {"probability": candidate.probability} for candidate in likeliest],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity, but a damaged record or a broken model may."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,244 @@
+"""Owns what a model folder says of itself without being run: its modules, sizes, tokenizer and
+manifest, and the numbers in its tensors. Of the weights only the header is read, unless those
+numbers are asked for; then one tensor at a time.
+
+What the model was made from is in training/lineage.py, how all of it is shown in ui/inspecting.py.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt2cli.disk import sha256_of
+from gpt2cli.errors import InputError
+from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
+from gpt2cli.model.gpt2 import empty_model
+from gpt2cli.tokenizer.bpe import read_json
+from gpt2cli.tokenizer.folder import load_tokenizer
+from gpt2cli.tokenizer.protocol import Tokenizer
+from gpt2cli.weights.folder import CONFIG, HEAD, MANIFEST, TRANSPOSED, WEIGHTS, read_manifest, stored_shapes
+from gpt2cli.weights.source import require_exactly
+from gpt2cli.weights.tensor_file import Entry, TensorFile, changed, read_entries
+
+ARCHITECTURE = "GPT2LMHeadModel"
+CHUNK = 1 << 18  # values that are widened to float64 at a time
+TRUNK = "transformer."  # before each name but the output layer's
+SHAPE = ("n_layer", "n_head", "n_embd", "mlp_width")  # what makes a size of OpenAI's
+BESIDE_SHAPE = ("n_positions", "vocab_size", "tie_word_embeddings")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module that has parameters. Shapes are as the model multiplies them, matrices (out, in)."""
+
+    name: str  # "h.0.attn.c_attn": Hugging Face's, without "transformer."
+    weight: tuple[int, ...]
+    stored: tuple[int, ...]  # of the weight in the file
+    transposed: bool  # the file has it as (in, out); a square matrix does not show that
+    bias: tuple[int, ...] | None
+    n_parameters: int  # 0 where the weight is another module's
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What our manifest.json says. The small files are verified; `sha256` is the weights' own."""
+
+    written_by: str
+    n_files: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    folder: Path
+    config: GPT2Config
+    modules: tuple[Module, ...]  # in order of computation, every block written out
+    dtypes: dict[str, int]  # {"float32": how many tensors of the file}
+    n_bytes: int  # the weights file
+    tokenizer: Tokenizer
+    manifest: Manifest | None  # None: somebody else wrote the folder
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(module.n_parameters for module in self.modules)
+
+    def weight_bytes(self, width: int) -> int:
+        """Memory of the weights at `width` bytes a number."""
+        return self.n_parameters * width
+
+    def cache_bytes(self, width: int, n_tokens: int = 1) -> int:
+        """Memory of the keys and values of `n_tokens` in all blocks, for one row."""
+        return 2 * self.config.n_layer * self.config.n_embd * n_tokens * width
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the finite values; None where there is no such. `std` is that of all values, not of a sample."""
+
+    mean: float | None
+    std: float | None
+    min: float | None
+    max: float | None
+    n_nan: int
+    n_inf: int
+
+
+@dataclass(frozen=True)
+class TensorNumbers:
+    """One tensor of the file, its shape as stored."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    statistics: Statistics
+
+
+def summarize(folder: Path) -> Summary:
+    """Read all of a model folder but the weights themselves.
+
+    Raises InputError where a file is missing, damaged or fits the others badly.
+    """
+    config = _read_config(folder)
+    hashes = read_manifest(folder)
+    for name, sha256 in hashes.items():
+        if not name.endswith(".safetensors"):
+            found = sha256_of(folder / name)
+            if found != sha256:
+                raise changed(folder / name, found, sha256)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.n_vocab != config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
+            "they were not made for each other",
+            "copy the tokenizer files that the model was trained with into the folder",
+        )
+    entries, n_bytes = _read_header(folder / WEIGHTS)
+    _check_shapes(folder / WEIGHTS, config, entries, n_bytes)
+    dtypes = Counter(_name_of(entry.dtype) for entry in entries.values())
+    manifest = _manifest(folder, hashes) if hashes else None
+    return Summary(folder, config, modules_of(config), dict(dtypes), n_bytes, tokenizer, manifest)
+
+
+def modules_of(config: GPT2Config) -> tuple[Module, ...]:
+    """Every module of the language model that has parameters, in order of computation."""
+    stored = stored_shapes(config)
+    found = []
+    for name, module in empty_model(config).named_modules():
+        own = {key: tuple(parameter.shape) for key, parameter in module.named_parameters(recurse=False)}
+        if own:
+            # A tied output layer is in no file: it has the shape of the matrix that it shares.
+            in_file = stored.get(f"{name}.weight")
+            n_parameters = sum(p.numel() for p in module.parameters(recurse=False)) if in_file else 0
+            bias, weight = own.get("bias"), own["weight"]
+            turned = f"{name}.weight".endswith(TRANSPOSED)
+            short = name.removeprefix(TRUNK)
+            found.append(Module(short, weight, in_file or weight, turned, bias, n_parameters))
+    return tuple(found)
+
+
+def known_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
+    """OpenAI's size with just these blocks, "124M" and the like, and the other numbers that differ."""
+    for size, preset in PRESETS.items():
+        if all(getattr(config, name) == getattr(preset, name) for name in SHAPE):
+            other = [name for name in BESIDE_SHAPE if getattr(config, name) != getattr(preset, name)]
+            return size, tuple(other)
+    return None
+
+
+def tensor_numbers(summary: Summary) -> Iterator[TensorNumbers]:
+    """The tensors of the weights file in its order, read one by one.
+
+    Raises InputError where the file is not the one that the manifest describes.
+    """
+    path = summary.folder / WEIGHTS
+    with TensorFile(path) as file:
+        wanted = summary.manifest and summary.manifest.sha256
+        if wanted and file.sha256 != wanted:
+            raise changed(path, file.sha256, wanted)
+        for name, entry in file.entries.items():
+            yield TensorNumbers(name, entry.shape, _name_of(entry.dtype), statistics(file.read(name)))
+
+
+def statistics(tensor: Tensor) -> Statistics:
+    """Computed in float64, a part at a time; the parts' means and spreads are joined without the
+    cancellation of sum(x^2) - sum(x)^2 / n (Chan, Golub and LeVeque 1979).
+    """
+    n, mean, spread = 0, 0.0, 0.0  # spread: sum of squared distances from the mean
+    lowest, highest, n_nan, n_inf = float("inf"), float("-inf"), 0, 0
+    for part in torch.split(tensor.detach().flatten(), CHUNK):
+        values = part.double()
+        low, high = (float(t) for t in torch.aminmax(part))  # both are NaN where one value is
+        if not math.isfinite(low) or not math.isfinite(high):
+            n_nan += int(values.isnan().sum())
+            n_inf += int(values.isinf().sum())
+            values = values[values.isfinite()]
+            low, high = (float(t) for t in torch.aminmax(values)) if values.numel() else (low, high)
+        if not values.numel():
+            continue
+        variance, center = (float(t) for t in torch.var_mean(values, correction=0))
+        n_more = values.numel()
+        away = center - mean
+        mean += away * n_more / (n + n_more)
+        spread += variance * n_more + away * away * n * n_more / (n + n_more)
+        n += n_more
+        lowest, highest = min(lowest, low), max(highest, high)
+    if not n:
+        return Statistics(None, None, None, None, n_nan, n_inf)
+    return Statistics(mean, (spread / n) ** 0.5, lowest, highest, n_nan, n_inf)
+
+
+def _read_config(folder: Path) -> GPT2Config:
+    path = folder / CONFIG
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: is not a JSON object")
+    architectures = values.get("architectures") or [ARCHITECTURE]
+    if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
+        found = architectures[0] if isinstance(architectures, list) else architectures
+        raise InputError(
+            f"{folder}: holds a {str(found)[:80]}, not a language model",
+            "its output layer is not one that scores next tokens",
+            "gpt2 inspect <a pretrained run or folder>",
+        )
+    return from_hugging_face(values)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Entry], int]:
+    """The entries of a tensor file and its size; its data stays unread."""
+    if not os.path.lexists(path):
+        raise InputError(
+            f"{path.parent}: there is no {WEIGHTS}",
+            "weights in another form must be converted first",
+            f"gpt2 convert {path.parent}",
+        )
+    return read_entries(path), path.stat().st_size
+
+
+def _check_shapes(path: Path, config: GPT2Config, entries: Mapping[str, Entry], n_bytes: int) -> None:
+    # A wild config.json must not make us build a billion blocks only to see that they are missing.
+    if config.n_layer > len(entries) or config.n_parameters > n_bytes:
+        raise InputError(
+            f"{path}: is too small for the model of {CONFIG}",
+            f"{config.n_parameters:,} parameters in {config.n_layer:,} blocks,"
+            f" and {n_bytes:,} bytes in {len(entries):,} tensors",
+        )
+    wanted = stored_shapes(config)
+    found = {name: entry.shape for name, entry in entries.items()}
+    if HEAD not in wanted and HEAD in found:  # a second copy of the embedding, which load_model compares
+        wanted = {**wanted, HEAD: wanted[f"{TRUNK}wte.weight"]}
+    require_exactly(path, wanted, found)
+
+
+def _manifest(folder: Path, hashes: Mapping[str, str]) -> Manifest:
+    written_by = read_json(folder / MANIFEST).get("written_by")
+    return Manifest(str(written_by or "an unnamed program"), len(hashes), hashes.get(WEIGHTS))
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,118 @@
+"""A checkpoint as OpenAI published them, made by TensorFlow alone; and one read by TensorFlow alone.
+
+Run as a program, in a process of its own, so that the tests' process never imports TensorFlow:
+    python openai_checkpoint.py make FOLDER '{"n_layer": 2, ...}'
+    python openai_checkpoint.py dump FOLDER OUT.npz
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF, gpt2
+from gpt2cli.tokenizer.protocol import END_OF_TEXT
+
+TINY = {"n_vocab": 257, "n_ctx": 24, "n_embd": 32, "n_head": 4, "n_layer": 2}
+GPT2_124M = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
+TRUTH = "truth.npz"
+
+
+def bytes_only() -> BPE:
+    """A vocabulary of 257: each byte and the end of text."""
+    vocab = {character: i for i, character in enumerate(CHARACTER_OF.values())}
+    return BPE.from_vocabulary(vocab | {END_OF_TEXT: 256}, [], {}, "bytes")
+
+
+def write_texts(folder: Path, hparams: dict[str, int]) -> None:
+    """The three of OpenAI's seven files that are text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe = gpt2() if hparams["n_vocab"] == gpt2().n_vocab else bytes_only()
+    (folder / "hparams.json").write_text(json.dumps(hparams))
+    (folder / "encoder.json").write_bytes(bpe.vocab_json)
+    (folder / "vocab.bpe").write_bytes(bpe.merges_txt)
+
+
+def make_checkpoint(folder: Path, hparams: dict[str, int] = TINY, *, truth: bool = True) -> Path:
+    """All seven files, and with `truth` the weights once more as NumPy writes them."""
+    write_texts(folder, hparams)
+    _run("make", str(folder), json.dumps(hparams), *(["truth"] if truth else []))
+    return folder
+
+
+def dump_checkpoint(folder: Path, out: Path) -> dict[str, np.ndarray]:
+    """{name: array} by `tf.train.load_checkpoint`, and by importing the graph and restoring it."""
+    _run("dump", str(folder), str(out))
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def weights(hparams: dict[str, int], seed: int = 5) -> Iterator[tuple[str, np.ndarray]]:
+    """Pairs (OpenAI's name, array), one at a time, of a trained model's scale."""
+    rng = np.random.default_rng(seed)
+    C = hparams["n_embd"]
+
+    def normal(*shape: int, mean: float = 0.0, std: float = 0.14) -> np.ndarray:
+        array = rng.standard_normal(shape, dtype=np.float32)
+        array *= np.float32(std)
+        array += np.float32(mean)
+        return array
+
+    yield "model/wte", normal(hparams["n_vocab"], C)
+    yield "model/wpe", normal(hparams["n_ctx"], C, std=0.1)
+    for layer in range(hparams["n_layer"]):
+        block = f"model/h{layer}"
+        for norm in ("ln_1", "ln_2"):
+            yield f"{block}/{norm}/g", normal(C, mean=0.5, std=0.2)
+            yield f"{block}/{norm}/b", normal(C, std=0.1)
+        for name, width_in, width_out in (
+            ("attn/c_attn", C, 3 * C),
+            ("attn/c_proj", C, C),
+            ("mlp/c_fc", C, 4 * C),
+            ("mlp/c_proj", 4 * C, C),
+        ):
+            yield f"{block}/{name}/w", normal(1, width_in, width_out)
+            yield f"{block}/{name}/b", normal(width_out, std=0.1)
+    yield "model/ln_f/g", normal(C, mean=1.5, std=0.3)
+    yield "model/ln_f/b", normal(C, std=0.1)
+
+
+def _run(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _make(folder: str, shape: str, truth: str = "") -> None:
+    import tensorflow.compat.v1 as tf
+
+    hparams = json.loads(shape)
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name, array in weights(hparams):
+            value = tf.placeholder(tf.float32, array.shape)
+            variable = tf.get_variable(name, array.shape, initializer=tf.zeros_initializer())
+            session.run(tf.assign(variable, value), {value: array})
+        tf.train.Saver().save(session, f"{folder}/model.ckpt")
+    if truth:
+        np.savez(f"{folder}/{TRUTH}", **dict(weights(hparams)))
+
+
+def _dump(folder: str, out: str) -> None:
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(folder)  # by the file called checkpoint
+    arrays = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        saver = tf.compat.v1.train.import_meta_graph(f"{folder}/model.ckpt.meta")
+        saver.restore(session, tf.train.latest_checkpoint(folder))
+        for variable in tf.compat.v1.global_variables():
+            assert np.array_equal(session.run(variable), arrays[variable.op.name])
+    np.savez(out, **arrays)
+
+
+if __name__ == "__main__":
+    {"make": _make, "dump": _dump}[sys.argv[1]](*sys.argv[2:])
