@@ -2,8 +2,8 @@
 
 Every file and folder that gpt2cli leaves behind is built under a temporary name in the same
 directory, flushed to the device, and renamed. A crash between any two system calls leaves
-either the old content or the new, plus an orphan with a name that `sweep` recognises.
-What the files mean is not known here.
+either the old content or the new, plus an orphan with a name that tells who left it: the next
+write of the same name, or `sweep`, clears it up. What the files mean is not known here.
 """
 
 import contextlib
@@ -13,17 +13,22 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt2cli.errors import InputError, ResourceError
+from gpt2cli.errors import InputError, ResourceError, UsageError
 
 TEMPORARY = ".partial-"  # marks what an interrupted write left behind
 REPLACED = ".replaced-"  # marks a whole folder that was about to be replaced
 CHUNK = 1 << 20
+_OWNED = re.compile(r"(.+)-([0-9a-f]{8})-([0-9]+)(?:-old)?")  # name, machine, process
+_ATTEMPTS = 100
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -40,7 +45,12 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends without an exception."""
+    """A binary file that takes the place of `path` when the block ends without an exception.
+
+    Where `path` is a symbolic link, what it points to is replaced. Raises UsageError as `place_of`.
+    """
+    path = place_of(path)
+    _drop_orphans(path)
     temporary = _temporary_for(path)
     try:
         with open(temporary, "wb") as file:
@@ -55,40 +65,71 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends; an existing `path` is replaced.
+def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends, or what the link `path` points to.
 
-    The files in it must be flushed by whoever writes them (`write_file` does). Replacing a folder
-    takes two renames; after a crash between them `sweep` puts the old one back.
+    A folder that is there then is replaced; without `replace` it stays, and ResourceError is
+    raised, as for a file that is there. UsageError is raised as by `place_of`. The files in the
+    folder must be flushed by whoever writes them (`write_file` does). Replacing takes two renames;
+    after a crash between them `recover` or `sweep` puts the old folder back.
     """
+    path = place_of(path)
+    recover(path)
     temporary = _temporary_for(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         flush_directory(temporary)
-        if path.exists():
-            old = path.with_name(f"{REPLACED}{path.name}")
-            os.rename(path, old)
-            try:
-                os.rename(temporary, path)
-            except OSError:
-                os.rename(old, path)
-                raise
-            discard(old)
-        else:
-            os.rename(temporary, path)
+        _install(temporary, path, replace)
         flush_directory(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+def place_of(path: Path) -> Path:
+    """`path`, or where it leads if it is a symbolic link: a link stays one, and its target is written.
+
+    Raises UsageError for a link whose target is not there and could not be made.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise UsageError(f"{path}: is a symbolic link that leads to itself", fix=f"rm {path}")
+    if not target.parent.is_dir():
+        raise UsageError(
+            f"{path}: is a symbolic link to {target}",
+            f"there is no folder {target.parent}",
+            f"mkdir -p {target.parent}, or choose another place",
+        )
+    return target
+
+
+def recover(path: Path) -> None:
+    """Clear up what interrupted writes of `path` left beside it, unless a living process owns it.
+
+    A folder whose replacement did not come in time gets its name back. What cannot be cleared up
+    stays: nothing is raised.
+    """
+    _drop_orphans(path)
+    ages = {}
+    for old in _leftovers(path, REPLACED):
+        with contextlib.suppress(OSError):
+            ages[old] = old.lstat().st_ctime_ns
+    for old in sorted(ages, key=lambda old: ages[old], reverse=True):  # the newest is the one to keep
+        _settle(old, path)
+
+
 def point(link: Path, target: Path) -> None:
-    """Make the symbolic link `link` name `target`, which lies in the same directory or below."""
+    """Make the symbolic link `link` name `target`, relative to where the link really lies."""
     temporary = _temporary_for(link)
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
-    os.symlink(os.path.relpath(target, link.parent), temporary)
+    # Both resolved: the system follows "..", beginning at the link, through no other links. But not
+    # the target's own name, which may be a link that will lead elsewhere.
+    goal = target.parent.resolve() / target.name
+    os.symlink(os.path.relpath(goal, link.parent.resolve()), temporary)
     os.replace(temporary, link)
     flush_directory(link.parent)
 
@@ -105,7 +146,7 @@ def sweep(folder: Path) -> list[Path]:
     time gets its name back. Only for the holder of the folder's lock.
     """
     for old in folder.glob(f"{REPLACED}*"):
-        path = folder / old.name.removeprefix(REPLACED)
+        path = folder / _name_and_owner(old.name.removeprefix(REPLACED))[0]
         if path.exists():
             discard(old)
         else:
@@ -196,8 +237,114 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _install(temporary: Path, path: Path, replace: bool) -> None:
+    """Give the folder `temporary` the name `path`. Whatever happens, a whole folder keeps that name."""
+    old = path.with_name(f"{REPLACED}{path.name}-{_me()}")
+    try:
+        for _ in range(_ATTEMPTS):
+            if os.path.lexists(path):
+                if not replace or path.is_symlink() or not path.is_dir():
+                    raise _appeared(path)
+                _settle(old, path)  # of the attempt before, which somebody else's folder has replaced
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(path, old)
+            try:
+                os.rename(temporary, path)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+            else:
+                return
+        raise _appeared(path)
+    finally:
+        _settle(old, path)
+
+
+def _appeared(path: Path) -> ResourceError:
+    return ResourceError(
+        f"{path}: exists by now",
+        "somebody made it meanwhile, and it was not to be replaced",
+        "choose another place, or remove it first",
+    )
+
+
+def _settle(old: Path, path: Path) -> None:
+    """Give a folder put aside its name back, or delete it where the name is taken."""
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(path):
+            os.rename(old, path)
+            flush_directory(path.parent)
+            return
+        # Renamed first: cut short, no half of it is there to be given its name back.
+        doomed = path.with_name(f"{_temporary_for(path).name}-old")
+        os.rename(old, doomed)
+        shutil.rmtree(doomed)
+
+
+def _drop_orphans(path: Path) -> None:
+    for orphan in _leftovers(path, TEMPORARY):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(orphan) if orphan.is_dir() and not orphan.is_symlink() else orphan.unlink()
+
+
+def _leftovers(path: Path, mark: str) -> list[Path]:
+    """What lies beside `path` with this mark and its name, and belongs to no living process."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        if name.startswith(mark):
+            whose, owner = _name_and_owner(name.removeprefix(mark))
+            # Without an owner it may be anybody's half-written file, but of a folder put aside the
+            # name says enough.
+            is_ours = whose == path.name and (owner is not None or mark == REPLACED)
+            if is_ours and not _is_alive(owner):
+                found.append(path.with_name(name))
+    return found
+
+
+def _name_and_owner(marked: str) -> tuple[str, tuple[str, int] | None]:
+    """What a leftover is of, and the machine and process that left it, where its name says so."""
+    match = _OWNED.fullmatch(marked)
+    return (match[1], (match[2], int(match[3]))) if match else (marked, None)
+
+
+def _is_alive(owner: tuple[str, int] | None) -> bool:
+    """Whether another process may still be at work. One of another machine cannot be asked."""
+    if owner is None:
+        return False
+    machine, pid = owner
+    if machine != _machine():
+        return True
+    if pid == os.getpid():  # of an earlier process of this number: this one has just begun
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _temporary_for(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    return path.with_name(f"{TEMPORARY}{path.name}-{_me()}")
+
+
+def _me() -> str:
+    return f"{_machine()}-{os.getpid()}"
+
+
+@cache
+def _machine() -> str:
+    """A digest: several machines may share a disk, and each has a process 7."""
+    namespace = ""  # containers may share a host's name
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    name = f"{os.uname().nodename}\n{namespace}"
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _reason(error: OSError) -> str:

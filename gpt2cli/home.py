@@ -105,7 +105,10 @@ def find_model(name: str | None) -> Path:
     if name is None:
         return _newest()
     size = canonical(name)
-    for place in (Path(os.path.expanduser(name)), runs() / name, model_place(name)):
+    places = [Path(os.path.expanduser(name))] if name else []
+    if name and not any(part.startswith(".") for part in Path(name).parts):
+        places += [runs() / name, model_place(name)]
+    for place in places:
         if is_run(place):
             return best_checkpoint(place)
         if is_model(place):
@@ -118,7 +121,7 @@ def find_model(name: str | None) -> Path:
             f"gpt2 download {size}",
         )
     raise InputError(
-        f"{name}: no such model",
+        f"{name or repr(name)}: no such model",
         f"looked for a folder of that name, in {runs()} and in {models()}",
         f"use one of: {', '.join(known[:8])}" if known else "gpt2 pretrain verdict",
     )
@@ -153,6 +156,7 @@ def _newest() -> Path:
 
 
 def _candidates() -> list[Path]:
-    """Runs that have a checkpoint, and models, in no order."""
-    places = [path for root in (runs(), models()) if root.is_dir() for path in root.iterdir()]
+    """Runs that have a checkpoint, and models, in no order. Hidden ones are unfinished or put aside."""
+    roots = [root for root in (runs(), models()) if root.is_dir()]
+    places = [path for root in roots for path in root.iterdir() if not path.name.startswith(".")]
     return [path for path in places if (is_run(path) and checkpoints(path)) or is_model(path)]

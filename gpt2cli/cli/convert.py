@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gpt2cli.cli.options import JsonOption
+
 
 def convert(
     source: Annotated[
@@ -45,7 +47,10 @@ def convert(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Convert weights that hold NaN or infinity.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON on stdout.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Add an adapter into its base: a whole model comes out.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Bring a GPT-2 in from elsewhere, or take one there, with a proof that it is the same model.
 
@@ -58,9 +63,9 @@ def convert(
     from gpt2cli.ui.converting import print_receipt, show_converting
     from gpt2cli.weights.conversion import Wish, convert
 
-    wish = Wish(to, dtype, force, verify, allow_nonfinite, n_head)
+    wish = Wish(to, dtype, force, verify, allow_nonfinite, n_head, merge)
     path = _find(source)
-    place = out or _default_place(path, to)
+    place = out.expanduser() if out else _default_place(path, to)
     receipt = show_converting(convert(path, place, wish), err())
     if as_json:
         print(json.dumps(receipt))  # noqa: T201
@@ -84,17 +89,15 @@ def _say_modelfile(gguf: Path, n_positions: int) -> None:
     from gpt2cli.ui.console import err, printable
     from gpt2cli.weights.gguf import modelfile
 
-    err().print(printable(f"a Modelfile for Ollama, beside it:\n{modelfile(gguf.name, n_positions)}"))
+    lines = modelfile(gguf.name, n_positions)
+    err().print(printable(f"for Ollama, put this into a file called Modelfile beside it:\n{lines}"))
 
 
 def _default_place(path: Path, to: str) -> Path:
     """A model under the name of its source; a file or folder of other people's goes to the current one."""
-    from gpt2cli.home import CHECKPOINTS, model_place
+    from gpt2cli.home import model_place
     from gpt2cli.weights.conversion import TARGETS
+    from gpt2cli.weights.placing import default_name
 
-    path = path.resolve()
-    if path.parent.name == CHECKPOINTS:
-        path = path.parent.parent  # the run's name says more than the step's
-    name = path.name if path.is_dir() else path.stem
     _, ending = TARGETS[to]
-    return model_place(name) if to == "folder" else Path(f"{name}{ending}")
+    return model_place(default_name(path)) if to == "folder" else Path(f"{default_name(path)}{ending}")

@@ -1,5 +1,11 @@
-"""Owns `gpt2 download`: a size or a repository's name in, the path of a model folder on stdout."""
+"""Owns `gpt2 download`: a size or a repository's name in, the path of a model folder on stdout.
 
+What is here already is only taken where it is what was asked for; two downloads of one model, side
+by side, both end with it.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +17,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gpt2cli.weights.collecting import Fetched, Request
+    from gpt2cli.weights.hashes import Origin
     from gpt2cli.weights.published import Size
 
-SOURCES = ("openai", "hf")
+# What --list says of a size, the first that is true of it.
+HERE = {"ready": "ready", "files": "files, not converted", "incomplete": "incomplete"}
+WAIT_SECONDS = 0.2  # between two looks at a place that another process is filling
 
 
 def download(
@@ -27,7 +36,11 @@ def download(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--source", help="openai or hf; otherwise openai, then hf.", show_default=False),
+        typer.Option(
+            "--source",
+            help="openai or hf; otherwise openai, where TensorFlow is there to read it, then hf.",
+            show_default=False,
+        ),
     ] = None,
     base_url: Annotated[
         str | None,
@@ -39,7 +52,8 @@ def download(
         str | None,
         typer.Option(
             "--revision",
-            help="Branch, tag or commit of the repository; means --source hf.",
+            help="Branch, tag or commit of the repository; means --source hf, and the model is called"
+            " NAME@REVISION.",
             show_default=False,
         ),
     ] = None,
@@ -56,37 +70,44 @@ def download(
 ) -> None:
     """Get a GPT-2: OpenAI's own files or the hub's, proved and made ready to use.
 
-    Interrupted, the same command continues where it was.
+    Interrupted, the same command continues where it was. A model that is here is not fetched again;
+    where it came from elsewhere than --source or --base-url say, --force replaces it.
     """
     from gpt2cli import home
+    from gpt2cli.cli import download_wish as wish
     from gpt2cli.ui.console import err, printable
     from gpt2cli.weights.collecting import Request
+    from gpt2cli.weights.downloaded import command, origin_of
     from gpt2cli.weights.published import SIZES
 
     if list_sizes:
         _list(as_json)
         return
-    size, repository = _find(name)
-    sources = _sources(source, size, revision)
+    size, repository = wish.find(name)
+    sources = wish.sources(repository, source, size, revision)
     canonical = size.name if size else repository
     if verify:
-        _verify(canonical, as_json)
+        _verify(canonical, revision, sources, base_url, as_json)
         return
-    model = home.model_place(canonical)
+    called = wish.called(canonical, revision)
+    model = home.model_place(called)
+    again = command(canonical, source, base_url, revision)
     if home.is_model(model) and not (force or no_convert):
-        err().print(f"{canonical} is here already: --verify compares it, --force fetches it anew.")
-        _print_result(as_json, {"model": str(model), "source": None}, model)
+        origin = origin_of(model)
+        wish.require_asked(called, origin, source, base_url, again)
+        _say_here(called, origin, err())
+        _print_result(as_json, _result(model, origin), model)
         return
-    if "openai" in sources and not no_convert:
-        from gpt2cli.weights.tf_process import require_tensorflow
-
-        require_tensorflow(f"gpt2 download {canonical} --source hf")  # before anything is fetched
+    if not no_convert:
+        wish.require_place(model)
+        sources = wish.readable(sources, size, err())
     room = SIZES[size.name].data_bytes if size and not no_convert else 0
     request = Request(base_url=base_url, offline=offline, fresh=force, room=room)
     try:
         fetched = _fetch(sources, size, repository, revision, request, err())
+        wish.require_address(canonical, fetched.origin, base_url, again)
         _say_fetched(fetched, err())
-        receipt = None if no_convert else _convert(fetched, model, force)
+        receipt = None if no_convert else _convert(called, fetched, model, force, again)
     except (KeyboardInterrupt, SystemExit):
         err().print("Stopped. The same command continues where it was.", style="warn")
         raise
@@ -101,48 +122,8 @@ def download(
         "verification": receipt["verification"] if receipt else None,
     }
     if receipt:
-        err().print(printable(f"Ready: gpt2 generate --model {canonical} ..."), style="good")
+        err().print(printable(f"Ready: gpt2 generate --model {called} ..."), style="good")
     _print_result(as_json, result, fetched.folder if no_convert else model)
-
-
-def _find(name: str | None) -> "tuple[Size | None, str]":
-    """One of the four sizes or None, and the repository of the hub."""
-    import difflib
-
-    from gpt2cli import home
-    from gpt2cli.errors import UsageError
-    from gpt2cli.weights.published import SIZES
-
-    if name is None:
-        raise UsageError("which model?", f"there are {', '.join(SIZES)}", "gpt2 download 124M")
-    size = SIZES.get(home.canonical(name) or "")
-    if size:
-        return size, size.repository
-    if "/" not in name:
-        near = difflib.get_close_matches(name, home.ALIASES, n=1)
-        raise UsageError(
-            f"{name}: no such model",
-            f"there are {', '.join(SIZES)}, and owner/name of the Hugging Face hub",
-            f"gpt2 download {near[0]}" if near else "gpt2 download --list",
-        )
-    return None, name
-
-
-def _sources(source: str | None, size: "Size | None", revision: str | None) -> tuple[str, ...]:
-    """Where to look, in order."""
-    from gpt2cli.errors import UsageError
-
-    if source is not None and source not in SOURCES:
-        raise UsageError(f"--source {source} is unknown", f"there are {' and '.join(SOURCES)}")
-    if source == "openai" and size is None:
-        raise UsageError(
-            "OpenAI has only its own sizes", "owner/name is of the Hugging Face hub", "--source hf"
-        )
-    if source == "openai" and revision:
-        raise UsageError("--revision goes with --source hf", "OpenAI's files have no revisions")
-    if source:
-        return (source,)
-    return ("hf",) if revision or size is None else SOURCES
 
 
 def _fetch(
@@ -185,22 +166,49 @@ def _say_fetched(fetched: "Fetched", console: "Console") -> None:
     console.print(printable(text), style="good")
 
 
-def _convert(fetched: "Fetched", model: Path, force: bool) -> dict[str, Any]:
-    """Make a model folder of the files; files that turn out to be damaged are refused."""
-    from gpt2cli.errors import InputError
+def _say_here(name: str, origin: "Origin | None", console: "Console") -> None:
+    from gpt2cli.ui.console import printable
+
+    where = f", from {origin.address}" if origin else ""
+    console.print(printable(f"{name} is here already{where}: --verify compares it, --force fetches it anew."))
+
+
+def _result(model: Path, origin: "Origin | None") -> dict[str, Any]:
+    """What --json says of a model that was here."""
+    return {
+        "model": str(model),
+        "source": origin.source if origin else None,
+        "address": origin.address if origin else None,
+        "revision": (origin.revision or None) if origin else None,
+    }
+
+
+def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str) -> dict[str, Any]:
+    """Make a model folder of the files; files that turn out to be damaged are refused.
+
+    Returns the receipt; that of another process where it made the same model in the meantime.
+    """
+    from gpt2cli.errors import Gpt2Error, InputError
     from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.converting import show_converting
     from gpt2cli.weights.conversion import Wish, convert
-    from gpt2cli.weights.fetching import discard
+    from gpt2cli.weights.downloaded import discard
 
-    try:
-        receipt = show_converting(convert(fetched.folder, model, Wish(force=force, verify=True)), err())
-    except InputError:
-        names = discard(fetched.folder)
-        if names:
-            text = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
-            err().print(printable(text), style="warn")
-        raise
+    with _alone(fetched.folder, err()):
+        if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
+            return receipt
+        try:
+            receipt = show_converting(convert(fetched.folder, model, Wish(force=force, verify=True)), err())
+        except InputError:
+            names = discard(fetched.folder)
+            if names:
+                text = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
+                err().print(printable(text), style="warn")
+            raise
+        except (Gpt2Error, OSError):  # the place may be taken now, where locks do not work
+            if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
+                return receipt
+            raise
     found = receipt["verification"]
     if found:
         err().print(
@@ -211,12 +219,57 @@ def _convert(fetched: "Fetched", model: Path, force: bool) -> dict[str, Any]:
     return receipt
 
 
+@contextmanager
+def _alone(folder: Path, console: "Console") -> Iterator[None]:
+    """Wait until no other process makes a model of these files."""
+    import time
+
+    from gpt2cli import disk
+    from gpt2cli.errors import ResourceError
+
+    said = False
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(disk.lock(folder))
+                break
+            except ResourceError:
+                if not said:
+                    console.print("Another process makes the model of these files: waiting for it.")
+                said = True
+                time.sleep(WAIT_SECONDS)
+            except OSError:  # some network file systems know no locks: then both convert
+                break
+        yield
+
+
+def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> dict[str, Any] | None:
+    """The receipt of the model in this place if it was made of the same files.
+
+    Raises UsageError where it was made of others.
+    """
+    import json
+
+    from gpt2cli import home
+    from gpt2cli.errors import UsageError
+    from gpt2cli.ui.console import err
+    from gpt2cli.weights.downloaded import RECEIPT, is_made_of, origin_of
+
+    if not home.is_model(model):
+        return None
+    if not is_made_of(model, fetched.files):
+        raise UsageError(f"{name}: another model has come to its place", f"{model}; this replaces it", again)
+    _say_here(name, origin_of(model), err())
+    receipt: dict[str, Any] = json.loads((model / RECEIPT).read_text(encoding="utf-8"))
+    return receipt
+
+
 def _list(as_json: bool) -> None:
     import json
 
     from gpt2cli import home
     from gpt2cli.ui.console import out
-    from gpt2cli.weights.fetching import is_here
+    from gpt2cli.weights.downloaded import is_begun, is_here
     from gpt2cli.weights.published import SIZES, openai_files
 
     rows: list[dict[str, Any]] = [
@@ -227,6 +280,7 @@ def _list(as_json: bool) -> None:
             "repository": size.repository,
             "ready": home.is_model(home.model_place(size.name)),
             "files": is_here(size),
+            "incomplete": is_begun(size),
         }
         for size in SIZES.values()
     ]
@@ -236,24 +290,31 @@ def _list(as_json: bool) -> None:
     console = out()
     console.print(f"{'size':<8}{'parameters':>15}{'download':>13}  {'repository of the hub':<32}here")
     for row in rows:
-        here = "ready" if row["ready"] else "files, not converted" if row["files"] else "no"
+        here = next((text for key, text in HERE.items() if row[key]), "no")
         amount = f"{row['bytes'] / 1e6:,.0f} MB"
         console.print(f"{row['name']:<8}{row['parameters']:>15,}{amount:>13}  {row['repository']:<32}{here}")
 
 
-def _verify(name: str, as_json: bool) -> None:
+def _verify(
+    name: str, revision: str | None, sources: tuple[str, ...], base_url: str | None, as_json: bool
+) -> None:
     import json
 
     from gpt2cli import home
+    from gpt2cli.errors import UsageError
     from gpt2cli.ui.console import err, out, printable
-    from gpt2cli.weights.fetching import verify
+    from gpt2cli.weights.downloaded import model_name, verify
 
+    if base_url:
+        raise UsageError(
+            "--verify fetches nothing", "so that --base-url has no meaning", "leave out --base-url"
+        )
     found = []
-    for item in verify(name):
+    for item in verify(name, revision, sources):
         err().print(printable(f"right ({item.by}): {item.path}"))
         found.append({"path": str(item.path), "sha256": item.sha256, "by": item.by})
     err().print(f"{len(found)} files are what they should be.", style="good")
-    place = home.model_place(name)
+    place = home.model_place(model_name(name, revision))
     folder = place if home.is_model(place) else Path(found[0]["path"]).parent
     if as_json:
         print(json.dumps({"folder": str(folder), "files": found}))  # noqa: T201

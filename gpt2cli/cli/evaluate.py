@@ -1,9 +1,11 @@
 """Owns `gpt2 evaluate`: models and a text in, a table out. What is measured is `judging/perplexity.py`'s."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2cli.cli.models import find
 from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
@@ -13,10 +15,7 @@ if TYPE_CHECKING:
     from gpt2cli.judging.perplexity import Sliding, Text
     from gpt2cli.runtime import Runtime
     from gpt2cli.ui.evaluating import Row
-    from gpt2cli.weights.folder import LoadedModel
 
-# --context, --stride and --batch as they were given
-Wanted = tuple[int | None, int | None, int | None]
 WIKITEXT2 = "wikitext-2-test"
 
 
@@ -60,28 +59,28 @@ def evaluate(
     table, or with --json an object a line for each model.
     """
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.home import find_model
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.console import out
     from gpt2cli.ui.evaluating import PAPER_NOTE, print_rows
 
-    named = [(name, find_model(name)) for name in models] if models else [_newest()]
+    named = [(name, find(name)) for name in models or ()]
+    if not named:
+        newest = find(None)
+        named = [(str(newest), newest)]
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
         _say(f"note: {notice}")
     found = find_corpus(on, offline=offline, allow_bundled=False)
-    text = _read(found)
-    wanted = (context, stride, batch)
-    for _, folder in named[1:]:  # what is wrong with the last model is said before hours go into the first
-        _prepare(folder, text, found, wanted)
+    text, sha256 = _read(found)
+    tasks = _tasks(named, text, found.name, context, stride, batch)
 
     rows: list[Row] = []
     try:
-        for name, folder in named:
-            row = _measure(name, folder, text, found, wanted, runtime)
+        for task in tasks:
+            row = _measure(task, found, runtime)
             rows.append(row)
             if as_json:
-                _print_json(row, folder, found, runtime)
+                _print_json(row, task.folder, found.name, sha256, runtime)
     finally:  # what was measured until here is the user's, whatever ended it
         if rows and not as_json:
             print_rows(rows, out())
@@ -89,52 +88,73 @@ def evaluate(
                 _say(PAPER_NOTE)
 
 
-def _newest() -> "tuple[str, Path]":
-    from gpt2cli.home import find_model
-
-    folder = find_model(None)
-    _say(f"model: {folder}")
-    return str(folder), folder
-
-
-def _read(found: "Found") -> str:
-    """The whole text, checked: UTF-8 without NUL."""
+def _read(found: "Found") -> "tuple[str, str]":
+    """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
     from contextlib import closing
 
     from gpt2cli.data.pieces import Reading
     from gpt2cli.data.sources import Source
+    from gpt2cli.disk import sha256_of
 
     (path,) = found.paths
     with closing(Reading(Source(str(path), path, "text", gzipped=False), ())) as reading:
-        return "".join(piece.text for piece in reading.pieces())
+        text = "".join(piece.text for piece in reading.pieces())
+    return text, found.sha256 or sha256_of(path)
 
 
-def _measure(
-    name: str, folder: "Path", text: str, found: "Found", wanted: Wanted, runtime: "Runtime"
-) -> "Row":
+@dataclass(frozen=True)
+class _Task:
+    """What is to be measured of one model, which is not loaded yet."""
+
+    name: str
+    folder: "Path"
+    text: "Text"
+    sliding: "Sliding"
+
+
+def _tasks(
+    named: "list[tuple[str, Path]]",
+    text: str,
+    on: str,
+    context: int | None,
+    stride: int | None,
+    batch: int | None,
+) -> list[_Task]:
+    """What is wrong with the last model is said before hours go into the first; weights stay unread."""
+    from gpt2cli.home import is_adapter
+    from gpt2cli.judging.perplexity import sliding_for, text_for
+    from gpt2cli.tokenizer.folder import load_tokenizer
+    from gpt2cli.weights.folder import read_config
+    from gpt2cli.weights.merging import find_base
+    from gpt2cli.weights.vocabulary import require_fitting
+
+    tasks, texts = [], {}
+    for name, folder in named:
+        whole = find_base(folder) if is_adapter(folder) else folder
+        config, tokenizer = read_config(whole), load_tokenizer(whole)
+        require_fitting(whole, tokenizer, config.vocab_size)
+        if tokenizer.fingerprint not in texts:
+            texts[tokenizer.fingerprint] = text_for(text, tokenizer, on)
+        sliding = sliding_for(config, context, stride, batch)
+        tasks.append(_Task(name, folder, texts[tokenizer.fingerprint], sliding))
+    return tasks
+
+
+def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "Row":
     from gpt2cli.judging.perplexity import paper_perplexity, score
     from gpt2cli.ui.console import err
     from gpt2cli.ui.evaluating import Row, show_scoring
-
-    loaded, measured, sliding = _prepare(folder, text, found, wanted)
-    model = loaded.model.to(runtime.device)
-    result = show_scoring(score(model, measured, sliding, runtime), err(), name)
-    on_wikitext = found.name == WIKITEXT2 and found.origin != "path"
-    paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
-    return Row(name, measured, sliding, result, paper)
-
-
-def _prepare(
-    folder: "Path", text: str, found: "Found", wanted: Wanted
-) -> "tuple[LoadedModel, Text, Sliding]":
-    from gpt2cli.judging.perplexity import sliding_for, text_for
     from gpt2cli.weights.folder import load_model
 
-    loaded = load_model(folder)
-    return loaded, text_for(text, loaded.tokenizer, found.name), sliding_for(loaded.config, *wanted)
+    loaded = load_model(task.folder)
+    model = loaded.model.to(runtime.device)
+    result = show_scoring(score(model, task.text, task.sliding, runtime), err(), task.name)
+    on_wikitext = found.name == WIKITEXT2 and found.origin != "path"
+    paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
+    return Row(task.name, task.text, task.sliding, result, paper)
 
 
-def _print_json(row: "Row", folder: "Path", found: "Found", runtime: "Runtime") -> None:
+def _print_json(row: "Row", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
     """One object a line; ASCII, so that nothing in it can steer a terminal."""
     import json
     import sys
@@ -142,8 +162,8 @@ def _print_json(row: "Row", folder: "Path", found: "Found", runtime: "Runtime") 
     facts = {
         "model": row.model,
         "folder": str(folder),
-        "on": found.name,
-        "sha256": found.sha256,
+        "on": on,
+        "sha256": sha256,
         "loss": row.result.loss,
         "perplexity": row.result.perplexity,
         "word_perplexity": row.result.word_perplexity(row.text),

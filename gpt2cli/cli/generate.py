@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2cli.cli.models import find
 from gpt2cli.cli.options import (
     DeviceOption,
     JsonOption,
@@ -134,14 +135,11 @@ def generate(
 def _load(name: str | None, device: str, precision: str, threads: int) -> "LoadedModel":
     """The model, in its place and precision, made ready for decoding."""
     from gpt2cli.generation.packing import pack_for_decoding
-    from gpt2cli.home import find_model
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.console import err, printable
+    from gpt2cli.ui.console import err
     from gpt2cli.weights.folder import load_model
 
-    folder = find_model(name)
-    if name is None:
-        err().print(printable(f"model: {folder}"), style="faint")
+    folder = find(name)
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
         err().print(notice, style="warn")

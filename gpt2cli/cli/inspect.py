@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2cli.cli.models import find
 from gpt2cli.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -62,16 +63,12 @@ def inspect(
     """
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.anatomy import next_tokens
-    from gpt2cli.home import find_model
     from gpt2cli.training.lineage import trace
     from gpt2cli.ui import inspecting
-    from gpt2cli.ui.console import err, printable
     from gpt2cli.weights.summary import summarize
 
     _check_options(prompt, top, attention, layer, head)
-    folder = find_model(model)
-    if model is None:
-        err().print(printable(f"model: {folder}"), style="faint")
+    folder = find(model)
     summary = summarize(folder)
     picture = _plan_picture(summary.config, attention, layer, head)
     numbers = _numbers(summary) if tensors else []

@@ -8,14 +8,14 @@ the loss is that of a plain transformers loop. Nothing is shown here, and no tex
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2cli.errors import DivergedError, InputError, UsageError
-from gpt2cli.model.config import PRESETS, GPT2Config
+from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.runtime import Runtime
 from gpt2cli.tokenizer.protocol import Tokenizer
@@ -171,13 +171,9 @@ def windows(n_targets: int, sliding: Sliding) -> Iterator[Window]:
 
 def paper_perplexity(config: GPT2Config, tokenizer: Tokenizer) -> float | None:
     """The paper's zero-shot figure on WikiText-2 for a model of this size; None for other shapes."""
-    plain = replace(
-        config, dropout=0.0, initializer_range=PRESETS["124M"].initializer_range, n_inner=config.mlp_width
-    )
-    for size, preset in PRESETS.items():
-        if tokenizer.name == "gpt2" and plain == replace(preset, n_inner=preset.mlp_width):
-            return PAPER_WIKITEXT2[size]
-    return None
+    size = size_of(config)
+    same = tokenizer.name == "gpt2" and config.layer_norm_epsilon == GPT2Config().layer_norm_epsilon
+    return PAPER_WIKITEXT2[size] if size and same else None
 
 
 @torch.no_grad()  # not inference_mode, in which autocast would round the weights again for every product

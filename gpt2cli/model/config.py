@@ -65,6 +65,18 @@ PRESETS: dict[str, GPT2Config] = {
     "1558M": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
 }
 
+# What of a config the weights' shapes show, and their number.
+_SHAPE = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width", "tie_word_embeddings")
+
+
+def size_of(config: GPT2Config) -> str | None:
+    """Which of OpenAI's models has just this shape, "124M" and the like; rates and epsilon do not count."""
+    for size, preset in PRESETS.items():
+        if all(getattr(config, name) == getattr(preset, name) for name in _SHAPE):
+            return size
+    return None
+
+
 _HF_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 # What this model always does; a config.json that says otherwise describes another model.
 _FIXED = {

@@ -148,12 +148,33 @@ def _ranks(tokens: Sequence[bytes], specials: Iterable[int]) -> dict[bytes, int]
     return {token: i for i, token in enumerate(tokens) if i not in special}
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """As `read_json`, of a config or a manifest. Raises InputError for what is no JSON object, too."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is not a JSON object", fix="fetch the file again")
+    return value
+
+
 def read_json(path: Path) -> Any:
-    """A JSON file's value. Raises InputError where it is missing, no JSON, or absurdly large."""
+    """The JSON value in one of a model's files, in which no key stands twice.
+
+    Raises InputError where it is missing, no JSON, or absurdly large.
+    """
     try:
-        return json.loads(read_vocabulary_file(path))
+        return json.loads(read_vocabulary_file(path), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON", str(error), "fetch the file again") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two values counts, programs do not agree about."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"{key!a} stands there twice"[:80])
+        table[key] = value
+    return table
 
 
 def read_vocabulary_file(path: Path) -> str:
@@ -161,7 +182,9 @@ def read_vocabulary_file(path: Path) -> str:
     with open_regular(path) as file:
         data = file.read(LARGEST_FILE + 1)
     if len(data) > LARGEST_FILE:
-        raise InputError(f"{path}: is larger than any vocabulary", f"the limit is {LARGEST_FILE} bytes")
+        raise InputError(
+            f"{path}: is larger than any vocabulary or config", f"the limit is {LARGEST_FILE} bytes"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -55,6 +55,10 @@ def print_receipt(receipt: dict[str, Any], console: Console) -> None:
     for name, sha256 in receipt["output"]["files"].items():
         console.print(printable(f"SHA-256 {sha256}  {name}"), style="faint")
     _print_verification(receipt["verification"], console)
+    if back := receipt.get("read_back"):
+        console.print(
+            f"read back: all {back['tensors']} tensors are in the file as they should be", style="good"
+        )
 
 
 def _print_verification(found: dict[str, Any] | None, console: Console) -> None:

@@ -5,7 +5,7 @@ vouches for is held against what it was when it was first seen (`hashes.py`). Wh
 is `fetching.py`'s business, and how one comes is `download.py`'s.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from gpt2cli import disk
 from gpt2cli.errors import InputError, ServiceError
 from gpt2cli.weights import hashes, partials
 from gpt2cli.weights.download import UnreachableError, fetch, hashes_of, known_hashes, require_space
-from gpt2cli.weights.hashes import FIRST_SEEN, PUBLISHED, Record
+from gpt2cli.weights.hashes import FIRST_SEEN, PUBLISHED, Origin, Record
 from gpt2cli.weights.patience import Patience
 from gpt2cli.weights.published import Expected
 from gpt2cli.weights.transport import shown
@@ -28,7 +28,7 @@ class Fetched:
 
     source: str  # "openai" or "hf"
     folder: Path
-    origin: str  # the address of the folder
+    origin: str  # the address of the folder from which the files came
     revision: str  # the hub's commit; "" for OpenAI's files
     files: dict[str, str] = field(default_factory=dict)
     n_bytes: int = 0
@@ -49,23 +49,27 @@ class Fetching:
 
 @dataclass(frozen=True)
 class Request:
-    """How to fetch. `fresh` takes nothing that is here for granted, `room` bytes are needed afterwards."""
+    """How to fetch. `fresh` takes nothing that is here for granted, `room` bytes are needed afterwards;
+    `anew` is the command that fetches everything again, for errors that advise it."""
 
     base_url: str | None = None
     offline: bool = False
     fresh: bool = False
     room: int = 0
     patience: Patience = field(default_factory=Patience)
+    anew: str = ""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file to have. `cached` is a copy in the cache that huggingface_hub's users share."""
+    """A file to have. `cached` is a copy in the cache that huggingface_hub's users share; `check` raises
+    InputError where the file says that the others are of no use, and they are not fetched then."""
 
     name: str
     address: str
     expected: Expected
     cached: Path | None = None
+    check: Callable[[Path], object] | None = None
 
 
 def collect(
@@ -85,6 +89,8 @@ class _Collection:
         self.held = {} if request.fresh else hashes.read(self.folder)
         self.sizes = {item.name: self._expected(item).n_bytes or 0 for item in items}  # as far as known
         self.records: dict[str, Record] = {}  # of the files that are here and right
+        self.origin = Origin(target.source, target.origin, target.revision)
+        self.known_origin = None if request.fresh else hashes.origin(self.folder)
 
     def run(self) -> Iterator[Fetching]:
         for item in self.items:
@@ -93,15 +99,20 @@ class _Collection:
         missing = [item for item in self.items if item.name not in self.records]
         if missing and self.request.offline:
             raise self._out_of_reach(FORBIDDEN)
+        for item in missing:
+            if item.check:
+                yield from self._fetch(item)
+        missing = [item for item in missing if not item.check]
         begun = sum(partials.n_begun(self.folder / item.name) for item in missing)
         n_missing = sum(self.sizes[item.name] for item in missing)
         require_space(self.folder, max(0, n_missing - begun) + self.request.room)
         for item in missing:
             yield from self._fetch(item)
-        hashes.keep(self.folder, self.records)
+        origin = self.known_origin or self.origin
+        hashes.keep(self.folder, self.records, origin)
         files = {name: record.sha256 for name, record in self.records.items()}
         n_bytes = sum(record.n_bytes for record in self.records.values())
-        target = replace(self.target, files=files, n_bytes=n_bytes)
+        target = replace(self.target, origin=origin.address, files=files, n_bytes=n_bytes)
         yield Fetching(all_done=n_bytes, all_total=n_bytes, fetched=target)
 
     def _expected(self, item: Item) -> Expected:
@@ -149,13 +160,16 @@ class _Collection:
         except InputError as error:
             if expected == item.expected:
                 raise
-            why = f"{error.why}, as it was when it was first seen"
-            raise InputError(error.what, why, "gpt2 download ... --force takes what is there now") from None
+            why = f"{error.why}, as it was when it was first seen; the fix takes what is there now"
+            raise InputError(error.what, why, self.request.anew) from None
         record = _record(path, step.sha256, item, shown(item.address))
         self._have(item, replace(record, validator=step.validator))
-        hashes.keep(self.folder, {item.name: self.records[item.name]})  # held from now on
+        self.known_origin = self.origin
+        hashes.keep(self.folder, {item.name: self.records[item.name]}, self.origin)  # held from now on
 
     def _have(self, item: Item, record: Record) -> None:
+        if item.check:
+            item.check(self.folder / item.name)
         self.records[item.name] = record
         self.sizes[item.name] = record.n_bytes
 

@@ -6,7 +6,7 @@ The formats themselves are in files of their own.
 """
 
 import contextlib
-import shutil
+import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,15 +17,28 @@ import torch
 from torch import Tensor
 
 from gpt2cli import __version__, disk
-from gpt2cli.errors import InputError, ResourceError, UsageError
-from gpt2cli.home import is_model
-from gpt2cli.model.config import PRESETS, GPT2Config, to_hugging_face
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.tokenizer.bpe import read_json
 from gpt2cli.tokenizer.folder import save_tokenizer
-from gpt2cli.weights.folder import CONFIG, MANIFEST, RECEIPT, WEIGHTS, load_model, model_of, write_manifest
+from gpt2cli.weights import gguf, hashes, nanogpt, openai_tf
+from gpt2cli.weights.folder import (
+    CONFIG,
+    RECEIPT,
+    RECIPE,
+    WEIGHTS,
+    load_model,
+    model_of,
+    read_manifest,
+    write_manifest,
+)
 from gpt2cli.weights.gguf import write_gguf
 from gpt2cli.weights.nanogpt import write_nanogpt
 from gpt2cli.weights.openai_tf import write_openai
+from gpt2cli.weights.placing import check_place, check_room
+from gpt2cli.weights.prompt_file import PROMPT
+from gpt2cli.weights.read_back import require_written
 from gpt2cli.weights.recognition import open_source
 from gpt2cli.weights.source import Source, SourceTensor
 from gpt2cli.weights.tensor_file import TensorWriter
@@ -39,7 +52,13 @@ TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
     "nanogpt": (("f32",), ".pt"),
     "tensorflow": (("f32",), "-tensorflow"),
 }
-_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a parameter; in q8_0 32 share a scale
+
+# Raise for a model that the target cannot hold, and where the package that writes it is missing.
+EXPRESSIBLE = {
+    "gguf": gguf.require_expressible,
+    "nanogpt": nanogpt.require_expressible,
+    "tensorflow": openai_tf.require_expressible,
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,7 @@ class Wish:
     verify: bool | None = None
     allow_nonfinite: bool = False
     n_head: int | None = None  # for formats that do not store it
+    merge: bool = False  # whether an adapter is added into its base
 
     def __post_init__(self) -> None:
         if self.to not in TARGETS:
@@ -82,13 +102,16 @@ def convert(path: Path, out: Path, wish: Wish) -> Iterator[Converting]:
     whose converted model computes something else, ResourceError where the disk has no room.
     Whatever goes wrong, what was at `out` before is still there.
     """
-    _check_place(path, out, wish)
+    out = check_place(path, out, wish.to, force=wish.force)
     yield Converting("reading")
     # Leaving it closes files, ends a child process, deletes what was unzipped.
     with contextlib.ExitStack() as opened:
-        source = opened.enter_context(open_source(path, n_head=wish.n_head))
+        source = opened.enter_context(open_source(path, n_head=wish.n_head, merge=wish.merge))
+        _check_heads(source, wish)
         source, wish = _tolerated(source, wish) if wish.allow_nonfinite else (_guarded(source), wish)
-        _check_room(out, source.config, wish.dtype)
+        check_room(out, source.config, wish.dtype)
+        if check := EXPRESSIBLE.get(wish.to):  # before the work of a proof
+            check(source.config, source.tokenizer, wish.dtype)
         receipt = _receipt_of(source)
         export = _to_folder if wish.to == "folder" else _to_others
         yield from export(source, out, wish, receipt, opened.close)
@@ -99,30 +122,45 @@ def _to_folder(
     source: Source, out: Path, wish: Wish, receipt: dict[str, Any], let_go: Callable[[], None]
 ) -> Iterator[Converting]:
     dtype = DTYPES[wish.dtype]
-    with disk.new_folder(out) as folder:
-        hashes = yield from _write_folder(source, folder, dtype)
+    with disk.new_folder(out, replace=wish.force) as folder:
+        written = yield from _write_folder(source, folder, dtype, wish)
         if _wants_proof(source, wish):
             yield Converting("verifying")
             expected = expect(source, dtype)
             let_go()  # the converted model needs the memory
             _prove(expected, load_model(folder).model, source, receipt)
-        receipt["output"] = {"dtype": wish.dtype, "files": hashes}
+        receipt["output"] = {"dtype": wish.dtype, "files": written}
         disk.write_json(folder / RECEIPT, receipt)
-        write_manifest(folder, {**hashes, RECEIPT: disk.sha256_of(folder / RECEIPT)})
+        write_manifest(folder, {**written, RECEIPT: disk.sha256_of(folder / RECEIPT)})
 
 
 def _write_folder(
-    source: Source, folder: Path, dtype: torch.dtype
+    source: Source, folder: Path, dtype: torch.dtype, wish: Wish
 ) -> Generator[Converting, None, dict[str, str]]:
     layout = {name: (dtype, tensor.shape) for name, tensor in source.tensors.items()}
     with TensorWriter(folder / WEIGHTS, layout, {"format": "pt"}) as writer:
         for n_done, tensor in enumerate(source.tensors.values()):
             yield Converting("writing", n_done, len(layout))
-            writer.write(tensor.load().to(dtype))
+            writer.write(_cast(source, tensor, dtype, wish))
     config = to_hugging_face(source.config, source.tokenizer.end_of_text)
     disk.write_json(folder / CONFIG, {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
     names = [CONFIG, *save_tokenizer(source.tokenizer, folder)]
+    for name in _taught_with(source):
+        disk.write_file(folder / name, (source.path / name).read_bytes())
+        names.append(name)
     return {WEIGHTS: writer.sha256, **{name: disk.sha256_of(folder / name) for name in names}}
+
+
+def _taught_with(source: Source) -> list[str]:
+    """The recipe and the prompt template of a model that was made here, wherever it lies now."""
+    with contextlib.suppress(InputError, NotADirectoryError):  # somebody else's manifest lists neither
+        hashes_of = read_manifest(source.path)
+        return [
+            name
+            for name in (RECIPE, PROMPT)
+            if name in hashes_of and disk.sha256_of(source.path / name) == hashes_of[name]
+        ]
+    return []
 
 
 def _to_others(
@@ -141,11 +179,35 @@ def _to_others(
         case "nanogpt":
             write_nanogpt(out, source)
         case "tensorflow":
-            with disk.new_folder(out) as folder:
+            with disk.new_folder(out, replace=wish.force) as folder:
                 write_openai(folder, source)
+    yield Converting("verifying")
+    receipt["read_back"] = require_written(out, wish.to, source)
     let_go()
     files = [out] if out.is_file() else sorted(out.iterdir())
     receipt["output"] = {"dtype": wish.dtype, "files": {p.name: disk.sha256_of(p) for p in files}}
+    disk.write_json(out / RECEIPT if out.is_dir() else out.with_name(f"{out.name}.{RECEIPT}"), receipt)
+
+
+def _cast(source: Source, tensor: SourceTensor, dtype: torch.dtype, wish: Wish) -> Tensor:
+    """The tensor in the precision that is written, which must have room for it."""
+    values = tensor.load().to(dtype)
+    if not wish.allow_nonfinite and _not_finite(values):
+        raise InputError(
+            f"{source.path}: {tensor.source} has values beyond the range of {wish.dtype}",
+            "they would become infinite",
+            "--dtype bf16, which has the range of f32" if wish.dtype == "f16" else "keep a wider --dtype",
+        )
+    return values
+
+
+def _check_heads(source: Source, wish: Wish) -> None:
+    if wish.n_head not in (None, source.config.n_head):
+        raise UsageError(
+            f"--n-head is {wish.n_head}, but {source.path} says that it has {source.config.n_head} heads",
+            "the option is for formats that do not say it",
+            "leave out --n-head",
+        )
 
 
 def _guarded(source: Source) -> Source:
@@ -153,7 +215,8 @@ def _guarded(source: Source) -> Source:
 
     def load(tensor: SourceTensor) -> Tensor:
         values = tensor.load()
-        if n_wrong := _not_finite(values):
+        # float64 is nowhere kept: what does not fit float32 is lost.
+        if n_wrong := _not_finite(values.float() if values.dtype == torch.float64 else values):
             raise InputError(
                 f"{source.path}: {tensor.source} holds {n_wrong} values that are not finite",
                 "a model with NaN or infinity in it computes nothing",
@@ -187,23 +250,27 @@ def _prove(expected: Expected, model: GPT2LMHead, source: Source, receipt: dict[
     verification = compare(expected, model)
     receipt["verification"] = verification.as_json()
     if not verification.passed:
+        overflow = not math.isfinite(verification.max_difference_fp32)
         raise InputError(
             f"{source.path}: the converted model is not the source's model",
-            f"their logits differ by up to {verification.max_difference:.3g}; {verification.tolerance:g} is"
-            " allowed",
+            "its logits are not finite in fp32: some weight is absurd"
+            if overflow
+            else f"their logits differ by up to {verification.max_difference:.3g}; {verification.tolerance:g}"
+            " is allowed",
             "report it, with the file's origin; --no-verify converts without the comparison",
         )
 
 
 def _receipt_of(source: Source) -> dict[str, Any]:
     """What is known before anything is written: where each tensor comes from, and the bytes read."""
-    size = next((name for name, preset in PRESETS.items() if _same_shape(preset, source.config)), None)
+    size = size_of(source.config)
     return {
         "format": 1,
         "written_by": f"gpt2cli {__version__}",
         "source": {
             "path": str(source.path.absolute()),
             "format": source.format,
+            "made_from": _origin(source),
             "files": {
                 path.name: {"bytes": path.stat().st_size, "sha256": disk.sha256_of(path)}
                 for path in source.files
@@ -229,43 +296,13 @@ def _receipt_of(source: Source) -> dict[str, Any]:
     }
 
 
-def _same_shape(preset: GPT2Config, config: GPT2Config) -> bool:
-    names = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width", "tie_word_embeddings")
-    return all(getattr(preset, name) == getattr(config, name) for name in names)
-
-
-def _check_place(path: Path, out: Path, wish: Wish) -> None:
-    """Before any work: the place is free or may be replaced, and can be written."""
-    source, target = path.resolve(), out.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise UsageError(
-            f"{out}: is the source itself, or one lies inside the other", "", "choose another --out"
-        )
-    if out.exists() or out.is_symlink():
-        if not wish.force:
-            raise UsageError(
-                f"{out}: exists already", "", "add --force to replace it, or choose another --out"
-            )
-        if out.is_dir() and not _is_ours_to_replace(out):
-            raise UsageError(
-                f"{out}: is a folder that holds something else than a model",
-                "--force would delete all of it",
-                "choose another --out",
-            )
-    disk.require_writable(out.parent)
-
-
-def _is_ours_to_replace(folder: Path) -> bool:
-    names = {path.name for path in folder.iterdir()}
-    return not names or MANIFEST in names or is_model(folder) or "model.ckpt.index" in names
-
-
-def _check_room(out: Path, config: GPT2Config, dtype: str) -> None:
-    needed = int(config.n_parameters * _BYTES[dtype] * 1.01) + (4 << 20)
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise ResourceError(
-            f"{out}: {needed:,} bytes are needed and {free:,} are free",
-            "the disk has no room for the converted model",
-            "free some space, or choose another --out",
-        )
+def _origin(source: Source) -> dict[str, Any] | None:
+    """What is known of the source's own past: its receipt, or where it was downloaded from."""
+    if not source.path.is_dir():
+        return None
+    known = {}
+    for name in (RECEIPT, hashes.NAME):
+        if (source.path / name).is_file():
+            with contextlib.suppress(InputError):  # somebody else's file of that name proves nothing
+                known[name.removesuffix(".json")] = read_json(source.path / name)
+    return known or None

@@ -6,7 +6,9 @@ transformers opens every folder written here; a folder without a manifest is som
 is read without that proof. Training state beside the model belongs to `training/state.py`.
 """
 
-import json
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ import torch
 from torch import Tensor
 
 from gpt2cli import __version__
-from gpt2cli.disk import open_regular, sha256_of, write_file, write_json
+from gpt2cli.disk import sha256_of, write_file, write_json
 from gpt2cli.errors import InputError
 from gpt2cli.home import is_adapter
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
+from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.folder import load_tokenizer, save_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.weights.source import require_exactly
 from gpt2cli.weights.tensor_file import changed, read_tensors, write_tensors
+from gpt2cli.weights.vocabulary import require_fitting
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
 RECEIPT = "conversion.json"  # beside a converted model: what it was made from, and the proof
@@ -34,6 +38,10 @@ FORMAT = 1
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
+# The causal mask, which transformers stored with the weights until version 4.30.
+MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
+# Hugging Face's names of the model, of the model without its output layer, of the one that labels texts.
+LANGUAGE_MODEL, TRUNK, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -101,18 +109,8 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
         if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
             _check(folder / name, sha256)
     tokenizer = load_tokenizer(folder)
-    if tokenizer.n_vocab != config.vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
-            "they were not made for each other",
-            "copy the tokenizer files that the model was trained with into the folder",
-        )
-    if not (folder / WEIGHTS).exists():
-        raise InputError(
-            f"{folder}: there is no {WEIGHTS}",
-            "weights in another form must be converted first",
-            f"gpt2 convert {folder}",
-        )
+    require_fitting(folder, tokenizer, config.vocab_size)
+    require_weights(folder)
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
     return LoadedModel(model_of(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
 
@@ -138,9 +136,61 @@ def read_config(folder: Path) -> GPT2Config:
             "a whole model is needed here",
             f"gpt2 convert {folder} --merge, and take the result",
         )
-    values = _read_json(folder / CONFIG)
-    _refuse_other_heads(folder, values)
+    values = read_table(folder / CONFIG)
+    require_language_model(folder, values)
     return from_hugging_face(values)
+
+
+def require_language_model(folder: Path, config: Mapping[str, Any], *, or_trunk: bool = False) -> None:
+    """The `config` of a folder is that of a GPT-2 that writes; `or_trunk`: or of one without its output
+    layer, which may be the embedding. Raises InputError that says which command takes the folder.
+    """
+    named = config.get("architectures") or [LANGUAGE_MODEL]
+    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_trunk and TRUNK in named)):
+        return
+    what = str(named[0] if isinstance(named, list) else named)[:80]
+    wrong = "not a language model" if what.startswith("GPT2") else "not a GPT-2 language model"
+    fix = "gpt2 download 124M"
+    if what == CLASSIFIER:
+        why = "it scores texts and has no output layer that could write one"
+        fix = f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>"
+    elif what == TRUNK:
+        why = "it is a trunk, which writes once the embedding is its output layer too"
+        fix = f"gpt2 convert {folder}"
+    elif what.startswith("GPT2"):
+        why = "it has another head, which scores or labels texts and cannot write one"
+    else:
+        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRUNK}, its trunk"
+    raise InputError(f"{folder}: holds a {what}, {wrong}", why, fix)
+
+
+def require_weights(folder: Path) -> None:
+    """The weights are in the one form that is loaded. Raises InputError with the command that makes it."""
+    if not os.path.lexists(folder / WEIGHTS):
+        raise InputError(
+            f"{folder}: there is no {WEIGHTS}",
+            "weights in another form must be converted first",
+            f"gpt2 convert {folder}",
+        )
+
+
+def require_stored(path: Path, config: GPT2Config, found: Mapping[str, tuple[int, ...]]) -> None:
+    """The weights file at `path` has just the tensors of `config`, by {name: shape}. A head that is tied
+    may be there for a second time.
+
+    Raises InputError, with the command that helps where it is only an older program's file.
+    """
+    n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
+    older = ['its names lack "transformer."'] if "wte.weight" in found else []
+    older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
+    if older:
+        raise InputError(
+            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
+        )
+    wanted = stored_shapes(config)
+    if HEAD in found:
+        wanted.setdefault(HEAD, wanted[EMBEDDING])
+    require_exactly(path, wanted, found)
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
@@ -148,7 +198,7 @@ def read_manifest(folder: Path) -> dict[str, str]:
     path = folder / MANIFEST
     if not path.exists():
         return {}
-    manifest = _read_json(path)
+    manifest = read_table(path)
     if manifest.get("format") != FORMAT:
         raise InputError(
             f"{path}: format {manifest.get('format')!r} is unknown",
@@ -179,47 +229,16 @@ def _check(path: Path, sha256: str) -> None:
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
     """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
     config, stored = model.config, dict(tensors)
-    if "wte.weight" in stored:
-        raise InputError(
-            f'{path}: its names lack "transformer."',
-            "it is a trunk as older programs saved it, perhaps with buffers besides",
-            f"gpt2 convert {path.parent}",
-        )
+    require_stored(path, config, {name: tuple(t.shape) for name, t in stored.items()})
     if config.tie_word_embeddings and HEAD in stored:
-        head, embedding = stored.pop(HEAD), stored.get(EMBEDDING, torch.empty(0))
+        head, embedding = stored.pop(HEAD), stored[EMBEDDING]
         if not torch.equal(head, embedding):
             raise InputError(
                 f"{path}: {HEAD} is not {EMBEDDING}", "config.json says that one matrix reads and writes"
             )
-    require_exactly(path, stored_shapes(config), {name: tuple(t.shape) for name, t in stored.items()})
     # Turned over by their strides alone: a copy would cost a third of the time that reading costs.
     found = {
         name: t.to(torch.float32).T if name.endswith(TRANSPOSED) else t.to(torch.float32)
         for name, t in stored.items()
     }
     return found | ({HEAD: found[EMBEDDING]} if config.tie_word_embeddings else {})
-
-
-def _refuse_other_heads(folder: Path, config: dict[str, Any]) -> None:
-    architectures = config.get("architectures") or ["GPT2LMHeadModel"]
-    if not isinstance(architectures, list):
-        raise InputError(
-            f"{folder}: config.json has {architectures!r} for architectures"[:200], "a list is needed"
-        )
-    if "GPT2LMHeadModel" not in architectures:
-        raise InputError(
-            f"{folder}: holds a {architectures[0]}, not a language model",
-            "it scores texts and has no output layer that could write one",
-            f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>",
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        try:
-            value = json.loads(file.read(1 << 24))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not valid JSON", str(error)) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return value

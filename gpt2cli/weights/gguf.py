@@ -25,6 +25,7 @@ from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.protocol import END_OF_TEXT, Tokenizer
 from gpt2cli.weights.folder import HEAD, TRANSPOSED
 from gpt2cli.weights.source import Source, expand
+from gpt2cli.weights.vocabulary import require_fitting
 
 # Hugging Face's names -> llama.cpp's. A head that is tied has no row: llama.cpp takes token_embd then.
 NAMES = {
@@ -76,11 +77,11 @@ def write_gguf(path: Path, source: Source, dtype: str, name: str) -> None:
     dtype "f32", "f16", "bf16" or "q8_0" is that of the matrices; vectors and positions stay f32.
     Raises UsageError where the package is missing, InputError for a model that cannot be expressed.
     """
+    require_expressible(source.config, source.tokenizer, dtype)
     gguf, kind = _gguf(), KINDS[dtype]
     table = expand(NAMES, source.config.n_layer)
     names = {target: table[target] for target in source.tensors}
     vocabulary = vocabulary_of(source.tokenizer)
-    _check(source, vocabulary, kind, dtype)
     with replacing_file(path) as file:
         # The writer opens the file of this name itself; flushing and renaming it stay with us.
         with contextlib.closing(gguf.GGUFWriter(file.name, "gpt2")) as writer:
@@ -95,6 +96,23 @@ def write_gguf(path: Path, source: Source, dtype: str, name: str) -> None:
             # Not by the writer: numpy's tofile, which it uses, hides that the disk is full (no errno).
             file.write(_encoded(source, target, _kind_of(theirs, kind), dtype).data)
         _pad(file, writer.data_alignment)
+
+
+def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
+    """What can be known before a tensor is read: the vocabulary and the width of rows fit, gguf is there.
+
+    Raises InputError for a model that cannot be expressed, UsageError without the package.
+    """
+    require_fitting("this model", tokenizer, config.vocab_size)
+    block = KINDS[dtype].block
+    for label, width in {"n_embd": config.n_embd, "n_inner": config.mlp_width}.items():
+        if width % block:
+            raise InputError(
+                f"this model cannot be a GGUF file in {dtype}: {label} is {width}",
+                f"its rows are made of blocks of {block} weights",
+                "gpt2 convert MODEL --to gguf --dtype f16",
+            )
+    _gguf()
 
 
 def modelfile(gguf: str, n_positions: int) -> str:
@@ -150,24 +168,6 @@ def _merges_of_characters(tokens: list[str]) -> list[str]:
 
 def _spelled(token: bytes) -> str:
     return "".join([CHARACTER_OF[byte] for byte in token])
-
-
-def _check(source: Source, vocabulary: Vocabulary, kind: Kind, dtype: str) -> None:
-    n_tokens, n_rows = len(vocabulary.tokens), source.config.vocab_size
-    if n_tokens != n_rows:
-        raise InputError(
-            f"{source.path}: the tokenizer has {n_tokens} tokens, the model {n_rows}",
-            "GGUF holds one token for each row of the embedding",
-            "copy the tokenizer files that the model was trained with into the folder",
-        )
-    widths = {"n_embd": source.config.n_embd, "n_inner": source.config.mlp_width}
-    for label, width in widths.items():
-        if width % kind.block:
-            raise InputError(
-                f"{source.path}: {label} is {width}, which {dtype} cannot store",
-                f"its rows are made of blocks of {kind.block} weights",
-                f"gpt2 convert {source.path} --to gguf --dtype f16",
-            )
 
 
 def _add_values(

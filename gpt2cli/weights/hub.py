@@ -86,7 +86,7 @@ def read_listing(path: Path, repository: str) -> Listing:
             commit = answer["sha"]
             known = {entry["rfilename"]: _expected(entry) for entry in answer["siblings"]}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may have been quicker
             raise InputError(
                 f"{repository}: the hub's list of files cannot be read",
                 "the server's answer is not the hub's",

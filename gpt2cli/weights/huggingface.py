@@ -1,32 +1,32 @@
 """Owns Hugging Face folders as a source: whoever wrote them, whichever way the weights are stored.
 
 One file or shards, safetensors or pickles, names with and without `transformer.`, old mask buffers.
-A folder of ours is one of them, and its manifest is held against every file. Writing and loading
-our own folder is folder.py's.
+A folder of ours is one of them, and its manifest is held against every file that is read. Writing
+and loading our own folder is folder.py's.
 """
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt2cli.disk import open_regular, sha256_of
+from gpt2cli import home
+from gpt2cli.disk import sha256_of
 from gpt2cli.errors import InputError
-from gpt2cli.model.config import GPT2Config, from_hugging_face
+from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.folder import PAIRS, TOKENIZER_JSON, load_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.weights.folder import CONFIG, EMBEDDING, HEAD, MANIFEST, read_manifest, stored_shapes
+from gpt2cli.weights.foreign_config import read_gpt2_config, read_table
 from gpt2cli.weights.pickled import floating_tensors, read_pickled
 from gpt2cli.weights.source import RawTensors, Source, SourceTensor, require_exactly
 from gpt2cli.weights.tensor_file import TensorFile, changed
@@ -34,13 +34,13 @@ from gpt2cli.weights.tensor_file import TensorFile, changed
 INDEX = ".index.json"
 # Where weights may lie, the best first: safetensors are read a tensor at a time and run no code.
 PLACES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 TRUNK = "transformer."  # GPT2Model alone, and OpenAI's own repository of 124M, leave it out
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
 BLOCK = re.compile(r"(?:transformer\.)?h\.(\d+)\.")
-_LARGEST_JSON = 1 << 24
+_WRITER = "gpt2cli "  # how `written_by` begins in a manifest of ours
+_STATE = "train_state"  # what only resuming needs: large, and often left behind
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def open_hugging_face(folder: Path) -> Iterator[Source]:
 
     Raises InputError where it is damaged, another model, or its files disagree.
     """
-    values = _read_json(folder / CONFIG)
-    _require_language_model(folder, values)
-    config = from_hugging_face(values)
+    config = read_gpt2_config(folder / CONFIG, str(folder))
     hashes = _checked_manifest(folder)
     tokenizer, notes = _tokenizer(folder, config)
+    if not hashes and os.path.lexists(folder / MANIFEST):
+        notes.append(f"{MANIFEST} is another program's and was not looked at")
     with contextlib.ExitStack() as opened:
         places = [name for name in PLACES if os.path.lexists(folder / name)]
         if len(places) > 1:
@@ -78,7 +78,7 @@ def open_hugging_face(folder: Path) -> Iterator[Source]:
         indexes = [name for name in places[:1] if name.endswith(INDEX)]
         yield Source(
             path=folder,
-            format="gpt2cli" if hashes else "huggingface",
+            format="gpt2cli" if hashes and _is_our_place(folder) else "huggingface",
             config=config,
             tokenizer=tokenizer,
             tensors={target: _source_tensor(name, found[name]) for target, name in names.items()},
@@ -91,31 +91,50 @@ def open_hugging_face(folder: Path) -> Iterator[Source]:
         )
 
 
-def _require_language_model(folder: Path, values: Mapping[str, Any]) -> None:
-    names = values.get("architectures") or [ARCHITECTURES[0]]
-    if not isinstance(names, list) or not set(map(str, names)) & set(ARCHITECTURES):
-        what = str(names[0] if isinstance(names, list) else names)[:80]
-        raise InputError(
-            f"{folder}: holds a {what}, not a GPT-2 language model",
-            "it has another head, which scores or labels texts and cannot write one"
-            if what.startswith("GPT2")
-            else "only GPT-2 can be read: GPT2LMHeadModel, or GPT2Model, its trunk",
-            "gpt2 download 124M",
-        )
+def _is_our_place(folder: Path) -> bool:
+    """Whether it is a model of the home or a checkpoint of a run. Elsewhere a manifest proves nothing:
+    whoever makes a folder can write one that fits."""
+    path = folder.resolve()
+    roots = (home.models().resolve(), home.runs().resolve())
+    is_of_run = any(
+        ancestor.parent.name == home.CHECKPOINTS and home.is_run(ancestor.parent.parent)
+        for ancestor in (path, *path.parents)
+    )
+    return is_of_run or any(root in path.parents for root in roots)
 
 
 def _checked_manifest(folder: Path) -> dict[str, str]:
-    """{file name: SHA-256} of a folder of ours, whose files but the weights are just that; else empty."""
+    """{file name: SHA-256} of a folder of ours, whose files but the weights are just that; else empty.
+
+    What the model does without may be missing, as in a checkpoint that was published.
+    """
+    if not _has_our_manifest(folder):
+        return {}
     hashes = read_manifest(folder)
-    for name in (CONFIG, PLACES[0]) if (folder / MANIFEST).exists() else ():
+    for name in (CONFIG, PLACES[0]):
         if name not in hashes:
             raise InputError(f"{folder / MANIFEST}: does not list {name}", "it is not ours, or was edited")
+    needed = {CONFIG, PLACES[0], TOKENIZER_JSON, *(name for pair in PAIRS for name in pair)}
     for name, sha256 in hashes.items():
         if name != Path(name).name:
             raise InputError(f"{folder / MANIFEST}: lists {name!r}", "a manifest speaks of its own folder")
+        if name.startswith(_STATE) or not (name in needed or os.path.lexists(folder / name)):
+            continue
         if name != PLACES[0]:  # read only once: TensorFile hashes it anyway
             _check(folder / name, sha256_of(folder / name), sha256)
     return hashes
+
+
+def _has_our_manifest(folder: Path) -> bool:
+    """Other programs call files manifest.json too."""
+    if not os.path.lexists(folder / MANIFEST):
+        return False
+    try:
+        return str(read_table(folder / MANIFEST).get("written_by")).startswith(_WRITER)
+    except InputError:
+        if _is_our_place(folder):  # there it is ours, and damaged
+            raise
+        return False
 
 
 def _check(path: Path, found: str, wanted: str) -> None:
@@ -174,7 +193,7 @@ def _stored_tensors(
 
 def _read_weight_map(path: Path) -> dict[str, str]:
     """{tensor: file name}; the files lie beside the index and are of its kind."""
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_table(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: has no weight_map", "an index says which shard has which tensor")
     suffix = Path(path.name.removesuffix(INDEX)).suffix
@@ -248,23 +267,3 @@ def _source_tensor(name: str, stored: _Stored) -> SourceTensor:
 
 def _array(tensor: Tensor) -> NDArray[np.floating]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        try:
-            value = json.loads(file.read(_LARGEST_JSON), object_pairs_hook=_each_once)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not valid JSON", str(error)) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return value
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            raise ValueError(f"{key!r} stands there twice"[:80])
-        table[key] = value
-    return table

@@ -18,9 +18,10 @@ from torch import Tensor
 from gpt2cli.disk import replacing_file
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
+from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.weights.folder import EMBEDDING, HEAD, TRANSPOSED
 from gpt2cli.weights.pickled import read_pickled
-from gpt2cli.weights.source import Source
+from gpt2cli.weights.source import Source, require_plain
 from gpt2cli.weights.state_dict import Layout, Sizes, StateDict, bare, heads, opened, sizes, state_dict
 
 _NAMES = (
@@ -100,7 +101,7 @@ def write_nanogpt(path: Path, source: Source) -> None:
     There is no optimizer to go on with, and no tokenizer: nanoGPT takes GPT-2's where a checkpoint
     names no dataset. Raises InputError for what nanoGPT's model cannot be.
     """
-    _require_expressible(source)
+    require_expressible(source.config, source.tokenizer, "f32")
     model: dict[str, Tensor] = {}
     for name, tensor in source.tensors.items():
         value = tensor.load().to(torch.float32)
@@ -116,6 +117,15 @@ def write_nanogpt(path: Path, source: Source) -> None:
     # torch.save over an existing path leaves neither the old nor the new file when it is cut short.
     with replacing_file(path) as file:
         torch.save(checkpoint, file)
+
+
+def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
+    """What can be known before a tensor is read. Raises InputError for what nanoGPT's model cannot be."""
+    why = (
+        "nanoGPT's model.py ties the head to the embedding, and fixes the width at 4 * n_embd and the"
+        " epsilon at 1e-5"
+    )
+    require_plain(config, dtype, "a checkpoint of nanoGPT", {}, why)
 
 
 def _arguments(config: GPT2Config) -> dict[str, int | float | bool]:
@@ -157,21 +167,3 @@ def _read_arguments(path: Path, values: Any, size: Sizes, state: StateDict) -> t
             f"{path}: model_args has dropout {dropout!r}"[:300], "a rate from 0 to 1 is needed here"
         )
     return n_head, float(dropout)
-
-
-def _require_expressible(source: Source) -> None:
-    config, plain = source.config, GPT2Config()
-    reasons = {
-        "has an output head of its own": not config.tie_word_embeddings,
-        f"has an MLP of width {config.mlp_width}": config.mlp_width != 4 * config.n_embd,
-        f"has a LayerNorm epsilon of {config.layer_norm_epsilon}": config.layer_norm_epsilon
-        != plain.layer_norm_epsilon,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise InputError(
-                f"{source.path}: {reason}",
-                "nanoGPT's model.py ties the head to the embedding, and fixes the width at 4 * n_embd and"
-                " the epsilon at 1e-5",
-                "gpt2 convert ... --to folder",
-            )

@@ -12,20 +12,27 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli.disk import flush, open_regular, write_file
-from gpt2cli.errors import InputError, UsageError
-from gpt2cli.model.config import PRESETS, GPT2Config
-from gpt2cli.tokenizer.bpe import BPE
+from gpt2cli.errors import InputError
+from gpt2cli.model.config import GPT2Config, size_of
+from gpt2cli.tokenizer.bpe import BPE, read_table
 from gpt2cli.tokenizer.folder import load_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.weights.folder import TRANSPOSED, stored_shapes
-from gpt2cli.weights.source import RawTensors, Source, SourceTensor, expand, require_exactly
+from gpt2cli.weights.source import (
+    RawTensors,
+    Source,
+    SourceTensor,
+    as_array,
+    expand,
+    require_exactly,
+    require_plain,
+)
 from gpt2cli.weights.tf_process import AGAIN, Checkpoint, reading, require_tensorflow, write
+from gpt2cli.weights.vocabulary import require_fitting
 
 HPARAMS, PREFIX = "hparams.json", "model.ckpt"
 VOCABULARY, MERGES = "encoder.json", "vocab.bpe"
@@ -62,7 +69,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 _LARGEST_INDEX = 16 << 20  # bytes; GPT-2 XL's has 15 KB
-_LARGEST_HPARAMS = 1 << 16
 
 
 @contextlib.contextmanager
@@ -77,13 +83,9 @@ def open_openai(folder: Path) -> Iterator[Source]:
     files = [folder / HPARAMS, prefix.with_name(f"{prefix.name}.index"), *_data_files(prefix, config)]
     tokenizer = load_tokenizer(folder)
     files += [folder / name for name in (VOCABULARY, MERGES) if (folder / name).exists()]
-    if tokenizer.n_vocab != config.vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, {HPARAMS} says {config.vocab_size}",
-            "they were not made for each other",
-            f"copy {VOCABULARY} and {MERGES} from where the checkpoint came from",
-        )
-    require_tensorflow(f"gpt2 download {_size(config)} --source hf")
+    copy = f"copy {VOCABULARY} and {MERGES} from where the checkpoint came from"
+    require_fitting(folder, tokenizer, config.vocab_size, copy)
+    require_tensorflow(f"gpt2 download {size_of(config) or '124M'} --source hf")
     with reading(prefix) as checkpoint:
         shapes = _checked_shapes(folder, prefix, config, checkpoint)
         names = expand(NAMES, config.n_layer)
@@ -93,7 +95,7 @@ def open_openai(folder: Path) -> Iterator[Source]:
             config=config,
             tokenizer=tokenizer,
             tensors={name: _source_tensor(checkpoint, names[name], shape) for name, shape in shapes.items()},
-            raw=RawTensors(checkpoint.entries.keys(), lambda name: _array(_read(checkpoint, name))),
+            raw=RawTensors(checkpoint.entries.keys(), lambda name: as_array(_read(checkpoint, name))),
             files=tuple(files),
         )
 
@@ -101,10 +103,10 @@ def open_openai(folder: Path) -> Iterator[Source]:
 def write_openai(out: Path, source: Source) -> None:
     """Write OpenAI's seven files into the empty folder `out`, in float32, flushed to the device.
 
-    Raises UsageError for what the format has no place for, and without TensorFlow.
+    Raises InputError for what the format has no place for, UsageError without TensorFlow.
     """
-    tokenizer = _require_expressible(source.config, source.tokenizer)
-    require_tensorflow()
+    require_expressible(source.config, source.tokenizer, "f32")
+    assert isinstance(source.tokenizer, BPE)
     names = expand(NAMES, source.config.n_layer)
     # The largest first: TensorFlow holds what it was given and needs two more copies of the next.
     order = sorted(source.tensors.items(), key=lambda item: -math.prod(item[1].shape))
@@ -115,18 +117,30 @@ def write_openai(out: Path, source: Source) -> None:
             flush(file)
     numbers = {theirs: getattr(source.config, ours) for ours, theirs in FIELDS.items()}
     write_file(out / HPARAMS, json.dumps(numbers, indent=2) + "\n")
-    write_file(out / VOCABULARY, tokenizer.vocab_json)
-    write_file(out / MERGES, tokenizer.merges_txt)
+    write_file(out / VOCABULARY, source.tokenizer.vocab_json)
+    write_file(out / MERGES, source.tokenizer.merges_txt)
+
+
+def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
+    """What can be known before a tensor is read: the five numbers, the names and the two vocabulary
+    files must say all of the model, and TensorFlow must be there.
+
+    Raises InputError for what the format has no place for, UsageError without TensorFlow.
+    """
+    others = {
+        f"the vocabulary is {tokenizer.name!r}": not isinstance(tokenizer, BPE),
+        "the vocabulary has further control tokens": (
+            isinstance(tokenizer, BPE) and len(tokenizer.specials) > 1
+        ),
+    }
+    why = "the format has a place for five sizes, tied byte-pair embeddings and nothing else"
+    require_plain(config, dtype, "an OpenAI checkpoint", others, why)
+    require_fitting("this model", tokenizer, config.vocab_size)
+    require_tensorflow()
 
 
 def _read_hparams(path: Path) -> GPT2Config:
-    with open_regular(path) as file:
-        try:
-            values = json.loads(file.read(_LARGEST_HPARAMS))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not valid JSON", str(error), "fetch the file again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: is not a JSON object", f"{', '.join(FIELDS.values())} are needed")
+    values = read_table(path)
     for name in FIELDS.values():
         value = values.get(name)
         if type(value) is not int or not 1 <= value <= 2**31:
@@ -177,11 +191,6 @@ def _regular_size(path: Path) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def _size(config: GPT2Config) -> str:
-    """Which of OpenAI's models this is, for the command that fetches it."""
-    return next((size for size, preset in PRESETS.items() if preset == config), "124M")
-
-
 def _checked_shapes(
     folder: Path, prefix: Path, config: GPT2Config, checkpoint: Checkpoint
 ) -> dict[str, tuple[int, ...]]:
@@ -216,34 +225,5 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
     return torch.frombuffer(data, dtype=DTYPES[dtype]).view(shape)
 
 
-def _array(tensor: Tensor) -> NDArray[np.floating]:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
 def _float32_bytes(tensor: Tensor) -> memoryview:
     return tensor.to(torch.float32).contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _require_expressible(config: GPT2Config, tokenizer: Tokenizer) -> BPE:
-    """What the five numbers, the names and the two vocabulary files can say. Returns the tokenizer."""
-    plain = GPT2Config()
-    refused = {
-        "the output layer is a matrix of its own": not config.tie_word_embeddings,
-        f"the MLP has {config.mlp_width} channels": config.mlp_width != 4 * config.n_embd,
-        f"layer_norm_epsilon is {config.layer_norm_epsilon}": (
-            config.layer_norm_epsilon != plain.layer_norm_epsilon
-        ),
-        f"the vocabulary is {tokenizer.name!r}": not isinstance(tokenizer, BPE),
-        "the vocabulary has further control tokens": (
-            isinstance(tokenizer, BPE) and len(tokenizer.specials) > 1
-        ),
-    }
-    for reason, applies in refused.items():
-        if applies:
-            raise UsageError(
-                f"this model cannot be an OpenAI checkpoint: {reason}",
-                "the format has a place for five sizes, tied byte-pair embeddings and nothing else",
-                "gpt2 convert MODEL --to folder",
-            )
-    assert isinstance(tokenizer, BPE)
-    return tokenizer

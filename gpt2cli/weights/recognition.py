@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.disk import open_regular
-from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.home import best_checkpoint, is_run
+from gpt2cli.errors import Gpt2Error, InputError, UsageError
+from gpt2cli.home import best_checkpoint, is_adapter, is_run
 from gpt2cli.weights.archive import unpacked
 from gpt2cli.weights.folder import CONFIG, EMBEDDING
 from gpt2cli.weights.huggingface import PLACES, open_hugging_face
 from gpt2cli.weights.llms_from_scratch import is_llms_from_scratch, llms_from_scratch_source
+from gpt2cli.weights.merging import open_adapter
 from gpt2cli.weights.nanogpt import is_nanogpt, nanogpt_source
 from gpt2cli.weights.openai_tf import open_openai
 from gpt2cli.weights.pickled import is_pickled, read_pickled
@@ -48,14 +49,32 @@ class _Found:
 
 
 @contextlib.contextmanager
-def open_source(path: Path, *, n_head: int | None = None) -> Iterator[Source]:
-    """The model at `path`, whatever its format. `n_head` is for formats that do not store it.
+def open_source(path: Path, *, n_head: int | None = None, merge: bool = False) -> Iterator[Source]:
+    """The model at `path`, whatever its format. `n_head` is for formats that do not store it; an
+    adapter is a model with `merge`, which adds it into its base.
 
-    Raises InputError where nothing known is there, or several models are, or it is damaged.
+    Raises InputError where nothing known is there, or several models are, or it is damaged;
+    UsageError for an adapter alone.
     """
-    opening = _open_folder(path, n_head) if path.is_dir() else _open_file(path, n_head)
+    adapter = _adapter_at(path)
+    if adapter and not merge:
+        raise UsageError(
+            f"{path}: is an adapter, which has no weights of its own",
+            "a whole model is its base with it added in",
+            f"gpt2 convert {path} --merge",
+        )
+    opening: AbstractContextManager[Source]
+    if adapter:
+        opening = open_adapter(adapter)
+    else:
+        opening = _open_folder(path, n_head) if path.is_dir() else _open_file(path, n_head)
     with opening as source:
         yield source
+
+
+def _adapter_at(path: Path) -> Path | None:
+    folder = best_checkpoint(path) if is_run(path) else path
+    return folder if is_adapter(folder) else None
 
 
 def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Source]:

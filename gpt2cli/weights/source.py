@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -62,6 +63,11 @@ class Source:
     notes: tuple[str, ...] = ()  # what was left out, assumed or filled in, a sentence each
 
 
+def as_array(tensor: Tensor) -> NDArray[np.floating]:
+    """For `raw`: the tensor as NumPy has it. NumPy has no bfloat16, whose numbers float32 holds exactly."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def expand(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
     """A table of names with "{}" for the block's number, written out for every block, in its order.
 
@@ -77,6 +83,29 @@ def expand(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
         for target, source in of_blocks
     ]
     return dict([*before, *blocks, *after])
+
+
+def require_plain(
+    config: GPT2Config, dtype: str, what: str, others: Mapping[str, bool], has_place_for: str
+) -> None:
+    """Five sizes and fp32 say all of the model; `others` are further {reason against it: whether it holds}.
+
+    Raises InputError, in which the model cannot be `what`, which `has_place_for` so much.
+    """
+    reasons = {
+        "the output layer is a matrix of its own": not config.tie_word_embeddings,
+        f"the MLP has {config.mlp_width} channels": config.mlp_width != 4 * config.n_embd,
+        f"layer_norm_epsilon is {config.layer_norm_epsilon}": (
+            config.layer_norm_epsilon != GPT2Config().layer_norm_epsilon
+        ),
+        **others,
+        f"{dtype} is wanted": dtype != "f32",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise InputError(
+                f"this model cannot be {what}: {reason}", has_place_for, "gpt2 convert MODEL --to folder"
+            )
 
 
 def require_exactly(

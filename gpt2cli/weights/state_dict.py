@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.weights.folder import EMBEDDING, HEAD, TRANSPOSED, stored_shapes
 from gpt2cli.weights.pickled import floating_tensors
-from gpt2cli.weights.source import LAYER, RawTensors, Source, SourceTensor, expand, require_exactly
+from gpt2cli.weights.source import LAYER, RawTensors, Source, SourceTensor, as_array, expand, require_exactly
 from gpt2cli.weights.vocabulary import tokenizer_for
 
 POSITIONS = "transformer.wpe.weight"
@@ -173,7 +171,7 @@ def opened(state: StateDict, n_head: int, dropout: float, notes: list[str]) -> I
                 target: _source_tensor(target, shape, table[target], state.originals, named)
                 for target, shape in stored_shapes(config).items()
             },
-            raw=RawTensors(tuple(named), lambda name: _array(named[name])),
+            raw=RawTensors(tuple(named), lambda name: as_array(named[name])),
             files=(path, *files),
             notes=(*_about(state, tied=tied, without=not has_optional), *about_tokens, *notes),
         )
@@ -233,7 +231,3 @@ def _same(head: Tensor, embedding: Tensor) -> bool:
 def _block_prefix(layout: Layout) -> str:
     own = next(own for own in layout.table.values() if LAYER in own)
     return own[: own.index(LAYER) + len(LAYER)] + "."
-
-
-def _array(tensor: Tensor) -> NDArray[np.floating]:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

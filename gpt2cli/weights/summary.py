@@ -6,10 +6,9 @@ What the model was made from is in training/lineage.py, how all of it is shown i
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,20 +16,28 @@ from torch import Tensor
 
 from gpt2cli.disk import sha256_of
 from gpt2cli.errors import InputError
-from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
+from gpt2cli.model.config import PRESETS, GPT2Config, size_of
 from gpt2cli.model.gpt2 import empty_model
-from gpt2cli.tokenizer.bpe import read_json
+from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.folder import load_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.folder import CONFIG, HEAD, MANIFEST, TRANSPOSED, WEIGHTS, read_manifest, stored_shapes
-from gpt2cli.weights.source import require_exactly
+from gpt2cli.weights.folder import (
+    CONFIG,
+    MANIFEST,
+    TRANSPOSED,
+    WEIGHTS,
+    read_config,
+    read_manifest,
+    require_stored,
+    require_weights,
+    stored_shapes,
+)
 from gpt2cli.weights.tensor_file import Entry, TensorFile, changed, read_entries
+from gpt2cli.weights.vocabulary import require_fitting
 
-ARCHITECTURE = "GPT2LMHeadModel"
 CHUNK = 1 << 18  # values that are widened to float64 at a time
 TRUNK = "transformer."  # before each name but the output layer's
-SHAPE = ("n_layer", "n_head", "n_embd", "mlp_width")  # what makes a size of OpenAI's
-BESIDE_SHAPE = ("n_positions", "vocab_size", "tie_word_embeddings")
+BESIDE_BLOCKS = ("n_positions", "vocab_size", "tie_word_embeddings")
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def summarize(folder: Path) -> Summary:
 
     Raises InputError where a file is missing, damaged or fits the others badly.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     hashes = read_manifest(folder)
     for name, sha256 in hashes.items():
         if not name.endswith(".safetensors"):
@@ -112,13 +119,9 @@ def summarize(folder: Path) -> Summary:
             if found != sha256:
                 raise changed(folder / name, found, sha256)
     tokenizer = load_tokenizer(folder)
-    if tokenizer.n_vocab != config.vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
-            "they were not made for each other",
-            "copy the tokenizer files that the model was trained with into the folder",
-        )
-    entries, n_bytes = _read_header(folder / WEIGHTS)
+    require_fitting(folder, tokenizer, config.vocab_size)
+    require_weights(folder)
+    entries, n_bytes = read_entries(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size
     _check_shapes(folder / WEIGHTS, config, entries, n_bytes)
     dtypes = Counter(_name_of(entry.dtype) for entry in entries.values())
     manifest = _manifest(folder, hashes) if hashes else None
@@ -145,9 +148,9 @@ def modules_of(config: GPT2Config) -> tuple[Module, ...]:
 def known_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
     """OpenAI's size with just these blocks, "124M" and the like, and the other numbers that differ."""
     for size, preset in PRESETS.items():
-        if all(getattr(config, name) == getattr(preset, name) for name in SHAPE):
-            other = [name for name in BESIDE_SHAPE if getattr(config, name) != getattr(preset, name)]
-            return size, tuple(other)
+        beside = {name: getattr(preset, name) for name in BESIDE_BLOCKS}
+        if size_of(replace(config, **beside)) == size:
+            return size, tuple(name for name, value in beside.items() if getattr(config, name) != value)
     return None
 
 
@@ -193,33 +196,6 @@ def statistics(tensor: Tensor) -> Statistics:
     return Statistics(mean, (spread / n) ** 0.5, lowest, highest, n_nan, n_inf)
 
 
-def _read_config(folder: Path) -> GPT2Config:
-    path = folder / CONFIG
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    architectures = values.get("architectures") or [ARCHITECTURE]
-    if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
-        found = architectures[0] if isinstance(architectures, list) else architectures
-        raise InputError(
-            f"{folder}: holds a {str(found)[:80]}, not a language model",
-            "its output layer is not one that scores next tokens",
-            "gpt2 inspect <a pretrained run or folder>",
-        )
-    return from_hugging_face(values)
-
-
-def _read_header(path: Path) -> tuple[dict[str, Entry], int]:
-    """The entries of a tensor file and its size; its data stays unread."""
-    if not os.path.lexists(path):
-        raise InputError(
-            f"{path.parent}: there is no {WEIGHTS}",
-            "weights in another form must be converted first",
-            f"gpt2 convert {path.parent}",
-        )
-    return read_entries(path), path.stat().st_size
-
-
 def _check_shapes(path: Path, config: GPT2Config, entries: Mapping[str, Entry], n_bytes: int) -> None:
     # A wild config.json must not make us build a billion blocks only to see that they are missing.
     if config.n_layer > len(entries) or config.n_parameters > n_bytes:
@@ -228,15 +204,11 @@ def _check_shapes(path: Path, config: GPT2Config, entries: Mapping[str, Entry], 
             f"{config.n_parameters:,} parameters in {config.n_layer:,} blocks,"
             f" and {n_bytes:,} bytes in {len(entries):,} tensors",
         )
-    wanted = stored_shapes(config)
-    found = {name: entry.shape for name, entry in entries.items()}
-    if HEAD not in wanted and HEAD in found:  # a second copy of the embedding, which load_model compares
-        wanted = {**wanted, HEAD: wanted[f"{TRUNK}wte.weight"]}
-    require_exactly(path, wanted, found)
+    require_stored(path, config, {name: entry.shape for name, entry in entries.items()})
 
 
 def _manifest(folder: Path, hashes: Mapping[str, str]) -> Manifest:
-    written_by = read_json(folder / MANIFEST).get("written_by")
+    written_by = read_table(folder / MANIFEST).get("written_by")
     return Manifest(str(written_by or "an unnamed program"), len(hashes), hashes.get(WEIGHTS))
 
 

@@ -1,4 +1,5 @@
-"""Owns which tokenizer belongs to a model whose own file holds none: a pickle of PyTorch's.
+"""Owns which tokenizer belongs to a model: whether one fits, and which where the model's file, a pickle
+of PyTorch's, holds none.
 
 Files of tokenizers and what is in them are `tokenizer/folder.py`'s.
 """
@@ -13,6 +14,21 @@ from gpt2cli.tokenizer.protocol import Tokenizer
 
 # Embeddings are made larger than the vocabulary because such sizes multiply faster (nanoGPT: 50304).
 PADDED_TO = (64, 128, 256, 512, 1024)
+
+
+COPY = "copy the tokenizer files that the model was trained with into the folder"
+
+
+def require_fitting(where: Path | str, tokenizer: Tokenizer, n_rows: int, fix: str = COPY) -> None:
+    """There is one token for each of the embedding's rows. Raises InputError about the model at `where`."""
+    n_tokens = tokenizer.n_vocab
+    if n_tokens == n_rows:
+        return
+    why = "they were not made for each other"
+    if n_tokens < n_rows:
+        why += ", or rows are padding, which would be generated as tokens of no text"
+        fix += f"; padding goes with transformers: model.resize_token_embeddings({n_tokens})"
+    raise InputError(f"{where}: the tokenizer has {n_tokens} tokens, the model {n_rows}", why, fix)
 
 
 def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...], list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import Lora, save_adapter, save_base
 from loud import loud
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.ui import evaluating
+from gpt2cli.weights import folder as folder_module
 from gpt2cli.weights.folder import write_manifest, write_model
 
 Gpt2 = Callable[..., Any]
@@ -85,6 +87,7 @@ def test_the_table_and_the_json_say_the_same(gpt2: Gpt2, model: Path, story: Pat
     assert (facts["context"], facts["stride"], facts["windows"]) == (24, 12, 45)
     assert (facts["device"], facts["precision"], facts["paper_perplexity"]) == ("cpu", "fp32", None)
     assert facts["tokens_per_second"] > 0
+    assert facts["sha256"] == sha256(story.read_bytes()).hexdigest()
 
 
 def test_several_models_make_one_table_each_in_its_own_context(
@@ -174,6 +177,42 @@ def test_the_last_models_mistake_is_said_before_the_first_is_measured(
     monkeypatch.setattr(perplexity, "score", lambda *_: pytest.fail("measured"))
     outcome = gpt2("evaluate", model, narrow, "--on", story, "--context", "20")
     assert outcome.code == 2 and "this model's context ends at 8" in outcome.err
+
+
+def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
+    gpt2: Gpt2, model: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [model, save(tmp_path / "second"), save(tmp_path / "bytes", gpt2_tokenizer())]
+    loaded, read = [], []
+    load, encode = folder_module.load_model, perplexity.text_for
+    monkeypatch.setattr(folder_module, "load_model", lambda folder: loaded.append(folder) or load(folder))
+    monkeypatch.setattr(
+        perplexity, "text_for", lambda text, t, name: read.append(t.name) or encode(text, t, name)
+    )
+    assert gpt2("evaluate", *folders, "--on", story).code == 0
+    assert (loaded, read) == (folders, ["chars", "gpt2"])
+
+
+def test_an_adapter_is_measured_with_its_base(gpt2: Gpt2, tmp_path: Path, story: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base, Lora())
+    story.write_text(base.tokenizer.decode(range(1, 6)) * 9)
+    outcome = gpt2("evaluate", base.folder, tmp_path / "adapter", "--on", story)
+    assert outcome.code == 0, outcome.err
+    plain, adapted = rows_of(outcome.out)
+    assert plain["tokens"] == adapted["tokens"] and plain["loss"] != adapted["loss"]
+
+
+def test_a_vocabulary_that_does_not_fit_is_said_before_any_weights_are_read(
+    gpt2: Gpt2, model: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = save(tmp_path / "other")
+    (other / "manifest.json").unlink()
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
+    monkeypatch.setattr(folder_module, "load_model", lambda _: pytest.fail("loaded"))
+    outcome = gpt2("evaluate", model, other, "--on", story)
+    assert outcome.code == 3 and "tokens, the model 99" in outcome.err
 
 
 def test_scores_that_are_not_finite_exit_6_after_what_was_measured(

@@ -1,21 +1,17 @@
 """`gpt2 finetune-classify` as a person meets it: the run, its report, the stop, the kill, the mistakes."""
 
 import json
-import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lessons import messages, write_lesson
-from runs import command, losses, weights_of
 
 from gpt2cli import home
 from gpt2cli.generation import labels
-from gpt2cli.training.run import Run, newest_valid_checkpoint
 from gpt2cli.weights.classifier import load_classifier
 from gpt2cli.weights.folder import WEIGHTS, read_manifest, verify
 
@@ -145,37 +141,6 @@ def test_changed_data_cannot_be_resumed(gpt2: Gpt2, recipe: Path, tmp_path: Path
     messages(tmp_path, 61)
     done = gpt2("finetune-classify", recipe, "--resume", "optim.steps=9")
     assert done.code == 3 and "data: " in done.err
-
-
-def test_killed_at_random_and_resumed_it_ends_in_the_same_bits(recipe: Path, tmp_path: Path) -> None:
-    always, rng = ["checkpoint.every=1", "optim.steps=40", "eval.every=20"], random.Random()
-    process = command("finetune-classify", recipe, *always, "--name", tmp_path / "whole")
-    assert process.wait(240) == 0, process.communicate()[1]
-    run, killed = Run(tmp_path / "cut"), 0
-    while killed < 2 and not (run.checkpoints / "step-000040").exists():
-        resume = ["--resume"] if run.record.exists() else always
-        process = command("finetune-classify", recipe, *resume, "--name", run.folder)
-        first, deadline = home.checkpoints(run.folder)[-1:], time.monotonic() + 60
-        while home.checkpoints(run.folder)[-1:] == first and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.2)
-        process.kill()
-        process.communicate()
-        killed += 1
-        checkpoint, problems = newest_valid_checkpoint(run)
-        assert checkpoint is not None and not problems
-        load_classifier(checkpoint)
-    assert killed, "the run was through before it could be killed"
-    process = command("finetune-classify", recipe, "--name", run.folder, "--resume")
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert losses(run.folder) == losses(tmp_path / "whole")
-    assert weights_of(run.folder) == weights_of(tmp_path / "whole")
-    reports = [
-        json.loads((folder / "report.json").read_text()) for folder in (run.folder, tmp_path / "whole")
-    ]
-    assert reports[0] == reports[1]
 
 
 def test_lora_from_the_command_line(gpt2: Gpt2, recipe: Path) -> None:

@@ -17,7 +17,7 @@ from loud import loud
 from runs import write_recipe
 from safetensors.numpy import load_file, save_file
 
-from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.tokenizer.bpe import gpt2 as byte_pairs
 from gpt2cli.tokenizer.chars import Chars
@@ -121,7 +121,7 @@ def test_a_head_of_its_own_is_counted(
 
 def test_names_of_sizes(gpt2: Gpt2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=80, vocab_size=CHARS.n_vocab)
-    monkeypatch.setattr("gpt2cli.weights.summary.PRESETS", {"124M": small})
+    monkeypatch.setitem(PRESETS, "124M", small)
     same, short = save(tmp_path / "same", 2), save(tmp_path / "short", 2, n_positions=9)
     assert "124M: the shape of OpenAI's small model\n" in gpt2("inspect", same).out
     assert "124M: the shape of OpenAI's small model, but with n_positions 9\n" in gpt2("inspect", short).out
@@ -314,6 +314,33 @@ def test_no_such_model(gpt2: Gpt2) -> None:
     outcome = gpt2("inspect", "nowhere")
     assert (outcome.code, outcome.out) == (3, "")
     assert outcome.err.startswith("error: nowhere: no such model\n")
+
+
+def test_a_bare_folder_of_somebody_else_can_be_converted(gpt2: Gpt2, model: Path) -> None:
+    path = model / "model.safetensors"
+    save_file({name.removeprefix("transformer."): t for name, t in load_file(path).items()}, path)
+    (model / "manifest.json").unlink()
+    outcome = gpt2("inspect", model)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.startswith(f'error: {path}: its names lack "transformer."\n')
+    assert outcome.err.endswith(f"fix: gpt2 convert {model}\n")
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("evaluate",), ("generate", "Once", "--model")])
+def test_a_file_is_no_model_yet(command: tuple[str, ...], gpt2: Gpt2, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gpt2.pt"
+    path.write_bytes(b"PK")
+    outcome = gpt2(*command, path)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.startswith(f"error: {path}: is a file\n")
+    assert outcome.err.endswith(f"fix: gpt2 convert {path}\n")
+    part = gpt2(*command, model / "model.safetensors")
+    assert part.code == 3 and part.err.endswith(f"fix: name that: {model}\n")
+
+
+def test_a_file_of_a_sizes_name_is_not_mistaken_for_it(gpt2: Gpt2, tmp_path: Path) -> None:
+    (tmp_path / "124M").touch()
+    assert "fix: gpt2 download 124M" in gpt2("inspect", "124M").err
 
 
 def test_a_run_tells_where_it_comes_from(

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lessons import write_lesson
 from runs import command, losses, tiny, weights_of, write_recipe
+from teaching import write_teaching
 
 from gpt2cli import disk, home
 from gpt2cli.training.pretraining import Pretraining
@@ -91,19 +93,25 @@ def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(step: int
     assert newest_valid_checkpoint(run)[0] == run.checkpoints / f"step-{step:06d}"
 
 
-def kill_loop(folder: Path, kills: int, steps: int, seed: int) -> None:
+# Each training command and the recipe of a run of a second or two.
+LESSONS: dict[str, Callable[[Path], Path]] = {
+    "pretrain": write_recipe,
+    "finetune-classify": write_lesson,
+    "finetune-instruct": write_teaching,
+}
+
+
+def kill_loop(task: str, folder: Path, kills: int, steps: int, seed: int) -> None:
     """Start, kill at a random moment, resume, until the run is through; then compare with a whole one."""
-    recipe = write_recipe(folder)
+    recipe = LESSONS[task](folder)
     saving_always = ["checkpoint.every=1", f"optim.steps={steps}", "eval.every=20"]
-    process = command("pretrain", recipe, *saving_always, "--name", folder / "whole")
+    process = command(task, recipe, *saving_always, "--name", folder / "whole")
     assert process.wait(240) == 0, process.communicate()[1]
     rng, run = random.Random(seed), Run(folder / "cut")
     killed = 0
     while killed < kills and not (run.checkpoints / f"step-{steps:06d}").exists():
         resume = ["--resume"] if run.record.exists() else []
-        process = command(
-            "pretrain", recipe, *([] if resume else saving_always), "--name", run.folder, *resume
-        )
+        process = command(task, recipe, *([] if resume else saving_always), "--name", run.folder, *resume)
         first = home.checkpoints(run.folder)[-1:]
         # The start takes seconds in which nothing is saved; most kills should hit the saving.
         deadline = time.monotonic() + 60
@@ -116,9 +124,8 @@ def kill_loop(folder: Path, kills: int, steps: int, seed: int) -> None:
         killed += 1
         checkpoint, problems = newest_valid_checkpoint(run)
         assert checkpoint is not None and not problems
-        load_model(checkpoint)
     assert killed > kills // 2, "the run was through before it could be killed often"
-    process = command("pretrain", recipe, "--name", run.folder, "--resume")
+    process = command(task, recipe, "--name", run.folder, "--resume")
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert not list(run.folder.rglob(f"{disk.TEMPORARY}*")), "an orphan outlived the next start"
@@ -126,11 +133,13 @@ def kill_loop(folder: Path, kills: int, steps: int, seed: int) -> None:
     assert weights_of(run.folder) == weights_of(folder / "whole")
 
 
-def test_killed_at_random_and_resumed_it_ends_in_the_same_bits(tmp_path: Path) -> None:
-    kill_loop(tmp_path, kills=2, steps=40, seed=random.randrange(10**6))
+@pytest.mark.parametrize("task", LESSONS)
+def test_killed_at_random_and_resumed_it_ends_in_the_same_bits(task: str, tmp_path: Path) -> None:
+    kill_loop(task, tmp_path, kills=2, steps=40, seed=random.randrange(10**6))
 
 
 @pytest.mark.proofs
 @pytest.mark.timeout(1800)
-def test_fifty_kills(tmp_path: Path) -> None:
-    kill_loop(tmp_path, kills=50, steps=400, seed=1)
+@pytest.mark.parametrize("task", LESSONS)
+def test_fifty_kills(task: str, tmp_path: Path) -> None:
+    kill_loop(task, tmp_path, kills=50, steps=400, seed=1)

@@ -87,11 +87,14 @@ def test_half_precision_is_rounded_and_proved(
 
 
 def test_our_own_models_are_compared_only_on_request(loud_model: GPT2LMHead, tmp_path: Path) -> None:
-    ours = tmp_path / "ours"
-    ours.mkdir()
-    write_manifest(ours, write_model(ours, loud_model, gpt2_tokenizer(), ""))
+    ours, strangers = tmp_path / "gpt2-home/models/ours", tmp_path / "sent/ours"
+    for folder in (ours, strangers):
+        folder.mkdir(parents=True)
+        write_manifest(folder, write_model(folder, loud_model, gpt2_tokenizer(), ""))
     assert run(ours, tmp_path / "a")["verification"] is None
     assert run(ours, tmp_path / "b", verify=True)["verification"]["passed"]
+    # A manifest can be written by anybody: what lies elsewhere is somebody else's.
+    assert run(strangers, tmp_path / "c")["verification"]["passed"]
     assert (tmp_path / "a/model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
 
 
@@ -181,9 +184,9 @@ def test_what_exists_is_replaced_only_by_force(foreign: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match="exists already") as caught:
         run(foreign, out)
     assert "--force" in caught.value.fix
-    (out / "mark").touch()
+    (out / "generation_config.json").touch()
     run(foreign, out, force=True)
-    assert not (out / "mark").exists()
+    assert not (out / "generation_config.json").exists()
 
 
 def test_force_never_deletes_what_is_not_a_model(foreign: Path, tmp_path: Path) -> None:
@@ -245,7 +248,7 @@ def test_no_room(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
     with pytest.raises(ResourceError, match="bytes are needed and 1,000 are free"):
         run(foreign, tmp_path / "out")
     assert not (tmp_path / "out").exists()

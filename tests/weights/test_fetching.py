@@ -14,9 +14,11 @@ from layouts import openai_content, serve_openai, tiny_size
 
 from gpt2cli.errors import InputError, ResourceError, ServiceError
 from gpt2cli.model.config import PRESETS
-from gpt2cli.weights import collecting, hashes
+from gpt2cli.weights import collecting, downloaded, hashes
 from gpt2cli.weights.collecting import Fetched, Fetching, Request
-from gpt2cli.weights.fetching import REFUSED, discard, fetch_openai, is_here, openai_folder, verify
+from gpt2cli.weights.downloaded import REFUSED, discard, is_here, openai_folder, verify
+from gpt2cli.weights.fetching import fetch_openai
+from gpt2cli.weights.folder import RECEIPT
 from gpt2cli.weights.published import SIZES, Size, openai_files
 
 DATA = "model.ckpt.data-00000-of-00001"
@@ -123,7 +125,7 @@ def test_a_first_download_is_held_against_the_server_ever_after(
         fetch(size, site)
     assert hashlib.sha256(content[DATA]).hexdigest() in caught.value.why
     assert "first seen" in caught.value.why
-    assert "--force" in caught.value.fix
+    assert caught.value.fix == f"gpt2 download tiny --source openai --base-url {site.address}/ --force"
     assert not (folder / DATA).exists()
     fetch(size, site, fresh=True)  # on purpose
     assert (folder / DATA).read_bytes() == content[DATA][::-1]
@@ -213,13 +215,37 @@ def test_verify_names_the_first_file_that_differs(size: Size, site: Site, conten
     with pytest.raises(InputError, match="is not the file it was") as caught:
         list(verify("tiny"))
     assert hashlib.sha256(content[DATA]).hexdigest() in caught.value.why
+    assert caught.value.fix == "gpt2 download tiny --source openai --force"
     (folder / DATA).unlink()
-    with pytest.raises(InputError, match="is missing"):
+    with pytest.raises(InputError, match="is not complete"):
         list(verify("tiny"))
 
 
+def test_where_the_files_came_from_is_recorded_and_kept(size: Size, site: Site) -> None:
+    folder = fetch(size, site)[0].folder
+    origin = hashes.Origin("openai", f"{site.address}/tiny", "")
+    assert hashes.origin(folder) == origin
+    with serving({}) as elsewhere:
+        assert fetch(size, elsewhere)[0].origin == origin.address  # nothing came from elsewhere
+    discard(folder)
+    assert hashes.origin(folder) == origin
+
+
+def test_the_name_of_the_receipt_is_the_model_folders() -> None:
+    assert downloaded.RECEIPT == RECEIPT
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"files": {"a": 1}}', '{"files": {"a": {"n_bytes": "x"}}}', "\xff"]
+    "text",
+    [
+        "",
+        "[]",
+        '{"origin": 5, "files": {}}',
+        '{"origin": {"source": 1}}',
+        '{"files": {"a": 1}}',
+        '{"files": {"a": {"n_bytes": "x"}}}',
+        "\xff",
+    ],
 )
 def test_a_broken_record_is_an_error_with_its_path(text: str, size: Size, site: Site, tmp_path: Path) -> None:
     path = openai_folder(size) / hashes.NAME

@@ -1,6 +1,7 @@
 """The model folder: what is refused, and with which words."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.weights.folder import load_model, verify, write_manifest, write_model
+from gpt2cli.weights.folder import (
+    load_model,
+    read_config,
+    require_language_model,
+    verify,
+    write_manifest,
+    write_model,
+)
+from gpt2cli.weights.summary import summarize
 from gpt2cli.weights.tensor_file import read_tensors, write_tensors
 
 TOKENIZER = Chars.from_text(["abcdefg\n"])
@@ -103,6 +112,78 @@ def test_a_classifier_is_no_language_model(folder: Path) -> None:
     with pytest.raises(InputError, match="GPT2ForSequenceClassification") as caught:
         load_model(folder)
     assert "gpt2 generate --model" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("named", "said", "fix"),
+    [
+        (["GPT2ForSequenceClassification"], "not a language model", "gpt2 classify"),
+        (["GPT2Model"], "not a language model", "gpt2 convert"),
+        (["GPT2DoubleHeadsModel"], "not a language model", "gpt2 download"),
+        (["LlamaForCausalLM"], "not a GPT-2 language model", "gpt2 download"),
+        ({"GPT2LMHeadModel": 1}, "not a GPT-2 language model", "gpt2 download"),
+        ([7], "holds a 7", "gpt2 download"),
+    ],
+)
+def test_other_models_are_refused_with_the_command_that_takes_them(
+    named: object, said: str, fix: str, folder: Path
+) -> None:
+    change_config(folder, architectures=named)
+    for look in (load_model, read_config, summarize):
+        with pytest.raises(InputError) as caught:
+            look(folder)
+        assert said in caught.value.what and caught.value.fix.startswith(fix)
+    require_language_model(folder, {"architectures": ["GPT2Model"]}, or_trunk=True)
+    require_language_model(folder, {"architectures": []})
+
+
+def bare(folder: Path) -> None:
+    tensors = read_tensors(folder / "model.safetensors")
+    changes = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    change_weights(folder, **dict.fromkeys(tensors), **changes)
+
+
+def masked(folder: Path) -> None:
+    change_weights(folder, **{"transformer.h.0.attn.bias": torch.ones(1, 1, 12, 12).tril()})
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(bare, "names lack"), (masked, "1 causal masks"), (pickled, "there is no model.safetensors")],
+)
+def test_older_programs_folders_are_to_be_converted(
+    change: Callable[[Path], None], said: str, folder: Path
+) -> None:
+    change(folder)
+    for look in (load_model, summarize):
+        with pytest.raises(InputError, match=said) as caught:
+            look(folder)
+        assert caught.value.fix == f"gpt2 convert {folder}"
+
+
+def test_json_that_says_a_thing_twice_is_refused(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 1, "format": 1'))
+    with pytest.raises(InputError, match="is not JSON") as caught:
+        load_model(folder)
+    assert "'format' stands there twice" in caught.value.why
+
+
+def test_fewer_tokens_than_rows_may_be_padding(folder: Path) -> None:
+    change_config(folder, vocab_size=20)
+    for look in (load_model, summarize):
+        with pytest.raises(InputError, match="the model 20") as caught:
+            look(folder)
+        assert "padding" in caught.value.why
+        assert f"resize_token_embeddings({TOKENIZER.n_vocab})" in caught.value.fix
+    change_config(folder, vocab_size=2)
+    with pytest.raises(InputError, match="the model 2") as caught:
+        load_model(folder)
+    assert "padding" not in caught.value.why and "resize" not in caught.value.fix
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:

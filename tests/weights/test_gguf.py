@@ -23,7 +23,7 @@ from gpt2cli.tokenizer.bpe import BPE, BYTE_OF, gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.protocol import END_OF_TEXT, Tokenizer
 from gpt2cli.weights.folder import HEAD, TRANSPOSED, stored_shapes
-from gpt2cli.weights.gguf import modelfile, write_gguf
+from gpt2cli.weights.gguf import modelfile, require_expressible, write_gguf
 from gpt2cli.weights.source import RawTensors, Source, SourceTensor
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -295,7 +295,7 @@ def test_a_full_disk_says_so(bpe_model: GPT2LMHead, tmp_path: Path) -> None:
 
 def test_rows_that_are_no_whole_blocks_are_refused_in_q8_0(tmp_path: Path) -> None:
     source = source_of(loud(new_model(config_for(ALL_ASCII, n_embd=40), 1)), ALL_ASCII)
-    with pytest.raises(InputError, match="n_embd is 40, which q8_0 cannot store") as caught:
+    with pytest.raises(InputError, match="cannot be a GGUF file in q8_0: n_embd is 40") as caught:
         write_gguf(tmp_path / "m.gguf", source, "q8_0", "m")
     assert "--dtype f16" in caught.value.fix and list(tmp_path.iterdir()) == []
 
@@ -324,6 +324,24 @@ def test_without_the_package_the_way_to_get_it_is_said(
     with pytest.raises(UsageError, match="GGUF needs the package gguf") as caught:
         write_gguf(tmp_path / "m.gguf", source_of(bpe_model, gpt2()), "f32", "m")
     assert caught.value.fix == "pip install 'gpt2cli[gguf]'"
+
+
+def test_what_cannot_be_is_known_without_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_for(ALL_ASCII, n_embd=40, n_inner=64)
+    require_expressible(config, ALL_ASCII, "f16")
+    require_expressible(config_for(ALL_ASCII), ALL_ASCII, "q8_0")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    # What no package helps with is said first.
+    for wrong, dtype, said in (
+        (config, "q8_0", "n_embd is 40"),
+        (config_for(ALL_ASCII, n_inner=72), "q8_0", "n_inner is 72"),
+        (config_for(gpt2()), "f16", "the tokenizer has 129 tokens, the model 50257"),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            require_expressible(wrong, ALL_ASCII, dtype)
+        assert caught.value.fix
+    with pytest.raises(UsageError, match="GGUF needs the package gguf"):
+        require_expressible(config, ALL_ASCII, "f16")
 
 
 def test_the_modelfile_continues_text_within_the_context() -> None:

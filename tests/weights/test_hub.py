@@ -14,9 +14,10 @@ from faulty_server import Fault, Site, serving
 from layouts import COMMIT, REPOSITORY, serve_hub, use_hub
 
 from gpt2cli.errors import InputError, ServiceError, UsageError
-from gpt2cli.weights import fetching, hub, published
+from gpt2cli.weights import hub, published
 from gpt2cli.weights.collecting import Fetched, Fetching, Request
-from gpt2cli.weights.fetching import discard, fetch_hub, hub_folder, verify
+from gpt2cli.weights.downloaded import discard, hub_folder, verify
+from gpt2cli.weights.fetching import fetch_hub
 from gpt2cli.weights.published import Expected, Size
 
 CONTENT = {
@@ -60,6 +61,24 @@ def test_what_a_gpt2_needs_comes_and_nothing_else(site: Site) -> None:
     assert paths[-1] == f"{STORE}?signature=abc"
     assert {item.by for item in verify(REPOSITORY)} == {"published"}
     assert discard(fetched.folder) == []  # the hub vouches for all of them
+
+
+@pytest.mark.parametrize(
+    ("revision", "fix"),
+    [
+        (None, f"gpt2 download {REPOSITORY} --force"),
+        ("v1", f"gpt2 download {REPOSITORY} --revision v1 --force"),
+    ],
+)
+def test_a_damaged_file_is_told_with_a_command_that_mends_it(
+    revision: str | None, fix: str, site: Site
+) -> None:
+    serve_hub(site, CONTENT, revision=revision or "main")
+    path = fetch(revision)[0].folder / "vocab.json"
+    path.write_bytes(b"[]")
+    with pytest.raises(InputError, match="is not the file it was") as caught:
+        list(verify(REPOSITORY))
+    assert caught.value.fix == fix
 
 
 @pytest.mark.parametrize(
@@ -257,7 +276,7 @@ print(last.fetched.folder)
         environment.pop(name, None)
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == str(fetching.hub_folder(REPOSITORY) / COMMIT)
+    assert ran.stdout.strip() == str(hub_folder(REPOSITORY) / COMMIT)
     assert site.requests[0].headers["authorization"] == "Bearer hf_three"
     site.requests.clear()
     refused = subprocess.run(

@@ -283,14 +283,51 @@ def ours(tmp_path: Path) -> Path:
 
 def test_a_folder_of_ours_is_read_by_its_manifest(ours: Path) -> None:
     with open_hugging_face(ours) as source:
-        assert source.format == "gpt2cli" and source.notes == ()
+        assert source.notes == ()
         theirs = transformers.GPT2LMHeadModel.from_pretrained(ours).eval()
         require_same(source, theirs)
 
 
 @pytest.mark.parametrize(
-    "name", [WEIGHTS, "config.json", "vocab.json", "merges.txt", "recipe.yaml", "train_state.json"]
+    ("place", "format"),
+    [
+        ("gpt2-home/models/x", "gpt2cli"),
+        ("runs/x/checkpoints/step-000001", "gpt2cli"),
+        ("elsewhere/x/checkpoints/step-000001", "gpt2cli"),
+        ("gpt2-home/downloads/hub/a--b/main", "huggingface"),
+        ("elsewhere/x", "huggingface"),
+    ],
 )
+def test_only_where_we_write_a_manifest_proves_whose_it_is(
+    place: str, format: str, ours: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(ours, tmp_path / place)
+    with open_hugging_face(tmp_path / place) as source:
+        assert source.format == format
+
+
+@pytest.mark.parametrize("text", ['{"name": "an app"}', "[1]", "{", '{"format": 9, "files": {}}'])
+def test_a_manifest_of_another_program_is_none(text: str, folder: Path, tmp_path: Path) -> None:
+    (folder / "manifest.json").write_text(text)
+    with open_hugging_face(folder) as source:
+        assert source.format == "huggingface"
+        assert source.notes == ("manifest.json is another program's and was not looked at",)
+    place = Path(shutil.copytree(folder, tmp_path / "gpt2-home" / "models" / "x"))
+    if text in ("[1]", "{"):  # where only we write, it is ours and damaged
+        refused(place, "manifest.json")
+    else:
+        with open_hugging_face(place) as source:
+            assert source.format == "huggingface"
+
+
+@pytest.mark.parametrize("name", ["train_state.json", "recipe.yaml"])
+def test_what_the_model_does_without_may_be_missing(name: str, ours: Path) -> None:
+    (ours / name).unlink()
+    with open_hugging_face(ours) as source:
+        require_same(source, transformers.GPT2LMHeadModel.from_pretrained(ours).eval())
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "vocab.json", "merges.txt", "recipe.yaml"])
 def test_a_change_to_any_file_of_ours_is_noticed(name: str, ours: Path) -> None:
     data = bytearray((ours / name).read_bytes())
     data[-1] ^= 1 if name in (WEIGHTS, "merges.txt", "recipe.yaml") else 0x2A  # } becomes W
@@ -305,7 +342,7 @@ def test_a_change_to_any_file_of_ours_is_noticed(name: str, ours: Path) -> None:
         (lambda files: files.pop(WEIGHTS), f"does not list {WEIGHTS}"),
         (lambda files: files.clear(), "does not list config.json"),
         (lambda files: files.update({"../x": {"sha256": "0"}}), "lists '../x'"),
-        (lambda files: files.update({"gone": {"sha256": "0"}}), "gone: no such file"),
+        (lambda files: files.update({"tokenizer.json": {"sha256": "0"}}), "tokenizer.json: no such file"),
     ],
 )
 def test_a_manifest_that_was_edited_is_refused(change: Callable[[Any], Any], said: str, ours: Path) -> None:

@@ -19,7 +19,7 @@ from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.folder import save_tokenizer
 from gpt2cli.weights.folder import TRANSPOSED, stored_shapes
-from gpt2cli.weights.nanogpt import nanogpt_source, open_nanogpt, write_nanogpt
+from gpt2cli.weights.nanogpt import nanogpt_source, open_nanogpt, require_expressible, write_nanogpt
 from gpt2cli.weights.reference import reference_logits
 from gpt2cli.weights.source import RawTensors, Source, SourceTensor
 
@@ -252,15 +252,20 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (replace(CONFIG, tie_word_embeddings=False), "output head of its own"),
-        (replace(CONFIG, n_inner=32), "MLP of width 32"),
-        (replace(CONFIG, layer_norm_epsilon=1e-6), "epsilon of 1e-06"),
+        (replace(CONFIG, tie_word_embeddings=False), "output layer is a matrix of its own"),
+        (replace(CONFIG, n_inner=32), "MLP has 32 channels"),
+        (replace(CONFIG, layer_norm_epsilon=1e-6), "epsilon is 1e-06"),
     ],
 )
 def test_what_nanogpt_cannot_be_is_refused(tmp_path: Path, config: GPT2Config, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         write_nanogpt(tmp_path / "out.pt", source_of(random_tensors(config), config))
     assert "--to folder" in caught.value.fix and not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match=said):
+        require_expressible(config, gpt2(), "f32")
+    require_expressible(CONFIG, gpt2(), "f32")
+    with pytest.raises(InputError, match="f16 is wanted"):
+        require_expressible(CONFIG, gpt2(), "f16")
 
 
 def test_memory_is_let_go_when_the_source_closes(tmp_path: Path) -> None:

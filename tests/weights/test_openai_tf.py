@@ -20,7 +20,7 @@ from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError
 from gpt2cli.model.gpt2 import empty_model
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.weights.folder import TRANSPOSED, stored_shapes
-from gpt2cli.weights.openai_tf import open_openai, write_openai
+from gpt2cli.weights.openai_tf import open_openai, require_expressible, write_openai
 from gpt2cli.weights.source import Source
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -163,7 +163,7 @@ def test_of_several_checkpoints_none_is_guessed(folder: Path) -> None:
         ({"n_vocab": None}, "n_vocab is None"),
         ({"n_layer": 10**9}, "bytes are too few"),
         ({"n_embd": 2**20}, "bytes are too few"),
-        ({"n_vocab": 258}, "the tokenizer has 257 tokens, hparams.json says 258"),
+        ({"n_vocab": 258}, "the tokenizer has 257 tokens, the model 258"),
     ],
 )
 def test_hparams_that_cannot_be_are_refused_before_tensorflow_starts(
@@ -281,16 +281,39 @@ def test_a_checkpoint_of_the_shape_of_124m(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_format_cannot_say_is_refused(
-    changes: dict[str, object], said: str, opened: Source, tmp_path: Path
+    changes: dict[str, object],
+    said: str,
+    opened: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer = changes.pop("tokenizer", opened.tokenizer)
     if tokenizer == "more":
         vocab = json.loads(bytes_only().vocab_json)
         tokenizer = type(bytes_only()).from_vocabulary(vocab, [], {"<|more|>": 257}, "more")
     source = replace(opened, config=replace(opened.config, **changes), tokenizer=tokenizer)
-    with pytest.raises(UsageError, match=said):
-        write_openai(tmp_path, source)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for refuse in (
+        lambda: require_expressible(source.config, tokenizer, "f32"),
+        lambda: write_openai(tmp_path, source),
+    ):
+        with pytest.raises(InputError, match=said) as caught:  # even where TensorFlow is missing, too
+            refuse()
+        assert "--to folder" in caught.value.fix
     assert not list(tmp_path.glob("model.ckpt*"))
+
+
+def test_what_the_format_can_say_needs_fp32_and_tensorflow(
+    opened: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_expressible(opened.config, opened.tokenizer, "f32")
+    with pytest.raises(InputError, match="bf16 is wanted"):
+        require_expressible(opened.config, opened.tokenizer, "bf16")
+    with pytest.raises(InputError, match="the tokenizer has 257 tokens, the model 300"):
+        require_expressible(replace(opened.config, vocab_size=300), opened.tokenizer, "f32")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="needs TensorFlow"):
+        require_expressible(opened.config, opened.tokenizer, "f32")
 
 
 def test_a_disk_that_takes_no_more_is_a_matter_of_resources(opened: Source, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from loud import loud
 from safetensors.numpy import load_file, save_file
 
 from gpt2cli.errors import InputError
-from gpt2cli.model.config import PRESETS, GPT2Config
+from gpt2cli.model.config import PRESETS, GPT2Config, size_of
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.model.layers import KVCache
 from gpt2cli.tokenizer.chars import Chars
@@ -81,6 +81,9 @@ def test_openai_sizes(size: str) -> None:
     assert known_size(short) == (size, ("n_positions", "tie_word_embeddings"))
     assert known_size(replace(config, n_layer=config.n_layer - 1)) is None
     assert known_size(replace(config, n_inner=64)) is None
+    assert size_of(replace(config, dropout=0.1, n_inner=config.mlp_width)) == size
+    for number in ("n_positions", "vocab_size", "n_layer"):
+        assert size_of(replace(config, **{number: 7})) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

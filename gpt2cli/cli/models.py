@@ -1,0 +1,39 @@
+"""Owns how a model that somebody names on the command line is found; `home.py` knows where models live."""
+
+from pathlib import Path
+
+
+def find(name: str | None) -> Path:
+    """The folder of the model called `name`; None is the newest there is, and stderr says which.
+
+    Raises InputError with a way on: where a file is named, which no model is, too.
+    """
+    from gpt2cli.errors import InputError
+    from gpt2cli.home import find_model
+    from gpt2cli.ui.console import err, printable
+
+    if name is None:
+        folder = find_model(None)
+        err().print(printable(f"model: {folder}"), style="faint")
+        return folder
+    try:
+        return find_model(name)
+    except InputError:
+        _refuse_file(name)
+        raise
+
+
+def _refuse_file(name: str) -> None:
+    import os
+
+    from gpt2cli.errors import InputError
+    from gpt2cli.home import canonical, is_model
+
+    path = Path(os.path.expanduser(name))
+    if canonical(name) or not os.path.isfile(path):
+        return
+    if is_model(path.parent):
+        raise InputError(f"{path}: is a file", "a model is its whole folder", f"name that: {path.parent}")
+    raise InputError(
+        f"{path}: is a file", "a model is a folder here, which is made of one", f"gpt2 convert {path}"
+    )
