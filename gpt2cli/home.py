@@ -151,8 +151,13 @@ def _newest() -> Path:
             f"neither {runs()} nor {models()} holds one",
             "gpt2 pretrain verdict",
         )
-    newest = max(found, key=lambda path: path.stat().st_mtime)
-    return best_checkpoint(newest) if is_run(newest) else newest
+    return newest_first()[0]
+
+
+def newest_first() -> list[Path]:
+    """The model folders of every run that has a checkpoint, and of every model, newest first."""
+    found = sorted(_candidates(), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [best_checkpoint(path) if is_run(path) else path for path in found]
 
 
 def _candidates() -> list[Path]:

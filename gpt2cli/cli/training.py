@@ -74,8 +74,8 @@ def train(
         _show_plan(lesson, _load(lesson, recipe, given), offline)
         return
     run = runs.find_run(name or _name_of(recipe), resume=resume)
-    if resume:
-        given = runs.recorded_overrides(run) + given
+    if resume:  # what was the newest model then is in the record; now it would be the run itself
+        given = runs.recorded_overrides(run) + [word for word in given if word != "init=newest"]
     loaded = _load(lesson, recipe, given)
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
@@ -120,10 +120,11 @@ def _newest(recipe: "Recipe") -> str:
     import json
 
     from gpt2cli import home
+    from gpt2cli.training.starting import newest_start
 
     if getattr(recipe, "init", None) != home.NEWEST:
         return ""
-    folder = home.find_model(None)
+    folder = newest_start()
     say(f"init: the newest model is {folder}")
     return json.dumps(str(folder.absolute()))
 
@@ -206,6 +207,8 @@ def _train(
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
                 signal = event.signal
+    if not signal and session.progress.best_step == 0:
+        say("warning: no evaluation was better than the one at the start; the last checkpoint is taken")
     signal = signal or lesson.at_end(session, run, stop)
     out().print(printable(str(run.folder)))
     if signal:

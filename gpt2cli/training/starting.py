@@ -1,5 +1,6 @@
 """Owns what a finetune starts from: `init` in a recipe becomes a config, a tokenizer and weights."""
 
+import contextlib
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,14 +50,30 @@ def find_start(recipe: Finetune) -> Start:
     """What `recipe.init` means. Raises InputError, with the ways there are, where it is not here."""
     dropout = recipe.model.dropout
     if recipe.init == SCRATCH:
-        tokenizer = gpt2()
-        return Start(recipe.model.config(tokenizer.n_vocab), tokenizer, None, recipe.seed)
+        return Start(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)
     try:
-        folder = home.find_model(None if recipe.init == home.NEWEST else recipe.init)
+        folder = newest_start() if recipe.init == home.NEWEST else home.find_model(recipe.init)
+        config, tokenizer = read_config(folder), load_tokenizer(folder)
     except InputError as error:
         raise InputError(
             f"init: {error.what}",
             error.why,
             f"{error.fix}; or begin with a model of yours: init=newest, init=runs/NAME; or init={SCRATCH}",
         ) from None
-    return Start(replace(read_config(folder), dropout=dropout), load_tokenizer(folder), folder, recipe.seed)
+    return Start(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
+
+
+def newest_start() -> Path:
+    """The newest whole language model: a classifier or an adapter is nothing to begin with.
+
+    Raises InputError where there is none.
+    """
+    for folder in home.newest_first():
+        with contextlib.suppress(InputError):  # something else, or damaged: the next is looked at
+            read_config(folder)
+            return folder
+    raise InputError(
+        "there is no language model here yet",
+        f"neither {home.runs()} nor {home.models()} holds a whole one",
+        "gpt2 pretrain verdict",
+    )
