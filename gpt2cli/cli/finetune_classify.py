@@ -45,7 +45,7 @@ def finetune_classify(
         opened=_opened,
         after_evaluation=lambda session, run, view, stop: None,
         at_end=_report,
-        is_complete=_is_reported,
+        is_complete=lambda run, recipe: _is_reported(run),
         hint=_hint,
     )
     train(lesson, recipe, overrides, name, resume, dry_run, offline)

@@ -47,7 +47,7 @@ def finetune_instruct(
         after_evaluation=_answer_one,
         at_end=_answer_all,
         is_complete=_is_complete,
-        hint=lambda session, run: f"head -n 3 {run.folder / RESPONSES}",
+        hint=_hint,
     )
     train(lesson, recipe, overrides, name, resume, dry_run, offline)
 
@@ -68,11 +68,13 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruct
     found = find_corpus(data.source, offline=offline, allow_bundled=data.bundled)
     if found.warning:
         say(f"warning: {found.warning}")
-    read = read_records(found.paths[0], Fields(data.instruction, data.input, data.output))
-    examples = examples_of(recipe, read.records, start)
+    fields = Fields(data.instruction, data.input, data.output, data.task)
+    read = read_records(found.paths[0], fields)
+    examples = examples_of(recipe, read, start)
     for n, said in (
         (read.n_empty, "left out: no answer in them"),
         (examples.n_left_out, f"left out: their questions alone fill {examples.limit} tokens"),
+        (examples.n_only_learnt, f"learnt but never asked: their last answers begin beyond {examples.limit} tokens"),
         (examples.n_cut, f"cut: longer than {examples.limit} tokens"),
     ):
         if n:
@@ -90,6 +92,12 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruct
             "init_sha256": start.sha256,
         },
     )
+
+
+def _hint(session: "Session", run: "Run") -> str:
+    import shlex
+
+    return f"head -n 3 {shlex.quote(str(run.folder / RESPONSES))}"
 
 
 def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
@@ -135,7 +143,8 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     assert isinstance(task, Instruction)
     asked = task.recipe.eval
     best, test = home.best_checkpoint(run.folder), task.examples.test
-    key = _key(best)
+    test_digest = task.examples.test_digest
+    key = _key(best, task.recipe, test_digest)
     with appending(run.folder / RESPONSES, key) as file:
         missing = [question for question in test if question.record.index not in file.responses]
         if missing:
@@ -153,7 +162,13 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
                 file.add(_response(missing[number].record, reply, key))
         if len(file.responses) < len(test):
             return stop()
-        _conclude(run, list(file.responses.values()), key, best.name, asked.rouge)
+        about = {
+            "checkpoint": best.name,
+            "key": key,
+            "test": test_digest,
+            "source_sha256": task.examples.sha256,
+        }
+        _conclude(run, list(file.responses.values()), about, asked.rouge)
     return 0
 
 
@@ -182,7 +197,7 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
     )
 
 
-def _conclude(run: "Run", responses: "list[Response]", key: str, checkpoint: str, with_rouge: bool) -> None:
+def _conclude(run: "Run", responses: "list[Response]", about: dict[str, str], with_rouge: bool) -> None:
     """Count, measure and say it; scores.json, written last, says that all is done."""
     from gpt2cli import disk
     from gpt2cli.judging.rouge import rouge
@@ -190,8 +205,7 @@ def _conclude(run: "Run", responses: "list[Response]", key: str, checkpoint: str
     n, n_ended = len(responses), sum(response.ended for response in responses)
     n_stop = sum(response.finish_reason == "stop" for response in responses)
     scores: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "key": key,
+        **about,
         "responses": n,
         "ended": n_ended,
         "ended_by_stop_text": n_stop,
@@ -207,24 +221,45 @@ def _conclude(run: "Run", responses: "list[Response]", key: str, checkpoint: str
     say(f"{said}; all in {run.folder / RESPONSES}")
 
 
-def _is_complete(run: "Run") -> bool:
+def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
+    """Whether the answers are there that this recipe asks for, with all its scores."""
     import json
 
-    from gpt2cli import home
+    from gpt2cli import disk, home
+    from gpt2cli.judging.rouge import NAMES
 
     try:
-        key = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))["key"]
+        scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
+        key, test, source_sha256 = (scores[name] for name in ("key", "test", "source_sha256"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(key == _key(home.best_checkpoint(run.folder)))
+    # Known corpora never change; a file of one's own may, and a test record with it.
+    source = Path(recipe.data.source)
+    if source.is_file() and disk.sha256_of(source) != source_sha256:
+        return False
+    has_scores = not recipe.eval.rouge or all(name in scores for name in NAMES)
+    return has_scores and bool(key == _key(home.best_checkpoint(run.folder), recipe, test))
 
 
-def _key(checkpoint: Path) -> str:
-    """Names the weights that answer: a run that trained on answers again with its new best ones."""
+def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
+    """Names the weights that answer, what they are asked and how: where one of them changes, all
+    is answered again.
+    """
+    import hashlib
+    import json
+
     from gpt2cli.disk import sha256_of
     from gpt2cli.weights.folder import MANIFEST
 
-    return sha256_of(checkpoint / MANIFEST)[:16]
+    asked = recipe.eval
+    facts = {
+        "weights": sha256_of(checkpoint / MANIFEST),
+        "temperature": asked.temperature,
+        "max_new_tokens": asked.max_new_tokens,
+        "template": recipe.template,
+        "test": test_digest,
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _last_question(turns: Any) -> str:

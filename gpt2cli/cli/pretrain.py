@@ -38,7 +38,7 @@ def pretrain(
         opened=_opened,
         after_evaluation=_sample,
         at_end=lambda session, run, stop: 0,
-        is_complete=lambda run: True,
+        is_complete=lambda run, recipe: True,
         hint=_hint,
     )
     train(lesson, recipe, overrides, name, resume, dry_run, offline)

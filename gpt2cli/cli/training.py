@@ -50,7 +50,7 @@ class Lesson:
     # Called with the view open: after each evaluation, and once training has ended by itself.
     after_evaluation: Callable[["Session", "Run", "TrainingView", Callable[[], int]], None]
     at_end: Callable[["Session", "Run", Callable[[], int]], int]  # returns a signal's number, or 0
-    is_complete: Callable[["Run"], bool]  # whether what at_end makes is there
+    is_complete: Callable[["Run", Any], bool]  # whether what at_end makes of that recipe is there
     hint: Callable[["Session", "Run"], str]  # what to try next
 
 
@@ -84,7 +84,7 @@ def train(
     with disk.lock(run.folder):
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
-        if checkpoint and lesson.is_complete(run) and _nothing_to_do(checkpoint, loaded.recipe, run):
+        if checkpoint and lesson.is_complete(run, loaded.recipe) and _nothing_to_do(checkpoint, loaded.recipe, run):
             return
         stopping = "finishing this step and saving; once more to leave at once"
         with lesson.opened(loaded.recipe, offline) as (task, origin), polite_stop(stopping) as stop:

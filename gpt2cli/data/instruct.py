@@ -21,11 +21,12 @@ MESSAGES = "messages"
 
 @dataclass(frozen=True)
 class Fields:
-    """What a file calls the three parts of a record."""
+    """What a file calls the three parts of a record, and what is to be done where it does not say."""
 
     instruction: str = "instruction"
     input: str = "input"  # may be missing from a record, or null
     output: str = "output"
+    task: str = ""  # the instruction of records that have no such field, or null; "" for none
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,11 @@ def _turns(value: Any, fields: Fields, where: str) -> tuple[Turn, ...]:
         raise InputError(f"{where}: a JSON object is needed, not {_kind(value)}")
     if MESSAGES in value:
         return _conversation(value[MESSAGES], where)
-    instruction, output = (_text(value, name, where) for name in (fields.instruction, fields.output))
+    output = _text(value, fields.output, where)
+    if fields.task and value.get(fields.instruction) is None:
+        # The same task for all is a question only with something to do it to.
+        return Turn("user", fields.task, _text(value, fields.input, where)), Turn("assistant", output)
+    instruction = _text(value, fields.instruction, where)
     given = "" if value.get(fields.input) is None else _text(value, fields.input, where)
     return Turn("user", instruction, given), Turn("assistant", output)
 
@@ -158,7 +163,8 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
         raise InputError(
             f"{where}: field {field!r} {problem}",
             f"it has: {', '.join(repr(name[:40]) for name in list(record)[:8]) or 'no field'}",
-            "name the fields in the recipe: data.instruction=NAME data.input=NAME data.output=NAME",
+            "name the fields in the recipe: data.instruction=NAME data.input=NAME data.output=NAME;"
+            " data.task=TEXT where records do not say what is to be done",
         )
     try:
         value.encode("utf-8")  # escapes in JSON can spell half a surrogate pair

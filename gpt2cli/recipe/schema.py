@@ -222,6 +222,7 @@ class InstructData(Section):
     instruction: Word = Field(default="instruction", description="field with what is to be done")
     input: Word = Field(default="input", description="field with what it is to be done to; may be missing")
     output: Word = Field(default="output", description="field with the answer to learn")
+    task: Text = Field(default="", description="instruction for records that have none of their own")
     validation: Share = Field(default=0.05, description="share kept to choose the best checkpoint")
     test: Share = Field(default=0.1, description="share that is answered at the end")
     max_tokens: CountOrNone = Field(

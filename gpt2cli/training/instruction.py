@@ -5,15 +5,16 @@ are learnt are picked out before the product with the vocabulary, the largest of
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gpt2cli.data.instruct import Record
+from gpt2cli.data.instruct import Record, Records
 from gpt2cli.data.rows import Order, Row, by_length, packed, row_of, sheet_of
 from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
@@ -61,38 +62,54 @@ class Examples:
     limit: int  # tokens of a record that are read
     n_cut: int
     n_left_out: int  # their questions fill the limit
+    n_only_learnt: int  # what comes before their last answer fills it: there is an earlier one to learn
+    sha256: str  # of the file that they come from
+
+    @property
+    def test_digest(self) -> str:
+        """Names what is asked at the end, token by token, and the answers that it is held against."""
+        digest = hashlib.sha256()
+        for question in self.test:
+            digest.update(json.dumps([question.ids, asdict(question.record)]).encode())
+        return digest.hexdigest()
 
 
-def examples_of(recipe: InstructRecipe, records: Sequence[Record], start: Start) -> Examples:
+def examples_of(recipe: InstructRecipe, found: Records, start: Start) -> Examples:
     """Encode and divide the records. Raises InputError where too few are left, UsageError for a
     limit beyond the context.
+
+    A record that leaves no room for its last answer cannot be asked, but is learnt from.
     """
     limit = _limit(recipe, start)
     template, tokenizer = TEMPLATES[recipe.template], start.tokenizer
-    found = [row_of(record, template, tokenizer, limit, recipe.mask_prompt) for record in records]
-    fitting = [
-        (record, row, ids)
-        for record, row in zip(records, found, strict=True)
-        if row
-        and len(ids := prompt_ids(template, record.question, tokenizer.encode, tokenizer.end_of_text)) < limit
-    ]
-    if not fitting:
+    questions, rows, only_learnt = list[Question](), list[Row](), list[Row]()
+    for record in found.records:
+        row = row_of(record, template, tokenizer, limit, recipe.mask_prompt)
+        if row is None:
+            continue
+        ids = prompt_ids(template, record.question, tokenizer.encode, tokenizer.end_of_text)
+        if len(ids) < limit:
+            questions.append(Question(record, tuple(ids)))
+            rows.append(row)
+        else:
+            only_learnt.append(row)
+    if not questions:
         raise InputError(
-            f"none of the {len(records)} records has room for an answer",
+            f"none of the {len(found.records)} records has room for an answer",
             f"their questions alone have {limit} tokens or more",
             f"data.max_tokens={4 * limit}, or a model with a longer context",
         )
-    train, validation, test = split(len(fitting), (recipe.data.validation, recipe.data.test), recipe.seed)
-    questions = [Question(record, tuple(ids)) for record, _, ids in fitting]
-    rows = [row for _, row, _ in fitting]
+    train, validation, test = split(len(rows), (recipe.data.validation, recipe.data.test), recipe.seed)
     return Examples(
-        train=tuple(rows[i] for i in train),
+        train=(*(rows[i] for i in train), *only_learnt),
         validation=tuple(rows[i] for i in validation),
         shown=questions[validation[0]],
         test=tuple(questions[i] for i in test),
         limit=limit,
-        n_cut=sum(row.was_cut for row in rows),
-        n_left_out=len(records) - len(fitting),
+        n_cut=sum(row.was_cut for row in (*rows, *only_learnt)),
+        n_left_out=len(found.records) - len(rows) - len(only_learnt),
+        n_only_learnt=len(only_learnt),
+        sha256=found.sha256,
     )
 
 
@@ -145,6 +162,12 @@ class Instruction:
         return f"{len(train):,} records{rows} with {_learnt(train):,} tokens to learn"
 
     @property
+    def most_learnt(self) -> int:
+        """The most tokens that one micro batch can put through the output layer."""
+        largest = max(sum(int(row.learnt.sum()) for row in group) for group in self._groups)
+        return self.recipe.batch.micro_batch * largest
+
+    @property
     def validation_size(self) -> str:
         held = self.examples.validation
         return f"validation {len(held):,} with {_learnt(held):,}, test {len(self.examples.test):,}"
@@ -170,6 +193,7 @@ class Instruction:
             "train": recipe.train,
             "template": recipe.template,
             "packing": int(recipe.packing),
+            "data.max_tokens": self.examples.limit,  # says where records are cut, and how many share a row
         }
 
     def fresh_model(self, attention: str) -> GPT2LMHead:

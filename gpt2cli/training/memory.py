@@ -37,21 +37,25 @@ def out_of_memory(batch: Batch) -> ResourceError:
     )
 
 
-def estimate_bytes(config: GPT2Config, micro_batch: int, bytes_per_number: int) -> dict[str, int]:
+def estimate_bytes(
+    config: GPT2Config, micro_batch: int, bytes_per_number: int, *, n_learning: int, n_outputs: int
+) -> dict[str, int]:
     """Memory by purpose, in bytes. The states are exact, the activations a count of saved tensors.
 
-    `bytes_per_number` is that of the precision: 4 for fp32, 2 for bf16 and fp16.
+    `bytes_per_number` is that of the precision: 4 for fp32, 2 for bf16 and fp16. `n_learning` counts
+    the parameters that learn: frozen ones have neither gradients nor moments. `n_outputs` counts the
+    positions of a micro batch that go through the vocabulary; a classifier has none.
     """
     T, C, M = config.n_positions, config.n_embd, config.mlp_width
     # What backward needs of a block: two LayerNorms in and out, q, k, v, attention out, projection
     # (9 C), MLP before and after GELU (2 M), dropout masks and residuals (3 C).
     block = micro_batch * T * (12 * C + 2 * M) * bytes_per_number
-    logits = min(CHUNK, micro_batch * T) * config.vocab_size * (4 + 2 * bytes_per_number)
+    logits = min(CHUNK, n_outputs) * config.vocab_size * (4 + 2 * bytes_per_number)
     casts = config.n_parameters * bytes_per_number if bytes_per_number < 4 else 0
     return {
         "weights": 4 * config.n_parameters,
-        "gradients": 4 * config.n_parameters,
-        "AdamW moments": 8 * config.n_parameters,
+        "gradients": 4 * n_learning,
+        "AdamW moments": 8 * n_learning,
         "half-precision copies": casts,
         "activations": config.n_layer * block,
         "logits": logits,

@@ -15,10 +15,12 @@ from rich.text import Text
 
 from gpt2cli.recipe.schema import fields
 from gpt2cli.tokenizer.protocol import END_OF_TEXT, Tokenizer
-from gpt2cli.training.instruction import InstructBatch
+from gpt2cli.training.classification import Classification
+from gpt2cli.training.instruction import InstructBatch, Instruction
 from gpt2cli.training.loop import take_step
 from gpt2cli.training.memory import estimate_bytes, explained
 from gpt2cli.training.session import Session
+from gpt2cli.training.tasks import Task
 from gpt2cli.ui.console import is_terminal, out, printable
 
 Row = tuple[str, str, str]
@@ -90,13 +92,26 @@ def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
 
 
 def _memory(session: Session) -> list[Row]:
-    width = session.runtime.dtype.itemsize
-    parts = estimate_bytes(session.model.config, session.recipe.batch.micro_batch, width)
+    config, n_rows = session.model.config, session.recipe.batch.micro_batch
+    parts = estimate_bytes(
+        config,
+        n_rows,
+        session.runtime.dtype.itemsize,
+        n_learning=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
+        n_outputs=_outputs(session.task, n_rows * config.n_positions),
+    )
     rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
     return [
         *rows,
         ("in all", f"{sum(parts.values()) / MiB:,.0f} MiB", "estimate; the process itself adds about 400"),
     ]
+
+
+def _outputs(task: Task, n_positions: int) -> int:
+    """How many of a micro batch's positions meet the vocabulary."""
+    if isinstance(task, Classification):
+        return 0
+    return task.most_learnt if isinstance(task, Instruction) else n_positions
 
 
 def _work(session: Session) -> list[Row]:

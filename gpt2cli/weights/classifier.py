@@ -5,7 +5,7 @@ config.json. tokenizer_config.json has the length at which texts were cut and th
 rows, so that transformers' pipeline cuts and fills as `gpt2 classify` does.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2cli.disk import open_regular, sha256_of, write_file, write_json
+from gpt2cli.disk import sha256_of, write_file, write_json
 from gpt2cli.errors import InputError
+from gpt2cli.home import is_adapter
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
+from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.folder import CONFIG as TOKENIZER_CONFIG
 from gpt2cli.tokenizer.folder import load_tokenizer, save_tokenizer
 from gpt2cli.tokenizer.protocol import END_OF_TEXT, Tokenizer
-from gpt2cli.weights.folder import CONFIG, RECIPE, TRANSPOSED, WEIGHTS, read_manifest
+from gpt2cli.weights.folder import (
+    CLASSIFIER,
+    CONFIG,
+    LANGUAGE_MODEL,
+    RECIPE,
+    TRANSPOSED,
+    WEIGHTS,
+    read_manifest,
+)
 from gpt2cli.weights.source import require_exactly
 from gpt2cli.weights.tensor_file import changed, read_tensors, write_tensors
 
-ARCHITECTURE = "GPT2ForSequenceClassification"
 SCORE = "score.weight"
 
 
@@ -54,7 +63,7 @@ def write_classifier(
         folder / CONFIG,
         to_hugging_face(model.config, tokenizer.end_of_text)
         | {
-            "architectures": [ARCHITECTURE],
+            "architectures": [CLASSIFIER],
             "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)},
             "num_labels": len(labels),
@@ -65,7 +74,7 @@ def write_classifier(
     )
     write_file(folder / RECIPE, recipe)
     names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
-    settings = _read_json(folder / TOKENIZER_CONFIG)
+    settings = read_table(folder / TOKENIZER_CONFIG)
     settings |= {"pad_token": END_OF_TEXT, "padding_side": "right", "model_max_length": max_tokens}
     write_json(folder / TOKENIZER_CONFIG, settings)
     return hashes | {name: sha256_of(folder / name) for name in names}
@@ -77,10 +86,11 @@ def load_classifier(
     """Load and verify a classifier, in fp32 and evaluation mode, on the CPU.
 
     Raises InputError where a file is missing, damaged or fits the others badly, and for a folder
-    that holds a language model.
+    that holds a language model or an adapter to one.
     """
-    values = _read_json(folder / CONFIG)
-    _refuse_other_heads(folder, values)
+    _refuse_adapters(folder)
+    values = read_table(folder / CONFIG)
+    _require_classifier(folder, values)
     config = from_hugging_face(values)
     if dropout is not None:
         config = replace(config, dropout=dropout)
@@ -98,10 +108,9 @@ def load_classifier(
             "copy the tokenizer files that the model was trained with into the folder",
         )
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
-    n_classes = tensors[SCORE].shape[0] if SCORE in tensors else 0
-    labels = _labels(folder, values, n_classes)
-    model = empty_classifier(config, len(labels), attention)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    labels = _labels(folder, values, _n_classes(shapes, config))
+    model = empty_classifier(config, len(labels), attention)
     require_exactly(folder / WEIGHTS, _stored_shapes(config, len(labels)), shapes)
     model.load_state_dict({name: _turned(name, tensor) for name, tensor in tensors.items()}, assign=True)
     max_tokens = _max_tokens(folder, config.n_positions)
@@ -116,6 +125,12 @@ def _turned(name: str, tensor: Tensor) -> Tensor:
 def _stored_shapes(config: GPT2Config, n_classes: int) -> dict[str, tuple[int, ...]]:
     shapes = {name: tuple(t.shape) for name, t in empty_classifier(config, n_classes).state_dict().items()}
     return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
+
+
+def _n_classes(shapes: Mapping[str, tuple[int, ...]], config: GPT2Config) -> int:
+    """As many as `score` has rows. 0 for one of another form, whose shape `require_exactly` refuses then."""
+    shape = shapes.get(SCORE, ())
+    return shape[0] if len(shape) == 2 and shape[1] == config.n_embd else 0
 
 
 def _labels(folder: Path, values: dict[str, Any], n_classes: int) -> tuple[str, ...]:
@@ -134,29 +149,45 @@ def _labels(folder: Path, values: dict[str, Any], n_classes: int) -> tuple[str, 
 
 def _max_tokens(folder: Path, context: int) -> int:
     path = folder / TOKENIZER_CONFIG
-    limit = _read_json(path).get("model_max_length") if path.exists() else None
-    return min(limit, context) if isinstance(limit, int) and limit > 0 else context
+    limit = read_table(path).get("model_max_length") if path.exists() else None
+    # true is an int to Python, and no length.
+    return min(limit, context) if type(limit) is int and limit > 0 else context
 
 
-def _refuse_other_heads(folder: Path, values: dict[str, Any]) -> None:
-    architecture = (values.get("architectures") or ["GPT2LMHeadModel"])[0]
-    kind = values.get("problem_type") or "single_label_classification"
-    if architecture != ARCHITECTURE:
+def _refuse_adapters(folder: Path) -> None:
+    """A classifier's own adapters are stored merged: what lies apart belongs to a language model."""
+    if is_adapter(folder):
         raise InputError(
-            f"{folder}: holds a {architecture}, not a classifier",
+            f"{folder}: is an adapter of a language model, not a classifier",
             "it writes texts and knows no classes",
-            f"make one of it: gpt2 finetune-classify spam init={folder}; or gpt2 generate --model {folder}",
+            f"gpt2 generate --model {folder}; or gpt2 convert {folder} --merge, and make a classifier of the"
+            " result: gpt2 finetune-classify spam init=RESULT",
         )
+
+
+def _require_classifier(folder: Path, values: Mapping[str, Any]) -> None:
+    """The `values` of a config.json are those of a GPT-2 that gives a text one class."""
+    named = values.get("architectures")
+    named = [LANGUAGE_MODEL] if named is None or named == [] else named
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise InputError(
+            f"{folder / CONFIG}: architectures is {str(named)[:80]}",
+            "it must be a list of names",
+            f'"architectures": ["{CLASSIFIER}"], if it is one',
+        )
+    if CLASSIFIER not in named:
+        writes = LANGUAGE_MODEL in named
+        raise InputError(
+            f"{folder}: holds a {named[0][:80]}, not a classifier",
+            "it writes texts and knows no classes" if writes else f"only {CLASSIFIER} can be read",
+            f"make one of it: gpt2 finetune-classify spam init={folder}; or gpt2 generate --model {folder}"
+            if writes
+            else "gpt2 finetune-classify spam-tiny",
+        )
+    kind = values.get("problem_type") or "single_label_classification"
     if kind != "single_label_classification":
-        raise InputError(f"{folder}: its problem_type is {kind!r}", "a text has one class here")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        try:
-            value = json.loads(file.read(1 << 24))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not valid JSON", str(error)) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return value
+        raise InputError(
+            f"{folder}: its problem_type is {str(kind)[:80]!r}",
+            "here a text has one class",
+            "gpt2 finetune-classify spam-tiny",
+        )

@@ -310,12 +310,6 @@ def test_weights_that_were_changed(arguments: tuple[str, ...], gpt2: Gpt2, model
     assert "the content has changed since it was written" in outcome.err
 
 
-def test_no_such_model(gpt2: Gpt2) -> None:
-    outcome = gpt2("inspect", "nowhere")
-    assert (outcome.code, outcome.out) == (3, "")
-    assert outcome.err.startswith("error: nowhere: no such model\n")
-
-
 def test_a_bare_folder_of_somebody_else_can_be_converted(gpt2: Gpt2, model: Path) -> None:
     path = model / "model.safetensors"
     save_file({name.removeprefix("transformer."): t for name, t in load_file(path).items()}, path)
@@ -336,11 +330,6 @@ def test_a_file_is_no_model_yet(command: tuple[str, ...], gpt2: Gpt2, model: Pat
     assert outcome.err.endswith(f"fix: gpt2 convert {path}\n")
     part = gpt2(*command, model / "model.safetensors")
     assert part.code == 3 and part.err.endswith(f"fix: name that: {model}\n")
-
-
-def test_a_file_of_a_sizes_name_is_not_mistaken_for_it(gpt2: Gpt2, tmp_path: Path) -> None:
-    (tmp_path / "124M").touch()
-    assert "fix: gpt2 download 124M" in gpt2("inspect", "124M").err
 
 
 def test_a_run_tells_where_it_comes_from(

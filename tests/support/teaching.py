@@ -65,5 +65,5 @@ def teaching(folder: Path, *overrides: str, records: Any = None) -> tuple[Instru
     recipe = load_recipe(str(write_teaching(folder, records)), overrides).recipe
     assert isinstance(recipe, InstructRecipe)
     data, start = recipe.data, find_start(recipe)
-    found = read_records(Path(data.source), Fields(data.instruction, data.input, data.output))
-    return recipe, Instruction(recipe, start, examples_of(recipe, found.records, start))
+    found = read_records(Path(data.source), Fields(data.instruction, data.input, data.output, data.task))
+    return recipe, Instruction(recipe, start, examples_of(recipe, found, start))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import Lora, save_adapter, save_base
 from lessons import lesson
 from loud import loud
 
 from gpt2cli.errors import InputError
 from gpt2cli.weights.classifier import LoadedClassifier, load_classifier, write_classifier
 from gpt2cli.weights.folder import load_model, read_config, write_manifest
+from gpt2cli.weights.tensor_file import read_tensors, write_tensors
 
 
 @pytest.fixture
@@ -74,6 +76,13 @@ def test_a_flipped_byte_is_noticed(folder: Path, name: str) -> None:
     ("values", "said"),
     [
         ({"problem_type": "regression"}, "problem_type is 'regression'"),
+        ({"problem_type": {"a": 1}}, "problem_type is"),
+        ({"architectures": {"a": 1}}, "config.json: architectures is {'a': 1}"),
+        ({"architectures": 5}, "config.json: architectures is 5"),
+        ({"architectures": 0}, "config.json: architectures is 0"),
+        ({"architectures": [["x"]]}, "config.json: architectures is [['x']]"),
+        ({"architectures": "GPT2ForSequenceClassification"}, "architectures is GPT2For"),
+        ({"architectures": ["BertModel"]}, "holds a BertModel, not a classifier"),
         ({"id2label": {"0": "a"}}, "id2label is"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label is"),
         ({"id2label": {"0": "a", "1": 3}}, "id2label is"),
@@ -97,9 +106,43 @@ def test_labels_that_hugging_face_leaves_out_and_a_length_without_end(folder: Pa
     assert loaded.labels == ("LABEL_0", "LABEL_1", "LABEL_2") and loaded.max_tokens == 24
 
 
+@pytest.mark.parametrize("limit", [True, False, -1, 0, 2.5, "20", None])
+def test_a_length_that_is_none_is_the_context(folder: Path, limit: object) -> None:
+    (folder / "manifest.json").unlink()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": limit}))
+    assert load_classifier(folder).max_tokens == 24
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 16, 1), (1 << 50, 0)])
+def test_a_score_that_is_no_matrix_of_the_model(folder: Path, shape: tuple[int, ...]) -> None:
+    """Without names of labels its rows are counted, and there must not be a name for each of 2**50."""
+    change(folder, id2label=None)
+    weights = folder / "model.safetensors"
+    write_tensors(weights, read_tensors(weights) | {"score.weight": torch.zeros(shape)}, {})
+    with pytest.raises(InputError, match=r"model.safetensors: .*score.weight"):
+        load_classifier(folder)
+
+
+def test_an_adapter_is_refused_with_its_commands(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    save_adapter(path, save_base(tmp_path / "base"), Lora())
+    with pytest.raises(InputError, match="is an adapter of a language model, not a classifier") as caught:
+        load_classifier(path)
+    assert f"gpt2 generate --model {path}" in caught.value.fix
+    assert f"gpt2 convert {path} --merge" in caught.value.fix
+
+
+def test_a_key_that_stands_twice_is_refused(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "config.json").write_text('{"architectures": [], "architectures": []}')
+    with pytest.raises(InputError, match=r"config.json: is not JSON: .*stands there twice"):
+        load_classifier(folder)
+
+
 def test_broken_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config.json: is not valid JSON"):
+    with pytest.raises(InputError, match=r"config.json: is not JSON"):
         load_classifier(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config.json: is not a JSON object"):
