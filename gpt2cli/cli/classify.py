@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 1 << 26  # bytes; no context is near it, and a pipe may never end
 UNSURE = "unsure"
+STDIN = Path("-")
 ADDED = ("label", "probability")  # columns of the answer; with "predicted_" before them where they are taken
 
 
@@ -26,7 +27,8 @@ def classify(
         typer.Argument(metavar="[TEXT]...", help="The texts; without any, stdin line by line."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read a text a line from a file.", show_default=False)
+        Path | None,
+        typer.Option("--file", "-f", help="Read a text a line from a file; - is stdin.", show_default=False),
     ] = None,
     column: Annotated[
         str | None,
@@ -34,6 +36,15 @@ def classify(
             "--column",
             metavar="NAME",
             help="The file is CSV, TSV or JSONL, and this column holds the text; CSV comes out.",
+            show_default=False,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="NAME,NAME",
+            help="The names of all columns of a CSV or TSV file that has no row of names.",
             show_default=False,
         ),
     ] = None,
@@ -65,14 +76,17 @@ def classify(
         raise UsageError("there are two sources of texts", f"{file} and the arguments", "give one of them")
     if column is not None and file is None:
         raise UsageError("--column names a column of a file", "no file is given", "--file FILE.csv")
-    if column is None and file is not None:
-        _refuse_tables(file)
+    if column is None and (file is not None or columns is not None):
+        _refuse_tables(file, columns)
+    names = _names(columns, column)
+    if not texts and file in (None, STDIN):
+        _require_stdin()
     writer = _Writer(threshold or 0.0, as_json)
     if column is not None and file is not None:
-        table, place = _open_table(file, column)
+        table, place = _open_table(file, column, names)
         loaded = _load(model, device, precision, threads)
         writer.table(loaded, table, place)
-    elif file is not None:
+    elif file is not None and file != STDIN:
         lines = _lines_of(file)
         writer.texts(_load(model, device, precision, threads), lines, lambda i: f"{file}:{i + 1}")
     elif texts:
@@ -181,25 +195,78 @@ def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassi
     return loaded
 
 
-def _refuse_tables(file: Path) -> None:
-    from gpt2cli.data.tables import KIND_OF_SUFFIX
+def _refuse_tables(file: Path | None, columns: str | None) -> None:
+    """Nobody has said which column holds the texts, and the file is a table."""
+    from gpt2cli.data.tables import kind_by_name
     from gpt2cli.errors import UsageError
 
-    if file.suffix.lower() in KIND_OF_SUFFIX:
+    if columns is not None or (file is not None and kind_by_name(file)):
         raise UsageError(
-            f"{file}: which column holds the texts?",
-            "by its name the file is a table, not a text a line",
-            f"gpt2 classify MODEL --file {file} --column NAME",
+            f"{file or '--columns'}: which column holds the texts?",
+            "the file is a table by its columns"
+            if columns is not None
+            else "by its name the file is a table, not a text a line",
+            f"gpt2 classify MODEL --file {file or 'FILE.csv'} --column NAME",
         )
 
 
-def _open_table(file: Path, column: str) -> "tuple[Table, int]":
+def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
+    """The names in --columns; none where it is not given."""
+    from gpt2cli.errors import UsageError
+
+    if columns is None:
+        return ()
+    names = tuple(name.strip() for name in columns.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(
+            f"--columns is {columns!r}",
+            "it must be names with commas between them, none of them twice",
+            "--columns label,text",
+        )
+    if column not in names:
+        raise UsageError(
+            f"--column {column} is none of --columns",
+            f"these are {', '.join(names)}",
+            f"--column {names[-1]}",
+        )
+    return names
+
+
+def _require_stdin() -> None:
+    import sys
+
+    from gpt2cli.errors import UsageError
+
+    if sys.stdin is None:  # whoever started the program had closed it
+        raise UsageError("there are no texts", "stdin is closed", "gpt2 classify MODEL TEXT, or --file FILE")
+
+
+def _say_if_typed() -> None:
+    """Somebody at a terminal would wait for the program that waits for them."""
+    import sys
+
+    from gpt2cli.ui.console import err
+
+    if sys.stdin.isatty():
+        err().print("reading lines from the terminal; Ctrl-D ends")
+
+
+def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table, int]":
     """The table, and the place of its texts, of which there is one in each row."""
+    import sys
+
     from gpt2cli.data.tables import read_table
     from gpt2cli.errors import InputError
 
-    table = read_table(file)
-    place = table.column(column)
+    # Labels come first where training takes a file without a row of names, as the SMS Spam Collection.
+    usual = ("label", column) if column != "label" else ()
+    if file == STDIN:
+        _say_if_typed()
+        table = read_table(Path("stdin"), usual, names, sys.stdin.buffer)
+    else:
+        table = read_table(file, usual, names)
+    other = "label" if column != "label" else "text"
+    place = table.column(column, f"--columns {other},{column} with its columns in their order")
     for row in table.rows:
         if row.values[place] is None:
             raise InputError(f"{table.where(row.line)}: the field {column!r} is missing")
@@ -221,6 +288,7 @@ def _arriving_lines() -> "Iterator[list[str]]":
 
     from gpt2cli.errors import InputError
 
+    _say_if_typed()
     pending = b""
     while block := os.read(sys.stdin.fileno(), 1 << 16):
         *lines, pending = (pending + block).split(b"\n")

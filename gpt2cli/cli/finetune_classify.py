@@ -64,7 +64,7 @@ def _opened(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[Classifi
     found = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
     if found.warning:
         say(f"warning: {found.warning}")
-    labelled = read_labelled(found.paths[0], wanted.text, wanted.label)
+    labelled = read_labelled(found.paths[0], wanted.text, wanted.label, wanted.columns or ())
     data = prepare(labelled, wanted, start.tokenizer, start.config.n_positions, recipe.seed)
     if data.n_left_out:
         say(f"note: {data.n_left_out:,} of {len(labelled.texts):,} rows are left out for balance")

@@ -74,7 +74,10 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruct
     for n, said in (
         (read.n_empty, "left out: no answer in them"),
         (examples.n_left_out, f"left out: their questions alone fill {examples.limit} tokens"),
-        (examples.n_only_learnt, f"learnt but never asked: their last answers begin beyond {examples.limit} tokens"),
+        (
+            examples.n_only_learnt,
+            f"learnt but never asked: their last answers begin beyond {examples.limit} tokens",
+        ),
         (examples.n_cut, f"cut: longer than {examples.limit} tokens"),
     ):
         if n:
@@ -166,6 +169,7 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
             "checkpoint": best.name,
             "key": key,
             "test": test_digest,
+            "data": task.recipe.data.model_dump(),
             "source_sha256": task.examples.sha256,
         }
         _conclude(run, list(file.responses.values()), about, asked.rouge)
@@ -197,7 +201,7 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
     )
 
 
-def _conclude(run: "Run", responses: "list[Response]", about: dict[str, str], with_rouge: bool) -> None:
+def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
     """Count, measure and say it; scores.json, written last, says that all is done."""
     from gpt2cli import disk
     from gpt2cli.judging.rouge import rouge
@@ -226,18 +230,19 @@ def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
     import json
 
     from gpt2cli import disk, home
-    from gpt2cli.judging.rouge import NAMES
+    from gpt2cli.judging.rouge import MEASURES
 
     try:
         scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
-        key, test, source_sha256 = (scores[name] for name in ("key", "test", "source_sha256"))
+        key, test, data = scores["key"], scores["test"], scores["data"]
+        source_sha256 = scores["source_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     # Known corpora never change; a file of one's own may, and a test record with it.
     source = Path(recipe.data.source)
-    if source.is_file() and disk.sha256_of(source) != source_sha256:
+    if data != recipe.data.model_dump() or (source.is_file() and disk.sha256_of(source) != source_sha256):
         return False
-    has_scores = not recipe.eval.rouge or all(name in scores for name in NAMES)
+    has_scores = not recipe.eval.rouge or all(name in scores for name in MEASURES)
     return has_scores and bool(key == _key(home.best_checkpoint(run.folder), recipe, test))
 
 

@@ -84,7 +84,11 @@ def train(
     with disk.lock(run.folder):
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
-        if checkpoint and lesson.is_complete(run, loaded.recipe) and _nothing_to_do(checkpoint, loaded.recipe, run):
+        if (
+            checkpoint
+            and lesson.is_complete(run, loaded.recipe)
+            and _nothing_to_do(checkpoint, loaded.recipe, run)
+        ):
             return
         stopping = "finishing this step and saving; once more to leave at once"
         with lesson.opened(loaded.recipe, offline) as (task, origin), polite_stop(stopping) as stop:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpt2cli.data.rows import most_tokens
 from gpt2cli.data.splits import stratified_split, undersampled
 from gpt2cli.data.tables import read_table
 from gpt2cli.errors import Gpt2Error, InputError
@@ -63,13 +64,15 @@ class ClassifySplits:
         return hashlib.sha256(json.dumps([self.labels, splits]).encode()).hexdigest()
 
 
-def read_labelled(path: Path, text: str, label: str) -> Labelled:
+def read_labelled(path: Path, text: str, label: str, columns: Sequence[str] = ()) -> Labelled:
     """The rows of a table, whose columns `text` and `label` count. Space around labels does not.
 
+    `columns` are the names of all columns of a file that has no row of names.
     Raises InputError naming FILE:LINE for what is malformed, and where there is only one class.
     """
-    table = read_table(path, headerless=(label, text))
-    at_text, at_label = table.column(text), table.column(label)
+    table = read_table(path, (label, text), columns)
+    naming = f"data.columns='[{label}, {text}]' with its columns in their order"
+    at_text, at_label = table.column(text, naming), table.column(label, naming)
     texts, names, lines = [], [], []
     for row in table.rows:
         said, name = row.values[at_text], (row.values[at_label] or "").strip()
@@ -101,8 +104,10 @@ def prepare(
 ) -> ClassifySplits:
     """Balance, split within each class, encode and cut.
 
-    Raises InputError naming FILE:LINE for a class with too few rows and for what cannot be encoded.
+    Raises InputError naming FILE:LINE for a class with too few rows and for what cannot be encoded,
+    UsageError for a limit beyond the context.
     """
+    max_tokens = most_tokens(wanted.max_tokens, context)
     for kind, count in sorted(Counter(data.classes).items()):
         if count < FEWEST:
             raise InputError(
@@ -113,7 +118,6 @@ def prepare(
             )
     balanced = wanted.balance == "undersample"
     kept = undersampled(data.classes, seed) if balanced else list(range(len(data.classes)))
-    max_tokens = min(wanted.max_tokens or context, context)
     ids: list[tuple[int, ...]] = []
     n_cut = 0
     for i in kept:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from gpt2cli.data.sources import KIND_OF_SUFFIX
-from gpt2cli.data.tables import read_text
+from gpt2cli.data.tables import kind_by_name, read_text
 from gpt2cli.errors import InputError
 from gpt2cli.prompts import Role, Turn
 
@@ -62,8 +61,7 @@ def read_records(path: Path, fields: Fields) -> Records:
     Raises InputError naming the line or the record's index, counted from 0.
     """
     text, sha256 = read_text(path)
-    inner = Path(path.stem) if path.suffix.lower() == ".gz" else path
-    is_lines = KIND_OF_SUFFIX.get(inner.suffix.lower()) == "jsonl"
+    is_lines = kind_by_name(path) == "jsonl"
     found = _lines(text, str(path)) if is_lines else _list(text, path)
     records = [
         Record(index, where, _turns(value, fields, where)) for index, (where, value) in enumerate(found)

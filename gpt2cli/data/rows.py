@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2cli.data.instruct import Record
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.prompts import Template, encoded
 from gpt2cli.tokenizer.protocol import Tokenizer
 
@@ -152,3 +152,17 @@ def _epoch(order: Order, epoch: int) -> list[tuple[int, ...]]:
 
 def _cut(items: NDArray[np.int64], n_rows: int) -> list[tuple[int, ...]]:
     return [tuple(items[start : start + n_rows].tolist()) for start in range(0, len(items), n_rows)]
+
+
+def most_tokens(wanted: int, context: int) -> int:
+    """Tokens that a row may have: `wanted`, or with 0 as many as the model sees.
+
+    Raises UsageError for more than that.
+    """
+    if wanted > context:
+        raise UsageError(
+            f"data.max_tokens is {wanted}, the model sees {context}",
+            "learned positions end there",
+            f"data.max_tokens={context}, or 0 for as many as it sees",
+        )
+    return wanted or context

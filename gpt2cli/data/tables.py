@@ -2,19 +2,21 @@
 
 CSV is RFC 4180: commas, and quotes around what holds a comma, a quote or a line end. TSV is plain:
 tabs separate and a quote is a character like any other, as in the SMS Spam Collection, whose
-messages hold lone ones. JSONL has an object a line. What the columns mean is not known here.
+messages hold lone ones. JSONL has an object a line. The first row of CSV and TSV names the columns,
+or the caller does. What the columns mean is not known here.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from gpt2cli import disk
 from gpt2cli.errors import InputError
@@ -45,36 +47,65 @@ class Table:
     def where(self, line: int) -> str:
         return f"{self.name}:{line}"
 
-    def column(self, name: str) -> int:
-        """The place of a column. Raises InputError with those that there are."""
+    def column(self, name: str, naming: str = "") -> int:
+        """The place of a column. Raises InputError with those that there are, and with what the user
+        writes to name them, `naming`, where the first row may hold none.
+        """
         if name in self.columns:
             return self.columns.index(name)
         there = ", ".join(map(repr, self.columns[:8])) or "nothing"
         if len(self.columns) == 1 and ";" in self.columns[0]:
             there += "; the columns of a CSV file are separated by commas here"
         raise InputError(
-            f"{self.where(1)}: no column {name!r}", f"the file has: {there}", "name one of these"
+            f"{self.where(1)}: no column {name!r}",
+            f"the file has: {there}",
+            "name one of these"
+            + (f"; if that is a row of data, {naming}" if naming and self.kind != "jsonl" else ""),
         )
 
 
-def read_table(path: Path, headerless: tuple[str, ...] = ()) -> Table:
-    """Read a whole table. `headerless` names the columns of a TSV file that begins with its data.
+def read_table(
+    path: Path,
+    headerless: tuple[str, ...] = (),
+    columns: Sequence[str] = (),
+    stream: BinaryIO | None = None,
+) -> Table:
+    """Read a whole table; from `stream` where one is given, and `path` is what to call it then.
 
-    Such a file has just so many fields in its first line, none of them one of those names, and its
-    first word stands at the head of a later line too. Raises InputError naming FILE:LINE.
+    `columns` are the names of the columns of a file without a row of names. Where they are not given,
+    `headerless` names those of a TSV file that begins with its data: such a file has just so many
+    fields in its first line, none of them one of those names, and its first word stands at the head
+    of a later line too. Raises InputError naming FILE:LINE.
     """
-    text, sha256 = read_text(path)
-    kind = _kind(path, text)
+    text, sha256 = read_text(path, stream)
+    kind = kind_by_name(path) or _kind_by_content(text)
+    given = tuple(columns)
     if kind == "jsonl":
+        if given:
+            raise InputError(
+                f"{path}:1: JSON records name their fields themselves",
+                f"and are to be named {', '.join(map(repr, given[:8]))}",
+                "leave the names of columns out",
+            )
         columns, rows = _json_rows(str(path), text)
         return Table(str(path), kind, columns, tuple(rows), sha256)
     found = list(_csv_rows(str(path), text, kind))
     if not found:
         raise InputError(f"{path}:1: there are no rows", "the file is empty")
-    if kind == "tsv" and headerless and _begins_with_data(found, headerless):
+    first = tuple(value.strip() for value in found[0].values if value is not None)
+    if given:
+        if set(first) == set(given):
+            raise InputError(
+                f"{path}:{found[0].line}: the columns are named in this row",
+                "with names given besides it would be taken for data",
+                "leave the names of columns out",
+            )
+        columns = given
+    elif kind == "tsv" and headerless and _begins_with_data(found, headerless):
         columns = headerless
     else:
-        columns = tuple(value.strip() for value in found.pop(0).values if value is not None)
+        columns = first
+        del found[0]
         twice = [name for i, name in enumerate(columns) if name in columns[:i]]
         if twice:
             raise InputError(f"{path}:1: the column {twice[0]!r} is there twice", fix="rename one of them")
@@ -89,9 +120,12 @@ def read_table(path: Path, headerless: tuple[str, ...] = ()) -> Table:
     return Table(str(path), kind, columns, tuple(found), sha256)
 
 
-def read_text(path: Path) -> tuple[str, str]:
-    """A file's text, line ends as they are, and its SHA-256. Raises InputError naming FILE:LINE."""
-    with disk.open_regular(path) as file:
+def read_text(path: Path, stream: BinaryIO | None = None) -> tuple[str, str]:
+    """The text of a file, or of `stream` called `path`, line ends as they are, and its SHA-256.
+
+    Raises InputError naming FILE:LINE.
+    """
+    with disk.open_regular(path) if stream is None else contextlib.nullcontext(stream) as file:
         data = file.read(LARGEST + 1)
     sha256 = hashlib.sha256(data).hexdigest()
     if path.suffix.lower() == ".gz":
@@ -121,12 +155,13 @@ def read_text(path: Path) -> tuple[str, str]:
     return text.removeprefix("\ufeff"), sha256
 
 
-def _kind(path: Path, text: str) -> Kind:
-    """By the file's name, else by its first line."""
+def kind_by_name(path: Path) -> Kind | None:
+    """What a file's name, packed or not, says of it; None where it need not be a table."""
     inner = Path(path.stem) if path.suffix.lower() == ".gz" else path
-    by_name = KIND_OF_SUFFIX.get(inner.suffix.lower())
-    if by_name:
-        return by_name
+    return KIND_OF_SUFFIX.get(inner.suffix.lower())
+
+
+def _kind_by_content(text: str) -> Kind:
     first = text.lstrip().split("\n", 1)[0]
     return "jsonl" if first.startswith("{") else "tsv" if "\t" in first else "csv"
 

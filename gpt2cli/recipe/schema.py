@@ -196,6 +196,10 @@ class ClassifyData(Section):
     source: Word = Field(description="sms-spam, or a CSV, TSV or JSONL file with a text and a label a row")
     text: Word = Field(default="text", description="column or field that holds the text")
     label: Word = Field(default="label", description="column or field that holds the class")
+    columns: Annotated[tuple[Word, ...], Field(strict=False, min_length=2)] | None = Field(
+        default=None,
+        description="names of all columns of a CSV or TSV file without a row of names; null: the first row",
+    )
     validation: Share = Field(default=0.1, description="share kept to choose the best checkpoint")
     test: Share = Field(default=0.2, description="share kept for the report at the end")
     balance: Literal["none", "undersample", "weights"] = Field(
@@ -207,6 +211,17 @@ class ClassifyData(Section):
     bundled: bool = Field(
         default=True, description="whether bundled messages may stand in when there is no network"
     )
+
+    @model_validator(mode="after")
+    def _both_columns(self) -> "ClassifyData":
+        if self.columns is None:
+            return self
+        for name in (self.text, self.label):
+            if name not in self.columns:
+                raise _problem("columns", f"lacks {name!r}", f"data.columns='[{self.label}, {self.text}]'")
+        if len(set(self.columns)) < len(self.columns):
+            raise _problem("columns", "has a name twice", "data.columns='[label, text]'")
+        return self
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "ClassifyData":

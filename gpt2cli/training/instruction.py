@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.data.instruct import Record, Records
-from gpt2cli.data.rows import Order, Row, by_length, packed, row_of, sheet_of
+from gpt2cli.data.rows import Order, Row, by_length, most_tokens, packed, row_of, sheet_of
 from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config
@@ -70,7 +70,9 @@ class Examples:
         """Names what is asked at the end, token by token, and the answers that it is held against."""
         digest = hashlib.sha256()
         for question in self.test:
-            digest.update(json.dumps([question.ids, asdict(question.record)]).encode())
+            record = question.record
+            turns = [asdict(turn) for turn in record.turns]
+            digest.update(json.dumps([record.index, question.ids, turns]).encode())
         return digest.hexdigest()
 
 
@@ -80,7 +82,7 @@ def examples_of(recipe: InstructRecipe, found: Records, start: Start) -> Example
 
     A record that leaves no room for its last answer cannot be asked, but is learnt from.
     """
-    limit = _limit(recipe, start)
+    limit = most_tokens(recipe.data.max_tokens, start.config.n_positions)
     template, tokenizer = TEMPLATES[recipe.template], start.tokenizer
     questions, rows, only_learnt = list[Question](), list[Row](), list[Row]()
     for record in found.records:
@@ -299,14 +301,3 @@ def _within(segments: Tensor) -> Tensor:
 
 def _learnt(rows: Sequence[Row]) -> int:
     return sum(int(row.learnt.sum()) for row in rows)
-
-
-def _limit(recipe: InstructRecipe, start: Start) -> int:
-    context, wanted = start.config.n_positions, recipe.data.max_tokens
-    if wanted > context:
-        raise UsageError(
-            f"data.max_tokens is {wanted}, the model sees {context}",
-            "learned positions end there",
-            f"data.max_tokens={context}, or 0 for as many as it sees",
-        )
-    return wanted or context

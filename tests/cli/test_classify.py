@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import Lora, save_adapter, save_base
 from lessons import language_model, lesson
 from loud import loud
 
@@ -126,6 +128,75 @@ def test_tsv_and_jsonl_in_and_columns_that_are_taken(
     )
 
 
+def test_a_table_without_a_row_of_names(
+    gpt2: Gpt2, model: Path, loaded: LoadedClassifier, tmp_path: Path
+) -> None:
+    """The SMS Spam Collection as training takes it; anything else with its names beside it."""
+    sms, other = tmp_path / "sms.tsv", tmp_path / "other.csv"
+    sms.write_text("ham\tsee you\nspam\twin cash\nham\tbill\n")
+    other.write_text("1,see you\n2,win cash\n3,bill\n")
+    texts = ["see you", "win cash", "bill"]
+    for arguments, column in (
+        ((sms, "--column", "text"), "text"),
+        ((sms, "--column", "body", "--columns", "kind, body"), "body"),
+        ((sms, "--column", "label", "--columns", "first,label"), "label"),
+        ((other, "--column", "text", "--columns", "id,text"), "text"),
+    ):
+        done = gpt2("classify", model, "--file", *arguments)
+        assert done.code == 0, done.err
+        rows = list(csv.DictReader(io.StringIO(done.out)))
+        assert [r[column] for r in rows] == texts
+        assert [r.get("predicted_label", r["label"]) for r in rows] == [
+            row(loaded, text).split("\t")[0] for text in texts
+        ]
+
+
+def test_a_dash_is_stdin(gpt2: Gpt2, model: Path, loaded: LoadedClassifier) -> None:
+    def fed(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gpt2cli", "classify", str(model), "--file", "-", *arguments],
+            input=text, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    lines = fed("see you\nbill\n")
+    assert (lines.stdout, lines.stderr) == (f"{row(loaded, 'see you')}\n{row(loaded, 'bill')}\n", "")
+    label, probability, _ = row(loaded, "see you").split("\t")
+    table = fed('id,text\n1,"see you"\n', "--column", "text")
+    assert table.stdout == f"id,text,label,probability\n1,see you,{label},{probability}\n"
+    bad = fed('text\n"x\n', "--column", "text")
+    assert bad.returncode == 3 and "stdin:2: a quote that opens in this row" in bad.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--file", "-"], ["--file", "-", "--column", "text"]])
+def test_closed_stdin_has_no_texts(
+    gpt2: Gpt2, model: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
+    done = gpt2("classify", model, *arguments)
+    assert done.code == 2 and "there are no texts" in done.err and "stdin is closed" in done.err
+    assert gpt2("classify", model, "bill").code == 0
+
+
+def test_a_terminal_is_told_what_is_waited_for(model: Path, loaded: LoadedClassifier) -> None:
+    ours, theirs = pty.openpty()
+    os.write(ours, b"see you\n\x04")
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2cli", "classify", str(model)],
+        stdin=theirs, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    os.close(ours)
+    os.close(theirs)
+    assert done.stderr == "reading lines from the terminal; Ctrl-D ends\n"
+    assert done.stdout == row(loaded, "see you") + "\n"
+
+
+def test_an_adapter_is_refused_with_its_commands(gpt2: Gpt2, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "runs/mine/checkpoints/step-000003", save_base(tmp_path / "base"), Lora())
+    done = gpt2("classify", "mine", "see you")
+    assert done.code == 3 and "is an adapter of a language model" in done.err, done.err
+    assert "gpt2 generate --model" in done.err and "--merge" in done.err
+
+
 def test_stdin_answers_each_line_as_it_comes(model: Path, loaded: LoadedClassifier) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "gpt2cli", "classify", str(model)],
@@ -191,6 +262,14 @@ def test_what_a_text_or_label_holds_cannot_steer_a_terminal(gpt2: Gpt2, tmp_path
         (["x", "--file", "f.txt"], 2, "two sources of texts"),
         (["--column", "text"], 2, "no file is given"),
         (["--file", "f.csv"], 2, "--column NAME"),
+        (["--file", "packed.csv.gz"], 2, "packed.csv.gz: which column holds the texts?"),
+        (["--file", "f.csv", "--columns", "a,b"], 2, "f.csv: which column holds the texts?"),
+        (["x", "--columns", "a,b"], 2, "--columns: which column holds the texts?"),
+        (["--file", "f.csv", "--column", "a", "--columns", "a,,b"], 2, "--columns is 'a,,b'"),
+        (["--file", "f.csv", "--column", "a", "--columns", "a,a"], 2, "--columns is 'a,a'"),
+        (["--file", "f.csv", "--column", "c", "--columns", "a,b"], 2, "--column c is none of --columns"),
+        (["--file", "f.csv", "--column", "body"], 3, "--columns label,body"),
+        (["x", "--file", "-"], 2, "two sources of texts"),
         (["--file", "nowhere.txt"], 3, "nowhere.txt: no such file"),
         (["--file", "f.csv", "--column", "body"], 3, "f.csv:1: no column 'body'"),
         (["--file", "bad.csv", "--column", "text"], 3, "bad.csv:2: a quote that opens in this row"),

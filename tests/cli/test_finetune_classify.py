@@ -115,6 +115,16 @@ def test_notices_of_balance_and_cuts(gpt2: Gpt2, recipe: Path, tmp_path: Path) -
     assert "longer than 6 tokens and are cut there" in done.err
 
 
+def test_a_file_without_a_row_of_names(gpt2: Gpt2, recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "messages.csv"
+    path.write_text(path.read_text().removeprefix("label,text\n"))
+    refused = gpt2("finetune-classify", recipe, "--dry-run")
+    assert refused.code == 3 and "data.columns='[label, text]'" in " ".join(refused.err.split()), refused.err
+    done = gpt2("finetune-classify", recipe, *SHORT, "data.columns=[label, text]")
+    assert done.code == 0, done.err
+    assert gpt2("finetune-classify", recipe, "--resume").code == 0, "the run's recipe has the names"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -123,6 +133,11 @@ def test_notices_of_balance_and_cuts(gpt2: Gpt2, recipe: Path, tmp_path: Path) -
         (["init=nowhere"], 3, "init=newest"),
         (["init=124M"], 3, "init=newest"),
         (["data.test=0.95"], 2, "data.test"),
+        (["data.max_tokens=25"], 2, "data.max_tokens is 25, the model sees 24"),
+        (["data.columns=[label, body]"], 2, "lacks 'text'"),
+        (["data.columns=[label, text, text]"], 2, "has a name twice"),
+        (["data.columns=label"], 2, "data.columns"),
+        (["data.columns=[label, text]"], 3, "messages.csv:1: the columns are named in this row"),
         (["train=some"], 2, "train"),
         (["train=lora", "lora.rank=99"], 2, "lora.rank is 99"),
     ],

@@ -184,19 +184,25 @@ def test_dry_run_marks_what_is_learnt(gpt2: Gpt2, recipe: Path) -> None:
     assert not Path("runs").exists()
 
 
+def _said(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def test_over_long_records_are_counted(gpt2: Gpt2, tmp_path: Path) -> None:
     records = [
         *some_records(),
         {"instruction": "why " * 70, "output": "so"},
         {"instruction": "Go on.", "output": "and " * 70},
         {"instruction": "Say nothing.", "output": ""},
+        {"messages": [*_said("Hello", "Hi"), *_said("why " * 70, "so")]},
     ]
     done = gpt2(COMMAND, write_teaching(tmp_path, records), "--dry-run")
     assert done.code == 0, done.err
     for said in (
-        "1 of 23 records cut: longer than 64 tokens",
-        "1 of 23 records left out: their questions alone fill 64 tokens",
-        "1 of 23 records left out: no answer in them",
+        "2 of 24 records cut: longer than 64 tokens",
+        "1 of 24 records left out: their questions alone fill 64 tokens",
+        "1 of 24 records learnt but never asked: their last answers begin beyond 64 tokens",
+        "1 of 24 records left out: no answer in them",
     ):
         assert said in done.err, done.err
 
@@ -230,3 +236,92 @@ def test_the_shipped_recipes_load_and_say_their_command(name: str) -> None:
     text = path.read_text()
     assert loaded.task == COMMAND and loaded.init == "124M"
     assert f"# command:  gpt2 {COMMAND} recipes/{name}.yaml" in text and len(text.splitlines()) <= 40
+
+
+@pytest.mark.parametrize("change", ["eval.temperature=0.9", "eval.max_new_tokens=3"])
+def test_other_ways_of_asking_answer_all_again(gpt2: Gpt2, recipe: Path, change: str) -> None:
+    assert gpt2(COMMAND, recipe, *SHORT).code == 0
+    first = json.loads((FOLDER / "scores.json").read_text())
+    done = gpt2(COMMAND, recipe, "--resume", change)
+    assert done.code == 0 and "nothing to do" not in done.err, done.err
+    second = json.loads((FOLDER / "scores.json").read_text())
+    assert first["checkpoint"] == second["checkpoint"] and first["key"] != second["key"]
+    assert {answer["key"] for answer in responses()} == {second["key"]} and len(responses()) == 4
+    if "max" in change:
+        assert all(answer["tokens"] <= 3 for answer in responses())
+
+
+def test_answers_of_two_ways_of_asking_are_never_mixed(gpt2: Gpt2, recipe: Path) -> None:
+    assert gpt2(COMMAND, recipe, *SHORT).code == 0
+    path = FOLDER / "responses.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    (FOLDER / "scores.json").unlink()
+    assert gpt2(COMMAND, recipe, "--resume", "eval.max_new_tokens=2").code == 0
+    assert len(responses()) == 4 and all(answer["tokens"] <= 2 for answer in responses())
+
+
+def test_a_test_record_that_changed_is_asked_again(gpt2: Gpt2, recipe: Path) -> None:
+    assert gpt2(COMMAND, recipe, *SHORT).code == 0
+    index, records = responses()[0]["index"], some_records()
+    records[index]["output"] = "something else"
+    (recipe.parent / "records.json").write_text(json.dumps(records))
+    done = gpt2(COMMAND, recipe, "--resume")
+    assert done.code == 0 and "nothing to do" not in done.err, done.err
+    assert {answer["index"]: answer["output"] for answer in responses()}[index] == "something else"
+
+
+def test_rouge_that_is_asked_for_later_is_computed_without_answering_again(gpt2: Gpt2, recipe: Path) -> None:
+    assert gpt2(COMMAND, recipe, *SHORT).code == 0
+    before = (FOLDER / "responses.jsonl").read_text()
+    done = gpt2(COMMAND, recipe, "--resume", "eval.rouge=true")
+    assert done.code == 0 and "nothing to do" not in done.err, done.err
+    assert "rouge_l" in json.loads((FOLDER / "scores.json").read_text())
+    assert (FOLDER / "responses.jsonl").read_text() == before
+    again = gpt2(COMMAND, recipe, "--resume")
+    assert again.code == 0 and "nothing to do" in again.err
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_a_resume_with_another_limit_is_refused(gpt2: Gpt2, recipe: Path, packing: str) -> None:
+    assert gpt2(COMMAND, recipe, *SHORT, f"packing={packing}").code == 0
+    done = gpt2(COMMAND, recipe, "--resume", "data.max_tokens=60")
+    assert done.code == 3 and "data.max_tokens: 64 -> 60" in done.err, done.err
+
+
+def test_the_hint_can_be_pasted(gpt2: Gpt2, recipe: Path) -> None:
+    done = gpt2(COMMAND, recipe, *SHORT, "--name", "with a space")
+    assert done.code == 0 and "head -n 3 'runs/with a space/responses.jsonl'" in done.err, done.err
+
+
+def test_documents_and_summaries_are_learnt_by_their_names(gpt2: Gpt2, tmp_path: Path) -> None:
+    records = [{"document": f"It rained {i} days.", "summary": f"Rain, {i}."} for i in range(20)]
+    done = gpt2(
+        COMMAND,
+        write_teaching(tmp_path, records),
+        *SHORT,
+        *("data.input=document", "data.output=summary", "data.task=Sum it up."),
+    )
+    assert done.code == 0, done.err
+    for answer in responses():
+        record = records[answer["index"]]
+        assert answer["instruction"] == "Sum it up." and answer["input"] == record["document"]
+        assert answer["output"] == record["summary"]
+
+
+def test_the_shipped_recipe_for_summaries_says_what_is_asked_of_documents() -> None:
+    from gpt2cli.recipe.loader import load_recipe
+
+    path = Path(__file__).parents[2] / "recipes" / "summarize.yaml"
+    loaded: Any = load_recipe(str(path), [])
+    assert loaded.recipe.data.task == "Summarize the text in one sentence."
+    assert "data.source=YOURS.jsonl data.input=document data.output=summary" in path.read_text()
+
+
+def test_dry_run_counts_states_only_for_what_learns(gpt2: Gpt2, recipe: Path) -> None:
+    def moments(*overrides: str) -> str:
+        done = gpt2(COMMAND, recipe, "--dry-run", *overrides)
+        assert done.code == 0, done.err
+        line: str = next(line for line in done.out.splitlines() if line.startswith("AdamW moments"))
+        return line.removeprefix("AdamW moments").strip()
+
+    assert moments("train=lora", "lora.rank=2") == "0 MiB" != moments()

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2cli.data.classify import by_length, class_weights, encoded, padded, prepare, read_labelled
 from gpt2cli.data.tables import read_table
-from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.recipe.schema import ClassifyData
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
@@ -56,6 +56,48 @@ def test_the_sms_collection_has_no_header_and_lone_quotes(tmp_path: Path) -> Non
     assert read(path) == [('"hello', "ham", 1), ("Win £5", "spam", 2), ('that\'s "it"', "ham", 3)]
     with pytest.raises(InputError, match=r"other.tsv:1: no column 'text'"):
         read(write(tmp_path, "other.tsv", "category\tmessage\nham\thello\nspam\twin\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.csv", 'ham,"see, you"\nspam,win\n', ("label", "text")),
+        ("a.csv", '"see, you",ham\nwin,spam\n', ("text", "label")),
+        ("a.csv", '7,"see, you",ham\n8,win,spam\n', ("id", "text", "label")),
+        ("a.tsv", "see, you\tham\nwin\tspam\n", ("text", "label")),
+        ("plain", "ham\t1\tsee, you\nspam\t2\twin\n", ("label", "id", "text")),
+    ],
+)
+def test_a_file_without_a_row_of_names(
+    tmp_path: Path, name: str, content: str, columns: tuple[str, ...]
+) -> None:
+    """Its first row is a text like the others: without the names it would be lost, or refused."""
+    path = write(tmp_path, name, content)
+    data = read_labelled(path, "text", "label", columns)
+    assert (data.texts, data.lines, data.labels) == (("see, you", "win"), (1, 2), ("ham", "spam"))
+    with pytest.raises(InputError, match=r":1: no column 'text'") as caught:
+        read_labelled(path, "text", "label")
+    assert "if that is a row of data, data.columns='[label, text]'" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "text,label\nx,a\ny,b\n", "a.csv:1: the columns are named in this row"),
+        ("a.csv", "x,a,1\ny,b,1\n", "a.csv:1: too many fields, 3"),
+        ("a.jsonl", '{"text": "x", "label": "a"}\n', "a.jsonl:1: JSON records name their fields"),
+        ("a.csv", "", "a.csv:1: there are no rows"),
+    ],
+)
+def test_names_for_a_file_that_does_not_fit_them(tmp_path: Path, name: str, content: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_labelled(write(tmp_path, name, content), "text", "label", ("label", "text"))
+
+
+def test_json_records_are_not_told_of_names_for_columns(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no column 'body'") as caught:
+        read_labelled(write(tmp_path, "a.jsonl", JSONL), "body", "label")
+    assert caught.value.fix == "name one of these"
 
 
 @pytest.mark.skipif(not os.environ.get("GPT2_MIRROR"), reason="GPT2_MIRROR is not set")
@@ -171,7 +213,10 @@ def test_split_balance_and_cuts(tmp_path: Path) -> None:
     assert [sum(part.classes) for part in (plain.train, plain.validation, plain.test)] == [14, 2, 4]
     assert plain.n_cut == sum(len(gpt2().encode("word " * i)) > 64 for i in range(80)) > 0
     assert max(map(len, plain.train.ids)) <= 64 and plain.max_tokens == 64
-    assert prepare(labelled, ClassifyData(source="x", max_tokens=100), gpt2(), 64, 1).max_tokens == 64
+    assert prepare(labelled, ClassifyData(source="x", max_tokens=64), gpt2(), 64, 1).max_tokens == 64
+    with pytest.raises(UsageError, match=r"data.max_tokens is 65, the model sees 64") as caught:
+        prepare(labelled, ClassifyData(source="x", max_tokens=65), gpt2(), 64, 1)
+    assert caught.value.fix == "data.max_tokens=64, or 0 for as many as it sees"
     even = prepare(labelled, ClassifyData(source="x", balance="undersample", max_tokens=5), gpt2(), 64, 1)
     assert [len(even.train), sum(even.train.classes), even.n_left_out] == [28, 14, 40]
     assert max(map(len, even.train.ids)) == 5

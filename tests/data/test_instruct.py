@@ -1,5 +1,6 @@
 """Reading records: both kinds, every refusal with its place, and 500 damaged files."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -152,3 +153,29 @@ def mutated(values: list[Any], name: str, chance: random.Random) -> bytes:
         cut = chance.randrange(len(data))
         data = data[:cut] + data[chance.randrange(len(data)) :]
     return bytes(data)
+
+
+def test_a_task_stands_in_where_a_record_has_no_instruction(tmp_path: Path) -> None:
+    values = [
+        {"document": "long", "summary": "short"},
+        {"instruction": None, "document": "a", "summary": "b"},
+        {"instruction": "In French.", "document": "c", "summary": "d"},
+    ]
+    fields = Fields(input="document", output="summary", task="Sum it up.")
+    found = read(write(tmp_path, values), fields).records
+    assert [r.turns[0] for r in found] == [
+        Turn("user", "Sum it up.", "long"),
+        Turn("user", "Sum it up.", "a"),
+        Turn("user", "In French.", "c"),
+    ]
+    with pytest.raises(InputError, match="record 0: field 'input' is missing"):
+        read(write(tmp_path, values), Fields(output="summary", task="Sum it up."))
+    with pytest.raises(InputError, match="record 0: field 'instruction' is missing") as caught:
+        read(write(tmp_path, values), Fields(input="document", output="summary"))
+    assert "data.task=" in caught.value.fix
+
+
+def test_packed_files_are_read_by_the_name_inside(tmp_path: Path) -> None:
+    values = some_records(3)
+    for name, text in (("records.JSONL.gz", lines(values)), ("records.json.gz", json.dumps(values))):
+        assert len(read(write(tmp_path, gzip.compress(text.encode()), name)).records) == 3

@@ -220,7 +220,9 @@ def test_an_override_of_a_broken_section_tells_of_the_section(refused: Refused, 
 
 def test_shipped_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert set(shipped_recipes()) == {"verdict", "shakespeare-char", "shakespeare", "gpt2-124m"}
+    assert {"verdict", "shakespeare-char", "shakespeare", "gpt2-124m", "spam", "instruct"} <= set(
+        shipped_recipes()
+    )
     assert find_recipe("verdict") == find_recipe("verdict.yaml") == shipped_recipes()["verdict"]
     (tmp_path / "verdict").mkdir()
     assert find_recipe("verdict") == shipped_recipes()["verdict"]
@@ -289,7 +291,7 @@ def test_a_dump_has_every_value_and_reads_back(written: Written) -> None:
         recipe = load_recipe(name).recipe
         loaded = load_recipe(written(dump_recipe(recipe)))
         assert loaded.recipe == recipe
-        unset = {key for key, _, default in fields(PretrainRecipe) if default is None}
+        unset = {key for key, _, default in fields(type(recipe)) if default is None}
         defaults = {key for key, origin in loaded.origins.items() if origin == "default"}
         assert defaults <= unset
 

@@ -242,3 +242,52 @@ def test_a_task_says_the_same_identity_for_the_same_data(tmp_path: Path) -> None
 
     assert identity() == identity()
     assert identity("seed=8")["data"] != identity()["data"], "another split is other data"
+
+
+def test_a_long_conversation_is_learnt_from_but_never_asked(tmp_path: Path) -> None:
+    words = [("user", "Hello"), ("assistant", "Hi there"), ("user", "why " * 70), ("assistant", "so")]
+    talk = {"messages": [{"role": role, "content": text} for role, text in words]}
+    _, plain = teaching(tmp_path)
+    _, task = teaching(tmp_path, records=[*some_records(), talk])
+    examples = task.examples
+    assert (examples.n_left_out, examples.n_only_learnt, examples.n_cut) == (0, 1, 1)
+    assert len(examples.train) == len(plain.examples.train) + 1
+    *_, last = examples.train
+    assert task.tokenizer.decode(last.ids[last.learnt][:-1].tolist()) == "Hi there"
+    asked = [question.record.index for question in (*examples.test, examples.shown)]
+    assert 20 not in asked and all(len(question.ids) < 64 for question in examples.test)
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_the_limit_is_part_of_what_a_run_is(packing: str, tmp_path: Path) -> None:
+    recipe, task = teaching(tmp_path, "optim.steps=3", f"packing={packing}")
+    run = Run(tmp_path / "run")
+    play(open_session(task, recipe, None), run)
+    checkpoint = newest_valid_checkpoint(run)[0]
+    # 40 tokens cut none of these records: only how many share a row can change.
+    other, changed = teaching(tmp_path, "optim.steps=3", f"packing={packing}", "data.max_tokens=40")
+    assert changed.identity()["data"] == task.identity()["data"]
+    with pytest.raises(InputError, match=r"data\.max_tokens: 64 -> 40"):
+        open_session(changed, other, checkpoint)
+    same, spelled = teaching(tmp_path, "optim.steps=3", f"packing={packing}", "data.max_tokens=64")
+    open_session(spelled, same, checkpoint)
+
+
+def test_the_test_digest_names_what_is_asked_and_what_would_be_right(tmp_path: Path) -> None:
+    _, task = teaching(tmp_path)
+    digest, index = task.examples.test_digest, task.examples.test[0].record.index
+    other = some_records()
+    other[index]["output"] += "!"
+    assert teaching(tmp_path)[1].examples.test_digest == digest
+    for changed in (
+        teaching(tmp_path, records=other)[1],
+        teaching(tmp_path, "template=alpaca", "model.context=64")[1],
+    ):
+        assert changed.examples.test_digest != digest
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_no_batch_learns_more_than_the_most(packing: str, tmp_path: Path) -> None:
+    _, task = teaching(tmp_path, f"packing={packing}")
+    found = [task.n_targets(task.batch(step, micro)) for step in range(6) for micro in range(2)]
+    assert max(found) <= task.most_learnt < 3 * 64

@@ -51,7 +51,18 @@ def test_a_single_sequence_can_only_be_shorter() -> None:
 
 
 def test_the_states_of_124m_are_sixteen_bytes_a_parameter() -> None:
-    parts = estimate_bytes(PRESETS["124M"], 2, 2)
+    config = PRESETS["124M"]
+    parts = estimate_bytes(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)
     states = parts["weights"] + parts["gradients"] + parts["AdamW moments"]
     assert states == 16 * 124_439_808
     assert sum(parts.values()) > states
+
+
+def test_what_is_frozen_has_no_states_and_what_meets_no_vocabulary_no_logits() -> None:
+    config = PRESETS["124M"]
+    whole = estimate_bytes(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)
+    part = estimate_bytes(config, 2, 2, n_learning=1000, n_outputs=0)
+    assert (part["gradients"], part["AdamW moments"], part["logits"]) == (4000, 8000, 0)
+    assert part["weights"] == whole["weights"] and whole["logits"] > 0
+    few = estimate_bytes(config, 2, 2, n_learning=1000, n_outputs=10)
+    assert few["logits"] == 10 * config.vocab_size * 8

@@ -4,9 +4,11 @@ import io
 from pathlib import Path
 
 import pytest
+from lessons import lesson
 from rich.console import Console
 from teaching import teaching
 
+from gpt2cli.training.session import open_session
 from gpt2cli.ui import plan
 from gpt2cli.ui.console import THEME
 
@@ -35,3 +37,22 @@ def test_what_is_learnt_is_marked_by_colour_or_by_signs(
     answer = "No [/x]<|endoftext|>"
     assert (f"\x1b[32m{answer}\x1b[0m" if colours else f"«{answer}»") in first
     assert ("«" in first) != colours and "\x1b[2J" not in first and "\\x1b[2J" in first
+
+
+def test_memory_is_told_of_what_learns_and_what_meets_the_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, int]] = []
+
+    def estimate(*_: object, **counts: int) -> dict[str, int]:
+        told.append(counts)
+        return {"weights": 1}
+
+    monkeypatch.setattr(plan, "estimate_bytes", estimate)
+    recipe, task = teaching(tmp_path, "train=lora", "lora.rank=2")
+    plan._memory(open_session(task, recipe, None))
+    n_adapter = 2 * 8 + 24 * 2  # A (2, 8) and B (24, 2) on the one c_attn
+    assert told[0] == {"n_learning": n_adapter, "n_outputs": task.most_learnt}
+    recipe, classes = lesson(tmp_path, "train=head")
+    plan._memory(open_session(classes, recipe, None))
+    assert told[1] == {"n_learning": 3 * 16, "n_outputs": 0}
