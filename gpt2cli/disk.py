@@ -315,14 +315,19 @@ def _is_alive(owner: tuple[str, int] | None) -> bool:
     """Whether another process may still be at work. One of another machine cannot be asked."""
     if owner is None:
         return False
-    machine, pid = owner
-    if machine != _machine():
+    place, pid = owner
+    if place != machine():
         return True
     if pid == os.getpid():  # of an earlier process of this number: this one has just begun
         return False
+    return is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except (ProcessLookupError, OverflowError):  # a number no process can have was never one
         return False
     except PermissionError:
         return True
@@ -334,12 +339,12 @@ def _temporary_for(path: Path) -> Path:
 
 
 def _me() -> str:
-    return f"{_machine()}-{os.getpid()}"
+    return f"{machine()}-{os.getpid()}"
 
 
 @cache
-def _machine() -> str:
-    """A digest: several machines may share a disk, and each has a process 7."""
+def machine() -> str:
+    """A digest of this machine's name: several may share a disk, and each has a process 7."""
     namespace = ""  # containers may share a host's name
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")

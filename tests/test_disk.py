@@ -89,7 +89,7 @@ def test_an_unwritable_folder_is_found_out_at_once() -> None:
 
 
 def as_left_by(mark: str, name: str, pid: int, machine: str | None = None) -> str:
-    return f"{mark}{name}-{machine or disk._machine()}-{pid}"
+    return f"{mark}{name}-{machine or disk.machine()}-{pid}"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from gpt2cli.disk import TEMPORARY
+from gpt2cli.disk import TEMPORARY, is_running, machine
 
 # A living download shows itself more often: time-outs and pauses end earlier.
 SILENT_SECONDS = 15 * 60.0
@@ -106,19 +106,9 @@ def _orphans(out: Path) -> dict[Path, int]:
 
 def _is_orphan(path: Path, written: float) -> bool:
     host, boot, pid = _owner(path)
-    if host == _me()[0] and boot == _me()[1] and pid.isdecimal() and not _is_alive(int(pid)):
+    if host == _me()[0] and boot == _me()[1] and pid.isdecimal() and not is_running(int(pid)):
         return True
     return (host == _me()[0] and boot != _me()[1]) or time.time() - written > SILENT_SECONDS
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _name(out: Path, identity: str) -> Path:
@@ -140,15 +130,8 @@ def _me() -> tuple[str, str, str]:
 
 @cache
 def _machine() -> tuple[str, str]:
-    """Digests of this host and of the time since it was started."""
-    namespace, boot = "", ""  # containers may share a host's name, and each has a process 7
-    with contextlib.suppress(OSError):
-        namespace = os.readlink("/proc/self/ns/pid")
+    """Digests of this machine and of its start: numbers of processes begin anew with it."""
+    boot = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    host = f"{os.uname().nodename}\n{namespace}"
-    return _digest(host), _digest(boot)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return machine(), hashlib.sha256(boot.encode("ascii")).hexdigest()[:8]

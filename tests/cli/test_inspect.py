@@ -13,27 +13,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loud import loud
+from inspected import CHARS, save, table
 from runs import write_recipe
 from safetensors.numpy import load_file, save_file
 
 from gpt2cli.model.config import PRESETS, GPT2Config
-from gpt2cli.model.gpt2 import new_model
 from gpt2cli.tokenizer.bpe import gpt2 as byte_pairs
-from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.folder import write_manifest, write_model
 
-CHARS = Chars.from_text("abcdefghijklmnopqrstuvwxyz $\n\x1b")
 TEXT = "the cat"
-
-
-def save(folder: Path, n_layer: int = 3, tokenizer: Tokenizer = CHARS, **numbers: Any) -> Path:
-    shape = {"n_head": 2, "n_embd": 16, "n_positions": 80, "vocab_size": tokenizer.n_vocab}
-    model = loud(new_model(GPT2Config(n_layer=n_layer, **{**shape, **numbers}), 1))
-    folder.mkdir()
-    write_manifest(folder, write_model(folder, model, tokenizer, "task: pretrain\nseed: 3\n"))
-    return folder
 
 
 @pytest.fixture
@@ -54,18 +41,6 @@ def as_json(gpt2: Gpt2) -> Callable[..., dict[str, Any]]:
         return json.loads(outcome.out, parse_constant=lambda word: pytest.fail(word))
 
     return call
-
-
-def table(text: str, title: str) -> list[list[str]]:
-    """The rows below a title, in words."""
-    lines = text.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(title))
-    rows = []
-    for line in lines[start + 1 :]:
-        if not line.strip():
-            break
-        rows.append(line.split())
-    return rows
 
 
 def test_the_modules(gpt2: Gpt2, model: Path) -> None:

@@ -180,7 +180,7 @@ def test_links_are_followed(source: Path, model: Path, tmp_path: Path) -> None:
 def test_a_model_put_aside_by_a_killed_conversion_exists(source: Path, model: Path) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
-    model.rename(model.with_name(f"{disk.REPLACED}m-{disk._machine()}-{process.pid}"))
+    model.rename(model.with_name(f"{disk.REPLACED}m-{disk.machine()}-{process.pid}"))
     with pytest.raises(UsageError, match="exists already"):
         check_place(source, model, "folder", force=False)
     verify(model)
