@@ -1,18 +1,22 @@
-"""Measures cached decoding at batch 1 beside transformers.generate, at equal precision and weights.
+"""Measures decoding at batch 1 beside llama.cpp and transformers, at equal precision and weights.
 
-    python benchmarks/decode.py [--rounds 7] [--size 124M] [--precisions fp32,bf16] [--starts 32,512]
+    python benchmarks/decode.py [--rounds 7] [--size 124M] [--precisions fp32,bf16,int8] [--starts 64,960]
+        [--engines compiled,eager,llama.cpp,transformers] [--prefill 512]
 
 A machine's speed swings from minute to minute, so only ratios count: each engine lives in a
-process of its own, the two take turns within a round, and the result is the median of the
-rounds' ratios. Weights are random; every token samples with temperature 0.8 and top-k 40.
-Decode is the time from the first new token to the last; prefill is the time to the first.
+process of its own, they take turns within a round, and the result is the median of the rounds'
+ratios. Weights are random; every token samples with temperature 0.8 and top-k 40. Decode is the
+time from the first new token to the last; prefill is the time to the first. llama.cpp (through
+llama-cpp-python) reads GGUF files of the same weights: f32, f16 and q8_0 for our fp32, bf16 and int8.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,31 +24,43 @@ from typing import Any
 
 from peers import Peer, answer, described, machine
 
-ENGINES = ("gpt2cli", "transformers")
+OURS, EAGER, LLAMA, TRANSFORMERS = "compiled", "eager", "llama.cpp", "transformers"
+ENGINES = (OURS, EAGER, LLAMA, TRANSFORMERS)
+GGUF = {"fp32": "f32", "bf16": "f16", "int8": "q8_0"}
 Times = list[float]  # when each new token was there; the first entry is the start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--size", default="124M")
-    parser.add_argument("--precisions", default="fp32,bf16")
-    parser.add_argument("--starts", default="32,512")
+    parser.add_argument("--precisions", default="fp32,bf16,int8")
+    parser.add_argument("--starts", default="64,900,960")
+    parser.add_argument(
+        "--prefill", type=int, default=512, help="a prompt of that length, and two new tokens"
+    )
+    parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="also write every measured number to this file")
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
+    parser.add_argument("--gguf", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         _work(options)
         return
-    results = [
-        result for precision in options.precisions.split(",") for result in _measure(options, precision)
-    ]
+    engines, missing = _those_there(options.engines.split(","))
+    with tempfile.TemporaryDirectory() as folder:
+        results = [
+            result
+            for precision in options.precisions.split(",")
+            for result in _measure(options, precision, engines, Path(folder))
+        ]
     report = {
         "machine": machine(options.threads),
         "shape": f"GPT-2 {options.size}, {options.new_tokens} new tokens, batch 1",
+        "missing": missing,
         "results": results,
     }
     print(_table(report))
@@ -52,23 +68,36 @@ def main() -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _measure(options: argparse.Namespace, precision: str) -> list[dict[str, Any]]:
-    """Alternate the engines; one result a start."""
+def _those_there(wanted: list[str]) -> tuple[list[str], list[str]]:
+    modules = {LLAMA: "llama_cpp", TRANSFORMERS: "transformers"}
+    missing = [name for name in wanted if name in modules and not importlib.util.find_spec(modules[name])]
+    return [name for name in wanted if name not in missing], missing
+
+
+def _measure(
+    options: argparse.Namespace, precision: str, engines: list[str], folder: Path
+) -> list[dict[str, Any]]:
+    """Alternate the engines; one result a start, and one for reading a prompt."""
     shape = ["--precision", precision, "--size", options.size, "--threads", str(options.threads)]
-    workers = {engine: Peer(__file__, "--worker", engine, *shape) for engine in ENGINES}
+    if LLAMA in engines:
+        shape += ["--gguf", str(folder / f"{GGUF[precision]}.gguf")]
+        _write_gguf(options.size, GGUF[precision], folder)
+    engines = [name for name in engines if precision != "int8" or name != TRANSFORMERS]
+    workers = {engine: Peer(__file__, "--worker", engine, *shape) for engine in engines}
     results = []
-    for start in map(int, options.starts.split(",")):
-        rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
+    wanted = [(start, options.new_tokens) for start in map(int, options.starts.split(","))]
+    for start, n_new in [*wanted, *([(options.prefill, 2)] if options.prefill else [])]:
+        n_new = min(n_new, 1024 - start)
+        rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
         for n in range(-1, options.rounds):  # round -1 warms up and is not counted
-            for engine in ENGINES if n % 2 else reversed(ENGINES):
-                times = workers[engine].ask(f"{start} {options.new_tokens}")
-                assert len(times) == options.new_tokens + 1, "the engine made another number of tokens"
+            for engine in engines if n % 2 else reversed(engines):
+                times = workers[engine].ask(f"{start} {n_new}")
+                assert len(times) == n_new + 1, "the engine made another number of tokens"
                 if n >= 0:
                     rounds[engine].append(
                         {
                             "prefill_s": times[1] - times[0],
-                            "decode_tokens_per_s": (len(times) - 2) / (times[-1] - times[1]),
-                            "whole_tokens_per_s": (len(times) - 1) / (times[-1] - times[0]),
+                            "token_s": (times[-1] - times[1]) / (len(times) - 2),
                         }
                     )
         results.append({"precision": precision, "start": start, "rounds": rounds, **_ratios(rounds)})
@@ -78,47 +107,52 @@ def _measure(options: argparse.Namespace, precision: str) -> list[dict[str, Any]
     return results
 
 
-def _ratios(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Ours over theirs, so that more is better: the median over the rounds, and the extremes."""
-    found = {}
-    for name in ("decode_tokens_per_s", "whole_tokens_per_s", "prefill_s"):
-        pairs = zip(*(rounds[engine] for engine in ENGINES), strict=True)
-        ratios = [o[name] / t[name] if name != "prefill_s" else t[name] / o[name] for o, t in pairs]
-        found[f"ratio_{name}"] = {
-            "median": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-        }
+def _ratios(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Each other engine's time over the first one's, so that more is better for the first."""
+    first, *others = rounds
+    found: dict[str, Any] = {}
+    for other in others:
+        for name in ("token_s", "prefill_s"):
+            pairs = zip(rounds[first], rounds[other], strict=True)
+            ratios = [theirs[name] / ours[name] for ours, theirs in pairs]
+            found[f"{other} {name}"] = {
+                "median": statistics.median(ratios),
+                "lowest": min(ratios),
+                "highest": max(ratios),
+            }
     return found
 
 
 def _work(options: argparse.Namespace) -> None:
     """Answer every line "start n" with the times of a run."""
-    import torch
-
-    torch.set_num_threads(options.threads)
-    run = {"gpt2cli": _ours, "transformers": _theirs}[options.worker](options)
+    run = {OURS: _ours, EAGER: _ours, LLAMA: _llama, TRANSFORMERS: _transformers}[options.worker](options)
     for line in sys.stdin:
         start, n = map(int, line.split())
         answer(run(list(range(1000, 1000 + start)), n))
 
 
 def _model(options: argparse.Namespace) -> Any:
-    from gpt2cli.model.config import PRESETS
-    from gpt2cli.model.gpt2 import GPT2LMHead, initialize
+    import torch
 
-    model = GPT2LMHead(PRESETS[options.size])
-    initialize(model, seed=0)
-    return model.eval()
+    from gpt2cli.model.config import PRESETS
+    from gpt2cli.model.gpt2 import new_model
+
+    torch.set_num_threads(options.threads)
+    return new_model(PRESETS[options.size], seed=0).eval()
 
 
 def _ours(options: argparse.Namespace) -> Callable[[list[int], int], Times]:
+    from gpt2cli.generation.compiled import build_package, find_package, use_package
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.packing import pack_for_decoding
     from gpt2cli.generation.sampling import Decoding
-    from gpt2cli.runtime import DTYPES
 
-    model = pack_for_decoding(_model(options).to(DTYPES[options.precision]))
+    is_compiled = options.worker == OURS
+    model = pack_for_decoding(_model(options), options.precision, for_compiled=is_compiled)
+    if is_compiled:
+        package = find_package(model.config, options.precision)
+        package = package or build_package(model.config, options.precision)
+        use_package(model, options.precision, package)
     decoding = Decoding(temperature=0.8, top_k=40, seed=0)
 
     def run(prompt: list[int], n: int) -> Times:
@@ -128,7 +162,7 @@ def _ours(options: argparse.Namespace) -> Callable[[list[int], int], Times]:
     return run
 
 
-def _theirs(options: argparse.Namespace) -> Callable[[list[int], int], Times]:
+def _transformers(options: argparse.Namespace) -> Callable[[list[int], int], Times]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
@@ -169,26 +203,77 @@ def _theirs(options: argparse.Namespace) -> Callable[[list[int], int], Times]:
     return run
 
 
+def _llama(options: argparse.Namespace) -> Callable[[list[int], int], Times]:
+    from llama_cpp import Llama
+
+    threads = options.threads
+    model = Llama(
+        options.gguf, n_ctx=1024, n_batch=1024, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
+
+    def sample() -> int:
+        return int(model.sample(top_k=40, top_p=1.0, min_p=0.0, temp=0.8, repeat_penalty=1.0))
+
+    def run(prompt: list[int], n: int) -> Times:
+        model.reset()
+        times = [time.perf_counter()]
+        ids = prompt
+        for _ in range(n):
+            model.eval(ids)
+            ids = [sample()]
+            times.append(time.perf_counter())
+        return times
+
+    return run
+
+
+def _write_gguf(size: str, dtype: str, folder: Path) -> None:
+    """The same random weights as llama.cpp reads them."""
+    from gpt2cli.model.config import PRESETS
+    from gpt2cli.model.gpt2 import new_model
+    from gpt2cli.tokenizer.bpe import gpt2
+    from gpt2cli.weights.folder import TRANSPOSED, stored_shapes
+    from gpt2cli.weights.gguf import write_gguf
+    from gpt2cli.weights.source import RawTensors, Source, SourceTensor
+
+    model = new_model(PRESETS[size], seed=0)
+    state = model.state_dict()
+
+    def stored(name: str) -> Any:
+        return state[name].T if name.endswith(TRANSPOSED) else state[name]
+
+    tensors = {
+        name: SourceTensor(name, shape, False, lambda name=name: stored(name))
+        for name, shape in stored_shapes(model.config).items()
+    }
+    raw = RawTensors(list(tensors), lambda name: stored(name).numpy())
+    source = Source(folder, "gpt2cli", model.config, gpt2(), tensors, raw, ())
+    write_gguf(folder / f"{dtype}.gguf", source, dtype, size)
+
+
 def _table(report: dict[str, Any]) -> str:
+    """A line a start; the last of each precision, with two new tokens, is there for its prefill."""
     lines = [
         report["shape"],
         described(report["machine"]),
+        *(f"not there, so not measured: {name}" for name in report["missing"]),
         "",
-        "| precision | start | gpt2cli tok/s | transformers tok/s | ratio (range) | with prefill | prefill |",
+        "| precision | start | engine | ms a token | over ours (range) | prefill s | over ours |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in report["results"]:
-        speeds = [
-            statistics.median(r["decode_tokens_per_s"] for r in result["rounds"][engine])
-            for engine in ENGINES
-        ]
-        decode = result["ratio_decode_tokens_per_s"]
-        lines.append(
-            f"| {result['precision']} | {result['start']} | {speeds[0]:.1f} | {speeds[1]:.1f} "
-            f"| {decode['median']:.2f} ({decode['lowest']:.2f} to {decode['highest']:.2f}) "
-            f"| {result['ratio_whole_tokens_per_s']['median']:.2f} "
-            f"| {result['ratio_prefill_s']['median']:.2f} |"
-        )
+        for engine, rounds in result["rounds"].items():
+            token, prefill = (statistics.median(r[name] for r in rounds) for name in ("token_s", "prefill_s"))
+            of_token, of_prefill = (result.get(f"{engine} {name}") for name in ("token_s", "prefill_s"))
+            ratio = (
+                f"{of_token['median']:.2f} ({of_token['lowest']:.2f} to {of_token['highest']:.2f})"
+                if of_token
+                else ""
+            )
+            lines.append(
+                f"| {result['precision']} | {result['start']} | {engine} | {token * 1e3:.2f} | {ratio} "
+                f"| {prefill:.3f} | {of_prefill['median'] if of_prefill else 1:.2f} |"
+            )
     return "\n".join(lines)
 
 

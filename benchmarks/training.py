@@ -1,11 +1,12 @@
 """Measures the training step beside transformers: same shape, same precision, same optimizer.
 
-    python benchmarks/training.py [--rounds 5] [--steps 4] [--batch 2] [--context 256]
+    python benchmarks/training.py [--shapes 2x256 4x256 1x1024] [--rounds 5] [--steps 2] [--curve 50]
 
-Four contestants, each in a process of its own, take turns: ours as `gpt2 pretrain` runs it, ours
-without the compiler, and transformers' GPT2LMHeadModel eager and under torch.compile. All use
-bf16 autocast over fp32 weights, fused AdamW, clipping at 1.0; the figure is the
-median over the rounds of our tokens/s over the better of the two.
+Five contestants, each in a process of its own, take turns: ours as `gpt2 pretrain` runs it, ours
+without the compiler, transformers' GPT2LMHeadModel eager and under torch.compile, and the bare
+products of such a step, which no step can beat. Both models begin with the same weights, read the
+same batches, and use bf16 products over fp32 weights, fused AdamW, clipping at 1.0. The figure is
+the median over the rounds of our tokens/s over the better of theirs. `--curve` compares losses.
 """
 
 import argparse
@@ -20,153 +21,207 @@ from typing import Any
 
 from peers import Peer, answer, described, machine
 
-CONTESTANTS = ("gpt2cli", "gpt2cli eager", "transformers", "transformers compiled")
+THEIRS = ("transformers", "transformers compiled")
+CONTESTANTS = ("gpt2cli", "gpt2cli eager", *THEIRS, "products alone")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["2x256", "4x256", "1x1024"], metavar="ROWSxTOKENS")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of a turn")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn")
+    parser.add_argument("--curve", type=int, default=0, help="steps whose losses are compared, first shape")
     parser.add_argument("--size", default="124M")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--recompute", default="off", choices=("on", "off"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock", default="wall", choices=("wall", "cpu"), help="cpu, with --threads 1, for a busy machine"
+    )
     parser.add_argument("--json", type=Path, help="also write every measured number to this file")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
         work(options)
         return
-    print(table(measure(options)))
+    reports = []
+    for shape in options.shapes:
+        reports.append(measure(options, shape, 0 if reports else options.curve))
+        print(table(reports[-1]), end="\n\n", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(reports, indent=2) + "\n")
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    arguments = [word for name in ("steps", "batch", "context", "size", "precision", "threads", "dropout")
+def measure(options: argparse.Namespace, shape: str, n_curve: int) -> dict[str, Any]:
+    arguments = [word for name in ("size", "precision", "threads", "clock", "dropout", "recompute")
                  for word in (f"--{name}", str(getattr(options, name)))]  # fmt: skip
-    peers = {name: Peer(__file__, "--contestant", name, *arguments) for name in CONTESTANTS}
-    tokens = options.steps * options.batch * options.context
+    peers = {
+        name: Peer(__file__, "--contestant", name, "--shapes", shape, *arguments) for name in CONTESTANTS
+    }
+    rows, length = map(int, shape.split("x"))
     speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    peak = {}
+    peak, curves = {}, {}
+    if n_curve:
+        curves = {name: peers[name].ask(str(n_curve))["losses"] for name in ("gpt2cli", *THEIRS)}
     for turn in range(-1, options.rounds):  # the first round warms up and is not counted
         for name in CONTESTANTS if turn % 2 else reversed(CONTESTANTS):
-            reply = peers[name].ask()
+            reply = peers[name].ask(str(options.steps))
             peak[name] = reply["peak_bytes"]
             if turn >= 0:
-                speeds[name].append(tokens / reply["seconds"])
-        print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+                speeds[name].append(options.steps * rows * length / reply["seconds"])
+        print(f"{shape}: round {turn + 1} of {options.rounds}", file=sys.stderr)
     for peer in peers.values():
         peer.close()
-    best = [max(pair) for pair in zip(speeds["transformers"], speeds["transformers compiled"], strict=True)]
+    best = [max(pair) for pair in zip(*(speeds[name] for name in THEIRS), strict=True)]
     ratios = {
         name: sorted(ours / theirs for ours, theirs in zip(speeds[name], best, strict=True))
         for name in CONTESTANTS
     }
-    report = {
+    return {
         "machine": machine(options.threads),
-        "shape": f"{options.size}, {options.batch} x {options.context}, {options.precision}, "
-        f"dropout {options.dropout}",
+        "shape": f"{options.size}, {shape}, {options.precision}, dropout {options.dropout}"
+        + (", recompute" if options.recompute == "on" else "")
+        + (", in processor time" if options.clock == "cpu" else ""),
         "tokens_per_s": speeds,
         "ratio_to_best_transformers": ratios,
         "peak_bytes": peak,
+        "losses": curves,
     }
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return report
 
 
 def work(options: argparse.Namespace) -> None:
-    """Answer every line with the seconds of some steps."""
+    """Answer every line, a number of steps, with the seconds and losses of that many."""
     import torch
 
+    rows, length = map(int, options.shapes[0].split("x"))
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    step = (_ours if options.contestant.startswith("gpt2cli") else _theirs)(options)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        for _ in range(options.steps):
-            step()
-        seconds = time.perf_counter() - started
+    task, recipe = _task(options, rows, length)
+    maker = {"gpt2cli": _ours, "transformers": _theirs, "products": _products}[options.contestant.split()[0]]
+    step = maker(options, task, recipe)
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    for line in sys.stdin:
+        started = clock()
+        losses = [step() for _ in range(int(line))]
+        seconds = clock() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        answer({"seconds": seconds, "peak_bytes": peak})
+        answer({"seconds": seconds, "losses": losses, "peak_bytes": peak})
 
 
-def _ours(options: argparse.Namespace) -> Callable[[], object]:
+def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any]:
+    """Pretraining on the bundled story, and its recipe."""
+    from importlib.resources import files
     from types import SimpleNamespace
 
     import numpy as np
-    import torch
 
-    from gpt2cli.model.gpt2 import new_model
-    from gpt2cli.recipe.schema import Batch, Data, Model, Optim, PretrainRecipe
-    from gpt2cli.runtime import choose_attention, choose_runtime
+    from gpt2cli.recipe.schema import Batch, Data, Model, Optim, PretrainRecipe, Run
     from gpt2cli.tokenizer.bpe import gpt2
-    from gpt2cli.training.compiling import compile_blocks
-    from gpt2cli.training.loop import take_step
-    from gpt2cli.training.optim import make_optimizer
     from gpt2cli.training.pretraining import Pretraining
-    from gpt2cli.training.state import Progress
 
-    class RandomTokens:
-        n_tokens = 100_000
-        ids = np.random.default_rng(0).integers(0, 50257, n_tokens)
+    class Story:
+        text = files("gpt2cli.bundled").joinpath("story.txt").read_text(encoding="utf-8")
+        ids = np.array(gpt2().encode(text), dtype=np.int64)
+        n_tokens = len(ids)
 
         def read(self, start: int, n: int) -> Any:
             return self.ids[start : start + n]
 
     recipe = PretrainRecipe(
         task="pretrain",
-        data=Data(source="random"),
-        model=Model(size=options.size, context=options.context, dropout=options.dropout),
-        batch=Batch(micro_batch=options.batch),
-        optim=Optim(steps=10**6),
+        data=Data(source="story"),
+        model=Model(size=options.size, context=length, dropout=options.dropout),
+        batch=Batch(micro_batch=rows),
+        optim=Optim(steps=10**6, warmup_steps=20),
+        run=Run(recompute=options.recompute),
     )
+    data = SimpleNamespace(train=Story(), validation=Story(), tokenizer=gpt2())
+    return Pretraining(recipe, data), recipe  # type: ignore[arg-type]
+
+
+def _ours(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[], float]:
+    from gpt2cli.training.loop import take_step
+    from gpt2cli.training.session import open_session
+
     compile = "off" if options.contestant.endswith("eager") else "on"
-    runtime = choose_runtime("cpu", options.precision, options.threads, compile, training=True)
-    attention = choose_attention("auto", runtime.device, options.context)
-    model = new_model(recipe.model.config(50257), 0, attention)
-    if runtime.compile:
-        problem = compile_blocks(model, options.batch, runtime)
-        assert problem is None, problem
-    optimizer = make_optimizer(model, recipe.optim, runtime.device)
-    data = SimpleNamespace(train=RandomTokens(), validation=RandomTokens(), tokenizer=gpt2())
-    task = Pretraining(recipe, data)  # type: ignore[arg-type]
-    scaler, progress = torch.amp.GradScaler("cpu", enabled=False), Progress()
-    return lambda: take_step(model, task, optimizer, scaler, progress, recipe, runtime)
+    run = {"device": "cpu", "precision": options.precision, "threads": options.threads, "compile": compile}
+    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update=run)})
+    task.__dict__["identity"] = lambda: {}  # of files, which there are none of
+    session = open_session(task, recipe, None)
+    assert session.runtime.compile == (compile == "on"), session.notices
+    return lambda: take_step(session.learner, task, session.progress, recipe, session.runtime).loss
 
 
-def _theirs(options: argparse.Namespace) -> Callable[[], object]:
+def _theirs(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[], float]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from gpt2cli.model.config import PRESETS
+    from gpt2cli.training.optim import learning_rate
+    from gpt2cli.weights.folder import TRANSPOSED
 
-    preset = PRESETS[options.size]
+    ours = task.config
     config = GPT2Config(
-        n_layer=preset.n_layer,
-        n_head=preset.n_head,
-        n_embd=preset.n_embd,
+        n_layer=ours.n_layer,
+        n_head=ours.n_head,
+        n_embd=ours.n_embd,
+        n_positions=ours.n_positions,
         use_cache=False,
         resid_pdrop=options.dropout,
         embd_pdrop=options.dropout,
         attn_pdrop=options.dropout,
     )
     model = GPT2LMHeadModel(config).train()
+    state = task.fresh_model("sdpa").state_dict()
+    model.load_state_dict({name: t.T if name.endswith(TRANSPOSED) else t for name, t in state.items()})
+    if options.recompute == "on":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     decayed = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     plain = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
     forward = torch.compile(model) if options.contestant.endswith("compiled") else model
+    n_done = 0
 
-    def step() -> None:
-        ids = torch.randint(0, 50257, (options.batch, options.context))
+    def step() -> float:
+        nonlocal n_done
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe.optim, n_done)
+        batch = task.batch(n_done, 0)
+        targets = batch.targets.contiguous()
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
-            loss = forward(input_ids=ids, labels=ids).loss
+            loss = forward(input_ids=batch.input_ids, labels=targets, shift_labels=targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        n_done += 1
+        return loss.item()
+
+    return step
+
+
+def _products(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[], float]:
+    """Each matrix times its input, and the two products of its backward; attention left out."""
+    import torch
+
+    from gpt2cli.runtime import DTYPES, choose_runtime
+
+    choose_runtime("cpu", options.precision, options.threads, training=True)  # keeps freed memory, as ours
+    config, dtype = task.config, DTYPES[options.precision]
+    C, M = config.n_embd, config.mlp_width
+    block = [(3 * C, C), (C, C), (M, C), (C, M)]
+    shapes = block * config.n_layer + [(-(-config.vocab_size // 64) * 64, C)]
+    weights = [torch.randn(shape).to(dtype) for shape in shapes]
+    n = recipe.tokens_per_step
+    inputs = {width: torch.randn(n, width).to(dtype) for width in {w.shape[1] for w in weights}}
+
+    @torch.no_grad()
+    def step() -> float:
+        for w in weights:
+            x = inputs[w.shape[1]]
+            y = x @ w.T
+            y @ w, y.T @ x
+        return 0.0
 
     return step
 
@@ -185,6 +240,13 @@ def table(report: dict[str, Any]) -> str:
             f"| {name} | {statistics.median(report['tokens_per_s'][name]):.0f} "
             f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) "
             f"| {report['peak_bytes'][name] / 1e9:.2f} GB |"
+        )
+    if curves := report["losses"]:
+        ours, *theirs = curves.values()
+        apart = [max(abs(a - b) for a, b in zip(x, y, strict=True)) for x, y in ((ours, theirs[0]), theirs)]
+        lines.append(
+            f"\nlosses of {len(ours)} steps, {ours[0]:.3f} to {ours[-1]:.3f}: ours and transformers at most "
+            f"{apart[0]:.3f} apart, transformers eager and compiled {apart[1]:.3f}"
         )
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ import torch
 from gpt2cli.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INT8 = "int8"  # of decoding's weights on a CPU, which are rounded from fp32
 # Building kernels costs 10 to 40 s; below this many floating-point operations it never pays back.
 COMPILE_FROM_FLOPS = 2e13
 # Positions; at 2 x 256 in bf16 a forward takes 1.7 ms a block written out, 2.9 ms fused.
@@ -27,14 +28,14 @@ class Runtime:
     """Where and how to compute. `dtype` is that of the products; weights stay fp32 in training."""
 
     device: torch.device
-    precision: str  # "fp32", "bf16" or "fp16"
+    precision: str  # "fp32", "bf16" or "fp16"; decoding also "int8"
     threads: int
     compile: bool
     notices: tuple[str, ...] = ()  # what was asked for and cannot be had, one sentence each
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.precision]
+        return DTYPES["fp32" if self.precision == INT8 else self.precision]
 
     def autocast(self) -> torch.autocast:
         """The block in which products over fp32 weights are computed in `dtype`."""
@@ -48,6 +49,7 @@ def choose_runtime(
     compile: str = "off",
     *,
     training: bool = False,
+    decoding: bool = False,
     flops: float = 0.0,
 ) -> Runtime:
     """Resolve "auto" for this machine and set torch's thread count.
@@ -58,7 +60,10 @@ def choose_runtime(
     """
     chosen = _choose_device(device)
     notices: list[str] = []
-    name = _choose_precision(precision, chosen, training, notices)
+    if precision == INT8 and decoding and chosen.type != "cpu":
+        notices.append("int8 is for decoding on a CPU; the precision is chosen as if none were named")
+        precision = "auto"
+    name = INT8 if precision == INT8 and decoding else _choose_precision(precision, chosen, training, notices)
     count = threads or len(
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
@@ -68,11 +73,15 @@ def choose_runtime(
     return Runtime(chosen, name, count, _choose_compile(compile, chosen, flops, notices), tuple(notices))
 
 
-def choose_attention(attention: str, device: torch.device, context: int) -> str:
-    """Resolve "auto": on a CPU, plain products beat torch's fused kernel as long as rows are short."""
+def choose_attention(attention: str, device: torch.device, context: int, *, compiled: bool = False) -> str:
+    """Resolve "auto": on a CPU, plain products beat torch's fused kernel where rows are short, and
+    compiled ones everywhere.
+    """
     if attention != "auto":
         return attention
-    return "formula" if device.type == "cpu" and context <= FORMULA_UP_TO else "sdpa"
+    if device.type != "cpu":
+        return "sdpa"
+    return "blocks" if compiled else "formula" if context <= FORMULA_UP_TO else "sdpa"
 
 
 def describe_machine(runtime: Runtime) -> dict[str, str | int]:

@@ -79,6 +79,8 @@ def test_attention_is_written_out_where_that_is_faster() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     chosen = [choose_attention("auto", device, n) for device in (cpu, cuda) for n in (256, 1024)]
     assert chosen == ["formula", "sdpa", "sdpa", "sdpa"]
+    chosen = [choose_attention("auto", device, 1024, compiled=True) for device in (cpu, cuda)]
+    assert chosen == ["blocks", "sdpa"]
     assert choose_attention("sdpa", cpu, 8) == "sdpa" and choose_attention("formula", cuda, 8) == "formula"
 
 

@@ -7,10 +7,11 @@ import typer
 
 from gpt2cli.cli.models import find
 from gpt2cli.cli.options import (
+    CompileOption,
+    DecodingPrecisionOption,
     DeviceOption,
     JsonOption,
     ModelOption,
-    PrecisionOption,
     RepetitionPenaltyOption,
     SeedOption,
     TemperatureOption,
@@ -58,7 +59,8 @@ def generate(
         bool, typer.Option("--truncate", help="Cut an over-long prompt to its last tokens.")
     ] = False,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: DecodingPrecisionOption = "auto",
+    compile: CompileOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Continue a text with a model.
@@ -93,7 +95,8 @@ def generate(
             "leave out --raw",
         )
     text = read_prompt(prompt, file)
-    loaded = _load(model, device, precision, threads)
+    n_alone = max_new_tokens if num_samples == 1 else 0  # the compiled step is for one row
+    loaded = _load(model, device, precision, threads, compile, n_alone)
     cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
     ids = prompt_ids(text, loaded, cut)
 
@@ -132,19 +135,22 @@ def generate(
             _print_json(replies, facts)
 
 
-def _load(name: str | None, device: str, precision: str, threads: int) -> "LoadedModel":
+def _load(
+    name: str | None, device: str, precision: str, threads: int, compile: str, n_tokens: int
+) -> "LoadedModel":
     """The model, in its place and precision, made ready for decoding."""
-    from gpt2cli.generation.packing import pack_for_decoding
+    from gpt2cli.cli.decoding import make_ready, require_compile_word
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.console import err
     from gpt2cli.weights.folder import load_model
 
     folder = find(name)
-    runtime = choose_runtime(device, precision, threads)
+    require_compile_word(compile)
+    runtime = choose_runtime(device, precision, threads, decoding=True)
     for notice in runtime.notices:
         err().print(notice, style="warn")
     loaded = load_model(folder)
-    pack_for_decoding(loaded.model.to(device=runtime.device, dtype=runtime.dtype))
+    make_ready(loaded.model, runtime, compile, n_tokens, folder)
     return loaded
 
 

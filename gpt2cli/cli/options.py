@@ -22,6 +22,11 @@ SeedOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+# Decoding on a CPU also has int8, and a compiler.
+DecodingPrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16 or int8.")]
+CompileOption = Annotated[
+    str, typer.Option("--compile", help="auto (what gpt2 compile made, or where it pays), on or off.")
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 is one a core.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 

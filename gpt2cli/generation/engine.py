@@ -5,7 +5,7 @@ sampling.py, what the ids say in text.py.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -55,9 +55,7 @@ def generate(
     _check(prompts, model, max_new_tokens)
     rows = [list(prompt) for prompt in prompts]  # the ids in the window of each row
     active = [True] * len(rows)
-    like = model.transformer.wpe.weight
-    capacity = min(limit, max(map(len, rows)) + max_new_tokens)
-    cache = KVCache(replace(model.config, n_positions=capacity), len(rows), like)
+    cache = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
     generators = row_generators(decoding.seed, len(rows))
     seen = _seen(rows, model) if decoding.repetition_penalty != 1 else None
 
@@ -95,8 +93,7 @@ def prefill(
     T = max(map(len, rows))
     input_ids = torch.tensor([[0] * (T - len(row)) + list(row) for row in rows], device=device)  # (B, T)
     if all(len(row) == T for row in rows):
-        hidden = model.transformer(input_ids, cache)  # (B, T, C)
-        return model.lm_head(hidden[:, -1]), None
+        return model.extend(input_ids, cache), None
 
     places = torch.arange(model.config.n_positions, device=device)
     n_pads = torch.tensor([[T - len(row)] for row in rows], device=device)  # (B, 1)
@@ -114,11 +111,10 @@ def prefill(
 def decode_one(model: GPT2LMHead, cache: KVCache, ids: Tensor, padding: Padding | None) -> Tensor:
     """Append one id a row, (B,), to the cache; scores of the next token, (B, V)."""
     if padding is None:
-        hidden = model.transformer(ids[:, None], cache)  # (B, 1, C)
-    else:
-        S = cache.length + 1
-        mask = padding.visible[:, None, None, :S]  # (B, 1, 1, S)
-        hidden = model.transformer(ids[:, None], cache, cache.length - padding.n_pads, mask)
+        return model.extend(ids[:, None], cache)
+    S = cache.length + 1
+    mask = padding.visible[:, None, None, :S]  # (B, 1, 1, S)
+    hidden = model.transformer(ids[:, None], cache, cache.length - padding.n_pads, mask)  # (B, 1, C)
     return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
 
 

@@ -5,13 +5,14 @@ no loss, no sampling. Shapes use the letters of `layers.py`, and V for the vocab
 """
 
 import math
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.layers import Block, Embedding, KVCache, Linear
+from gpt2cli.model.layers import Block, Embedding, KVCache, Linear, drop
 
 
 class GPT2(nn.Module):
@@ -24,6 +25,8 @@ class GPT2(nn.Module):
         self.wpe = Embedding(config.n_positions, config.n_embd)  # position embedding
         self.h = nn.ModuleList(Block(config, layer, attention) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        # In training: keep only each block's input, and run the block again when its backward comes.
+        self.recompute = False
 
     def forward(
         self,
@@ -43,9 +46,12 @@ class GPT2(nn.Module):
         if positions is None:
             positions = torch.arange(past, past + T, device=input_ids.device)  # (T,)
         x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = drop(x, self.config.dropout if self.training else 0.0)
         for block in self.h:
-            x = block(x, cache, mask)
+            if self.recompute and self.training:
+                x = checkpoint(block, x, cache, mask, use_reentrant=False)
+            else:
+                x = block(x, cache, mask)
         if cache is not None:
             cache.length = past + T
         return self.ln_f(x)  # type: ignore[no-any-return]
@@ -75,6 +81,15 @@ class GPT2LMHead(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V): row t scores the token after position t."""
         return self.lm_head(self.transformer(input_ids, cache, positions, mask))  # type: ignore[no-any-return]
+
+    def new_cache(self, n_rows: int, n_positions: int) -> KVCache:
+        """An empty cache for at least that many positions."""
+        config = replace(self.config, n_positions=n_positions)
+        return KVCache(config, n_rows, like=self.transformer.wpe.weight)
+
+    def extend(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Append input_ids (B, T), rows of one length, to the cache; scores of the next token, (B, V)."""
+        return self.lm_head(self.transformer(input_ids, cache)[:, -1])  # type: ignore[no-any-return]
 
 
 class GPT2Classifier(nn.Module):

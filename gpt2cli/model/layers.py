@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from gpt2cli.model.config import GPT2Config
 
+QUERY_BLOCK = 128
+
 
 class Linear(nn.Linear):
     """nn.Linear that leaves its weights unset: `initialize` or a file fills them (see gpt2.py).
@@ -28,6 +30,23 @@ class Embedding(nn.Embedding):
     """nn.Embedding, unset for the same reason."""
 
     def reset_parameters(self) -> None: ...
+
+
+def drop(x: Tensor, rate: float) -> Tensor:
+    """Dropout (Srivastava et al. 2014): each number is zero with probability `rate`, the others grow.
+
+    On a CPU torch draws a random float an element, one after another, which takes a third of a
+    small model's step (and twice that once compiled). Sixteen bits decide as well: the rate is met
+    to 1e-5, and what stays grows by the rate that was really met, so that the mean is kept.
+    """
+    if not rate:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
+    n_drops = min(round(rate * 2**16), 2**16 - 1)  # of the 2^16 patterns
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four patterns each
+    keep = words.view(torch.int16)[: x.numel()].view(x.shape) >= n_drops - 2**15
+    return x * keep.to(x.dtype) * (2**16 / (2**16 - n_drops))
 
 
 class KVCache:
@@ -65,12 +84,30 @@ def attention_formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # query t sees 0 .. S-T+t
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)  # (B, H, T, S), rows sum to 1
-    weights = F.dropout(weights, dropout, training=dropout > 0)
-    return weights @ v  # (B, H, T, D)
+    return drop(weights, dropout) @ v  # (B, H, T, D)
+
+
+def attention_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same function for QUERY_BLOCK queries at a time, each block with the keys that it may see.
+
+    Saves up to half of the products, and nearly half of the weights that a backward needs.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if T <= QUERY_BLOCK:
+        return attention_formula(q, k, v, mask, dropout)
+    parts = []
+    for start in range(0, T, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, T)
+        seen = S if mask is not None else S - T + end
+        some = None if mask is None else mask[:, :, start:end]
+        parts.append(attention_formula(q[:, :, start:end], k[:, :, :seen], v[:, :, :seen], some, dropout))
+    return torch.cat(parts, dim=2)  # (B, H, T, D)
 
 
 def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same function through torch's fused kernels."""
+    """The same function through torch's fused kernels, which have no dropout on a CPU."""
+    if dropout and q.device.type == "cpu":
+        return attention_blocks(q, k, v, mask, dropout)
     T, S = q.shape[2], k.shape[2]
     if mask is None and 1 < T < S:  # is_causal counts from the upper left corner, which is wrong here
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
@@ -80,6 +117,7 @@ def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout
 
 ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
     "formula": attention_formula,
+    "blocks": attention_blocks,
     "sdpa": attention_sdpa,
 }
 
@@ -102,11 +140,23 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         y = self.attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+        return drop(self.c_proj(y), self.dropout if self.training else 0.0)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x / 2 * (1 + tanh(u)), u = sqrt(2 / pi) * (x + 0.044715 x^3): the approximation GPT-2 was trained with.
+
+    (1 + tanh(u)) / 2 is sigmoid(2 u). Compiled for a CPU that takes half of the time of the tanh.
+    """
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    y = x.float()
+    u = math.sqrt(2 / math.pi) * (y + 0.044715 * y * y * y)
+    return (y * torch.sigmoid(2 * u)).to(x.dtype)
 
 
 class MLP(nn.Module):
-    """Two products around a GELU, the tanh approximation that OpenAI trained with."""
+    """Two products around a GELU."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -115,8 +165,8 @@ class MLP(nn.Module):
         self.c_proj = Linear(config.mlp_width, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, mlp_width)
-        return F.dropout(self.c_proj(h), self.dropout, self.training)  # (B, T, C)
+        h = gelu(self.c_fc(x))  # (B, T, mlp_width)
+        return drop(self.c_proj(h), self.dropout if self.training else 0.0)  # (B, T, C)
 
 
 class Block(nn.Module):

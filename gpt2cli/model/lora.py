@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2cli.errors import UsageError
+from gpt2cli.model.layers import drop
 
 # The matrices of a block. A target is the end of a name, as peft matches it: c_proj is both.
 ADAPTABLE = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -34,7 +35,7 @@ class Adapter(nn.Module):
         self.lora_B = nn.Parameter(like.new_zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # (B, T, rank)
+        low = F.linear(drop(x, self.dropout if self.training else 0.0), self.lora_A)  # (B, T, rank)
         return cast(Tensor, self.base(x)) + F.linear(low, self.lora_B) * (self.alpha / self.rank)
 
     @torch.no_grad()

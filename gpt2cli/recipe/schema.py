@@ -182,8 +182,11 @@ class Run(Section):
     )
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether torch.compile is used")
     threads: CountOrNone = Field(default=0, description="CPU threads; 0 takes all cores")
-    attention: Literal["auto", "sdpa", "formula"] = Field(
-        default="auto", description="torch's fused kernel, it written out, or the faster one"
+    attention: Literal["auto", "sdpa", "formula", "blocks"] = Field(
+        default="auto", description="torch's fused kernel, it written out, that in blocks, or the fastest"
+    )
+    recompute: Literal["on", "off"] = Field(
+        default="off", description="whether backward runs each block again: less memory, more time"
     )
     max_bad_steps: CountOrNone = Field(
         default=10, description="non-finite steps in a row before the run stops"

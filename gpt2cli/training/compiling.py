@@ -1,23 +1,29 @@
-"""Owns the use of torch.compile in training: block by block, tried before it is trusted."""
+"""Owns the use of torch.compile in training: block by block, tried before it is trusted.
+
+What else of a step is compiled belongs to its learner, which is asked to prove it here.
+"""
 
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from gpt2cli.errors import is_out_of_memory
-from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.runtime import Runtime
+from gpt2cli.training.learner import Learner
 
 
-def compile_blocks(model: GPT2LMHead, n_rows: int, runtime: Runtime) -> str | None:
-    """Compile each block for (n_rows, n_positions) inputs; returns why not, where it cannot be done.
+def compile_step(learner: Learner, n_rows: int, runtime: Runtime) -> str | None:
+    """Compile each block for (n_rows, n_positions) inputs, and what the learner adds; returns why not,
+    where it cannot be done.
 
     The blocks share their code, so one compilation serves all of them. A forward and a backward
     prove that it works before training depends on it; where it does not, the blocks are as before.
     """
+    model: Any = learner.model  # a GPT-2 under the task's head
     config = model.config
     blocks = list(model.transformer.h)
     for block in blocks:
@@ -30,6 +36,7 @@ def compile_blocks(model: GPT2LMHead, n_rows: int, runtime: Runtime) -> str | No
             runtime.autocast(),
         ):
             blocks[-1](x).sum().backward()
+        learner.prove()
     except (RuntimeError, OSError, ImportError) as error:
         _undo(blocks)
         if is_out_of_memory(error):

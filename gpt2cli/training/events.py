@@ -20,6 +20,7 @@ class StepDone:
     grad_norm: float  # before clipping
     n_tokens: int  # input tokens of this step, all micro batches
     seconds: float
+    utilisation: float | None = None  # of a GPU's peak, where that is known
 
 
 @dataclass(frozen=True)

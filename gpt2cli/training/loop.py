@@ -27,18 +27,18 @@ from gpt2cli.training.events import (
     StepSkipped,
     Stopped,
 )
-from gpt2cli.training.optim import clip_gradients, learning_rate
+from gpt2cli.training.learner import Learner
+from gpt2cli.training.optim import learning_rate
 from gpt2cli.training.state import RECENT, Progress
 from gpt2cli.training.tasks import RANK, Task, Verdict
+from gpt2cli.training.utilisation import utilisation
 
 SPIKE = 5.0  # times the median of the recent losses
 
 
 def train(
-    model: nn.Module,
+    learner: Learner,
     task: Task,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     progress: Progress,
     recipe: Recipe,
     runtime: Runtime,
@@ -64,7 +64,7 @@ def train(
 
         at_end = step >= n_steps
         if progress.evaluated != step and (at_end or step % recipe.eval.every == 0):
-            evaluated = evaluate(model, task, progress, runtime, stop)
+            evaluated = evaluate(learner.model, task, progress, runtime, stop)
             if evaluated is None:
                 continue  # interrupted: the top of the loop saves and ends
             yield evaluated
@@ -79,7 +79,7 @@ def train(
             yield Stopped(step, "finished" if at_end else "patience")
             return
 
-        event = take_step(model, task, optimizer, scaler, progress, recipe, runtime)
+        event = take_step(learner, task, progress, recipe, runtime)
         yield event
         if isinstance(event, StepSkipped):
             if event.n_skipped > event.limit:
@@ -95,19 +95,17 @@ def train(
 
 
 def take_step(
-    model: nn.Module,
+    learner: Learner,
     task: Task,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     progress: Progress,
     recipe: Recipe,
     runtime: Runtime,
 ) -> StepDone | StepSkipped:
     """One optimizer step over `accumulation` micro batches."""
     started = time.perf_counter()
-    step = progress.step
+    step, model = progress.step, learner.model
     lr = learning_rate(recipe.optim, step)
-    for group in optimizer.param_groups:
+    for group in learner.optimizer.param_groups:
         group["lr"] = lr
 
     # The whole step's targets are counted first: dividing each micro batch by its own count would
@@ -120,29 +118,25 @@ def take_step(
         seed_dropout(recipe.seed, step, micro, RANK)
         with runtime.autocast():
             loss_sum = task.loss_sum(model, batch, runtime.dtype)
-        scaler.scale(loss_sum / n_targets).backward()  # type: ignore[no-untyped-call]
+        learner.backward(loss_sum / n_targets)
         loss += loss_sum.item() / n_targets
 
-    scaler.unscale_(optimizer)
-    norm = clip_gradients(model.parameters(), recipe.optim.clip)
+    norm = learner.gradient_norm()
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
-        scaler.step(optimizer)
+        learner.update(norm, recipe.optim.clip)
         progress.updates += 1
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    learner.finish()
 
     progress.step += 1
     if not finite:
-        # In fp16 a gradient beyond the range only means that the loss scale must come down.
-        searching_scale = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
-        progress.skipped_in_a_row += not searching_scale
+        progress.skipped_in_a_row += not (math.isfinite(loss) and learner.searches_scale)
         return StepSkipped(progress.step, loss, norm, progress.skipped_in_a_row, recipe.run.max_bad_steps)
     progress.skipped_in_a_row = 0
     n_tokens = sum(batch.input_ids.numel() for batch in batches)
-    return StepDone(
-        progress.step, recipe.optim.steps, loss, lr, norm, n_tokens, time.perf_counter() - started
-    )
+    seconds = time.perf_counter() - started
+    share = utilisation(task, n_tokens / seconds, runtime)
+    return StepDone(progress.step, recipe.optim.steps, loss, lr, norm, n_tokens, seconds, share)
 
 
 @torch.no_grad()

@@ -42,17 +42,15 @@ def learning_rate(optim: Optim, step: int) -> float:
     return optim.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (optim.lr - optim.min_lr)
 
 
-def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:
-    """Shorten the gradient to global norm `limit` and return the norm it had.
+def gradient_norm(parameters: Iterable[Tensor]) -> float:
+    """The global norm of the gradients that are there."""
+    return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
-    A norm that is not finite leaves the gradients alone: clipping would spread one NaN to all.
-    """
-    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
-    total = nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None])
-    norm = float(total)
-    if limit and math.isfinite(norm) and norm > limit:
-        nn.utils.clip_grads_with_norm_(with_grad, limit, total)
-    return norm
+
+def clip_gradients(parameters: Iterable[Tensor], norm: float, limit: float) -> None:
+    """Shorten the gradients, of global norm `norm`, to `limit`; a limit of 0 leaves them."""
+    if limit and norm > limit:
+        nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm))
 
 
 def _split(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:

@@ -15,8 +15,9 @@ from gpt2cli.errors import DivergedError
 from gpt2cli.recipe.loader import dump_recipe
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
-from gpt2cli.training.compiling import compile_blocks
+from gpt2cli.training.compiling import compile_step
 from gpt2cli.training.events import Event
+from gpt2cli.training.learner import Learner
 from gpt2cli.training.loop import train
 from gpt2cli.training.memory import explained
 from gpt2cli.training.optim import make_optimizer, parameter_names
@@ -40,10 +41,9 @@ class Session:
 
     recipe: Recipe
     runtime: Runtime
-    attention: str  # "sdpa" or "formula"
-    model: Any  # a GPT-2 under the task's head
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    attention: str  # "sdpa", "formula" or "blocks"
+    model: Any  # a GPT-2 under the task's head, in fp32: what is saved
+    learner: Learner
     task: Task
     progress: Progress
     identity: Identity
@@ -53,10 +53,8 @@ class Session:
         """Train to the end, saving into `run`. Raises ResourceError where memory runs out."""
         with explained(self.recipe.batch):
             yield from train(
-                self.model,
+                self.learner,
                 self.task,
-                self.optimizer,
-                self.scaler,
                 self.progress,
                 self.recipe,
                 self.runtime,
@@ -79,8 +77,8 @@ class Session:
 
         def write(folder: Path) -> None:
             hashes = self.task.write_model(folder, self.model, dump_recipe(self.recipe))
-            scaler = self.scaler.state_dict()
-            hashes |= write_state(folder, self.optimizer, names, progress, self.identity, scaler)
+            scaler = self.learner.scaler.state_dict()
+            hashes |= write_state(folder, self.learner.optimizer, names, progress, self.identity, scaler)
             write_manifest(folder, hashes)
 
         return save_checkpoint(run, progress.step, progress.best_step, self.recipe.checkpoint.keep, write)
@@ -105,7 +103,9 @@ def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session
     if checkpoint is not None:
         progress, saved_identity, scaler_state = read_facts(checkpoint)
         refuse_differences(saved_identity, identity)
-    attention = choose_attention(asked.attention, runtime.device, config.n_positions)
+    attention = choose_attention(
+        asked.attention, runtime.device, config.n_positions, compiled=runtime.compile
+    )
     with explained(recipe.batch):
         if checkpoint is None:
             model = task.fresh_model(attention)
@@ -113,6 +113,7 @@ def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session
             model = task.saved_model(checkpoint, attention)
         for parameter in model.parameters():  # laid out like a fresh model's, to round like it
             parameter.data = parameter.data.contiguous()
+        model.transformer.recompute = asked.recompute == "on"
         model.to(runtime.device)
         optimizer = make_optimizer(model, recipe.optim, runtime.device)
         if checkpoint is not None:
@@ -121,16 +122,24 @@ def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session
         scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         if scaler_state:
             scaler.load_state_dict(scaler_state)
-        if runtime.compile and (notice := compile_blocks(model, recipe.batch.micro_batch, runtime)):
-            notices.append(notice)
-            runtime = replace(runtime, compile=False)
+        learner = Learner(model, optimizer, scaler)
+        if runtime.compile:
+            fast = learner
+            if runtime.device.type == "cpu" and runtime.precision == "bf16":
+                from gpt2cli.training.copies import CopyLearner  # brings the compiler along: a second or two
+
+                fast = CopyLearner(model, optimizer)
+            if notice := compile_step(fast, recipe.batch.micro_batch, runtime):
+                notices.append(notice)
+                runtime = replace(runtime, compile=False)
+            else:
+                learner = fast
     return Session(
         recipe=recipe,
         runtime=runtime,
         attention=attention,
         model=model,
-        optimizer=optimizer,
-        scaler=scaler,
+        learner=learner,
         task=task,
         progress=progress,
         identity=identity,

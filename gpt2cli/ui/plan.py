@@ -144,10 +144,8 @@ def _timed(session: Session) -> tuple[float, float]:
         started = time.perf_counter()
         with explained(session.recipe.batch):
             event = take_step(
-                session.model,
+                session.learner,
                 session.task,
-                session.optimizer,
-                session.scaler,
                 session.progress,
                 session.recipe,
                 session.runtime,

@@ -91,13 +91,12 @@ class TrainingView:
             return
         loss, lr, norm = f"{event.loss:.3f}", f"{event.lr:.1e}", f"{event.grad_norm:.2f}"
         rate = "" if math.isnan(self._rate) else f"{self._rate:,.0f}"
+        share = "" if event.utilisation is None else f"mfu {event.utilisation:.0%}"
         if self.tabular:
-            self._row(self._place(event.step), loss, lr, norm, rate)
+            self._row(self._place(event.step), loss, lr, norm, rate, "", "", note=share)
         else:
-            self._line(
-                f"{self._at(event.step)}  loss {loss}  lr {lr}  norm {norm}"
-                + (f"  {rate} tok/s" if rate else "")
-            )
+            parts = [self._at(event.step), f"loss {loss}", f"lr {lr}", f"norm {norm}"]
+            self._line("  ".join(parts + ([f"{rate} tok/s"] if rate else []) + ([share] if share else [])))
 
     def _eval_done(self, event: EvalDone) -> None:
         self.best = event if event.is_best else self.best

@@ -74,10 +74,7 @@ def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: s
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """The tensors of the weights file, in its order: Hugging Face's names and (in, out) shapes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
-    if config.tie_word_embeddings:
-        del shapes[HEAD]
-    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
+    return _stored_shapes_of(empty_model(config))
 
 
 def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
@@ -89,12 +86,16 @@ def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, "written_by": f"gpt2cli {__version__}", "files": files})
 
 
-def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None = None) -> LoadedModel:
+def load_model(
+    folder: Path, *, attention: str = "sdpa", dropout: float | None = None, remembered: bool = False
+) -> LoadedModel:
     """Load and verify a language model, in fp32 and evaluation mode, on the CPU.
 
     The transposed matrices are views of what was read: whoever trains on makes them contiguous.
-    `dropout` takes the place of the folder's rate, for whoever trains on. An adapter's folder gives
-    the model that it was trained over, with the adapter added into its weights.
+    `dropout` takes the place of the folder's rate, for whoever trains on. With `remembered`, which
+    is for generating, weights that were hashed before and not touched since are not hashed again.
+    An adapter's folder gives the model that it was trained over, with the adapter added into its
+    weights.
     Raises InputError where a file is missing, damaged or fits the others badly.
     """
     if is_adapter(folder):
@@ -111,7 +112,7 @@ def load_model(folder: Path, *, attention: str = "sdpa", dropout: float | None =
     tokenizer = load_tokenizer(folder)
     require_fitting(folder, tokenizer, config.vocab_size)
     require_weights(folder)
-    tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
+    tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS), remembered=remembered)
     return LoadedModel(model_of(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
 
 
@@ -180,17 +181,7 @@ def require_stored(path: Path, config: GPT2Config, found: Mapping[str, tuple[int
 
     Raises InputError, with the command that helps where it is only an older program's file.
     """
-    n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
-    older = ['its names lack "transformer."'] if "wte.weight" in found else []
-    older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
-    if older:
-        raise InputError(
-            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
-        )
-    wanted = stored_shapes(config)
-    if HEAD in found:
-        wanted.setdefault(HEAD, wanted[EMBEDDING])
-    require_exactly(path, wanted, found)
+    _require_stored(path, stored_shapes(config), found)
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
@@ -226,10 +217,31 @@ def _check(path: Path, sha256: str) -> None:
         raise changed(path, found, sha256)
 
 
+def _stored_shapes_of(model: GPT2LMHead) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del shapes[HEAD]
+    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
+
+
+def _require_stored(
+    path: Path, wanted: dict[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
+    older = ['its names lack "transformer."'] if "wte.weight" in found else []
+    older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
+    if older:
+        raise InputError(
+            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
+        )
+    tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
+    require_exactly(path, tied | wanted, found)
+
+
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
     """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
     config, stored = model.config, dict(tensors)
-    require_stored(path, config, {name: tuple(t.shape) for name, t in stored.items()})
+    _require_stored(path, _stored_shapes_of(model), {name: tuple(t.shape) for name, t in stored.items()})
     if config.tie_word_embeddings and HEAD in stored:
         head, embedding = stored.pop(HEAD), stored[EMBEDDING]
         if not torch.equal(head, embedding):

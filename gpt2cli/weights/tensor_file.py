@@ -1,18 +1,17 @@
-"""Owns one safetensors file: written with its hash, read with its hash, trusted in between never.
+"""Owns one safetensors file: written with its hash, and read with its hash.
 
 The layout is Hugging Face's (8 bytes of header length, a JSON header, raw little-endian data).
 Reading copies the file into memory and hashes it before a tensor is made of it: a file that is
 memory-mapped and then truncated kills the process with SIGBUS, and the format has no checksum.
+How it is read quickly is known to file_block.py, which hash may be believed to verified.py.
 """
 
 import hashlib
 import io
 import json
 import math
-import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +20,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from gpt2cli.disk import CHUNK, flush, open_regular
+from gpt2cli.disk import flush, open_regular
 from gpt2cli.errors import InputError
+from gpt2cli.weights.file_block import read_block
+from gpt2cli.weights.verified import is_verified, look, remember
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -101,14 +102,29 @@ class TensorWriter:
         self._digest.update(data)
 
 
-def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Every tensor of the file, as views of one block of memory.
+def read_tensors(path: Path, sha256: str | None = None, *, remembered: bool = False) -> dict[str, Tensor]:
+    """Every tensor of the file, as views of one block of memory, hashed while it is read.
 
+    With `remembered` a file that had this hash before, and has not been touched since, is only read.
     Raises InputError where the hash differs from `sha256` or the header does not fit the data.
     """
-    block, digest = _read_and_hash(path)
-    if sha256 is not None and digest != sha256:
-        raise changed(path, digest, sha256)
+    with open_regular(path) as file:
+        status = look(file)
+        if status.size < 8:
+            raise InputError(f"{path}: {status.size} bytes are no safetensors file")
+        is_known = remembered and sha256 is not None and is_verified(status, sha256)
+        digest = None if is_known or sha256 is None else hashlib.sha256()
+        # The tensors' data, not the header, begins aligned: other programs' headers have any length.
+        lead = -(8 + int.from_bytes(file.read(8), "little")) % ALIGNMENT
+        block = read_block(path, file, status.size, lead=lead, use=digest.update if digest else None)
+        is_same = look(file) == status
+    if is_known and not is_same:
+        digest = hashlib.sha256(block)
+    if digest is not None and sha256 is not None:
+        if digest.hexdigest() != sha256:
+            raise changed(path, digest.hexdigest(), sha256)
+        if remembered and is_same:
+            remember(status, sha256)
     return _parse(path, block)
 
 
@@ -188,27 +204,6 @@ def changed(path: Path, found: str, wanted: str) -> InputError:
     )
 
 
-def _read_and_hash(path: Path) -> tuple[memoryview, str]:
-    with open_regular(path) as file, ThreadPoolExecutor(1) as hashing:
-        size = os.fstat(file.fileno()).st_size
-        if size < 8:
-            raise InputError(f"{path}: {size} bytes are no safetensors file")
-        # Anonymous memory of our own is, unlike a bytearray, not zeroed twice, and never shared with a
-        # fork; large pages make it slower here as often as faster.
-        view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        digest, done = hashlib.sha256(), 0
-        hashed = hashing.submit(digest.update, b"")
-        while done < size:
-            n = file.readinto(view[done : done + 4 * CHUNK])
-            if not n:
-                raise InputError(f"{path}: ended at byte {done} of {size}", "it changed while it was read")
-            hashed.result()
-            hashed = hashing.submit(digest.update, view[done : done + n])  # while the next part is read
-            done += n
-        hashed.result()
-    return view, digest.hexdigest()
-
-
 def _parse(path: Path, block: memoryview) -> dict[str, Tensor]:
     def read(start: int, n_bytes: int) -> bytes:
         return bytes(block[start : start + n_bytes])
@@ -274,12 +269,10 @@ def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> Entry:
 
 
 def _tensor(entry: Entry, block: memoryview) -> Tensor:
-    raw = block[entry.start : entry.end]
-    if entry.start % entry.dtype.itemsize:  # files of others may be packed tighter than torch allows
-        raw = memoryview(bytearray(raw))
-    tensor = torch.frombuffer(raw, dtype=entry.dtype).view(entry.shape)
+    raw = torch.frombuffer(block[entry.start : entry.end], dtype=torch.uint8)
     # Products may round differently in memory of another alignment, and a resume must not.
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+    raw = raw if raw.data_ptr() % ALIGNMENT == 0 else raw.clone()
+    return raw.view(entry.dtype).view(entry.shape)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -146,3 +146,14 @@ def test_settings_that_mean_nothing_are_refused(values: dict[str, float], messag
         Decoding(**values)  # type: ignore[arg-type]
     assert caught.value.what == message
     assert caught.value.why.startswith("it must be")
+
+
+@pytest.mark.parametrize("k", [1, 3, 40, 200])
+@pytest.mark.parametrize("n", [64, 65, 1000, 50257])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_highest_of_one_row_are_those_that_top_k_keeps(k: int, n: int, ties: bool) -> None:
+    row = torch.randn(n, generator=torch.Generator().manual_seed(n + k))
+    row = row.mul(4).round() if ties else row
+    k = min(k, n - 1)
+    kept = sampling.top_k(row[None], k)[0] > sampling.REMOVED
+    assert torch.equal(sampling.top_k_ids(row, k), kept.nonzero().squeeze(1))

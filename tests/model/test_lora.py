@@ -10,6 +10,7 @@ from torch import Tensor
 from gpt2cli.errors import UsageError
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
+from gpt2cli.model.layers import drop
 from gpt2cli.model.lora import (
     adapter_state,
     adapters,
@@ -117,7 +118,7 @@ def test_dropout_falls_on_what_enters_the_correction_and_in_training_only() -> N
     torch.manual_seed(4)
     assert torch.equal(adapter(x), dropped)  # the global generator's, which the loop seeds
     torch.manual_seed(4)
-    kept = torch.nn.functional.dropout(x, 0.5)
+    kept = drop(x, 0.5)
     wanted = adapter.base(x) + kept @ adapter.lora_A.T @ adapter.lora_B.T * 2.5
     torch.testing.assert_close(dropped, wanted, atol=1e-5, rtol=0)
 

@@ -183,9 +183,7 @@ def test_it_learns(tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path, "train=all", "optim.steps=60", "optim.lr=1e-2", "eval.every=60")
     session = open_session(task, recipe, None)
     for _ in range(60):
-        take_step(
-            session.model, task, session.optimizer, session.scaler, session.progress, recipe, session.runtime
-        )
+        take_step(session.learner, task, session.progress, recipe, session.runtime)
     events = play(session, Run(tmp_path / "run"))
     done = next(event for event in events if isinstance(event, ev.EvalDone))
     assert done.measures["accuracy"] > 0.7, "a third would be chance; some texts are empty"

@@ -7,8 +7,11 @@ import torch
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.recipe.schema import Optim
 from gpt2cli.runtime import Runtime
-from gpt2cli.training.compiling import compile_blocks, uncompiled
+from gpt2cli.training.compiling import compile_step, uncompiled
+from gpt2cli.training.learner import Learner
+from gpt2cli.training.optim import make_optimizer
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=8, vocab_size=20)
 RUNTIME = Runtime(torch.device("cpu"), "fp32", 2, compile=True)
@@ -19,6 +22,11 @@ IDS = torch.arange(16).view(2, 8)
 def fresh_compiler() -> object:
     yield
     torch.compiler.reset()
+
+
+def compiled(model: GPT2LMHead) -> str | None:
+    optimizer = make_optimizer(model, Optim(steps=1), torch.device("cpu"))
+    return compile_step(Learner(model, optimizer, torch.amp.GradScaler("cpu", enabled=False)), 2, RUNTIME)
 
 
 def gradient(model: GPT2LMHead) -> torch.Tensor:
@@ -34,7 +42,7 @@ def test_compiled_blocks_give_the_same_gradients() -> None:
         pytest.skip("there is no C++ compiler on this machine")
     model = new_model(CONFIG, 1)
     wanted = gradient(model)
-    assert compile_blocks(model, 2, RUNTIME) is None
+    assert compiled(model) is None
     assert model.transformer.h[0].attn.c_attn.weight.grad is None, "the trial leaves no gradient"
     torch.testing.assert_close(gradient(model), wanted, atol=1e-6, rtol=1e-4)
     assert list(model.state_dict()) == list(new_model(CONFIG, 1).state_dict()), "no name changes"
@@ -49,7 +57,7 @@ def test_a_failing_compiler_is_one_notice_and_the_plain_model(monkeypatch: pytes
     monkeypatch.setattr(torch.nn.Module, "compile", broken)
     model = new_model(CONFIG, 1)
     wanted = gradient(new_model(CONFIG, 1))
-    notice = compile_blocks(model, 2, RUNTIME)
+    notice = compiled(model)
     assert notice == "torch.compile does not work here (no such compiler); running without it"
     assert torch.equal(gradient(model), wanted)
 
@@ -60,4 +68,4 @@ def test_memory_that_runs_out_is_no_fault_of_the_compiler(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.nn.Module, "compile", burst)
     with pytest.raises(RuntimeError, match="allocate"):
-        compile_blocks(new_model(CONFIG, 1), 2, RUNTIME)
+        compiled(new_model(CONFIG, 1))

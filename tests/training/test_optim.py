@@ -8,7 +8,14 @@ import torch
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.schema import Optim
-from gpt2cli.training.optim import clip_gradients, learning_rate, make_optimizer, parameter_names
+from gpt2cli.training.learner import Learner
+from gpt2cli.training.optim import (
+    clip_gradients,
+    gradient_norm,
+    learning_rate,
+    make_optimizer,
+    parameter_names,
+)
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
@@ -34,18 +41,28 @@ def test_the_rate_climbs_to_its_top_and_falls_along_a_cosine() -> None:
     assert learning_rate(Optim(steps=1, lr=0.5), 0) == 0.5
 
 
-def test_clipping_keeps_the_direction_and_reports_the_norm_before() -> None:
+def test_clipping_keeps_the_direction() -> None:
     parameters = [torch.zeros(3, requires_grad=True), torch.zeros(2, requires_grad=True)]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0, 0]), torch.tensor([0, 4.0])
-    assert clip_gradients(parameters, 10.0) == pytest.approx(5.0)
+    frozen = torch.zeros(1)
+    norm = gradient_norm([*parameters, frozen])
+    assert norm == pytest.approx(5.0)
+    clip_gradients(parameters, norm, 10.0)
     assert parameters[1].grad.tolist() == [0, 4.0], "a norm below the limit is left alone"
-    assert clip_gradients(parameters, 1.0) == pytest.approx(5.0)
+    clip_gradients(parameters, norm, 0.0)
+    assert parameters[1].grad.tolist() == [0, 4.0], "and 0 is no limit"
+    clip_gradients([*parameters, frozen], norm, 1.0)
     assert parameters[0].grad[0].item() == pytest.approx(0.6, abs=1e-5)
-    assert clip_gradients(parameters, 0.0) == pytest.approx(1.0, abs=1e-5)
+    assert gradient_norm(parameters) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_nan_stays_where_it_is() -> None:
-    parameters = [torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)]
-    parameters[0].grad, parameters[1].grad = torch.tensor([math.nan]), torch.tensor([7.0])
-    assert math.isnan(clip_gradients(parameters, 1.0))
-    assert parameters[1].grad.item() == 7.0
+def test_a_nan_is_in_the_norm_and_a_learner_refuses_to_clip_by_it() -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = make_optimizer(model, Optim(steps=1), torch.device("cpu"))
+    learner = Learner(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    model.weight.grad, model.bias.grad = torch.tensor([[math.nan, 1.0]]), torch.tensor([7.0])
+    norm = learner.gradient_norm()
+    assert math.isnan(norm)
+    with pytest.raises(AssertionError, match="spread one NaN"):
+        learner.update(norm, 1.0)
+    assert model.bias.grad.item() == 7.0

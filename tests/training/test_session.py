@@ -68,7 +68,7 @@ def test_the_comparison_notices_what_a_resume_forgets(forgotten: str, tmp_path: 
     play(open_session(Pretraining(recipe, data), recipe, None), run, stop_after(20))
     resumed = open_session(Pretraining(recipe, data), recipe, newest_valid_checkpoint(run)[0])
     if forgotten == "optimizer":
-        resumed.optimizer.state.clear()
+        resumed.learner.optimizer.state.clear()
     else:
         shifted = recipe.model_copy(update={"seed": recipe.seed + 1})
         resumed = replace(resumed, task=Pretraining(shifted, data))

@@ -93,6 +93,7 @@ def test_training_on_with_other_adapters_is_refused(
 def test_nothing_but_adapters_changes_in_training(tmp_path: Path) -> None:
     """Twelve steps of the real loop, with decay and dropout."""
     from gpt2cli.runtime import choose_runtime
+    from gpt2cli.training.learner import Learner
     from gpt2cli.training.loop import take_step
     from gpt2cli.training.optim import make_optimizer, parameter_names
     from gpt2cli.training.pretraining import Pretraining
@@ -106,8 +107,9 @@ def test_nothing_but_adapters_changes_in_training(tmp_path: Path) -> None:
     runtime = choose_runtime("cpu", "fp32", 2, "off", training=True, flops=0.0)
     optimizer = make_optimizer(model, recipe.optim, runtime.device)
     assert set(parameter_names(model)) == {f"{name}.lora_{part}" for name in names for part in "AB"}
-    scaler, progress = torch.amp.GradScaler("cpu", enabled=False), Progress()
-    losses = [take_step(model, task, optimizer, scaler, progress, recipe, runtime).loss for _ in range(12)]
+    learner = Learner(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    progress = Progress()
+    losses = [take_step(learner, task, progress, recipe, runtime).loss for _ in range(12)]
     assert losses[-1] < losses[0]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) != ("lora_" in name), name

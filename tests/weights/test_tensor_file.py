@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2cli.errors import InputError
-from gpt2cli.weights.tensor_file import DTYPES, read_tensors, write_tensors
+from gpt2cli.weights.tensor_file import ALIGNMENT, DTYPES, read_tensors, write_tensors
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -97,6 +97,30 @@ def test_a_huge_header_and_a_short_file_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(InputError, match="not a regular file"):
         read_tensors(tmp_path / "fifo")
+
+
+@pytest.mark.parametrize("excess", range(0, 66, 3))
+def test_tensors_are_aligned_views_of_one_block(excess: int, tmp_path: Path) -> None:
+    entries = {
+        "a": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]},
+        "b": {"dtype": "F32", "shape": [3], "data_offsets": [64, 76]},
+        "c": {"dtype": "F32", "shape": [1], "data_offsets": [76, 80]},
+    }
+    header = json.dumps(entries).encode() + b" " * excess  # other programs' headers have any length
+    values = torch.arange(20.0)
+    a, b, c = read_tensors(raw(tmp_path / "x", header, values.numpy().tobytes())).values()
+    assert torch.equal(torch.cat([a, b, c]), values)
+    assert {tensor.data_ptr() % ALIGNMENT for tensor in (a, b, c)} == {0}
+    assert b.data_ptr() - a.data_ptr() == 64  # no copy; c cannot be a view
+
+
+def test_a_file_that_is_cut_or_removed_later_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.arange(1_000_000.0)}, {})
+    found = read_tensors(path)["a"]
+    os.truncate(path, 0)  # a mapped file would kill this process here
+    assert torch.equal(found, torch.arange(1_000_000.0))
+    assert str(path) not in Path("/proc/self/maps").read_text()
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

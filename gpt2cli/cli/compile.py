@@ -1,0 +1,49 @@
+"""Owns `gpt2 compile`: machine code for one model's decode step, built before it is needed."""
+
+from typing import Annotated
+
+import typer
+
+from gpt2cli.cli.models import find
+from gpt2cli.cli.options import ThreadsOption
+
+
+def compile_step(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A run, a model folder or a name; otherwise the newest.", show_default=False),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option("--precision", help="fp32, bf16 or int8; repeatable.", show_default="bf16"),
+    ] = None,
+    threads: ThreadsOption = 0,
+    force: Annotated[bool, typer.Option("--force", help="Build it also where it is there.")] = False,
+) -> None:
+    """Compile a model's decode step for this CPU, so that generate and chat write faster.
+
+    Takes a C++ compiler and about a minute a precision. The result serves every model of the same
+    shape, until torch, the compiler or the processor changes. stdout gets its paths.
+    """
+    from gpt2cli.cli.decoding import build_with_a_line
+    from gpt2cli.errors import ResourceError, UsageError
+    from gpt2cli.generation.compiled import BuildError, find_package
+    from gpt2cli.generation.packing import PRODUCTS
+    from gpt2cli.home import is_adapter
+    from gpt2cli.runtime import choose_runtime
+    from gpt2cli.weights.folder import load_model, read_config
+
+    wanted = list(dict.fromkeys(precision or ["bf16"]))
+    for name in wanted:
+        if name not in PRODUCTS:
+            raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8")
+    folder = find(model)
+    choose_runtime("cpu", threads=threads)
+    config = load_model(folder).config if is_adapter(folder) else read_config(folder)
+    for name in wanted:
+        package = None if force else find_package(config, name)
+        try:
+            print(package or build_with_a_line(config, name), flush=True)  # noqa: T201
+        except BuildError as error:
+            fix = error.fix or "gpt2 generate --compile off, which needs none"
+            raise ResourceError(error.what, error.why, fix) from error

@@ -1,0 +1,97 @@
+"""Owns how a loaded model is made ready to decode: packed for its precision, with a compiled step or without.
+
+What a compiled step is, and what it saves, is `generation/compiled.py`'s. Here is decided whether to
+take one, to build one, or to say how one is had.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt2cli.model.config import GPT2Config
+    from gpt2cli.model.gpt2 import GPT2LMHead
+    from gpt2cli.runtime import Runtime
+
+WORDS = ("auto", "on", "off")
+
+
+def require_compile_word(compile: str) -> None:
+    """Raises UsageError for a word that --compile does not know; before any work."""
+    from gpt2cli.errors import UsageError
+
+    if compile not in WORDS:
+        raise UsageError(f"--compile is {compile!r}", "it must be auto, on or off")
+
+
+def make_ready(model: "GPT2LMHead", runtime: "Runtime", compile: str, n_tokens: int, folder: Path) -> None:
+    """Move the model of `folder` to its device and precision and exchange what makes it fast, in place.
+
+    `n_tokens` is about how many tokens one row will get, one at a time. "auto" takes a compiled step
+    that is there, and builds one where that takes less time than it saves. Whatever goes wrong with
+    it is said in a sentence, and the model decodes without.
+    """
+    from gpt2cli.generation.compiled import BuildError, use_package
+    from gpt2cli.generation.packing import pack_for_decoding
+    from gpt2cli.ui.console import err, printable
+
+    model.to(device=runtime.device)
+    if runtime.device.type != "cpu" or runtime.precision == "fp16":
+        model.to(dtype=runtime.dtype)
+        if compile == "on":
+            err().print(
+                "compiled steps are for the CPU in fp32, bf16 or int8; going on without", style="warn"
+            )
+        return
+    package = _package(model.config, runtime.precision, compile, n_tokens, folder)
+    pack_for_decoding(model, runtime.precision, for_compiled=package is not None)
+    if package is not None:
+        try:
+            use_package(model, runtime.precision, package)
+        except BuildError as error:
+            err().print(printable(f"{error}; going on without it"), style="warn")
+
+
+def _package(config: "GPT2Config", precision: str, compile: str, n_tokens: int, folder: Path) -> Path | None:
+    from gpt2cli.errors import ResourceError
+    from gpt2cli.generation import compiled
+    from gpt2cli.ui.console import err, printable
+
+    if compile == "off":
+        return None
+    if package := compiled.find_package(config, precision):
+        return package
+    saved = compiled.saved_seconds(config, n_tokens)
+    if compile == "auto" and (
+        not compiled.can_build() or saved < compiled.PAYS * compiled.build_seconds(config)
+    ):
+        if saved >= compiled.WORTH_SAYING and compiled.can_build():
+            say = f"gpt2 compile {folder} --precision {precision}"
+            err().print(printable(f"faster after: {say}"), style="faint")
+        return None
+    try:
+        return build_with_a_line(config, precision)
+    except (compiled.BuildError, ResourceError) as error:
+        err().print(printable(f"{error}; going on without a compiled step"), style="warn")
+        return None
+
+
+def build_with_a_line(config: "GPT2Config", precision: str) -> Path:
+    """Build a package, with one line on stderr that says so and how long it takes."""
+    import time
+
+    from gpt2cli.generation.compiled import build_package, build_seconds, require_compiler
+    from gpt2cli.model.config import size_of
+    from gpt2cli.ui.console import err, is_terminal
+
+    require_compiler()
+    console, start = err(), time.monotonic()
+    shape = size_of(config) or f"{config.n_layer} blocks of {config.n_embd}"
+    line = f"compiling the step of {shape} in {precision}, about {build_seconds(config):.0f} s"
+    if is_terminal(console):
+        with console.status(line):
+            package = build_package(config, precision)
+    else:
+        console.print(line, style="faint")
+        package = build_package(config, precision)
+    console.print(f"compiled {shape} in {precision}: {time.monotonic() - start:.0f} s", style="faint")
+    return package
