@@ -18,6 +18,7 @@ import typer
 
 from gpt2cli import __version__, home
 from gpt2cli.cli import (
+    chat,
     classify,
     convert,
     download,
@@ -26,6 +27,7 @@ from gpt2cli.cli import (
     finetune_instruct,
     generate,
     inspect,
+    judge,
     prepare,
     pretrain,
     recipes,
@@ -61,9 +63,11 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("finetune-classify")(finetune_classify.finetune_classify)
 app.command("finetune-instruct")(finetune_instruct.finetune_instruct)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("classify")(classify.classify)
 app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
+app.command("judge")(judge.judge)
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.models import find
+from gpt2cli.cli.models import find, load
 from gpt2cli.cli.options import (
     DeviceOption,
     JsonOption,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from gpt2cli.generation.engine import Step
     from gpt2cli.generation.text import Reply
-    from gpt2cli.weights.folder import LoadedModel
 
 LONGEST_ECHO = 2000  # characters of the prompt that are repeated on a terminal
 
@@ -93,7 +92,7 @@ def generate(
             "leave out --raw",
         )
     text = read_prompt(prompt, file)
-    loaded = _load(model, device, precision, threads)
+    loaded = load(find(model), device, precision, threads)
     cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
     ids = prompt_ids(text, loaded, cut)
 
@@ -130,22 +129,6 @@ def generate(
             screen.end(replies, facts)
         else:
             _print_json(replies, facts)
-
-
-def _load(name: str | None, device: str, precision: str, threads: int) -> "LoadedModel":
-    """The model, in its place and precision, made ready for decoding."""
-    from gpt2cli.generation.packing import pack_for_decoding
-    from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.console import err
-    from gpt2cli.weights.folder import load_model
-
-    folder = find(name)
-    runtime = choose_runtime(device, precision, threads)
-    for notice in runtime.notices:
-        err().print(notice, style="warn")
-    loaded = load_model(folder)
-    pack_for_decoding(loaded.model.to(device=runtime.device, dtype=runtime.dtype))
-    return loaded
 
 
 def _print_json(replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:

@@ -1,6 +1,12 @@
-"""Owns how a model that somebody names on the command line is found; `home.py` knows where models live."""
+"""Owns how a model that somebody names on the command line is found and made ready to write;
+`home.py` knows where models live, `weights/` what is in them.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt2cli.weights.folder import LoadedModel
 
 
 def find(name: str | None) -> Path:
@@ -21,6 +27,21 @@ def find(name: str | None) -> Path:
     except InputError:
         _refuse_file(name)
         raise
+
+
+def load(folder: Path, device: str, precision: str, threads: int) -> "LoadedModel":
+    """The model, in its place and precision, made ready for decoding."""
+    from gpt2cli.generation.packing import pack_for_decoding
+    from gpt2cli.runtime import choose_runtime
+    from gpt2cli.ui.console import err
+    from gpt2cli.weights.folder import load_model
+
+    runtime = choose_runtime(device, precision, threads)
+    for notice in runtime.notices:
+        err().print(notice, style="warn")
+    loaded = load_model(folder)
+    pack_for_decoding(loaded.model.to(device=runtime.device, dtype=runtime.dtype))
+    return loaded
 
 
 def _refuse_file(name: str) -> None:

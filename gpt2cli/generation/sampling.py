@@ -112,9 +112,13 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 def row_generators(seed: int, n_rows: int) -> list[torch.Generator]:
     """A source of chance for each row, from the seed and the row's place alone."""
-    names = [f"{seed}:{row}".encode() for row in range(n_rows)]
-    seeds = [int.from_bytes(hashlib.sha256(name).digest()[:8], "little") for name in names]
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+    return [chance(seed, row) for row in range(n_rows)]
+
+
+def chance(*path: int) -> torch.Generator:
+    """A source of chance of its own for each path of numbers, which begins with a seed."""
+    digest = hashlib.sha256(":".join(map(str, path)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def uniforms(generators: Sequence[torch.Generator]) -> Tensor:

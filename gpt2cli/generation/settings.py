@@ -1,0 +1,49 @@
+"""Owns the settings of a conversation: what they are called, and what a typed value means."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpt2cli.errors import UsageError
+from gpt2cli.generation.sampling import Decoding
+
+SETTINGS: dict[str, type[int] | type[float]] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "repetition_penalty": float,
+    "seed": int,
+    "max_new_tokens": int,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How replies are chosen, and how long they may be. UsageError for values that mean nothing."""
+
+    decoding: Decoding
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"--max-new-tokens is {self.max_new_tokens}", "it must be at least 1")
+
+    @property
+    def values(self) -> dict[str, int | float]:
+        return {**asdict(self.decoding), "max_new_tokens": self.max_new_tokens}
+
+    def changed(self, name: str, value: str) -> "Settings":
+        """With one of SETTINGS as it was typed; UsageError says what it can be."""
+        if name not in SETTINGS:
+            raise UsageError(f"there is no setting {name!r}"[:80], f"they are {', '.join(SETTINGS)}")
+        try:
+            number = SETTINGS[name](value)
+        except ValueError:
+            kind = "a whole number" if SETTINGS[name] is int else "a number"
+            raise UsageError(f"{name} is {value!r}"[:80], f"it must be {kind}") from None
+        return from_values({**self.values, name: number})
+
+
+def from_values(values: dict[str, Any]) -> Settings:
+    """From a value for each of SETTINGS."""
+    decoding = {name: value for name, value in values.items() if name != "max_new_tokens"}
+    return Settings(Decoding(**decoding), values["max_new_tokens"])

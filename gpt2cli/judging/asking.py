@@ -1,0 +1,244 @@
+"""Owns asking many questions of one server at once: retries, strict answers, and when to give up.
+
+What is asked and what an answer means is the caller's: a schema, and a function that reads a text.
+For another kind of judgement, say which of two responses is better:
+
+    questions = [Question(number, pair_messages(...)) for number, ... in ...]
+    for reply in ask_all(questions, server, SCHEMA, parse_verdict, seed=seed, stop=stop):
+        reply.number, reply.status, reply.value   # value is what parse_verdict returned, or None
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
+
+from gpt2cli.errors import ServiceError
+from gpt2cli.judging.client import (
+    PATIENCE,
+    Answer,
+    Habits,
+    RefusedError,
+    TooLongError,
+    ask,
+    persist,
+    require_model,
+)
+from gpt2cli.judging.exchange import Hangup, LostError
+from gpt2cli.judging.rubric import AnswerError
+from gpt2cli.judging.server import Server, lost, shown
+from gpt2cli.judging.truncation import least_tokens
+from gpt2cli.weights.patience import Patience
+
+N_PARALLEL = 4
+ANSWERS = 3  # that may break the schema before a question counts as unscored
+UNANSWERED = 3  # questions in a row: then it is the server, not the question
+POLL_SECONDS = 0.1  # between two looks at `stop`
+R = TypeVar("R")
+Status = Literal["scored", "unscored", "truncated", "empty"]
+
+
+@dataclass(frozen=True)
+class Question:
+    number: int  # the caller's own, by which a reply is known; each one once
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Reply(Generic[R]):
+    """`status` is "scored" (and then only there is a value), "unscored" or "truncated"; never "empty"."""
+
+    number: int
+    status: Status
+    value: R | None
+    why: str  # "" where it is scored
+    attempts: int  # requests sent, all of them
+    seconds: float  # from the first one to the last answer
+    prompt_tokens: int | None  # as the server counts them
+
+
+class UnansweredError(ServiceError):
+    """Some questions got no answer, all the others did."""
+
+
+# What a thread hands over: a reply, that one question got no answer, or what ends it all.
+_Outcome = Reply[R] | LostError | BaseException
+
+
+@dataclass
+class _Course(Generic[R]):
+    """What the threads share."""
+
+    server: Server
+    schema: dict[str, Any]
+    parse: Callable[[str], R]
+    seed: int
+    patience: Patience
+    tokens_per_piece: float | None
+    habits: Habits
+    waiting: deque[Question]
+    done: "queue.SimpleQueue[_Outcome[R]]" = field(default_factory=queue.SimpleQueue)
+    hangup: Hangup = field(default_factory=Hangup)
+    n_unanswered: int = 0  # in a row
+
+
+def ask_all(
+    questions: Sequence[Question],
+    server: Server,
+    schema: dict[str, Any],
+    parse: Callable[[str], R],
+    *,
+    seed: int,
+    stop: Callable[[], int] = lambda: 0,
+    n_parallel: int = N_PARALLEL,
+    patience: Patience = PATIENCE,
+    tokens_per_piece: float | None = None,
+    habits: Habits | None = None,
+) -> Iterator[Reply[R]]:
+    """Replies as they come, in no order, each question's once; yielded in the caller's thread.
+
+    `parse` raises AnswerError (rubric.py) for a text that is no answer: it is asked again with the
+    next seed, and after ANSWERS of them the reply is "unscored". Ends early when `stop` returns a
+    signal's number; closed or interrupted, it cuts the connections and leaves at once.
+    `tokens_per_piece` is what the server needed for a short prompt (truncation.py).
+    Raises ServiceError where the server is lost or refuses for good, and UnansweredError at the end
+    where some questions got no answer at all; what was yielded stays good.
+    """
+    course = _Course(
+        server, schema, parse, seed, patience, tokens_per_piece, habits or Habits(), deque(questions)
+    )
+    # Daemons: one that hangs in the look-up of a name would keep the process from ending.
+    for _ in range(min(max(n_parallel, 1), len(questions))):
+        threading.Thread(target=_work, args=(course,), daemon=True).start()
+    try:
+        yield from _collect(course, len(questions), stop)
+    finally:
+        course.waiting.clear()
+        course.hangup.hang_up()
+
+
+def require_unless_stopped(server: Server, patience: Patience, stop: Callable[[], int]) -> None:
+    """As `require_model`, but returns early when `stop` returns a signal's number."""
+    hangup = Hangup()
+    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def look() -> None:
+        try:
+            require_model(server, patience, hangup)
+            done.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again, in the caller's thread
+            done.put(error)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        while not stop():
+            try:
+                error = done.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            return
+    finally:
+        hangup.hang_up()
+
+
+def _collect(course: _Course[R], n: int, stop: Callable[[], int]) -> Iterator[Reply[R]]:
+    unanswered: list[LostError] = []
+    fatal: BaseException | None = None
+    n_done = 0
+    while n_done < n and fatal is None and not stop():
+        try:
+            outcome = course.done.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            continue
+        n_done += 1
+        if isinstance(outcome, Reply):
+            yield outcome
+        elif isinstance(outcome, LostError):
+            unanswered.append(outcome)
+        else:
+            fatal = outcome
+    while not course.done.empty():  # answers that came meanwhile are not to be asked for again
+        outcome = course.done.get()
+        if isinstance(outcome, Reply):
+            yield outcome
+    if fatal is not None:
+        raise fatal
+    if unanswered and not stop():
+        raise UnansweredError(
+            f"{shown(course.server)}: no answer to {len(unanswered)} of {n} questions",
+            unanswered[-1].why,
+            "the same command again asks for these alone; --timeout SECONDS waits longer",
+        )
+
+
+def _work(course: _Course[R]) -> None:
+    while True:
+        try:
+            question = course.waiting.popleft()
+        except IndexError:
+            return
+        outcome: _Outcome[R]
+        try:
+            outcome = _settle(question, course)
+            course.n_unanswered = 0
+        except LostError as error:
+            # A question may be what the server dies of; while it answers others, they are asked.
+            course.n_unanswered += 1
+            is_lost = error.is_down or course.n_unanswered >= UNANSWERED
+            outcome = lost(course.server, error.why) if is_lost else error
+        except BaseException as error:  # noqa: BLE001 - raised again, in the caller's thread
+            outcome = error
+        if not isinstance(outcome, Reply | LostError):
+            course.waiting.clear()  # before it is known there, so that no other question is begun
+        course.done.put(outcome)
+
+
+def _settle(question: Question, course: _Course[R]) -> Reply[R]:
+    """One question's reply. Raises LostError where no attempt brought any answer, and ServiceError."""
+    attempts, began, prompt_tokens = 0, time.monotonic(), None
+    over = course.hangup.over
+
+    def reply(status: Status, value: R | None, why: str) -> Reply[R]:
+        seconds = round(time.monotonic() - began, 3)
+        return Reply(question.number, status, value, why, attempts, seconds, prompt_tokens)
+
+    def once(seed: int) -> Answer:
+        nonlocal attempts
+        if over.is_set():
+            raise LostError("nobody waits for it any more", wait=float("inf"))
+        attempts += 1
+        return ask(
+            course.server,
+            question.messages,
+            course.schema,
+            seed,
+            patience=course.patience,
+            habits=course.habits,
+            hangup=course.hangup,
+        )
+
+    why = ""
+    for seed in range(course.seed, course.seed + ANSWERS):  # the same one would bring the same text again
+        try:
+            answer = persist(partial(once, seed), course.patience, over.wait)
+        except TooLongError as error:
+            return reply("truncated", None, f"too long for the judge: {error}")
+        except RefusedError as error:
+            return reply("unscored", None, str(error))
+        prompt_tokens = answer.prompt_tokens
+        floor = least_tokens(question.messages, course.tokens_per_piece)
+        if prompt_tokens is not None and prompt_tokens < floor:
+            return reply("truncated", None, f"the judge read {prompt_tokens} tokens of at least {floor}")
+        try:
+            if answer.finish_reason == "length":
+                raise AnswerError("the answer was cut off for its length")
+            return reply("scored", course.parse(answer.text), "")
+        except AnswerError as error:
+            why = str(error)
+    return reply("unscored", None, why)
