@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.judge_target import EXAMPLE, label_of, newest_responses, responses_of, server_of
+from gpt2cli.cli.judge_report import facts_of, judge_of, nothing, pair_facts, print_json
+from gpt2cli.cli.judge_target import EXAMPLE, kept_of, newest_responses, responses_of, server_of
 from gpt2cli.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from rich.console import Console
+
+    from gpt2cli.errors import ServiceError
     from gpt2cli.judging.judge import Judgement
-    from gpt2cli.judging.pairs import Pair, PairSummary
+    from gpt2cli.judging.pairs import PairSummary, Verdict
     from gpt2cli.judging.server import Server
     from gpt2cli.judging.summary import Summary
+    from gpt2cli.judging.terms import Terms
 
 
 def judge(
@@ -51,37 +56,45 @@ def judge(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Sent with every question, and the interval's.", show_default="123"),
+        typer.Option("--seed", help="Of the judge's answers and of the interval.", show_default="123"),
     ] = None,
     parallel: Annotated[
-        int | None, typer.Option("--parallel", help="Questions under way at once.", show_default="4")
+        int | None,
+        typer.Option("--parallel", help="How many questions are under way at once.", show_default="4"),
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", metavar="SECONDS", help="For one answer.", show_default="300"),
+        typer.Option(
+            "--timeout", metavar="SECONDS", help="For each try to get an answer.", show_default="300"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Where the judgements are kept.",
-            show_default="judgements.jsonl beside the responses",
+            help="Where the judgements are kept; without it judgements.jsonl in a run,"
+            " NAME.judgements.jsonl beside a file NAME.json.",
+            show_default=False,
         ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Drop the judgements there are, and ask for all again.")
+        bool, typer.Option("--fresh", help="Empty the file of judgements, and ask for all again.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Ask again for what is unscored or truncated.")
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", help="Only the first N responses.", show_default=False),
+        typer.Option("--limit", metavar="N", help="Judge the first N responses alone.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let a model grade what another one answered, from 0 to 100; or compare two models' answers.
 
-    Judgements are kept as they come: after an interruption the same command goes on. stdout gets a
-    table, or with --json one object.
+    Judgements are kept as they come: after an interruption the same command goes on.
+
+    stdout gets a table, or with --json one object.
     """
     from gpt2cli.errors import UsageError
     from gpt2cli.judging.asking import N_PARALLEL
@@ -95,6 +108,8 @@ def judge(
     for name, value in (("--parallel", parallel), ("--limit", limit)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}", "it must be at least 1")
+    if seed is not None and seed < 0:
+        raise UsageError(f"--seed is {seed}", "it must be at least 0")
     if timeout is not None and not 0 < timeout < float("inf"):
         raise UsageError(f"--timeout is {timeout:g}", "it is a number of seconds above 0")
     server = server_of(ollama, base_url, judge_model)
@@ -104,6 +119,7 @@ def judge(
         "n_parallel": N_PARALLEL if parallel is None else parallel,
         "patience": patience_of(timeout),
         "fresh": fresh,
+        "retry": retry,
     }
     found = [responses_of(target) for target in targets or ()] or [newest_responses()]
     work = _judge_one if len(found) == 1 else _compare_two
@@ -118,9 +134,8 @@ def _judge_one(
     as_json: bool,
     given: dict[str, Any],
 ) -> None:
-    from gpt2cli.errors import ServiceError
     from gpt2cli.judging.items import read_items
-    from gpt2cli.judging.judge import JUDGEMENTS, judge, judged
+    from gpt2cli.judging.judge import judge, judged
     from gpt2cli.judging.rubric import SCHEMA
     from gpt2cli.judging.summary import summarize
     from gpt2cli.judging.terms import terms_of
@@ -131,33 +146,36 @@ def _judge_one(
 
     (path,) = found
     items = read_items(path)[:limit]
-    place = out or path.parent / JUDGEMENTS
+    place, console = out or kept_of(path), err()
     terms = terms_of(server, JUDGE_VERSION, SCHEMA, given["seed"])
-    there = [one for one in judged(items, place) if not one.is_canary and one.terms == terms]
-    n_done = 0 if given["fresh"] else len(there)
+    n_done = _n_done([one for one in judged(items, place) if not one.is_canary], terms, given)
     _announce(f"{len(items):,} responses of {path}", server, n_done, len(items), given["n_parallel"])
 
     def summed() -> "Summary":
         return summarize(judged(items, place), len(items), given["seed"])
 
     answers = show_judging(
-        judge(items, server, place, **given),
-        err(),
+        judge(items, server, place, tell=_teller(console), **given),
+        console,
         n_done,
         len(items),
         "responses",
         lambda one: not one.is_canary,
+        lambda one: one.status != "empty",
     )
-    _drain(answers, lambda: coverage(summed()), place)
+    lost = _drain(answers, lambda: coverage(summed()))
     summary = summed()
     if as_json:
-        about = {"responses": str(path), "judgements": str(place), **_judge_of(server, given["seed"])}
-        _print_json({**about, **_facts(summary, judged(items, place))})
+        about = {"responses": str(path), "judgements": str(place), **judge_of(server, given["seed"])}
+        print_json({**about, **facts_of(summary, judged(items, place))})
     else:
         print_summary(summary, {item.index: item for item in items}, stdout())
-    print_warnings(summary, err())
+    print_warnings(summary, console)
+    if lost:
+        raise lost
     if not summary.n_scored:
-        raise ServiceError("no response could be scored", *_nothing(summary, judged(items, place), place))
+        own = [one for one in judged(items, place) if not one.is_canary]
+        raise nothing("no response could be scored", coverage(summary), own, path, place)
 
 
 def _compare_two(
@@ -168,7 +186,6 @@ def _compare_two(
     as_json: bool,
     given: dict[str, Any],
 ) -> None:
-    from gpt2cli.errors import ServiceError
     from gpt2cli.judging.items import read_items
     from gpt2cli.judging.pairs import SCHEMA, compare, compared, pairs_of, summarize_pairs
     from gpt2cli.judging.terms import terms_of
@@ -179,12 +196,11 @@ def _compare_two(
 
     a, b = found
     items = [read_items(path) for path in found]
-    pairs = pairs_of(*items)[:limit]
-    place = out or a.parent / f"judgements-vs-{label_of(b)}.jsonl"
+    pairs = pairs_of(items[0], items[1], (str(a), str(b)))[:limit]
+    place, console = out or kept_of(a, b), err()
     n_asked = 2 * sum(pair.needs_asking for pair in pairs)
     terms = terms_of(server, PAIR_VERSION, SCHEMA, given["seed"])
-    there = [one for one in compared(pairs, place) if one.terms == terms]
-    n_done = 0 if given["fresh"] else len(there)
+    n_done = _n_done(compared(pairs, place), terms, given)
     what = f"{len(pairs):,} pairs of {a} and {b} in both orders"
     _announce(what, server, n_done, n_asked, given["n_parallel"])
     if apart := [len(one) - len(pairs) for one in items if len(one) > len(pairs)]:
@@ -193,18 +209,28 @@ def _compare_two(
     def summed() -> "PairSummary":
         return summarize_pairs(pairs, compared(pairs, place), given["seed"])
 
-    verdicts = compare(pairs, server, place, **given)
-    answers = show_judging(verdicts, err(), n_done, n_asked, "verdicts")
-    _drain(answers, lambda: pair_coverage(summed()), place)
+    verdicts = compare(pairs, server, place, tell=_teller(console), **given)
+    answers = show_judging(verdicts, console, n_done, n_asked, "verdicts")
+    lost = _drain(answers, lambda: pair_coverage(summed()))
     summary = summed()
     if as_json:
-        about = {"a": str(a), "b": str(b), "judgements": str(place), **_judge_of(server, given["seed"])}
-        _print_json({**about, **_pair_facts(summary, pairs)})
+        about = {"a": str(a), "b": str(b), "judgements": str(place), **judge_of(server, given["seed"])}
+        print_json({**about, **pair_facts(summary, pairs)})
     else:
         print_pairs(summary, str(a), str(b), stdout())
+    if lost:
+        raise lost
     if not summary.n_compared:
-        why = next((one.why for one in compared(pairs, place) if one.why), "there was nothing to ask about")
-        raise ServiceError("no pair could be compared", why, f"look into {place}, or try another judge")
+        said = pair_coverage(summary)
+        raise nothing("no pair could be compared", said, compared(pairs, place), a, place)
+
+
+def _n_done(there: "Sequence[Judgement | Verdict]", terms: "Terms", given: dict[str, Any]) -> int:
+    """How many of the judgements that stand will not be asked for again."""
+    from gpt2cli.judging.asking import RETRIED
+
+    left = RETRIED if given["retry"] else ()
+    return 0 if given["fresh"] else sum(one.terms == terms and one.status not in left for one in there)
 
 
 def _announce(what: str, server: "Server", n_done: int, n_all: int, n_parallel: int) -> None:
@@ -219,71 +245,26 @@ def _announce(what: str, server: "Server", n_done: int, n_all: int, n_parallel: 
     _say(f"judging {what} with {server.model} at {shown(server)}, {n_parallel} at a time{before}")
 
 
-def _drain(answers: "Iterable[object]", standing: "Callable[[], str]", place: Path) -> None:
-    """Let the answers come, which are kept elsewhere. However it ends early, what there is then is said."""
+def _drain(answers: "Iterable[object]", standing: "Callable[[], str]") -> "ServiceError | None":
+    """Let the answers come, which are kept elsewhere; returns why they ended early, if it is the server."""
     from gpt2cli.errors import ServiceError
 
     try:
         for _ in answers:
             pass
-    except ServiceError:
-        _say(f"{standing()}; all of it is in {place}")
-        raise
+    except ServiceError as error:  # what there is by then is shown first
+        return error
     except (KeyboardInterrupt, SystemExit):
         _say(f"{standing()}; run the same command again to go on")
         raise
+    return None
 
 
-def _nothing(summary: "Summary", judgements: "Sequence[Judgement]", place: Path) -> tuple[str, str]:
-    """Why, and what to do, where no response was scored."""
-    from gpt2cli.ui.judging import coverage
+def _teller(console: "Console") -> "Callable[[str], None]":
+    """Says lines on the console of the bar, above which they stand."""
+    from gpt2cli.ui.console import printable
 
-    reasons = [one.why for one in judgements if one.why and not one.is_canary]
-    said = f": {max(set(reasons), key=reasons.count)}" if reasons else ""
-    return f"{coverage(summary)}{said}", f"another judge, or look into {place}"
-
-
-def _judge_of(server: "Server", seed: int) -> dict[str, Any]:
-    from gpt2cli.judging.server import shown
-
-    return {"judge": server.model, "base_url": shown(server), "seed": seed}
-
-
-def _facts(summary: "Summary", judgements: "Sequence[Judgement]") -> dict[str, Any]:
-    """Nothing of it depends on time: the same scores make the same text."""
-    from dataclasses import asdict
-
-    def plain(one: "Judgement") -> dict[str, Any]:
-        score = asdict(one.score) if one.score else {"score": None}
-        return {"index": one.index, "status": one.status, **score, "why": one.why, "flagged": one.flagged}
-
-    return {
-        **asdict(summary),
-        "best": [one.index for one in summary.best],
-        "worst": [one.index for one in summary.worst],
-        "lost": [one.index for one in summary.lost],
-        "canaries": [plain(one) for one in summary.canaries],
-        "fooled": [one.index for one in summary.fooled],
-        "is_no_better": summary.is_no_better,
-        "items": [plain(one) for one in judgements if not one.is_canary],
-    }
-
-
-def _pair_facts(summary: "PairSummary", pairs: "Sequence[Pair]") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    facts = {name: value for name, value in asdict(summary).items() if name != "outcomes"}
-    items = [{"index": pair.index, "outcome": summary.outcomes.get(pair.index)} for pair in pairs]
-    return {**facts, "items": items}
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    """One object; ASCII, so that nothing in it can steer a terminal."""
-    import json
-    import sys
-
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
+    return lambda text: console.print(printable(text))
 
 
 def _say(text: str) -> None:

@@ -81,3 +81,13 @@ def label_of(path: Path) -> str:
     """What a file of responses is called in another's name."""
     name = path.resolve().parent.name if path.name == RESPONSES else path.stem
     return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name)[:100] or "other"
+
+
+def kept_of(path: Path, other: Path | None = None) -> Path:
+    """Where the judgements of a file of responses are kept, or the comparisons with another one.
+
+    Only a run's own responses leave out their name, so that two files in one folder do not share one.
+    """
+    own = "" if path.name == RESPONSES else f"{path.stem}."
+    versus = "" if other is None else f"-vs-{label_of(other)}"
+    return path.parent / f"{own}judgements{versus}.jsonl"

@@ -1,6 +1,5 @@
 """Owns reading what is to be judged: responses.jsonl of a run, or any file with such records."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from gpt2cli.data.tables import kind_by_name, read_text
 from gpt2cli.errors import InputError
+from gpt2cli.judging.ledger import digest_of
 
 RESPONSE = ("response", "model_response")  # what files call what the model has answered
 _RECORD = '{"instruction": "...", "input": "...", "output": "...", "response": "..."}'
@@ -27,8 +27,7 @@ class Item:
     @property
     def asked(self) -> str:
         """A digest of all that a judge is shown: a changed response has another one."""
-        shown = json.dumps([self.instruction, self.input, self.reference, self.response])
-        return hashlib.sha256(shown.encode("ascii")).hexdigest()[:16]
+        return digest_of([self.instruction, self.input, self.reference, self.response])
 
 
 def read_items(path: Path) -> list[Item]:

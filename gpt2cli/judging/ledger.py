@@ -5,6 +5,7 @@ object, and raises ValueError, TypeError or KeyError for one that is none of its
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,11 @@ def line_of(value: Any) -> bytes:
     text = json.dumps(asdict(value), ensure_ascii=False, allow_nan=False) + "\n"
     # Half a surrogate pair has no UTF-8; what Python writes for it is just JSON's own escape.
     return text.encode("utf-8", "backslashreplace")
+
+
+def digest_of(value: Any) -> str:
+    """What a line is known by: 64 bits of a digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()[:16]
 
 
 def _content(data: bytes, parse: Parse[T]) -> Content[T]:

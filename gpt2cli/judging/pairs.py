@@ -5,8 +5,6 @@ that outlives the swap counts; one that turns with it is a tie, and counted as w
 How a server is asked is `asking.py`'s business.
 """
 
-import hashlib
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,24 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2cli.errors import InputError
-from gpt2cli.judging.asking import (
-    N_PARALLEL,
-    Question,
-    Reply,
-    Status,
-    ask_all,
-    require_unless_stopped,
-)
+from gpt2cli.judging.asking import N_PARALLEL, RETRIED, Messages, Question, Reply, Status, ask_all
 from gpt2cli.judging.client import PATIENCE
 from gpt2cli.judging.items import Item
-from gpt2cli.judging.ledger import read_ledger
+from gpt2cli.judging.ledger import digest_of, read_ledger
 from gpt2cli.judging.rubric import REASON, object_schema, one_of, reason_of, strict_object
 from gpt2cli.judging.server import Server
 from gpt2cli.judging.summary import bootstrap
-from gpt2cli.judging.terms import Terms, continuing, require_ours, terms_from, terms_of
+from gpt2cli.judging.terms import Terms, require_ours, resuming, terms_from, terms_of
 from gpt2cli.prompts import PAIR_VERSION, pair_messages
 from gpt2cli.weights.patience import Patience
 
+N_SAMPLES = 2  # pairs, the shortest ones; asked first, they show how many tokens the server makes of a text
 PLACES = ("first", "second", "tie")
 SCHEMA = object_schema({"reason": REASON, "better": {"type": "string", "enum": list(PLACES)}})
 Outcome = Literal["win", "tie", "loss"]  # of A
@@ -52,8 +44,7 @@ class Pair:
     @property
     def asked(self) -> str:
         """A digest of all that a judge is shown."""
-        fields = [self.instruction, self.input, self.reference, self.a, self.b]
-        return hashlib.sha256(json.dumps(fields).encode("ascii")).hexdigest()[:32]
+        return digest_of([self.instruction, self.input, self.reference, self.a, self.b])
 
     @property
     def is_empty(self) -> bool:
@@ -108,7 +99,7 @@ class PairSummary:
     outcomes: dict[int, Outcome]  # by the pair's index
 
 
-def pairs_of(a: Sequence[Item], b: Sequence[Item]) -> list[Pair]:
+def pairs_of(a: Sequence[Item], b: Sequence[Item], names: tuple[str, str] = ("A", "B")) -> list[Pair]:
     """The questions that both answered, each as often as both did. Raises InputError for none."""
     waiting: dict[tuple[str, str], list[Item]] = defaultdict(list)
     for item in reversed(b):
@@ -123,7 +114,7 @@ def pairs_of(a: Sequence[Item], b: Sequence[Item]) -> list[Pair]:
             )
     if not pairs:
         raise InputError(
-            "the two files have no question in common",
+            f"{names[0]} and {names[1]} have no question in common",
             f"none of {len(a)} instructions with their inputs is among the other {len(b)}",
             "compare answers to the same records",
         )
@@ -140,30 +131,28 @@ def compare(
     stop: Callable[[], int] = lambda: 0,
     patience: Patience = PATIENCE,
     fresh: bool = False,
+    retry: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Verdict]:
-    """Ask what has no verdict in `path` yet; each is appended, then yielded. Errors are those of `judge`."""
+    """Ask what has no verdict in `path` yet; each is appended, then yielded. All else is as in `judge`."""
     terms = terms_of(server, PAIR_VERSION, SCHEMA, seed)
-    if fresh and any(pair.needs_asking for pair in pairs):
-        compared(pairs, path)  # raises for a file that is none of ours
-        require_unless_stopped(server, patience, stop)  # before the old ones go
-        if stop():
+
+    def missing(there: Sequence[Verdict]) -> list[tuple[Pair, bool]]:
+        last = {(one.index, one.asked, one.a_is_first): one.status for one in there}
+        done = {name for name, status in last.items() if not (retry and status in RETRIED)}
+        both = [(pair, a_is_first) for pair in pairs if pair.needs_asking for a_is_first in (True, False)]
+        return [(pair, first) for pair, first in both if (pair.index, pair.asked, first) not in done]
+
+    def is_asked(there: Sequence[Verdict]) -> bool:
+        return bool(missing(there))
+
+    opened = resuming(path, _verdict, terms, server, is_asked, fresh=fresh, patience=patience, stop=stop)
+    with opened as ledger:
+        if ledger is None:
             return
-    with continuing(path, _verdict, terms, fresh=fresh) as ledger:
-        there = {(one.index, one.asked, one.a_is_first) for one in ledger.values}
-        asked = [
-            (pair, a_is_first)
-            for pair in pairs
-            if pair.needs_asking
-            for a_is_first in (True, False)
-            if (pair.index, pair.asked, a_is_first) not in there
-        ]
-        if stop() or not asked:
-            return
-        if not fresh:
-            require_unless_stopped(server, patience, stop)
-        questions = [Question(number, _messages(*one)) for number, one in enumerate(asked)]
+        asked, samples = missing(ledger.values), _samples(pairs)
         replies = ask_all(
-            questions,
+            [Question(i, _messages(*one), is_sample=one[0] in samples) for i, one in enumerate(asked)],
             server,
             SCHEMA,
             parse_preference,
@@ -171,6 +160,8 @@ def compare(
             stop=stop,
             n_parallel=n_parallel,
             patience=patience,
+            tell=tell,
+            known=_known(samples, ledger.values),
         )
         for reply in replies:
             verdict = _judged(*asked[reply.number], reply, terms)
@@ -254,7 +245,22 @@ def parse_preference(text: str) -> tuple[str, str]:
     return one_of(fields["better"], "better", PLACES), reason_of(fields["reason"])
 
 
-def _messages(pair: Pair, a_is_first: bool) -> list[dict[str, str]]:
+def _samples(pairs: Sequence[Pair]) -> list[Pair]:
+    """A prompt that is short is read whole; were even these cut, only their words would tell."""
+    shortest = sorted(pairs, key=lambda p: len(p.instruction + p.input + p.reference + p.a + p.b))
+    return [pair for pair in shortest if pair.needs_asking][:N_SAMPLES]
+
+
+def _known(samples: Sequence[Pair], there: Sequence[Verdict]) -> list[tuple[Messages, int]]:
+    of = {(pair.index, pair.asked): pair for pair in samples}
+    return [
+        (_messages(of[one.index, one.asked], one.a_is_first), one.prompt_tokens)
+        for one in there
+        if one.prompt_tokens and one.status != "truncated" and (one.index, one.asked) in of
+    ]
+
+
+def _messages(pair: Pair, a_is_first: bool) -> Messages:
     first, second = (pair.a, pair.b) if a_is_first else (pair.b, pair.a)
     return pair_messages(pair.instruction, pair.input, pair.reference, first, second)
 
@@ -270,7 +276,7 @@ def _judged(pair: Pair, a_is_first: bool, reply: Reply[tuple[str, str]], terms: 
         reason=reason,
         why=reply.why,
         attempts=reply.attempts,
-        seconds=round(reply.seconds, 3),
+        seconds=reply.seconds,
         prompt_tokens=reply.prompt_tokens,
         asked=pair.asked,
         terms=terms,

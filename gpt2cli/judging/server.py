@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from gpt2cli.errors import ServiceError, UsageError
+from gpt2cli.judging.exchange import LostError
 
 OLLAMA_PORT = 11434
 _PORT_OF = {"http": 80, "https": 443}  # where OLLAMA_HOST is a URL without one
@@ -41,11 +42,17 @@ def openai_compatible(base_url: str, model: str) -> Server:
 
 
 def shown(server: Server) -> str:
-    """Its address for people: without a password."""
-    return str(httpx.URL(server.base_url).copy_with(userinfo=b"", query=None, fragment=None))
+    """Its address for people."""
+    return server.base_url
 
 
 def not_running(server: Server, why: str) -> ServiceError:
+    if re.search("certificate|ssl|tls", why, re.I):
+        return ServiceError(
+            f"no secure connection to {shown(server)}",
+            why,
+            "http:// for https:// if it has no certificate, or export SSL_CERT_FILE=ITS-CERTIFICATE",
+        )
     if server.is_ollama:
         return ServiceError(f"Ollama does not answer at {shown(server)}", why, "ollama serve")
     return ServiceError(
@@ -69,13 +76,35 @@ def no_model(server: Server, names: Sequence[str]) -> ServiceError:
     )
 
 
-def lost(server: Server, why: str) -> ServiceError:
-    again = "the same command again: what is judged by now is kept"
+def elsewhere(server: Server, place: str) -> ServiceError:
+    """A redirect, which is not followed: what a judge is sent goes nowhere else."""
+    name = "export OLLAMA_HOST=" if server.is_ollama else "--base-url "
+    there = ""
+    with suppress(httpx.InvalidURL):
+        there = str(httpx.URL(f"{server.base_url}/chat/completions").join(place)) if place else ""
+    fix = f"{name}{shlex.quote(there.removesuffix('/').removesuffix('/chat/completions'))}"
     return ServiceError(
-        f"the judge at {shown(server)} is lost",
-        why,
-        f"ollama serve, then {again}" if server.is_ollama else f"when it is back, {again}",
+        f"{shown(server)} redirects to another place",
+        there or "it does not say to which",
+        fix if re.match(r"https?://[\w.:\[\]-]+(/|$)", there) else f"name the address itself: {name}...",
     )
+
+
+def lost(server: Server, error: LostError) -> ServiceError:
+    """No answer comes any more, and why."""
+    return ServiceError(f"the judge at {shown(server)} is lost", error.why, way_on(server, error))
+
+
+def way_on(server: Server, error: LostError) -> str:
+    """What to do about a question without an answer."""
+    again = "then the same command again: what is judged by now is kept"
+    if error.is_down:
+        return f"{'ollama serve' if server.is_ollama else 'start it'}, {again}"
+    if error.is_slow:
+        return "--timeout SECONDS waits longer, --parallel 1 asks for less at once; what is judged is kept"
+    if error.wait:
+        return f"wait {error.wait:.0f} seconds, {again}"
+    return f"look into the server's own log, {again}"
 
 
 def _ollama_address(value: str) -> str:
@@ -98,14 +127,26 @@ def _ollama_address(value: str) -> str:
 
 
 def _checked(address: str, name: str) -> str:
-    said = re.sub("//[^/@]*@", "//", address)  # it may hold a password
+    said = re.sub("//.*@", "//", address)  # before it may stand a password
     try:
         url = httpx.URL(address.strip())
     except httpx.InvalidURL as error:
+        if said != address:
+            raise _with_password(name, said) from None
         raise UsageError(f"{name}: {said} is not an address", str(error), _EXAMPLE[name]) from None
+    if url.userinfo:
+        raise _with_password(name, said)
     if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
         raise UsageError(f"{name}: {said} is not an address of a server", fix=_EXAMPLE[name])
     return str(url.copy_with(query=None, fragment=None)).rstrip("/")
+
+
+def _with_password(name: str, said: str) -> UsageError:
+    return UsageError(
+        f"{name}: {said} was given with a name or a password in it",
+        "it would stand in the list of processes, and is not sent",
+        "leave out what stands before the @; a key goes into OPENAI_API_KEY",
+    )
 
 
 _EXAMPLE = {

@@ -17,6 +17,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95  # of the interval
 N_BINS = 10  # of the histogram: 0 to 9, 10 to 19, ..., 90 to 100
 N_EXTREMES = 3
+FEWEST = 5  # values that an interval is made of; resampling fewer shows hardly anything but their gaps
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Summary:
     n_flagged: int
     mean: float | None
     median: float | None
-    interval: tuple[float, float] | None  # of the mean; None below two scores
+    interval: tuple[float, float] | None  # of the mean; None below FEWEST scores
     criteria: dict[str, float]  # the mean of each; empty where nothing is scored
     histogram: tuple[int, ...]
     best: tuple[Judgement, ...]  # best first
@@ -80,12 +81,12 @@ def summarize(judgements: Iterable[Judgement], n_items: int, seed: int = 0) -> S
 
 
 def bootstrap(values: Sequence[float], seed: int) -> tuple[float, float] | None:
-    """The percentile interval of the mean (Efron 1979); None below two values.
+    """The percentile interval of the mean (Efron 1979); None below FEWEST values.
 
     How often each distinct value is drawn is multinomial, so that a resample costs as much as there
     are distinct values, however many items there are.
     """
-    if len(values) < 2:
+    if len(values) < FEWEST:
         return None
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=RESAMPLES)

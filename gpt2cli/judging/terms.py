@@ -1,27 +1,30 @@
 """Owns who judges and how they are asked; and that one file holds judgements of one judge only.
 
+The server's address is no part of it: the same model may be served elsewhere tomorrow, at another
+port or behind another name, and what judges is the model.
+
 For another kind of judgement, write a frozen dataclass whose first field is `index` and another one
 `terms: Terms`, and a function that makes one of a line's object (its terms by `terms_from`). Then go
-on with its file by `continuing`:
+on with its file by `resuming`:
 
-    with continuing(path, _verdict, terms) as file:
+    with resuming(path, _verdict, terms, server, is_asked) as file:
         done = {verdict.index for verdict in file.values}
         ...
         file.add(verdict)
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from gpt2cli.errors import InputError
-from gpt2cli.judging.client import TEMPERATURE
-from gpt2cli.judging.ledger import Content, Ledger, appending
+from gpt2cli.judging.asking import require_unless_stopped
+from gpt2cli.judging.client import PATIENCE, TEMPERATURE
+from gpt2cli.judging.ledger import Content, Ledger, appending, digest_of, read_ledger
 from gpt2cli.judging.server import Server
+from gpt2cli.weights.patience import Patience
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,6 @@ class Terms:
     schema: str
     temperature: float
     seed: int
-
-    @property
-    def key(self) -> str:
-        """A digest of all of them."""
-        return _digest(asdict(self))
 
 
 class Signed(Protocol):
@@ -53,7 +51,9 @@ Parse = Callable[[dict[str, Any]], S]
 def terms_of(server: Server, prompt: str, schema: dict[str, Any], seed: int) -> Terms:
     """`prompt` is the version of the prompt (prompts.JUDGE_VERSION, prompts.PAIR_VERSION)."""
     kind = "ollama" if server.is_ollama else "openai-compatible"
-    return Terms(server.model, kind, prompt, _digest(schema), TEMPERATURE, seed)
+    # To Ollama, a name without a tag is that of its latest.
+    model = server.model.removesuffix(":latest") if server.is_ollama else server.model
+    return Terms(model, kind, prompt, digest_of(schema), TEMPERATURE, seed)
 
 
 def terms_from(fields: dict[str, Any]) -> Terms:
@@ -66,12 +66,23 @@ def terms_from(fields: dict[str, Any]) -> Terms:
 
 
 @contextmanager
-def continuing(path: Path, parse: Parse[S], terms: Terms, *, fresh: bool = False) -> Iterator[Ledger[S]]:
+def resuming(
+    path: Path,
+    parse: Parse[S],
+    terms: Terms,
+    server: Server,
+    is_asked: Callable[[Sequence[S]], bool],
+    *,
+    fresh: bool = False,
+    patience: Patience = PATIENCE,
+    stop: Callable[[], int] = lambda: 0,
+) -> Iterator[Ledger[S] | None]:
     """Open a file of judgements to add to it: locked, its torn last line cut off.
 
-    With `fresh`, what is in it goes. Raises InputError for a file of other terms, with the
-    differences, or that is no such file, also with `fresh`; ResourceError where another process
-    writes in it.
+    With `fresh`, what is in it goes. `is_asked` says whether the server is needed, given what stands;
+    then it is looked for before the file is touched or made, and None comes where `stop` ended the
+    look. Raises InputError for a file of other terms, with the differences, or that is no such file,
+    also with `fresh`; ResourceError where another process writes in it; and as `require_model`.
     """
 
     def allow(content: Content[S]) -> None:
@@ -81,9 +92,16 @@ def continuing(path: Path, parse: Parse[S], terms: Terms, *, fresh: bool = False
             raise InputError(
                 f"{path}: another judge wrote this",
                 f"{_differences(others[0], terms)}; averages over both would mean nothing",
-                "--fresh judges everything again, --out FILE leaves it alone",
+                "--fresh empties it and judges everything again, --out FILE leaves it alone",
             )
 
+    content = read_ledger(path, parse)
+    allow(content)
+    if is_asked(() if fresh else content.values):
+        require_unless_stopped(server, patience, stop)
+        if stop():
+            yield None
+            return
     with appending(path, parse, allow, fresh=fresh) as file:
         yield file
 
@@ -109,7 +127,3 @@ def _differences(theirs: Terms, ours: Terms) -> str:
     return ", ".join(
         f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]
     )
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()[:16]

@@ -10,13 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpt2cli.judging.items import Item
 from gpt2cli.judging.judge import CANARIES, Judgement
 from gpt2cli.judging.pairs import PairSummary
-from gpt2cli.judging.summary import N_BINS, Summary
+from gpt2cli.judging.summary import FEWEST, N_BINS, Summary
 from gpt2cli.ui.console import is_terminal, printable
 
 LINE_SECONDS = 10.0  # between plain progress lines
 BAR_WIDTH = 30
 LONGEST = 100  # characters of a text in the table
 COLUMN = 13  # where the values begin
+_TOO_FEW = f"n/a below {FEWEST}"
 Answer = TypeVar("Answer")
 
 
@@ -27,17 +28,18 @@ def show_judging(
     n_all: int,
     what: str,
     counts: Callable[[Answer], bool] = lambda answer: True,
+    is_asked: Callable[[Answer], bool] = lambda answer: True,
 ) -> Iterator[Answer]:
     """The same answers; `n_done` of `n_all` were there before. `what` is counted: "responses".
 
-    Answers that do not count come before the others.
+    The rate is of those that count and were asked for; what does not count comes before them.
     """
     pace = _Pace(n_done, n_all)
     if not is_terminal(console):
         said = time.monotonic()
         for answer in answers:
             yield answer
-            pace.add(counts(answer))
+            pace.add(counts(answer), is_asked(answer))
             if time.monotonic() - said >= LINE_SECONDS and pace.n_done < n_all:
                 console.print(f"{pace.n_done:,} of {n_all:,} {what}, {pace}")
                 said = time.monotonic()
@@ -53,7 +55,7 @@ def show_judging(
         task = bar.add_task("", total=n_all, completed=n_done, pace=str(pace))
         for answer in answers:
             yield answer
-            pace.add(counts(answer))
+            pace.add(counts(answer), is_asked(answer))
             bar.update(task, completed=pace.n_done, pace=str(pace))
 
 
@@ -71,7 +73,7 @@ def print_summary(summary: Summary, items: Mapping[int, Item], console: Console)
     for one in summary.lost:
         _row(console, one.status, f"record {one.index}: {_short(one.why)}")
     if summary.n_flagged:
-        _row(console, "flagged", f"{summary.n_flagged} {_responses(summary.n_flagged)} to the judge")
+        _row(console, "flagged", f"{summary.n_flagged} {_responses(summary.n_flagged)} to speak to its judge")
     for place, one in enumerate(summary.canaries):
         said = f"{one.score.score:3}" if one.score else "  -"
         _row(console, "" if place else "canaries", f"{said}  {CANARIES[one.index]}")
@@ -101,10 +103,10 @@ def coverage(summary: Summary) -> str:
 
 def print_pairs(summary: PairSummary, a: str, b: str, console: Console) -> None:
     """A's wins and losses against B."""
-    rate = "n/a" if summary.win_rate is None else f"{summary.win_rate:.1%}"
-    if summary.interval:
-        low, high = summary.interval
-        rate += f"  95% interval {low:.1%} to {high:.1%}"
+    rate = "n/a" if summary.win_rate is None else f"{summary.win_rate:.1%}  95% interval "
+    if summary.win_rate is not None:
+        ends = [f"{end:.1%}" for end in summary.interval or ()]
+        rate += " to ".join(ends) or _TOO_FEW
     _row(console, "A", a)
     _row(console, "B", b)
     _row(console, "A's rate", f"{rate}  (a tie is half a win)")
@@ -141,11 +143,12 @@ class _Pace:
         self.n_done, self._n_before, self._n_all = n_done, n_done, n_all
         self._started = time.monotonic()
 
-    def add(self, counts: bool) -> None:
-        if counts:
-            self.n_done += 1
-        else:
-            self._started = time.monotonic()
+    def add(self, counts: bool, is_asked: bool) -> None:
+        self.n_done += counts
+        if not (counts and is_asked):
+            self._n_before += counts
+            if self.n_done == self._n_before:
+                self._started = time.monotonic()
 
     def __str__(self) -> str:
         seconds, n_new = time.monotonic() - self._started, self.n_done - self._n_before
@@ -169,10 +172,9 @@ def duration(seconds: float) -> str:
 def _mean(summary: Summary) -> str:
     if summary.mean is None or summary.median is None:
         return "n/a"
-    text = f"{summary.mean:.1f} of 100"
-    if summary.interval:
-        text += f"  95% interval {summary.interval[0]:.1f} to {summary.interval[1]:.1f}"
-    return f"{text}  median {summary.median:g}"
+    ends = [f"{end:.1f}" for end in summary.interval or ()]
+    interval = " to ".join(ends) or _TOO_FEW
+    return f"{summary.mean:.1f} of 100  95% interval {interval}  median {summary.median:g}"
 
 
 def _counts(n: int, n_all: int, what: str, others: Iterable[tuple[int, str]]) -> str:
@@ -196,7 +198,7 @@ def _histogram(summary: Summary, console: Console) -> None:
 def _print_extreme(title: str, one: Judgement, items: Mapping[int, Item], console: Console) -> None:
     assert one.score is not None
     item = items[one.index]
-    flag = "  (speaks to the judge)" if one.flagged else ""
+    flag = "  (seems to speak to its judge)" if one.flagged else ""
     _row(console, title, f"{one.score.score:3}  record {one.index}: {_short(_question(item))}{flag}")
     _row(console, "", f"     -> {_short(item.response)}")
     _row(console, "", f"     because: {_short(one.score.reason)}")
@@ -207,7 +209,7 @@ def _question(item: Item) -> str:
 
 
 def _responses(n: int) -> str:
-    return "response speaks" if n == 1 else "responses speak"
+    return "response seems" if n == 1 else "responses, each of which seems"
 
 
 def _short(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from judge_server import MODEL, Judge, grade, judging
+from judge_server import BUSY, FINAL, MODEL, Judge, grade, judging
 
 from gpt2cli.cli.judge import judge as judge_command
 from gpt2cli.judging import client
@@ -93,8 +93,8 @@ def test_table_json_and_file_say_what_the_server_said(gpt2: Gpt2, server: Judge,
     assert (facts["mean"], facts["n_scored"], facts["n_items"]) == (pytest.approx(mean), 6, 6)
     assert facts["interval"][0] < mean < facts["interval"][1]
     assert len(facts["canaries"]) == 3 and not facts["fooled"]
-    assert facts["judgements"] == str(file.parent / "judgements.jsonl")
-    kept = [json.loads(line) for line in (file.parent / "judgements.jsonl").read_text().splitlines()]
+    assert facts["judgements"] == str(file.parent / "answers.judgements.jsonl")
+    kept = [json.loads(line) for line in (file.parent / "answers.judgements.jsonl").read_text().splitlines()]
     assert {one["index"]: one["score"]["score"] for one in kept if one["index"] >= 0} == dict(
         enumerate(scores())
     )
@@ -138,6 +138,7 @@ def test_a_run_is_named_in_every_way(gpt2: Gpt2, server: Judge, tmp_path: Path, 
     [
         (["--parallel", "0"], 2, "error: --parallel is 0"),
         (["--limit", "0"], 2, "error: --limit is 0"),
+        (["--seed", "-1"], 2, "error: --seed is -1"),
         (["--timeout", "0"], 2, "error: --timeout is 0"),
         (["--timeout", "nan"], 2, "error: --timeout is nan"),
         (["--timeout", "inf"], 2, "error: --timeout is inf"),
@@ -151,7 +152,7 @@ def test_a_run_is_named_in_every_way(gpt2: Gpt2, server: Judge, tmp_path: Path, 
         (["loop"], 3, "error: loop: "),
         (["list.json"], 3, "error: list.json, record 0: not a JSON object"),
         (["good.json", "list.json"], 3, "error: list.json, record 0: not a JSON object"),
-        (["good.json", "other.json"], 3, "error: the two files have no question in common"),
+        (["good.json", "other.json"], 3, "error: good.json and other.json have no question in common"),
         (["nothing.json"], 3, "error: nothing.json"),
         (["nothing.jsonl"], 3, "error: nothing.jsonl"),
         (["good.json", "--out", "empty"], 3, "error: empty: is a directory"),
@@ -193,18 +194,24 @@ def test_no_server_and_no_model_are_said_with_what_to_type(
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", server.base_url.removeprefix("http://").removesuffix("/v1"))
     missing = gpt2("judge", file, "--ollama", "llama3.2")
-    assert (missing.code, missing.out) == (5, "") and "fix: ollama pull llama3.2" in missing.err
+    assert missing.code == 5 and "fix: ollama pull llama3.2" in missing.err
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     down = gpt2("judge", file, "--ollama", "llama3.2")
-    assert (down.code, down.out) == (5, "") and "fix: ollama serve" in down.err
+    assert down.code == 5 and "fix: ollama serve" in down.err
+    found = rows(down.out)
+    assert (found["score"], found["coverage"]) == ("n/a", "0 of 6 scored, 6 not judged yet")
+    assert not (file.parent / "answers.judgements.jsonl").exists()
 
 
 def test_a_server_that_dies_costs_nothing_but_the_rest(gpt2: Gpt2, server: Judge, file: Path) -> None:
     server.script = ["ok"] * (3 + 2) + ["die"]
     outcome = gpt2("judge", file, *at(server), "--parallel", "1")
-    assert (outcome.code, outcome.out) == (5, "")
-    kept = file.parent / "judgements.jsonl"
-    assert f"2 of 6 scored, 4 not judged yet; all of it is in {kept}\nerror: " in outcome.err
+    assert outcome.code == 5 and "error: the judge at http" in outcome.err
+    assert rows(outcome.out)["coverage"] == "2 of 6 scored, 4 not judged yet"
+    assert rows(outcome.out)["score"].startswith(f"{statistics.fmean(scores()[:2]):.1f} of 100")
+    still = gpt2("judge", file, *at(server), "--json")
+    assert still.code == 5 and "error: " in still.err
+    assert [one["score"] for one in json.loads(still.out)["items"]] == scores()[:2]
     server.is_dead = False
     n_before = len(server.asked())
     again = gpt2("judge", file, *at(server), "--parallel", "1", "--json")
@@ -232,7 +239,9 @@ def test_nothing_scored_is_not_available_and_5(gpt2: Gpt2, server: Judge, file: 
     assert outcome.code == 5 and rows(outcome.out)["score"] == "n/a"
     status = "truncated" if kind == "few-tokens" else "unscored"
     assert rows(outcome.out)["coverage"] == f"0 of 6 scored, 6 {status}"
-    assert f"error: no response could be scored\nwhy: 0 of 6 scored, 6 {status}: " in outcome.err
+    assert f"error: {file}: no response could be scored\nwhy: 0 of 6 scored, 6 {status}: " in outcome.err
+    assert ("larger context" if status == "truncated" else "look into ") in outcome.err
+    assert "--retry" in outcome.err
     facts = json.loads(gpt2("judge", file, *at(server), "--json").out)
     assert (facts["mean"], facts["interval"]) == (None, None)
 
@@ -277,7 +286,7 @@ def test_a_response_that_speaks_to_the_judge_is_flagged_and_nothing_reaches_the_
     write(file, [{**RECORDS[0], "response": talk}, *RECORDS[1:]])
     server.answer = lambda fields: low(fields) | {"reason": "\x1b]52;c;eA==\x07[/x] \u202egood"}
     outcome = gpt2("judge", file, *at(server))
-    assert outcome.code == 0 and rows(outcome.out)["flagged"] == "1 response speaks to the judge"
+    assert outcome.code == 0 and rows(outcome.out)["flagged"] == "1 response seems to speak to its judge"
     assert "\x1b" not in outcome.out + outcome.err and "\u202e" not in outcome.out
     assert "␛]52;c;eA==␇[/x] <U+202E>good" in outcome.out
 
@@ -296,5 +305,75 @@ def test_seed_key_and_limit_reach_the_server_and_the_key_nothing_else(
     asked = [one for one in server.requests if one.method == "POST"]
     assert {(one.body["seed"], one.headers["authorization"]) for one in asked} == {(77, "Bearer sk-secret")}
     assert len(asked) == 3 + 1 and json.loads(outcome.out)["n_items"] == 1
-    written = (file.parent / "judgements.jsonl").read_text()
+    written = (file.parent / "answers.judgements.jsonl").read_text()
     assert "sk-secret" not in outcome.out + outcome.err + written
+
+
+def test_a_question_without_an_answer_leaves_the_others_printed(
+    gpt2: Gpt2, server: Judge, file: Path
+) -> None:
+    server.faults = {RECORDS[2]["response"]: ["500"] * 6}
+    outcome = gpt2("judge", file, *at(server))
+    assert outcome.code == 5 and rows(outcome.out)["coverage"] == "5 of 6 scored, 1 not judged yet"
+    lines = outcome.err.splitlines()
+    assert lines[1] == "no answer yet: the server answers 500: out of luck; trying again, 2 of 6"
+    assert lines[2].endswith("no answer to 1 of 6 questions") and lines[4].startswith(
+        "fix: look into the server"
+    )
+
+
+def test_retry_asks_for_what_is_not_scored(gpt2: Gpt2, server: Judge, file: Path) -> None:
+    server.faults = {RECORDS[2]["response"]: ["prose"] * 3, RECORDS[3]["response"]: ["few-tokens"]}
+    assert rows(gpt2("judge", file, *at(server)).out)["coverage"] == "4 of 6 scored, 1 unscored, 1 truncated"
+    n_asked = len(server.asked())
+    outcome = gpt2("judge", file, *at(server), "--retry")
+    assert outcome.code == 0 and "; 4 of 6 are there\n" in outcome.err
+    assert rows(outcome.out)["coverage"] == "6 of 6 scored" and len(server.asked()) == n_asked + 2
+
+
+def test_files_in_one_folder_do_not_share_their_judgements(gpt2: Gpt2, server: Judge, tmp_path: Path) -> None:
+    write(tmp_path / "a.json", RECORDS)
+    write(tmp_path / "b.jsonl", [{**one, "response": f"thing b {one['response']}"} for one in RECORDS])
+    for names in (["a.json"], ["b.jsonl"], ["a.json", "b.jsonl"]):
+        assert gpt2("judge", *names, *at(server)).code == 0
+    kept = {"a.judgements.jsonl", "b.judgements.jsonl", "a.judgements-vs-b.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"a.json", "b.jsonl"}
+
+
+def test_below_five_scores_there_is_no_interval(gpt2: Gpt2, server: Judge, file: Path) -> None:
+    outcome = gpt2("judge", file, *at(server), "--limit", "4")
+    assert "  95% interval n/a below 5  median " in rows(outcome.out)["score"]
+    assert json.loads(gpt2("judge", file, *at(server), "--limit", "4", "--json").out)["interval"] is None
+
+
+KEY = "sk-proj-0123456789abcdef"
+BEARER = f"Bearer {KEY}"
+ECHOES: dict[str, tuple[int, bytes]] = {
+    "error": (500, json.dumps({"error": {"message": f"bad key: {BEARER}"}}).encode()),
+    "page": (502, f"<html>{' ' * 190}{BEARER}</html>".encode()),
+    "refusal": (401, BEARER.encode()),
+    "wrong": (400, BEARER.encode()),
+}
+
+
+@pytest.mark.parametrize("kind", [*ECHOES, "bad-head", "reason", "name", "listing"])
+def test_no_byte_anywhere_holds_the_key(
+    gpt2: Gpt2, server: Judge, file: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    if kind in ECHOES:
+        status, body = ECHOES[kind]
+        monkeypatch.setitem(BUSY, "500", (status, {"X-Key": KEY}, body))
+        server.script = ["500"] * 90
+    elif kind == "bad-head":
+        server.script = ["bad-head"] * 90
+    elif kind == "listing":
+        monkeypatch.setitem(FINAL, "401", (401, {}, BEARER.encode()))
+        server.listing = ["401"] * 2
+    else:
+        server.answer = lambda fields: low(fields) | ({"reason": KEY} if kind == "reason" else {KEY: KEY})
+    for debug in ((), ("--debug",)):
+        outcome = gpt2("judge", file, *at(server), "--json", *debug)
+        assert outcome.code in (0, 5) and KEY not in outcome.out + outcome.err
+    assert all(KEY not in path.read_text() for path in file.parent.rglob("*") if path.is_file())
+    assert "(the key)" in outcome.out + outcome.err

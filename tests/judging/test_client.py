@@ -1,7 +1,6 @@
 """What is sent to a judge's server, where to, and what each of its answers is taken for."""
 
 import re
-import socket
 import time
 from dataclasses import replace
 
@@ -13,26 +12,27 @@ from gpt2cli.judging.client import (
     FORMS,
     MAX_TOKENS,
     PATIENCE,
-    Answer,
+    THINKING_TOKENS,
     Habits,
-    RefusedError,
-    TooLongError,
     ask,
     patience_of,
     persist,
     require_model,
 )
-from gpt2cli.judging.exchange import LostError, is_loopback
+from gpt2cli.judging.exchange import LostError
+from gpt2cli.judging.received import Answer, RefusedError, TooLongError
 from gpt2cli.judging.rubric import SCHEMA, parse_score
-from gpt2cli.judging.server import Server, lost, ollama, openai_compatible, shown
+from gpt2cli.judging.server import lost, ollama, openai_compatible
 from gpt2cli.prompts import judge_messages
 
-QUICK = replace(PATIENCE, stall=0.3, window=0.3, total=0.3, first_pause=0.0, attempts=3)
+QUICK = replace(PATIENCE, stall=5.0, window=5.0, total=5.0, first_pause=0.0, attempts=3)
+HASTY = replace(QUICK, stall=0.3, window=0.3, total=0.3)
 MESSAGES = judge_messages("ask", "", "right", "said")
 
 
 def asked(server: Judge, **more: object) -> Answer:
-    return ask(openai_compatible(server.base_url, MODEL), MESSAGES, SCHEMA, 7, patience=QUICK, **more)  # type: ignore[arg-type]
+    more = {"patience": QUICK, **more}
+    return ask(openai_compatible(server.base_url, MODEL), MESSAGES, SCHEMA, 7, **more)  # type: ignore[arg-type]
 
 
 def test_the_question_is_bounded_cold_and_seeded() -> None:
@@ -74,12 +74,32 @@ def test_a_weaker_form_is_found_and_remembered(refuses: set[str], form: int) -> 
         assert {k: v for k, v in last.items() if k == "response_format"} == FORMS[form](SCHEMA)
 
 
-def test_one_odd_refusal_teaches_nothing_and_is_this_questions_alone() -> None:
+def test_a_refusal_that_is_not_of_the_form_is_this_questions_alone() -> None:
     habits = Habits()
-    with judging(*["400"] * len(FORMS)) as server:
+    with judging("400") as server:
         with pytest.raises(RefusedError, match="the server answers 400: this question is not welcome"):
             asked(server, habits=habits)
-        assert habits.form == 0 and asked(server, habits=habits).text
+        assert len(server.requests) == 1 and habits.form == 0 and asked(server, habits=habits).text
+
+
+def test_a_refusal_of_every_form_is_found_once() -> None:
+    habits = Habits()
+    with judging() as server:
+        server.refuses = {"json_schema", "json_object", ""}
+        for n in (len(FORMS), len(FORMS) + 1):
+            with pytest.raises(RefusedError, match="response_format is not supported"):
+                asked(server, habits=habits)
+            assert len(server.requests) == n
+
+
+def test_the_other_name_of_the_limit_is_learnt_and_leaves_room_to_think() -> None:
+    habits = Habits()
+    with judging() as server:
+        server.limit = "max_completion_tokens"
+        for n in (2, 3):
+            assert asked(server, habits=habits).text and len(server.requests) == n
+        body = server.requests[-1].body
+    assert body["max_completion_tokens"] == THINKING_TOKENS and "max_tokens" not in body and habits.form == 0
 
 
 @pytest.mark.parametrize("kind", [*BUSY, *BROKEN, *SLOW])
@@ -87,7 +107,7 @@ def test_what_another_attempt_may_mend_is_lost(kind: str) -> None:
     with judging(kind) as server:
         began = time.monotonic()
         with pytest.raises(LostError) as caught:
-            asked(server)
+            asked(server, patience=HASTY if kind in SLOW else QUICK)
         assert time.monotonic() - began < 5 and caught.value.why and not caught.value.is_down
         server.is_dead = False
         assert asked(server).text, "and the next one is right"
@@ -103,7 +123,6 @@ LOST = {
     "html": "the answer is not JSON: <!DOCTYPE html>",
     "error": "the server reports an error: the runner has stopped",
     "500": "the server answers 500: out of luck",
-    "redirect": "the server answers 302",
     "no-choices": "the answer holds no message",
     "gzip": "the answer is compressed",
 }
@@ -112,7 +131,7 @@ LOST = {
 @pytest.mark.parametrize("kind", LOST)
 def test_it_says_why(kind: str) -> None:
     with judging(kind) as server, pytest.raises(LostError) as caught:
-        asked(server)
+        asked(server, patience=HASTY if kind in SLOW else QUICK)
     assert re.match(LOST[kind], caught.value.why)
 
 
@@ -124,6 +143,11 @@ def test_too_long_for_the_context() -> None:
 
 
 ENDS = {
+    "redirect": (
+        "redirects to another place",
+        "http://127.0.0.1:9/v1/chat/completions",
+        "--base-url http://127.0.0.1:9/v1",
+    ),
     "401": ("the server refuses us (401)", "Incorrect API key provided", "OPENAI_API_KEY"),
     "403": ("the server refuses us (403)", "no", "OPENAI_API_KEY"),
     "404": ("there is no /chat/completions (404)", "no such page", "address"),
@@ -145,7 +169,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
         judge = openai_compatible(server.base_url, MODEL)
         ask(judge, MESSAGES, SCHEMA, 1, patience=QUICK)
         assert server.requests[0].headers["authorization"] == "Bearer sk-secret"
-        assert "sk-secret" not in repr(judge) + str(lost(judge, "x"))
+        assert "sk-secret" not in repr(judge) + str(lost(judge, LostError("x")))
         monkeypatch.setenv("OLLAMA_HOST", server.base_url.removesuffix("/v1"))
         ask(ollama(MODEL), MESSAGES, SCHEMA, 1, patience=QUICK)
         assert "authorization" not in server.requests[1].headers
@@ -159,85 +183,6 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError) as wrong:
         openai_compatible("http://x/v1", MODEL)
     assert wrong.value.what == "OPENAI_API_KEY has characters that HTTP cannot carry"
-
-
-def test_a_proxy_is_not_asked_for_our_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with judging() as server:
-        assert asked(server).text
-    for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "a.localhost", "0.0.0.0"):
-        assert is_loopback(host)
-    for host in ("example.org", "10.0.0.1", "localhost.example.org", "::2", ""):
-        assert not is_loopback(host)
-
-
-# As Ollama's own tests of OLLAMA_HOST have it, and what is only ever listened on.
-ADDRESSES = {
-    "": "http://127.0.0.1:11434",
-    "1.2.3.4": "http://1.2.3.4:11434",
-    ":1234": "http://127.0.0.1:1234",
-    "1.2.3.4:1234": "http://1.2.3.4:1234",
-    "example.com": "http://example.com:11434",
-    "example.com:1234": "http://example.com:1234",
-    "1.2.3.4:66000": "http://1.2.3.4:11434",
-    "1.2.3.4:-1": "http://1.2.3.4:11434",
-    "[::1]": "http://[::1]:11434",
-    "::1": "http://[::1]:11434",
-    "[::1]:1337": "http://[::1]:1337",
-    "[0001:002:003:0004::1]:1337": "http://[0001:002:003:0004::1]:1337",
-    " 1.2.3.4 ": "http://1.2.3.4:11434",
-    '"1.2.3.4"': "http://1.2.3.4:11434",
-    "http://1.2.3.4": "http://1.2.3.4",
-    "https://1.2.3.4:4321": "https://1.2.3.4:4321",
-    "https://example.com/ollama": "https://example.com/ollama",
-    "https://example.com:4321/ollama/": "https://example.com:4321/ollama",
-    "0.0.0.0": "http://127.0.0.1:11434",
-    "http://0.0.0.0:8080": "http://127.0.0.1:8080",
-    "[::]:99": "http://[::1]:99",
-}
-
-
-@pytest.mark.parametrize("value", ADDRESSES)
-def test_every_form_of_ollamas_host(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", value)
-    server = ollama("m")
-    assert server == Server(f"{ADDRESSES[value]}/v1", "m", None, True)
-
-
-def test_addresses_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert openai_compatible("http://h:1/v1/ ", "m").base_url == "http://h:1/v1"
-    for wrong in ("h:8080", "ftp://h", "", "http://", "http://h:99999999/", "file:///x"):
-        with pytest.raises(UsageError, match="--base-url") as caught:
-            openai_compatible(wrong, "m")
-        assert caught.value.fix == "--base-url http://127.0.0.1:8080/v1"
-    with pytest.raises(UsageError) as caught:
-        openai_compatible("ftp://me:secret@h", "m")
-    assert "secret" not in str(caught.value)
-    assert shown(Server("http://me:secret@h/v1", "m")) == "http://h/v1"
-    monkeypatch.setenv("OLLAMA_HOST", "ftp://h")
-    with pytest.raises(UsageError, match="OLLAMA_HOST"):
-        ollama("m")
-    monkeypatch.delenv("OLLAMA_HOST")
-    with pytest.raises(UsageError, match="has no name"):
-        ollama(" ")
-
-
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def test_a_server_that_does_not_run_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
-    with pytest.raises(ServiceError) as caught:
-        require_model(ollama("llama3.2"), PATIENCE)
-    assert "Ollama does not answer at http://127.0.0.1:" in caught.value.what
-    assert caught.value.fix == "ollama serve" and "refused" in caught.value.why
-    with pytest.raises(ServiceError) as caught:
-        require_model(openai_compatible(f"http://127.0.0.1:{closed_port()}/v1", "m"), PATIENCE)
-    assert "no server answers at" in caught.value.what and "--base-url URL" in caught.value.fix
 
 
 def test_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,26 +203,39 @@ def test_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ServiceError) as caught:
             require_model(ollama("a b"), QUICK)
         assert caught.value.fix == "ollama pull 'a b'"
-        server.models = None  # no list is no reason to refuse
-        require_model(ollama("llama3.2"), QUICK)
-        server.listing = ["503", "html", "ok"]
-        server.models = [MODEL]
-        require_model(openai_compatible(server.base_url, MODEL), QUICK)
+
+
+@pytest.mark.parametrize("kind", ["html", "hang", "redirect", "503", "400", "404", "cut", "reset"])
+def test_a_list_of_models_that_cannot_be_had_is_no_verdict(kind: str) -> None:
+    with judging() as server:
+        server.listing = [kind]
+        require_model(openai_compatible(server.base_url, MODEL), HASTY if kind == "hang" else QUICK)
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("html", "is lost"),
-        ("hang", "is lost"),
-        ("401", "refuses us"),
-        ("redirect", "redirects to another place"),
-    ],
+    "listed",
+    [b'{"data": []}', b'{"data": null}', b"{}", b'[{"id": "m"}]', b'{"data": [1, {"id": 2}]}', b"\xff"],
 )
-def test_a_list_of_models_that_cannot_be_had(kind: str, said: str) -> None:
+def test_a_list_that_says_nothing_is_no_verdict_but_for_ollama(
+    listed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with judging() as server:
-        server.listing = [kind] * 9
-        with pytest.raises(ServiceError, match=said):
+        server.listed = listed
+        require_model(openai_compatible(server.base_url, MODEL), QUICK)
+        monkeypatch.setenv("OLLAMA_HOST", server.base_url.removesuffix("/v1"))
+        if listed in (b'{"data": []}', b'{"data": null}'):
+            with pytest.raises(ServiceError, match="Ollama has no model"):
+                require_model(ollama(MODEL), QUICK)
+        else:
+            require_model(ollama(MODEL), QUICK)
+
+
+@pytest.mark.parametrize("kind", ["401", "403"])
+def test_a_server_that_refuses_us_is_said_before_anything_is_asked(kind: str) -> None:
+    with judging() as server:
+        server.listing = [kind]
+        with pytest.raises(ServiceError, match="refuses us"):
             require_model(openai_compatible(server.base_url, MODEL), QUICK)
 
 
@@ -299,6 +257,21 @@ def test_pauses_double_and_a_server_may_ask_for_its_own() -> None:
     with pytest.raises(LostError):
         persist(fail, patience, pauses.append)
     assert pauses == [], "too long to wait for"
+
+
+def test_time_outs_are_counted_for_themselves() -> None:
+    told: list[str] = []
+    errors = [LostError("busy"), LostError("slow", is_slow=True), LostError("slow", is_slow=True)]
+
+    def fail() -> None:
+        raise errors[len(told)]
+
+    with pytest.raises(LostError):
+        persist(fail, replace(PATIENCE, first_pause=0.0), lambda seconds: None, told.append)
+    assert told == [
+        "no answer yet: busy; trying again, 2 of 6",
+        "no answer yet: slow; trying again, 3 of 3",
+    ]
 
 
 def test_retry_after_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from judge_server import BROKEN, BUSY, FAULTS, FINAL, MODEL, SLOW, TEXTS, Judge,
 
 from gpt2cli.errors import ServiceError
 from gpt2cli.judging.asking import ANSWERS
-from gpt2cli.judging.client import FORMS, PATIENCE
+from gpt2cli.judging.client import PATIENCE, TIME_OUTS
 from gpt2cli.judging.items import Item
 from gpt2cli.judging.judge import Judgement, canaries, judge, judged
 from gpt2cli.judging.rubric import Score
@@ -26,7 +26,8 @@ from gpt2cli.judging.server import openai_compatible
 
 QUICK = replace(PATIENCE, stall=3.0, window=3.0, total=3.0, first_pause=0.0, attempts=4)
 LOST = {*BUSY, *BROKEN, *SLOW, "429-late"}
-ENDS = {"401", "403", "404", "404-model"}
+ENDS = {"401", "403", "404", "404-model", "redirect"}
+WRONG = {*TEXTS, "length", "filtered"}
 # Slow ones cost a time-out each.
 WEIGHTS = {kind: 0.03 if kind in SLOW else 1.0 for kind in FAULTS} | {"ok": 12.0}
 
@@ -52,57 +53,47 @@ class Expected:
     """What becomes of one question, whose faults come in a row; begun anew after each end of a run."""
 
     faults: list[str]
-    forms: dict[str, int] = field(default_factory=lambda: {"now": 0})  # shared by a run's questions
 
     def status(self) -> str:
         """The final status, or "again" where the run has to be started again."""
         for _ in range(ANSWERS):
-            n_lost, form = 0, self.forms["now"]
+            n_lost = n_slow = 0
             while True:
                 kind = self.faults.pop(0) if self.faults else "ok"
-                if kind == "400" and form + 1 < len(FORMS):
-                    form += 1
-                    continue
-                if kind in LOST and kind not in ("429-late", "die") and n_lost + 1 < QUICK.attempts:
-                    n_lost, form = n_lost + 1, self.forms["now"]
-                    continue
-                break
+                n_lost, n_slow = n_lost + 1, n_slow + (kind in SLOW)
+                passes = kind in LOST and kind not in ("429-late", "die")
+                if not passes or n_lost == QUICK.attempts or n_slow == TIME_OUTS:
+                    break
             if kind in LOST or kind in ENDS:
                 return "again" if kind in ("die", *ENDS) else "unanswered"
             if kind in ("400", "400-context"):
                 return "unscored" if kind == "400" else "truncated"
-            self.forms["now"] = form
             if kind == "few-tokens":
                 return "truncated"
-            if kind not in TEXTS and kind != "length":
+            if kind not in WRONG:
                 return "scored"
         return "unscored"
 
 
 def expected_statuses(items: list[Item], faults: dict[str, list[str]]) -> dict[int, str]:
     """For one question at a time, as reruns go; `faults` are by response, and used up."""
-    forms = {"now": 0}
     asked = [item for item in (*canaries(items), *items) if item.response.strip()]
-    questions = {item.index: Expected(list(faults[item.response]), forms) for item in asked}
+    questions = {item.index: Expected(list(faults[item.response])) for item in asked}
     statuses = {i.index: "empty" for i in items if not i.response.strip()}
     for _ in range(1000):
         if all(item.index in statuses for item in items):  # then nobody asks about canaries any more
             return statuses
-        forms["now"] = 0
-        for batch in (canaries(items), items):
-            n_unanswered = 0
-            for item in batch:
-                if item.index in statuses:
-                    continue
-                status = questions[item.index].status()
-                n_unanswered = n_unanswered + 1 if status == "unanswered" else 0
-                if status == "again" or n_unanswered == 3:
-                    break
-                if status != "unanswered":
-                    statuses[item.index] = status
-            else:
+        n_unanswered = 0
+        for item in (*canaries(items), *items):
+            if item.index in statuses:
                 continue
-            break
+            status = questions[item.index].status()
+            if item.index >= 0:  # a canary's is nothing
+                n_unanswered = n_unanswered + 1 if status == "unanswered" else 0
+            if status == "again" or n_unanswered == 3:
+                break
+            if status != "unanswered":
+                statuses[item.index] = status
     raise AssertionError("no end")
 
 
@@ -190,7 +181,7 @@ def several_at_once_and_the_server_dies(seed: int, folder: Path) -> None:
     found = check_all(seen, items, folder / f"{seed}.jsonl")
     for item in items:
         kinds, status = faults[item.response], found[item.index].status
-        n_wrong = sum(kind in TEXTS or kind == "length" for kind in kinds)
+        n_wrong = sum(kind in WRONG for kind in kinds)
         possible = {"scored": True, "empty": not item.response.strip()}
         possible["truncated"] = bool({"few-tokens", "400-context"} & set(kinds))
         possible["unscored"] = n_wrong >= ANSWERS or "400" in kinds

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from judge_server import MODEL, judging, n_tokens
 
 from gpt2cli.errors import InputError
 from gpt2cli.judging.asking import Status
+from gpt2cli.judging.client import PATIENCE
 from gpt2cli.judging.items import Item
 from gpt2cli.judging.pairs import (
     Pair,
     Verdict,
+    compare,
     compared,
     pairs_of,
     parse_preference,
@@ -21,6 +24,7 @@ from gpt2cli.judging.pairs import (
     summarize_pairs,
 )
 from gpt2cli.judging.rubric import AnswerError
+from gpt2cli.judging.server import openai_compatible
 from gpt2cli.judging.terms import Terms
 
 TERMS = Terms("m", "ollama", "p", "s", 0.0, 1)
@@ -59,8 +63,9 @@ def test_what_both_answered_meets_by_its_question_and_not_by_its_place() -> None
 
 
 def test_no_question_in_common_is_refused() -> None:
-    with pytest.raises(InputError, match="the two files have no question in common"):
-        pairs_of([item(0, "x", "a")], [item(0, "y", "a"), item(1, "x", "a", "in")])
+    with pytest.raises(InputError, match=r"one\.json and two\.json have no question in common"):
+        others = [item(0, "y", "a"), item(1, "x", "a", "in")]
+        pairs_of([item(0, "x", "a")], others, ("one.json", "two.json"))
 
 
 def test_only_a_preference_that_outlives_the_swap_counts() -> None:
@@ -149,3 +154,22 @@ def test_verdicts_of_changed_texts_and_of_other_pairs_do_not_stand(tmp_path: Pat
     path.write_text('{"index": 0, "score": 7}\n')
     with pytest.raises(InputError, match="not a judgement of this kind"):
         compared(pairs, path)
+
+
+def test_a_long_pair_that_is_not_read_whole_is_noticed_also_after_a_rerun(tmp_path: Path) -> None:
+    pairs = [pair(0, "It goes on and on. " * 400), pair(1), pair(2), pair(3)]
+    path = tmp_path / "v.jsonl"
+    with judging() as server:
+        server.tokens = lambda messages: min(n_tokens(messages), 2200)
+        judge = openai_compatible(server.base_url, MODEL)
+        patience = replace(PATIENCE, first_pause=0.0)
+        assert len(" ".join(pairs[0].a).split()) > 2200 > len(pairs[0].a.split())
+        assert len(list(compare(pairs[1:], judge, path, seed=1, patience=patience))) == 6
+        (one, two) = compare(pairs, judge, path, seed=1, patience=patience)
+        assert (one.index, one.status, two.status) == (0, "truncated", "truncated")
+        server.tokens = n_tokens
+        again = list(compare(pairs, judge, path, seed=1, patience=patience, retry=True))
+        assert [verdict.status for verdict in again] == ["scored", "scored"]
+        fresh = list(compare(pairs, judge, tmp_path / "w.jsonl", seed=1, patience=patience))
+        assert {v.index for v in fresh[:4]} == {1, 2}, "the shortest show how the server counts"
+    assert len(compared(pairs, path)) == 8

@@ -28,7 +28,6 @@ def judgement(index: int, score: int | None, status: Status = "scored", flagged:
         seconds=0.1,
         prompt_tokens=9,
         asked="",
-        key=TERMS.key,
         terms=TERMS,
     )
 
@@ -99,10 +98,11 @@ def test_the_interval_is_that_of_resampling_itself() -> None:
     assert found[0] < statistics.fmean(values) < found[1]
 
 
-def test_the_interval_is_of_the_seed_alone_and_none_below_two_values() -> None:
+def test_the_interval_is_of_the_seed_alone_and_none_below_five_values() -> None:
     values = [float(value**2 % 101) for value in range(40)]
     assert bootstrap(values, 4) == bootstrap(values[::-1], 4) != bootstrap(values, 5)
-    assert bootstrap([50.0], 4) is None and bootstrap([], 4) is None
+    assert bootstrap([50.0, 60.0, 70.0, 80.0], 4) is None and bootstrap([], 4) is None
+    assert bootstrap([50.0, 60.0, 70.0, 80.0, 90.0], 4) is not None
     assert bootstrap([50.0] * 9, 4) == (50, 50)
     assert bootstrap([0.0, 100.0] * 500_000, 4) == pytest.approx(
         (50, 50), abs=0.2

@@ -60,7 +60,9 @@ class Judge:
     faults: dict[str, list[str]] = field(default_factory=dict)  # by response, before the script
     listing: list[str] = field(default_factory=list)  # for GET /models
     models: list[str] | None = field(default_factory=lambda: [MODEL])  # None: there is no such list
-    refuses: set[str] = field(default_factory=set)  # what response_format is refused: "schema", a type
+    listed: bytes | None = None  # instead of the list of models
+    refuses: set[str] = field(default_factory=set)  # what response_format is refused: "schema", a type, ""
+    limit: str = "max_tokens"  # what the limit of an answer is called here
     tokens: Callable[[list[dict[str, str]]], int | None] = lambda messages: n_tokens(messages)
     answer: Callable[[Fields], dict[str, Any]] = answer
     requests: list[Request] = field(default_factory=list)
@@ -116,7 +118,6 @@ BUSY: dict[str, tuple[int, dict[str, str], bytes]] = {
     "no-choices": (200, {}, b'{"choices": []}'),
     "odd-shape": (200, {}, b'[{"choices": 1}]'),
     "deep": (200, {}, b"[" * 100_000),
-    "redirect": (302, {"Location": "http://127.0.0.1:9/elsewhere"}, b""),
     "gzip": (200, {"Content-Encoding": "gzip"}, b"\x1f\x8b"),
 }
 # Another attempt would bring the same.
@@ -125,12 +126,13 @@ FINAL: dict[str, tuple[int, dict[str, str], bytes]] = {
     "403": (403, {}, b"no"),
     "404": (404, {}, b"no such page"),
     "404-model": (404, {}, _error(f"model '{MODEL}' not found")),
+    "redirect": (307, {"Location": "http://127.0.0.1:9/v1/chat/completions"}, b""),
     "429-late": (429, {"Retry-After": "99999"}, b"tomorrow"),
     "400": (400, {}, _error("this question is not welcome")),
     "400-context": (400, {}, _error("the request exceeds the available context size, try increasing it")),
 }
 # What goes wrong with the connection.
-BROKEN = ("die", "reset", "cut", "cut-unmarked", "huge")
+BROKEN = ("die", "reset", "cut", "cut-unmarked", "huge", "bad-head")
 SLOW = ("hang", "slow", "slow-head", "endless")
 
 
@@ -172,7 +174,8 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "deep-text": lambda good: "[" * 100_000,
     "nothing": lambda good: "",
 }
-ODD = ("few-tokens", "no-usage", "length", "float", "surrogate")  # the last two are answers all the same
+# The last ones are answers all the same.
+ODD = ("few-tokens", "length", "filtered", "no-usage", "no-tokens", "no-finish", "float", "surrogate")
 FAULTS = (*BUSY, *FINAL, *BROKEN, *SLOW, *TEXTS, *ODD)
 
 
@@ -194,7 +197,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._send(404, {}, b"not here")
             else:
                 listed = [{"id": name, "object": "model"} for name in judge.models]
-                self._send(200, {}, json.dumps({"object": "list", "data": listed or None}).encode())
+                body = json.dumps({"object": "list", "data": listed or None, "error": None}).encode()
+                self._send(200, {}, body if judge.listed is None else judge.listed)
 
     def do_POST(self) -> None:
         judge = self.judge
@@ -213,6 +217,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._break("reset" if judge.is_dead else kind)
             elif kind in BUSY or kind in FINAL:
                 self._send(*{**BUSY, **FINAL}[kind])
+            elif judge.limit not in body:
+                self._send(400, {}, _error(f"Unsupported parameter. Use '{judge.limit}' instead."))
             elif _form(body) & judge.refuses:
                 self._send(400, {}, _error("response_format is not supported"))
             else:
@@ -230,6 +236,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif kind in ("cut", "cut-unmarked"):
             self._head(200, {"Content-Length": "500"} if kind == "cut" else {})
             self.wfile.write(body)
+        elif kind == "bad-head":  # which says the key back
+            key = self.headers.get("authorization", "?")
+            self.wfile.write(f"HTTP/1.1 200 OK\r\n{key}\r\n\r\n".encode())
         elif kind == "huge":
             self._send(200, {}, b" " * (2 << 20))
         elif kind == "hang":
@@ -279,6 +288,8 @@ def _completion(judge: Judge, body: dict[str, Any], fields: Fields, kind: str) -
         text = json.dumps({**good, "reason": "half \ud800"})
     usage = {"prompt_tokens": 5 if kind == "few-tokens" else judge.tokens(body["messages"])}
     message = {"role": "assistant", "content": text}
-    reason = "length" if kind == "length" else "stop"
+    if kind == "no-tokens":
+        usage["prompt_tokens"] = 0
+    reason = {"length": "length", "filtered": "content_filter", "no-finish": None}.get(kind, "stop")
     whole = {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
     return json.dumps(whole if kind == "no-usage" else {**whole, "usage": usage}).encode()

@@ -49,6 +49,16 @@ def test_lines_tell_the_rate_and_what_is_left_and_what_does_not_count_is_not_in_
     ]
 
 
+def test_what_was_not_asked_counts_but_is_not_in_the_rate(clock: Clock) -> None:
+    plain = console(False)
+    answers = clock.every(6.0, "xeeab")
+    assert list(show_judging(answers, plain, 0, 4, "responses", lambda a: a != "x", lambda a: a != "e"))
+    assert shown(plain).splitlines() == [
+        "1 of 4 responses, waiting for the first answer",
+        "3 of 4 responses, 6.0 s each, 6 s left",
+    ]
+
+
 def test_quick_answers_make_no_lines(clock: Clock) -> None:
     plain = console(False)
     assert len(list(show_judging(clock.every(0.1, "a" * 50), plain, 0, 50, "responses"))) == 50
