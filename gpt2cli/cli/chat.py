@@ -4,13 +4,13 @@ What a message does is in session.py, how lines are read as commands in slash.py
 in ui/editing.py.
 """
 
+import codecs
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.models import find, load
+from gpt2cli.cli.models import decoding_of, find, load
 from gpt2cli.cli.options import (
     DeviceOption,
     JsonOption,
@@ -26,6 +26,7 @@ from gpt2cli.cli.session import LONGEST_MESSAGE, Session, Source, too_long
 
 if TYPE_CHECKING:
     from gpt2cli.generation.conversation import Conversation
+    from gpt2cli.generation.settings import Settings
     from gpt2cli.weights.folder import LoadedModel
 
 LONGEST_LINE = 1 << 26  # bytes that are skipped in search of a line's end; a pipe may never have one
@@ -65,20 +66,21 @@ def chat(
     import contextlib
 
     from gpt2cli.errors import UsageError
-    from gpt2cli.ui.waiting import hushed
+    from gpt2cli.ui.console import err
+    from gpt2cli.ui.waiting import hushed, waiting
 
     if sys.stdin is None:  # whoever started the program had closed it
         raise UsageError("there is nothing to answer", "stdin is closed", "gpt2 chat at a terminal")
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
     screen = _screen()
     with hushed() if screen else contextlib.nullcontext():
-        conversation, loaded = _begin(find(model), system, max_new_tokens, given, device, precision, threads)
+        folder = find(model)
+        with waiting(err(), f"loading {folder}", patience=0):  # torch alone takes seconds
+            from gpt2cli.generation.settings import Settings
+
+            decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
+            settings = Settings(decoding, max_new_tokens)
+            loaded = load(folder, device, precision, threads)
+            conversation = _begin(loaded, system, settings)
         source, keys = _source(screen)
         session = Session(conversation, loaded, sys.stdin.isatty(), as_json)
         session.greet(keys)
@@ -96,33 +98,12 @@ def _screen() -> TextIO | None:
     return next((stream for console, stream in streams if is_terminal(console)), None)
 
 
-def _begin(
-    folder: Path,
-    system: str | None,
-    max_new_tokens: int,
-    given: dict[str, Any],
-    device: str,
-    precision: str,
-    threads: int,
-) -> "tuple[Conversation, LoadedModel]":
-    import secrets
+def _begin(loaded: "LoadedModel", system: str | None, settings: "Settings") -> "Conversation":
+    from gpt2cli.generation.conversation import Conversation
+    from gpt2cli.weights.prompt_file import template_of
 
-    from gpt2cli.ui.console import err
-    from gpt2cli.ui.waiting import waiting
-
-    with waiting(err(), f"loading {folder}", patience=0):  # torch alone takes seconds
-        from gpt2cli.generation.conversation import Conversation
-        from gpt2cli.generation.sampling import Decoding
-        from gpt2cli.weights.prompt_file import template_of
-
-        chance = {"seed": secrets.randbelow(2**31)}
-        decoding = Decoding(**chance | {name: value for name, value in given.items() if value is not None})
-        loaded = load(folder, device, precision, threads)
-        template = template_of(folder)
-        conversation = Conversation(
-            loaded.model, loaded.tokenizer, template, system, decoding, max_new_tokens
-        )
-    return conversation, loaded
+    template = template_of(loaded.folder)
+    return Conversation(loaded.model, loaded.tokenizer, template, system, settings)
 
 
 def _source(screen: TextIO | None) -> tuple[Source, str]:
@@ -137,30 +118,40 @@ def _source(screen: TextIO | None) -> tuple[Source, str]:
 
 
 class _Lines:
-    """A line of stdin is a message; what is not UTF-8 becomes U+FFFD. With a prompt, a backslash at
-    the end of a line adds the next one.
+    """A line of stdin is a message; what is not UTF-8 becomes U+FFFD, and a byte order mark at the
+    beginning is none of it. With a prompt, a backslash at the end of a line adds the next one.
     """
 
     def __init__(self, prompt: str = "") -> None:
-        self._prompt, self._is_over = prompt, False
+        self._prompt, self._is_begun, self._is_over = prompt, False, False
 
     def read(self) -> str:
         from gpt2cli.ui.console import err
 
         if not self._prompt:
             return self._line()
-        text, prompt = "", self._prompt
+        prompt = self._prompt
+        lines: list[str] = []
         while True:
             err().print(prompt, end="")
-            text += self._line()
-            if not text.endswith("\\"):
-                return text
-            text, prompt = f"{text[:-1]}\n", "  "
+            try:
+                line = self._line()
+            except EOFError:
+                self._is_over = True
+                if not lines:
+                    raise
+                return "\n".join(lines)
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line])
+            lines.append(line[:-1])
+            prompt = "  "
 
     def _line(self) -> str:
         line = b"" if self._is_over else sys.stdin.buffer.readline(LONGEST_MESSAGE + 1)
         if not line:
             raise EOFError
+        if not self._is_begun:
+            line, self._is_begun = line.removeprefix(codecs.BOM_UTF8), True
         if len(line) > LONGEST_MESSAGE and not line.endswith(b"\n"):
             self._skip()
             raise too_long("a line on stdin")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.models import find, load
+from gpt2cli.cli.models import decoding_of, find, load
 from gpt2cli.cli.options import (
     DeviceOption,
     JsonOption,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gpt2cli.generation.engine import Step
+    from gpt2cli.generation.pace import Pace
     from gpt2cli.generation.text import Reply
 
 LONGEST_ECHO = 2000  # characters of the prompt that are repeated on a terminal
@@ -64,12 +65,11 @@ def generate(
 
     stdout gets the continuation alone, or with --json an object a line for each; stderr the rest.
     """
-    import secrets
     import sys
 
     from gpt2cli.errors import UsageError
     from gpt2cli.generation import engine
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.pace import Pace
     from gpt2cli.generation.text import Reply
 
     for name, value in (("--num-samples", num_samples), ("--max-new-tokens", max_new_tokens)):
@@ -77,14 +77,7 @@ def generate(
             raise UsageError(f"{name} is {value}", "it must be at least 1")
     if "" in (stop or ()):
         raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
-    given: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": secrets.randbelow(2**31) if seed is None else seed,
-    }
-    decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
+    decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
     if raw and (as_json or sys.stdout.isatty()):
         raise UsageError(
             "--raw is for text into a pipe or a file",
@@ -101,10 +94,10 @@ def generate(
         loaded.model, [ids] * num_samples, decoding, max_new_tokens, {loaded.tokenizer.end_of_text}
     )
     screen = None if as_json else _Screen(text, raw)
-    pace = _Pace()
+    pace = Pace()
     reason = "error"
     try:
-        for step in pace.watch(steps):
+        for step in _timed(steps, pace):
             for reply, token in zip(replies, step.ids, strict=True):
                 if token is not None:
                     reply.feed(token)
@@ -132,43 +125,27 @@ def generate(
 
 
 def _print_json(replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:
-    """One object a line for each continuation; ASCII, so that nothing in it can steer a terminal."""
-    import json
-    import sys
+    """One object a line for each continuation."""
+    from gpt2cli.ui.chatting import write_json_line
 
     for number, reply in enumerate(replies, 1):
         own = {"text": reply.text, "ids": reply.ids, "finish_reason": reply.finish_reason}
-        sys.stdout.write(json.dumps(own | facts | {"sample": number}) + "\n")
-    sys.stdout.flush()
+        write_json_line(own | facts | {"sample": number})
 
 
-class _Pace:
-    """Counts and times the steps as they pass, and says once that the window has moved."""
+def _timed(steps: "Iterator[Step]", pace: "Pace") -> "Iterator[Step]":
+    """The same steps; says once that the window has moved."""
+    from gpt2cli.ui.console import err
 
-    def __init__(self) -> None:
-        self._steps: list[tuple[float, int]] = []  # first and last: when it came, tokens until then
-
-    @property
-    def tokens_per_second(self) -> float:
-        """New tokens of all rows a second after the first step: without reading the prompt."""
-        if not self._steps:
-            return 0.0
-        (start, before), (end, after) = self._steps[0], self._steps[-1]
-        return (after - before) / (end - start) if end > start else 0.0
-
-    def watch(self, steps: "Iterator[Step]") -> "Iterator[Step]":
-        import time
-
-        from gpt2cli.ui.console import err
-
-        n_tokens, moved = 0, False
-        for step in steps:
-            n_tokens += sum(token is not None for token in step.ids)
-            self._steps = [*self._steps[:1], (time.perf_counter(), n_tokens)]
-            if step.window_moved and not moved:
-                moved = True
+    moved = False
+    for step in steps:
+        if step.window_moved:
+            pace.reads()
+            if not moved:
                 err().print("the context is full: continuing from its last half", style="warn")
-            yield step
+            moved = True
+        pace.came(sum(token is not None for token in step.ids))
+        yield step
 
 
 class _Screen:
@@ -204,9 +181,10 @@ class _Screen:
         self.update(replies)
         self._write("" if self._raw else "\n")
         if self._on_terminal:
-            n_tokens = sum(len(reply.ids) for reply in replies)
-            pace = f"{facts['tokens_per_second']:.0f} tokens/s"
-            self._err.print(f"{n_tokens} tokens, {pace}, seed {facts['seed']}", style="faint")
+            from gpt2cli.ui.chatting import pace_line
+
+            pace = pace_line(sum(len(reply.ids) for reply in replies), facts["tokens_per_second"])
+            self._err.print(f"{pace}, seed {facts['seed']}", style="faint")
 
     def _introduce(self, row: int, n_rows: int) -> None:
         from gpt2cli.ui.console import printable

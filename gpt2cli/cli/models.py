@@ -1,11 +1,12 @@
-"""Owns how a model that somebody names on the command line is found and made ready to write;
-`home.py` knows where models live, `weights/` what is in them.
+"""Owns how a model that somebody names on the command line is found and made ready to write, and the
+settings with which it does; `home.py` knows where models live, `weights/` what is in them.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpt2cli.generation.sampling import Decoding
     from gpt2cli.weights.folder import LoadedModel
 
 
@@ -42,6 +43,28 @@ def load(folder: Path, device: str, precision: str, threads: int) -> "LoadedMode
     loaded = load_model(folder)
     pack_for_decoding(loaded.model.to(device=runtime.device, dtype=runtime.dtype))
     return loaded
+
+
+def decoding_of(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+) -> "Decoding":
+    """What was given on the command line, for the rest the defaults, and a seed by chance."""
+    import secrets
+
+    from gpt2cli.generation.sampling import Decoding
+
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": secrets.randbelow(2**31) if seed is None else seed,
+    }
+    return Decoding(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def _refuse_file(name: str) -> None:

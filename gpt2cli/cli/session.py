@@ -17,7 +17,7 @@ from gpt2cli.cli import slash
 
 if TYPE_CHECKING:
     from gpt2cli.errors import Gpt2Error
-    from gpt2cli.generation.conversation import Conversation
+    from gpt2cli.generation.conversation import Conversation, Stop
     from gpt2cli.generation.events import Event
     from gpt2cli.weights.folder import LoadedModel
 
@@ -97,13 +97,16 @@ class Session:
 
         code, hint = 0, "Ctrl-D or /exit ends the program"
         while True:
+            is_turn = True
             try:
                 line = source.read()
                 if not line.strip():
                     continue
+                is_turn = False
                 call = slash.parse(line)
                 if call.name == "exit":
                     break
+                is_turn = call.name in _TURNS
                 with Signals() as signals:
                     try:
                         self._do(call, signals)
@@ -116,24 +119,37 @@ class Session:
                     raise
                 chatting.note(hint)
                 hint = ""
-            except DivergedError:  # every further reply would end so
-                raise
             except Gpt2Error as error:
+                if is_turn and self.as_json:
+                    chatting.show_failure(len(self.conversation.exchanges) + 1, error)
+                if isinstance(error, DivergedError):  # every further reply would end so
+                    raise
                 print_error(error)
                 code = code or error.exit_code
         return 0 if self.is_talk else code
 
     def _do(self, call: slash.Call, signals: Signals) -> None:
-        if call.name == slash.SAY:
-            if len(call.argument.encode()) > LONGEST_MESSAGE:
-                raise too_long("the message")
-            self._answer(lambda: self.conversation.say(call.argument, signals.have_come), signals)
-        elif call.name == "retry":
-            self._answer(lambda: self.conversation.retry(signals.have_come), signals)
+        if call.name in _TURNS:
+            self._answer(_TURNS[call.name](self, call.argument, signals.have_come), signals)
         else:
             _DO[call.name](self, call.argument)
 
-    def _answer(self, ask: "Callable[[], Iterator[Event]]", signals: Signals) -> None:
+    def _say(self, text: str, stop: "Stop") -> "Iterator[Event]":
+        if len(text.encode("utf-8", "surrogatepass")) > LONGEST_MESSAGE:
+            raise too_long("the message")
+        return self.conversation.say(text, stop)
+
+    def _retry(self, argument: str, stop: "Stop") -> "Iterator[Event]":
+        return self.conversation.retry(stop)
+
+    def _continue(self, argument: str, stop: "Stop") -> "Iterator[Event]":
+        from gpt2cli.errors import UsageError
+
+        if self.conversation.template:
+            raise UsageError("/continue: this model answers", "only one without a template just goes on")
+        return self.conversation.say("", stop)
+
+    def _answer(self, ask: "Iterator[Event]", signals: Signals) -> None:
         from gpt2cli.generation.events import Done, Piece
         from gpt2cli.ui.chatting import ReplyView
         from gpt2cli.ui.console import err
@@ -141,7 +157,7 @@ class Session:
 
         view = ReplyView(self.conversation.settings["seed"], self.is_talk, self.as_json)
         # Closed at once, whatever passes: the conversation waits for the end of a reply.
-        events = cast("Generator[Event, None, None]", ask())
+        events, before = cast("Generator[Event, None, None]", ask), self.conversation.exchanges
         try:
             with contextlib.closing(events), waiting(err(), "reading") as end_waiting:
                 signals.is_reading = True
@@ -155,7 +171,7 @@ class Session:
             view.break_off()
             if not (self.is_talk and isinstance(error, KeyboardInterrupt)):
                 raise
-            view.say_stopped()
+            view.say_stopped(self.conversation.exchanges != before)
 
     def _help(self, argument: str) -> None:
         from gpt2cli.ui.chatting import note, show_pairs
@@ -230,19 +246,30 @@ class Session:
         note(f"saved {_turns(self.conversation)} in {path}")
 
     def _load(self, argument: str) -> None:
-        from gpt2cli.ui.chatting import note, quoted
+        from gpt2cli.ui.chatting import LONGEST_NAME, note, quoted
 
         path = _path(argument)
         with _system_errors():
             value = _read_json(path)
         self.conversation.restore(value, str(path))
         note(f"loaded {_turns(self.conversation)} from {path}")
-        if value["model"] != str(self.loaded.folder):
-            note(f"they were with {value['model']}", "warn")
+        if "\0" in value["model"] or _path(value["model"]).resolve() != self.loaded.folder.resolve():
+            note(f"they were with {quoted(value['model'], LONGEST_NAME)}", "warn")
+        ours = self.conversation.template.name if self.conversation.template else None
+        if value["template"] != ours:
+            theirs = "no template" if value["template"] is None else f"the template '{value['template']}'"
+            here = "has none" if ours is None else f"has '{ours}'"
+            note(f"they had {quoted(theirs)}, this model {here}", "warn")
         for last in self.conversation.exchanges[-1:]:
             note(f"the last was: {quoted(last.question)}\n{quoted(last.reply)}")
 
 
+# What a reply comes of, and all else.
+_TURNS: "dict[str, Callable[[Session, str, Stop], Iterator[Event]]]" = {
+    slash.SAY: Session._say,
+    "retry": Session._retry,
+    "continue": Session._continue,
+}
 _DO: dict[str, Callable[[Session, str], None]] = {
     "help": Session._help,
     "clear": Session._clear,

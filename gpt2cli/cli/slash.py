@@ -1,6 +1,6 @@
 """Owns the slash commands of `gpt2 chat`: the table of them, and how a typed line is read by it.
 
-Text in, a call out. What a command does is `chat.py`'s business, how it looks `ui/chatting.py`'s.
+Text in, a call out. What a command does is `session.py`'s business, how it looks `ui/chatting.py`'s.
 """
 
 import difflib
@@ -39,6 +39,7 @@ COMMANDS = (
     Command("clear", "", "forget all turns; the system text stays"),
     Command("undo", "", "forget the last question and its reply"),
     Command("retry", "", "ask the last question again, for another reply"),
+    Command("continue", "", "let a model without a template go on, with no new text"),
     Command("set", "NAME=VALUE", "change a setting, such as top_k=20 or temperature=0.7"),
     Command("show", "", "show the model, the settings and how full the context is"),
     Command("system", "[TEXT]", "say who the model is to be; without TEXT show it, - takes it away"),
@@ -56,6 +57,7 @@ _MEANT = {
     "h": "help",
     "reset": "clear",
     "redo": "retry",
+    "more": "continue",
 }
 
 
@@ -71,7 +73,7 @@ def parse(line: str) -> Call:
         raise _unknown(line[0], word)
     if argument and not command.argument:
         raise UsageError(
-            f"/{command.name} takes nothing after it", f"there is {_short(argument)!r}", command.usage
+            f"/{command.name} takes nothing after it", f"there is '{_short(argument)}'", command.usage
         )
     if not argument and command.argument and not command.argument.startswith("["):
         missing = command.argument.split()[0]
@@ -89,7 +91,7 @@ def parse_setting(argument: str, names: Collection[str]) -> tuple[str, str]:
     if name not in names:
         hint = _nearest(name, names)
         raise UsageError(
-            f"there is no setting {_short(typed)!r}",
+            f"there is no setting '{_short(typed)}'",
             f"they are {', '.join(names)}",
             f"/set {hint}={_short(value) or 'VALUE'}" if hint else "/show",
         )
@@ -111,7 +113,7 @@ def parse_save(argument: str) -> tuple[str, bool]:
 def _unknown(mark: str, word: str) -> UsageError:
     hint = _MEANT.get(word.lower()) or _nearest(word.lower(), _BY_NAME)
     return UsageError(
-        f"there is no command {_short(mark + word)!r}",
+        f"there is no command '{_short(mark + word)}'",
         f"did you mean /{hint}?" if hint else f"to say it to the model, begin with {mark}{mark}",
         "/help lists the commands",
     )

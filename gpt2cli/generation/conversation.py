@@ -1,25 +1,31 @@
 """Owns a conversation with a model: turns, what the model has read of them, and what a reply costs.
 
-What a reply is made of is a function of the turns before it, the settings and the number of
-attempts; not of what was said and taken back in between, to the last bit. How turns become ids is
-in history.py, how ids are chosen in engine.py, how a conversation is stored in transcript.py.
+A reply is a function of the turns in the context before it, the settings, its number and its attempt;
+what was said and taken back plays no part. This holds to the bit where what was taken back had only
+been added to the cache. Where the cache has been read anew in between, as when turns leave the
+context, it holds up to rounding: the last bits of keys and values depend on how many ids were read
+together. How turns become ids is in history.py, how ids are chosen in engine.py, how a conversation
+is stored in transcript.py.
 """
 
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from gpt2cli.errors import UsageError
-from gpt2cli.generation.engine import Past, continue_row
-from gpt2cli.generation.events import Done, Dropped, Event, Piece, Reread
-from gpt2cli.generation.history import Exchange, Speech, first_that_fits, own_ids, require_room
-from gpt2cli.generation.memory import NOTHING, Memory, Read
-from gpt2cli.generation.sampling import Decoding, chance
+from gpt2cli.generation.engine import continue_row, cut, n_common, new_past
+from gpt2cli.generation.events import Done, Dropped, Event, Piece
+from gpt2cli.generation.history import (
+    Exchange,
+    Speech,
+    first_that_fits,
+    own_ids,
+    require_room,
+    require_room_beside,
+)
+from gpt2cli.generation.pace import Pace
+from gpt2cli.generation.sampling import chance
 from gpt2cli.generation.settings import Settings
 from gpt2cli.generation.text import Reply
 from gpt2cli.generation.transcript import Transcript, from_json, to_json
@@ -27,21 +33,9 @@ from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.prompts import Template
 from gpt2cli.tokenizer.protocol import Tokenizer, without_surrogates
 
-__all__ = ["Conversation", "Done", "Dropped", "Event", "Piece", "Reread"]
-
-MOST_KEPT = 64  # turns that can be taken back to the last bit; it costs 16 kB each
+__all__ = ["Conversation", "Done", "Dropped", "Event", "Piece"]
 
 Stop = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a conversation returns to."""
-
-    exchanges: tuple[Exchange, ...] = ()
-    read: tuple[Read, ...] = ()  # before each of the last exchanges
-    n_dropped: int = 0
-    now: Read = NOTHING
 
 
 @dataclass
@@ -51,8 +45,7 @@ class _Effort:
     n_prompt: int = 0
     n_prefilled: int = 0
     n_dropped: int = 0
-    prefill_seconds: float = 0.0
-    start: float = field(default_factory=time.perf_counter)
+    pace: Pace = field(default_factory=Pace)
 
 
 def never() -> bool:
@@ -62,7 +55,7 @@ def never() -> bool:
 class Conversation:
     """One reply at a time: an iterator of events is read to its end or closed before anything else.
 
-    The model is put into evaluation mode.
+    The model is put into evaluation mode. Raises InputError for a system text that leaves no room.
     """
 
     def __init__(
@@ -71,21 +64,14 @@ class Conversation:
         tokenizer: Tokenizer,
         template: Template | None,
         system: str | None,
-        decoding: Decoding,
-        max_new_tokens: int,
+        settings: Settings,
     ) -> None:
-        self._settings = Settings(decoding, max_new_tokens)
-        self._memory = Memory(model.eval())
-        self._model, self._speech = model, Speech(tokenizer, template, _clean(system))
+        self._model, self._settings = model.eval(), settings
+        self._speech = _speaking(model, Speech(tokenizer, template, None), system)
+        self.past = new_past(model)  # what the model has read
         self._exchanges: list[Exchange] = []
-        self._read_before: deque[Read] = deque(maxlen=MOST_KEPT)  # each of the last exchanges
         self._n_dropped = 0
-        self._speaking = False
-
-    @property
-    def past(self) -> Past:
-        """What the cache holds."""
-        return self._memory.past
+        self._in_reply = False
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -113,46 +99,47 @@ class Conversation:
     def say(self, text: str, stop: Stop = never) -> Iterator[Event]:
         """Stream the reply. Where `stop` says so before a token, it ends "interrupted".
 
-        What was made stays, also when the iterator is closed or an exception passes through it.
-        Raises InputError, at the first event, for a text that has no place in the context or holds
-        what a character model does not know; the conversation is then as before.
+        What was made stays, also when the iterator is closed or an exception passes; a signal's passes
+        after Done. Raises InputError, at the first event, for a text that has no place in the context
+        or holds what a character model does not know; the conversation is then as before.
         """
         self._require_silence()
-        yield from self._ask(without_surrogates(text), 0, stop, self._state())
+        yield from self._ask(without_surrogates(text), 0, stop, self.exchanges, self._n_dropped)
 
     def retry(self, stop: Stop = never) -> Iterator[Event]:
         """Ask the last question again, with other chance. UsageError at the first event where there
         is none. The old reply stays until the new one has a token.
         """
         self._require_silence()
-        before = self._state()
+        exchanges, n_dropped = self.exchanges, self._n_dropped
         last = self.undo()
-        yield from self._ask(last.question, last.attempt + 1, stop, before)
+        yield from self._ask(last.question, last.attempt + 1, stop, exchanges, n_dropped)
 
     def undo(self) -> Exchange:
         """Forget the last question and its reply, which are returned. UsageError where there is none."""
         self._require_silence()
         if not self._exchanges:
             raise UsageError("there is no turn yet", "nothing has been said")
-        last, state = self._exchanges[-1], self._state()
-        now = state.read[-1] if state.read else NOTHING
-        self._return_to(_State(state.exchanges[:-1], state.read[:-1], last.n_dropped, now))
+        last = self._exchanges[-1]
+        self._return_to(self._exchanges[:-1], last.n_dropped, last.n_held)
         return last
 
     def clear(self) -> None:
         """Forget every turn; system text and settings stay."""
         self._require_silence()
-        self._return_to(_State())
+        self._return_to((), 0, 0)
 
     def set(self, name: str, value: str) -> None:
-        """Change a setting from its text; UsageError says what it can be, and nothing is changed."""
+        """Change one of SETTINGS from its text; UsageError says what it can be, and nothing is changed."""
         self._require_silence()
         self._settings = self._settings.changed(name, value)
 
     def set_system(self, text: str | None) -> None:
-        """Replace the text that stands before all turns; None takes it away."""
+        """Replace the text that stands before all turns; None takes it away. InputError for one that
+        leaves no room.
+        """
         self._require_silence()
-        self._speech = replace(self._speech, system=_clean(text))
+        self._speech = _speaking(self._model, self._speech, text)
 
     def transcript(self, model: str) -> dict[str, Any]:
         """A JSON object of the whole conversation; `model` is its name for a reader."""
@@ -164,81 +151,83 @@ class Conversation:
         """Become the conversation of a transcript: turns, system text, settings.
 
         Raises InputError, naming the place in `where`, for anything that `transcript` does not
-        make; the conversation is then as before.
+        make, and for a system text that leaves no room; the conversation is then as before.
         """
         self._require_silence()
         stored = from_json(value, self._speech.tokenizer, where)
         self.set_system(stored.system)
         self._settings = stored.settings
-        self._return_to(_State(stored.exchanges, n_dropped=stored.n_dropped))
+        self._return_to(stored.exchanges, stored.n_dropped, 0)
 
-    def _ask(self, question: str, attempt: int, stop: Stop, before: _State) -> Iterator[Event]:
-        """Ask, and return to `before` if nothing comes of it."""
-        asked = self._state()
-        reply = Reply(self._speech.tokenizer, self._speech.stops)
-        effort = _Effort()
-        generator = chance(self._settings.decoding.seed, len(asked.exchanges), attempt)
-        self._speaking = True
+    def _ask(
+        self, question: str, attempt: int, stop: Stop, exchanges: Sequence[Exchange], n_dropped: int
+    ) -> Iterator[Event]:
+        """Ask; where nothing comes of it, return to `exchanges` and `n_dropped`."""
+        asked = Exchange(question, "", (), "", attempt, self._n_dropped, len(self.past.ids))
+        turn = len(self._exchanges) + 1
+        reply, effort = Reply(self._speech.tokenizer, self._speech.stops), _Effort()
+        reason, signal = "interrupted", None
+        self._in_reply = True
         try:
-            reason = yield from self._answer(question, reply, generator, effort, stop)
-            rest = reply.finish(reason)
-            if rest:
-                yield Piece(rest)
+            reason = yield from self._answer(asked, reply, effort, stop)
+        except (KeyboardInterrupt, SystemExit) as error:
+            signal = error
         finally:
-            self._speaking = False
-            reply.finish("interrupted")
+            self._in_reply = False
+            rest = reply.finish(reason)
             is_kept = bool(reply.ids) or reply.finish_reason != "interrupted"
             if is_kept:
-                self._keep(question, attempt, reply, asked)
+                self._keep(asked, reply)
             else:
-                self._return_to(before)
+                self._return_to(exchanges, n_dropped, asked.n_held)
+        if rest:
+            yield Piece(rest)
         yield Done(
             reply.text,
             reply.finish_reason,
-            len(asked.exchanges) + 1,
+            turn,
             attempt,
             effort.n_prompt,
             effort.n_prefilled,
             len(reply.ids),
             effort.n_dropped,
-            time.perf_counter() - effort.start,
-            effort.prefill_seconds,
+            effort.pace.seconds,
+            effort.pace.reading_seconds,
+            effort.pace.tokens_per_second,
             is_kept,
         )
+        if signal:
+            raise signal
 
     def _answer(
-        self, question: str, reply: Reply, generator: torch.Generator, effort: _Effort, stop: Stop
+        self, asked: Exchange, reply: Reply, effort: _Effort, stop: Stop
     ) -> Generator[Event, None, str]:
         """Feed the reply until it ends by itself, or return why it ends."""
         limit, end = self._model.config.n_positions, self._speech.tokenizer.end_of_text
-        require_room(self._speech, question, limit)
+        decoding, max_new_tokens = self._settings.decoding, self._settings.max_new_tokens
+        generator = chance(decoding.seed, len(self._exchanges), asked.attempt)
+        require_room(self._speech, asked.question, limit)
         n_dropped = self._n_dropped
         while True:
-            left = self._settings.max_new_tokens - len(reply.ids)
+            left = max_new_tokens - len(reply.ids)
             most = limit - len(reply.ids) - min(left, limit // 4)  # a reply needs room of its own
-            n_dropped = first_that_fits(self._speech, self._exchanges, question, n_dropped, most)
-            prompt = [*self._speech.prompt(self._exchanges[n_dropped:], question), *reply.ids]
+            n_dropped = first_that_fits(self._speech, self._exchanges, asked.question, n_dropped, most)
+            prompt = [*self._speech.prompt(self._exchanges[n_dropped:], asked.question), *reply.ids]
             if len(prompt) > limit:
                 return "context"
             if n_dropped > self._n_dropped:
                 n_new, self._n_dropped = n_dropped - self._n_dropped, n_dropped
                 effort.n_dropped += n_new
                 yield Dropped(n_new)
-            effort.n_prompt = effort.n_prompt or len(prompt)
-            start = time.perf_counter()
-            if n_missing := self._memory.n_missing(prompt):
-                yield Reread(n_missing)
-            effort.n_prefilled += self._memory.recall(prompt, stop)
             if stop():
                 return "interrupted"
-            chosen = continue_row(
-                self._model, self.past, prompt, self._settings.decoding, left, {end}, generator
-            )
+            effort.n_prompt = effort.n_prompt or len(prompt)
+            effort.pace.reads()
+            chosen = continue_row(self._model, self.past, prompt, decoding, left, {end}, generator)
             with closing(chosen):
                 for n, token in enumerate(chosen):
-                    if n == 0:
-                        effort.n_prefilled += self.past.n_read
-                        effort.prefill_seconds += time.perf_counter() - start
+                    effort.pace.came()
+                    effort.n_prefilled += self.past.n_read if n == 0 else 0
                     piece = reply.feed(token)
                     if piece:
                         yield Piece(piece)
@@ -246,34 +235,30 @@ class Conversation:
                         return reply.finish_reason
                     if stop():
                         return "interrupted"
-            if len(reply.ids) == self._settings.max_new_tokens:
+            if len(reply.ids) == max_new_tokens:
                 return "length"
             if n_dropped == len(self._exchanges):
                 return "context"
             n_dropped += 1
 
-    def _keep(self, question: str, attempt: int, reply: Reply, asked: _State) -> None:
+    def _keep(self, asked: Exchange, reply: Reply) -> None:
         """Note the turn; what was read and will not stand before the next question is forgotten."""
-        tokenizer = self._speech.tokenizer
-        ids = own_ids(reply, tokenizer)
-        prompt = self._speech.prompt(self._exchanges[self._n_dropped :], question)
-        self._memory.keep([*prompt, *ids, tokenizer.end_of_text])
-        self._exchanges.append(
-            Exchange(question, reply.text, ids, reply.finish_reason, attempt, asked.n_dropped)
-        )
-        self._read_before.append(asked.now)
+        ids = own_ids(reply, self._speech.tokenizer)
+        prompt = self._speech.prompt(self._exchanges[self._n_dropped :], asked.question)
+        next_prompt = [*prompt, *ids, self._speech.tokenizer.end_of_text]
+        cut(self.past, n_common(self.past.ids, next_prompt))
+        self._exchanges.append(replace(asked, reply=reply.text, ids=ids, finish_reason=reply.finish_reason))
 
-    def _state(self) -> _State:
-        return _State(tuple(self._exchanges), tuple(self._read_before), self._n_dropped, self._memory.now)
-
-    def _return_to(self, state: _State) -> None:
-        self._exchanges, self._n_dropped = list(state.exchanges), state.n_dropped
-        self._read_before = deque(state.read, MOST_KEPT)
-        self._memory.return_to(state.now)
+    def _return_to(self, exchanges: Sequence[Exchange], n_dropped: int, n_held: int) -> None:
+        self._exchanges, self._n_dropped = list(exchanges), n_dropped
+        cut(self.past, n_held)
 
     def _require_silence(self) -> None:
-        assert not self._speaking, "a reply is read to its end or closed before anything else"
+        assert not self._in_reply, "a reply is read to its end or closed before anything else"
 
 
-def _clean(system: str | None) -> str | None:
-    return None if system is None else without_surrogates(system)
+def _speaking(model: GPT2LMHead, speech: Speech, system: str | None) -> Speech:
+    """With this system text; InputError for one that leaves no room."""
+    speech = replace(speech, system=None if system is None else without_surrogates(system))
+    require_room_beside(speech, model.config.n_positions)
+    return speech

@@ -88,15 +88,10 @@ def generate(
 
 @dataclass
 class Past:
-    """What one row has read. `ids` is what the cache holds, whatever exception has passed.
-
-    `steps` says how many ids each forward pass read, in their order: the last bits of keys and
-    values depend on it.
-    """
+    """What one row has read. `ids` is what the cache holds, whatever exception has passed."""
 
     cache: KVCache
     ids: list[int] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)  # their sum is len(ids)
     n_read: int = 0  # ids of the last prompt that the cache did not hold
 
 
@@ -117,12 +112,15 @@ def continue_row(
     """Continue one prompt until a stop id, for `max_new_tokens`, or to the end of the context.
 
     Of the prompt only what comes after its common beginning with `past.ids` goes through the model.
-    The last id that comes out has not been read yet. Chance is `generator`'s; without one the ids
-    are those of `generate`. May be closed at any place. Raises what `generate` raises.
+    The last id that comes out has not been read yet. Chance is `generator`'s; without one it is that
+    of `generate`. A repetition penalty does not weigh the stop ids: the prompt of a conversation has
+    one after every reply. May be closed at any place. Raises what `generate` raises.
     """
     _check([prompt], model, max_new_tokens)
     generators = row_generators(decoding.seed, 1) if generator is None else [generator]
     seen = _seen([prompt], model) if decoding.repetition_penalty != 1 else None
+    if seen is not None:
+        seen[:, list(stop_ids)] = False
 
     was_training = model.training
     model.eval()
@@ -148,7 +146,6 @@ def read(model: GPT2LMHead, past: Past, ids: Sequence[int]) -> Tensor:
     past.cache.length = len(past.ids)
     try:
         logits = extend(model, past.cache, input_ids)
-        past.steps.append(len(ids))
         past.ids += ids
     finally:  # interrupted, it holds what it held
         cut(past, len(past.ids))
@@ -159,10 +156,6 @@ def cut(past: Past, n: int) -> None:
     """Forget all but the first n ids."""
     del past.ids[n:]
     past.cache.length = len(past.ids)
-    while (extra := sum(past.steps) - n) > 0:
-        past.steps[-1] -= min(extra, past.steps[-1])
-        if not past.steps[-1]:
-            past.steps.pop()
 
 
 def n_common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -18,13 +18,6 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Reread:
-    """After an undo, turns are back that had left the context: so many tokens are read again."""
-
-    n_tokens: int
-
-
-@dataclass(frozen=True)
 class Done:
     """The last event of a reply. `finish_reason` is "end_of_text", "stop" (a stop string of the
     template), "length", "context" (nothing is left to drop) or "interrupted".
@@ -40,13 +33,8 @@ class Done:
     n_dropped: int  # turns that left the context for this reply
     seconds: float
     prefill_seconds: float  # of these, until the first token and for reading again after drops
+    tokens_per_second: float  # without the reading; 0 where it cannot be told
     is_kept: bool  # an interrupted reply without a single token leaves the conversation as it was
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Without the reading; 0 where it cannot be told."""
-        seconds = self.seconds - self.prefill_seconds
-        return (self.n_new - 1) / seconds if self.n_new > 1 and seconds > 0 else 0.0
 
-
-Event = Piece | Dropped | Reread | Done
+Event = Piece | Dropped | Done

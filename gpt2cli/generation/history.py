@@ -5,12 +5,14 @@ Which part of it the model has read already is conversation.py's business.
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpt2cli.errors import InputError
 from gpt2cli.generation.text import Reply
 from gpt2cli.prompts import Template, Turn
 from gpt2cli.tokenizer.protocol import Tokenizer
+
+LEAST_ROOM = 8  # tokens for a question and the beginning of its reply
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Exchange:
     finish_reason: str
     attempt: int = 0  # how often the question had been asked before
     n_dropped: int = 0  # the turns out of the context when it was asked
+    n_held: int = field(default=0, compare=False)  # tokens that the model had read by then
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,18 @@ class Speech:
 
     def prompt(self, exchanges: Sequence[Exchange], question: str) -> list[int]:
         """What a reply to the question follows: what training has put before it, with replies in
-        the ids that the model chose. A text that is still empty begins with end-of-text.
+        the ids that the model chose. A text that nobody has begun begins with end-of-text.
         """
         if self.template:
             return [*_written(self, self.template, exchanges, question)]
         encode, end = self.tokenizer.encode, self.tokenizer.end_of_text
         ids = encode(f"{self.system}\n\n") if self.system else []
+        if not ids and not (exchanges[0].question if exchanges else question):
+            ids = [end]
         for exchange in exchanges:
             ids += [*encode(exchange.question), *exchange.ids]
             ids += [end] * (exchange.finish_reason == "end_of_text")
-        return [*ids, *encode(question)] or [end]
+        return [*ids, *encode(question)]
 
 
 def _written(
@@ -90,6 +95,17 @@ def require_room(speech: Speech, question: str, limit: int) -> None:
             + f", {beside} of them from template and system text" * (beside > 0),
             f"this model's context holds {limit}",
             "shorten it",
+        )
+
+
+def require_room_beside(speech: Speech, limit: int) -> None:
+    """Raises InputError for a system text that leaves none."""
+    n = len(speech.prompt([], "")) if speech.system else 0
+    if n > limit - LEAST_ROOM:
+        raise InputError(
+            f"the system text has {n} tokens" + " with its template" * (speech.template is not None),
+            f"this model's context holds {limit}, questions and replies included",
+            "a shorter --system TEXT, or in a chat /system TEXT",
         )
 
 

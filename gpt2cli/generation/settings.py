@@ -1,19 +1,13 @@
 """Owns the settings of a conversation: what they are called, and what a typed value means."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from gpt2cli.errors import UsageError
 from gpt2cli.generation.sampling import Decoding
 
-SETTINGS: dict[str, type[int] | type[float]] = {
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "repetition_penalty": float,
-    "seed": int,
-    "max_new_tokens": int,
-}
+# Their names and types, in the order in which they are shown.
+SETTINGS: dict[str, Any] = {field.name: field.type for field in fields(Decoding)} | {"max_new_tokens": int}
 
 
 @dataclass(frozen=True)
@@ -33,14 +27,14 @@ class Settings:
 
     def changed(self, name: str, value: str) -> "Settings":
         """With one of SETTINGS as it was typed; UsageError says what it can be."""
-        if name not in SETTINGS:
-            raise UsageError(f"there is no setting {name!r}"[:80], f"they are {', '.join(SETTINGS)}")
+        kind = SETTINGS[name]
         try:
-            number = SETTINGS[name](value)
+            if "_" in value or not value.isascii():
+                raise ValueError  # Python would take 1_0 and the digits of all scripts
+            return from_values({**self.values, name: kind(value)})
         except ValueError:
-            kind = "a whole number" if SETTINGS[name] is int else "a number"
-            raise UsageError(f"{name} is {value!r}"[:80], f"it must be {kind}") from None
-        return from_values({**self.values, name: number})
+            must = "a whole number" if kind is int else "a number"
+            raise UsageError(f"{name} is '{value[:40]}'", f"it must be {must}") from None
 
 
 def from_values(values: dict[str, Any]) -> Settings:

@@ -7,14 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.history import Exchange, Speech
-from gpt2cli.generation.settings import Settings, from_values
+from gpt2cli.generation.settings import SETTINGS, Settings, from_values
 from gpt2cli.tokenizer.protocol import Tokenizer, without_surrogates
 
 FORMAT = 1
+# What is wrong, by pydantic's word for it.
+_WRONG = {
+    "missing": "it is missing",
+    "extra_forbidden": "there is no such field",
+    "string_type": "it must be a text",
+    "value_error": "it holds half a surrogate pair",
+    "int_type": "it must be a whole number",
+    "float_type": "it must be a number",
+    "list_type": "it must be a list",
+    "greater_than_equal": "it is too small",
+    "less_than_equal": "it is too large",
+    "model_type": "it must be an object",
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,11 @@ def from_json(value: Any, tokenizer: Tokenizer, where: str) -> Transcript:
         file = _File.model_validate(value)
         settings = from_values(file.settings.model_dump())
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise _wrong(where, place, first["msg"]) from None
+        expected = first.get("ctx", {}).get("expected")
+        why = f"it must be {expected}" if expected else _WRONG.get(first["type"], "it has another form")
+        raise _wrong(where, place, why) from None
     except UsageError as error:
         raise _wrong(where, "settings", str(error)) from None
     _check_drops(where, [turn.dropped for turn in file.turns], file.dropped)
@@ -75,7 +90,7 @@ class _Strict(BaseModel):
 
 def _whole(text: str) -> str:
     if text != without_surrogates(text):
-        raise ValueError("it holds half a surrogate pair")
+        raise ValueError
     return text
 
 
@@ -91,20 +106,15 @@ class _Turn(_Strict):
     dropped: int = Field(default=0, ge=0)
 
 
-class _Settings(_Strict):
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    seed: int
-    max_new_tokens: int
+_fields: dict[str, Any] = {name: (kind, ...) for name, kind in SETTINGS.items()}
+_Settings: Any = create_model("_Settings", __base__=_Strict, **_fields)
 
 
 class _File(_Strict):
-    format: Literal[1]
-    model: str
+    format: int = Field(ge=FORMAT, le=FORMAT)
+    model: _Text
     tokenizer: str
-    template: str | None
+    template: _Text | None
     system: _Text | None
     settings: _Settings
     dropped: int = Field(ge=0)

@@ -6,22 +6,25 @@ Replies go to stdout, all else to stderr. What is typed is editing.py's business
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from gpt2cli.generation.events import Done, Dropped, Event, Piece, Reread
+from gpt2cli.errors import Gpt2Error
+from gpt2cli.generation.events import Done, Dropped, Event, Piece
 from gpt2cli.prompts import Template
 from gpt2cli.ui.console import err, printable
 from gpt2cli.weights.folder import LoadedModel
 
 LONGEST_QUOTE = 60  # characters of a message in a notice
+LONGEST_NAME = 400
 NARROW = 60  # columns; below, what is explained gets the line under what it explains
 CONTINUES = "a base model, never taught to answer: it continues the text (continuation mode)"
 _STOPPED_BEFORE = "stopped before the first token; the conversation is as before"
 _STOPPED = "stopped, and kept as it is"
 _ENDS = {
     "length": "; cut at max_new_tokens",
-    "context": "; the context is full: /clear begins anew",
+    "context": "; the reply fills the context",
     "interrupted": f"; {_STOPPED}",
 }
 
@@ -46,8 +49,9 @@ class ReplyView:
     seed: int | float
     is_talk: bool
     as_json: bool
-    _is_begun: bool = False
+    _is_open: bool = False  # on stdout, the line of a reply
     _ends_line: bool = True
+    _is_done: bool = False
 
     def show(self, event: Event) -> None:
         match event:
@@ -56,27 +60,27 @@ class ReplyView:
             case Dropped(n_turns):
                 turns = f"{n_turns} oldest turns are" if n_turns > 1 else "oldest turn is"
                 self._note(f"the context is full: the {turns} dropped", "warn")
-            case Reread(n_tokens):
-                self._note(f"turns are back in the context: {n_tokens} tokens are read again", "faint")
             case Done():
                 self._end(event)
 
     def break_off(self) -> None:
         """When an exception ends the reply: what comes next begins on a line of its own."""
-        if self._is_begun:
+        if self._is_open:
             sys.stdout.write("\n")
             sys.stdout.flush()
+            self._is_open = False
 
-    def say_stopped(self) -> None:
-        """When Ctrl-C has ended it so."""
-        note(_STOPPED if self._is_begun else _STOPPED_BEFORE)
+    def say_stopped(self, is_kept: bool) -> None:
+        """When Ctrl-C has ended it, if its end has not been shown."""
+        if not self._is_done:
+            note(_STOPPED if is_kept else _STOPPED_BEFORE)
 
     def _write(self, text: str) -> None:
         if self.as_json or not text:
             return
         sys.stdout.write(printable(text))
         sys.stdout.flush()
-        self._is_begun, self._ends_line = True, text.endswith("\n")
+        self._is_open, self._ends_line = True, text.endswith("\n")
 
     def _note(self, text: str, style: str) -> None:
         # On a terminal the reply's own line is open; what goes into a pipe stays as it is.
@@ -85,12 +89,12 @@ class ReplyView:
         err().print(f"{ahead}{text}", style=style)
 
     def _end(self, done: Done) -> None:
-        if self.as_json:
-            # ASCII, so that nothing in it can steer a terminal.
-            sys.stdout.write(json.dumps(_facts(done, self.seed)) + "\n")
+        self._is_open, self._is_done = False, True
+        if done.is_kept and self.as_json:
+            write_json_line(_facts(done, self.seed))
         elif done.is_kept:
             sys.stdout.write("\n")
-        sys.stdout.flush()
+            sys.stdout.flush()
         if self.is_talk:
             err().print(_summary(done), style="faint")
 
@@ -112,9 +116,24 @@ def _facts(done: Done, seed: int | float) -> dict[str, str | int | float]:
 def _summary(done: Done) -> str:
     if not done.is_kept:
         return _STOPPED_BEFORE
-    count = f"{done.n_new} token{'s' * (done.n_new != 1)}"
-    pace = f", {done.tokens_per_second:.0f} tokens/s" if done.tokens_per_second else ""
-    return f"{count}{pace}{_ENDS.get(done.finish_reason, '')}"
+    return f"{pace_line(done.n_new, done.tokens_per_second)}{_ENDS.get(done.finish_reason, '')}"
+
+
+def pace_line(n_tokens: int, tokens_per_second: float) -> str:
+    """How much it was and how fast, as it stands under everything that a model has written."""
+    pace = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
+    return f"{n_tokens} token{'s' * (n_tokens != 1)}{pace}"
+
+
+def show_failure(turn: int, error: Gpt2Error) -> None:
+    """For a script, in the place of the reply that a message does not get."""
+    write_json_line({"turn": turn, "error": {"what": error.what, "why": error.why, "fix": error.fix}})
+
+
+def write_json_line(value: Mapping[str, Any]) -> None:
+    """ASCII, so that nothing in it can steer a terminal."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
 
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
@@ -128,10 +147,10 @@ def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
             console.print(f"{name:<{width}}  {value}")
 
 
-def quoted(text: str) -> str:
-    """The beginning of a message in one line, safe to show."""
+def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
+    """The beginning of a message or a name in one line, safe to show."""
     line = printable(" ".join(text.split()))
-    return line if len(line) <= LONGEST_QUOTE else f"{line[: LONGEST_QUOTE - 1]}…"
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def note(text: str, style: str = "faint") -> None:

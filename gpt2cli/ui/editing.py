@@ -24,7 +24,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.output.vt100 import Vt100_Output
 
-from gpt2cli.disk import open_regular
+from gpt2cli.disk import open_regular, replacing_file
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.protocol import without_surrogates
 from gpt2cli.ui.console import err, printable
@@ -32,7 +32,7 @@ from gpt2cli.ui.console import err, printable
 PROMPT = "> "
 MORE = "  "  # before the further lines of a message
 LONGEST_ENTRY = 20_000  # characters; a longer paste is not for recalling
-MOST_HISTORY = 1 << 20  # bytes that are read at start, the newest
+MOST_HISTORY, MOST_ENTRIES = 1 << 20, 10_000  # bytes and entries that stay, the newest
 
 
 class Editor:
@@ -44,12 +44,13 @@ class Editor:
 
     def __init__(self, history: Path, terminal: TextIO) -> None:
         """`terminal` is the stream on which the typed text appears; keys come from stdin."""
+        self._history = _Entries(history)
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
             prompt_continuation=MORE,
             key_bindings=_keys(),
-            history=_Entries(history),
+            history=self._history,
             enable_suspend=True,
             input=create_input(),
             output=_output(terminal),
@@ -57,8 +58,12 @@ class Editor:
 
     def read(self) -> str:
         """The next message. Raises EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        with _in_order(self._session.app) as begin:
-            text = self._session.prompt(pre_run=begin)
+        try:
+            with _in_order(self._session.app) as begin:
+                text = self._session.prompt(pre_run=begin)
+        finally:  # not before: the line was the editor's
+            if notice := self._history.take_notice():
+                err().print(printable(notice), style="warn")
         return without_surrogates(text)  # such as bytes that are no UTF-8 arrive
 
 
@@ -129,15 +134,20 @@ def _keys() -> KeyBindings:
 class _Entries(History):
     """A JSON string a line, so that a message of several lines is one entry. For its owner's eyes only.
 
-    A history that cannot be read or written is said once; the messages of this session stay.
+    A history that cannot be read or written is a notice, once; the messages of this session stay.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._path, self._is_broken = path, False
+        self._path, self._is_broken, self._notice = path, False, ""
+
+    def take_notice(self) -> str:
+        """What there is to say, once."""
+        notice, self._notice = self._notice, ""
+        return notice
 
     def load_history_strings(self) -> Iterable[str]:
-        """Newest first."""
+        """Newest first. What is too old is taken out of the file too."""
         try:
             if not os.path.lexists(self._path):
                 return []
@@ -145,10 +155,15 @@ class _Entries(History):
                 start = max(0, file.seek(0, os.SEEK_END) - MOST_HISTORY)
                 file.seek(start)
                 lines = file.read(MOST_HISTORY).split(b"\n")[1 if start else 0 :]
+            kept = [(line, entry) for line in lines if (entry := _entry(line))][-MOST_ENTRIES:]
+            if start or len(lines) > MOST_ENTRIES + 1:
+                with replacing_file(self._path) as rest:
+                    os.fchmod(rest.fileno(), 0o600)
+                    rest.writelines(line + b"\n" for line, _ in kept)
         except (InputError, OSError) as error:
-            self._say(error)
+            self._fail(error)
             return []
-        return [entry for line in reversed(lines) if (entry := _entry(line))]
+        return [entry for _, entry in reversed(kept)]
 
     def store_string(self, string: str) -> None:
         if self._is_broken or len(string) > LONGEST_ENTRY:
@@ -156,19 +171,22 @@ class _Entries(History):
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # O_NONBLOCK: opening a FIFO with no reader would otherwise block for ever.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self._path, flags, 0o600)
             try:
-                os.write(descriptor, json.dumps(string).encode("ascii") + b"\n")
+                os.fchmod(descriptor, 0o600)
+                size = os.fstat(descriptor).st_size
+                is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+                os.write(descriptor, b"\n" * is_torn + json.dumps(string).encode("ascii") + b"\n")
             finally:
                 os.close(descriptor)
         except OSError as error:
-            self._say(error)
+            self._fail(error)
 
-    def _say(self, error: InputError | OSError) -> None:
+    def _fail(self, error: InputError | OSError) -> None:
         self._is_broken = True
         why = error.what if isinstance(error, InputError) else f"{self._path}: {error.strerror}"
-        err().print(printable(f"what you type is not kept: {why}"), style="warn")
+        self._notice = f"what you type is not kept: {why}"
 
 
 def _entry(line: bytes) -> str:

@@ -5,16 +5,20 @@ Imports nothing heavy: the first thing to wait for is such an import.
 """
 
 import contextlib
+import os
+import signal
 import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from gpt2cli.ui.console import is_terminal, printable
 
+SHOWING = termios.ECHO | termios.ICANON  # by lines, the system would keep 4,096 bytes of each
 PATIENCE = 0.5  # seconds; what is quicker would only flicker
 
 
@@ -58,9 +62,18 @@ def hushed() -> Iterator[None]:
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)
     quiet = [*before]
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # by lines, the system would keep 4,096 bytes of each
+    quiet[3] &= ~SHOWING
     termios.tcsetattr(stdin, termios.TCSADRAIN, quiet)
+
+    def renew(number: int, frame: FrameType | None) -> None:
+        """A shell sets the terminal back as it was; not while a line editor has it, nor in the background."""
+        with contextlib.suppress(OSError, termios.error):  # it may have gone, or be nobody's
+            if os.tcgetpgrp(stdin) == os.getpgrp() and termios.tcgetattr(stdin)[3] & SHOWING:
+                termios.tcsetattr(stdin, termios.TCSANOW, quiet)
+
+    handler = signal.signal(signal.SIGCONT, renew)
     try:
         yield
     finally:
+        signal.signal(signal.SIGCONT, handler)
         termios.tcsetattr(stdin, termios.TCSADRAIN, before)

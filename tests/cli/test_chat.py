@@ -168,7 +168,9 @@ def test_a_message_that_is_too_long_is_said_and_the_next_line_read(chat: Chat, m
     for line in ("word " * 200, "a" * 1_000_000):
         code, out, err = chat(models / "taught", f"one\n{line}\ntwo\n", "--json")
         assert code == 3
-        assert [json.loads(line)["turn"] for line in out.splitlines()] == [1, 2]
+        answers = [json.loads(line) for line in out.splitlines()]
+        assert [(answer["turn"], "error" in answer) for answer in answers] == [(1, 0), (2, 1), (2, 0)]
+        assert answers[1]["error"]["why"] == f"this model's context holds {CONTEXT}"
         n_tokens = len(prompt_ids(TEMPLATES["chat"], [Turn("user", line)], bpe().encode, 50256))
         assert f"error: the message has {n_tokens} tokens, " in err
         assert f"why: this model's context holds {CONTEXT}\n" in err
@@ -180,10 +182,11 @@ def test_a_line_without_end_is_bounded(chat: Chat, models: Path, monkeypatch: py
     said = "error: a line on stdin is longer than 1 MiB\nwhy: no context is near that\nfix: shorten it\n"
     for length, n_answers in ((100, 3), (101, 2), (1000, 2)):
         code, out, err = chat(models / "taught", b"one\n" + b"a" * length + b"\ntwo\n", "--json", "-n", "2")
-        assert (len(out.splitlines()), err) == (n_answers, said * (3 - n_answers))
+        assert (out.count('"reply"'), err) == (n_answers, said * (3 - n_answers))
+        assert out.count("\n") == 3, "an object for each line"
         assert code == 3 * (3 - n_answers)
     code, out, err = chat(models / "taught", b"one\n" + b"a" * 5000, "--json", "-n", "2")
-    assert (code, len(out.splitlines()), err) == (3, 1, said)
+    assert (code, out.count('"reply"'), err) == (3, 1, said)
 
 
 def test_what_is_not_utf8_is_replaced(turns: Turns) -> None:
@@ -192,6 +195,7 @@ def test_what_is_not_utf8_is_replaced(turns: Turns) -> None:
         good[0][key] for key in ("reply", "prompt_tokens")
     ]
     assert turns("a\n", "--system", "lone \udc80") != []
+    assert turns(b"\xef\xbb\xbf/show\n") == []  # a byte order mark is no part of the first line
 
 
 def test_the_end_of_stdin_is_a_clean_exit(chat: Chat, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,15 +228,32 @@ def test_a_reader_that_leaves_is_no_error(chat: Chat, models: Path, monkeypatch:
     ],
 )
 def test_settings_out_of_range_are_refused_and_change_nothing(
-    chat: Chat, models: Path, option: str, value: str, what: str, why: str
+    chat: Chat, models: Path, tmp_path: Path, option: str, value: str, what: str, why: str
 ) -> None:
-    code, out, err = chat(models / "taught", "one\n", f"--{option}", value)
+    (tmp_path / "config.json").write_text("a model that cannot be loaded")
+    code, out, err = chat(tmp_path, "one\n", f"--{option}", value)
     assert (code, out) == (2, "")
     assert f"error: --{option} is {what}" in err and f"why: {why}\n" in err
     name = option.replace("-", "_")
     code, _, err = chat(models / "taught", f"/show\n/set {name}={value}\n/show\n")
     before, message, after = err.partition(f"error: {name} is {what}\nwhy: {why}\nfix: /set {name}=VALUE\n")
     assert code == 2 and message and before == after
+
+
+def test_a_system_text_that_leaves_no_room_is_refused_where_it_is_set(chat: Chat, models: Path) -> None:
+    long = "word " * CONTEXT
+    code, out, err = chat(models / "taught", "one\n", "--system", long)
+    assert (code, out) == (3, "") and "error: the system text has " in err and "/system TEXT" in err
+    code, out, err = chat(models / "taught", f"/system {long}\n/show\none\n")
+    assert code == 3 and out.count("\n") == 1 and "system              none\n" in err
+
+
+def test_a_model_without_a_template_goes_on_without_new_text(turns: Turns, chat: Chat, models: Path) -> None:
+    both = turns("Once upon\n/continue\n/continue\n", "-t", "0", "-n", "3", model="base")
+    whole = turns("Once upon\n", "-t", "0", "-n", "9", model="base")
+    assert "".join(turn["reply"] for turn in both) == whole[0]["reply"]
+    code, out, _ = chat(models / "taught", "/continue\n", "--json")
+    assert code == 2 and "this model answers" in json.loads(out)["error"]["what"]
 
 
 def test_a_setting_holds_from_the_next_reply_on(turns: Turns) -> None:
@@ -252,7 +273,7 @@ def test_scores_that_are_not_finite_exit_6(chat: Chat, tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     code, out, err = chat(folder, "one\ntwo\n")
     assert (code, out) == (6, "")
-    assert err.count("not finite numbers") == 1
+    assert err.count("not finite numbers") == 1 and "gpt2 generate" not in err
 
 
 def test_a_classifier_is_sent_to_classify(chat: Chat, tmp_path: Path) -> None:
@@ -264,16 +285,6 @@ def test_a_classifier_is_sent_to_classify(chat: Chat, tmp_path: Path) -> None:
     code, out, err = chat(folder, "hello\n")
     assert (code, out) == (3, "")
     assert "not a language model" in err and f"fix: gpt2 classify {folder}" in err
-
-
-def test_a_tokenizer_of_another_model_is_refused(chat: Chat, tmp_path: Path) -> None:
-    folder = save_model_that_says(tmp_path / "model", "abc", Chars.from_text("abc"))
-    (folder / "manifest.json").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
-    code, out, err = chat(folder, "a\n")
-    assert (code, out) == (3, "")
-    assert "the tokenizer has 4 tokens, the model 9" in err
 
 
 def test_a_character_that_a_model_does_not_know_is_named(chat: Chat, tmp_path: Path) -> None:
@@ -320,11 +331,16 @@ def test_a_conversation_saved_goes_on_where_it_was(turns: Turns, tmp_path: Path)
     assert list(tmp_path.glob("*.json")) == [tmp_path / "my chat.json"]
 
 
-def test_loading_says_what_was_said_last_and_with_whom(chat: Chat, models: Path) -> None:
+def test_loading_says_what_was_said_last_and_with_whom(chat: Chat, models: Path, tmp_path: Path) -> None:
     chat(models / "taught", "one\x1b two\n/save it.json\n")
     code, _, err = chat(models / "base", "/load it.json\n")
     assert code == 0
-    assert f"loaded 1 turn from it.json\nthey were with {models / 'taught'}\nthe last was: one␛ two\n" in err
+    assert f"loaded 1 turn from it.json\nthey were with {models / 'taught'}\n" in err
+    assert "they had the template 'chat', this model has none\nthe last was: one␛ two\n" in err
+    assert "they " not in chat(models / "base" / ".." / "taught", "/load it.json\n")[2]
+    stored = json.loads((tmp_path / "it.json").read_text())
+    (tmp_path / "it.json").write_text(json.dumps(stored | {"model": "a\0\x1b\nerror: b"}))
+    assert "they were with a␀␛ error: b\n" in chat(models / "base", "/load it.json\n")[2]
 
 
 def test_saving_never_overwrites_silently(chat: Chat, models: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_session_at_the_terminal(tmp_path: Path) -> None:
     ]
     assert questions[4] in questions[:4]
     history = home / "chat_history"
-    assert history.stat().st_mode & 0o777 == 0o644  # as it was found
+    assert history.stat().st_mode & 0o777 == 0o600
     entries = [json.loads(line) for line in history.read_text().splitlines()]
     assert entries[:3] == ["an older message", "hello", "first\nsecond\nthird"]
     assert entries[-1] == "an older message"
@@ -97,6 +97,7 @@ def test_ctrl_c_ends_a_reply_however_often_and_the_next_works(folder: Path, tmp_
         for question in ("one", "two"):
             terminal.type(f"{question}\r")
             terminal.until(" word word word")
+            terminal.continued_by_a_shell()
             terminal.type("typed ahead\x03\x03\x03")
             shown = terminal.until("stopped, and kept as it is\n")
             assert "typed ahead" not in shown  # nothing comes between the words of a reply
@@ -118,6 +119,19 @@ def test_ctrl_c_ends_a_reply_however_often_and_the_next_works(folder: Path, tmp_
     assert (home / "chat_history").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_history_that_cannot_be_kept_is_said_behind_the_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "chat_history").mkdir()
+    command = ["chat", str(folder), *OPTIONS, "-n", "2"]
+    with Terminal(command, GPT2_HOME=str(tmp_path / "home")) as terminal:
+        terminal.ready()
+        terminal.type("hello\r")
+        shown = terminal.until("2 tokens, ")
+        assert shown.index("hello") < shown.index("what you type is not kept: ") < shown.index(" word word")
+        terminal.type("\x04")
+        assert terminal.ended() == 0
+
+
 def test_a_dumb_terminal_gets_lines_alone(folder: Path) -> None:
     command = ["chat", str(folder), *OPTIONS, "-n", "2"]
     with Terminal(command, TERM="dumb", NO_COLOR="1") as terminal:
@@ -130,7 +144,11 @@ def test_a_dumb_terminal_gets_lines_alone(folder: Path) -> None:
         terminal.until("> ")
         terminal.type("half a line\x03")
         terminal.until("Ctrl-D or /exit ends the program\n> ")
+        terminal.type("last\\\n")
+        terminal.until("last\\\n  ")
         terminal.type("\x04")
+        terminal.until(" word word\n")
+        terminal.until("2 tokens, ")
         assert terminal.ended() == 0
         assert b"\x1b" not in terminal.seen
 

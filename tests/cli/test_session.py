@@ -84,6 +84,7 @@ def test_before_the_first_token_nothing_is_kept(chat: Chat) -> None:
 def test_in_a_pipe_ctrl_c_ends_the_program_after_the_text_so_far(chat: Chat) -> None:
     assert chat("one\ntwo\n", [(INT, 1)], is_talk=False)[:2] == (130, " word word\n")
     assert chat("one\ntwo\n", [(INT, 0)], is_talk=False)[:2] == (130, "")
+    assert chat("one\ntwo\n", [(INT, 0)], "--json", is_talk=False)[:2] == (130, "")
     code, out, _ = chat("one\ntwo\n", [(INT, 1)], "--json", is_talk=False)
     turn = json.loads(out)
     assert code == 130

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
-from gpt2cli.generation.engine import Past, continue_row, cut, generate, new_past
+from gpt2cli.generation.engine import Past, continue_row, generate, new_past
 from gpt2cli.generation.packing import pack_for_decoding
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.gpt2 import GPT2LMHead
@@ -170,11 +170,9 @@ def test_the_past_is_what_the_cache_holds_whatever_ends_a_row(
         require_true(shared, past)
 
 
-@settings(max_examples=40, deadline=None)
-@given(steps=st.lists(st.integers(1, 5), max_size=8), keep=st.integers(0, 50))
-def test_cut_keeps_the_first_ids_and_the_steps_that_read_them(steps: list[int], keep: int) -> None:
-    n = sum(steps)
-    past = Past(cache=type("Cache", (), {"length": n})(), ids=list(range(n)), steps=list(steps))
-    cut(past, keep)
-    assert past.ids == list(range(min(n, keep))) and past.cache.length == min(n, keep) == sum(past.steps)
-    assert past.steps[:-1] == steps[: len(past.steps)][:-1]
+def test_the_penalty_does_not_weigh_stop_ids(model: GPT2LMHead) -> None:
+    strong = Decoding(temperature=0, repetition_penalty=50.0)
+    end = next(token for token in range(211) if continued(model, new_past(model), [token], 1) == [token])
+    prompt = [end]
+    assert continued(model, new_past(model), prompt, 1, strong) != [end]
+    assert continued(model, new_past(model), prompt, 1, strong, stop_ids={end}) == [end]

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2cli.errors import InputError
-from gpt2cli.generation.history import Exchange, Speech, first_that_fits, own_ids, require_room
+from gpt2cli.generation.history import (
+    LEAST_ROOM,
+    Exchange,
+    Speech,
+    first_that_fits,
+    own_ids,
+    require_room,
+    require_room_beside,
+)
 from gpt2cli.generation.text import Reply
 from gpt2cli.prompts import TEMPLATES, Template, Turn, prompt_ids
 from gpt2cli.tokenizer.bpe import gpt2
@@ -107,3 +115,15 @@ def test_own_ids_say_what_the_reply_says(ids: list[int], stop: str) -> None:
     own = own_ids(reply, gpt2())
     assert gpt2().decode(own) == reply.text
     assert reply.finish_reason == "stop" or list(own) == ids
+
+
+def test_a_system_text_leaves_room_or_is_refused_with_both_numbers() -> None:
+    for template in (TEMPLATES["chat"], None):
+        speech = Speech(gpt2(), template, "word " * 20)
+        n = len(speech.prompt([], ""))
+        require_room_beside(speech, n + LEAST_ROOM)
+        with pytest.raises(InputError) as caught:
+            require_room_beside(speech, n + LEAST_ROOM - 1)
+        assert caught.value.what.startswith(f"the system text has {n} tokens")
+        assert str(n + LEAST_ROOM - 1) in caught.value.why and "/system TEXT" in caught.value.fix
+    require_room_beside(Speech(gpt2(), TEMPLATES["alpaca"], None), 20)  # not the person's doing

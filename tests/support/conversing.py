@@ -11,6 +11,7 @@ from gpt2cli.generation.conversation import Conversation, Done, Event
 from gpt2cli.generation.engine import Past, generate, new_past, read
 from gpt2cli.generation.history import Exchange
 from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.settings import Settings
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.prompts import TEMPLATES, Template, Turn, prompt_ids
@@ -34,7 +35,7 @@ def conversing(
     template: Template | None = CHAT,
     system: str | None = None,
 ) -> Conversation:
-    return Conversation(model, LETTERS, template, system, decoding, max_new_tokens)
+    return Conversation(model, LETTERS, template, system, Settings(decoding, max_new_tokens))
 
 
 def done(events: Iterable[Event]) -> Done:
@@ -48,10 +49,12 @@ def written(conversation: Conversation, exchanges: Sequence[Exchange], question:
     end = LETTERS.end_of_text
     if conversation.template is None:
         ids = LETTERS.encode(conversation.system + "\n\n") if conversation.system else []
+        first = exchanges[0].question if exchanges else question
+        ids = ids if ids or first else [end]
         for exchange in exchanges:
             ids += LETTERS.encode(exchange.question + exchange.reply)
             ids += [end] if exchange.finish_reason == "end_of_text" else []
-        return ids + LETTERS.encode(question) or [end]
+        return ids + LETTERS.encode(question)
     turns = [] if conversation.system is None else [Turn("system", conversation.system)]
     for exchange in exchanges:
         turns += [Turn("user", exchange.question), Turn("assistant", exchange.reply)]
@@ -110,7 +113,7 @@ def after(n: int) -> Callable[[], bool]:
 
 def require_true(model: GPT2LMHead, past: Past) -> None:
     """The cache holds `past.ids`: keys and values are those of a fresh forward pass."""
-    assert past.cache.length == len(past.ids) == sum(past.steps)
+    assert past.cache.length == len(past.ids)
     if not past.ids:
         return
     fresh = new_past(model)
@@ -124,7 +127,7 @@ def require_true(model: GPT2LMHead, past: Past) -> None:
 
 def require_same(ours: Past, theirs: Past) -> None:
     """To the last bit."""
-    assert (ours.ids, ours.steps) == (theirs.ids, theirs.steps)
+    assert ours.ids == theirs.ids
     end = len(ours.ids)
     for name in ("keys", "values"):
         for one, other in zip(getattr(ours.cache, name), getattr(theirs.cache, name), strict=True):

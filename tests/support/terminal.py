@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -95,6 +96,17 @@ class Terminal:
     def is_as_before(self) -> bool:
         """Whether the terminal has the settings that it had before the program."""
         return termios.tcgetattr(self._child) == self.settings
+
+    def continued_by_a_shell(self) -> None:
+        """What a shell does at `fg`: the terminal is as it was before, and the program goes on. Returns
+        once the program has set it for itself again.
+        """
+        termios.tcsetattr(self._child, termios.TCSANOW, self.settings)
+        self.process.send_signal(signal.SIGCONT)
+        end = time.monotonic() + PATIENCE
+        while self.is_as_before():
+            assert time.monotonic() < end, "the terminal stays as the shell has left it"
+            self._read()
 
     def _read(self, seconds: float = 0.05) -> bool:
         if not select.select([self._parent], [], [], seconds)[0]:

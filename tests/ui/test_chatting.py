@@ -7,22 +7,22 @@ import time
 import pytest
 from rich.console import Console
 
-from gpt2cli.generation.events import Done, Dropped, Event, Piece, Reread
+from gpt2cli.generation.events import Done, Dropped, Event, Piece
 from gpt2cli.ui.chatting import ReplyView, quoted
 from gpt2cli.ui.waiting import waiting
 
 
 def done(reason: str, n_new: int = 3, *, is_kept: bool = True) -> Done:
-    return Done("text", reason, 1, 0, 5, 5, n_new, 0, 3.0, 1.0, is_kept)
+    return Done("text", reason, 1, 0, 5, 5, n_new, 0, 3.0, 1.0, float(n_new > 1), is_kept)
 
 
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (done("end_of_text"), "3 tokens, 1 tokens/s"),  # two after the first, in two seconds
+        (done("end_of_text"), "3 tokens, 1 tokens/s"),
         (done("stop", 1), "1 token"),
         (done("length"), "3 tokens, 1 tokens/s; cut at max_new_tokens"),
-        (done("context"), "3 tokens, 1 tokens/s; the context is full: /clear begins anew"),
+        (done("context"), "3 tokens, 1 tokens/s; the reply fills the context"),
         (done("interrupted"), "3 tokens, 1 tokens/s; stopped, and kept as it is"),
         (
             done("interrupted", 0, is_kept=False),
@@ -38,7 +38,7 @@ def test_the_line_after_a_reply(event: Done, line: str, capsys: pytest.CaptureFi
 
 
 EVENTS: tuple[Event, ...] = (
-    Dropped(1), Piece("one"), Dropped(2), Piece(" two\n"), Reread(7), Piece("three"), done("stop"),
+    Dropped(1), Piece("one"), Dropped(2), Piece(" two\n"), Piece("three"), done("stop"),
 )  # fmt: skip
 
 
@@ -58,7 +58,6 @@ def test_notices_in_a_reply_get_lines_of_their_own(
         "one\n"
         "the context is full: the 2 oldest turns are dropped\n"
         " two\n"
-        "turns are back in the context: 7 tokens are read again\n"
         "three\n"
         "3 tokens, 1 tokens/s\n"
     )
@@ -70,7 +69,23 @@ def test_a_pipe_gets_the_reply_as_it_is(capsys: pytest.CaptureFixture[str]) -> N
         view.show(event)
     shown = capsys.readouterr()
     assert shown.out == "one two\nthree\n"
-    assert shown.err.count("\n") == 3
+    assert shown.err.count("\n") == 2
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_what_is_said_of_a_reply_that_was_stopped_is_what_has_become_of_it(
+    capsys: pytest.CaptureFixture[str], is_kept: bool, is_shown: bool
+) -> None:
+    view = ReplyView(seed=1, is_talk=True, as_json=True)
+    if is_shown:
+        view.show(done("interrupted", is_kept=is_kept))
+    view.break_off()
+    view.say_stopped(is_kept)
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert ("stopped, and kept as it is" if is_kept else "the conversation is as before") in shown.err
+    assert shown.out.count("interrupted") == (is_kept and is_shown)
 
 
 def test_a_quotation_is_one_safe_line() -> None:

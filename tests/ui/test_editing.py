@@ -48,9 +48,29 @@ def test_a_long_paste_is_not_kept(tmp_path: Path) -> None:
     assert [len(entry) for entry in entries(path)] == [editing.LONGEST_ENTRY]
 
 
-def test_a_history_that_cannot_be_kept_is_said_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_torn_line_costs_itself_alone_and_the_file_becomes_its_owners(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    path.write_bytes(b'"first"\n"to')
+    path.chmod(0o644)
+    _Entries(path).store_string("next")
+    assert entries(path) == ["next", "first"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_too_old_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "history"
+    for number in range(9):
+        _Entries(path).store_string(f"message {number}")
+    before = path.read_bytes()
+    assert len(entries(path)) == 9 and path.read_bytes() == before
+    monkeypatch.setattr(editing, "MOST_ENTRIES", 2)
+    for _ in range(2):
+        assert entries(path) == ["message 8", "message 7"]
+        assert path.read_bytes() == b'"message 7"\n"message 8"\n'
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_history_that_cannot_be_kept_is_said_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").write_text("")
     for place, reason in {
@@ -63,14 +83,12 @@ def test_a_history_that_cannot_be_kept_is_said_once(
         assert list(history.load_history_strings()) == []
         for _ in range(2):
             history.append_string("message")
-        said = capsys.readouterr().err
-        assert said == f"what you type is not kept: {place}: {reason}\n"
+        assert history.take_notice() == f"what you type is not kept: {place}: {reason}"
+        assert history.take_notice() == ""
         assert history.get_strings() == ["message", "message"]
 
 
-def test_a_disk_that_fills_later_is_said_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_later_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
@@ -84,5 +102,6 @@ def test_a_disk_that_fills_later_is_said_once(
     monkeypatch.setattr(os, "write", full)
     history.append_string("lost")
     history.append_string("lost too")
-    assert capsys.readouterr().err.count("No space left on device") == 1
+    assert "No space left on device" in history.take_notice()
+    assert history.take_notice() == ""
     assert json.loads((tmp_path / "history").read_text()) == "kept"
