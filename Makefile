@@ -24,8 +24,8 @@ demo: .venv/runtime.stamp  ## train GPT-2 124M on a short story, then let it wri
 tour: .venv/runtime.stamp  ## the whole way in six minutes: prepare to chat and export; TOUR_SHORT=1 in half a minute
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tour/tour.sh
 
-test: .venv/dev.stamp      ## the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/dev.stamp      ## the whole test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev.stamp      ## style, types, layers
 	$(BIN)/ruff check .

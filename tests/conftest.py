@@ -13,6 +13,9 @@ os.environ.update(
 )
 # On a busy machine, threads that spin while they wait cost more than the work they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A test runner's idea of the width; programs under test look at their own terminal.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 import torch
 from loud import loud
