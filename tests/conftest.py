@@ -13,9 +13,6 @@ os.environ.update(
 )
 # On a busy machine, threads that spin while they wait cost more than the work they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A test runner's idea of the width; programs under test look at their own terminal.
-for name in ("COLUMNS", "LINES"):
-    os.environ.pop(name, None)
 
 import torch
 from loud import loud
@@ -32,6 +29,7 @@ def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "gpt2-home"))
     monkeypatch.delenv("GPT2_RUNS", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)  # the test runner's own
     monkeypatch.chdir(tmp_path)
     yield
 
