@@ -126,11 +126,11 @@ def generate(
 
 def _print_json(replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:
     """One object a line for each continuation."""
-    from gpt2cli.ui.chatting import write_json_line
+    from gpt2cli.ui.console import print_json
 
     for number, reply in enumerate(replies, 1):
         own = {"text": reply.text, "ids": reply.ids, "finish_reason": reply.finish_reason}
-        write_json_line(own | facts | {"sample": number})
+        print_json(own | facts | {"sample": number})
 
 
 def _timed(steps: "Iterator[Step]", pace: "Pace") -> "Iterator[Step]":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.judge_report import facts_of, judge_of, nothing, pair_facts, print_json
+from gpt2cli.cli.judge_report import facts_of, judge_of, nothing, pair_facts
 from gpt2cli.cli.judge_target import EXAMPLE, kept_of, newest_responses, responses_of, server_of
 from gpt2cli.cli.options import JsonOption
 
@@ -140,7 +140,7 @@ def _judge_one(
     from gpt2cli.judging.summary import summarize
     from gpt2cli.judging.terms import terms_of
     from gpt2cli.prompts import JUDGE_VERSION
-    from gpt2cli.ui.console import err
+    from gpt2cli.ui.console import err, print_json
     from gpt2cli.ui.console import out as stdout
     from gpt2cli.ui.judging import coverage, print_summary, print_warnings, show_judging
 
@@ -190,7 +190,7 @@ def _compare_two(
     from gpt2cli.judging.pairs import SCHEMA, compare, compared, pairs_of, summarize_pairs
     from gpt2cli.judging.terms import terms_of
     from gpt2cli.prompts import PAIR_VERSION
-    from gpt2cli.ui.console import err
+    from gpt2cli.ui.console import err, print_json
     from gpt2cli.ui.console import out as stdout
     from gpt2cli.ui.judging import pair_coverage, print_pairs, show_judging
 

@@ -61,12 +61,3 @@ def pair_facts(summary: "PairSummary", pairs: "Sequence[Pair]") -> dict[str, Any
     facts = {name: value for name, value in asdict(summary).items() if name != "outcomes"}
     items = [{"index": pair.index, "outcome": summary.outcomes.get(pair.index)} for pair in pairs]
     return {**facts, "items": items}
-
-
-def print_json(facts: dict[str, Any]) -> None:
-    """One object; ASCII, so that nothing in it can steer a terminal."""
-    import json
-    import sys
-
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()

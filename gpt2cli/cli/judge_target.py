@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt2cli import home
+
 if TYPE_CHECKING:
     from gpt2cli.judging.server import Server
 
-RESPONSES = "responses.jsonl"
 EXAMPLE = "gpt2 judge --ollama llama3.2"
 
 
@@ -40,7 +41,6 @@ def responses_of(target: str) -> Path:
     """The file of responses that a target means. Raises InputError."""
     import os
 
-    from gpt2cli import home
     from gpt2cli.errors import InputError
 
     given = Path(os.path.expanduser(target))
@@ -50,26 +50,25 @@ def responses_of(target: str) -> Path:
     for folder in [given, *([] if hidden else [home.runs() / target])]:
         # A checkpoint's answers are its run's.
         for place in (folder, folder.resolve().parent.parent):
-            if (place / RESPONSES).is_file() and (place == folder or home.is_run(place)):
-                return place / RESPONSES
+            if (place / home.RESPONSES).is_file() and (place == folder or home.is_run(place)):
+                return place / home.RESPONSES
     raise InputError(
         f"{target or repr(target)}: no responses here",
-        f"neither a file, nor a folder or a run under {home.runs()} with a {RESPONSES}",
+        f"neither a file, nor a folder or a run under {home.runs()} with a {home.RESPONSES}",
         "gpt2 finetune-instruct RECIPE writes them at its end",
     )
 
 
 def newest_responses() -> Path:
-    from gpt2cli import home
     from gpt2cli.errors import InputError
     from gpt2cli.ui.console import err, printable
 
-    found = [path for path in home.runs().glob(f"*/{RESPONSES}") if path.is_file()]
+    found = [path for path in home.runs().glob(f"*/{home.RESPONSES}") if path.is_file()]
     found = [path for path in found if not path.parent.name.startswith(".")]
     if not found:
         raise InputError(
             "there are no responses here yet",
-            f"no run under {home.runs()} has a {RESPONSES}",
+            f"no run under {home.runs()} has a {home.RESPONSES}",
             "gpt2 finetune-instruct RECIPE, or name a file",
         )
     newest = max(found, key=lambda path: path.stat().st_mtime)
@@ -79,7 +78,7 @@ def newest_responses() -> Path:
 
 def label_of(path: Path) -> str:
     """What a file of responses is called in another's name."""
-    name = path.resolve().parent.name if path.name == RESPONSES else path.stem
+    name = path.resolve().parent.name if path.name == home.RESPONSES else path.stem
     return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name)[:100] or "other"
 
 
@@ -88,6 +87,6 @@ def kept_of(path: Path, other: Path | None = None) -> Path:
 
     Only a run's own responses leave out their name, so that two files in one folder do not share one.
     """
-    own = "" if path.name == RESPONSES else f"{path.stem}."
+    own = "" if path.name == home.RESPONSES else f"{path.stem}."
     versus = "" if other is None else f"-vs-{label_of(other)}"
     return path.parent / f"{own}judgements{versus}.jsonl"

@@ -4,8 +4,8 @@ What is asked and what an answer means is the caller's: a schema, and a function
 For another kind of judgement, say which of two responses is better:
 
     questions = [Question(number, pair_messages(...)) for number, ... in ...]
-    for reply in ask_all(questions, server, SCHEMA, parse_verdict, seed=seed, stop=stop):
-        reply.number, reply.status, reply.value   # value is what parse_verdict returned, or None
+    for reply in ask_all(questions, server, SCHEMA, parse_preference, seed=seed, stop=stop):
+        reply.number, reply.status, reply.value   # value is what parse_preference returned, or None
 """
 
 import queue
@@ -24,7 +24,7 @@ from gpt2cli.judging.received import Answer, RefusedError, TooLongError
 from gpt2cli.judging.rubric import AnswerError
 from gpt2cli.judging.server import Server, lost, shown, way_on
 from gpt2cli.judging.truncation import least_tokens, tokens_per_piece
-from gpt2cli.weights.patience import Patience
+from gpt2cli.patience import Patience
 
 N_PARALLEL = 4
 ANSWERS = 3  # that may break the schema before a question counts as unscored

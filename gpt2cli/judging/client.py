@@ -22,7 +22,7 @@ from gpt2cli.judging.received import (
     wants_other_limit,
 )
 from gpt2cli.judging.server import Server, no_model, not_running
-from gpt2cli.weights.patience import Patience
+from gpt2cli.patience import Patience
 
 TEMPERATURE = 0.0
 MAX_TOKENS = 512  # of an answer; the longest that the schema allows has about 150

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from gpt2cli.errors import UsageError
-from gpt2cli.weights.patience import Guard, Patience
+from gpt2cli.patience import Guard, Patience
 
 LARGEST = 1 << 20  # bytes of a body; an answer has some hundreds
 SHORTEST_KEY = 8  # characters: a shorter one guards nothing, and "1" or "none" stands in every answer

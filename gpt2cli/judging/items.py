@@ -1,17 +1,18 @@
 """Owns reading what is to be judged: responses.jsonl of a run, or any file with such records."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2cli.data.json_records import ONE_A_LINE, each_line, whole_list
 from gpt2cli.data.tables import kind_by_name, read_text
 from gpt2cli.errors import InputError
 from gpt2cli.judging.ledger import digest_of
 
 RESPONSE = ("response", "model_response")  # what files call what the model has answered
 _RECORD = '{"instruction": "...", "input": "...", "output": "...", "response": "..."}'
+_TORN = f"{ONE_A_LINE}; if the run was stopped while it answered, go on with it: --resume"
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ def read_items(path: Path) -> list[Item]:
     empty or missing response is an item too. Raises InputError naming the line or the place.
     """
     text, _ = read_text(path)
-    found = _lines(text, path) if kind_by_name(path) == "jsonl" else _list(text, path)
     items: dict[int, Item] = {}
-    for place, (where, record) in enumerate(found):
+    for place, (where, record) in enumerate(_numbered(text, path)):
         item = _item(record, place, where)
         if item.index in items:
             raise InputError(
@@ -53,34 +53,13 @@ def read_items(path: Path) -> list[Item]:
     return list(items.values())
 
 
-def _lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    # Not splitlines: U+2028 and its like may stand inside of a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(
-                    f"{path}:{number}: not a JSON record",
-                    str(error),
-                    "one object a line; if the run was stopped while it answered, go on with it: --resume",
-                ) from None
-
-
-def _list(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{error.lineno}: not JSON, column {error.colno}",
-            error.msg,
-            "a record a line is read from a file that is called .jsonl",
-        ) from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists 10,000 deep
-        raise InputError(f"{path}: not readable JSON", str(error)) from None
-    if not isinstance(records, list):
-        raise InputError(f"{path}: a list of records is needed", fix=f"a record is {_RECORD}")
-    yield from ((f"{path}, record {place}", record) for place, record in enumerate(records))
+def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each record stands, and what it is."""
+    if kind_by_name(path) == "jsonl":
+        yield from ((f"{path}:{number}", record) for number, record in each_line(text, str(path), _TORN))
+    else:
+        records = whole_list(text, path)
+        yield from ((f"{path}, record {place}", record) for place, record in enumerate(records))
 
 
 def _item(record: Any, place: int, where: str) -> Item:

@@ -16,7 +16,7 @@ from gpt2cli.judging.ledger import Ledger, read_ledger
 from gpt2cli.judging.rubric import SCHEMA, Score, parse_score
 from gpt2cli.judging.server import Server
 from gpt2cli.judging.terms import Terms, require_ours, resuming, terms_from, terms_of
-from gpt2cli.weights.patience import Patience
+from gpt2cli.patience import Patience
 
 SEED = 123
 JUDGEMENTS = "judgements.jsonl"

@@ -21,8 +21,8 @@ from gpt2cli.judging.rubric import REASON, object_schema, one_of, reason_of, str
 from gpt2cli.judging.server import Server
 from gpt2cli.judging.summary import bootstrap
 from gpt2cli.judging.terms import Terms, require_ours, resuming, terms_from, terms_of
+from gpt2cli.patience import Patience
 from gpt2cli.prompts import PAIR_VERSION, pair_messages
-from gpt2cli.weights.patience import Patience
 
 N_SAMPLES = 2  # pairs, the shortest ones; asked first, they show how many tokens the server makes of a text
 PLACES = ("first", "second", "tie")

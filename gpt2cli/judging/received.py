@@ -12,7 +12,7 @@ from typing import Any
 from gpt2cli.errors import ServiceError
 from gpt2cli.judging.exchange import LostError, Received
 from gpt2cli.judging.server import Server, elsewhere, no_model, shown
-from gpt2cli.weights.patience import retry_after
+from gpt2cli.patience import retry_after
 
 _BUSY = {408, 409, 425, 429}  # and everything from 500 on
 _TOO_LONG = re.compile(

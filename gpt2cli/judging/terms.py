@@ -24,7 +24,7 @@ from gpt2cli.judging.asking import require_unless_stopped
 from gpt2cli.judging.client import PATIENCE, TEMPERATURE
 from gpt2cli.judging.ledger import Content, Ledger, appending, digest_of, read_ledger
 from gpt2cli.judging.server import Server
-from gpt2cli.weights.patience import Patience
+from gpt2cli.patience import Patience
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,14 @@ Replies go to stdout, all else to stderr. What is typed is editing.py's business
 `generation/`'s.
 """
 
-import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.generation.events import Done, Dropped, Event, Piece
 from gpt2cli.prompts import Template
-from gpt2cli.ui.console import err, printable
+from gpt2cli.ui.console import err, print_json, printable
 from gpt2cli.weights.folder import LoadedModel
 
 LONGEST_QUOTE = 60  # characters of a message in a notice
@@ -91,7 +89,7 @@ class ReplyView:
     def _end(self, done: Done) -> None:
         self._is_open, self._is_done = False, True
         if done.is_kept and self.as_json:
-            write_json_line(_facts(done, self.seed))
+            print_json(_facts(done, self.seed))
         elif done.is_kept:
             sys.stdout.write("\n")
             sys.stdout.flush()
@@ -127,13 +125,7 @@ def pace_line(n_tokens: int, tokens_per_second: float) -> str:
 
 def show_failure(turn: int, error: Gpt2Error) -> None:
     """For a script, in the place of the reply that a message does not get."""
-    write_json_line({"turn": turn, "error": {"what": error.what, "why": error.why, "fix": error.fix}})
-
-
-def write_json_line(value: Mapping[str, Any]) -> None:
-    """ASCII, so that nothing in it can steer a terminal."""
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+    print_json({"turn": turn, "error": {"what": error.what, "why": error.why, "fix": error.fix}})
 
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:

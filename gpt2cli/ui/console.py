@@ -4,6 +4,7 @@ stdout is data, stderr is talk. No markup is ever interpreted, so `[/x]` in a pa
 characters and not a tag; style is given as `style="good"`. What is said is not known here.
 """
 
+import json
 import os
 import sys
 
@@ -55,6 +56,12 @@ def print_error(error: Gpt2Error) -> None:
         if text:
             line = printable(text).replace("\n", "␊").replace("\t", " ")
             console.print(Text.assemble((f"{label}:", style or "faint"), f" {line}"))
+
+
+def print_json(value: object) -> None:
+    """A line on stdout for a script; ASCII, so that nothing in it can steer a terminal."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
 
 
 def make_streams_safe() -> None:

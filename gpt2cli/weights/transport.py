@@ -21,7 +21,7 @@ import httpx
 
 from gpt2cli import __version__
 from gpt2cli.errors import ServiceError, UsageError
-from gpt2cli.weights.patience import Guard, Patience, retry_after
+from gpt2cli.patience import Guard, Patience, retry_after
 
 AGENT = f"gpt2cli/{__version__}"
 MAX_REDIRECTS = 10

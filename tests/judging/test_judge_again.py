@@ -4,30 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from judge_server import BUSY, MODEL, TEXTS, Judge, grade, judging
+from judge_server import BUSY, MODEL, TEXTS, judging
+from judged import ITEMS, QUICK, run, score_of
 
 from gpt2cli.errors import ServiceError
 from gpt2cli.judging import asking
-from gpt2cli.judging.client import PATIENCE
-from gpt2cli.judging.items import Item
-from gpt2cli.judging.judge import Judgement, canaries, judge, judged
-from gpt2cli.judging.rubric import Score
+from gpt2cli.judging.judge import canaries, judge, judged
 from gpt2cli.judging.server import openai_compatible
-
-QUICK = replace(PATIENCE, stall=2.0, window=2.0, total=2.0, first_pause=0.0, attempts=3)
-ITEMS = [Item(index, f"ask {index}", "", "right", f"say {index}") for index in range(4)]
-
-
-def run(server: Judge, items: list[Item], path: Path, **more: object) -> list[Judgement]:
-    """One at a time, so that the order is known."""
-    more = {"n_parallel": 1, "patience": QUICK, "model": MODEL, **more}
-    judge_of = openai_compatible(server.base_url, str(more.pop("model")))
-    return list(judge(items, judge_of, path, **more))  # type: ignore[arg-type]
-
-
-def score_of(item: Item) -> Score:
-    texts = {name: getattr(item, name) for name in ("instruction", "input", "reference", "response")}
-    return Score(**grade(texts))
 
 
 def test_the_server_dies_and_a_rerun_asks_for_the_rest_only(tmp_path: Path) -> None:

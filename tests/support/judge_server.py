@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from loopback import serving_on_loopback
+
 MODEL = "stub"
 Fields = dict[str, str]
 
@@ -87,18 +89,9 @@ def judging(*script: str) -> Iterator[Judge]:
     """A running server."""
     judge = Judge(list(script))
     handler = type("Handler", (_Handler,), {"judge": judge})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    judge.base_url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving_on_loopback(handler, judge.closing) as port:
+        judge.base_url = f"http://127.0.0.1:{port}/v1"
         yield judge
-    finally:
-        judge.closing.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _error(message: str) -> bytes:
