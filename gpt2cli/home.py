@@ -10,6 +10,7 @@ from pathlib import Path
 from gpt2cli.errors import InputError
 
 CHECKPOINTS = "checkpoints"
+RESPONSES = "responses.jsonl"  # in a run that was taught to answer: what it answered
 NEWEST = "newest"  # the name, in a recipe, of the model that changed last
 # What people call OpenAI's models, and what they are called here: by their parameters, counted right.
 ALIASES = {

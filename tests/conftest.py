@@ -29,6 +29,8 @@ def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "gpt2-home"))
     monkeypatch.delenv("GPT2_RUNS", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)  # the test runner's own
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.chdir(tmp_path)
     yield
 

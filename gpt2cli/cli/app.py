@@ -18,7 +18,9 @@ import typer
 
 from gpt2cli import __version__, home
 from gpt2cli.cli import (
+    chat,
     classify,
+    compile,
     convert,
     download,
     evaluate,
@@ -26,6 +28,7 @@ from gpt2cli.cli import (
     finetune_instruct,
     generate,
     inspect,
+    judge,
     prepare,
     pretrain,
     recipes,
@@ -36,7 +39,7 @@ from gpt2cli.ui.console import make_streams_safe, print_error
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 # What the operating system says when a disk, a quota, a right or a handle is missing.
 _RESOURCES = {
-    errno.ENOSPC: ("the disk is full", "free some space, or set another place with GPT2_HOME or --name"),
+    errno.ENOSPC: ("the disk is full", "free some space, or choose another place"),
     errno.EDQUOT: ("the disk quota is used up", "free some space"),
     errno.EFBIG: ("the file would be larger than this system allows", "ulimit -f unlimited"),
     errno.EIO: ("the disk answered with an error", "look at the system log; keep a copy elsewhere"),
@@ -44,6 +47,7 @@ _RESOURCES = {
     errno.EACCES: ("permission denied", "choose another place, or change the rights"),
     errno.EPERM: ("permission denied", "choose another place, or change the rights"),
     errno.EMFILE: ("too many open files", "ulimit -n 4096"),
+    errno.EBADF: ("it is closed", "start the program with stdout open"),
 }
 _BAD_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
 
@@ -61,9 +65,12 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("finetune-classify")(finetune_classify.finetune_classify)
 app.command("finetune-instruct")(finetune_instruct.finetune_instruct)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("classify")(classify.classify)
+app.command("compile")(compile.compile_step)
 app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
+app.command("judge")(judge.judge)
 app.add_typer(recipes.app, name="recipes")
 
 
@@ -96,10 +103,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. Errors are printed to stderr."""
     arguments, debug = _take_debug(arguments)
-    if arguments == ["--version"]:
-        print(f"gpt2cli {__version__}")  # noqa: T201
-        return 0
     try:
+        if arguments == ["--version"]:
+            print(f"gpt2cli {__version__}")  # noqa: T201
+            sys.stdout.flush()
+            return 0
         code = app(args=arguments or ["--help"], prog_name="gpt2", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -130,7 +138,9 @@ def explain(error: Exception) -> Gpt2Error:
         return ResourceError("out of memory", fix="close other programs, or use a smaller model or batch")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
         why, fix = _RESOURCES[error.errno]
-        return ResourceError(f"{error.filename or 'a file'}: {why}", str(error.strerror or error), fix)
+        return ResourceError(
+            f"{error.filename or 'stdout or a file'}: {why}", str(error.strerror or error), fix
+        )
     if isinstance(error, OSError) and error.errno in _BAD_PATHS:
         return InputError(f"{error.filename}: {str(error.strerror).lower()}", fix="name another path")
     return _our_bug(error)

@@ -190,7 +190,7 @@ def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassi
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
         err().print(notice, style="warn")
-    loaded = load_classifier(folder)
+    loaded = load_classifier(folder, remembered=True)
     loaded.model.to(device=runtime.device, dtype=runtime.dtype)
     return loaded
 

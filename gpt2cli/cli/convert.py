@@ -56,9 +56,8 @@ def convert(
 
     The receipt says where each tensor comes from and how far the two models' logits are apart.
     """
-    import json
 
-    from gpt2cli.ui.console import err, printable
+    from gpt2cli.ui.console import err, print_json, printable
     from gpt2cli.ui.console import out as stdout
     from gpt2cli.ui.converting import print_receipt, show_converting
     from gpt2cli.weights.conversion import Wish, convert
@@ -68,7 +67,7 @@ def convert(
     place = out.expanduser() if out else _default_place(path, to)
     receipt = show_converting(convert(path, place, wish), err())
     if as_json:
-        print(json.dumps(receipt))  # noqa: T201
+        print_json(receipt)
         return
     print_receipt(receipt, err())
     if to == "gguf":

@@ -82,13 +82,14 @@ def build_with_a_line(config: "GPT2Config", precision: str) -> Path:
     from gpt2cli.generation.compiled import build_package, build_seconds, require_compiler
     from gpt2cli.model.config import size_of
     from gpt2cli.ui.console import err, is_terminal
+    from gpt2cli.ui.waiting import waiting
 
     require_compiler()
     console, start = err(), time.monotonic()
     shape = size_of(config) or f"{config.n_layer} blocks of {config.n_embd}"
-    line = f"compiling the step of {shape} in {precision}, about {build_seconds(config):.0f} s"
+    line = f"compiling the step of {shape} in {precision}, once, about {build_seconds(config):.0f} s"
     if is_terminal(console):
-        with console.status(line):
+        with waiting(console, line, patience=0):
             package = build_package(config, precision)
     else:
         console.print(line, style="faint")

@@ -265,10 +265,9 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
 
 
 def _list(as_json: bool) -> None:
-    import json
 
     from gpt2cli import home
-    from gpt2cli.ui.console import out
+    from gpt2cli.ui.console import out, print_json
     from gpt2cli.weights.downloaded import is_begun, is_here
     from gpt2cli.weights.published import SIZES, openai_files
 
@@ -285,7 +284,7 @@ def _list(as_json: bool) -> None:
         for size in SIZES.values()
     ]
     if as_json:
-        print(json.dumps(rows))  # noqa: T201
+        print_json(rows)
         return
     console = out()
     console.print(f"{'size':<8}{'parameters':>15}{'download':>13}  {'repository of the hub':<32}here")
@@ -298,11 +297,10 @@ def _list(as_json: bool) -> None:
 def _verify(
     name: str, revision: str | None, sources: tuple[str, ...], base_url: str | None, as_json: bool
 ) -> None:
-    import json
 
     from gpt2cli import home
     from gpt2cli.errors import UsageError
-    from gpt2cli.ui.console import err, out, printable
+    from gpt2cli.ui.console import err, out, print_json, printable
     from gpt2cli.weights.downloaded import model_name, verify
 
     if base_url:
@@ -317,17 +315,16 @@ def _verify(
     place = home.model_place(model_name(name, revision))
     folder = place if home.is_model(place) else Path(found[0]["path"]).parent
     if as_json:
-        print(json.dumps({"folder": str(folder), "files": found}))  # noqa: T201
+        print_json({"folder": str(folder), "files": found})
     else:
         out().print(printable(str(folder)))
 
 
 def _print_result(as_json: bool, result: dict[str, Any], path: Path) -> None:
-    import json
 
-    from gpt2cli.ui.console import out, printable
+    from gpt2cli.ui.console import out, print_json, printable
 
     if as_json:
-        print(json.dumps(result))  # noqa: T201
+        print_json(result)
     else:
         out().print(printable(str(path)))

@@ -155,9 +155,8 @@ def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "Row":
 
 
 def _print_json(row: "Row", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
-    """One object a line; ASCII, so that nothing in it can steer a terminal."""
-    import json
-    import sys
+    """One object a line."""
+    from gpt2cli.ui.console import print_json
 
     facts = {
         "model": row.model,
@@ -179,8 +178,7 @@ def _print_json(row: "Row", folder: "Path", on: str, sha256: str, runtime: "Runt
         "precision": runtime.precision,
         "paper_perplexity": row.paper,
     }
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
+    print_json(facts)
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt2cli import home
 from gpt2cli.cli.training import (
     DryRunOption,
     Lesson,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from gpt2cli.training.session import Session
     from gpt2cli.ui.training import TrainingView
 
-RESPONSES, SCORES = "responses.jsonl", "scores.json"
+SCORES = "scores.json"
 SHOWN_TOKENS = 60  # of the answer after each evaluation
 
 
@@ -100,7 +101,7 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruct
 def _hint(session: "Session", run: "Run") -> str:
     import shlex
 
-    return f"head -n 3 {shlex.quote(str(run.folder / RESPONSES))}"
+    return f"head -n 3 {shlex.quote(str(run.folder / home.RESPONSES))}"
 
 
 def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
@@ -134,7 +135,6 @@ def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Call
 
 def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
-    from gpt2cli import home
     from gpt2cli.generation.answers import answers
     from gpt2cli.generation.sampling import Decoding
     from gpt2cli.judging.responses import appending
@@ -148,7 +148,7 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     best, test = home.best_checkpoint(run.folder), task.examples.test
     test_digest = task.examples.test_digest
     key = _key(best, task.recipe, test_digest)
-    with appending(run.folder / RESPONSES, key) as file:
+    with appending(run.folder / home.RESPONSES, key) as file:
         missing = [question for question in test if question.record.index not in file.responses]
         if missing:
             replies = answers(
@@ -222,14 +222,14 @@ def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], wi
         scores |= values
         said += "; " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
     disk.write_json(run.folder / SCORES, scores)
-    say(f"{said}; all in {run.folder / RESPONSES}")
+    say(f"{said}; all in {run.folder / home.RESPONSES}")
 
 
 def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
     """Whether the answers are there that this recipe asks for, with all its scores."""
     import json
 
-    from gpt2cli import disk, home
+    from gpt2cli import disk
     from gpt2cli.judging.rouge import MEASURES
 
     try:

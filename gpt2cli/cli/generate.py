@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.models import find
+from gpt2cli.cli.models import decoding_of, find, load
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gpt2cli.generation.engine import Step
+    from gpt2cli.generation.pace import Pace
     from gpt2cli.generation.text import Reply
-    from gpt2cli.weights.folder import LoadedModel
 
 LONGEST_ECHO = 2000  # characters of the prompt that are repeated on a terminal
 
@@ -67,12 +67,11 @@ def generate(
 
     stdout gets the continuation alone, or with --json an object a line for each; stderr the rest.
     """
-    import secrets
     import sys
 
     from gpt2cli.errors import UsageError
     from gpt2cli.generation import engine
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.pace import Pace
     from gpt2cli.generation.text import Reply
 
     for name, value in (("--num-samples", num_samples), ("--max-new-tokens", max_new_tokens)):
@@ -80,14 +79,7 @@ def generate(
             raise UsageError(f"{name} is {value}", "it must be at least 1")
     if "" in (stop or ()):
         raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
-    given: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": secrets.randbelow(2**31) if seed is None else seed,
-    }
-    decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
+    decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
     if raw and (as_json or sys.stdout.isatty()):
         raise UsageError(
             "--raw is for text into a pipe or a file",
@@ -96,7 +88,7 @@ def generate(
         )
     text = read_prompt(prompt, file)
     n_alone = max_new_tokens if num_samples == 1 else 0  # the compiled step is for one row
-    loaded = _load(model, device, precision, threads, compile, n_alone)
+    loaded = load(find(model), device, precision, threads, compile, n_alone)
     cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
     ids = prompt_ids(text, loaded, cut)
 
@@ -105,10 +97,10 @@ def generate(
         loaded.model, [ids] * num_samples, decoding, max_new_tokens, {loaded.tokenizer.end_of_text}
     )
     screen = None if as_json else _Screen(text, raw)
-    pace = _Pace()
+    pace = Pace()
     reason = "error"
     try:
-        for step in pace.watch(steps):
+        for step in _timed(steps, pace):
             for reply, token in zip(replies, step.ids, strict=True):
                 if token is not None:
                     reply.feed(token)
@@ -135,63 +127,28 @@ def generate(
             _print_json(replies, facts)
 
 
-def _load(
-    name: str | None, device: str, precision: str, threads: int, compile: str, n_tokens: int
-) -> "LoadedModel":
-    """The model, in its place and precision, made ready for decoding."""
-    from gpt2cli.cli.decoding import make_ready, require_compile_word
-    from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.console import err
-    from gpt2cli.weights.folder import load_model
-
-    folder = find(name)
-    require_compile_word(compile)
-    runtime = choose_runtime(device, precision, threads, decoding=True)
-    for notice in runtime.notices:
-        err().print(notice, style="warn")
-    loaded = load_model(folder)
-    make_ready(loaded.model, runtime, compile, n_tokens, folder)
-    return loaded
-
-
 def _print_json(replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:
-    """One object a line for each continuation; ASCII, so that nothing in it can steer a terminal."""
-    import json
-    import sys
+    """One object a line for each continuation."""
+    from gpt2cli.ui.console import print_json
 
     for number, reply in enumerate(replies, 1):
         own = {"text": reply.text, "ids": reply.ids, "finish_reason": reply.finish_reason}
-        sys.stdout.write(json.dumps(own | facts | {"sample": number}) + "\n")
-    sys.stdout.flush()
+        print_json(own | facts | {"sample": number})
 
 
-class _Pace:
-    """Counts and times the steps as they pass, and says once that the window has moved."""
+def _timed(steps: "Iterator[Step]", pace: "Pace") -> "Iterator[Step]":
+    """The same steps; says once that the window has moved."""
+    from gpt2cli.ui.console import err
 
-    def __init__(self) -> None:
-        self._steps: list[tuple[float, int]] = []  # first and last: when it came, tokens until then
-
-    @property
-    def tokens_per_second(self) -> float:
-        """New tokens of all rows a second after the first step: without reading the prompt."""
-        if not self._steps:
-            return 0.0
-        (start, before), (end, after) = self._steps[0], self._steps[-1]
-        return (after - before) / (end - start) if end > start else 0.0
-
-    def watch(self, steps: "Iterator[Step]") -> "Iterator[Step]":
-        import time
-
-        from gpt2cli.ui.console import err
-
-        n_tokens, moved = 0, False
-        for step in steps:
-            n_tokens += sum(token is not None for token in step.ids)
-            self._steps = [*self._steps[:1], (time.perf_counter(), n_tokens)]
-            if step.window_moved and not moved:
-                moved = True
+    moved = False
+    for step in steps:
+        if step.window_moved:
+            pace.reads()
+            if not moved:
                 err().print("the context is full: continuing from its last half", style="warn")
-            yield step
+            moved = True
+        pace.came(sum(token is not None for token in step.ids))
+        yield step
 
 
 class _Screen:
@@ -227,9 +184,10 @@ class _Screen:
         self.update(replies)
         self._write("" if self._raw else "\n")
         if self._on_terminal:
-            n_tokens = sum(len(reply.ids) for reply in replies)
-            pace = f"{facts['tokens_per_second']:.0f} tokens/s"
-            self._err.print(f"{n_tokens} tokens, {pace}, seed {facts['seed']}", style="faint")
+            from gpt2cli.ui.chatting import pace_line
+
+            pace = pace_line(sum(len(reply.ids) for reply in replies), facts["tokens_per_second"])
+            self._err.print(f"{pace}, seed {facts['seed']}", style="faint")
 
     def _introduce(self, row: int, n_rows: int) -> None:
         from gpt2cli.ui.console import printable

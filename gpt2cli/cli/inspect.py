@@ -209,8 +209,8 @@ def _print_json(
     likeliest: "list[NextToken]",
     picture: _Picture | None,
 ) -> None:
-    """One object; ASCII, so that nothing in it can steer a terminal. NaN and infinity become null."""
-    import json
+    """One object. NaN and infinity become null."""
+    from gpt2cli.ui.console import print_json
 
     proved = bool(numbers) or anatomy is not None
     content = _model(summary, proved) | {
@@ -227,7 +227,7 @@ def _print_json(
             "heads": list(picture.heads),
             "tokens_drawn": anatomy.attention.shape[-1],
         }
-    print(json.dumps(_finite(content), allow_nan=False))  # noqa: T201
+    print_json(_finite(content))
 
 
 def _model(summary: "Summary", proved: bool) -> dict[str, Any]:

@@ -1,6 +1,13 @@
-"""Owns how a model that somebody names on the command line is found; `home.py` knows where models live."""
+"""Owns how a model that somebody names on the command line is found and made ready to write, and the
+settings with which it does; `home.py` knows where models live, `weights/` what is in them.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.weights.folder import LoadedModel
 
 
 def find(name: str | None) -> Path:
@@ -21,6 +28,46 @@ def find(name: str | None) -> Path:
     except InputError:
         _refuse_file(name)
         raise
+
+
+def load(
+    folder: Path, device: str, precision: str, threads: int, compile: str, n_tokens: int
+) -> "LoadedModel":
+    """The model, in its place and precision, made ready for about `n_tokens` tokens in one row."""
+    from gpt2cli.cli.decoding import make_ready, require_compile_word
+    from gpt2cli.runtime import choose_runtime
+    from gpt2cli.ui.console import err
+    from gpt2cli.weights.folder import load_model
+
+    require_compile_word(compile)
+    runtime = choose_runtime(device, precision, threads, decoding=True)
+    for notice in runtime.notices:
+        err().print(notice, style="warn")
+    loaded = load_model(folder, remembered=True)
+    make_ready(loaded.model, runtime, compile, n_tokens, folder)
+    return loaded
+
+
+def decoding_of(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+) -> "Decoding":
+    """What was given on the command line, for the rest the defaults, and a seed by chance."""
+    import secrets
+
+    from gpt2cli.generation.sampling import Decoding
+
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": secrets.randbelow(2**31) if seed is None else seed,
+    }
+    return Decoding(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def _refuse_file(name: str) -> None:

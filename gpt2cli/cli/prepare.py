@@ -72,9 +72,8 @@ def prepare(
 
 
 def _summarise(last: "Progress", seconds: float, console: "Console", *, as_json: bool) -> None:
-    import json
 
-    from gpt2cli.ui.console import out, printable
+    from gpt2cli.ui.console import out, print_json, printable
 
     n_new = last.n_bytes - last.n_continued
     text = (
@@ -98,6 +97,6 @@ def _summarise(last: "Progress", seconds: float, console: "Console", *, as_json:
             "validation_tokens": last.n_validation_tokens,
             "seconds": round(seconds, 3),
         }
-        print(json.dumps(summary))  # noqa: T201
+        print_json(summary)
     else:
         out().print(printable(str(last.out)))

@@ -222,8 +222,9 @@ def _train(
 
 
 def _headline(session: "Session", run: "Run") -> str:
-    runtime, n_parameters = session.runtime, session.task.config.n_parameters
-    n_learning = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
+    runtime, parameters = session.runtime, list(session.model.parameters())
+    n_parameters = sum(p.numel() for p in parameters)
+    n_learning = sum(p.numel() for p in parameters if p.requires_grad)
     learning = "" if n_learning == n_parameters else f" ({n_learning:,} of them learn)"
     return (
         f"{run.name}: {n_parameters:,} parameters{learning}, {session.task.size},"

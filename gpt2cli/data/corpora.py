@@ -16,9 +16,9 @@ from typing import Literal
 
 from gpt2cli import bundled, disk, home
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
+from gpt2cli.patience import Patience
 from gpt2cli.weights import partials
 from gpt2cli.weights.download import fetch
-from gpt2cli.weights.patience import Patience
 from gpt2cli.weights.published import Expected
 
 CONNECT_SECONDS = 5.0

@@ -5,12 +5,12 @@ and {"messages": [{"role", "content"}, ...]}. How a conversation is written down
 in `prompts.py`, what it becomes as tokens in `rows.py`.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from gpt2cli.data.json_records import each_line, kind_of, whole_list
 from gpt2cli.data.tables import kind_by_name, read_text
 from gpt2cli.errors import InputError
 from gpt2cli.prompts import Role, Turn
@@ -61,11 +61,8 @@ def read_records(path: Path, fields: Fields) -> Records:
     Raises InputError naming the line or the record's index, counted from 0.
     """
     text, sha256 = read_text(path)
-    is_lines = kind_by_name(path) == "jsonl"
-    found = _lines(text, str(path)) if is_lines else _list(text, path)
-    records = [
-        Record(index, where, _turns(value, fields, where)) for index, (where, value) in enumerate(found)
-    ]
+    found = enumerate(_numbered(text, path))
+    records = [Record(index, where, _turns(value, fields, where)) for index, (where, value) in found]
     kept = tuple(r for r in records if any(t.text for t in r.turns if t.role == "assistant"))
     if not kept:
         raise InputError(
@@ -76,43 +73,18 @@ def read_records(path: Path, fields: Fields) -> Records:
     return Records(kept, len(records) - len(kept), sha256)
 
 
-def _list(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{error.lineno}: not JSON, column {error.colno}",
-            error.msg,
-            "a record a line is read from a file that is called .jsonl",
-        ) from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists 10,000 deep
-        raise InputError(f"{path}: not readable JSON", str(error)) from None
-    if not isinstance(values, list):
-        raise InputError(
-            f"{path}: a list of records is needed, not {_kind(values)}",
-            "the file is one JSON value",
-            "put the records into [ ], or one a line into a file that is called .jsonl",
-        )
-    return ((f"{path}, record {index}", value) for index, value in enumerate(values))
-
-
-def _lines(text: str, name: str) -> Iterator[tuple[str, Any]]:
-    index = 0
-    # Not splitlines: U+2028 and its like may stand inside of a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{name}:{number}: not a JSON record", str(error), "one object a line") from None
-        yield f"{name}:{number}, record {index}", value
-        index += 1
+def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each record stands, and what it is."""
+    if kind_by_name(path) == "jsonl":
+        for index, (line, value) in enumerate(each_line(text, str(path))):
+            yield f"{path}:{line}, record {index}", value
+    else:
+        yield from ((f"{path}, record {index}", value) for index, value in enumerate(whole_list(text, path)))
 
 
 def _turns(value: Any, fields: Fields, where: str) -> tuple[Turn, ...]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON object is needed, not {_kind(value)}")
+        raise InputError(f"{where}: a JSON object is needed, not {kind_of(value)}")
     if MESSAGES in value:
         return _conversation(value[MESSAGES], where)
     output = _text(value, fields.output, where)
@@ -132,7 +104,7 @@ def _conversation(messages: Any, where: str) -> tuple[Turn, ...]:
     for number, message in enumerate(messages):
         here = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise InputError(f"{here}: a JSON object is needed, not {_kind(message)}", fix=_MESSAGE)
+            raise InputError(f"{here}: a JSON object is needed, not {kind_of(message)}", fix=_MESSAGE)
         role, text = _text(message, "role", here), _text(message, "content", here)
         if role not in ("system", "user", "assistant"):
             raise InputError(f"{here}: the role is {role[:40]!r}", "it is system, user or assistant")
@@ -157,7 +129,7 @@ _MESSAGE = 'a message is {"role": "user", "content": "..."}'
 def _text(record: dict[str, Any], field: str, where: str) -> str:
     value = record.get(field)
     if not isinstance(value, str):
-        problem = f"is {_kind(value)}, not text" if field in record else "is missing"
+        problem = f"is {kind_of(value)}, not text" if field in record else "is missing"
         raise InputError(
             f"{where}: field {field!r} {problem}",
             f"it has: {', '.join(repr(name[:40]) for name in list(record)[:8]) or 'no field'}",
@@ -172,8 +144,3 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
             f"{where}: field {field!r} holds half a surrogate pair ({half})", "it is not a character"
         ) from None
     return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from gpt2cli import disk
+from gpt2cli.data.json_records import each_line, kind_of
 from gpt2cli.errors import InputError
 
 Kind = Literal["csv", "tsv", "jsonl"]
@@ -211,17 +212,9 @@ def _begins_with_data(rows: list[Row], names: tuple[str, ...]) -> bool:
 
 def _json_rows(name: str, text: str) -> tuple[tuple[str, ...], list[Row]]:
     records: list[tuple[int, dict[str, Any]]] = []
-    # Not splitlines: U+2028 and its like may stand inside of a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: is not a JSON record", str(error), "one object a line") from None
+    for number, record in each_line(text, name):
         if not isinstance(record, dict):
-            raise InputError(f"{where}: a JSON object is needed, not {type(record).__name__}")
+            raise InputError(f"{name}:{number}: a JSON object is needed, not {kind_of(record)}")
         records.append((number, record))
     if not records:
         raise InputError(f"{name}:1: there are no rows", "the file is empty")

@@ -1,11 +1,12 @@
 """Owns decoding: from prompts of ids to new ids, one step for all rows at a time.
 
-The past is kept in a cache, so each token goes through the model once. How an id is chosen is in
-sampling.py, what the ids say in text.py.
+The past is kept in a cache, so each token goes through the model once; one row can keep it from
+prompt to prompt. How an id is chosen is in sampling.py, what the ids say in text.py, what the
+prompts of a conversation are in conversation.py.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -83,6 +84,84 @@ def generate(
         model.train(was_training)
 
 
+@dataclass
+class Past:
+    """What one row has read. `ids` is what the cache holds, whatever exception has passed."""
+
+    cache: KVCache
+    ids: list[int] = field(default_factory=list)
+    n_read: int = 0  # ids of the last prompt that the cache did not hold
+
+
+def new_past(model: GPT2LMHead) -> Past:
+    """An empty one, with room for the whole context."""
+    return Past(model.new_cache(1, model.config.n_positions))
+
+
+def continue_row(
+    model: GPT2LMHead,
+    past: Past,
+    prompt: Sequence[int],
+    decoding: Decoding,
+    max_new_tokens: int,
+    stop_ids: Collection[int] = (),
+    generator: torch.Generator | None = None,
+) -> Generator[int, None, None]:
+    """Continue one prompt until a stop id, for `max_new_tokens`, or to the end of the context.
+
+    Of the prompt only what comes after its common beginning with `past.ids` goes through the model.
+    The last id that comes out has not been read yet. Chance is `generator`'s; without one it is that
+    of `generate`. A repetition penalty does not weigh the stop ids: the prompt of a conversation has
+    one after every reply. May be closed at any place. Raises what `generate` raises.
+    """
+    _check([prompt], model, max_new_tokens)
+    generators = row_generators(decoding.seed, 1) if generator is None else [generator]
+    seen = _seen([prompt], model) if decoding.repetition_penalty != 1 else None
+    if seen is not None:
+        seen[:, list(stop_ids)] = False
+
+    was_training = model.training
+    model.eval()
+    try:
+        kept = min(n_common(past.ids, prompt), len(prompt) - 1)  # scores come from reading something
+        cut(past, kept)
+        past.n_read = len(prompt) - kept
+        logits = read(model, past, prompt[kept:])
+        for n in range(1, max_new_tokens + 1):
+            ids = sample(logits, decoding, generators, seen)  # (1,)
+            token = int(ids)
+            yield token
+            if n == max_new_tokens or token in stop_ids or len(past.ids) == model.config.n_positions:
+                return
+            logits = read(model, past, [token])
+    finally:
+        model.train(was_training)
+
+
+def read(model: GPT2LMHead, past: Past, ids: Sequence[int]) -> Tensor:
+    """Let the model read ids behind what the cache holds; scores of the next token, (1, V)."""
+    input_ids = torch.tensor([ids], device=model.transformer.wpe.weight.device)  # (1, T)
+    past.cache.length = len(past.ids)
+    try:
+        logits = model.extend(input_ids, past.cache)
+        past.ids += ids
+    finally:  # interrupted, it holds what it held
+        cut(past, len(past.ids))
+    return logits
+
+
+def cut(past: Past, n: int) -> None:
+    """Forget all but the first n ids."""
+    del past.ids[n:]
+    past.cache.length = len(past.ids)
+
+
+def n_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """The length of their common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
 @torch.inference_mode()
 def prefill(
     model: GPT2LMHead, cache: KVCache, rows: Sequence[Sequence[int]]
@@ -114,7 +193,7 @@ def decode_one(model: GPT2LMHead, cache: KVCache, ids: Tensor, padding: Padding 
         return model.extend(ids[:, None], cache)
     S = cache.length + 1
     mask = padding.visible[:, None, None, :S]  # (B, 1, 1, S)
-    hidden = model.transformer(ids[:, None], cache, cache.length - padding.n_pads, mask)  # (B, 1, C)
+    hidden = model.transformer(ids[:, None], cache, cache.length - padding.n_pads, mask)
     return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
 
 

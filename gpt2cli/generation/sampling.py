@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt2cli.errors import DivergedError, UsageError
 
 REMOVED = float("-inf")  # the score of a token that cannot be chosen any more
+TINY = torch.finfo(torch.float32).tiny  # what is smaller may count as 0 in fp32
 BLOCK = 64  # scores whose maximum is looked at first
 FIRST_LOOK = 512  # tokens sorted before top_p sorts them all; a whole sort is 40 times as long
 
@@ -55,7 +56,7 @@ def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | 
     _require_finite(logits)
     if seen is not None:
         logits = penalize_repetition(logits, seen, decoding.repetition_penalty)
-    if decoding.temperature == 0:
+    if decoding.temperature < TINY:
         return logits.argmax(dim=-1)  # (B,)
     if not 0 < decoding.top_k < logits.shape[1]:
         return _draw_warm(logits, decoding, uniforms)
@@ -68,7 +69,7 @@ def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | 
 
 def _draw_warm(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
     """One of all tokens that scores (B, n) are for, (B,)."""
-    # The highest score becomes 0 first: divided by a tiny temperature it would leave the numbers.
+    # The highest score becomes 0 first: divided by a small temperature it would leave the numbers.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / decoding.temperature
     return draw(top_p(logits, decoding.top_p), uniforms)
 
@@ -78,7 +79,8 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
     A negative score is multiplied, because dividing it would make the token more likely.
     """
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalized.nan_to_num(), logits)  # an extreme penalty leaves the numbers
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -118,7 +120,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
         before = highest.cumsum(dim=-1) - highest  # what the tokens ahead of each one have together
         if n == V or bool((before[:, -1] >= p).all()):
             break
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, before < p)
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, before < max(p, TINY))
     return logits.masked_fill(~kept, REMOVED)
 
 
@@ -133,14 +135,19 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     probabilities = logits.softmax(dim=-1).to("cpu" if device.type == "mps" else device)
     sums = probabilities.cumsum(dim=-1, dtype=torch.float64)  # (B, V), rising
     targets = uniforms.to(sums).unsqueeze(1) * sums[:, -1:]  # (B, 1), below the last sum
-    return torch.searchsorted(sums, targets, right=True).squeeze(1).to(device)
+    ids = torch.searchsorted(sums, targets, right=True).clamp(max=logits.shape[-1] - 1)
+    return ids.squeeze(1).to(device)
 
 
 def row_generators(seed: int, n_rows: int) -> list[torch.Generator]:
     """A source of chance for each row, from the seed and the row's place alone."""
-    names = [f"{seed}:{row}".encode() for row in range(n_rows)]
-    seeds = [int.from_bytes(hashlib.sha256(name).digest()[:8], "little") for name in names]
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+    return [chance(seed, row) for row in range(n_rows)]
+
+
+def chance(*path: int) -> torch.Generator:
+    """A source of chance of its own for each path of numbers, which begins with a seed."""
+    digest = hashlib.sha256(":".join(map(str, path)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def uniforms(generators: Sequence[torch.Generator]) -> Tensor:
@@ -154,5 +161,5 @@ def _require_finite(logits: Tensor) -> None:
         raise DivergedError(
             "the model's scores for the next token are not finite numbers",
             "its weights hold NaN or infinity, or overflow in this precision",
-            "gpt2 generate --precision fp32, or use an earlier checkpoint",
+            "--precision fp32, or an earlier checkpoint",
         )

@@ -15,7 +15,7 @@ class Reply:
 
     Nothing of a stop string is ever returned: text that may be the beginning of one waits until
     the next ids decide. `finish_reason` is "" while the reply goes on, then "end_of_text",
-    "stop" (a stop string) or "length".
+    "stop" (a stop string), or what `finish` was told.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
@@ -34,8 +34,9 @@ class Reply:
             return ""
         if token_id == self._end_of_text:
             return self.finish("end_of_text")
-        self.ids.append(token_id)
-        return self._release(self._stream.feed(token_id))
+        piece = self._stream.feed(token_id)
+        self.ids.append(token_id)  # none that is not in the vocabulary
+        return self._release(piece)
 
     def finish(self, reason: str = "length") -> str:
         """What is still waiting, when no more ids will come. The first reason stays."""

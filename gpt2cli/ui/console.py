@@ -4,6 +4,8 @@ stdout is data, stderr is talk. No markup is ever interpreted, so `[/x]` in a pa
 characters and not a tag; style is given as `style="good"`. What is said is not known here.
 """
 
+import json
+import os
 import sys
 
 from rich.console import Console
@@ -56,13 +58,25 @@ def print_error(error: Gpt2Error) -> None:
             console.print(Text.assemble((f"{label}:", style or "faint"), f" {line}"))
 
 
+def print_json(value: object) -> None:
+    """A line on stdout for a script; ASCII, so that nothing in it can steer a terminal."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
 def make_streams_safe() -> None:
     """Let stdout and stderr take any text: what their encoding lacks is written as \\u2603.
 
     Called once, before anything is printed. Without it `PYTHONIOENCODING=ascii` ends in a traceback.
+    Of two streams that whoever started the program has closed, stderr is silent, and what is written
+    to stdout fails as on a bad disk.
     """
+    if sys.stdout is None:
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.open(os.devnull, os.O_WRONLY), "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # a closed stream is None
+        reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 

@@ -81,9 +81,9 @@ def write_classifier(
 
 
 def load_classifier(
-    folder: Path, *, attention: str = "sdpa", dropout: float | None = None
+    folder: Path, *, attention: str = "sdpa", dropout: float | None = None, remembered: bool = False
 ) -> LoadedClassifier:
-    """Load and verify a classifier, in fp32 and evaluation mode, on the CPU.
+    """Load and verify a classifier, in fp32 and evaluation mode, on the CPU; the rest as `load_model`.
 
     Raises InputError where a file is missing, damaged or fits the others badly, and for a folder
     that holds a language model or an adapter to one.
@@ -107,7 +107,7 @@ def load_classifier(
             "they were not made for each other",
             "copy the tokenizer files that the model was trained with into the folder",
         )
-    tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
+    tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS), remembered=remembered)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = _labels(folder, values, _n_classes(shapes, config))
     model = empty_classifier(config, len(labels), attention)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from gpt2cli import disk
 from gpt2cli.errors import InputError, ServiceError
+from gpt2cli.patience import Patience
 from gpt2cli.weights import hashes, partials
 from gpt2cli.weights.download import UnreachableError, fetch, hashes_of, known_hashes, require_space
 from gpt2cli.weights.hashes import FIRST_SEEN, PUBLISHED, Origin, Record
-from gpt2cli.weights.patience import Patience
 from gpt2cli.weights.published import Expected
 from gpt2cli.weights.transport import shown
 

@@ -19,9 +19,9 @@ from typing import BinaryIO
 
 from gpt2cli import disk
 from gpt2cli.errors import InputError, ResourceError, ServiceError
+from gpt2cli.patience import Patience
 from gpt2cli.weights import partials
 from gpt2cli.weights.partials import Partial
-from gpt2cli.weights.patience import Patience
 from gpt2cli.weights.published import Expected
 from gpt2cli.weights.transport import Reply, TransientError, ask, shown
 

@@ -101,7 +101,7 @@ def load_model(
     if is_adapter(folder):
         from gpt2cli.weights.merging import load_merged  # it builds on this file
 
-        return load_merged(folder, attention=attention, dropout=dropout)
+        return load_merged(folder, attention=attention, dropout=dropout, remembered=remembered)
     config = read_config(folder)
     if dropout is not None:
         config = replace(config, dropout=dropout)

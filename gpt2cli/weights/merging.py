@@ -31,14 +31,16 @@ from gpt2cli.weights.peft_config import ADAPTER_CONFIG, read_object, read_peft_c
 from gpt2cli.weights.source import RawTensors, Source, SourceTensor
 
 
-def load_merged(folder: Path, *, attention: str = "sdpa", dropout: float | None = None) -> LoadedModel:
+def load_merged(
+    folder: Path, *, attention: str = "sdpa", dropout: float | None = None, remembered: bool = False
+) -> LoadedModel:
     """The base with the adapter added into its weights: a plain model, as `load_model` gives it.
 
     Raises InputError where the base is not to be found or has changed, or the adapter is damaged.
     """
     base = find_base(folder)
     stored = read_adapter(folder, read_config(base))  # before the large file is read
-    loaded = load_model(base, attention=attention, dropout=dropout)
+    loaded = load_model(base, attention=attention, dropout=dropout, remembered=remembered)
     rank, alpha = stored.config.rank, stored.config.alpha
     add_adapters(loaded.model, rank=rank, alpha=alpha, dropout=0.0, targets=stored.matrices, seed=0)
     load_adapter_state(loaded.model, stored.tensors)

@@ -35,7 +35,8 @@ _LENGTH = 8  # bytes
 _LARGEST_HEADER = 64 << 20
 _KEPT = 8192  # bytes of the child's last words
 # -P: a file called numpy.py in the present folder is no part of this.
-_FLAGS = ("-P", "-W", "ignore", "-m", "gpt2cli.weights.tf_process")
+# -u: what is printed last is what went wrong, only if nothing waits in a buffer.
+_FLAGS = ("-u", "-P", "-W", "ignore", "-m", "gpt2cli.weights.tf_process")
 _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ENABLE_ONEDNN_OPTS": "0",  # else it announces them

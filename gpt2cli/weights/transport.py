@@ -11,11 +11,9 @@ import re
 import socket
 import ssl
 import threading
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import cache
 from urllib.request import getproxies
 
@@ -23,7 +21,7 @@ import httpx
 
 from gpt2cli import __version__
 from gpt2cli.errors import ServiceError, UsageError
-from gpt2cli.weights.patience import Guard, Patience
+from gpt2cli.patience import Guard, Patience, retry_after
 
 AGENT = f"gpt2cli/{__version__}"
 MAX_REDIRECTS = 10
@@ -168,7 +166,7 @@ def _checked(response: httpx.Response, patience: Patience) -> httpx.Response:
         return response
     response.close()
     answer = f"the server answers {code} {response.reason_phrase}".rstrip()
-    wait = _retry_after(response.headers.get("retry-after", ""))
+    wait = retry_after(response.headers.get("retry-after", ""))
     where = shown(str(response.url))
     if code in _BUSY and (wait or 0) <= patience.longest_wait:
         raise TransientError(answer, wait)
@@ -179,16 +177,6 @@ def _checked(response: httpx.Response, patience: Patience) -> httpx.Response:
         response.headers.get("x-error-message") or _HINTS.get(code, ""),
         "for a private or gated repository set HF_TOKEN" if code in _SIGNED_IN else "check the name",
     )
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds to wait, from a number of them or from a date."""
-    if re.fullmatch(r"\s*\d{1,9}\s*", value):
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 def _hub_hash(headers: httpx.Headers) -> dict[str, str]:

@@ -155,6 +155,24 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert process.returncode == app.EXIT_SIGPIPE and not process.stderr
 
 
+@pytest.mark.parametrize("arguments", ["--version", "recipes", "chat nowhere"])
+def test_closed_streams_end_in_a_clean_exit_code(arguments: str) -> None:
+    def outcome(streams: str) -> tuple[int, str, str]:
+        line = f"{shlex.quote(sys.executable)} -m gpt2cli {arguments} {streams}"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = outcome("")
+    assert outcome("2>&-") == (code, out, "")
+    written = (4, "error: stdout or a file: it is closed")
+    code, _, err = outcome(">&-")
+    assert (code, err.splitlines()[0]) == (written if out else (3, "error: nowhere: no such model"))
+    assert outcome(">&- 2>&-") == (code, "", "")
+    if out:
+        code, _, err = outcome("> /dev/full")
+        assert code == 4 and "the disk is full" in err and "--name" not in err
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["pretrain", "no-such[/x]"]])
 def test_ascii_and_twenty_columns_are_enough(arguments: list[str]) -> None:
     done = subprocess.run(

@@ -301,6 +301,7 @@ def test_a_classifier_is_refused(say: Say, tmp_path: Path) -> None:
     code, out, err = say("text", "go")
     assert (code, out) == (3, "")
     assert "GPT2ForSequenceClassification, not a language model" in err and "gpt2 generate --model" in err
+    assert "gpt2 classify" in err
 
 
 def test_an_unseen_character_is_named(say: Say) -> None:

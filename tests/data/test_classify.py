@@ -131,8 +131,8 @@ def test_the_bundled_messages() -> None:
         ("a.csv", b"text,label\nx,a\n\xff,b\n", "a.csv:3: not UTF-8 at byte 15"),
         ("a.csv", b"text,label\nx,a\n\0,b\n", "a.csv:3: a NUL byte at byte 15"),
         ("a.csv", b"\xff\xfet\0e\0", "a.csv:1: not UTF-8 at byte 0"),
-        ("a.jsonl", '{"text": "x", "label": "a"}\n{"text": "y"\n', "a.jsonl:2: is not a JSON record"),
-        ("a.jsonl", '{"text": "x", "label": "a"}\n[1]\n', "a.jsonl:2: a JSON object is needed, not list"),
+        ("a.jsonl", '{"text": "x", "label": "a"}\n{"text": "y"\n', "a.jsonl:2: not a JSON record"),
+        ("a.jsonl", '{"text": "x", "label": "a"}\n[1]\n', "a.jsonl:2: a JSON object is needed, not a list"),
         (
             "a.jsonl",
             '{"text": "x", "label": "a"}\n{"label": "b"}\n',
@@ -145,7 +145,7 @@ def test_the_bundled_messages() -> None:
             f'{{"text": "{"y" * 131073}", "label": "b"}}',
             "a.jsonl:1: field 'text' has more than 131",
         ),
-        ("a.jsonl", "[" * 100_000, "a.jsonl:1: is not a JSON record"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl:1: not a JSON record"),
         ("a.csv.gz", b"\x1f\x8bnot gzip", "a.csv.gz:1: damaged gzip data"),
     ],
 )

@@ -22,6 +22,16 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def model() -> GPT2LMHead:
     """Fresh for each test, because packing exchanges its modules."""
+    return new_loud()
+
+
+@pytest.fixture(scope="module")
+def shared() -> GPT2LMHead:
+    """The same for many examples of one test. Do not change it."""
+    return new_loud()
+
+
+def new_loud() -> GPT2LMHead:
     torch.manual_seed(0)
     model = GPT2LMHead(GPT2Config(**SHAPE))
     with torch.no_grad():

@@ -85,6 +85,25 @@ def test_temperature_zero_takes_the_most_likely_token_whatever_the_number() -> N
     assert torch.equal(ids, logits.argmax(-1))
 
 
+EXTREMES = [5e-324, 1e-50, 1e-40, 1e-30, 1.0, 1e30, 1e38, 1e300]
+
+
+@pytest.mark.parametrize("temperature", [0.0, *EXTREMES])
+@pytest.mark.parametrize("penalty", EXTREMES)
+def test_no_allowed_setting_leaves_the_vocabulary(temperature: float, penalty: float) -> None:
+    logits = scores(3)
+    logits[:, 5] = 0.0
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    seen[:, :20] = True
+    for top_p in (5e-324, 0.5, 1.0):
+        decoding = Decoding(temperature, 40, top_p, penalty)
+        ids = choose(logits, decoding, torch.tensor([0.0, 0.5, 1 - 2**-24]), seen)
+        assert ((ids >= 0) & (ids < V)).all()
+        assert penalty <= 1 or temperature > 1 or not seen.gather(1, ids[:, None]).any()
+        if temperature < 1e-30 and penalty == 1:
+            assert torch.equal(ids, logits.argmax(-1))
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0.05, 4), st.integers(0, 900), st.floats(0.01, 1), st.floats(0.5, 2), st.integers(0, 2**31))
 def test_a_row_is_chosen_as_if_it_were_alone(
@@ -124,6 +143,7 @@ def test_scores_that_are_not_finite_are_refused(wrong: float, temperature: float
     with pytest.raises(DivergedError, match="not finite") as caught:
         choose(logits, Decoding(temperature=temperature), torch.zeros(2))
     assert caught.value.exit_code == 6
+    assert caught.value.fix == "--precision fp32, or an earlier checkpoint"
 
 
 @pytest.mark.parametrize(

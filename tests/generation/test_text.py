@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2cli.errors import InputError
 from gpt2cli.generation.text import Reply
 from gpt2cli.tokenizer.bpe import gpt2
 
@@ -101,3 +102,10 @@ def test_the_first_reason_stays() -> None:
     assert reply.finish("interrupted") == ""
     assert reply.feed(gpt2().encode("c")[0]) == ""
     assert (reply.text, reply.finish_reason) == ("", "stop")
+
+
+def test_an_id_that_is_not_in_the_vocabulary_does_not_stay() -> None:
+    reply = Reply(gpt2())
+    with pytest.raises(InputError):
+        reply.feed(50257)
+    assert reply.ids == []

@@ -8,8 +8,8 @@ import pytest
 from faulty_server import Site
 
 from gpt2cli.errors import Gpt2Error
+from gpt2cli.patience import Patience
 from gpt2cli.weights.download import Transferred, fetch
-from gpt2cli.weights.patience import Patience
 from gpt2cli.weights.published import Expected
 
 CONTENT = random.Random(1).randbytes(20_000)

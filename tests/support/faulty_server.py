@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from loopback import serving_on_loopback
+
 ETAG = '"first"'
 
 
@@ -64,18 +66,9 @@ def serving(files: dict[str, bytes], *script: Fault | str, etag: str | None = ET
     faults = [Fault(item) if isinstance(item, str) else item for item in script]
     site = Site(dict(files), faults, etag=etag)
     handler = type("Handler", (_Handler,), {"site": site})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    site.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving_on_loopback(handler, site.closing) as port:
+        site.address = f"http://127.0.0.1:{port}"
         yield site
-    finally:
-        site.closing.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 # Answers instead of the file: status, headers, body.

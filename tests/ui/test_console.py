@@ -1,5 +1,6 @@
 """Nothing that reaches a terminal steers it, and no terminal is too poor."""
 
+import errno
 import io
 import os
 import pty
@@ -116,12 +117,14 @@ def test_an_error_is_a_line_for_each_part(monkeypatch: pytest.MonkeyPatch) -> No
     assert stream.getvalue() == "error: a[/x]␛␊b\nwhy: because\nfix: gpt2 recipes\nerror: only this\n"
 
 
-def test_closed_streams_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_closed_is_silent_on_stderr_and_an_error_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
     console.make_streams_safe()
-    console.out().print("nobody hears this")
-    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+    console.err().print("nobody hears this")
+    with sys.stderr, pytest.raises(OSError) as caught, sys.stdout:
+        console.out().print("nor this")
+    assert caught.value.errno == errno.EBADF
 
 
 def _on_a_terminal(code: str, **environment: str) -> bytes:

@@ -1,11 +1,13 @@
-"""Owns how long an exchange may take, and the guard that ends one which takes longer."""
+"""Owns how long an exchange may take, how long to wait before another, and the guard that ends a long one."""
 
 import contextlib
+import re
 import socket
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +26,16 @@ class Patience:
     first_pause: float = 0.5  # doubles from attempt to attempt
     longest_pause: float = 30.0
     longest_wait: float = 120.0  # that a server may ask for with Retry-After
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds to wait, from a Retry-After header: a number of them, or a date."""
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 class Guard:
