@@ -138,6 +138,7 @@ def continue_row(
         model.train(was_training)
 
 
+@torch.inference_mode()
 def read(model: GPT2LMHead, past: Past, ids: Sequence[int]) -> Tensor:
     """Let the model read ids behind what the cache holds; scores of the next token, (1, V)."""
     input_ids = torch.tensor([ids], device=model.transformer.wpe.weight.device)  # (1, T)

@@ -83,7 +83,7 @@ def test_each_precision_is_built_once_and_its_path_printed(
     code, out, err = compile_it("--precision", "int8", "--precision", "fp32", "--precision", "int8")
     assert (code, out) == (0, f"{tmp_path / 'int8'}\n{tmp_path / 'fp32'}\n")
     lines = err.splitlines()
-    assert lines[0].startswith("compiling the step of 1 blocks of 32 in int8, about ")
+    assert lines[0].startswith("compiling the step of 1 blocks of 32 in int8, once, about ")
     assert lines[1].startswith("compiled 1 blocks of 32 in int8: ") and len(lines) == 4
     assert compile_it("--precision", "int8") == (0, f"{tmp_path / 'int8'}\n", "")
     assert compile_it("--precision", "int8", "--force")[0] == 0
