@@ -148,7 +148,7 @@ def _ours(options: argparse.Namespace) -> Callable[[list[int], int], Times]:
     from gpt2cli.generation.sampling import Decoding
 
     is_compiled = options.worker == OURS
-    model = pack_for_decoding(_model(options), options.precision, for_compiled=is_compiled)
+    model = pack_for_decoding(_model(options), options.precision, "compiled" if is_compiled else "row")
     if is_compiled:
         package = find_package(model.config, options.precision)
         package = package or build_package(model.config, options.precision)

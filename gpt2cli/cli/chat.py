@@ -85,7 +85,7 @@ def chat(
             decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
             settings = Settings(decoding, max_new_tokens)
             n_tokens = TALK_TOKENS if screen else 0
-            loaded = load(folder, device, precision, threads, compile, n_tokens)
+            loaded = load(folder, device, precision, threads, compile, n_tokens=n_tokens)
             conversation = _begin(loaded, system, settings)
         source, keys = _source(screen)
         session = Session(conversation, loaded, sys.stdin.isatty(), as_json)

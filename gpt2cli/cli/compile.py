@@ -35,7 +35,7 @@ def compile_step(
 
     wanted = list(dict.fromkeys(precision or ["bf16"]))
     for name in wanted:
-        if name not in PRODUCTS:
+        if name not in PRODUCTS["compiled"]:
             raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8")
     folder = find(model)
     choose_runtime("cpu", threads=threads)

@@ -23,10 +23,12 @@ def require_compile_word(compile: str) -> None:
         raise UsageError(f"--compile is {compile!r}", "it must be auto, on or off")
 
 
-def make_ready(model: "GPT2LMHead", runtime: "Runtime", compile: str, n_tokens: int, folder: Path) -> None:
+def make_ready(
+    model: "GPT2LMHead", runtime: "Runtime", compile: str, n_rows: int, n_tokens: int, folder: Path
+) -> None:
     """Move the model of `folder` to its device and precision and exchange what makes it fast, in place.
 
-    `n_tokens` is about how many tokens one row will get, one at a time. "auto" takes a compiled step
+    `n_rows` are written together, about `n_tokens` each. For one row "auto" takes a compiled step
     that is there, and builds one where that takes less time than it saves. Whatever goes wrong with
     it is said in a sentence, and the model decodes without.
     """
@@ -42,8 +44,13 @@ def make_ready(model: "GPT2LMHead", runtime: "Runtime", compile: str, n_tokens: 
                 "compiled steps are for the CPU in fp32, bf16 or int8; going on without", style="warn"
             )
         return
+    if n_rows > 1:
+        if compile == "on":
+            err().print("a compiled step writes one continuation at a time; going on without", style="warn")
+        pack_for_decoding(model, runtime.precision, "rows")
+        return
     package = _package(model.config, runtime.precision, compile, n_tokens, folder)
-    pack_for_decoding(model, runtime.precision, for_compiled=package is not None)
+    pack_for_decoding(model, runtime.precision, "row" if package is None else "compiled")
     if package is not None:
         try:
             use_package(model, runtime.precision, package)

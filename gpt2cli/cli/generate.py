@@ -87,8 +87,8 @@ def generate(
             "leave out --raw",
         )
     text = read_prompt(prompt, file)
-    n_alone = max_new_tokens if num_samples == 1 else 0  # the compiled step is for one row
-    loaded = load(find(model), device, precision, threads, compile, n_alone)
+    sizes = {"n_rows": num_samples, "n_tokens": max_new_tokens}
+    loaded = load(find(model), device, precision, threads, compile, **sizes)
     cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
     ids = prompt_ids(text, loaded, cut)
 

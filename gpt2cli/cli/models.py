@@ -31,9 +31,16 @@ def find(name: str | None) -> Path:
 
 
 def load(
-    folder: Path, device: str, precision: str, threads: int, compile: str, n_tokens: int
+    folder: Path,
+    device: str,
+    precision: str,
+    threads: int,
+    compile: str,
+    *,
+    n_rows: int = 1,
+    n_tokens: int,
 ) -> "LoadedModel":
-    """The model, in its place and precision, made ready for about `n_tokens` tokens in one row."""
+    """The model, in its place and precision, made ready to write about `n_tokens` in each of `n_rows`."""
     from gpt2cli.cli.decoding import make_ready, require_compile_word
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.console import err
@@ -44,7 +51,7 @@ def load(
     for notice in runtime.notices:
         err().print(notice, style="warn")
     loaded = load_model(folder, remembered=True)
-    make_ready(loaded.model, runtime, compile, n_tokens, folder)
+    make_ready(loaded.model, runtime, compile, n_rows, n_tokens, folder)
     return loaded
 
 

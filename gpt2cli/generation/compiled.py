@@ -21,7 +21,7 @@ from torch import Tensor
 from gpt2cli import home
 from gpt2cli.disk import flush, lock, new_folder, sha256_of, write_json
 from gpt2cli.errors import Gpt2Error
-from gpt2cli.generation import packing, quantizing, tracing
+from gpt2cli.generation import packing, products, quantizing, tracing
 from gpt2cli.model import gpt2, layers
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
@@ -190,7 +190,9 @@ def _folder(config: GPT2Config, precision: str) -> Path:
 
 def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
     """All that the code depends on."""
-    sources = [Path(str(module.__file__)) for module in (tracing, packing, quantizing, gpt2, layers)]
+    sources = [
+        Path(str(module.__file__)) for module in (tracing, packing, products, quantizing, gpt2, layers)
+    ]
     return {
         "torch": torch.__version__,
         "processor": _processor(),

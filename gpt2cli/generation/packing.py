@@ -1,258 +1,92 @@
-"""Owns the products that decoding on a CPU uses in the place of `nn.Linear`, and how weights lie for them.
+"""Owns which products a model decodes with on a CPU, and puts them in the place of its linear layers.
 
-At batch 1 a token costs one read of every weight, and `F.linear` reads at a quarter of the
-memory's speed. The modules here compute the same products with kernels that read faster, from
-weights in fp32, bf16 or int8; the model around them stays the one of `model/`. compiled.py owns
-what is faster still; benchmarks/decode.py measures both.
+The model around them stays the one of `model/`. products.py has those for one row, blocked.py those
+for several; compiled.py owns what is faster still. benchmarks/decode.py measures all of them.
 """
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2cli.generation.quantizing import quantize_rows
+from gpt2cli.generation.blocked import BlockedBf16Linear, BlockedInt8Linear, BlockedLinear, can_block
+from gpt2cli.generation.products import (
+    Bf16Embedding,
+    Bf16Linear,
+    Int8Linear,
+    Packed,
+    RowEmbedding,
+    RowLinear,
+    SplitLinear,
+)
 from gpt2cli.model.gpt2 import GPT2LMHead
 
-FEW_ROWS = 16  # up to here a product waits for the memory; beyond, F.linear is as fast
-MOST_PARTS = 16
-HUGE_PAGE = 1 << 21  # bytes, on x86-64 and most of arm64
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+Use = Literal["row", "rows", "compiled"]
 
 
-def pack_for_decoding(
-    model: GPT2LMHead, precision: str | None = None, *, for_compiled: bool = False
-) -> GPT2LMHead:
+def pack_for_decoding(model: GPT2LMHead, precision: str | None = None, use: Use = "row") -> GPT2LMHead:
     """Exchange the products of a model on a CPU, in place, and return it.
 
     `precision` "fp32", "bf16" or "int8" is that of the matrices; without it they keep their own.
-    Vectors stay in fp32. Holds no second copy of the weights; afterwards the model can only decode,
-    for its parameters are others. Which products are taken depends on the precision, the number of
-    threads and whether a compiled step reads them too, never on a timing, so that a seed gives the
-    same text again. On other devices, and in fp16, nothing changes.
+    `use` says what it is packed for: one row, several rows together, or one row in a compiled step.
+    Vectors stay in fp32. Holds no second copy of the weights, except that for several rows the
+    token embedding has its own; afterwards the model can only decode, for its parameters are others.
+    Which products are taken depends on these words, the processor and the number of threads, never
+    on a timing, so that a seed gives the same text again. On other devices, and in fp16, nothing changes.
     """
     weight = model.lm_head.weight
     precision = precision or PRECISIONS.get(weight.dtype)
     if weight.device.type != "cpu" or precision is None:
         return model
-    return exchange_products(model, precision, for_compiled)
+    return exchange_products(model, precision, "row" if use == "rows" and not can_block(precision) else use)
 
 
-def exchange_products(model: GPT2LMHead, precision: str, for_compiled: bool) -> GPT2LMHead:
+def exchange_products(model: GPT2LMHead, precision: str, use: Use) -> GPT2LMHead:
     """The same without asking where the model is; on "meta" it gives the shapes alone."""
-    products = PRODUCTS[precision]
-    product = products.for_compiled if for_compiled else products.eager
-    is_tied = model.config.tie_word_embeddings
+    products = PRODUCTS[use][precision]
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, product(child))
+                setattr(module, name, products.linear(child))
             elif isinstance(child, nn.LayerNorm):
                 child.float()
     head, trunk = model.lm_head, model.transformer
-    trunk.wpe = products.embedding(trunk.wpe.weight.detach())  # type: ignore[assignment]
-    # The token embedding shares the matrix of the output layer, in the form that it has there.
-    shared = cast(Packed, head).as_embedding() if is_tied else None
-    trunk.wte = shared or products.embedding(trunk.wte.weight.detach())  # type: ignore[assignment]
+    trunk.wpe = products.positions(trunk.wpe.weight.detach())  # type: ignore[assignment]
+    # The token embedding shares the matrix of the output layer, where a row can be read from it.
+    shared = head.as_embedding() if model.config.tie_word_embeddings else None  # type: ignore[operator]
+    trunk.wte = shared or products.tokens(trunk.wte.weight.detach())  # type: ignore[assignment]
     return model
-
-
-class Packed(nn.Module):
-    """A product that takes the place of a linear layer."""
-
-    def as_embedding(self) -> nn.Module:
-        """The token embedding on the same matrix."""
-        raise NotImplementedError
-
-
-class SplitLinear(Packed):
-    """For fp32: x W^T + b with the channels of x split among the threads, and the parts added up.
-
-    W is kept as (K, N), K channels in and N out, so that each part is a block of whole rows: a
-    batched product gives every thread one of them to read from end to end.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = _fixed(linear.weight.detach().float().t())  # (K, N)
-        self.bias = _vector(linear.bias)
-        K, N = self.weight.shape
-        n_parts = max(n for n in range(1, MOST_PARTS + 1) if K % n == 0 and n <= torch.get_num_threads())
-        self.parts = self.weight.detach().view(n_parts, K // n_parts, N)
-
-    def forward(self, x: Tensor) -> Tensor:
-        K, N = self.weight.shape
-        n_rows = x.numel() // K
-        if n_rows > FEW_ROWS:
-            return F.linear(x, self.weight.t(), self.bias)
-        parts = x.reshape(n_rows, len(self.parts), -1).transpose(0, 1)  # (parts, rows, K / parts)
-        y = torch.bmm(parts, self.parts).sum(dim=0)  # (rows, N)
-        if self.bias is not None:
-            y += self.bias
-        return y.view(*x.shape[:-1], N)
-
-    def as_embedding(self) -> nn.Module:
-        return ColumnEmbedding(self.weight)
-
-
-class ColumnEmbedding(nn.Module):
-    """The token embedding on the matrix of a SplitLinear, where a token is a column."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight  # (C, V)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return F.embedding(input_ids, self.weight.t())  # (B, T, C)
-
-
-class RowLinear(Packed):
-    """x W^T + b with W (N, K) in fp32 or bf16. Whatever comes in is rounded to the weights' precision.
-
-    For a single row in bf16 oneDNN is left out: it reads at half the speed of torch's own kernel for
-    a matrix times a vector, which also adds up in fp32.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        # A loaded model's matrices are turned over by their strides; here each row lies together.
-        self.weight = _fixed(linear.weight.detach(), self.dtype)  # (N, K)
-        self.bias = _vector(linear.bias)  # (N,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if torch.compiler.is_exporting():
-            return _reduced(x, weight, self.bias)
-        x = x.to(weight.dtype)
-        bias = None if self.bias is None else self.bias.to(weight.dtype)
-        if x.numel() > weight.shape[1] or weight.dtype is torch.float32:
-            return F.linear(x, weight, bias)
-        before = torch.backends.mkldnn.enabled
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-        try:
-            return F.linear(x, weight, bias)
-        finally:
-            torch.backends.mkldnn.enabled = before
-
-    def as_embedding(self) -> nn.Module:
-        return RowEmbedding(self.weight)
-
-
-class Bf16Linear(RowLinear):
-    dtype = torch.bfloat16
-
-
-class Int8Linear(Packed):
-    """x W^T + b with W (N, K) as whole numbers and a scale a row. In and out in bf16, like its sums."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.detach()
-        self.weight = _fixed(torch.empty_like(weight, dtype=torch.int8))  # (N, K)
-        self.scale = nn.Parameter(weight.new_empty(len(weight), dtype=torch.float32), requires_grad=False)
-        if not weight.is_meta:
-            quantize_rows(weight, self.weight, self.scale)
-        self.bias = _vector(linear.bias)  # (N,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return _reduced(x, self.weight, self.bias, self.scale)
-        N, K = self.weight.shape
-        rows = x.reshape(-1, K).bfloat16()
-        if len(rows) <= FEW_ROWS:  # the sums alone: scales would be rounded here
-            y = torch._weight_int8pack_mm(rows, self.weight, rows.new_ones(N))
-        else:
-            y = F.linear(rows, self.weight.bfloat16())  # whole numbers to 127 fit in bf16 exactly
-        y = y * self.scale if self.bias is None else torch.addcmul(self.bias, y, self.scale)
-        return y.bfloat16().view(*x.shape[:-1], N)
-
-    def as_embedding(self) -> nn.Module:
-        return Int8Embedding(self.weight, self.scale)
-
-
-class RowEmbedding(nn.Module):
-    """A row of W (V, C) in fp32 or bf16 for each id; the residual stream that it begins is fp32."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight if isinstance(weight, nn.Parameter) else _fixed(weight)  # (V, C)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return F.embedding(input_ids, self.weight).float()  # (B, T, C)
-
-
-class Bf16Embedding(RowEmbedding):
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__(_fixed(weight, torch.bfloat16))
-
-
-class Int8Embedding(nn.Module):
-    """The same on the matrix of an Int8Linear."""
-
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.weight, self.scale = weight, scale  # (V, C), (V,)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.weight[input_ids].float() * self.scale[input_ids][..., None]  # (B, T, C)
 
 
 @dataclass(frozen=True)
 class Products:
-    """What takes the place of a linear layer, and of an embedding that shares no matrix with one."""
-
-    eager: Callable[[nn.Linear], Packed]
-    for_compiled: Callable[[nn.Linear], Packed]  # weights as a compiled step reads them
-    embedding: Callable[[Tensor], nn.Module]
-
-
-PRODUCTS = {
-    "fp32": Products(SplitLinear, RowLinear, RowEmbedding),
-    "bf16": Products(Bf16Linear, Bf16Linear, Bf16Embedding),
-    "int8": Products(Int8Linear, Int8Linear, Bf16Embedding),
-}
-
-
-def in_huge_pages(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor in pages of 2 MB where the system has them: reading it looks up fewer."""
-    n_bytes = torch.Size(shape).numel() * dtype.itemsize
-    if n_bytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=dtype)
-    memory = mmap.mmap(-1, n_bytes + 2 * HUGE_PAGE)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -whole.data_ptr() % HUGE_PAGE
-    return whole[start : start + n_bytes].view(dtype).view(shape)
-
-
-def _reduced(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
-    """The product of one row as the compiler likes it: sums in fp32, one loop over two halves of W.
-
-    Two rows far apart are read at a time, so that two streams come from the memory.
+    """What takes the place of a linear layer, of the position embedding, which has the cache's
+    precision, and of a token embedding that shares no matrix with a linear layer.
     """
-    N, K = weight.shape
-    row = x.reshape(K)
-    y = torch.cat([(half.float() * row).sum(dim=-1) for half in weight.tensor_split(2)])  # (N,)
-    if scale is not None:
-        y = y * scale
-    if bias is not None:
-        y = y + bias
-    return y.view(*x.shape[:-1], N)
+
+    linear: Callable[[nn.Linear], Packed]
+    positions: Callable[[Tensor], nn.Module]
+    tokens: Callable[[Tensor], nn.Module]
 
 
-def _fixed(tensor: Tensor, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """The tensor as weights that do not learn, row after row in huge pages; its own memory if it fits."""
-    dtype = dtype or tensor.dtype
-    if tensor.is_meta:
-        return nn.Parameter(tensor.new_empty(tensor.shape, dtype=dtype), requires_grad=False)
-    return nn.Parameter(in_huge_pages(tensor.shape, dtype).copy_(tensor), requires_grad=False)
-
-
-def _vector(bias: Tensor | None) -> nn.Parameter | None:
-    return None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
+PRODUCTS: dict[Use, dict[str, Products]] = {
+    "row": {
+        "fp32": Products(SplitLinear, RowEmbedding, RowEmbedding),
+        "bf16": Products(Bf16Linear, Bf16Embedding, Bf16Embedding),
+        "int8": Products(Int8Linear, Bf16Embedding, Bf16Embedding),
+    },
+    # Keys and values in fp32: torch's attention is five times as fast on them as on bf16.
+    "rows": {
+        "fp32": Products(BlockedLinear, RowEmbedding, RowEmbedding),
+        "bf16": Products(BlockedBf16Linear, RowEmbedding, Bf16Embedding),
+        "int8": Products(BlockedInt8Linear, RowEmbedding, Bf16Embedding),
+    },
+    "compiled": {
+        "fp32": Products(RowLinear, RowEmbedding, RowEmbedding),
+        "bf16": Products(Bf16Linear, Bf16Embedding, Bf16Embedding),
+        "int8": Products(Int8Linear, Bf16Embedding, Bf16Embedding),
+    },
+}

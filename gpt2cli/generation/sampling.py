@@ -60,11 +60,9 @@ def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | 
         return logits.argmax(dim=-1)  # (B,)
     if not 0 < decoding.top_k < logits.shape[1]:
         return _draw_warm(logits, decoding, uniforms)
-    chosen = []
-    for row, uniform in zip(logits, uniforms[:, None], strict=True):
-        ids = top_k_ids(row, decoding.top_k)  # (k,); what follows costs nothing on so few
-        chosen.append(ids[_draw_warm(row[None, ids], decoding, uniform)])
-    return torch.cat(chosen)
+    ids = top_k_ids(logits, decoding.top_k)  # (B, k); what follows costs nothing on so few
+    places = _draw_warm(logits.gather(1, ids), decoding, uniforms)  # (B,), of 0 to k - 1
+    return ids.gather(1, places[:, None]).squeeze(1)
 
 
 def _draw_warm(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
@@ -83,27 +81,23 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, penalized.nan_to_num(), logits)  # an extreme penalty leaves the numbers
 
 
-def top_k(logits: Tensor, k: int) -> Tensor:
-    """Scores (B, V) with all but the k highest of each row removed; 0 keeps them all."""
-    if k == 0 or k >= logits.shape[-1]:
-        return logits
-    lowest = logits.topk(k, dim=-1).values[:, -1:]  # (B, 1): each row has a limit of its own
-    return logits.masked_fill(logits < lowest, REMOVED)
-
-
 def top_k_ids(scores: Tensor, k: int) -> Tensor:
-    """The places, rising, that `top_k` keeps of one row of scores (V,), found with fewer comparisons.
+    """The ids (B, k), rising, of the k highest of each row of scores (B, V).
 
-    Each of the k highest lies in one of the k blocks with the highest maxima, so only these are sorted.
+    Each of them lies in one of the k blocks with the highest maxima, so only these are looked through.
+    Of equal scores at the limit some are left out, for the same scores the same ones.
     """
-    n_blocks = len(scores) // BLOCK
+    B, V = scores.shape
+    n_blocks = V // BLOCK
     if n_blocks <= k:
-        lowest = scores.topk(k).values[-1]
-    else:
-        blocks, rest = scores[: n_blocks * BLOCK].view(n_blocks, BLOCK), scores[n_blocks * BLOCK :]
-        best = blocks[blocks.amax(dim=1).topk(k, sorted=False).indices]  # (k, BLOCK)
-        lowest = torch.cat([best.flatten(), rest]).topk(k).values[-1]
-    return (scores >= lowest).nonzero().squeeze(1)
+        return scores.topk(k, dim=1).indices.sort(dim=1).values
+    end = n_blocks * BLOCK
+    blocks = scores[:, :end].view(B, n_blocks, BLOCK)
+    best = blocks.amax(dim=2).topk(k, dim=1, sorted=False).indices  # (B, k), numbers of blocks
+    ids = (best[:, :, None] * BLOCK + torch.arange(BLOCK, device=scores.device)).flatten(1)  # (B, k * BLOCK)
+    found = torch.cat([scores.gather(1, ids), scores[:, end:]], dim=1)
+    ids = torch.cat([ids, torch.arange(end, V, device=scores.device).expand(B, -1)], dim=1)
+    return ids.gather(1, found.topk(k, dim=1).indices).sort(dim=1).values
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:

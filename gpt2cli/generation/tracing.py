@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2cli.generation.large_pages import in_huge_pages
 from gpt2cli.generation.packing import exchange_products
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
@@ -44,8 +45,12 @@ def cache_dtype(precision: str) -> torch.dtype:
 
 
 def full_cache(config: GPT2Config, precision: str) -> KVCache:
-    """What the step writes: one row, all positions. Pages that are never reached cost nothing."""
-    return KVCache(config, 1, torch.empty(0, dtype=cache_dtype(precision)))
+    """What the step writes: one row, all positions, side by side in large pages."""
+    cache = KVCache(config, 1, torch.empty(0, dtype=cache_dtype(precision), device="meta"))
+    tensors = [*cache.keys, *cache.values]
+    memory = in_huge_pages((len(tensors), *tensors[0].shape), tensors[0].dtype)
+    cache.keys, cache.values = list(memory[: config.n_layer]), list(memory[config.n_layer :])
+    return cache
 
 
 def weights_of(model: GPT2LMHead) -> list[Tensor]:
@@ -55,7 +60,7 @@ def weights_of(model: GPT2LMHead) -> list[Tensor]:
 
 def signature(config: GPT2Config, precision: str) -> list[str]:
     """The weights that the step takes, in words: a package built for others must never be run."""
-    model = exchange_products(empty_model(config), precision, for_compiled=True)
+    model = exchange_products(empty_model(config), precision, "compiled")
     return [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.named_parameters()]
 
 
@@ -64,7 +69,7 @@ class Step(nn.Module):
 
     def __init__(self, config: GPT2Config, precision: str) -> None:
         super().__init__()
-        model = exchange_products(empty_model(config), precision, for_compiled=True).eval()
+        model = exchange_products(empty_model(config), precision, "compiled").eval()
         for module in model.modules():
             if isinstance(module, Attention):
                 module.attend = attend_one

@@ -92,21 +92,24 @@ def attention_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropo
 
     Saves up to half of the products, and nearly half of the weights that a backward needs.
     """
-    T, S = q.shape[2], k.shape[2]
-    if T <= QUERY_BLOCK:
+    if mask is not None:
         return attention_formula(q, k, v, mask, dropout)
+    T, S, D = q.shape[2], k.shape[2], q.shape[3]
+    later = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     parts = []
     for start in range(0, T, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, T)
-        seen = S if mask is not None else S - T + end
-        some = None if mask is None else mask[:, :, start:end]
-        parts.append(attention_formula(q[:, :, start:end], k[:, :, :seen], v[:, :, :seen], some, dropout))
+        some = q[:, :, start : start + QUERY_BLOCK] / math.sqrt(D)
+        n = some.shape[2]
+        seen = S - T + start + n  # keys, up to the block's last query
+        scores = some @ k[:, :, :seen].transpose(2, 3)  # (B, H, n, seen)
+        scores[..., seen - n :] += later[:n, :n]
+        parts.append(drop(scores.softmax(dim=-1), dropout) @ v[:, :, :seen])  # (B, H, n, D)
     return torch.cat(parts, dim=2)  # (B, H, T, D)
 
 
 def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same function through torch's fused kernels, which have no dropout on a CPU."""
-    if dropout and q.device.type == "cpu":
+    """The same function through torch's fused kernels; on a CPU they have no dropout, and are slow in bf16."""
+    if q.device.type == "cpu" and (dropout or (q.dtype is torch.bfloat16 and mask is None)):
         return attention_blocks(q, k, v, mask, dropout)
     T, S = q.shape[2], k.shape[2]
     if mask is None and 1 < T < S:  # is_causal counts from the upper left corner, which is wrong here

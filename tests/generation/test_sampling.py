@@ -25,13 +25,16 @@ def scores(n_rows: int, scale: float = 3.0, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("k", [1, 2, 40, V - 1, V])
 def test_top_k_equals_transformers_in_every_row(k: int) -> None:
     logits = scores(3)
-    assert torch.equal(sampling.top_k(logits, k), TopKLogitsWarper(k)(None, logits))
+    ids = sampling.top_k_ids(logits, k)
+    kept = torch.full_like(logits, sampling.REMOVED).scatter(1, ids, logits.gather(1, ids))
+    assert torch.equal(kept, TopKLogitsWarper(k)(None, logits))
 
 
-def test_top_k_zero_and_above_the_vocabulary_keep_every_token() -> None:
-    logits = scores(2)
-    assert torch.equal(sampling.top_k(logits, 0), logits)
-    assert torch.equal(sampling.top_k(logits, V + 1), logits)
+@pytest.mark.parametrize("k", [0, V, V + 1])
+def test_top_k_zero_and_above_the_vocabulary_keep_every_token(k: int) -> None:
+    chance = (torch.arange(V) + 0.5) / V
+    chosen = choose(torch.zeros(V, V), Decoding(temperature=1, top_k=k), chance)
+    assert torch.equal(chosen, torch.arange(V))
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 0.999])
@@ -171,9 +174,11 @@ def test_settings_that_mean_nothing_are_refused(values: dict[str, float], messag
 @pytest.mark.parametrize("k", [1, 3, 40, 200])
 @pytest.mark.parametrize("n", [64, 65, 1000, 50257])
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_highest_of_one_row_are_those_that_top_k_keeps(k: int, n: int, ties: bool) -> None:
-    row = torch.randn(n, generator=torch.Generator().manual_seed(n + k))
-    row = row.mul(4).round() if ties else row
+def test_the_highest_of_each_row_are_found_once_and_in_order(k: int, n: int, ties: bool) -> None:
+    rows = torch.randn(3, n, generator=torch.Generator().manual_seed(n + k))
+    rows = rows.mul(4).round() if ties else rows
     k = min(k, n - 1)
-    kept = sampling.top_k(row[None], k)[0] > sampling.REMOVED
-    assert torch.equal(sampling.top_k_ids(row, k), kept.nonzero().squeeze(1))
+    ids = sampling.top_k_ids(rows, k)
+    assert (ids.diff(dim=1) > 0).all()
+    assert torch.equal(rows.gather(1, ids).sort(descending=True).values, rows.topk(k).values)
+    assert torch.equal(sampling.top_k_ids(rows[1:2], k), ids[1:2])
