@@ -108,7 +108,7 @@ def attention_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropo
 
 
 def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same function through torch's fused kernels; on a CPU they have no dropout, and are slow in bf16."""
+    """The same function through torch's fused kernels; on a CPU they lack dropout and are slow in bf16."""
     if q.device.type == "cpu" and (dropout or (q.dtype is torch.bfloat16 and mask is None)):
         return attention_blocks(q, k, v, mask, dropout)
     T, S = q.shape[2], k.shape[2]
