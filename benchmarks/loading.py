@@ -1,6 +1,6 @@
 """A 124M folder until it is ready: ours against reading and hashing alone, and against from_pretrained.
 
-    python benchmarks/loading.py [--rounds 9] [--model FOLDER] [--json loading.json]
+    python benchmarks/loading.py [--rounds 9] [--model FOLDER | --size 124M] [--json loading.json]
 
 Each measurement is a process of its own, after its imports, the kinds in turn. from_pretrained maps
 the file and returns before it has read it, so all are also timed until they have computed logits.
@@ -19,10 +19,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from peers import described, machine
+from peers import described, machine, spread
+from random_models import write_settled_folder
 
 THREADS = 2
 BEGIN = f"import sys, time, json, torch; torch.set_num_threads({THREADS}); folder = sys.argv[1]\n"
@@ -57,14 +57,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--model", type=Path, help="a 124M folder; without it one is made")
+    parser.add_argument("--model", type=Path, help="a model folder; without it one is made")
+    parser.add_argument("--size", default="124M", help="of the folder that is made")
     parser.add_argument("--memory", choices=MEMORY, default="warm")
     parser.add_argument("--json", type=Path, help="also write every measured number to this file")
     options = parser.parse_args()
     report = {"machine": machine(THREADS), "rounds": options.rounds, "memory": options.memory}
     print(described(report["machine"]))
     with tempfile.TemporaryDirectory() as place:
-        folder = options.model or make_model(Path(place) / "model")
+        folder = options.model or write_settled_folder(Path(place) / "model", options.size)
         codes = {
             kind: BEGIN + imports + MEMORY[options.memory] + START + measured + END
             for kind, (imports, measured) in KINDS.items()
@@ -73,20 +74,6 @@ def main() -> None:
     report |= {"seconds": times, "ratios": compare(times)}
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def make_model(folder: Path) -> Path:
-    """A random 124M in `folder`, old enough for its hash to be remembered."""
-    from gpt2cli.model.config import PRESETS
-    from gpt2cli.model.gpt2 import new_model
-    from gpt2cli.tokenizer.bpe import gpt2
-    from gpt2cli.weights.folder import write_manifest, write_model
-    from gpt2cli.weights.verified import SETTLED_NS
-
-    folder.mkdir()
-    write_manifest(folder, write_model(folder, new_model(PRESETS["124M"], 1), gpt2(), ""))
-    time.sleep(SETTLED_NS / 1e9)
-    return folder
 
 
 def measure_all(codes: dict[str, str], folder: Path, home: Path, rounds: int) -> dict[str, list[list[float]]]:
@@ -115,16 +102,16 @@ def measure(code: str, folder: Path, home: Path) -> list[float]:
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def compare(times: dict[str, list[list[float]]]) -> dict[str, float]:
+def compare(times: dict[str, list[list[float]]]) -> dict[str, dict[str, float]]:
     for kind, pairs in times.items():
         loaded, logits = (statistics.median(column) for column in zip(*pairs, strict=True))
         print(f"{kind:15} ready {loaded:.3f} s, first logits {logits:.3f} s")
     found = {}
     for ours, theirs, column in RATIOS:
-        ratios = [a[column] / b[column] for a, b in zip(times[ours], times[theirs], strict=True)]
         name = f"{ours} / {theirs}, {MOMENTS[column]}"
-        found[name] = statistics.median(ratios)
-        print(f"{name}: {found[name]:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        ratio = spread([a[column] / b[column] for a, b in zip(times[ours], times[theirs], strict=True)])
+        found[name] = ratio
+        print(f"{name}: {ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})")
     return found
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import Peer, answer, described, machine
+from random_models import config_of
 
 THEIRS = ("transformers", "transformers compiled")
 CONTESTANTS = ("gpt2cli", "gpt2cli eager", *THEIRS, "products alone")
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn")
     parser.add_argument("--curve", type=int, default=0, help="steps whose losses are compared, first shape")
-    parser.add_argument("--size", default="124M")
+    parser.add_argument("--size", default="124M", help="or LAYERSxWIDTH, for a trial")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--recompute", default="off", choices=("on", "off"))
@@ -80,6 +81,7 @@ def measure(options: argparse.Namespace, shape: str, n_curve: int) -> dict[str, 
     }
     return {
         "machine": machine(options.threads),
+        "batch": shape,
         "shape": f"{options.size}, {shape}, {options.precision}, dropout {options.dropout}"
         + (", recompute" if options.recompute == "on" else "")
         + (", in processor time" if options.clock == "cpu" else ""),
@@ -119,6 +121,9 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
     from gpt2cli.tokenizer.bpe import gpt2
     from gpt2cli.training.pretraining import Pretraining
 
+    shape = config_of(options.size)
+    numbers = {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd")}
+
     class Story:
         text = files("gpt2cli.bundled").joinpath("story.txt").read_text(encoding="utf-8")
         ids = np.array(gpt2().encode(text), dtype=np.int64)
@@ -130,7 +135,7 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
     recipe = PretrainRecipe(
         task="pretrain",
         data=Data(source="story"),
-        model=Model(size=options.size, context=length, dropout=options.dropout),
+        model=Model(**numbers, context=length, dropout=options.dropout),
         batch=Batch(micro_batch=rows),
         optim=Optim(steps=10**6, warmup_steps=20),
         run=Run(recompute=options.recompute),

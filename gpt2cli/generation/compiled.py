@@ -148,7 +148,7 @@ class CompiledStep:
     def new_cache(self, n_rows: int, n_positions: int) -> KVCache:
         """For one row always of full length: strides are part of the code."""
         if n_rows == 1:
-            return tracing.full_cache(self._config, self._precision)
+            return tracing.full_cache(self._config, self._precision, n_positions)
         return self._other_cache(n_rows, n_positions)
 
 
