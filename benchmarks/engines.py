@@ -23,10 +23,10 @@ from peers import Peer, answer, described, spread, take_turns
 from random_models import (
     CTRANSLATE2,
     GGUF,
-    random_model,
     transformers_model,
     write_ctranslate2,
     write_gguf_file,
+    write_model_folder,
 )
 
 COMPILED, EAGER, ROWS = "compiled", "eager", "gpt2cli"  # ours: the last for several rows together
@@ -34,7 +34,7 @@ LLAMA, TRANSFORMERS, CTRANSLATE = "llama.cpp", "transformers", "CTranslate2"
 USES = {COMPILED: "compiled", EAGER: "row", ROWS: "rows"}
 MODULES = {LLAMA: "llama_cpp", TRANSFORMERS: "transformers", CTRANSLATE: "ctranslate2"}
 PRECISIONS = {LLAMA: tuple(GGUF), TRANSFORMERS: ("fp32", "bf16"), CTRANSLATE: tuple(CTRANSLATE2)}
-WRITERS = {LLAMA: write_gguf_file, CTRANSLATE: write_ctranslate2}
+WRITERS = {LLAMA: write_gguf_file, CTRANSLATE: write_ctranslate2} | dict.fromkeys(USES, write_model_folder)
 
 TEMPERATURE, TOP_K = 0.8, 40
 Times = list[float]  # when each step was done; the first entry is the start
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--precision", required=True)
     parser.add_argument("--size", required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--file", help="the model as llama.cpp or CTranslate2 reads it")
+    parser.add_argument("--file", help="the model as this engine reads it; transformers makes its own")
     options = parser.parse_args()
     run = MAKERS[options.engine](options)
     for line in sys.stdin:
@@ -137,10 +137,11 @@ def _ours(options: argparse.Namespace) -> Run:
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.packing import pack_for_decoding
     from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.weights.folder import load_model
 
     torch.set_num_threads(options.threads)
     use, precision = USES[options.engine], options.precision
-    model = pack_for_decoding(random_model(options.size), precision, use)
+    model = pack_for_decoding(load_model(Path(options.file)).model, precision, use)
     if options.engine == COMPILED:
         package = find_package(model.config, precision) or build_package(model.config, precision)
         use_package(model, precision, package)

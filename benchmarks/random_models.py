@@ -36,6 +36,11 @@ def write_folder(folder: Path, size: str, seed: int = 0) -> Path:
     return folder
 
 
+def write_model_folder(folder: Path, size: str, precision: str) -> Path:
+    """The weights of `random_model` in a folder under this one; once for all engines and precisions."""
+    return folder / "model" if (folder / "model").exists() else write_folder(folder / "model", size)
+
+
 def write_settled_folder(folder: Path, size: str) -> Path:
     """The same, old enough for its hash to be remembered."""
     from gpt2cli.weights.verified import SETTLED_NS
@@ -89,9 +94,7 @@ def write_ctranslate2(folder: Path, size: str, precision: str) -> Path:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    source = folder / "hugging-face"
-    if not source.exists():
-        write_folder(source, size)
+    source = write_model_folder(folder, size, precision)
     converted = folder / f"ctranslate2-{precision}"
     quantization = None if precision == "fp32" else CTRANSLATE2[precision]
     TransformersConverter(str(source)).convert(str(converted), quantization=quantization)

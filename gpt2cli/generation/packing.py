@@ -32,8 +32,8 @@ def pack_for_decoding(model: GPT2LMHead, precision: str | None = None, use: Use 
 
     `precision` "fp32", "bf16" or "int8" is that of the matrices; without it they keep their own.
     `use` says what it is packed for: one row, several rows together, or one row in a compiled step.
-    Vectors stay in fp32. Holds no second copy of the weights, except that for several rows the
-    token embedding has its own; afterwards the model can only decode, for its parameters are others.
+    Vectors stay in fp32. The memory of the weights is used again: afterwards the model can only decode,
+    and whoever else holds its tensors finds others in them.
     Which products are taken depends on these words, the processor and the number of threads, never
     on a timing, so that a seed gives the same text again. On other devices, and in fp16, nothing changes.
     """

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2cli.generation.large_pages import in_huge_pages
-from gpt2cli.generation.quantizing import quantize_rows
+from gpt2cli.generation.quantizing import CHUNK, quantize_rows
 
 FEW_ROWS = 16  # up to here a product waits for the memory; beyond, F.linear is as fast
 MOST_PARTS = 16
@@ -109,10 +109,11 @@ class Int8Linear(Packed):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach()
-        self.weight = _fixed(torch.empty_like(weight, dtype=torch.int8))  # (N, K)
+        whole = _memory_of(weight, torch.int8)
         self.scale = nn.Parameter(weight.new_empty(len(weight), dtype=torch.float32), requires_grad=False)
         if not weight.is_meta:
-            quantize_rows(weight, self.weight, self.scale)
+            quantize_rows(weight.contiguous(), whole, self.scale)
+        self.weight = nn.Parameter(whole, requires_grad=False)  # (N, K)
         self.bias = _vector(linear.bias)  # (N,)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,11 +175,28 @@ def _reduced(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | Non
 
 
 def _fixed(tensor: Tensor, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """The tensor as weights that do not learn, row after row in huge pages; its own memory if it fits."""
+    """The tensor (N, K) as weights that do not learn, row after row in `_memory_of` it."""
     dtype = dtype or tensor.dtype
+    memory = _memory_of(tensor, dtype)
+    if not tensor.is_meta and not (tensor.is_contiguous() and tensor.dtype is dtype):
+        step = CHUNK if tensor.is_contiguous() else len(tensor)  # turned over, it is read as a whole first
+        for start in range(0, len(tensor), step):
+            memory[start : start + step] = tensor[start : start + step].to(dtype, copy=True)
+    return nn.Parameter(memory, requires_grad=False)
+
+
+def _memory_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for weights of its shape: its own, where that is one piece; else large pages.
+
+    A model that was loaded lies in large pages already, and new memory has to be cleared by the
+    system, which for 124M takes longer than all else that is done here.
+    """
+    piece = tensor if tensor.is_contiguous() else tensor.t()
     if tensor.is_meta:
-        return nn.Parameter(tensor.new_empty(tensor.shape, dtype=dtype), requires_grad=False)
-    return nn.Parameter(in_huge_pages(tensor.shape, dtype).copy_(tensor), requires_grad=False)
+        return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+    if not piece.is_contiguous() or dtype.itemsize > tensor.dtype.itemsize:
+        return in_huge_pages(tensor.shape, dtype)
+    return piece.view(-1).view(dtype)[: tensor.numel()].view(tensor.shape)
 
 
 def _vector(bias: Tensor | None) -> nn.Parameter | None:

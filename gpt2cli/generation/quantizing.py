@@ -14,7 +14,10 @@ CHUNK = 4096  # rows at a time: the temporary copies stay small
 
 @torch.no_grad()
 def quantize_rows(weight: Tensor, whole: Tensor, scale: Tensor) -> None:
-    """Fill `whole` (N, K) int8 and `scale` (N,) fp32 from `weight` (N, K). A row of zeros has scale 0."""
+    """Fill `whole` (N, K) int8 and `scale` (N,) fp32 from `weight` (N, K). A row of zeros has scale 0.
+
+    `whole` may be the beginning of the weight's own memory, if that is contiguous.
+    """
     for start in range(0, len(weight), CHUNK):
         rows = weight[start : start + CHUNK].float()  # (n, K)
         largest = rows.abs().amax(dim=1)  # (n,)

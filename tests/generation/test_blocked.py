@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 def test_the_product_is_that_of_the_linear_layer(precision: str, shape: tuple[int, ...], bias: bool) -> None:
     kind, tolerance = KINDS[precision]
     linear, x = torch.nn.Linear(96, 33, bias=bias), torch.randn(shape)
-    found = kind(linear)(x)
+    found = kind(copy.deepcopy(linear))(x)
     assert found.shape == linear(x).shape and found.dtype is torch.float32
     assert torch.allclose(found, linear(x), atol=tolerance, rtol=tolerance)
 
@@ -31,7 +33,7 @@ def test_int8_is_exact_for_whole_numbers() -> None:
     linear.weight = torch.nn.Parameter(torch.randint(-127, 128, (40, 64)).float())
     with torch.no_grad():
         linear.weight[:, 0], x[:, 0] = 127, -127  # so that each scale is 1
-        assert torch.equal(BlockedInt8Linear(linear)(x) - linear.bias, x @ linear.weight.T)
+        assert torch.equal(BlockedInt8Linear(copy.deepcopy(linear))(x) - linear.bias, x @ linear.weight.T)
 
 
 def test_in_int8_rows_of_zeros_and_rows_of_very_different_size_stay_apart() -> None:
@@ -40,7 +42,7 @@ def test_in_int8_rows_of_zeros_and_rows_of_very_different_size_stay_apart() -> N
     linear = torch.nn.Linear(64, 40, bias=False)
     x = torch.randn(4, 64) * torch.tensor([[0.0], [1e-30], [1.0], [1e30]])
     with torch.no_grad():
-        found, wanted = BlockedInt8Linear(linear)(x), linear(x)
+        found, wanted = BlockedInt8Linear(copy.deepcopy(linear))(x), linear(x)
     assert torch.equal(found[0], torch.zeros(40))
     for ours, theirs in zip(found[1:].double(), wanted[1:].double(), strict=True):
         assert (ours - theirs).norm() < 0.03 * theirs.norm()

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ def test_split_product_equals_linear(n_threads: int, shape: tuple[int, ...], bia
     torch.set_num_threads(n_threads)
     linear = torch.nn.Linear(96, 33, bias=bias)
     x = torch.randn(shape)
-    packed = SplitLinear(linear)
+    packed = SplitLinear(copy.deepcopy(linear))
     assert packed.parts.shape[0] == {1: 1, 2: 2, 3: 3, 7: 6}[n_threads]
     assert packed(x).shape == linear(x).shape
     assert torch.allclose(packed(x), linear(x), atol=1e-5)
@@ -19,7 +21,7 @@ def test_split_product_equals_linear(n_threads: int, shape: tuple[int, ...], bia
 
 def test_both_ways_of_the_split_product_are_tried() -> None:
     linear = torch.nn.Linear(8, 4)
-    packed, x = SplitLinear(linear), torch.randn(FEW_ROWS + 1, 8)
+    packed, x = SplitLinear(copy.deepcopy(linear)), torch.randn(FEW_ROWS + 1, 8)
     for n in (FEW_ROWS, FEW_ROWS + 1):
         assert torch.allclose(packed(x[:n]), linear(x[:n]), atol=1e-6)
 
@@ -28,7 +30,7 @@ def test_both_ways_of_the_split_product_are_tried() -> None:
 def test_rows_in_bf16_equal_fp32_to_the_precision_of_bf16(rows: int) -> None:
     linear = torch.nn.Linear(96, 33)
     x = torch.randn(rows, 1, 96)
-    assert torch.allclose(Bf16Linear(linear)(x).float(), linear(x), rtol=2**-6, atol=2**-6)
+    assert torch.allclose(Bf16Linear(copy.deepcopy(linear))(x).float(), linear(x), rtol=2**-6, atol=2**-6)
     assert torch.backends.mkldnn.enabled
 
 
@@ -44,7 +46,7 @@ def test_onednn_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("bias", [True, False])
 def test_int8_equals_the_product_with_what_was_rounded(rows: int, bias: bool) -> None:
     linear = torch.nn.Linear(96, 32, bias=bias)
-    packed, x = Int8Linear(linear), torch.randn(rows, 1, 96).bfloat16()
+    packed, x = Int8Linear(copy.deepcopy(linear)), torch.randn(rows, 1, 96).bfloat16()
     exact = (x.double() @ (packed.weight * packed.scale[:, None]).double().T) + (linear.bias if bias else 0)
     assert torch.allclose(packed(x).double(), exact, rtol=2**-6, atol=2**-6)
 
@@ -55,7 +57,7 @@ def test_the_sums_for_the_compiler_are_the_same_product(
     kind: type, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     linear, x = torch.nn.Linear(96, 32), torch.randn(shape)
-    product = kind(linear)
+    product = kind(copy.deepcopy(linear))
     weight = product.weight.double() * (product.scale[:, None].double() if kind is Int8Linear else 1)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     assert product(x).dtype is torch.float32
