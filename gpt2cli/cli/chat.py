@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.models import decoding_of, find, load
+from gpt2cli.cli.models import decoding_of, found, load
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -78,8 +78,7 @@ def chat(
         raise UsageError("there is nothing to answer", "stdin is closed", "gpt2 chat at a terminal")
     screen = _screen()
     with hushed() if screen else contextlib.nullcontext():
-        folder = find(model)
-        with waiting(err(), f"loading {folder}", patience=0):  # torch alone takes seconds
+        with found(model) as folder, waiting(err(), f"loading {folder}", patience=0):  # torch takes seconds
             from gpt2cli.generation.settings import Settings
 
             decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)

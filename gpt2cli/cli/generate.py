@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.models import decoding_of, find, load
+from gpt2cli.cli.models import decoding_of, found, load
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -70,16 +70,12 @@ def generate(
     import sys
 
     from gpt2cli.errors import UsageError
-    from gpt2cli.generation import engine
-    from gpt2cli.generation.pace import Pace
-    from gpt2cli.generation.text import Reply
 
     for name, value in (("--num-samples", num_samples), ("--max-new-tokens", max_new_tokens)):
         if value < 1:
             raise UsageError(f"{name} is {value}", "it must be at least 1")
     if "" in (stop or ()):
         raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
-    decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
     if raw and (as_json or sys.stdout.isatty()):
         raise UsageError(
             "--raw is for text into a pipe or a file",
@@ -87,8 +83,14 @@ def generate(
             "leave out --raw",
         )
     text = read_prompt(prompt, file)
-    sizes = {"n_rows": num_samples, "n_tokens": max_new_tokens}
-    loaded = load(find(model), device, precision, threads, compile, **sizes)
+    with found(model) as folder:
+        from gpt2cli.generation import engine
+        from gpt2cli.generation.pace import Pace
+        from gpt2cli.generation.text import Reply
+
+        decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
+        sizes = {"n_rows": num_samples, "n_tokens": max_new_tokens}
+        loaded = load(folder, device, precision, threads, compile, **sizes)
     cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
     ids = prompt_ids(text, loaded, cut)
 

@@ -16,6 +16,7 @@ from gpt2cli.errors import InputError
 
 PIECE = 8 << 20  # bytes a thread reads at a time
 READERS = 4
+ALIGNMENT = 64  # bytes, at which the data of tensors begins
 
 
 def read_block(
@@ -54,6 +55,16 @@ def read_block(
     finally:  # whoever interrupts a cold disk does not wait for the rest of the file
         readers.shutdown(cancel_futures=True)
     return block
+
+
+def lead_of(file: io.BufferedReader) -> int:
+    """The `lead` for a safetensors file: its tensors, not its header, shall begin aligned.
+
+    Other programs' headers have any length.
+    """
+    lead = -(8 + int.from_bytes(file.read(8), "little")) % ALIGNMENT
+    file.seek(0)
+    return lead
 
 
 def _memory(size: int) -> memoryview:

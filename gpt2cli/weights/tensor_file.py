@@ -22,7 +22,8 @@ from torch import Tensor
 
 from gpt2cli.disk import flush, open_regular
 from gpt2cli.errors import InputError
-from gpt2cli.weights.file_block import read_block
+from gpt2cli.weights.file_block import ALIGNMENT, lead_of, read_block
+from gpt2cli.weights.read_ahead import take
 from gpt2cli.weights.verified import is_verified, look, remember
 
 DTYPES: dict[str, torch.dtype] = {
@@ -38,7 +39,6 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ALIGNMENT = 64  # bytes; what torch gives its own tensors
 _MAX_HEADER = 16 << 20  # bytes; GPT-2 XL needs 60 KB
 _MAX_DIMENSIONS = 8
 
@@ -114,9 +114,12 @@ def read_tensors(path: Path, sha256: str | None = None, *, remembered: bool = Fa
             raise InputError(f"{path}: {status.size} bytes are no safetensors file")
         is_known = remembered and sha256 is not None and is_verified(status, sha256)
         digest = None if is_known or sha256 is None else hashlib.sha256()
-        # The tensors' data, not the header, begins aligned: other programs' headers have any length.
-        lead = -(8 + int.from_bytes(file.read(8), "little")) % ALIGNMENT
-        block = read_block(path, file, status.size, lead=lead, use=digest.update if digest else None)
+        block = take(path, status)
+        if block is not None and digest:
+            digest.update(block)
+        elif block is None:
+            use = digest.update if digest else None
+            block = read_block(path, file, status.size, lead=lead_of(file), use=use)
         is_same = look(file) == status
     if is_known and not is_same:
         digest = hashlib.sha256(block)
