@@ -23,7 +23,7 @@ def explained(batch: Batch) -> Iterator[None]:
 def out_of_memory(batch: Batch) -> ResourceError:
     """The error to show; the batch it proposes has as many sequences a step as before."""
     if batch.micro_batch == 1:
-        fix = "a smaller model.context, or a smaller model"
+        fix = "run.recompute=on, a smaller model.context, or a smaller model"
     else:
         # The largest proper divisor keeps the product exact; halves where it can.
         smaller = next(n for n in range(batch.micro_batch // 2, 0, -1) if batch.micro_batch % n == 0)
@@ -38,18 +38,26 @@ def out_of_memory(batch: Batch) -> ResourceError:
 
 
 def estimate_bytes(
-    config: GPT2Config, micro_batch: int, bytes_per_number: int, *, n_learning: int, n_outputs: int
+    config: GPT2Config,
+    micro_batch: int,
+    bytes_per_number: int,
+    *,
+    n_learning: int,
+    n_outputs: int,
+    recompute: bool = False,
 ) -> dict[str, int]:
     """Memory by purpose, in bytes. The states are exact, the activations a count of saved tensors.
 
     `bytes_per_number` is that of the precision: 4 for fp32, 2 for bf16 and fp16. `n_learning` counts
     the parameters that learn: frozen ones have neither gradients nor moments. `n_outputs` counts the
-    positions of a micro batch that go through the vocabulary; a classifier has none.
+    positions of a micro batch that go through the vocabulary; a classifier has none. With `recompute`
+    a block keeps its input alone, in fp32, and one at a time all the rest.
     """
     T, C, M = config.n_positions, config.n_embd, config.mlp_width
     # What backward needs of a block: two LayerNorms in and out, q, k, v, attention out, projection
     # (9 C), MLP before and after GELU (2 M), dropout masks and residuals (3 C).
     block = micro_batch * T * (12 * C + 2 * M) * bytes_per_number
+    kept = micro_batch * T * C * 4 if recompute else block
     logits = min(CHUNK, n_outputs) * config.vocab_size * (4 + 2 * bytes_per_number)
     casts = config.n_parameters * bytes_per_number if bytes_per_number < 4 else 0
     return {
@@ -57,6 +65,6 @@ def estimate_bytes(
         "gradients": 4 * n_learning,
         "AdamW moments": 8 * n_learning,
         "half-precision copies": casts,
-        "activations": config.n_layer * block,
+        "activations": config.n_layer * kept + (block if recompute else 0),
         "logits": logits,
     }

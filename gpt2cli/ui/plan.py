@@ -99,6 +99,7 @@ def _memory(session: Session) -> list[Row]:
         session.runtime.dtype.itemsize,
         n_learning=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
         n_outputs=_outputs(session.task, n_rows * config.n_positions),
+        recompute=session.recipe.run.recompute == "on",
     )
     rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
     return [

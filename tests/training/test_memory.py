@@ -58,6 +58,16 @@ def test_the_states_of_124m_are_sixteen_bytes_a_parameter() -> None:
     assert sum(parts.values()) > states
 
 
+def test_recomputation_keeps_one_block_and_the_inputs_of_all() -> None:
+    config = PRESETS["124M"]
+    sizes = {"n_learning": config.n_parameters, "n_outputs": 2048}
+    whole, less = (estimate_bytes(config, 2, 2, recompute=on, **sizes) for on in (False, True))
+    inputs = config.n_layer * 2 * config.n_positions * config.n_embd * 4
+    assert less["activations"] == inputs + whole["activations"] // config.n_layer
+    assert less["activations"] < whole["activations"] / 3
+    assert {**less, "activations": 0} == {**whole, "activations": 0}
+
+
 def test_what_is_frozen_has_no_states_and_what_meets_no_vocabulary_no_logits() -> None:
     config = PRESETS["124M"]
     whole = estimate_bytes(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)

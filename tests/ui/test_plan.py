@@ -52,7 +52,7 @@ def test_memory_is_told_of_what_learns_and_what_meets_the_vocabulary(
     recipe, task = teaching(tmp_path, "train=lora", "lora.rank=2")
     plan._memory(open_session(task, recipe, None))
     n_adapter = 2 * 8 + 24 * 2  # A (2, 8) and B (24, 2) on the one c_attn
-    assert told[0] == {"n_learning": n_adapter, "n_outputs": task.most_learnt}
-    recipe, classes = lesson(tmp_path, "train=head")
+    assert told[0] == {"n_learning": n_adapter, "n_outputs": task.most_learnt, "recompute": False}
+    recipe, classes = lesson(tmp_path, "train=head", "run.recompute=on")
     plan._memory(open_session(classes, recipe, None))
-    assert told[1] == {"n_learning": 3 * 16, "n_outputs": 0}
+    assert told[1] == {"n_learning": 3 * 16, "n_outputs": 0, "recompute": True}
