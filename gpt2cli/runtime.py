@@ -64,13 +64,16 @@ def choose_runtime(
         notices.append("int8 is for decoding on a CPU; the precision is chosen as if none were named")
         precision = "auto"
     name = INT8 if precision == INT8 and decoding else _choose_precision(precision, chosen, training, notices)
-    count = threads or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    count = threads or default_threads()
     torch.set_num_threads(count)
     if training and chosen.type == "cpu":
         _keep_freed_memory()
     return Runtime(chosen, name, count, _choose_compile(compile, chosen, flops, notices), tuple(notices))
+
+
+def default_threads() -> int:
+    """One a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_attention(attention: str, device: torch.device, context: int, *, compiled: bool = False) -> str:

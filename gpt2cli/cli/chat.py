@@ -78,13 +78,16 @@ def chat(
         raise UsageError("there is nothing to answer", "stdin is closed", "gpt2 chat at a terminal")
     screen = _screen()
     with hushed() if screen else contextlib.nullcontext():
-        with found(model) as folder, waiting(err(), f"loading {folder}", patience=0):  # torch takes seconds
+        with (
+            found(model) as folder,
+            waiting(err(), f"loading {folder}", patience=0) as end,
+        ):
             from gpt2cli.generation.settings import Settings
 
             decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
             settings = Settings(decoding, max_new_tokens)
             n_tokens = TALK_TOKENS if screen else 0
-            loaded = load(folder, device, precision, threads, compile, n_tokens=n_tokens)
+            loaded = load(folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end)
             conversation = _begin(loaded, system, settings)
         source, keys = _source(screen)
         session = Session(conversation, loaded, sys.stdin.isatty(), as_json)

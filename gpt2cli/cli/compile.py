@@ -15,7 +15,7 @@ def compile_step(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option("--precision", help="fp32, bf16 or int8; repeatable.", show_default="bf16"),
+        typer.Option("--precision", help="fp32, bf16 or int8; repeatable.", show_default="fp32"),
     ] = None,
     threads: ThreadsOption = 0,
     force: Annotated[bool, typer.Option("--force", help="Build it also where it is there.")] = False,
@@ -23,7 +23,8 @@ def compile_step(
     """Compile a model's decode step for this CPU, so that generate and chat write faster.
 
     Takes a C++ compiler and about a minute a precision. The result serves every model of the same
-    shape, until torch, the compiler or the processor changes. stdout gets its paths.
+    shape on as many threads, until torch, the compiler, the processor or this program changes. stdout gets
+    its paths.
     """
     from gpt2cli.cli.decoding import build_with_a_line
     from gpt2cli.errors import ResourceError, UsageError
@@ -31,15 +32,16 @@ def compile_step(
     from gpt2cli.generation.packing import PRODUCTS
     from gpt2cli.home import is_adapter
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.weights.folder import load_model, read_config
+    from gpt2cli.weights.folder import read_config
+    from gpt2cli.weights.merging import find_base
 
-    wanted = list(dict.fromkeys(precision or ["bf16"]))
+    wanted = list(dict.fromkeys(precision or ["fp32"]))  # what generate takes by itself
     for name in wanted:
         if name not in PRODUCTS["compiled"]:
             raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8")
     folder = find(model)
     choose_runtime("cpu", threads=threads)
-    config = load_model(folder).config if is_adapter(folder) else read_config(folder)
+    config = read_config(find_base(folder) if is_adapter(folder) else folder)
     for name in wanted:
         package = None if force else find_package(config, name)
         try:

@@ -4,6 +4,7 @@ What a compiled step is, and what it saves, is `generation/compiled.py`'s. Here 
 take one, to build one, or to say how one is had.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,20 @@ def require_compile_word(compile: str) -> None:
 
 
 def make_ready(
-    model: "GPT2LMHead", runtime: "Runtime", compile: str, n_rows: int, n_tokens: int, folder: Path
+    model: "GPT2LMHead",
+    runtime: "Runtime",
+    compile: str,
+    n_rows: int,
+    n_tokens: int,
+    folder: Path,
+    before_build: Callable[[], None],
 ) -> None:
     """Move the model of `folder` to its device and precision and exchange what makes it fast, in place.
 
     `n_rows` are written together, about `n_tokens` each. For one row "auto" takes a compiled step
     that is there, and builds one where that takes less time than it saves. Whatever goes wrong with
-    it is said in a sentence, and the model decodes without.
+    it is said in a sentence, and the model decodes without. `before_build` is called before a build,
+    which has a line of its own on the terminal.
     """
     from gpt2cli.generation.compiled import BuildError, use_package
     from gpt2cli.generation.packing import pack_for_decoding
@@ -49,7 +57,7 @@ def make_ready(
             err().print("a compiled step writes one continuation at a time; going on without", style="warn")
         pack_for_decoding(model, runtime.precision, "rows")
         return
-    package = _package(model.config, runtime.precision, compile, n_tokens, folder)
+    package = _package(model.config, runtime, compile, n_tokens, folder, before_build)
     pack_for_decoding(model, runtime.precision, "row" if package is None else "compiled")
     if package is not None:
         try:
@@ -58,31 +66,45 @@ def make_ready(
             err().print(printable(f"{error}; going on without it"), style="warn")
 
 
-def _package(config: "GPT2Config", precision: str, compile: str, n_tokens: int, folder: Path) -> Path | None:
+def _package(
+    config: "GPT2Config",
+    runtime: "Runtime",
+    compile: str,
+    n_tokens: int,
+    folder: Path,
+    before_build: Callable[[], None],
+) -> Path | None:
+    import shlex
+
     from gpt2cli.errors import ResourceError
     from gpt2cli.generation import compiled
+    from gpt2cli.runtime import default_threads
     from gpt2cli.ui.console import err, printable
 
+    precision = runtime.precision
     if compile == "off":
         return None
     if package := compiled.find_package(config, precision):
         return package
-    saved = compiled.saved_seconds(config, n_tokens)
-    if compile == "auto" and (
-        not compiled.can_build() or saved < compiled.PAYS * compiled.build_seconds(config)
-    ):
-        if saved >= compiled.WORTH_SAYING and compiled.can_build():
-            say = f"gpt2 compile {folder} --precision {precision}"
-            err().print(printable(f"faster after: {say}"), style="faint")
-        return None
+    if compile == "auto":
+        if not compiled.can_build() or compiled.has_failed(config, precision):
+            return None
+        saved = compiled.saved_seconds(config, n_tokens)
+        if saved < compiled.PAYS * compiled.build_seconds(config):
+            if saved >= compiled.WORTH_SAYING:
+                threads = "" if runtime.threads == default_threads() else f" --threads {runtime.threads}"
+                say = f"gpt2 compile {shlex.quote(str(folder))} --precision {precision}{threads}"
+                err().print(printable(f"faster after: {say}"), style="faint")
+            return None
+    before_build()
     try:
-        return build_with_a_line(config, precision)
+        return build_with_a_line(config, precision, "; --compile off starts without")
     except (compiled.BuildError, ResourceError) as error:
         err().print(printable(f"{error}; going on without a compiled step"), style="warn")
         return None
 
 
-def build_with_a_line(config: "GPT2Config", precision: str) -> Path:
+def build_with_a_line(config: "GPT2Config", precision: str, way_out: str = "") -> Path:
     """Build a package, with one line on stderr that says so and how long it takes."""
     import time
 
@@ -94,7 +116,7 @@ def build_with_a_line(config: "GPT2Config", precision: str) -> Path:
     require_compiler()
     console, start = err(), time.monotonic()
     shape = size_of(config) or f"{config.n_layer} blocks of {config.n_embd}"
-    line = f"compiling the step of {shape} in {precision}, once, about {build_seconds(config):.0f} s"
+    line = f"compiling the step of {shape} in {precision}, once, about {build_seconds(config):.0f} s{way_out}"
     if is_terminal(console):
         with waiting(console, line, patience=0):
             package = build_package(config, precision)

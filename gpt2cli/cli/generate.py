@@ -89,8 +89,9 @@ def generate(
         from gpt2cli.generation.text import Reply
 
         decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
-        sizes = {"n_rows": num_samples, "n_tokens": max_new_tokens}
-        loaded = load(folder, device, precision, threads, compile, **sizes)
+        loaded = load(
+            folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
+        )
     cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
     ids = prompt_ids(text, loaded, cut)
 

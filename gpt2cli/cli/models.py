@@ -3,7 +3,7 @@ settings with which it does; `home.py` knows where models live, `weights/` what 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,13 +44,15 @@ def found(name: str | None) -> Iterator[Path]:
     from gpt2cli.weights.read_ahead import reading_ahead
 
     folder = find(name)
+    was_on = gc.isenabled()
     gc.disable()
     try:
         with reading_ahead(folder / "model.safetensors"):
             yield folder
     finally:
         gc.freeze()
-        gc.enable()
+        if was_on:
+            gc.enable()
 
 
 def load(
@@ -62,6 +64,7 @@ def load(
     *,
     n_rows: int = 1,
     n_tokens: int,
+    before_build: Callable[[], None] = lambda: None,
 ) -> "LoadedModel":
     """The model, in its place and precision, made ready to write about `n_tokens` in each of `n_rows`."""
     from gpt2cli.cli.decoding import make_ready, require_compile_word
@@ -74,7 +77,7 @@ def load(
     for notice in runtime.notices:
         err().print(notice, style="warn")
     loaded = load_model(folder, remembered=True)
-    make_ready(loaded.model, runtime, compile, n_rows, n_tokens, folder)
+    make_ready(loaded.model, runtime, compile, n_rows, n_tokens, folder, before_build)
     return loaded
 
 

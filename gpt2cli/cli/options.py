@@ -17,7 +17,9 @@ ModelOption = Annotated[
 SeedOption = Annotated[
     int | None,
     typer.Option(
-        "--seed", help="The same seed gives the same text; otherwise by chance.", show_default=False
+        "--seed",
+        help="With the same options the same text; otherwise by chance.",
+        show_default=False,
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]

@@ -5,12 +5,15 @@ it is code, it lies in a folder of the user's own, and is run only if its SHA-25
 stored when it was built here; anything else there is built anew. What is compiled is tracing.py's.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli import home
-from gpt2cli.disk import flush, lock, new_folder, sha256_of, write_json
+from gpt2cli.disk import discard, flush, lock, new_folder, sha256_of, sweep, write_json
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.generation import packing, products, quantizing, tracing
 from gpt2cli.model import gpt2, layers
@@ -80,25 +83,63 @@ def find_package(config: GPT2Config, precision: str) -> Path | None:
 def build_package(config: GPT2Config, precision: str) -> Path:
     """Build it, in place of whatever is there, and return it. Takes about `build_seconds`.
 
-    Raises BuildError where it cannot be built, ResourceError while another process builds.
+    Raises BuildError where it cannot be built or kept, ResourceError while another process builds.
     """
     require_compiler()
     folder = _folder(config, precision)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.parent.chmod(0o700)
-    if not _is_private(folder.parent):
-        raise BuildError(f"{folder.parent}: is not a folder of your own", "compiled code is run from it")
-    with lock(folder.parent), new_folder(folder) as temporary:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.parent.stat().st_uid == os.geteuid():
+            folder.parent.chmod(0o700)
+        if not _is_private(folder.parent):
+            raise BuildError(f"{folder.parent}: is not a folder of your own", "compiled code is run from it")
+        with lock(folder.parent):
+            sweep(folder.parent)
+            _failure(folder).unlink(missing_ok=True)
+            _build(config, precision, folder)
+            _forget_older(folder)
+    except OSError as error:
+        raise BuildError(f"the compiled step cannot be kept ({_first_line(error)})") from error
+    return folder / PACKAGE
+
+
+def has_failed(config: GPT2Config, precision: str) -> bool:
+    """Whether the last build of this package failed: with the same compiler it would again."""
+    return os.path.lexists(_failure(_folder(config, precision)))
+
+
+def _build(config: GPT2Config, precision: str, folder: Path) -> None:
+    with new_folder(folder) as temporary:
         temporary.chmod(0o700)
         scratch = temporary / "scratch"
         scratch.mkdir()
-        _compile(config, precision, temporary / PACKAGE, scratch)
+        try:
+            _compile(config, precision, temporary / PACKAGE, scratch)
+        except BuildError:
+            _failure(folder).touch()
+            raise
         shutil.rmtree(scratch)
         with open(temporary / PACKAGE, "rb") as file:
             flush(file)
         facts = {"facts": _facts(config, precision), "sha256": sha256_of(temporary / PACKAGE)}
         write_json(temporary / FACTS, facts)
-    return folder / PACKAGE
+
+
+def _failure(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".failed")
+
+
+def _forget_older(folder: Path) -> None:
+    """Delete what other versions of torch, the compiler or this code built for the same shape and threads."""
+    facts = json.loads((folder / FACTS).read_bytes())["facts"]
+    for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
+        try:
+            theirs = json.loads((other / FACTS).read_bytes())["facts"]
+            is_older = all(theirs[name] == facts[name] for name in ("config", "threads")) and theirs != facts
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not a package, or one that is not whole: nothing that is known about it
+        if is_older:
+            discard(other)
 
 
 def use_package(model: GPT2LMHead, precision: str, package: Path) -> None:
@@ -132,7 +173,15 @@ class CompiledStep:
         self._shape = (1, config.n_head, config.n_positions, config.head_width)
         self._dtype = tracing.cache_dtype(precision)
         self._places = torch.arange(config.n_positions)
-        self._run = AOTIModelPackageLoader(str(package), "model", False, 1, -1).run
+        # torch unpacks it into TMPDIR and deletes that in a destructor, which not every end of a program
+        # comes to. Once opened the code is in memory.
+        before = os.environ.get("TMPDIR")
+        with tempfile.TemporaryDirectory() as unpacked:
+            os.environ["TMPDIR"] = unpacked
+            try:
+                self._run = AOTIModelPackageLoader(str(package), "model", False, 1, -1).run
+            finally:
+                os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
 
     def __call__(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         S = cache.length + 1
@@ -161,22 +210,30 @@ def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> N
         "path": str(path),
     }
     places = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor")}
+    places["CXX"] = _compiler().split()[0]  # torch by itself would only look for g++
     package_root = str(Path(__file__).parents[2])
     search = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     try:
-        result = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", tracing.__name__],
-            input=json.dumps(request),
             env=os.environ | places | {"PYTHONPATH": search},
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=LONGEST_BUILD,
             cwd=scratch,
+            process_group=0,
         )
+        try:
+            _, errors = process.communicate(json.dumps(request), timeout=LONGEST_BUILD)
+        finally:  # the compiler that it has started, too, whatever ended the wait
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"the compiler does not run ({_first_line(error)})") from error
-    if result.returncode or not path.is_file():
-        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+    if process.returncode or not path.is_file():
+        lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
         told = next((line for line in reversed(lines) if "rror" in line), lines[-1])
         raise BuildError(f"the compiler failed ({told.strip()[:160]})")
 

@@ -35,7 +35,8 @@ def pack_for_decoding(model: GPT2LMHead, precision: str | None = None, use: Use 
     Vectors stay in fp32. The memory of the weights is used again: afterwards the model can only decode,
     and whoever else holds its tensors finds others in them.
     Which products are taken depends on these words, the processor and the number of threads, never
-    on a timing, so that a seed gives the same text again. On other devices, and in fp16, nothing changes.
+    on a timing: with them a seed gives the same text again; with others, in bf16 and int8, perhaps not.
+    On other devices, and in fp16, nothing changes.
     """
     weight = model.lm_head.weight
     precision = precision or PRECISIONS.get(weight.dtype)

@@ -1,8 +1,8 @@
 """Owns int8 weights: a matrix as whole numbers from -127 to 127 and one scale a row.
 
 Symmetric and per row ("absmax"; Dettmers et al. 2022, LLM.int8(), section 2.1, there with columns):
-W[n, k] is about scale[n] * Q[n, k]. Only weights are rounded, never activations. What computes with
-them is packing.py's.
+W[n, k] is about scale[n] * Q[n, k]. Here are weights alone; blocked.py rounds its activations in the
+same way, products.py none.
 """
 
 import torch

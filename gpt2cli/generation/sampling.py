@@ -107,14 +107,16 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     """
     if p >= 1:
         return logits
-    V = logits.shape[-1]
-    probabilities = logits.softmax(dim=-1)  # (B, V)
-    for n in (min(FIRST_LOOK, V), V):
-        highest, ids = probabilities.topk(n, dim=-1)  # (B, n), falling
-        before = highest.cumsum(dim=-1) - highest  # what the tokens ahead of each one have together
-        if n == V or bool((before[:, -1] >= p).all()):
-            break
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, before < max(p, TINY))
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    for row, probabilities in zip(kept, logits.softmax(dim=-1), strict=True):
+        # Each row by itself: how far one is sorted decides which of its equal scores come first.
+        V = len(probabilities)
+        for n in (min(FIRST_LOOK, V), V):
+            highest, ids = probabilities.topk(n)  # (n,), falling
+            before = highest.cumsum(dim=0) - highest  # what the tokens ahead of each one have together
+            if n == V or before[-1] >= p:
+                break
+        row[ids[before < max(p, TINY)]] = True
     return logits.masked_fill(~kept, REMOVED)
 
 

@@ -9,6 +9,7 @@ import pytest
 import typer
 from speaking import save_model_that_says
 
+from gpt2cli import runtime
 from gpt2cli.cli import app
 from gpt2cli.cli.compile import compile_step
 from gpt2cli.errors import Gpt2Error
@@ -90,9 +91,9 @@ def test_each_precision_is_built_once_and_its_path_printed(
     assert builds == ["int8", "fp32", "int8"]
 
 
-def test_without_a_word_it_is_bf16(compile_it: Run, builds: list[str]) -> None:
+def test_without_a_word_it_is_what_generate_takes_without_one(compile_it: Run, builds: list[str]) -> None:
     assert compile_it()[0] == 0
-    assert builds == ["bf16"]
+    assert builds == ["fp32"]
 
 
 def test_a_precision_that_has_no_compiled_step_is_refused(compile_it: Run, builds: list[str]) -> None:
@@ -155,9 +156,10 @@ def test_auto_says_how_to_be_faster_where_that_is_to_be_felt(
     say: Run, folder: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled, "saved_seconds", lambda config, n: 1.0)
+    monkeypatch.setattr(runtime, "default_threads", lambda: 2)
     code, out, err = say("--precision", "int8")
     assert (code, out, builds) == (0, "well said\n", [])
-    assert err == f"faster after: gpt2 compile {folder} --precision int8\n"
+    assert err == f"faster after: gpt2 compile {folder} --precision int8 --threads 1\n"
 
 
 def test_a_word_that_means_nothing_is_refused_before_any_work(say: Run) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -182,8 +183,58 @@ def test_a_failed_build_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPa
         build_package(CONFIG, "fp32")
     home = Path(os.environ["GPT2_HOME"]) / "compiled"
     assert not find_package(CONFIG, "fp32")
-    assert [path.name for path in home.iterdir()] == [".lock"]
+    assert {path.suffix for path in home.iterdir()} == {"", ".failed"}  # the lock, and what was learnt
     assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_opened_package_leaves_nothing_behind(
+    model: GPT2LMHead, at_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    fast = compiled_model(model)
+    assert os.environ["TMPDIR"] == str(tmp_path) and not list(tmp_path.iterdir())
+    assert ids_of(fast, [17], 20) == ids_of(model, [17], 20)
+
+
+@pytest.mark.parametrize("place", ["a file", "not writable"])
+def test_a_place_that_cannot_be_written_is_a_build_that_fails(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path))
+    if place == "a file":
+        (tmp_path / "compiled").write_text("mine")
+    else:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(BuildError, match="cannot be kept"):
+        build_package(CONFIG, "fp32")
+
+
+def test_a_failed_build_is_remembered_until_one_succeeds_and_older_packages_go(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: GPT2Config, precision: str, path: Path, scratch: Path) -> None:
+        raise BuildError("the compiler failed")
+
+    def succeed(config: GPT2Config, precision: str, path: Path, scratch: Path) -> None:
+        path.write_bytes(b"code")
+
+    monkeypatch.setattr(torch, "__version__", "2.99")  # what was built before is now an older one
+    monkeypatch.setattr(compiled, "_compile", fail)
+    with pytest.raises(BuildError):
+        build_package(CONFIG, "fp32")
+    assert compiled.has_failed(CONFIG, "fp32") and copied.exists()
+    monkeypatch.setattr(compiled, "_compile", succeed)
+    torch.set_num_threads(2)
+    other = build_package(CONFIG, "fp32")
+    torch.set_num_threads(1)
+    package = build_package(CONFIG, "fp32")
+    assert package == find_package(CONFIG, "fp32") and other.exists()
+    assert not compiled.has_failed(CONFIG, "fp32") and not copied.exists()
 
 
 @pytest.mark.proofs

@@ -1,3 +1,4 @@
+import mmap
 import sys
 
 import pytest
@@ -30,3 +31,8 @@ def test_they_are_large_where_the_system_has_them() -> None:
 def _large_kib() -> int:
     with open("/proc/self/smaps_rollup") as file:
         return int(next(line.split()[1] for line in file if line.startswith("AnonHugePages")))
+
+
+def test_a_kernel_that_has_none_gives_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12_345, raising=False)  # it answers as to nonsense
+    assert in_huge_pages((3 << 20,), torch.int8).fill_(1).sum() == 3 << 20

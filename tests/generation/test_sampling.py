@@ -49,6 +49,13 @@ def test_top_p_equals_transformers_in_every_row(p: float, scale: float) -> None:
     assert (kept.sum(-1) - kept.masked_fill(kept == 0, 1).amin(-1) < p + 1e-5).all()  # one fewer is too few
 
 
+def test_top_p_of_a_row_does_not_depend_on_how_far_another_is_sorted() -> None:
+    row = (scores(1) * 4).bfloat16().float()  # full of ties
+    flat = torch.zeros(1, V)  # needs the whole sort
+    together = sampling.top_p(torch.cat([row, flat]), 0.9)
+    assert torch.equal(together[:1], sampling.top_p(row, 0.9))
+
+
 def test_top_p_of_one_keeps_every_token() -> None:
     logits = scores(2)
     assert torch.equal(sampling.top_p(logits, 1.0), logits)
