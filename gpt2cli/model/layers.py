@@ -102,7 +102,7 @@ def attention_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropo
         n = some.shape[2]
         seen = S - T + start + n  # keys, up to the block's last query
         scores = some @ k[:, :, :seen].transpose(2, 3)  # (B, H, n, seen)
-        scores[..., seen - n :] += later[:n, :n]
+        scores[..., seen - n :].add_(later[:n, :n])
         parts.append(drop(scores.softmax(dim=-1), dropout) @ v[:, :, :seen])  # (B, H, n, D)
     return torch.cat(parts, dim=2)  # (B, H, T, D)
 
