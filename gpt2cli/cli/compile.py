@@ -22,9 +22,10 @@ def compile_step(
 ) -> None:
     """Compile a model's decode step for this CPU, so that generate and chat write faster.
 
-    Takes a C++ compiler and about a minute a precision. The result serves every model of the same
-    shape on as many threads, until torch, the compiler, the processor or this program changes. stdout gets
-    its paths.
+    Takes a C++ compiler and about a minute a precision.
+    The result serves every model of this shape, on as many threads.
+    A new torch, compiler, processor or version of gpt2cli needs another.
+    stdout gets its path.
     """
     from gpt2cli.cli.decoding import build_with_a_line
     from gpt2cli.errors import ResourceError, UsageError
