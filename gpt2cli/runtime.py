@@ -76,6 +76,12 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def find_compiler() -> str | None:
+    """The path of a C++ compiler: the one that CXX names, or else the first there is."""
+    named = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, (named,) if named else ("g++", "clang++", "c++"))), None)
+
+
 def choose_attention(attention: str, device: torch.device, context: int, *, compiled: bool = False) -> str:
     """Resolve "auto": on a CPU, plain products beat torch's fused kernel where rows are short, and
     compiled ones everywhere.
@@ -159,7 +165,7 @@ def _choose_compile(compile: str, device: torch.device, flops: float, notices: l
         raise UsageError(f"compile {compile!r} is unknown", fix="use auto, on or off")
     if compile == "off" or (compile == "auto" and (flops < COMPILE_FROM_FLOPS or device.type == "mps")):
         return False
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+    if device.type == "cpu" and not find_compiler():
         if compile == "on":
             notices.append("compile is on, but there is no C++ compiler; running without it")
         return False

@@ -29,6 +29,7 @@ from gpt2cli.model import gpt2, layers
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
+from gpt2cli.runtime import find_compiler
 
 PACKAGE, FACTS = "step.pt2", "facts.json"
 LONGEST_BUILD = 3600.0  # seconds
@@ -210,7 +211,7 @@ def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> N
         "path": str(path),
     }
     places = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor")}
-    places["CXX"] = _compiler().split()[0]  # torch by itself would only look for g++
+    places["CXX"] = find_compiler() or ""  # torch by itself would only look for g++
     package_root = str(Path(__file__).parents[2])
     search = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     try:
@@ -273,13 +274,12 @@ def _processor() -> str:
 
 
 def _compiler() -> str:
-    """The compiler that torch would take, and which version of it: its file's size and time."""
-    named = os.environ.get("CXX")
-    for name in (named,) if named else ("g++", "clang++", "c++"):
-        if found := shutil.which(name):
-            file = os.stat(found)
-            return f"{os.path.realpath(found)} {file.st_size} {file.st_mtime_ns}"
-    return ""
+    """The compiler, and which version of it: its file's size and time. Empty where there is none."""
+    found = find_compiler()
+    if found is None:
+        return ""
+    file = os.stat(found)
+    return f"{os.path.realpath(found)} {file.st_size} {file.st_mtime_ns}"
 
 
 def _is_private(folder: Path) -> bool:
