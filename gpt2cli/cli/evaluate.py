@@ -124,9 +124,8 @@ def _tasks(
     from gpt2cli.home import is_adapter
     from gpt2cli.judging.perplexity import sliding_for, text_for
     from gpt2cli.tokenizer.folder import load_tokenizer
-    from gpt2cli.weights.folder import read_config
+    from gpt2cli.weights.folder import read_config, require_fitting
     from gpt2cli.weights.merging import find_base
-    from gpt2cli.weights.vocabulary import require_fitting
 
     tasks, texts = [], {}
     for name, folder in named:
@@ -144,9 +143,9 @@ def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "Row":
     from gpt2cli.judging.perplexity import paper_perplexity, score
     from gpt2cli.ui.console import err
     from gpt2cli.ui.evaluating import Row, show_scoring
-    from gpt2cli.weights.folder import load_model
+    from gpt2cli.weights.open_model import open_model
 
-    loaded = load_model(task.folder)
+    loaded = open_model(task.folder)
     model = loaded.model.to(runtime.device)
     result = show_scoring(score(model, task.text, task.sliding, runtime), err(), task.name)
     on_wikitext = found.name == WIKITEXT2 and found.origin != "path"

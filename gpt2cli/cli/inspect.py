@@ -164,9 +164,9 @@ def _watch(folder: Path, prompt: str, *, draw: bool) -> "Anatomy":
     from gpt2cli.cli.prompt import prompt_ids
     from gpt2cli.generation.anatomy import watch
     from gpt2cli.ui.heatmap import MOST_TOKENS
-    from gpt2cli.weights.folder import load_model
+    from gpt2cli.weights.open_model import open_model
 
-    loaded = load_model(folder, attention="formula")
+    loaded = open_model(folder, attention="formula")
     ids = prompt_ids(prompt, loaded, "inspect a shorter one")
     return watch(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
 

@@ -70,13 +70,13 @@ def load(
     from gpt2cli.cli.decoding import make_ready, require_compile_word
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.console import err
-    from gpt2cli.weights.folder import load_model
+    from gpt2cli.weights.open_model import open_model
 
     require_compile_word(compile)
     runtime = choose_runtime(device, precision, threads, decoding=True)
     for notice in runtime.notices:
         err().print(notice, style="warn")
-    loaded = load_model(folder, remembered=True)
+    loaded = open_model(folder, remembered=True)
     make_ready(loaded.model, runtime, compile, n_rows, n_tokens, folder, before_build)
     return loaded
 

@@ -320,7 +320,7 @@ def _turns(conversation: "Conversation") -> str:
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
     """What the operating system refuses is said as everywhere, and the conversation goes on."""
-    from gpt2cli.cli.app import explain
+    from gpt2cli.cli.failures import explain
 
     try:
         yield

@@ -18,13 +18,12 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.training.scores import score
+from gpt2cli.training.scores import Verdict, score
 from gpt2cli.training.starting import Start
 from gpt2cli.training.state import Identity
-from gpt2cli.training.tasks import RANK, WORLD, Batch, Verdict
+from gpt2cli.training.tasks import RANK, WORLD, Batch
 from gpt2cli.weights.classifier import load_classifier, write_classifier
-from gpt2cli.weights.folder import read_manifest
-from gpt2cli.weights.source import require_exactly
+from gpt2cli.weights.folder import read_manifest, require_exactly
 from gpt2cli.weights.tensor_file import read_tensors, write_tensors
 
 ADAPTERS = "adapters.safetensors"  # beside the merged weights of train: lora, what a resume goes on with

@@ -24,9 +24,10 @@ from gpt2cli.prompts import TEMPLATES, Template, prompt_ids
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.training.cross_entropy import cross_entropy_sum
+from gpt2cli.training.scores import Verdict
 from gpt2cli.training.starting import Start
 from gpt2cli.training.state import Identity
-from gpt2cli.training.tasks import Batch, Verdict
+from gpt2cli.training.tasks import Batch
 from gpt2cli.weights.folder import load_model, write_model
 from gpt2cli.weights.prompt_file import write_prompt
 

@@ -29,8 +29,9 @@ from gpt2cli.training.events import (
 )
 from gpt2cli.training.learner import Learner
 from gpt2cli.training.optim import learning_rate
+from gpt2cli.training.scores import Verdict
 from gpt2cli.training.state import RECENT, Progress
-from gpt2cli.training.tasks import RANK, Task, Verdict
+from gpt2cli.training.tasks import RANK, Task
 from gpt2cli.training.utilisation import utilisation
 
 SPIKE = 5.0  # times the median of the recent losses

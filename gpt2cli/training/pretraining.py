@@ -18,8 +18,9 @@ from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.recipe.schema import PretrainRecipe
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.training.cross_entropy import cross_entropy_sum
+from gpt2cli.training.scores import Verdict
 from gpt2cli.training.state import Identity
-from gpt2cli.training.tasks import RANK, WORLD, Batch, Verdict
+from gpt2cli.training.tasks import RANK, WORLD, Batch
 from gpt2cli.weights.folder import load_model, write_model
 
 

@@ -6,7 +6,8 @@ Where a quotient has nothing to divide by (a class that was never said, or never
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gpt2cli.training.tasks import Verdict
+# (what is so, what the model said) of one item.
+Verdict = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.protocol import Tokenizer
+from gpt2cli.training.scores import Verdict
 from gpt2cli.training.state import Identity
 
 WORLD = 1  # ranks that train together
@@ -32,10 +33,6 @@ class Batch:
         """The same batch in another place."""
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{name: t.to(device) if isinstance(t, Tensor) else t for name, t in moved.items()})
-
-
-# (what is so, what the model said) of one item, where a task has such a thing.
-Verdict = tuple[int, int]
 
 
 class Task(Protocol):

@@ -20,9 +20,8 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS, adapter_state, adapters, correction, load_adapter_state
 from gpt2cli.tokenizer.folder import save_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.folder import RECIPE, TRANSPOSED, read_manifest, stored_shapes
+from gpt2cli.weights.folder import RECIPE, TRANSPOSED, read_manifest, require_exactly, stored_shapes
 from gpt2cli.weights.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config, write_peft_config
-from gpt2cli.weights.source import require_exactly
 from gpt2cli.weights.tensor_file import changed, read_tensors, write_tensors
 
 ADAPTER_WEIGHTS, BASE = "adapter_model.safetensors", "base.json"

@@ -30,8 +30,8 @@ from gpt2cli.weights.folder import (
     TRANSPOSED,
     WEIGHTS,
     read_manifest,
+    require_exactly,
 )
-from gpt2cli.weights.source import require_exactly
 from gpt2cli.weights.tensor_file import changed, read_tensors, write_tensors
 
 SCORE = "score.weight"

@@ -25,13 +25,12 @@ from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.folder import load_tokenizer, save_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.source import require_exactly
 from gpt2cli.weights.tensor_file import changed, read_tensors, write_tensors
-from gpt2cli.weights.vocabulary import require_fitting
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
 RECEIPT = "conversion.json"  # beside a converted model: what it was made from, and the proof
 FORMAT = 1
+COPY = "copy the tokenizer files that the model was trained with into the folder"
 # Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
 # matrices of each block turn over here and nowhere else. attn.c_proj is square: saved the wrong
 # way round it loads without a complaint and computes nonsense.
@@ -94,14 +93,9 @@ def load_model(
     The transposed matrices are views of what was read: whoever trains on makes them contiguous.
     `dropout` takes the place of the folder's rate, for whoever trains on. With `remembered`, which
     is for generating, weights that were hashed before and not touched since are not hashed again.
-    An adapter's folder gives the model that it was trained over, with the adapter added into its
-    weights.
-    Raises InputError where a file is missing, damaged or fits the others badly.
+    Raises InputError where a file is missing, damaged or fits the others badly, and for an adapter,
+    whose folder `open_model.py` takes too.
     """
-    if is_adapter(folder):
-        from gpt2cli.weights.merging import load_merged  # it builds on this file
-
-        return load_merged(folder, attention=attention, dropout=dropout, remembered=remembered)
     config = read_config(folder)
     if dropout is not None:
         config = replace(config, dropout=dropout)
@@ -182,6 +176,44 @@ def require_stored(path: Path, config: GPT2Config, found: Mapping[str, tuple[int
     Raises InputError, with the command that helps where it is only an older program's file.
     """
     _require_stored(path, stored_shapes(config), found)
+
+
+def require_exactly(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Every wanted tensor is there in its shape, and no other is. Names are the source's own.
+
+    Raises InputError that names the tensors and both shapes.
+    """
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    if missing or extra:
+        lists = [
+            f"{label}: {', '.join(f'{name} {list(shapes[name])}' for name in names[:4])}"
+            + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            for label, names, shapes in (("missing", missing, wanted), ("unknown", extra, found))
+            if names
+        ]
+        raise InputError(f"{path}: the tensors are not those of a GPT-2", "; ".join(lists))
+    for name, shape in wanted.items():
+        if tuple(found[name]) != tuple(shape):
+            turned = tuple(found[name]) == tuple(reversed(shape)) and len(shape) > 1
+            raise InputError(
+                f"{path}: {name} has shape {list(found[name])}",
+                f"{list(shape)} is needed" + ("; it is stored the wrong way round" if turned else ""),
+            )
+
+
+def require_fitting(where: Path | str, tokenizer: Tokenizer, n_rows: int, fix: str = COPY) -> None:
+    """There is one token for each of the embedding's rows. Raises InputError about the model at `where`."""
+    n_tokens = tokenizer.n_vocab
+    if n_tokens == n_rows:
+        return
+    why = "they were not made for each other"
+    if n_tokens < n_rows:
+        why += ", or rows are padding, which would be generated as tokens of no text"
+        fix += f"; padding goes with transformers: model.resize_token_embeddings({n_tokens})"
+    raise InputError(f"{where}: the tokenizer has {n_tokens} tokens, the model {n_rows}", why, fix)
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

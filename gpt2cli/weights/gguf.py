@@ -23,9 +23,8 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.protocol import END_OF_TEXT, Tokenizer
-from gpt2cli.weights.folder import HEAD, TRANSPOSED
+from gpt2cli.weights.folder import HEAD, TRANSPOSED, require_fitting
 from gpt2cli.weights.source import Source, expand
-from gpt2cli.weights.vocabulary import require_fitting
 
 # Hugging Face's names -> llama.cpp's. A head that is tied has no row: llama.cpp takes token_embd then.
 NAMES = {

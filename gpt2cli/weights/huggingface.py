@@ -25,10 +25,18 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.folder import PAIRS, TOKENIZER_JSON, load_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.folder import CONFIG, EMBEDDING, HEAD, MANIFEST, read_manifest, stored_shapes
+from gpt2cli.weights.folder import (
+    CONFIG,
+    EMBEDDING,
+    HEAD,
+    MANIFEST,
+    read_manifest,
+    require_exactly,
+    stored_shapes,
+)
 from gpt2cli.weights.foreign_config import read_gpt2_config, read_table
 from gpt2cli.weights.pickled import floating_tensors, read_pickled
-from gpt2cli.weights.source import RawTensors, Source, SourceTensor, require_exactly
+from gpt2cli.weights.source import RawTensors, Source, SourceTensor
 from gpt2cli.weights.tensor_file import TensorFile, changed
 
 INDEX = ".index.json"

@@ -27,6 +27,7 @@ from gpt2cli.weights.adapter import (
     read_adapter,
 )
 from gpt2cli.weights.folder import WEIGHTS, LoadedModel, load_model, read_config, read_manifest
+from gpt2cli.weights.huggingface import open_hugging_face
 from gpt2cli.weights.peft_config import ADAPTER_CONFIG, read_object, read_peft_config
 from gpt2cli.weights.source import RawTensors, Source, SourceTensor
 
@@ -104,8 +105,6 @@ def find_base(folder: Path) -> Path:
 @contextmanager
 def open_adapter(folder: Path) -> Iterator[Source]:
     """The base with the adapter added, as a source to convert: one tensor at a time is in memory."""
-    from gpt2cli.weights.huggingface import open_hugging_face  # it needs folder.py, as this file does
-
     with open_hugging_face(find_base(folder)) as base:
         yield merged_source(folder, base)
 

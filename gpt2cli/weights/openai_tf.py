@@ -21,18 +21,9 @@ from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.tokenizer.bpe import BPE, read_table
 from gpt2cli.tokenizer.folder import load_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.folder import TRANSPOSED, stored_shapes
-from gpt2cli.weights.source import (
-    RawTensors,
-    Source,
-    SourceTensor,
-    as_array,
-    expand,
-    require_exactly,
-    require_plain,
-)
+from gpt2cli.weights.folder import TRANSPOSED, require_exactly, require_fitting, stored_shapes
+from gpt2cli.weights.source import RawTensors, Source, SourceTensor, as_array, expand, require_plain
 from gpt2cli.weights.tf_process import AGAIN, Checkpoint, reading, require_tensorflow, write
-from gpt2cli.weights.vocabulary import require_fitting
 
 HPARAMS, PREFIX = "hparams.json", "model.ckpt"
 VOCABULARY, MERGES = "encoder.json", "vocab.bpe"

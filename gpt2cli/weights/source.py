@@ -106,29 +106,3 @@ def require_plain(
             raise InputError(
                 f"this model cannot be {what}: {reason}", has_place_for, "gpt2 convert MODEL --to folder"
             )
-
-
-def require_exactly(
-    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Every wanted tensor is there in its shape, and no other is. Names are the source's own.
-
-    Raises InputError that names the tensors and both shapes.
-    """
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    if missing or extra:
-        lists = [
-            f"{label}: {', '.join(f'{name} {list(shapes[name])}' for name in names[:4])}"
-            + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            for label, names, shapes in (("missing", missing, wanted), ("unknown", extra, found))
-            if names
-        ]
-        raise InputError(f"{path}: the tensors are not those of a GPT-2", "; ".join(lists))
-    for name, shape in wanted.items():
-        if tuple(found[name]) != tuple(shape):
-            turned = tuple(found[name]) == tuple(reversed(shape)) and len(shape) > 1
-            raise InputError(
-                f"{path}: {name} has shape {list(found[name])}",
-                f"{list(shape)} is needed" + ("; it is stored the wrong way round" if turned else ""),
-            )

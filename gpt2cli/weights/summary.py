@@ -28,12 +28,12 @@ from gpt2cli.weights.folder import (
     WEIGHTS,
     read_config,
     read_manifest,
+    require_fitting,
     require_stored,
     require_weights,
     stored_shapes,
 )
 from gpt2cli.weights.tensor_file import Entry, TensorFile, changed, read_entries
-from gpt2cli.weights.vocabulary import require_fitting
 
 CHUNK = 1 << 18  # values that are widened to float64 at a time
 TRUNK = "transformer."  # before each name but the output layer's

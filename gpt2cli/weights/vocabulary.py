@@ -16,21 +16,6 @@ from gpt2cli.tokenizer.protocol import Tokenizer
 PADDED_TO = (64, 128, 256, 512, 1024)
 
 
-COPY = "copy the tokenizer files that the model was trained with into the folder"
-
-
-def require_fitting(where: Path | str, tokenizer: Tokenizer, n_rows: int, fix: str = COPY) -> None:
-    """There is one token for each of the embedding's rows. Raises InputError about the model at `where`."""
-    n_tokens = tokenizer.n_vocab
-    if n_tokens == n_rows:
-        return
-    why = "they were not made for each other"
-    if n_tokens < n_rows:
-        why += ", or rows are padding, which would be generated as tokens of no text"
-        fix += f"; padding goes with transformers: model.resize_token_embeddings({n_tokens})"
-    raise InputError(f"{where}: the tokenizer has {n_tokens} tokens, the model {n_rows}", why, fix)
-
-
 def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...], list[str]]:
     """The tokenizer of the model at `path`, whose embedding has `n_rows`; its files; what to say of it.
 

@@ -27,7 +27,7 @@ from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.ui import evaluating
-from gpt2cli.weights import folder as folder_module
+from gpt2cli.weights import open_model as opening
 from gpt2cli.weights.folder import write_manifest, write_model
 
 Gpt2 = Callable[..., Any]
@@ -184,8 +184,8 @@ def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
 ) -> None:
     folders = [model, save(tmp_path / "second"), save(tmp_path / "bytes", gpt2_tokenizer())]
     loaded, read = [], []
-    load, encode = folder_module.load_model, perplexity.text_for
-    monkeypatch.setattr(folder_module, "load_model", lambda folder: loaded.append(folder) or load(folder))
+    load, encode = opening.open_model, perplexity.text_for
+    monkeypatch.setattr(opening, "open_model", lambda folder: loaded.append(folder) or load(folder))
     monkeypatch.setattr(
         perplexity, "text_for", lambda text, t, name: read.append(t.name) or encode(text, t, name)
     )
@@ -210,7 +210,7 @@ def test_a_vocabulary_that_does_not_fit_is_said_before_any_weights_are_read(
     (other / "manifest.json").unlink()
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
-    monkeypatch.setattr(folder_module, "load_model", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(opening, "open_model", lambda _: pytest.fail("loaded"))
     outcome = gpt2("evaluate", model, other, "--on", story)
     assert outcome.code == 3 and "tokens, the model 99" in outcome.err
 

@@ -18,7 +18,8 @@ from gpt2cli.training import events as ev
 from gpt2cli.training.instruction import InstructBatch, Instruction
 from gpt2cli.training.run import Run, newest_valid_checkpoint
 from gpt2cli.training.session import Session, open_session
-from gpt2cli.weights.folder import load_model, read_manifest
+from gpt2cli.weights.folder import read_manifest
+from gpt2cli.weights.open_model import open_model
 from gpt2cli.weights.prompt_file import PROMPT, read_prompt
 
 
@@ -168,7 +169,7 @@ def test_the_model_is_stored_with_the_template_in_its_manifest(tmp_path: Path) -
     play(session, run)
     folder = (run.folder / "last").resolve()
     assert read_prompt(folder) == "chat" and PROMPT in read_manifest(folder)
-    loaded = load_model(folder).model
+    loaded = open_model(folder).model
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.parameters(), session.model.parameters(), strict=True)
     )
@@ -186,7 +187,7 @@ def test_lora_stores_the_adapters_alone_and_they_make_the_same_model(tmp_path: P
     wanted, base = session.model(ids), task.start.model("sdpa")(ids)
     assert (wanted - base).abs().max() > 1e-3, "something was learnt"
     merge_adapters(saved := task.saved_model(folder, "sdpa").eval())
-    for model in (saved, load_model(folder).model):
+    for model in (saved, open_model(folder).model):
         torch.testing.assert_close(model(ids), wanted, rtol=0, atol=1e-5)
 
 

@@ -25,7 +25,8 @@ from runs import tiny
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.lora import adapter_state, adapters, add_adapters, merge_adapters
 from gpt2cli.weights.adapter import load_adapter, write_adapter
-from gpt2cli.weights.folder import load_model, verify, write_manifest, write_model
+from gpt2cli.weights.folder import verify, write_manifest, write_model
+from gpt2cli.weights.open_model import open_model
 from gpt2cli.weights.tensor_file import read_tensors
 
 A = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
@@ -44,7 +45,7 @@ def folder(tmp_path: Path, base: Base) -> Path:
 
 @torch.no_grad()
 def test_loading_gives_the_plain_model_with_the_adapters_added(folder: Path, base: Base) -> None:
-    loaded, apart = load_model(folder), adapted(base, Lora())
+    loaded, apart = open_model(folder), adapted(base, Lora())
     verify(folder)
     torch.testing.assert_close(loaded.model(IDS), apart(IDS), atol=1e-5, rtol=0)
     assert not adapters(loaded.model) and not loaded.model.training
@@ -56,11 +57,11 @@ def test_loading_gives_the_plain_model_with_the_adapters_added(folder: Path, bas
 
 @torch.no_grad()
 def test_a_merged_model_is_stored_like_any_other(folder: Path, tmp_path: Path) -> None:
-    merged, out = load_model(folder), tmp_path / "whole"
+    merged, out = open_model(folder), tmp_path / "whole"
     out.mkdir()
     write_manifest(out, write_model(out, merged.model, merged.tokenizer, ""))
     shutil.rmtree(folder)
-    assert torch.equal(load_model(out).model(IDS), merged.model(IDS))
+    assert torch.equal(open_model(out).model(IDS), merged.model(IDS))
 
 
 def test_a_model_with_adapters_is_not_stored_as_a_plain_one(base: Base, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_a_model_with_adapters_is_not_stored_as_a_plain_one(base: Base, tmp_path
 
 
 def test_training_goes_on_with_the_stored_adapters(folder: Path, base: Base) -> None:
-    model = load_model(base.folder).model  # type: ignore[arg-type]
+    model = open_model(base.folder).model  # type: ignore[arg-type]
     add_adapters(model, rank=4, alpha=10.0, dropout=0.0, targets=("c_attn", "c_proj", "c_fc"), seed=77)
     load_adapter(folder, model)
     wanted = adapter_state(adapted(base, Lora()))
@@ -130,38 +131,38 @@ def test_damage_to_any_file_is_noticed(folder: Path, name: str, damage: str) -> 
     else:
         path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else whole[:-9] + b"#" + whole[-8:])
     if (name, damage) == ("manifest.json", "gone"):
-        load_model(folder)  # somebody else's then, and still whole
+        open_model(folder)  # somebody else's then, and still whole
     else:
         with pytest.raises(InputError):
-            load_model(folder)
+            open_model(folder)
 
 
 def test_tensors_that_are_missing_unknown_or_misshapen_are_named(folder: Path) -> None:
     change_tensors(folder, **{A: None})
     with pytest.raises(InputError) as caught:
-        load_model(folder)
+        open_model(folder)
     assert caught.value.why == f"missing: {A} [4, 16]"
     change_tensors(folder, **{A: torch.zeros(4, 16), "lm_head.lora_A.weight": torch.zeros(4, 16)})
     with pytest.raises(InputError) as caught:
-        load_model(folder)
+        open_model(folder)
     assert caught.value.why == "unknown: lm_head.lora_A.weight [4, 16]"
     change_tensors(folder, **{A: torch.zeros(16, 4), "lm_head.lora_A.weight": None})
     with pytest.raises(InputError, match=r"c_attn\.lora_A\.weight has shape \[16, 4\]"):
-        load_model(folder)
+        open_model(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_are_refused(folder: Path, value: float) -> None:
     change_tensors(folder, **{A: torch.full((4, 16), value)})
     with pytest.raises(InputError, match=r"c_attn\.lora_A\.weight holds values that are not finite"):
-        load_model(folder)
+        open_model(folder)
 
 
 @torch.no_grad()
 def test_half_precision_adapters_are_read(folder: Path, base: Base) -> None:
     tensors = {name: tensor.bfloat16() for name, tensor in read_tensors(folder / WEIGHTS).items()}
     change_tensors(folder, **tensors)
-    loaded = load_model(folder).model
+    loaded = open_model(folder).model
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     torch.testing.assert_close(loaded(IDS), adapted(base, Lora())(IDS), atol=0.5, rtol=0)
 
@@ -170,7 +171,7 @@ def test_a_pickled_adapter_is_refused(folder: Path) -> None:
     by_somebody_else(folder)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     with pytest.raises(InputError, match=f"there is no {WEIGHTS}") as caught:
-        load_model(folder)
+        open_model(folder)
     assert "pickle" in caught.value.why
 
 
@@ -194,7 +195,7 @@ def test_400_mutations_are_refused_or_read_and_nothing_else(folder: Path) -> Non
                     data[i:i] = rng.choice([b"9", b"-", b"null", b'"', b"[", b"{", b"1e400", b"\\ud800"])
         (folder / name).write_bytes(data)
         try:
-            model = load_model(folder).model
+            model = open_model(folder).model
         except InputError as error:
             assert str(folder) in error.what, error.what
             n_refused += 1

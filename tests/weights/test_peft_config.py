@@ -16,7 +16,7 @@ from adapters import (
 )
 
 from gpt2cli.errors import InputError
-from gpt2cli.weights.folder import load_model
+from gpt2cli.weights.open_model import open_model
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def folder(tmp_path: Path, base: Base) -> Path:
 def test_settings_are_refused_by_their_field(folder: Path, field: str, value: Any) -> None:
     by_somebody_else(folder, **{field: value})
     with pytest.raises(InputError, match=rf"adapter_config\.json: {field} ") as caught:
-        load_model(folder)
+        open_model(folder)
     assert caught.value.why
 
 
@@ -67,5 +67,5 @@ def test_a_pattern_that_would_run_for_ever_is_not_run(folder: Path, base: Base) 
     by_somebody_else(folder, target_modules="(.+)+(.+)+(.+)+!")
     with torch.no_grad():
         torch.testing.assert_close(
-            load_model(folder).model(IDS), adapted(base, Lora())(IDS), atol=1e-5, rtol=0
+            open_model(folder).model(IDS), adapted(base, Lora())(IDS), atol=1e-5, rtol=0
         )
