@@ -40,8 +40,8 @@ def make_ready(
     it is said in a sentence, and the model decodes without. `before_build` is called before a build,
     which has a line of its own on the terminal.
     """
-    from gpt2cli.generation.compiled import BuildError, use_package
-    from gpt2cli.generation.packing import pack_for_decoding
+    from gpt2cli.generation.cpu.aot_packages import BuildError, use_package
+    from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
     from gpt2cli.ui.console import err, printable
 
     model.to(device=runtime.device)
@@ -77,7 +77,7 @@ def _package(
     import shlex
 
     from gpt2cli.errors import ResourceError
-    from gpt2cli.generation import compiled
+    from gpt2cli.generation.cpu import aot_packages as compiled
     from gpt2cli.runtime import default_threads
     from gpt2cli.ui.console import err, printable
 
@@ -108,10 +108,10 @@ def build_with_a_line(config: "GPT2Config", precision: str, way_out: str = "") -
     """Build a package, with one line on stderr that says so and how long it takes."""
     import time
 
-    from gpt2cli.generation.compiled import build_package, build_seconds, require_compiler
+    from gpt2cli.generation.cpu.aot_packages import build_package, build_seconds, require_compiler
     from gpt2cli.model.config import size_of
     from gpt2cli.ui.console import err, is_terminal
-    from gpt2cli.ui.waiting import waiting
+    from gpt2cli.ui.spinner import waiting
 
     require_compiler()
     console, start = err(), time.monotonic()

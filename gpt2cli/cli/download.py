@@ -16,9 +16,9 @@ from gpt2cli.cli.options import JsonOption
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpt2cli.weights.collecting import Fetched, Request
-    from gpt2cli.weights.hashes import Origin
-    from gpt2cli.weights.published import Size
+    from gpt2cli.checkpoints.provenance import Origin
+    from gpt2cli.hub.collecting import Fetched, Request
+    from gpt2cli.hub.registry import Size
 
 # What --list says of a size, the first that is true of it.
 HERE = {"ready": "ready", "files": "files, not converted", "incomplete": "incomplete"}
@@ -73,12 +73,12 @@ def download(
     Interrupted, the same command continues where it was. A model that is here is not fetched again;
     where it came from elsewhere than --source or --base-url say, --force replaces it.
     """
-    from gpt2cli import home
-    from gpt2cli.cli import download_wish as wish
+    from gpt2cli import paths as home
+    from gpt2cli.cli import download_request as wish
+    from gpt2cli.hub.collecting import Request
+    from gpt2cli.hub.downloads import command, origin_of
+    from gpt2cli.hub.registry import SIZES
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.weights.collecting import Request
-    from gpt2cli.weights.downloaded import command, origin_of
-    from gpt2cli.weights.published import SIZES
 
     if list_sizes:
         _list(as_json)
@@ -136,9 +136,9 @@ def _fetch(
 ) -> "Fetched":
     """The files, from the first source that serves them."""
     from gpt2cli.errors import ServiceError
+    from gpt2cli.hub.fetching import fetch_hub, fetch_openai
     from gpt2cli.ui.console import printable
-    from gpt2cli.ui.downloading import show_fetching
-    from gpt2cli.weights.fetching import fetch_hub, fetch_openai
+    from gpt2cli.ui.download import show_fetching
 
     failed: list[ServiceError] = []
     for source in sources:
@@ -188,11 +188,11 @@ def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str
 
     Returns the receipt; that of another process where it made the same model in the meantime.
     """
+    from gpt2cli.convert.pipeline import Wish, convert
     from gpt2cli.errors import Gpt2Error, InputError
+    from gpt2cli.hub.downloads import discard
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.ui.converting import show_converting
-    from gpt2cli.weights.conversion import Wish, convert
-    from gpt2cli.weights.downloaded import discard
+    from gpt2cli.ui.convert import show_converting
 
     with _alone(fetched.folder, err()):
         if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
@@ -224,7 +224,7 @@ def _alone(folder: Path, console: "Console") -> Iterator[None]:
     """Wait until no other process makes a model of these files."""
     import time
 
-    from gpt2cli import disk
+    from gpt2cli import files as disk
     from gpt2cli.errors import ResourceError
 
     said = False
@@ -250,10 +250,10 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
     """
     import json
 
-    from gpt2cli import home
+    from gpt2cli import paths as home
     from gpt2cli.errors import UsageError
+    from gpt2cli.hub.downloads import RECEIPT, is_made_of, origin_of
     from gpt2cli.ui.console import err
-    from gpt2cli.weights.downloaded import RECEIPT, is_made_of, origin_of
 
     if not home.is_model(model):
         return None
@@ -266,10 +266,10 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
 
 def _list(as_json: bool) -> None:
 
-    from gpt2cli import home
+    from gpt2cli import paths as home
+    from gpt2cli.hub.downloads import is_begun, is_here
+    from gpt2cli.hub.registry import SIZES, openai_files
     from gpt2cli.ui.console import out, print_json
-    from gpt2cli.weights.downloaded import is_begun, is_here
-    from gpt2cli.weights.published import SIZES, openai_files
 
     rows: list[dict[str, Any]] = [
         {
@@ -298,10 +298,10 @@ def _verify(
     name: str, revision: str | None, sources: tuple[str, ...], base_url: str | None, as_json: bool
 ) -> None:
 
-    from gpt2cli import home
+    from gpt2cli import paths as home
     from gpt2cli.errors import UsageError
+    from gpt2cli.hub.downloads import model_name, verify
     from gpt2cli.ui.console import err, out, print_json, printable
-    from gpt2cli.weights.downloaded import model_name, verify
 
     if base_url:
         raise UsageError(

@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from gpt2cli import home
+from gpt2cli import paths as home
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 
 # What the operating system says when a disk, a quota, a right or a handle is missing.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli import home
-from gpt2cli.cli.training import (
+from gpt2cli import paths as home
+from gpt2cli.cli.train_command import (
     DryRunOption,
     Lesson,
     NameOption,
@@ -22,11 +22,11 @@ from gpt2cli.cli.training import (
 )
 
 if TYPE_CHECKING:
-    from gpt2cli.judging.responses import Response
+    from gpt2cli.evaluation.responses import Response
     from gpt2cli.recipe.schema import InstructRecipe
-    from gpt2cli.training.instruction import Instruction
-    from gpt2cli.training.run import Run
-    from gpt2cli.training.session import Session
+    from gpt2cli.training.run_dir import Run
+    from gpt2cli.training.setup import Session
+    from gpt2cli.training.sft_task import Instruction
     from gpt2cli.ui.training import TrainingView
 
 SCORES = "scores.json"
@@ -57,10 +57,10 @@ def finetune_instruct(
 def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruction, dict[str, object]]]":
     """The recipe's records, divided and encoded for the model that is to learn them."""
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.instruct import Fields, read_records
-    from gpt2cli.judging.rouge import require_rouge
-    from gpt2cli.training.instruction import Instruction, examples_of
-    from gpt2cli.training.starting import find_start
+    from gpt2cli.data.instructions import Fields, read_records
+    from gpt2cli.evaluation.rouge import require_rouge
+    from gpt2cli.training.base_model import find_start
+    from gpt2cli.training.sft_task import Instruction, examples_of
 
     if recipe.eval.rouge:
         require_rouge()
@@ -107,11 +107,11 @@ def _hint(session: "Session", run: "Run") -> str:
 def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
     """Let the model answer a record of the validation split, on the screen and in samples.txt."""
     from gpt2cli.errors import DivergedError
-    from gpt2cli.generation.answers import answer_batch
+    from gpt2cli.generation.batch import answer_batch
     from gpt2cli.generation.sampling import Decoding
-    from gpt2cli.training.compiling import uncompiled
-    from gpt2cli.training.instruction import Instruction
-    from gpt2cli.training.run import add_sample
+    from gpt2cli.training.run_dir import add_sample
+    from gpt2cli.training.sft_task import Instruction
+    from gpt2cli.training.torch_compile import uncompiled
 
     task = session.task
     assert isinstance(task, Instruction)
@@ -135,11 +135,11 @@ def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Call
 
 def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
-    from gpt2cli.generation.answers import answers
+    from gpt2cli.evaluation.responses import appending
+    from gpt2cli.generation.batch import answers
     from gpt2cli.generation.sampling import Decoding
-    from gpt2cli.judging.responses import appending
-    from gpt2cli.training.instruction import Instruction
-    from gpt2cli.ui.answering import show_answering
+    from gpt2cli.training.sft_task import Instruction
+    from gpt2cli.ui.answers import show_answering
     from gpt2cli.ui.console import err
 
     task = session.task
@@ -186,7 +186,7 @@ def _best_model(session: "Session", best: Path) -> Any:
 
 
 def _response(record: Any, reply: Any, key: str) -> "Response":
-    from gpt2cli.judging.responses import Response
+    from gpt2cli.evaluation.responses import Response
 
     return Response(
         index=record.index,
@@ -203,8 +203,8 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
 
 def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
     """Count, measure and say it; scores.json, written last, says that all is done."""
-    from gpt2cli import disk
-    from gpt2cli.judging.rouge import rouge
+    from gpt2cli import files as disk
+    from gpt2cli.evaluation.rouge import rouge
 
     n, n_ended = len(responses), sum(response.ended for response in responses)
     n_stop = sum(response.finish_reason == "stop" for response in responses)
@@ -229,8 +229,8 @@ def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
     """Whether the answers are there that this recipe asks for, with all its scores."""
     import json
 
-    from gpt2cli import disk
-    from gpt2cli.judging.rouge import MEASURES
+    from gpt2cli import files as disk
+    from gpt2cli.evaluation.rouge import MEASURES
 
     try:
         scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
@@ -253,8 +253,8 @@ def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
     import hashlib
     import json
 
-    from gpt2cli.disk import sha256_of
-    from gpt2cli.weights.folder import MANIFEST
+    from gpt2cli.checkpoints.folder import MANIFEST
+    from gpt2cli.files import sha256_of
 
     asked = recipe.eval
     facts = {

@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2cli import home
+from gpt2cli import paths as home
 
 if TYPE_CHECKING:
-    from gpt2cli.judging.server import Server
+    from gpt2cli.judge.server import Server
 
 EXAMPLE = "gpt2 judge --ollama llama3.2"
 
 
 def server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "Server":
     from gpt2cli.errors import UsageError
-    from gpt2cli.judging import server
+    from gpt2cli.judge import server
 
     if name is not None and (base_url is not None or judge_model is not None):
         raise UsageError(

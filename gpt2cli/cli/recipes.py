@@ -57,7 +57,7 @@ def copy(
     """Copy a recipe to a file of your own, to change it."""
     from pathlib import Path
 
-    from gpt2cli import disk
+    from gpt2cli import files as disk
     from gpt2cli.errors import UsageError
     from gpt2cli.recipe.loader import find_recipe, read_recipe
     from gpt2cli.ui.console import err, printable

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt2cli import bundled, disk, home
+from gpt2cli import bundled
+from gpt2cli import files as disk
+from gpt2cli import paths as home
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
+from gpt2cli.hub import partials
+from gpt2cli.hub.fetch import fetch
+from gpt2cli.hub.registry import Expected
 from gpt2cli.patience import Patience
-from gpt2cli.weights import partials
-from gpt2cli.weights.download import fetch
-from gpt2cli.weights.published import Expected
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0

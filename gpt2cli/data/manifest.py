@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2cli import disk
+from gpt2cli import files as disk
 from gpt2cli.errors import InputError
 
 FORMAT = "gpt2cli tokens"

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt2cli import disk
+from gpt2cli import files as disk
 from gpt2cli.data.manifest import DTYPES, Shard, StaleError, WriterState
 from gpt2cli.errors import InputError
 

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
-from gpt2cli.recipe import yaml_source
-from gpt2cli.recipe.keys import Keys
+from gpt2cli.recipe import yaml_lines as yaml_source
+from gpt2cli.recipe.key_hints import Keys
 from gpt2cli.recipe.schema import RECIPES, Recipe, in_order
-from gpt2cli.recipe.yaml_source import Document, Place, dotted
+from gpt2cli.recipe.yaml_lines import Document, Place, dotted
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from gpt2cli import disk
+from gpt2cli import files as disk
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _TRAIN, _VALIDATION = "#3b82b8", "#d1495b"

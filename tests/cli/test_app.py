@@ -17,7 +17,8 @@ import torch
 from runs import command
 
 from gpt2cli import errors
-from gpt2cli.cli import app, training
+from gpt2cli.cli import app
+from gpt2cli.cli import train_command as training
 from gpt2cli.errors import Gpt2Error
 
 Gpt2 = Callable[..., Any]

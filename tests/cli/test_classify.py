@@ -18,10 +18,10 @@ from adapters import Lora, save_adapter, save_base
 from lessons import language_model, lesson
 from loud import loud
 
-from gpt2cli.generation import labels
-from gpt2cli.generation.labels import Answer, classify
-from gpt2cli.weights.classifier import LoadedClassifier, load_classifier, write_classifier
-from gpt2cli.weights.folder import write_manifest
+from gpt2cli.checkpoints.classifier import LoadedClassifier, load_classifier, write_classifier
+from gpt2cli.checkpoints.folder import write_manifest
+from gpt2cli.generation import label_texts as labels
+from gpt2cli.generation.label_texts import Answer, classify
 
 Gpt2 = Callable[..., Any]
 

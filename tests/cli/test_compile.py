@@ -13,8 +13,8 @@ from gpt2cli import runtime
 from gpt2cli.cli import app
 from gpt2cli.cli.compile import compile_step
 from gpt2cli.errors import Gpt2Error
-from gpt2cli.generation import compiled
-from gpt2cli.generation.compiled import BuildError
+from gpt2cli.generation.cpu import aot_packages as compiled
+from gpt2cli.generation.cpu.aot_packages import BuildError
 from gpt2cli.model.config import GPT2Config
 
 EMPTY = "the prompt is empty: starting from the end-of-text token\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2cli import home
+from gpt2cli import paths as home
+from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
-from gpt2cli.weights.folder import load_model, verify, write_manifest, write_model
 
 Gpt2 = Callable[..., object]
 

@@ -15,12 +15,13 @@ from faulty_server import Fault, Site, serving
 from layouts import COMMIT, CONFIG, DATA, REPOSITORY, needs_tensorflow, serve_hub, serve_openai
 from openai_checkpoint import make_checkpoint
 
-from gpt2cli import disk, home
+from gpt2cli import files as disk
+from gpt2cli import paths as home
+from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
+from gpt2cli.convert import pipeline as conversion
+from gpt2cli.hub.registry import Size
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.tokenizer.bpe import gpt2 as bpe
-from gpt2cli.weights import conversion
-from gpt2cli.weights.folder import load_model, verify, write_manifest, write_model
-from gpt2cli.weights.published import Size
 
 
 def test_a_repository_becomes_a_model_ready_to_use(gpt2: Any, site: Site, hub: None) -> None:

@@ -10,10 +10,10 @@ import pytest
 from faulty_server import Fault, Site
 from layouts import COMMIT, CONFIG, DATA, REPOSITORY, needs_tensorflow
 
-from gpt2cli import home
-from gpt2cli.weights import tf_process
-from gpt2cli.weights.folder import load_model
-from gpt2cli.weights.published import Size
+from gpt2cli import paths as home
+from gpt2cli.checkpoints.folder import load_model
+from gpt2cli.convert import tf_process
+from gpt2cli.hub.registry import Size
 
 
 @needs_tensorflow
@@ -189,9 +189,9 @@ def test_ctrl_c_says_that_the_same_command_continues(
     site.faults["/tiny/vocab.bpe"] = [Fault("stall", 100_000)]
     code = f"""
 import sys
-from gpt2cli import home
+from gpt2cli import paths as home
 from gpt2cli.cli.app import main
-from gpt2cli.weights import published
+from gpt2cli.hub import registry as published
 home.ALIASES["tiny"] = "tiny"
 published.SIZES["tiny"] = published.Size("tiny", {size.n_parameters}, "a/b")
 main(sys.argv[1:])

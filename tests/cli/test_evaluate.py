@@ -17,18 +17,18 @@ from adapters import Lora, save_adapter, save_base
 from loud import loud
 from rich.console import Console
 
+from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.cli.app import _terminated
+from gpt2cli.convert import open_model as opening
 from gpt2cli.data.corpora import CORPORA
-from gpt2cli.judging import perplexity
-from gpt2cli.judging.perplexity import Scoring
+from gpt2cli.evaluation import perplexity
+from gpt2cli.evaluation.perplexity import Scoring
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.ui import evaluating
-from gpt2cli.weights import open_model as opening
-from gpt2cli.weights.folder import write_manifest, write_model
+from gpt2cli.ui import evaluate as evaluating
 
 Gpt2 = Callable[..., Any]
 STORY = "The story begins here, and it's not over yet.\n" * 12

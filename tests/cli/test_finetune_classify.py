@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from lessons import messages, write_lesson
 
-from gpt2cli import home
-from gpt2cli.generation import labels
-from gpt2cli.weights.classifier import load_classifier
-from gpt2cli.weights.folder import WEIGHTS, read_manifest, verify
+from gpt2cli import paths as home
+from gpt2cli.checkpoints.classifier import load_classifier
+from gpt2cli.checkpoints.folder import WEIGHTS, read_manifest, verify
+from gpt2cli.generation import label_texts as labels
 
 Gpt2 = Callable[..., Any]
 SHORT = ("optim.steps=6", "eval.every=3")

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from teaching import some_records, write_teaching
 
-from gpt2cli import home
+from gpt2cli import paths as home
+from gpt2cli.checkpoints.template_file import read_prompt
 from gpt2cli.cli import app as program
 from gpt2cli.cli.finetune_instruct import finetune_instruct
-from gpt2cli.generation import answers as answering
-from gpt2cli.training.run import Run, newest_valid_checkpoint
-from gpt2cli.weights.prompt_file import read_prompt
+from gpt2cli.generation import batch as answering
+from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
 
 Gpt2 = Callable[..., Any]
 COMMAND = "finetune-instruct"

@@ -16,11 +16,13 @@ import pytest
 import torch
 from runs import command, losses, write_recipe
 
-from gpt2cli import disk, home
-from gpt2cli.training import loop, session
-from gpt2cli.training.pretraining import Pretraining
-from gpt2cli.training.run import Run, newest_valid_checkpoint
-from gpt2cli.weights.folder import load_model, verify
+from gpt2cli import files as disk
+from gpt2cli import paths as home
+from gpt2cli.checkpoints.folder import load_model, verify
+from gpt2cli.training import loop
+from gpt2cli.training import setup as session
+from gpt2cli.training.pretrain_task import Pretraining
+from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
 
 Gpt2 = Callable[..., Any]
 SHORT = ("optim.steps=6",)

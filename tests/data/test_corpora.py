@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli import home
+from gpt2cli import paths as home
 from gpt2cli.data import corpora
 from gpt2cli.data.corpora import CORPORA, Corpus, find_corpus
 from gpt2cli.errors import InputError, ServiceError

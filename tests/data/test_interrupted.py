@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.data import pieces, pipeline, tasks
-from gpt2cli.data.tokens import Progress, Settings, prepare
+from gpt2cli.data import prepare_pipeline as pipeline
+from gpt2cli.data import text_chunks as tasks
+from gpt2cli.data import text_reader as pieces
+from gpt2cli.data.prepare import Progress, Settings, prepare
 from gpt2cli.errors import InputError, UsageError
 
 # Small tasks, a journal after each, and small files: hundreds of moments that differ.
 SCRIPT = """
 import sys
 from pathlib import Path
-from gpt2cli.data import pieces, tasks
-from gpt2cli.data.tokens import Settings, prepare
+from gpt2cli.data import text_reader as pieces, text_chunks as tasks
+from gpt2cli.data.prepare import Settings, prepare
 tasks.TASK_CHARACTERS, pieces.PIECE, pieces.CAP = 3000, 2000, 8000
 settings = Settings(sys.argv[2], ("text",), 0.1, 5, 4000)
 steps = prepare(sys.argv[3:], Path(sys.argv[1]), settings, journal_seconds=0)

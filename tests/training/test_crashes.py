@@ -14,12 +14,13 @@ from lessons import write_lesson
 from runs import command, losses, tiny, weights_of, write_recipe
 from teaching import write_teaching
 
-from gpt2cli import disk, home
-from gpt2cli.training.pretraining import Pretraining
-from gpt2cli.training.run import Run, newest_valid_checkpoint, sweep
-from gpt2cli.training.session import open_session
-from gpt2cli.training.state import read_facts
-from gpt2cli.weights.folder import load_model
+from gpt2cli import files as disk
+from gpt2cli import paths as home
+from gpt2cli.checkpoints.folder import load_model
+from gpt2cli.training.pretrain_task import Pretraining
+from gpt2cli.training.run_dir import Run, newest_valid_checkpoint, sweep
+from gpt2cli.training.setup import open_session
+from gpt2cli.training.train_state import read_facts
 
 WATCHED = {
     "open",
