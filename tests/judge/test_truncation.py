@@ -10,7 +10,7 @@ from gpt2cli.judge.truncation import least_tokens, tokens_per_piece
 from gpt2cli.templates import judge_messages
 from gpt2cli.tokenizer.bpe import gpt2
 
-CODE = Path(gpt2cli.__file__).with_name("disk.py").read_text()
+CODE = Path(gpt2cli.__file__).with_name("files.py").read_text()
 STORY = "\n".join(path.read_text() for path in sorted(Path(gpt2cli.__file__).parent.glob("bundled/*.txt")))
 TEXTS = {
     "code": CODE,
