@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.errors import ResourceError
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def read_ledger(path: Path, parse: Parse[T]) -> Content[T]:
     """The values of a file that need not be there. Raises InputError for what is no regular file."""
     if not os.path.lexists(path):
         return Content((), (), b"", 0, False)
-    with disk.open_regular(path) as file:
+    with files.open_regular(path) as file:
         return _content(file.read(), parse)
 
 
@@ -74,7 +74,7 @@ def appending(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        disk.open_regular(path).close()
+        files.open_regular(path).close()
     # The file itself is the lock: it is never replaced by another, and nothing is left beside it.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
@@ -94,7 +94,7 @@ def appending(
 
 def rewrite(path: Path, values: Sequence[T]) -> None:
     """Replace a file by these values, at once or not at all. Only for whoever holds its folder."""
-    disk.write_file(path, b"".join(map(line_of, values)))
+    files.write_file(path, b"".join(map(line_of, values)))
 
 
 def line_of(value: Any) -> bytes:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.errors import InputError, ResourceError, UsageError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_orphan(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    disk.write_file(path, "old")
-    with pytest.raises(RuntimeError), disk.replacing_file(path) as file:
+    files.write_file(path, "old")
+    with pytest.raises(RuntimeError), files.replacing_file(path) as file:
         file.write(b"new")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a"]
@@ -26,11 +26,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_orphan(tmp_path: Path) -> Non
 def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for content in ("old", "new"):
-        with disk.new_folder(path) as folder:
-            disk.write_file(folder / "f", content)
+        with files.new_folder(path) as folder:
+            files.write_file(folder / "f", content)
     assert (path / "f").read_text() == "new"
-    with pytest.raises(RuntimeError), disk.new_folder(path) as folder:
-        disk.write_file(folder / "f", "third")
+    with pytest.raises(RuntimeError), files.new_folder(path) as folder:
+        files.write_file(folder / "f", "third")
         raise RuntimeError
     assert (path / "f").read_text() == "new" and os.listdir(tmp_path) == ["a"]
 
@@ -38,7 +38,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
 def test_files_are_readable_by_others(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        disk.write_file(tmp_path / "a", "x")
+        files.write_file(tmp_path / "a", "x")
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
@@ -47,16 +47,16 @@ def test_files_are_readable_by_others(tmp_path: Path) -> None:
 def test_a_pointer_moves_in_one_step(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "all" / name).mkdir(parents=True)
-        disk.point(tmp_path / "last", tmp_path / "all" / name)
+        files.point(tmp_path / "last", tmp_path / "all" / name)
         assert (tmp_path / "last").resolve().name == name
     assert os.readlink(tmp_path / "last") == "all/two", "relative, so that the folder can be moved"
 
 
 def test_sweep_takes_temporary_names_only(tmp_path: Path) -> None:
-    (tmp_path / f"{disk.TEMPORARY}x-1").mkdir()
-    (tmp_path / f"{disk.TEMPORARY}y-1").write_text("half")
+    (tmp_path / f"{files.TEMPORARY}x-1").mkdir()
+    (tmp_path / f"{files.TEMPORARY}y-1").write_text("half")
     (tmp_path / "kept").write_text("whole")
-    assert len(disk.sweep(tmp_path)) == 2
+    assert len(files.sweep(tmp_path)) == 2
     assert os.listdir(tmp_path) == ["kept"]
 
 
@@ -73,23 +73,23 @@ def test_what_is_no_file_is_refused_without_hanging(name: str, said: str, tmp_pa
     os.mkfifo(tmp_path / "fifo")
     os.symlink("loop", tmp_path / "loop")
     with pytest.raises(InputError, match=said):
-        disk.open_regular(tmp_path / name)
+        files.open_regular(tmp_path / name)
 
 
 def test_the_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
-    with disk.lock(tmp_path), pytest.raises(ResourceError, match=f"pid {os.getpid()}"), disk.lock(tmp_path):
+    with files.lock(tmp_path), pytest.raises(ResourceError, match=f"pid {os.getpid()}"), files.lock(tmp_path):
         pass
-    with disk.lock(tmp_path):
+    with files.lock(tmp_path):
         pass
 
 
 def test_an_unwritable_folder_is_found_out_at_once() -> None:
     with pytest.raises(ResourceError, match="cannot write here"):
-        disk.require_writable(Path("/proc/nothing"))
+        files.require_writable(Path("/proc/nothing"))
 
 
 def as_left_by(mark: str, name: str, pid: int, machine: str | None = None) -> str:
-    return f"{mark}{name}-{machine or disk.machine()}-{pid}"
+    return f"{mark}{name}-{machine or files.machine()}-{pid}"
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def folder_with(path: Path, content: str) -> Path:
 
 
 def save_over(path: Path, content: str, *, replace: bool = True) -> None:
-    with disk.new_folder(path, replace=replace) as folder:
-        disk.write_file(folder / "f", content)
+    with files.new_folder(path, replace=replace) as folder:
+        files.write_file(folder / "f", content)
 
 
 def killed_at(n: int, path: Path) -> bool:
@@ -141,8 +141,8 @@ def test_a_replacement_killed_at_any_call_is_mended_by_the_next(tmp_path: Path) 
         path = folder_with(place / "m", "old")
         if not killed_at(n, path):
             break
-        seen.add((path.exists(), len(list(place.glob(f"{disk.REPLACED}*")))))
-        disk.recover(path)
+        seen.add((path.exists(), len(list(place.glob(f"{files.REPLACED}*")))))
+        files.recover(path)
         assert (path / "f").read_text() in ("old", "new") and os.listdir(place) == ["m"], n
         shutil.rmtree(place)
         folder_with(place / "m", "old")
@@ -155,26 +155,26 @@ def test_a_replacement_killed_at_any_call_is_mended_by_the_next(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "marked", [f"{disk.REPLACED}m", None], ids=["of older versions", "of a dead process"]
+    "marked", [f"{files.REPLACED}m", None], ids=["of older versions", "of a dead process"]
 )
 def test_a_folder_put_aside_gets_its_name_back(marked: str | None, tmp_path: Path, dead_pid: int) -> None:
-    aside = tmp_path / (marked or as_left_by(disk.REPLACED, "m", dead_pid))
+    aside = tmp_path / (marked or as_left_by(files.REPLACED, "m", dead_pid))
     folder_with(aside, "old")
-    with pytest.raises(RuntimeError), disk.new_folder(tmp_path / "m"):
+    with pytest.raises(RuntimeError), files.new_folder(tmp_path / "m"):
         assert (tmp_path / "m/f").read_text() == "old"
         raise RuntimeError
     assert os.listdir(tmp_path) == ["m"]
     folder_with(aside, "older")
-    disk.recover(tmp_path / "m")
+    files.recover(tmp_path / "m")
     assert os.listdir(tmp_path) == ["m"] and (tmp_path / "m/f").read_text() == "old"
 
 
 def test_sweep_knows_folders_put_aside_by_both_names(tmp_path: Path, dead_pid: int) -> None:
-    folder_with(tmp_path / as_left_by(disk.REPLACED, "step-000006", dead_pid), "six")
-    folder_with(tmp_path / f"{disk.REPLACED}step-000003", "three")
+    folder_with(tmp_path / as_left_by(files.REPLACED, "step-000006", dead_pid), "six")
+    folder_with(tmp_path / f"{files.REPLACED}step-000003", "three")
     folder_with(tmp_path / "step-000009", "nine")
-    folder_with(tmp_path / as_left_by(disk.REPLACED, "step-000009", dead_pid), "older nine")
-    disk.sweep(tmp_path)
+    folder_with(tmp_path / as_left_by(files.REPLACED, "step-000009", dead_pid), "older nine")
+    files.sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["step-000003", "step-000006", "step-000009"]
     assert (tmp_path / "step-000009/f").read_text() == "nine"
 
@@ -182,19 +182,19 @@ def test_sweep_knows_folders_put_aside_by_both_names(tmp_path: Path, dead_pid: i
 def test_only_orphans_of_the_same_name_are_deleted(tmp_path: Path, dead_pid: int) -> None:
     living = os.getppid()
     kept = {
-        as_left_by(disk.TEMPORARY, "m-2", dead_pid),
-        as_left_by(disk.TEMPORARY, "m", living),
-        as_left_by(disk.TEMPORARY, "m", dead_pid, "00000000"),  # another machine's process may live
-        as_left_by(disk.REPLACED, "m", living),
-        f"{disk.TEMPORARY}m",
+        as_left_by(files.TEMPORARY, "m-2", dead_pid),
+        as_left_by(files.TEMPORARY, "m", living),
+        as_left_by(files.TEMPORARY, "m", dead_pid, "00000000"),  # another machine's process may live
+        as_left_by(files.REPLACED, "m", living),
+        f"{files.TEMPORARY}m",
     }
-    for name in kept | {as_left_by(disk.TEMPORARY, "m", dead_pid)}:
+    for name in kept | {as_left_by(files.TEMPORARY, "m", dead_pid)}:
         folder_with(tmp_path / name, "half")
-    (tmp_path / as_left_by(disk.TEMPORARY, "m", os.getpid())).write_text("of a process of the same number")
+    (tmp_path / as_left_by(files.TEMPORARY, "m", os.getpid())).write_text("of a process of the same number")
     save_over(tmp_path / "m", "new")
     assert set(os.listdir(tmp_path)) == kept | {"m"}
-    (tmp_path / as_left_by(disk.TEMPORARY, "n", dead_pid)).write_text("half")
-    disk.write_file(tmp_path / "n", "new")
+    (tmp_path / as_left_by(files.TEMPORARY, "n", dead_pid)).write_text("half")
+    files.write_file(tmp_path / "n", "new")
     assert set(os.listdir(tmp_path)) == kept | {"m", "n"}
 
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_cleared_up_hinders_nobody(
             raise PermissionError
 
     folder_with(tmp_path / "m", "old")
-    for mark in (disk.TEMPORARY, disk.REPLACED):
+    for mark in (files.TEMPORARY, files.REPLACED):
         folder_with(tmp_path / as_left_by(mark, "m", dead_pid), "left")
     monkeypatch.setattr(shutil, "rmtree", forbidden)
     save_over(tmp_path / "m", "new")
@@ -218,9 +218,9 @@ def test_what_appeared_meanwhile_is_not_replaced_unasked(kind: str, tmp_path: Pa
     path = tmp_path / "m"
     with (
         pytest.raises(ResourceError, match="exists by now"),
-        disk.new_folder(path, replace=kind == "file") as folder,
+        files.new_folder(path, replace=kind == "file") as folder,
     ):
-        disk.write_file(folder / "f", "mine")
+        files.write_file(folder / "f", "mine")
         folder_with(path, "theirs") if kind == "folder" else path.write_text("theirs")
     assert (path / "f" if kind == "folder" else path).read_text() == "theirs"
     assert os.listdir(tmp_path) == ["m"]
@@ -247,7 +247,7 @@ def test_a_failed_second_rename_puts_the_old_folder_back(
     path, rename = folder_with(tmp_path / "m", "old"), os.rename
 
     def failing(source: Path, target: Path) -> None:
-        if Path(source).name.startswith(disk.TEMPORARY):
+        if Path(source).name.startswith(files.TEMPORARY):
             raise OSError(errno.EIO, "broken")
         rename(source, target)
 
@@ -266,7 +266,7 @@ def test_a_link_stays_one_and_its_target_is_written(is_there: bool, tmp_path: Pa
         folder_with(tmp_path / "far/m", "old")
         (tmp_path / "far/n").write_text("old")
     save_over(tmp_path / "m", "new")
-    disk.write_file(tmp_path / "n", "new")
+    files.write_file(tmp_path / "n", "new")
     assert (tmp_path / "m").is_symlink() and (tmp_path / "far/m/f").read_text() == "new"
     assert (tmp_path / "n").is_symlink() and (tmp_path / "far/n").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["far", "m", "n"]
@@ -276,7 +276,7 @@ def test_a_link_stays_one_and_its_target_is_written(is_there: bool, tmp_path: Pa
 @pytest.mark.parametrize(("leads_to", "said"), [("nowhere/m", "no folder"), ("m", "leads to itself")])
 def test_a_link_to_nowhere_is_said(leads_to: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "m").symlink_to(leads_to)
-    for write in (save_over, disk.write_file):
+    for write in (save_over, files.write_file):
         with pytest.raises(UsageError, match=said):
             write(tmp_path / "m", "new")
     assert os.listdir(tmp_path) == ["m"]
@@ -290,6 +290,6 @@ def test_a_pointer_in_a_folder_behind_a_link(tmp_path: Path) -> None:
         ("deep/er/run/best", "run/all/one"),
         ("run/far", "deep"),
     ):
-        disk.point(tmp_path / link, tmp_path / target)
+        files.point(tmp_path / link, tmp_path / target)
         assert (tmp_path / link).resolve() == (tmp_path / target).resolve()
     assert os.readlink(tmp_path / "run/last") == "all/one"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2cli import templates as prompts
+from gpt2cli import templates
 from gpt2cli.templates import (
     PREAMBLE,
     TEMPLATES,
@@ -113,8 +113,8 @@ def test_two_answers_are_named_by_their_place() -> None:
 
 def test_a_version_follows_the_wording(monkeypatch: pytest.MonkeyPatch) -> None:
     def version() -> str:
-        return prompts._version(judge_messages("a", "b", "c", "<d [e"))
+        return templates._version(judge_messages("a", "b", "c", "<d [e"))
 
-    assert version() == prompts.JUDGE_VERSION != prompts.PAIR_VERSION
-    monkeypatch.setattr(prompts, "_JUDGE", prompts._JUDGE.replace("100", "10"))
-    assert version() != prompts.JUDGE_VERSION
+    assert version() == templates.JUDGE_VERSION != templates.PAIR_VERSION
+    monkeypatch.setattr(templates, "_JUDGE", templates._JUDGE.replace("100", "10"))
+    assert version() != templates.JUDGE_VERSION

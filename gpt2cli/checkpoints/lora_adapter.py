@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, read_manifest, require_exactly, stored_shapes
 from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config, write_peft_config
 from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
@@ -194,7 +194,7 @@ def _shapes(
 
 def _name_of(place: Path) -> str:
     """What `home.find_model` knows a folder by: its run's name, or its own."""
-    return place.parent.parent.name if place.parent.name == home.CHECKPOINTS else place.name
+    return place.parent.parent.name if place.parent.name == paths.CHECKPOINTS else place.name
 
 
 def _summary(numbers: Mapping[str, tuple[int, float]]) -> str:

@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import open_regular, write_file
 
@@ -73,7 +73,7 @@ def remember(status: Status, sha256: str) -> None:
 
 def _table() -> Path:
     """A line a file: device, inode, size, mtime_ns, ctime_ns, SHA-256."""
-    return home.home() / "verified" / "files.txt"
+    return paths.home() / "verified" / "files.txt"
 
 
 def _lines() -> list[str]:

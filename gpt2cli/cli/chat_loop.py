@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from gpt2cli.cli import chat_commands as slash
+from gpt2cli.cli import chat_commands
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -80,19 +80,19 @@ class Session:
     as_json: bool
 
     def greet(self, keys: str) -> None:
-        from gpt2cli.ui import chat as chatting
+        from gpt2cli.ui import chat
 
         if self.is_talk:
-            chatting.introduce(self.loaded)
+            chat.introduce(self.loaded)
         if self.is_talk or self.conversation.template is None:
-            chatting.say_mode(self.conversation.template)
+            chat.say_mode(self.conversation.template)
         if self.is_talk:
-            chatting.note(f"/help lists the commands; {keys}")
+            chat.note(f"/help lists the commands; {keys}")
 
     def run(self, source: Source) -> int:
         """Until the end of the source or /exit. Through a pipe the first error gives the exit code."""
         from gpt2cli.errors import DivergedError, Gpt2Error
-        from gpt2cli.ui import chat as chatting
+        from gpt2cli.ui import chat
         from gpt2cli.ui.console import print_error
 
         code, hint = 0, "Ctrl-D or /exit ends the program"
@@ -103,7 +103,7 @@ class Session:
                 if not line.strip():
                     continue
                 is_turn = False
-                call = slash.parse(line)
+                call = chat_commands.parse(line)
                 if call.name == "exit":
                     break
                 is_turn = call.name in _TURNS
@@ -117,18 +117,18 @@ class Session:
             except KeyboardInterrupt:
                 if not self.is_talk:
                     raise
-                chatting.note(hint)
+                chat.note(hint)
                 hint = ""
             except Gpt2Error as error:
                 if is_turn and self.as_json:
-                    chatting.show_failure(len(self.conversation.exchanges) + 1, error)
+                    chat.show_failure(len(self.conversation.exchanges) + 1, error)
                 if isinstance(error, DivergedError):  # every further reply would end so
                     raise
                 print_error(error)
                 code = code or error.exit_code
         return 0 if self.is_talk else code
 
-    def _do(self, call: slash.Call, signals: Signals) -> None:
+    def _do(self, call: chat_commands.Call, signals: Signals) -> None:
         if call.name in _TURNS:
             self._answer(_TURNS[call.name](self, call.argument, signals.have_come), signals)
         else:
@@ -176,7 +176,7 @@ class Session:
     def _help(self, argument: str) -> None:
         from gpt2cli.ui.chat import note, show_pairs
 
-        show_pairs((command.usage, command.help) for command in slash.COMMANDS)
+        show_pairs((command.usage, command.help) for command in chat_commands.COMMANDS)
         note("! does as / does; a message that begins with one of them begins with two")
 
     def _clear(self, argument: str) -> None:
@@ -194,7 +194,7 @@ class Session:
         from gpt2cli.errors import UsageError
         from gpt2cli.ui.chat import note
 
-        name, value = slash.parse_setting(argument, self.conversation.settings)
+        name, value = chat_commands.parse_setting(argument, self.conversation.settings)
         try:
             self.conversation.set(name, value)
         except UsageError as error:
@@ -232,13 +232,13 @@ class Session:
         from gpt2cli.files import write_json
         from gpt2cli.ui.chat import note
 
-        name, force = slash.parse_save(argument)
+        name, force = chat_commands.parse_save(argument)
         path = _path(name)
         if os.path.lexists(path):
             if not path.is_file():
                 raise UsageError(f"{path}: is not a regular file", fix="/save FILE")
             if not force:
-                raise UsageError(f"{path}: is there already", fix=f"/save {name} {slash.FORCE}")
+                raise UsageError(f"{path}: is there already", fix=f"/save {name} {chat_commands.FORCE}")
         elif not path.parent.is_dir():
             raise UsageError(f"{path.parent}: there is no such folder", fix="/save FILE")
         with _system_errors():
@@ -266,7 +266,7 @@ class Session:
 
 # What a reply comes of, and all else.
 _TURNS: "dict[str, Callable[[Session, str, Stop], Iterator[Event]]]" = {
-    slash.SAY: Session._say,
+    chat_commands.SAY: Session._say,
     "retry": Session._retry,
     "continue": Session._continue,
 }

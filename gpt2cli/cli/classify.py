@@ -144,12 +144,12 @@ class _Writer:
     def _answers(
         self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
     ) -> "Iterator[Answer]":
-        from gpt2cli.generation import label_texts as labels
+        from gpt2cli.generation import label_texts
         from gpt2cli.ui.classify import tracked
         from gpt2cli.ui.console import err
 
         self._limit = loaded.max_tokens
-        for answer in tracked(labels.classify(loaded, texts, where), len(texts), err()):
+        for answer in tracked(label_texts.classify(loaded, texts, where), len(texts), err()):
             self._n_cut += answer.was_cut
             yield answer
 

@@ -77,21 +77,21 @@ def _package(
     import shlex
 
     from gpt2cli.errors import ResourceError
-    from gpt2cli.generation.cpu import aot_packages as compiled
+    from gpt2cli.generation.cpu import aot_packages
     from gpt2cli.runtime import default_threads
     from gpt2cli.ui.console import err, printable
 
     precision = runtime.precision
     if compile == "off":
         return None
-    if package := compiled.find_package(config, precision):
+    if package := aot_packages.find_package(config, precision):
         return package
     if compile == "auto":
-        if not compiled.can_build() or compiled.has_failed(config, precision):
+        if not aot_packages.can_build() or aot_packages.has_failed(config, precision):
             return None
-        saved = compiled.saved_seconds(config, n_tokens)
-        if saved < compiled.PAYS * compiled.build_seconds(config):
-            if saved >= compiled.WORTH_SAYING:
+        saved = aot_packages.saved_seconds(config, n_tokens)
+        if saved < aot_packages.PAYS * aot_packages.build_seconds(config):
+            if saved >= aot_packages.WORTH_SAYING:
                 threads = "" if runtime.threads == default_threads() else f" --threads {runtime.threads}"
                 say = f"gpt2 compile {shlex.quote(str(folder))} --precision {precision}{threads}"
                 err().print(printable(f"faster after: {say}"), style="faint")
@@ -99,7 +99,7 @@ def _package(
     before_build()
     try:
         return build_with_a_line(config, precision, "; --compile off starts without")
-    except (compiled.BuildError, ResourceError) as error:
+    except (aot_packages.BuildError, ResourceError) as error:
         err().print(printable(f"{error}; going on without a compiled step"), style="warn")
         return None
 

@@ -73,7 +73,7 @@ def download(
     Interrupted, the same command continues where it was. A model that is here is not fetched again;
     where it came from elsewhere than --source or --base-url say, --force replaces it.
     """
-    from gpt2cli import paths as home
+    from gpt2cli import paths
     from gpt2cli.cli import download_request as wish
     from gpt2cli.hub.collecting import Request
     from gpt2cli.hub.downloads import command, origin_of
@@ -90,9 +90,9 @@ def download(
         _verify(canonical, revision, sources, base_url, as_json)
         return
     called = wish.called(canonical, revision)
-    model = home.model_place(called)
+    model = paths.model_place(called)
     again = command(canonical, source, base_url, revision)
-    if home.is_model(model) and not (force or no_convert):
+    if paths.is_model(model) and not (force or no_convert):
         origin = origin_of(model)
         wish.require_asked(called, origin, source, base_url, again)
         _say_here(called, origin, err())
@@ -224,14 +224,14 @@ def _alone(folder: Path, console: "Console") -> Iterator[None]:
     """Wait until no other process makes a model of these files."""
     import time
 
-    from gpt2cli import files as disk
+    from gpt2cli import files
     from gpt2cli.errors import ResourceError
 
     said = False
     with ExitStack() as held:
         while True:
             try:
-                held.enter_context(disk.lock(folder))
+                held.enter_context(files.lock(folder))
                 break
             except ResourceError:
                 if not said:
@@ -250,12 +250,12 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
     """
     import json
 
-    from gpt2cli import paths as home
+    from gpt2cli import paths
     from gpt2cli.errors import UsageError
     from gpt2cli.hub.downloads import RECEIPT, is_made_of, origin_of
     from gpt2cli.ui.console import err
 
-    if not home.is_model(model):
+    if not paths.is_model(model):
         return None
     if not is_made_of(model, fetched.files):
         raise UsageError(f"{name}: another model has come to its place", f"{model}; this replaces it", again)
@@ -266,7 +266,7 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
 
 def _list(as_json: bool) -> None:
 
-    from gpt2cli import paths as home
+    from gpt2cli import paths
     from gpt2cli.hub.downloads import is_begun, is_here
     from gpt2cli.hub.registry import SIZES, openai_files
     from gpt2cli.ui.console import out, print_json
@@ -277,7 +277,7 @@ def _list(as_json: bool) -> None:
             "parameters": size.n_parameters,
             "bytes": sum(known.n_bytes or 0 for known in openai_files(size).values()),
             "repository": size.repository,
-            "ready": home.is_model(home.model_place(size.name)),
+            "ready": paths.is_model(paths.model_place(size.name)),
             "files": is_here(size),
             "incomplete": is_begun(size),
         }
@@ -298,7 +298,7 @@ def _verify(
     name: str, revision: str | None, sources: tuple[str, ...], base_url: str | None, as_json: bool
 ) -> None:
 
-    from gpt2cli import paths as home
+    from gpt2cli import paths
     from gpt2cli.errors import UsageError
     from gpt2cli.hub.downloads import model_name, verify
     from gpt2cli.ui.console import err, out, print_json, printable
@@ -312,8 +312,8 @@ def _verify(
         err().print(printable(f"right ({item.by}): {item.path}"))
         found.append({"path": str(item.path), "sha256": item.sha256, "by": item.by})
     err().print(f"{len(found)} files are what they should be.", style="good")
-    place = home.model_place(model_name(name, revision))
-    folder = place if home.is_model(place) else Path(found[0]["path"]).parent
+    place = paths.model_place(model_name(name, revision))
+    folder = place if paths.is_model(place) else Path(found[0]["path"]).parent
     if as_json:
         print_json({"folder": str(folder), "files": found})
     else:

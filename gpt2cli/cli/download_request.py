@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.checkpoints.provenance import Origin
 from gpt2cli.convert.tf_process import require_tensorflow
 from gpt2cli.errors import UsageError
@@ -26,7 +26,7 @@ def find(name: str | None) -> tuple[Size | None, str]:
     """One of the four sizes or None, and the repository of the hub."""
     if name is None:
         raise UsageError("which model?", f"there are {', '.join(SIZES)}", "gpt2 download 124M")
-    size = SIZES.get(home.canonical(name) or "")
+    size = SIZES.get(paths.canonical(name) or "")
     if size:
         return size, size.repository
     plain, at, revision = name.partition("@")
@@ -35,7 +35,7 @@ def find(name: str | None) -> tuple[Size | None, str]:
             f"{name}: a revision is an option here", "", command(plain, revision=revision, force=False)
         )
     if "/" not in name:
-        near = difflib.get_close_matches(name, home.ALIASES, n=1)
+        near = difflib.get_close_matches(name, paths.ALIASES, n=1)
         raise UsageError(
             f"{name}: no such model",
             f"there are {', '.join(SIZES)}, and owner/name of the Hugging Face hub",
@@ -70,8 +70,8 @@ def called(name: str, revision: str | None) -> str:
     if revision is None:
         return name
     check_revision(revision)
-    plain = home.model_place(name)
-    origin = origin_of(plain) if home.is_model(plain) else None
+    plain = paths.model_place(name)
+    origin = origin_of(plain) if paths.is_model(plain) else None
     return name if origin and origin.revision == revision else model_name(name, revision)
 
 
@@ -99,7 +99,7 @@ def require_address(name: str, address: str, base_url: str | None, again: str) -
 
 def require_place(model: Path) -> None:
     """Refuse before anything is fetched what could not be replaced afterwards."""
-    if os.path.lexists(model) and not home.is_model(model):
+    if os.path.lexists(model) and not paths.is_model(model):
         raise UsageError(
             f"{model}: is in the model's place, and no model",
             "it would be deleted",

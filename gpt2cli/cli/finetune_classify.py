@@ -92,7 +92,7 @@ def _hint(session: "Session", run: "Run") -> str:
 
 def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     """Put the best checkpoint to the test split: a table, report.json and confusion.png."""
-    from gpt2cli import files as disk
+    from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import score
     from gpt2cli.generation.label_texts import probabilities
@@ -120,7 +120,7 @@ def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
         "weights": _weights_of(folder),
         "not_in_training": {"texts": len(new), "accuracy": score(new, len(loaded.labels)).accuracy},
     }
-    disk.write_json(run.folder / REPORT, report)  # last: it says that the rest is there
+    files.write_json(run.folder / REPORT, report)  # last: it says that the rest is there
     say(f"test split, {len(test):,} texts, with {folder.name}:")
     show_scores(scores, loaded.labels, err())
     if len(new) < len(test):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.cli.train_command import (
     DryRunOption,
     Lesson,
@@ -101,7 +101,7 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruct
 def _hint(session: "Session", run: "Run") -> str:
     import shlex
 
-    return f"head -n 3 {shlex.quote(str(run.folder / home.RESPONSES))}"
+    return f"head -n 3 {shlex.quote(str(run.folder / paths.RESPONSES))}"
 
 
 def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
@@ -145,10 +145,10 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     task = session.task
     assert isinstance(task, Instruction)
     asked = task.recipe.eval
-    best, test = home.best_checkpoint(run.folder), task.examples.test
+    best, test = paths.best_checkpoint(run.folder), task.examples.test
     test_digest = task.examples.test_digest
     key = _key(best, task.recipe, test_digest)
-    with appending(run.folder / home.RESPONSES, key) as file:
+    with appending(run.folder / paths.RESPONSES, key) as file:
         missing = [question for question in test if question.record.index not in file.responses]
         if missing:
             replies = answers(
@@ -203,7 +203,7 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
 
 def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
     """Count, measure and say it; scores.json, written last, says that all is done."""
-    from gpt2cli import files as disk
+    from gpt2cli import files
     from gpt2cli.evaluation.rouge import rouge
 
     n, n_ended = len(responses), sum(response.ended for response in responses)
@@ -221,15 +221,15 @@ def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], wi
         values = rouge([(response.output, response.response) for response in responses])
         scores |= values
         said += "; " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-    disk.write_json(run.folder / SCORES, scores)
-    say(f"{said}; all in {run.folder / home.RESPONSES}")
+    files.write_json(run.folder / SCORES, scores)
+    say(f"{said}; all in {run.folder / paths.RESPONSES}")
 
 
 def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
     """Whether the answers are there that this recipe asks for, with all its scores."""
     import json
 
-    from gpt2cli import files as disk
+    from gpt2cli import files
     from gpt2cli.evaluation.rouge import MEASURES
 
     try:
@@ -240,10 +240,10 @@ def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
         return False
     # Known corpora never change; a file of one's own may, and a test record with it.
     source = Path(recipe.data.source)
-    if data != recipe.data.model_dump() or (source.is_file() and disk.sha256_of(source) != source_sha256):
+    if data != recipe.data.model_dump() or (source.is_file() and files.sha256_of(source) != source_sha256):
         return False
     has_scores = not recipe.eval.rouge or all(name in scores for name in MEASURES)
-    return has_scores and bool(key == _key(home.best_checkpoint(run.folder), recipe, test))
+    return has_scores and bool(key == _key(paths.best_checkpoint(run.folder), recipe, test))
 
 
 def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:

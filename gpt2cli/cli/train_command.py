@@ -64,7 +64,7 @@ def train(
     offline: bool,
 ) -> None:
     """One training command from its arguments to its exit."""
-    from gpt2cli import files as disk
+    from gpt2cli import files
     from gpt2cli.cli.signals import polite_stop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import open_session
@@ -80,8 +80,8 @@ def train(
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(lesson, recipe, given)
-    disk.require_writable(run.folder)
-    with disk.lock(run.folder):
+    files.require_writable(run.folder)
+    with files.lock(run.folder):
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
         if (
@@ -123,10 +123,10 @@ def _newest(recipe: "Recipe") -> str:
     """What `init: newest` means now, as YAML; the run itself will be the newest when it is resumed."""
     import json
 
-    from gpt2cli import paths as home
+    from gpt2cli import paths
     from gpt2cli.training.base_model import newest_start
 
-    if getattr(recipe, "init", None) != home.NEWEST:
+    if getattr(recipe, "init", None) != paths.NEWEST:
         return ""
     folder = newest_start()
     say(f"init: the newest model is {folder}")
@@ -135,10 +135,10 @@ def _newest(recipe: "Recipe") -> str:
 
 def _name_of(recipe: str) -> str:
     """verdict for recipes/verdict.yaml; the run itself for a recipe.yaml that lies in a run."""
-    from gpt2cli import paths as home
+    from gpt2cli import paths
 
     path = Path(recipe)
-    if path.name == "recipe.yaml" and home.is_run(path.parent):
+    if path.name == "recipe.yaml" and paths.is_run(path.parent):
         return str(path.parent.resolve())
     return path.stem
 
@@ -240,8 +240,7 @@ def _record(
     import sys
     import time
 
-    from gpt2cli import __version__
-    from gpt2cli import files as disk
+    from gpt2cli import __version__, files
     from gpt2cli.recipe.loader import dump_recipe
     from gpt2cli.runtime import describe_machine
     from gpt2cli.training.run_dir import cut_records, write_record
@@ -253,7 +252,7 @@ def _record(
             if line not in before:
                 say(f"note: changed since the run began: {line.strip()}")
     run.checkpoints.mkdir(exist_ok=True)
-    disk.write_file(run.recipe, text)
+    files.write_file(run.recipe, text)
     cut_records(run, step if checkpoint else -1)
     write_record(
         run,

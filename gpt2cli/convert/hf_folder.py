@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.checkpoints.folder import (
     CONFIG,
     EMBEDDING,
@@ -103,9 +103,9 @@ def _is_our_place(folder: Path) -> bool:
     """Whether it is a model of the home or a checkpoint of a run. Elsewhere a manifest proves nothing:
     whoever makes a folder can write one that fits."""
     path = folder.resolve()
-    roots = (home.models().resolve(), home.runs().resolve())
+    roots = (paths.models().resolve(), paths.runs().resolve())
     is_of_run = any(
-        ancestor.parent.name == home.CHECKPOINTS and home.is_run(ancestor.parent.parent)
+        ancestor.parent.name == paths.CHECKPOINTS and paths.is_run(ancestor.parent.parent)
         for ancestor in (path, *path.parents)
     )
     return is_of_run or any(root in path.parents for root in roots)

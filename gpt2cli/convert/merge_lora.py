@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.checkpoints.folder import WEIGHTS, LoadedModel, load_model, read_config, read_manifest
 from gpt2cli.checkpoints.lora_adapter import (
     ADAPTER_WEIGHTS,
@@ -74,7 +74,7 @@ def find_base(folder: Path) -> Path:
         place = _model_called(name)
         if place is None:
             continue
-        if home.is_adapter(place):
+        if paths.is_adapter(place):
             raise InputError(
                 f"{folder}: its base model, {place}, is an adapter itself",
                 "an adapter is added to a whole model",
@@ -93,8 +93,8 @@ def find_base(folder: Path) -> Path:
             f"put the old weights back at {asked}",
         )
     name = names[0] if names else asked
-    size = home.canonical(name)
-    new_place = asked if os.path.isabs(name) else home.model_place(name or "NAME")
+    size = paths.canonical(name)
+    new_place = asked if os.path.isabs(name) else paths.model_place(name or "NAME")
     raise InputError(
         f"{folder}: the model that this adapter was trained over is not here",
         f"it was {asked}" if asked else f"{ADAPTER_CONFIG} names none in base_model_name_or_path",
@@ -155,9 +155,9 @@ def _model_called(name: str) -> Path | None:
     if not name or not name.isprintable() or len(os.fsencode(name)) > 1000:
         return None
     place = Path(name)
-    if home.is_model(place):
+    if paths.is_model(place):
         return place
     try:
-        return home.find_model(name)
+        return paths.find_model(name)
     except InputError:
         return None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpt2cli import __version__
 from gpt2cli import files as disk
-from gpt2cli.checkpoints import provenance as hashes
+from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.folder import (
     CONFIG,
     RECEIPT,
@@ -31,8 +31,7 @@ from gpt2cli.checkpoints.folder import (
 )
 from gpt2cli.checkpoints.safetensors_file import TensorWriter
 from gpt2cli.checkpoints.template_file import PROMPT
-from gpt2cli.convert import gguf, nanogpt
-from gpt2cli.convert import openai_checkpoint as openai_tf
+from gpt2cli.convert import gguf, nanogpt, openai_checkpoint
 from gpt2cli.convert.detect_format import open_source
 from gpt2cli.convert.foreign_model import Source, SourceTensor
 from gpt2cli.convert.gguf import write_gguf
@@ -60,7 +59,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
 EXPRESSIBLE = {
     "gguf": gguf.require_expressible,
     "nanogpt": nanogpt.require_expressible,
-    "tensorflow": openai_tf.require_expressible,
+    "tensorflow": openai_checkpoint.require_expressible,
 }
 
 
@@ -304,7 +303,7 @@ def _origin(source: Source) -> dict[str, Any] | None:
     if not source.path.is_dir():
         return None
     known = {}
-    for name in (RECEIPT, hashes.NAME):
+    for name in (RECEIPT, provenance.NAME):
         if (source.path / name).is_file():
             with contextlib.suppress(InputError):  # somebody else's file of that name proves nothing
                 known[name.removesuffix(".json")] = read_json(source.path / name)

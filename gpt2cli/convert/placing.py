@@ -8,8 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from gpt2cli import files as disk
-from gpt2cli import paths as home
+from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, RECEIPT, RECIPE, WEIGHTS, read_manifest
 from gpt2cli.checkpoints.template_file import PROMPT
 from gpt2cli.convert.openai_checkpoint import FIELDS, HPARAMS, PREFIX
@@ -40,7 +39,7 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
 
     Raises UsageError where something is in the way, ResourceError where nothing can be written.
     """
-    place = disk.place_of(out)
+    place = files.place_of(out)
     source, target = (Path(os.path.realpath(one)) for one in (path, place))
     if source == target or source in target.parents or target in source.parents:
         raise UsageError(
@@ -53,7 +52,7 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
             "choose another --out",
         )
     if to in _FOLDERS:
-        disk.recover(place)
+        files.recover(place)
     if os.path.lexists(place):
         _check_kind(out, place, to)
         if not force:
@@ -66,7 +65,7 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
                 f"{reason}; --force would delete all of it",
                 "choose another --out",
             )
-    disk.require_writable(place.parent)
+    files.require_writable(place.parent)
     return place
 
 
@@ -88,11 +87,11 @@ def default_name(path: Path) -> str:
     Only what has the numbers of one of OpenAI's models gets the name of one, and no run of ours.
     """
     path = Path(os.path.realpath(path))
-    if path.parent.name == home.CHECKPOINTS:
+    if path.parent.name == paths.CHECKPOINTS:
         path = path.parent.parent  # the run's name says more than the step's
     # A leading dot would hide it.
     name = (path.name if path.is_dir() else path.stem).lstrip(".") or "model"
-    size = home.canonical(name)
+    size = paths.canonical(name)
     if size is None or _has_numbers_of(path, size):  # a run's own folder has no numbers
         return name
     return f"{name}-converted"
@@ -102,7 +101,7 @@ def _run_around(target: Path) -> Path | None:
     """The run among whose checkpoints `target` lies or would lie."""
     for parent in target.parents:
         run = parent.parent
-        if parent.name == home.CHECKPOINTS and ((run / _RECORD).exists() or home.checkpoints(run)):
+        if parent.name == paths.CHECKPOINTS and ((run / _RECORD).exists() or paths.checkpoints(run)):
             return run
     return None
 
@@ -123,7 +122,7 @@ def _reason_to_keep(folder: Path, to: str) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return ""
-    if home.is_run(folder) or _RECORD in names:
+    if paths.is_run(folder) or _RECORD in names:
         return "it is the folder of a run"
     if any(name.startswith(_TRAINING) for name in names):
         return "it is a checkpoint from which a training can be resumed"

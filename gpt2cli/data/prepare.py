@@ -18,8 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from gpt2cli import files as disk
-from gpt2cli import paths as home
+from gpt2cli import files, paths
 from gpt2cli.data.input_files import Source, expand, total_bytes
 from gpt2cli.data.manifest import (
     JOURNAL,
@@ -52,7 +51,7 @@ __all__ = ["Progress", "Settings", "TokenData", "Tokens", "open_tokens", "prepar
 
 JOURNAL_SECONDS = 5.0  # at most this much work is done twice after an interruption
 CHARS = "chars"
-SPOOL = disk.TEMPORARY + "stdin"  # swept like every other leftover
+SPOOL = files.TEMPORARY + "stdin"  # swept like every other leftover
 
 
 def prepare(
@@ -79,9 +78,9 @@ def prepare(
     _check_settings(settings)
     _refuse_foreign(out)
     found = expand(sources, out=out, stdin_is_jsonl=stdin_is_jsonl)
-    disk.require_writable(out)
-    with disk.lock(out):
-        disk.sweep(out)
+    files.require_writable(out)
+    with files.lock(out):
+        files.sweep(out)
         work = _Work(out, settings, block, workers or os.cpu_count() or 1, journal_seconds)
         yield from _prepare(work, found, force, None)
 
@@ -103,17 +102,17 @@ def prepare_cached(
         yield Progress("nothing to do", Path(sources[0]))
         return
     _check_settings(settings)
-    found = expand(sources, out=home.prepared())
+    found = expand(sources, out=paths.prepared())
     if any(source.path is None for source in found):
         raise UsageError("standard input cannot be prepared on the fly", fix="gpt2 prepare - --out FOLDER")
     expected = [record_of(source) for source in found]
-    out = home.prepared() / _key(expected, settings)
-    disk.require_writable(out)
+    out = paths.prepared() / _key(expected, settings)
+    files.require_writable(out)
     with contextlib.ExitStack() as stack:
         while not _locked(stack, out):
             yield Progress("waiting", out)
             time.sleep(0.2)
-        disk.sweep(out)
+        files.sweep(out)
         if (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
             yield Progress("nothing to do", out)
             return
@@ -264,7 +263,7 @@ def _spooled(sources: Sequence[Source], work: _Work) -> Iterator[Sequence[Source
     spool = work.out / SPOOL
     try:
         with open(spool, "wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file, disk.CHUNK)
+            shutil.copyfileobj(sys.stdin.buffer, file, files.CHUNK)
         yield [source if source.path else replace(source, path=spool) for source in sources]
     finally:
         spool.unlink(missing_ok=True)
@@ -277,7 +276,7 @@ def _refuse_foreign(out: Path) -> None:
     strangers = [
         path.name
         for path in out.iterdir()
-        if path.name != ".lock" and not path.name.startswith(disk.TEMPORARY)
+        if path.name != ".lock" and not path.name.startswith(files.TEMPORARY)
     ]
     if strangers and not is_ours(out):
         raise UsageError(
@@ -298,7 +297,7 @@ def _check_settings(settings: Settings) -> None:
 
 def _locked(stack: contextlib.ExitStack, folder: Path) -> bool:
     try:
-        stack.enter_context(disk.lock(folder))
+        stack.enter_context(files.lock(folder))
     except ResourceError:
         return False
     return True

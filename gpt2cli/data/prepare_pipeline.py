@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.data.input_files import Source
 from gpt2cli.data.manifest import (
     JOURNAL,
@@ -112,7 +112,7 @@ def run(job: Job, start: Journal) -> Iterator[Progress]:
     names = save_tokenizer(job.tokenizer, job.out)
     write_manifest(job.out, _manifest(job, journal, names))
     (job.out / JOURNAL).unlink()
-    disk.flush_directory(job.out)
+    files.flush_directory(job.out)
     yield _progress(job, "done", journal, start)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.data.json_records import each_line, kind_of
 from gpt2cli.errors import InputError
 
@@ -126,7 +126,7 @@ def read_text(path: Path, stream: BinaryIO | None = None) -> tuple[str, str]:
 
     Raises InputError naming FILE:LINE.
     """
-    with disk.open_regular(path) if stream is None else contextlib.nullcontext(stream) as file:
+    with files.open_regular(path) if stream is None else contextlib.nullcontext(stream) as file:
         data = file.read(LARGEST + 1)
     sha256 = hashlib.sha256(data).hexdigest()
     if path.suffix.lower() == ".gz":

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.data.input_files import Source
 from gpt2cli.errors import InputError, UsageError
 
@@ -53,7 +53,7 @@ class Reading:
         self._fields = fields
         if source.kind == "parquet":
             _require_pyarrow(source)
-        self._raw = _Hashing(disk.open_regular(source.path) if source.path else sys.stdin.buffer)
+        self._raw = _Hashing(files.open_regular(source.path) if source.path else sys.stdin.buffer)
 
     @property
     def digest(self) -> str:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.data.manifest import DTYPES, Manifest, Shard, read_manifest
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
@@ -83,7 +83,7 @@ class Tokens:
         self._files: list[BinaryIO] = []
         try:
             for shard in shards:
-                self._files.append(disk.open_regular(folder / shard.file))
+                self._files.append(files.open_regular(folder / shard.file))
                 self._verify(shard, self._files[-1])
         except InputError:
             self.close()
@@ -136,7 +136,7 @@ class Tokens:
                 shard, "damaged: wrong size", f"{size} bytes{odd}, not {shard.n_tokens * self._width}"
             )
         digest, largest = hashlib.sha256(), 0
-        while block := file.read(disk.CHUNK):
+        while block := file.read(files.CHUNK):
             digest.update(block)
             largest = max(largest, int(np.frombuffer(block, self._dtype).max()))
         # Before the digest: a manifest made elsewhere can vouch for ids that no vocabulary has.

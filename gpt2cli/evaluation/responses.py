@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2cli import json_lines as ledger
+from gpt2cli import json_lines
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,24 @@ class Response:
 
 def read_responses(path: Path, key: str | None = None) -> list[Response]:
     """The responses of a file, of one key if it is given; lines that are torn or not ours are left out."""
-    found = ledger.read_ledger(path, _response).values
+    found = json_lines.read_ledger(path, _response).values
     return [response for response in found if key in (None, response.key)]
 
 
 @contextmanager
 def appending(path: Path, key: str) -> Iterator["Appending"]:
     """Go on with a file: what is there of this key is kept, everything else in it goes."""
-    content = ledger.read_ledger(path, _response)
+    content = json_lines.read_ledger(path, _response)
     there = {response.index: response for response in content.values if response.key == key}
     if content.strays or len(there) < len(content.values):
-        ledger.rewrite(path, list(there.values()))
-    with ledger.appending(path, _response, allow=lambda content: None) as file:
+        json_lines.rewrite(path, list(there.values()))
+    with json_lines.appending(path, _response, allow=lambda content: None) as file:
         yield Appending(file, there)
 
 
 @dataclass(frozen=True)
 class Appending:
-    file: ledger.Ledger[Response]
+    file: json_lines.Ledger[Response]
     responses: dict[int, Response]  # by index, in the order in which they were written
 
     def add(self, response: Response) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt2cli import files as disk
-from gpt2cli.checkpoints import provenance as hashes
+from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.provenance import FIRST_SEEN, PUBLISHED, Origin, Record
 from gpt2cli.errors import InputError, ServiceError
 from gpt2cli.hub import partials
@@ -87,11 +87,11 @@ class _Collection:
     def __init__(self, items: list[Item], target: Fetched, headers: dict[str, str], request: Request) -> None:
         self.items, self.target, self.headers, self.request = items, target, headers, request
         self.folder = target.folder
-        self.held = {} if request.fresh else hashes.read(self.folder)
+        self.held = {} if request.fresh else provenance.read(self.folder)
         self.sizes = {item.name: self._expected(item).n_bytes or 0 for item in items}  # as far as known
         self.records: dict[str, Record] = {}  # of the files that are here and right
         self.origin = Origin(target.source, target.origin, target.revision)
-        self.known_origin = None if request.fresh else hashes.origin(self.folder)
+        self.known_origin = None if request.fresh else provenance.origin(self.folder)
 
     def run(self) -> Iterator[Fetching]:
         for item in self.items:
@@ -110,7 +110,7 @@ class _Collection:
         for item in missing:
             yield from self._fetch(item)
         origin = self.known_origin or self.origin
-        hashes.keep(self.folder, self.records, origin)
+        provenance.keep(self.folder, self.records, origin)
         files = {name: record.sha256 for name, record in self.records.items()}
         n_bytes = sum(record.n_bytes for record in self.records.values())
         target = replace(self.target, origin=origin.address, files=files, n_bytes=n_bytes)
@@ -166,7 +166,7 @@ class _Collection:
         record = _record(path, step.sha256, item, shown(item.address))
         self._have(item, replace(record, validator=step.validator))
         self.known_origin = self.origin
-        hashes.keep(self.folder, {item.name: self.records[item.name]}, self.origin)  # held from now on
+        provenance.keep(self.folder, {item.name: self.records[item.name]}, self.origin)  # held from now on
 
     def _have(self, item: Item, record: Record) -> None:
         if item.check:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from gpt2cli import paths as home
-from gpt2cli.checkpoints import provenance as hashes
+from gpt2cli import paths
+from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.provenance import PUBLISHED, Origin
 from gpt2cli.convert.hf_config import read_table
 from gpt2cli.errors import InputError
-from gpt2cli.hub import hf_hub as hub
+from gpt2cli.hub import hf_hub
 from gpt2cli.hub.collecting import compare
 from gpt2cli.hub.hf_hub import Listing
 from gpt2cli.hub.registry import SIZES, Expected, Size, hub_files, openai_files
@@ -52,12 +52,12 @@ class _Download:
 
 
 def openai_folder(size: Size) -> Path:
-    return home.downloads() / OPENAI / size.name
+    return paths.downloads() / OPENAI / size.name
 
 
 def hub_folder(repository: str) -> Path:
     """The folder of a repository's commits, a folder each."""
-    return home.downloads() / "hub" / repository.replace("/", "--")
+    return paths.downloads() / "hub" / repository.replace("/", "--")
 
 
 def listing_path(repository: str, revision: str) -> Path:
@@ -109,7 +109,7 @@ def origin_of(model: Path) -> Origin | None:
     known = _made_from(model).get("made_from")
     values = known.get("hashes") if isinstance(known, dict) else None
     origin = values.get("origin") if isinstance(values, dict) else None
-    return hashes.origin_of(origin, model / RECEIPT) if origin is not None else None
+    return provenance.origin_of(origin, model / RECEIPT) if origin is not None else None
 
 
 def is_made_of(model: Path, files: Mapping[str, str]) -> bool:
@@ -133,12 +133,12 @@ def discard(folder: Path) -> list[str]:
 
     Their hashes are forgotten, and they get another name, so that the next download fetches them.
     """
-    names = [name for name, record in hashes.read(folder).items() if record.by != PUBLISHED]
+    names = [name for name, record in provenance.read(folder).items() if record.by != PUBLISHED]
     for name in names:
         with suppress(FileNotFoundError):
             os.replace(folder / name, folder / f"{name}{REFUSED}")
     if names:
-        hashes.forget(folder, names)
+        provenance.forget(folder, names)
     return names
 
 
@@ -148,9 +148,9 @@ def verify(name: str, revision: str | None = None, sources: Collection[str] = SO
     Raises InputError for the first that differs, for a download of which something is missing (unless
     a model is here that was made of another), or where there is nothing.
     """
-    size = SIZES.get(home.canonical(name) or "")
-    model = home.model_place(model_name(name, revision))
-    is_ready = home.is_model(model)
+    size = SIZES.get(paths.canonical(name) or "")
+    model = paths.model_place(model_name(name, revision))
+    is_ready = paths.is_model(model)
     made_of = _made_from(model).get("path") if is_ready else None
     n_found = 0
     for download in _downloads(size, size.repository if size else name):
@@ -175,13 +175,13 @@ def verify(name: str, revision: str | None = None, sources: Collection[str] = SO
     if not n_found:
         raise InputError(
             f"{model_name(name, revision)}: nothing of it is here",
-            f"looked in {home.home()}",
+            f"looked in {paths.home()}",
             command(name, revision=revision, force=False),
         )
 
 
 def _verify_downloaded(name: str, download: _Download) -> Iterator[Verified]:
-    for file, record in hashes.read(download.folder).items():
+    for file, record in provenance.read(download.folder).items():
         path = download.folder / file
         if not path.is_file():
             raise InputError(f"{path}: is missing", "it was here once", _command(name, download))
@@ -223,7 +223,7 @@ def _missing(commit: Path, listed: Collection[str]) -> tuple[str, ...]:
     if missing:
         return missing
     try:
-        hub.needed(commit.name, {path.name for path in commit.iterdir() if path.is_file()})
+        hf_hub.needed(commit.name, {path.name for path in commit.iterdir() if path.is_file()})
     except InputError as error:
         return (error.why,)
     return ()
@@ -236,7 +236,7 @@ def _listings(repository: str) -> dict[str, Listing]:
     for path in sorted(place.glob("list-*.json")) if place.is_dir() else ():
         with suppress(InputError):
             revision = unquote(path.name.removeprefix("list-").removesuffix(".json"))
-            found[revision] = hub.read_listing(path, repository)
+            found[revision] = hf_hub.read_listing(path, repository)
     return found
 
 

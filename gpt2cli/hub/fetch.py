@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.errors import InputError, ResourceError, ServiceError
 from gpt2cli.hub import partials
 from gpt2cli.hub.partials import Partial
@@ -66,7 +66,7 @@ def fetch(
     Raises InputError for a body that is not the expected file, ResourceError where there is no
     space, ServiceError where the server or the network fails for good; then what came is kept.
     """
-    disk.require_writable(out.parent)
+    files.require_writable(out.parent)
     until = time.monotonic() + patience.total if patience.total is not None else None
     transfer = _Transfer(address, out, expected, dict(headers or {}), patience, until)
     n_failures, best = 0, 0
@@ -233,7 +233,7 @@ class _Transfer:
             os.replace(partial.path, self.out)
         except FileNotFoundError:
             raise TransientError("another process took over the unfinished file") from None
-        disk.flush_directory(self.out.parent)
+        files.flush_directory(self.out.parent)
         partials.clean(self.out)
         yield Transferred(self.n_done, self.n_done, "", found["SHA-256"], validator)
 
@@ -260,7 +260,7 @@ def hashes_of(path: Path, kinds: Collection[str]) -> tuple[dict[str, str], bytes
             "MD5": hashlib.md5(usedforsecurity=False),
         }
         first = b""
-        while block := file.read(disk.CHUNK):
+        while block := file.read(files.CHUNK):
             first = first or block[:64]
             for kind in kinds:
                 digests[kind].update(block)

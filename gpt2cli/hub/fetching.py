@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from gpt2cli.convert.hf_config import read_gpt2_config
 from gpt2cli.errors import ServiceError, UsageError
-from gpt2cli.hub import hf_hub as hub
+from gpt2cli.hub import hf_hub
 from gpt2cli.hub.collecting import FORBIDDEN, Fetched, Fetching, Item, Request, collect
 from gpt2cli.hub.downloads import command, default_revision, hub_folder, listing_path, openai_folder
 from gpt2cli.hub.fetch import UnreachableError, fetch
@@ -38,26 +38,26 @@ def fetch_hub(repository: str, revision: str | None, request: Request) -> Genera
     `collecting.collect` raises, and InputError for a repository without a readable model; its
     config.json is looked at before any weights are fetched.
     """
-    hub.check_name(repository)
+    hf_hub.check_name(repository)
     if revision is not None:
         check_revision(revision)
     anew = command(repository, "hf", request.base_url, revision)
     revision = revision or default_revision(repository, request.base_url)
-    request = replace(request, offline=request.offline or hub.is_offline(), anew=anew)
+    request = replace(request, offline=request.offline or hf_hub.is_offline(), anew=anew)
     listing = yield from _list(repository, revision, request)
     items = [
         Item(
             name,
-            hub.file_address(listing, name, request.base_url),
+            hf_hub.file_address(listing, name, request.base_url),
             expected,
-            hub.in_cache(repository, listing.commit, name),
-            partial(read_gpt2_config, model=repository) if name == hub.CONFIG else None,
+            hf_hub.in_cache(repository, listing.commit, name),
+            partial(read_gpt2_config, model=repository) if name == hf_hub.CONFIG else None,
         )
         for name, expected in listing.files.items()
     ]
-    origin = shown(f"{hub.endpoint(request.base_url)}/{repository}/resolve/{listing.commit}")
+    origin = shown(f"{hf_hub.endpoint(request.base_url)}/{repository}/resolve/{listing.commit}")
     target = Fetched("hf", hub_folder(repository) / listing.commit, origin, listing.commit)
-    yield from collect(items, target, hub.headers(request.base_url), request)
+    yield from collect(items, target, hf_hub.headers(request.base_url), request)
 
 
 def check_revision(revision: str) -> None:
@@ -73,23 +73,23 @@ def check_revision(revision: str) -> None:
 def _list(repository: str, revision: str, request: Request) -> Generator[Fetching, None, Listing]:
     """The repository's files at a revision; the hub's answer is kept for times without a network."""
     path = listing_path(repository, revision)
-    address = hub.listing_address(repository, revision, request.base_url)
-    headers, known = hub.headers(request.base_url), Expected(at_most=hub.MAX_LISTING)
+    address = hf_hub.listing_address(repository, revision, request.base_url)
+    headers, known = hf_hub.headers(request.base_url), Expected(at_most=hf_hub.MAX_LISTING)
     trouble = FORBIDDEN
     if not request.offline:
         try:
             for step in fetch(address, path, expected=known, headers=headers, patience=request.patience):
                 if step.note:
                     yield Fetching("list of files", note=step.note)
-            return hub.read_listing(path, repository)
+            return hf_hub.read_listing(path, repository)
         except UnreachableError as error:
             trouble = error.why
     if path.exists():
         yield Fetching("list of files", note=f"{trouble}; taking the list of an earlier download")
-        return hub.read_listing(path, repository)
-    listing = hub.listing_from_cache(repository, revision) or _put_by_hand(repository, revision)
+        return hf_hub.read_listing(path, repository)
+    listing = hf_hub.listing_from_cache(repository, revision) or _put_by_hand(repository, revision)
     if listing is None:
-        place = shown(f"{hub.endpoint(request.base_url)}/{repository}")
+        place = shown(f"{hf_hub.endpoint(request.base_url)}/{repository}")
         raise ServiceError(
             f"{repository}: {place} is out of reach",
             trouble,
@@ -104,9 +104,9 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Fetchin
 def _put_by_hand(repository: str, revision: str) -> Listing | None:
     """What somebody put into the folder of this revision."""
     folder = hub_folder(repository) / quote(revision, safe="")
-    if not (folder / hub.CONFIG).is_file():
+    if not (folder / hf_hub.CONFIG).is_file():
         return None
     names = {path.name for path in folder.iterdir() if path.is_file()}
     published = hub_files(repository, revision)
-    files = {name: published.get(name, Expected()) for name in hub.needed(repository, names)}
+    files = {name: published.get(name, Expected()) for name in hf_hub.needed(repository, names)}
     return Listing(repository, folder.name, files)

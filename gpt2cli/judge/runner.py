@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from gpt2cli import templates as prompts
+from gpt2cli import templates
 from gpt2cli.errors import ServiceError
 from gpt2cli.json_lines import Ledger, read_ledger
 from gpt2cli.judge.asking import N_PARALLEL, RETRIED, Messages, Question, Reply, Status, ask_all
@@ -69,7 +69,7 @@ def judge(
     (what was yielded is in the file), InputError for a file of another judge, ResourceError for a
     locked one.
     """
-    terms = terms_of(server, prompts.JUDGE_VERSION, SCHEMA, seed)
+    terms = terms_of(server, templates.JUDGE_VERSION, SCHEMA, seed)
 
     def is_asked(there: Sequence[Judgement]) -> bool:
         return any(item.index >= 0 and item.response.strip() for item in _missing(items, there, retry))
@@ -156,7 +156,7 @@ def _known(items: Sequence[Item], there: Sequence[Judgement]) -> list[tuple[Mess
 
 
 def _messages(item: Item) -> Messages:
-    return prompts.judge_messages(item.instruction, item.input, item.reference, item.response)
+    return templates.judge_messages(item.instruction, item.input, item.reference, item.response)
 
 
 def _add_empty(file: Ledger[Judgement], empty: list[Item], terms: Terms) -> Iterator[Judgement]:

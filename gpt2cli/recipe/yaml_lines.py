@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.errors import InputError, UsageError
 
 Value: TypeAlias = Any  # None | bool | int | float | str | list[Value] | dict[str, Value]
@@ -70,7 +70,7 @@ def read_text(path: Path, name: str) -> str:
 
 def read_bytes(path: Path, name: str) -> bytes:
     """The file as it is. Raises InputError where it is not a regular file of a recipe's size."""
-    with disk.open_regular(path) as file:
+    with files.open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise InputError(f"{name}: larger than {MAX_BYTES:,} bytes", "a recipe is a page of text")

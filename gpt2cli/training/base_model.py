@@ -5,7 +5,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.checkpoints.folder import WEIGHTS, load_model, read_config, read_manifest
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
@@ -52,7 +52,7 @@ def find_start(recipe: Finetune) -> Start:
     if recipe.init == SCRATCH:
         return Start(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)
     try:
-        folder = newest_start() if recipe.init == home.NEWEST else home.find_model(recipe.init)
+        folder = newest_start() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
         config, tokenizer = read_config(folder), load_tokenizer(folder)
     except InputError as error:
         raise InputError(
@@ -68,12 +68,12 @@ def newest_start() -> Path:
 
     Raises InputError where there is none.
     """
-    for folder in home.newest_first():
+    for folder in paths.newest_first():
         with contextlib.suppress(InputError):  # something else, or damaged: the next is looked at
             read_config(folder)
             return folder
     raise InputError(
         "there is no language model here yet",
-        f"neither {home.runs()} nor {home.models()} holds a whole one",
+        f"neither {paths.runs()} nor {paths.models()} holds a whole one",
         "gpt2 pretrain verdict",
     )

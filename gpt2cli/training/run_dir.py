@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2cli import files as disk
-from gpt2cli import paths as home
+from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import verify
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.training.events import Event, as_record
@@ -56,11 +55,11 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / home.CHECKPOINTS
+        return self.folder / paths.CHECKPOINTS
 
     @property
     def has_checkpoint(self) -> bool:
-        return bool(home.checkpoints(self.folder))
+        return bool(paths.checkpoints(self.folder))
 
 
 def find_run(name: str, *, resume: bool) -> Run:
@@ -69,7 +68,7 @@ def find_run(name: str, *, resume: bool) -> Run:
     Raises UsageError where a new run would write over an old one, InputError where there is
     nothing to resume.
     """
-    run = Run(Path(name) if os.sep in name else home.runs() / name)
+    run = Run(Path(name) if os.sep in name else paths.runs() / name)
     if resume and not run.record.exists():
         raise InputError(
             f"{run.folder}: there is no run to resume", fix="leave --resume out, or name the run with --name"
@@ -85,7 +84,7 @@ def find_run(name: str, *, resume: bool) -> Run:
 
 def sweep(run: Run) -> list[Path]:
     """Delete what killed saves left behind. The caller holds the run's lock."""
-    return disk.sweep(run.folder) + (disk.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
+    return files.sweep(run.folder) + (files.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
 
 
 def save_checkpoint(run: Run, step: int, best_step: int, keep: int, write: Callable[[Path], None]) -> Path:
@@ -95,11 +94,11 @@ def save_checkpoint(run: Run, step: int, best_step: int, keep: int, write: Calla
     """
     path = run.checkpoints / f"step-{step:06d}"
     run.checkpoints.mkdir(exist_ok=True)
-    with disk.new_folder(path) as folder:
+    with files.new_folder(path) as folder:
         write(folder)
-    disk.point(run.folder / "last", path)
+    files.point(run.folder / "last", path)
     if best_step == step:
-        disk.point(run.folder / "best", path)
+        files.point(run.folder / "best", path)
     _prune(run, keep)
     return path
 
@@ -111,7 +110,7 @@ def newest_valid_checkpoint(run: Run) -> tuple[Path | None, list[Gpt2Error]]:
     Raises InputError where there are checkpoints and none is whole.
     """
     problems: list[Gpt2Error] = []
-    for path in reversed(home.checkpoints(run.folder)):
+    for path in reversed(paths.checkpoints(run.folder)):
         try:
             verify(path)
         except InputError as problem:
@@ -148,17 +147,19 @@ def cut_records(run: Run, step: int) -> None:
     A step of -1 empties them.
     """
     kept = [line for line, record in _records(run) if record["step"] <= step]
-    disk.write_file(run.metrics, "".join(kept))
+    files.write_file(run.metrics, "".join(kept))
     if run.samples.exists():
         _, *parts = SAMPLE_HEAD.split(run.samples.read_text(encoding="utf-8", errors="replace"))
         early = zip(parts[::2], parts[1::2], strict=True)  # step, text
-        disk.write_file(run.samples, "".join(_sample(int(at), text) for at, text in early if int(at) <= step))
+        files.write_file(
+            run.samples, "".join(_sample(int(at), text) for at, text in early if int(at) <= step)
+        )
 
 
 def write_record(run: Run, session: dict[str, Any], *, resumed: bool) -> None:
     """Write a session (a start, or another resume) into run.json."""
     sessions = _sessions(run) if resumed else []
-    disk.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
+    files.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
 
 
 def recorded_overrides(run: Run) -> list[str]:
@@ -198,23 +199,23 @@ def _sessions(run: Run) -> list[dict[str, Any]]:
 def _prune(run: Run, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and those that a pointer names."""
     pointed = {(run.folder / name).resolve() for name in ("best", "last")}
-    for path in home.checkpoints(run.folder)[:-keep]:
+    for path in paths.checkpoints(run.folder)[:-keep]:
         if path.resolve() not in pointed:
             # Renamed first: a deletion cut short must leave no half checkpoint under its name.
-            disk.discard(path)
+            files.discard(path)
 
 
 def _put_aside(run: Run, whole: Path) -> None:
     """Rename the damaged checkpoints newer than `whole`, and let no pointer name one of them."""
-    found = home.checkpoints(run.folder)
+    found = paths.checkpoints(run.folder)
     for path in found[found.index(whole) + 1 :]:
         aside = path.with_name(f"damaged-{path.name}")
         if aside.exists():
-            disk.discard(aside)
+            files.discard(aside)
         path.rename(aside)
     for name in ("last", "best"):
         if not (run.folder / name).exists():
-            disk.point(run.folder / name, whole)
+            files.point(run.folder / name, whole)
 
 
 def _free_name(folder: Path) -> str:

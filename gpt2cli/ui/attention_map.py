@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2cli import files as disk
+from gpt2cli import files
 
 MOST_TOKENS = 64  # that are drawn; beyond, squares and names become too small to read
 _INK, _GREY, _HIDDEN, _BROKEN = "#1f2933", "#616e7c", (237, 240, 242, 255), "#2ec4b6"
@@ -99,7 +99,7 @@ def draw_attention(
     canvas.draw()
     pixels = np.array(canvas.buffer_rgba())  # (height, width, 4)
     _paint(pixels, weights, plan)
-    with disk.replacing_file(out) as file:
+    with files.replacing_file(out) as file:
         imsave(file, pixels, format="png", dpi=_DPI)
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2cli import files as disk
+from gpt2cli import files
 from gpt2cli.evaluation.classes import Scores
 from gpt2cli.ui.console import printable
 
@@ -59,7 +59,7 @@ def plot_confusion(scores: Scores, labels: Sequence[str], out: Path, *, title: s
             axes.text(said, truth, f"{count:,}", ha="center", va="center", color=color, fontsize=10)
     heading = f"{title}: accuracy {scores.accuracy:.3f}, macro F1 {scores.macro_f1:.3f}"
     axes.set_title(heading.replace("$", r"\$"), loc="left", color=_INK, fontsize=10, fontweight="bold")
-    with disk.replacing_file(out) as file:
+    with files.replacing_file(out) as file:
         figure.savefig(file, format="png")
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.checkpoints import read_ahead
-from gpt2cli.checkpoints import safetensors_file as tensor_file
+from gpt2cli.checkpoints import read_ahead, safetensors_file
 from gpt2cli.checkpoints.file_block import PIECE
 from gpt2cli.checkpoints.read_ahead import reading_ahead, take
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
@@ -91,7 +90,7 @@ def test_tensors_come_from_what_was_read_ahead_and_are_hashed_all_the_same(
 
     path, tensors = tmp_path / "weights", {"a": torch.randn(300, 200), "b": torch.arange(7)}
     sha256 = write_tensors(path, tensors, {})
-    monkeypatch.setattr(tensor_file, "read_block", None)  # it would be called for a second reading
+    monkeypatch.setattr(safetensors_file, "read_block", None)  # it would be called for a second reading
     with reading_ahead(path):
         found = read_tensors(path, sha256, remembered=True)
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)

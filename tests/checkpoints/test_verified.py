@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt2cli import paths as home
-from gpt2cli.checkpoints import safetensors_file as tensor_file
-from gpt2cli.checkpoints import verified
+from gpt2cli import paths
+from gpt2cli.checkpoints import safetensors_file, verified
 from gpt2cli.checkpoints.folder import WEIGHTS, load_model, read_manifest, verify, write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.checkpoints.verified import SETTLED_NS, Status, is_verified, look, remember
@@ -36,7 +35,7 @@ class Hashes:
             self.n += 1
             return hashlib.sha256(*data)
 
-        monkeypatch.setattr(tensor_file, "hashlib", SimpleNamespace(sha256=sha256))
+        monkeypatch.setattr(safetensors_file, "hashlib", SimpleNamespace(sha256=sha256))
 
     def of(self, path: Path, sha256: str) -> int:
         before = self.n
@@ -94,7 +93,7 @@ def test_an_untouched_file_is_hashed_once(file: tuple[Path, str], hashes: Hashes
 @pytest.mark.usefixtures("settled")
 def test_who_does_not_ask_for_it_hashes_and_writes_nothing(file: tuple[Path, str], hashes: Hashes) -> None:
     read_tensors(*file)
-    assert hashes.n == 1 and not (home.home() / "verified").exists()
+    assert hashes.n == 1 and not (paths.home() / "verified").exists()
     assert [hashes.of(*file) for _ in range(2)] == [1, 0]
     read_tensors(*file)
     assert hashes.n == 3
@@ -171,13 +170,13 @@ def test_a_change_while_it_is_read_is_noticed(
     path, sha256 = file
     if is_known:
         assert hashes.of(path, sha256) == 1
-    read = tensor_file.read_block
+    read = safetensors_file.read_block
 
     def flip_and_read(*arguments: object, **named: object) -> memoryview:
         flip_a_bit(path)
         return read(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tensor_file, "read_block", flip_and_read)
+    monkeypatch.setattr(safetensors_file, "read_block", flip_and_read)
     with pytest.raises(InputError, match="changed since it was written"):
         read_tensors(path, sha256, remembered=True)
 
@@ -187,7 +186,7 @@ def test_a_change_while_it_is_read_is_noticed(
         return block
 
     flip_a_bit(path)  # as it was
-    monkeypatch.setattr(tensor_file, "read_block", read_and_flip)
+    monkeypatch.setattr(safetensors_file, "read_block", read_and_flip)
     assert hashes.of(path, sha256) == 1  # what was read was right, but it is not remembered
     assert not is_verified(status_of(path), sha256)
 
@@ -205,7 +204,7 @@ def test_a_home_that_cannot_be_written_means_hashing_each_time(
 @pytest.mark.parametrize("kind", ["noise", "long", "folder", "fifo", "link to itself"])
 def test_a_damaged_table_means_hashing(kind: str, file: tuple[Path, str], hashes: Hashes) -> None:
     assert [hashes.of(*file) for _ in range(2)] == [1, 0]
-    table = home.home() / "verified" / "files.txt"
+    table = paths.home() / "verified" / "files.txt"
     line = table.read_bytes()
     table.unlink()
     match kind:

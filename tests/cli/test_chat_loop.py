@@ -15,8 +15,7 @@ from speaking import save_model_that_says
 
 from gpt2cli.cli import app
 from gpt2cli.errors import InputError
-from gpt2cli.generation import chat_session as conversation
-from gpt2cli.generation import engine
+from gpt2cli.generation import chat_session, engine
 from gpt2cli.ui.chat import CONTINUES as MODE
 
 Chat = Callable[..., tuple[int, str, str]]
@@ -53,7 +52,7 @@ def chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         stdin = io.TextIOWrapper(io.BytesIO(lines.encode()))
         monkeypatch.setattr(stdin, "isatty", lambda: is_talk)
         monkeypatch.setattr(sys, "stdin", stdin)
-        monkeypatch.setattr(conversation, "continue_row", hit)
+        monkeypatch.setattr(chat_session, "continue_row", hit)
         before = [signal.getsignal(number) for number in (INT, TERM)]
         code = app.run(["chat", str(folder), "-t", "0", "-n", "4", "--threads", "1", *arguments])
         assert [signal.getsignal(number) for number in (INT, TERM)] == before

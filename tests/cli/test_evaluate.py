@@ -28,7 +28,7 @@ from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.ui import evaluate as evaluating
+from gpt2cli.ui import evaluate
 
 Gpt2 = Callable[..., Any]
 STORY = "The story begins here, and it's not over yet.\n" * 12
@@ -291,15 +291,15 @@ def scorings(seconds: float = 2.0) -> Iterator[Scoring]:
 
 
 def test_progress_is_lines_in_a_file_and_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(evaluate, "LINE_SECONDS", 0.0)
     file = Console(file=io.StringIO(), force_terminal=False, markup=False)
-    assert evaluating.show_scoring(scorings(), file, "runs/[/x]\x1b").n_tokens == 1000
+    assert evaluate.show_scoring(scorings(), file, "runs/[/x]\x1b").n_tokens == 1000
     assert file.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "runs/[/x]␛:  25%  loss 2.0000, 125 tokens/s",
         "runs/[/x]␛:  50%  loss 2.0000, 250 tokens/s",
     ]
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert evaluating.show_scoring(scorings(), terminal, "runs/[/x]\x1b").n_tokens == 1000
+    assert evaluate.show_scoring(scorings(), terminal, "runs/[/x]\x1b").n_tokens == 1000
     shown = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "runs/[/x]␛" in shown and "100%" in shown and "500 tokens/s" in shown

@@ -17,7 +17,7 @@ from loud import loud
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors
-from gpt2cli.convert import detect_format as recognition
+from gpt2cli.convert import detect_format
 from gpt2cli.convert.detect_format import open_source
 from gpt2cli.convert.foreign_model import Source
 from gpt2cli.convert.nanogpt import open_nanogpt
@@ -67,7 +67,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         raise InputError(f"{folder}: was opened")
         yield
 
-    monkeypatch.setattr(recognition, "open_openai", open_openai)
+    monkeypatch.setattr(detect_format, "open_openai", open_openai)
     return folders
 
 
@@ -254,7 +254,7 @@ def test_what_is_no_source_says_what_it_is(models: Path, tmp_path: Path) -> None
 
 
 def test_a_folder_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognition, "_MAX_ENTRIES", 20)
+    monkeypatch.setattr(detect_format, "_MAX_ENTRIES", 20)
     for n in range(21):
         (tmp_path / f"{n}.txt").touch()
     assert "holds more than 20 files" in refused(tmp_path).what

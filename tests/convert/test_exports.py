@@ -10,9 +10,9 @@ import torch
 from loud import loud
 from safetensors.torch import load_file, save_file
 
-from gpt2cli.checkpoints import provenance as hashes
+from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.convert import pipeline as conversion
+from gpt2cli.convert import pipeline
 from gpt2cli.convert.pipeline import Wish, convert
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config
@@ -49,17 +49,17 @@ def test_what_is_written_is_read_back(
     assert receipt["read_back"] == {"tensors": len(load_file(ours / "model.safetensors")), "equal": True}
 
     writer = {"nanogpt": "write_nanogpt", "gguf": "write_gguf"}[to]
-    write = getattr(conversion, writer)
+    write = getattr(pipeline, writer)
 
     def write_wrong(path: Path, source: Any, *rest: Any) -> None:
         """A disk, or a program, that changes one row of one matrix a little."""
         right = source.tensors[NAME].load
         values = right().clone()
         values[3] *= 1.1
-        tensors = {**source.tensors, NAME: conversion.replace(source.tensors[NAME], load=lambda: values)}
-        write(path, conversion.replace(source, tensors=tensors), *rest)
+        tensors = {**source.tensors, NAME: pipeline.replace(source.tensors[NAME], load=lambda: values)}
+        write(path, pipeline.replace(source, tensors=tensors), *rest)
 
-    monkeypatch.setattr(conversion, writer, write_wrong)
+    monkeypatch.setattr(pipeline, writer, write_wrong)
     with pytest.raises(InputError, match=rf"{NAME} is not what was written"):
         run(ours, tmp_path / "wrong.bin", to=to, dtype=dtype)
 
@@ -98,9 +98,9 @@ def test_weights_that_overflow_in_use_do_not_pass(ours: Path, tmp_path: Path) ->
 def test_a_model_keeps_its_recipe_and_its_past(ours: Path, tmp_path: Path) -> None:
     run(ours, tmp_path / "half", dtype="f16")
     assert (tmp_path / "half/recipe.yaml").read_bytes() == (ours / "recipe.yaml").read_bytes()
-    record = hashes.Record(3, "00", "first seen", "http://127.0.0.1/somewhere")
-    origin = hashes.Origin("hf", "http://127.0.0.1", "abc")
-    hashes.keep(tmp_path / "half", {"model.safetensors": record}, origin)
+    record = provenance.Record(3, "00", "first seen", "http://127.0.0.1/somewhere")
+    origin = provenance.Origin("hf", "http://127.0.0.1", "abc")
+    provenance.keep(tmp_path / "half", {"model.safetensors": record}, origin)
     receipt = run(tmp_path / "half", tmp_path / "again")
     past = receipt["source"]["made_from"]
     assert past["conversion"]["source"]["path"] == str(ours)

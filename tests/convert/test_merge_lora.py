@@ -19,7 +19,7 @@ from adapters import (
     save_base,
 )
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.checkpoints.folder import read_config
 from gpt2cli.convert.open_model import open_model
 from gpt2cli.errors import InputError
@@ -41,8 +41,8 @@ def folder(tmp_path: Path, base: Base) -> Path:
 @torch.no_grad()
 def test_a_base_that_moved_is_found_by_its_name(folder: Path, base: Base) -> None:
     wanted = open_model(folder).model(IDS)
-    home.models().mkdir(parents=True)
-    shutil.move(str(base.folder), home.models() / "plain")
+    paths.models().mkdir(parents=True)
+    shutil.move(str(base.folder), paths.models() / "plain")
     assert torch.equal(open_model(folder).model(IDS), wanted)
 
 
@@ -59,7 +59,7 @@ def test_a_base_that_is_gone_is_named_with_where_it_was(folder: Path, base: Base
     with pytest.raises(InputError, match="trained over is not here") as caught:
         open_model(folder)
     assert str(base.folder) in caught.value.why
-    assert caught.value.fix == f"put its folder at {home.models() / 'plain'}"
+    assert caught.value.fix == f"put its folder at {paths.models() / 'plain'}"
 
 
 def test_a_base_that_peft_named_by_its_path_belongs_there(folder: Path) -> None:
@@ -136,8 +136,8 @@ def test_the_source_to_convert_is_the_merged_model(folder: Path, base: Base) -> 
 
 
 def test_home_knows_an_adapter_by_name(folder: Path) -> None:
-    assert home.is_model(folder) and home.is_adapter(folder)
-    home.models().mkdir(parents=True)
-    shutil.move(folder, home.models() / "mine")
-    assert home.find_model("mine") == home.models() / "mine" == home.find_model(None)
-    assert not home.is_adapter(home.models() / ("x" * 300)) and not home.is_model(Path("a\0b"))
+    assert paths.is_model(folder) and paths.is_adapter(folder)
+    paths.models().mkdir(parents=True)
+    shutil.move(folder, paths.models() / "mine")
+    assert paths.find_model("mine") == paths.models() / "mine" == paths.find_model(None)
+    assert not paths.is_adapter(paths.models() / ("x" * 300)) and not paths.is_model(Path("a\0b"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt2cli import files as disk
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
-from gpt2cli.convert import pipeline as conversion
+from gpt2cli.convert import pipeline
 from gpt2cli.convert import verify as verification
 from gpt2cli.convert.foreign_model import Source
 from gpt2cli.convert.pipeline import Wish, convert
@@ -111,8 +111,8 @@ def break_square(source: Source) -> Source:
 def test_a_wrong_table_is_caught_and_nothing_installed(
     to: str, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guarded = conversion._guarded
-    monkeypatch.setattr(conversion, "_guarded", lambda source: break_square(guarded(source)))
+    guarded = pipeline._guarded
+    monkeypatch.setattr(pipeline, "_guarded", lambda source: break_square(guarded(source)))
     with pytest.raises(InputError, match="not the source's model") as caught:
         run(foreign, tmp_path / "out", to=to)
     assert "differ by up to" in caught.value.why

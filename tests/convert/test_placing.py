@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from openai_checkpoint import GPT2_124M, TINY, write_texts
 
-from gpt2cli import files as disk
-from gpt2cli import paths as home
+from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
 from gpt2cli.convert.placing import check_place, default_name
 from gpt2cli.errors import UsageError
@@ -40,7 +39,7 @@ def model_at(folder: Path, *more: str) -> Path:
     names = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "recipe.yaml", *more]
     for name in names:
         (folder / name).write_text(name)
-    write_manifest(folder, {name: disk.sha256_of(folder / name) for name in names})
+    write_manifest(folder, {name: files.sha256_of(folder / name) for name in names})
     return folder
 
 
@@ -181,7 +180,7 @@ def test_links_are_followed(source: Path, model: Path, tmp_path: Path) -> None:
 def test_a_model_put_aside_by_a_killed_conversion_exists(source: Path, model: Path) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
-    model.rename(model.with_name(f"{disk.REPLACED}m-{disk.machine()}-{process.pid}"))
+    model.rename(model.with_name(f"{files.REPLACED}m-{files.machine()}-{process.pid}"))
     with pytest.raises(UsageError, match="exists already"):
         check_place(source, model, "folder", force=False)
     verify(model)
@@ -198,7 +197,7 @@ def test_only_openais_models_get_openais_names(tmp_path: Path) -> None:
     for name in ("gpt2.pt", "GPT2-Medium.pth", "124M.zip"):
         (tmp_path / name).touch()
         assert default_name(tmp_path / name) == f"{Path(name).stem}-converted"
-        assert home.canonical(default_name(tmp_path / name)) is None
+        assert paths.canonical(default_name(tmp_path / name)) is None
     (tmp_path / "mine.pt").touch()
     assert default_name(tmp_path / "mine.pt") == "mine"
 
@@ -237,8 +236,8 @@ def write_foreign(folder: Path, loud_model: GPT2LMHead) -> Path:
 def test_a_size_is_a_name_that_must_be_earned(gpt2: Gpt2, loud_model: GPT2LMHead, tmp_path: Path) -> None:
     """A small model called gpt2 must not become what every command takes for OpenAI's 124M."""
     done = gpt2("convert", write_foreign(tmp_path / "theirs/gpt2", loud_model), "--no-verify")
-    assert (done.code, done.out) == (0, f"{home.models() / 'gpt2-converted'}\n"), done.err
-    assert not (home.models() / "124M").exists()
+    assert (done.code, done.out) == (0, f"{paths.models() / 'gpt2-converted'}\n"), done.err
+    assert not (paths.models() / "124M").exists()
 
 
 def test_force_through_a_link(gpt2: Gpt2, loud_model: GPT2LMHead, tmp_path: Path) -> None:
@@ -257,17 +256,17 @@ def test_force_through_a_link(gpt2: Gpt2, loud_model: GPT2LMHead, tmp_path: Path
 
 
 def test_leftovers_are_no_models(gpt2: Gpt2, model: Path, tmp_path: Path) -> None:
-    home.models().mkdir(parents=True)
-    shutil.copytree(model, home.models() / "whole")
+    paths.models().mkdir(parents=True)
+    shutil.copytree(model, paths.models() / "whole")
     for name in (".partial-x-00000000-7", ".replaced-whole"):
-        shutil.copytree(model, home.models() / name)
-        os.utime(home.models() / name, (2**32, 2**32))
-        with pytest.raises(home.InputError, match="no such model") as caught:
-            home.find_model(name)
+        shutil.copytree(model, paths.models() / name)
+        os.utime(paths.models() / name, (2**32, 2**32))
+        with pytest.raises(paths.InputError, match="no such model") as caught:
+            paths.find_model(name)
         assert caught.value.fix == "use one of: whole"
-    assert home.find_model(None) == home.models() / "whole"
-    assert home.find_model("whole") == home.models() / "whole"
+    assert paths.find_model(None) == paths.models() / "whole"
+    assert paths.find_model("whole") == paths.models() / "whole"
     os.chdir(model)
-    assert home.find_model(".") == Path(".")
-    with pytest.raises(home.InputError, match="'': no such model"):
-        home.find_model("")
+    assert paths.find_model(".") == Path(".")
+    with pytest.raises(paths.InputError, match="'': no such model"):
+        paths.find_model("")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from gpt2cli.convert import torch_file as pickled
+from gpt2cli.convert import torch_file
 from gpt2cli.convert.pickle_rehearsal import MAX_PROGRAM
 from gpt2cli.convert.torch_file import floating_tensors, is_pickled, read_pickled
 from gpt2cli.errors import InputError
@@ -279,7 +279,7 @@ def test_lack_of_memory_is_not_the_files_fault(tmp_path: Path, monkeypatch: pyte
     def load(*args: Any, **options: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(pickled.torch, "load", load)
+    monkeypatch.setattr(torch_file.torch, "load", load)
     with pytest.raises(MemoryError):
         read_pickled(path)
 
@@ -303,7 +303,7 @@ def test_whatever_torch_raises_becomes_one_error(
     def load(*args: Any, **options: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(pickled.torch, "load", load)
+    monkeypatch.setattr(torch_file.torch, "load", load)
     assert "torch.load: " in refused(path).why
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2cli import files as disk
-from gpt2cli import paths as home
+from gpt2cli import files, paths
 from gpt2cli.data import text_chunks as tasks_module
 from gpt2cli.data.manifest import Settings
 from gpt2cli.data.prepare import Progress, Tokens, open_tokens, prepare, prepare_cached
@@ -162,12 +161,12 @@ def test_ids_never_wrap(tmp_path: Path, run: Run) -> None:
 
 
 def test_a_tokenizer_folder_and_one_whose_files_do_not_belong_together(tmp_path: Path, run: Run) -> None:
-    disk.write_file(tmp_path / "vocab.json", gpt2().vocab_json)
-    disk.write_file(tmp_path / "merges.txt", gpt2().merges_txt)
+    files.write_file(tmp_path / "vocab.json", gpt2().vocab_json)
+    files.write_file(tmp_path / "merges.txt", gpt2().merges_txt)
     source = jsonl(tmp_path / "a.jsonl", ["one", "two"])
     run([source], tmp_path / "out", tokenizer=str(tmp_path))
     assert isinstance(open_tokens(tmp_path / "out").tokenizer, BPE)
-    disk.write_file(tmp_path / "merges.txt", gpt2().merges_txt.replace(b"h e\n", b"e h\n", 1))
+    files.write_file(tmp_path / "merges.txt", gpt2().merges_txt.replace(b"h e\n", b"e h\n", 1))
     with pytest.raises(InputError, match=r"vocab\.json and merges\.txt"):
         run([source], tmp_path / "out2", tokenizer=str(tmp_path))
     with pytest.raises(UsageError, match="no such tokenizer"):
@@ -280,7 +279,7 @@ def test_settings_out_of_range(changes: dict[str, object], message: str, tmp_pat
 def test_one_writer_at_a_time(tmp_path: Path, run: Run) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["one", "two"])
     (tmp_path / "out").mkdir()
-    with disk.lock(tmp_path / "out"), pytest.raises(ResourceError, match="in use by another process"):
+    with files.lock(tmp_path / "out"), pytest.raises(ResourceError, match="in use by another process"):
         run([source], tmp_path / "out")
     assert run([source], tmp_path / "out")[-1].phase == "done"
 
@@ -303,7 +302,7 @@ def test_the_cache_is_made_once_and_named_by_content(tmp_path: Path, words: Word
     first, second = (list(prepare_cached([path], SETTINGS))[-1] for path in (a, b))
     assert (first.phase, second.phase) == ("done", "nothing to do")
     assert first.out == second.out
-    assert first.out.parent == home.prepared()
+    assert first.out.parent == paths.prepared()
     other = list(prepare_cached([a], replace(SETTINGS, validation=0.2)))[-1]
     assert other.out != first.out
     assert list(prepare_cached([first.out], SETTINGS))[-1].out == first.out  # a prepared folder is itself

@@ -12,11 +12,10 @@ from downloads import QUICK
 from faulty_server import Fault, Site, serving
 from layouts import openai_content, serve_openai, tiny_size
 
-from gpt2cli.checkpoints import provenance as hashes
+from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.folder import RECEIPT
 from gpt2cli.errors import InputError, ResourceError, ServiceError
-from gpt2cli.hub import collecting
-from gpt2cli.hub import downloads as downloaded
+from gpt2cli.hub import collecting, downloads
 from gpt2cli.hub.collecting import Fetched, Fetching, Request
 from gpt2cli.hub.downloads import REFUSED, discard, is_here, openai_folder, verify
 from gpt2cli.hub.fetching import fetch_openai
@@ -77,7 +76,7 @@ def test_seven_files_come_with_progress_and_a_record(
     totals = [(step.all_done, step.all_total) for step in steps if step.all_total]
     assert totals[-1] == (fetched.n_bytes, fetched.n_bytes)
     assert [done for done, _ in totals] == sorted(done for done, _ in totals)
-    records = json.loads((fetched.folder / hashes.NAME).read_text())["files"]
+    records = json.loads((fetched.folder / provenance.NAME).read_text())["files"]
     assert records[DATA]["by"] == "first seen"
     assert records["vocab.bpe"]["by"] == "published"
     assert records[DATA]["address"] == f"{site.address}/tiny/{DATA}"
@@ -225,16 +224,16 @@ def test_verify_names_the_first_file_that_differs(size: Size, site: Site, conten
 
 def test_where_the_files_came_from_is_recorded_and_kept(size: Size, site: Site) -> None:
     folder = fetch(size, site)[0].folder
-    origin = hashes.Origin("openai", f"{site.address}/tiny", "")
-    assert hashes.origin(folder) == origin
+    origin = provenance.Origin("openai", f"{site.address}/tiny", "")
+    assert provenance.origin(folder) == origin
     with serving({}) as elsewhere:
         assert fetch(size, elsewhere)[0].origin == origin.address  # nothing came from elsewhere
     discard(folder)
-    assert hashes.origin(folder) == origin
+    assert provenance.origin(folder) == origin
 
 
 def test_the_name_of_the_receipt_is_the_model_folders() -> None:
-    assert downloaded.RECEIPT == RECEIPT
+    assert downloads.RECEIPT == RECEIPT
 
 
 @pytest.mark.parametrize(
@@ -250,7 +249,7 @@ def test_the_name_of_the_receipt_is_the_model_folders() -> None:
     ],
 )
 def test_a_broken_record_is_an_error_with_its_path(text: str, size: Size, site: Site, tmp_path: Path) -> None:
-    path = openai_folder(size) / hashes.NAME
+    path = openai_folder(size) / provenance.NAME
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError) as caught:
@@ -260,7 +259,7 @@ def test_a_broken_record_is_an_error_with_its_path(text: str, size: Size, site: 
 
 
 def test_a_record_with_values_of_other_kinds_is_refused(size: Size, site: Site) -> None:
-    path = openai_folder(size) / hashes.NAME
+    path = openai_folder(size) / provenance.NAME
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"files": {"a": {"n_bytes": "1", "sha256": "2", "by": "first seen"}}}))
     with pytest.raises(InputError, match="entry of a is broken"):

@@ -14,8 +14,7 @@ from faulty_server import Fault, Site, serving
 from layouts import COMMIT, REPOSITORY, serve_hub, use_hub
 
 from gpt2cli.errors import InputError, ServiceError, UsageError
-from gpt2cli.hub import hf_hub as hub
-from gpt2cli.hub import registry as published
+from gpt2cli.hub import hf_hub, registry
 from gpt2cli.hub.collecting import Fetched, Fetching, Request
 from gpt2cli.hub.downloads import discard, hub_folder, verify
 from gpt2cli.hub.fetching import fetch_hub
@@ -109,7 +108,7 @@ def test_a_damaged_file_is_told_with_a_command_that_mends_it(
     ],
 )
 def test_weights_are_whole_or_in_shards(names: set[str], needed: list[str]) -> None:
-    assert hub.needed("x/y", names) == needed
+    assert hf_hub.needed("x/y", names) == needed
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_weights_are_whole_or_in_shards(names: set[str], needed: list[str]) -> N
 )
 def test_a_repository_without_a_model_is_an_error(names: set[str]) -> None:
     with pytest.raises(InputError, match="holds no model that can be read"):
-        hub.needed("x/y", names)
+        hf_hub.needed("x/y", names)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -153,9 +152,9 @@ def test_the_token_goes_to_the_hub_and_not_to_its_store_nor_a_mirror(
     monkeypatch.delenv("HF_TOKEN")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "token").write_text("hf_two\n")
-    assert hub.headers(None) == {"authorization": "Bearer hf_two"}
-    assert hub.headers(site.address + "/") == hub.headers(None)
-    assert hub.headers("http://mirror.example") == {}
+    assert hf_hub.headers(None) == {"authorization": "Bearer hf_two"}
+    assert hf_hub.headers(site.address + "/") == hf_hub.headers(None)
+    assert hf_hub.headers("http://mirror.example") == {}
 
 
 @pytest.mark.parametrize(("kind", "code"), [("401", "401 Unauthorized"), ("404", "404 Not Found")])
@@ -184,14 +183,14 @@ def test_a_name_must_be_one_of_the_hub(name: str) -> None:
 
 def test_published_hashes_hold_at_their_commit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     size = Size("tiny", 1, REPOSITORY, COMMIT)
-    monkeypatch.setitem(published.SIZES, "tiny", size)
+    monkeypatch.setitem(registry.SIZES, "tiny", size)
     wrong = {"config.json": Expected(sha256="0" * 64)}
-    monkeypatch.setitem(published.HUB, (REPOSITORY, COMMIT), wrong)
+    monkeypatch.setitem(registry.HUB, (REPOSITORY, COMMIT), wrong)
     with pytest.raises(InputError, match=r"is not config\.json") as caught:
         fetch()
     assert "0" * 64 in caught.value.why
     assert site.requests[0].path.startswith(f"/api/models/{REPOSITORY}/revision/{COMMIT}?")
-    monkeypatch.setitem(published.HUB, (REPOSITORY, "another"), published.HUB.pop((REPOSITORY, COMMIT)))
+    monkeypatch.setitem(registry.HUB, (REPOSITORY, "another"), registry.HUB.pop((REPOSITORY, COMMIT)))
     fetch()
 
 

@@ -10,7 +10,7 @@ import pytest
 from judge_server import MODEL, judging, n_tokens
 from judged import ITEMS, QUICK, run, score_of
 
-from gpt2cli import templates as prompts
+from gpt2cli import templates
 from gpt2cli.errors import InputError, ResourceError, ServiceError
 from gpt2cli.judge.client import PATIENCE
 from gpt2cli.judge.items import Item
@@ -30,7 +30,7 @@ def test_each_response_gets_its_own_judgement_and_a_rerun_asks_nothing(tmp_path:
         assert judged(ITEMS, path) == sorted(found, key=lambda j: j.index)
         assert judged(ITEMS[:1], path)[-1].index == 0
     first = json.loads(path.read_text().split("\n")[0])
-    assert first["terms"]["model"] == MODEL and first["terms"]["prompt"] == prompts.JUDGE_VERSION
+    assert first["terms"]["model"] == MODEL and first["terms"]["prompt"] == templates.JUDGE_VERSION
     assert judged(ITEMS, tmp_path / "missing") == []
 
 
@@ -164,8 +164,8 @@ def test_another_judge_is_refused_with_the_differences(
             assert f"{name} was {MODEL if name == 'model' else 123}, is {value}" in caught.value.why
             assert caught.value.fix.startswith("--fresh")
         with monkeypatch.context() as patch:
-            before_it = prompts.JUDGE_VERSION
-            patch.setattr(prompts, "JUDGE_VERSION", "0000")
+            before_it = templates.JUDGE_VERSION
+            patch.setattr(templates, "JUDGE_VERSION", "0000")
             with pytest.raises(InputError) as caught:
                 run(server, ITEMS, path)
             assert f"prompt was {before_it}, is 0000;" in caught.value.why

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
-from gpt2cli.recipe import yaml_lines as yaml_source
+from gpt2cli.recipe import yaml_lines
 from gpt2cli.recipe.loader import load_recipe
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n"
@@ -51,30 +51,30 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n"
     ],
 )
 def test_plain_scalars_mean_what_they_look_like(text: str, value: object) -> None:
-    got = yaml_source.plain_scalar(text, "x")
+    got = yaml_lines.plain_scalar(text, "x")
     assert got == value and type(got) is type(value)
-    assert yaml_source.parse(f"a: {text}", "x").values == {"a": value}
+    assert yaml_lines.parse(f"a: {text}", "x").values == {"a": value}
 
 
 def test_nan_is_a_float() -> None:
-    assert math.isnan(yaml_source.plain_scalar(".nan", "x"))
+    assert math.isnan(yaml_lines.plain_scalar(".nan", "x"))
 
 
 @pytest.mark.parametrize("word", ["no", "yes", "NO", "Yes"])
 def test_yes_and_no_are_refused_without_quotes(word: str) -> None:
     with pytest.raises(UsageError, match=rf"^r.yaml:2 data.source: {word} may mean") as caught:
-        yaml_source.parse(f"data:\n  source: {word}\n", "r.yaml")
+        yaml_lines.parse(f"data:\n  source: {word}\n", "r.yaml")
     assert f'"{word}" in quotes' in caught.value.fix
-    assert yaml_source.parse(f'a: "{word}"', "x").values == {"a": word}
+    assert yaml_lines.parse(f'a: "{word}"', "x").values == {"a": word}
 
 
 def test_numbers_agree_with_a_plain_loader_where_yaml_1_1_and_1_2_agree() -> None:
     text = "a: 1\nb: -2.5\nc: [x, 'y', \"z\\n\"]\nd: {e: 1.5e+3}\nf: |\n  two\n  lines\n"
-    assert yaml_source.parse(text, "x").values == yaml.safe_load(text)
+    assert yaml_lines.parse(text, "x").values == yaml.safe_load(text)
 
 
 def test_every_value_knows_its_line() -> None:
-    document = yaml_source.parse("a: 1\n\nb:\n  c: 2\n  d: [1,\n   2]\n", "x")
+    document = yaml_lines.parse("a: 1\n\nb:\n  c: 2\n  d: [1,\n   2]\n", "x")
     assert document.lines == {
         (): 1,
         ("a",): 1,
@@ -119,7 +119,7 @@ def test_the_global_safe_loader_is_left_alone() -> None:
 def test_refused_with_the_line(text: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
-        yaml_source.parse(text, "x")
+        yaml_lines.parse(text, "x")
     assert caught.value.what.startswith(what)
     assert not (tmp_path / "canary").exists()
 
@@ -129,7 +129,7 @@ def test_deep_nesting_ends_at_once_and_in_little_memory(deep: str) -> None:
     tracemalloc.start()
     began = time.process_time()
     with pytest.raises(UsageError, match=r"^x:1: (nested more than 8 levels|a key that is not a word)"):
-        yaml_source.parse(deep, "x")
+        yaml_lines.parse(deep, "x")
     seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 1
@@ -154,7 +154,7 @@ def test_what_is_not_text_is_named_by_its_byte(content: bytes, offset: int, tmp_
     path = tmp_path / "x.yaml"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        yaml_source.read_text(path, "x")
+        yaml_lines.read_text(path, "x")
     assert (caught.value.what, caught.value.exit_code) == (f"x: not UTF-8 text at byte {offset}", 3)
     assert caught.value.why
 
@@ -165,7 +165,7 @@ def test_what_is_not_text_is_named_by_its_byte(content: bytes, offset: int, tmp_
 def test_bom_and_crlf_are_accepted(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(content)
-    document = yaml_source.parse(yaml_source.read_text(path, "x"), "x")
+    document = yaml_lines.parse(yaml_lines.read_text(path, "x"), "x")
     assert document.values == {"a": 1, "b": 2}
     assert document.lines[("b",)] == 2
 
@@ -174,7 +174,7 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"#" * 1_000_001)
     with pytest.raises(InputError, match="larger than 1,000,000 bytes"):
-        yaml_source.read_text(path, "x")
+        yaml_lines.read_text(path, "x")
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "device", "loop"])
@@ -201,13 +201,13 @@ def test_what_is_not_a_file_is_refused_without_a_hang(kind: str, tmp_path: Path)
     ],
 )
 def test_override_values_follow_the_same_rules(text: str, value: object) -> None:
-    assert yaml_source.parse_value(text, "x") == value
+    assert yaml_lines.parse_value(text, "x") == value
 
 
 @pytest.mark.parametrize("text", ['"a', "[a", '"a" b', "[&a b]", "no"])
 def test_override_values_that_are_not_yaml(text: str) -> None:
     with pytest.raises(UsageError, match=r"^override x"):
-        yaml_source.parse_value(text, "override x")
+        yaml_lines.parse_value(text, "override x")
 
 
 @given(st.binary(max_size=200))
@@ -218,7 +218,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
     try:
-        values = yaml_source.parse(yaml_source.read_text(path, "x"), "x").values
+        values = yaml_lines.parse(yaml_lines.read_text(path, "x"), "x").values
     except Gpt2Error as error:
         assert error.exit_code in (2, 3)
     else:
@@ -227,7 +227,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 @given(st.text(alphabet="ab:-?[]{}&*!|>'\"%@`#,\n \t\\0123.e~=\u0085\u2028", max_size=60))
 def test_any_yaml_like_text_is_read_or_refused(text: str) -> None:
-    for read in (yaml_source.parse, yaml_source.parse_value):
+    for read in (yaml_lines.parse, yaml_lines.parse_value):
         try:
             read(text, "x")
         except UsageError as error:

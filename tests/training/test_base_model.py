@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from teaching import save_base, write_teaching
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.errors import InputError
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import InstructRecipe
@@ -41,8 +41,8 @@ def test_what_is_not_here_offers_three_ways(tmp_path: Path) -> None:
 def test_the_newest_is_one_that_can_be_begun_with(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no language model here yet"):
         newest_start()
-    base = save_base(home.models() / "base")
-    classifier, adapter = home.models() / "classifier", home.models() / "adapter"
+    base = save_base(paths.models() / "base")
+    classifier, adapter = paths.models() / "classifier", paths.models() / "adapter"
     for n, (folder, name, content) in enumerate(
         [
             (classifier, "config.json", {"architectures": ["GPT2ForSequenceClassification"]}),
@@ -53,7 +53,7 @@ def test_the_newest_is_one_that_can_be_begun_with(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / name).write_text(json.dumps(content))
         os.utime(folder, (2e9 + n, 2e9 + n))
-    assert home.find_model(None) == adapter
+    assert paths.find_model(None) == adapter
     assert newest_start() == base
     for folder in (classifier, adapter):
         with pytest.raises(InputError, match=r"^init: ") as caught:
@@ -62,7 +62,7 @@ def test_the_newest_is_one_that_can_be_begun_with(tmp_path: Path) -> None:
 
 
 def test_a_resume_keeps_to_what_was_the_newest(gpt2: Gpt2, tmp_path: Path) -> None:
-    save_base(home.models() / "base")
+    save_base(paths.models() / "base")
     recipe = write_teaching(tmp_path, init="newest")
     first = gpt2("finetune-instruct", recipe, "optim.steps=4", "--name", "taught")
     assert first.code == 0 and "init: the newest model is" in first.err, first.err

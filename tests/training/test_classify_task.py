@@ -8,7 +8,7 @@ import torch
 from lessons import lesson
 from loud import loud
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.checkpoints.classifier import load_classifier
 from gpt2cli.data.labelled_texts import padded
 from gpt2cli.errors import InputError
@@ -176,7 +176,7 @@ def test_a_resume_of_another_run_is_refused(change: str, said: str, tmp_path: Pa
     small = ("model.size=null", "model.n_layer=3", "model.n_head=2", "model.n_embd=16", "model.context=24")
     recipe, other = lesson(tmp_path, "optim.steps=3", change, *(small if "scratch" in change else ()))
     with pytest.raises(InputError, match=said):
-        open_session(other, recipe, home.checkpoints(run.folder)[-1])
+        open_session(other, recipe, paths.checkpoints(run.folder)[-1])
 
 
 def test_it_learns(tmp_path: Path) -> None:

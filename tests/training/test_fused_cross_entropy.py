@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2cli.training import fused_cross_entropy as cross_entropy
+from gpt2cli.training import fused_cross_entropy
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
 
@@ -18,7 +18,7 @@ def problem(n: int, n_vocab: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 @pytest.mark.parametrize("n_vocab", [64, 65, 127, 3])
 @pytest.mark.parametrize("n", [1, 32, 75])
 def test_it_is_torchs(n: int, n_vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK", 40)  # 75 positions take a whole one and part of one
+    monkeypatch.setattr(fused_cross_entropy, "CHUNK", 40)  # 75 positions take a whole one and part of one
     hidden, weight, targets = problem(n, n_vocab)
     wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     gradients = torch.autograd.grad(wanted * 0.5, (hidden, weight))

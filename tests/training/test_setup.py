@@ -9,8 +9,7 @@ import pytest
 import torch
 from runs import tiny
 
-from gpt2cli import files as disk
-from gpt2cli import paths as home
+from gpt2cli import files, paths
 from gpt2cli.errors import DivergedError, InputError, UsageError
 from gpt2cli.training import events as ev
 from gpt2cli.training.pretrain_task import Pretraining
@@ -208,7 +207,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         for event in session.events(run, lambda: 0):
             if isinstance(event, ev.StepDone) and event.step == 6:
                 next(session.model.parameters()).data[0, 0] = math.inf
-    assert [path.name for path in home.checkpoints(run.folder)] == ["step-000003"]
+    assert [path.name for path in paths.checkpoints(run.folder)] == ["step-000003"]
 
 
 def test_a_folder_prepared_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -243,14 +242,14 @@ def test_a_damaged_newest_checkpoint_falls_back_one(tmp_path: Path) -> None:
     recipe, data = tiny(tmp_path, "optim.steps=9")
     run = Run(tmp_path / "run")
     play(open_session(Pretraining(recipe, data), recipe, None), run)
-    before, newest = home.checkpoints(run.folder)[-2:]
+    before, newest = paths.checkpoints(run.folder)[-2:]
     for name in ("model.safetensors", "train_state.safetensors", "config.json", "manifest.json"):
         path = newest / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
         found, problems = newest_valid_checkpoint(run)
         assert found == before and newest.name in problems[0].what
-        assert home.checkpoints(run.folder) == [before], "the damaged one no longer counts"
+        assert paths.checkpoints(run.folder) == [before], "the damaged one no longer counts"
         for pointer in ("best", "last"):
             assert (run.folder / pointer).resolve() == before.resolve()
         aside = newest.with_name(f"damaged-{newest.name}")
@@ -272,11 +271,11 @@ def test_pruning_keeps_the_newest_the_best_and_the_last(tmp_path: Path) -> None:
     for event in session.events(run, lambda: 0):
         if isinstance(event, ev.StepDone) and event.step == 3:
             session.progress.best_step, session.progress.best_loss = 3, 0.0
-    names = [path.name for path in home.checkpoints(run.folder)]
+    names = [path.name for path in paths.checkpoints(run.folder)]
     assert names == ["step-000003", "step-000011", "step-000012"]
     assert (run.folder / "best").resolve().name == "step-000003"
     assert (run.folder / "last").resolve().name == "step-000012"
-    assert disk.sweep(run.checkpoints) == []
+    assert files.sweep(run.checkpoints) == []
 
 
 def test_records_are_cut_where_the_checkpoint_was_saved_whatever_a_sample_says(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ import io
 import pytest
 from rich.console import Console
 
-from gpt2cli.ui import answers as answering
+from gpt2cli.ui import answers
 from gpt2cli.ui.answers import show_answering
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_every_item_passes_and_the_count_is_seen(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(answers, "LINE_SECONDS", 0.0)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80, _environ={"TERM": "xterm"})
     assert list(show_answering("abc", console, 2, 5)) == ["a", "b", "c"]
     shown = console.file.getvalue()  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpt2cli.ui import attention_map as heatmap
+from gpt2cli.ui import attention_map
 from gpt2cli.ui.attention_map import MOST_TOKENS, draw_attention
 
 HIDDEN = np.array([237, 240, 242]) / 255
@@ -37,7 +37,7 @@ def draw(
 def test_every_weight_has_its_colour(n_layers: int, n_heads: int, n: int, tmp_path: Path) -> None:
     weights = causal(n_layers, n_heads, n)
     picture = draw(tmp_path, weights)
-    plan = heatmap._plan(n_layers, n_heads, [f"t{i}" for i in range(n)])
+    plan = attention_map._plan(n_layers, n_heads, [f"t{i}" for i in range(n)])
     assert picture.shape == (plan.height, plan.width, 3)
     wanted = matplotlib.colormaps["magma_r"](weights)[..., :3]
     wanted[:, :, np.triu(np.ones((n, n), dtype=bool), 1)] = HIDDEN
@@ -51,7 +51,7 @@ def test_every_weight_has_its_colour(n_layers: int, n_heads: int, n: int, tmp_pa
 
 def test_every_tile_has_a_title_and_the_outer_ones_the_tokens(tmp_path: Path) -> None:
     picture = draw(tmp_path, causal(2, 3, 6))
-    plan = heatmap._plan(2, 3, [f"t{i}" for i in range(6)])
+    plan = attention_map._plan(2, 3, [f"t{i}" for i in range(6)])
 
     def inked(left: int, top: int, width: int, height: int) -> bool:
         return bool((picture[top : top + height, left : left + width] < 0.8).any())
@@ -103,9 +103,9 @@ def test_tokens_of_any_kind_draw_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_names_of_tokens() -> None:
-    assert heatmap._drawable(" the") == "·the"
-    assert heatmap._drawable("\x1b\u6771") == "<U+001B><U+67…"
-    assert heatmap._drawable("$1\n") == "$1<U+000A>"
+    assert attention_map._drawable(" the") == "·the"
+    assert attention_map._drawable("\x1b\u6771") == "<U+001B><U+67…"
+    assert attention_map._drawable("$1\n") == "$1<U+000A>"
 
 
 def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", [1, 9, MOST_TOKENS])
 @pytest.mark.parametrize("shape", [(1, 1), (12, 12), (48, 25), (1, 25), (48, 1)])
 def test_sizes_stay_readable_and_bounded(shape: tuple[int, int], n: int) -> None:
-    plan = heatmap._plan(*shape, ["<|endoftext|>"] * n)
+    plan = attention_map._plan(*shape, ["<|endoftext|>"] * n)
     assert plan.height <= 5000 and plan.width <= 3600
     assert plan.tile >= 60 and plan.square >= 1
     assert min(12, plan.tile / (0.62 * 7)) >= 11  # pixels of "L47 H24"
@@ -130,15 +130,15 @@ def test_what_is_no_number_has_a_colour_of_its_own(tmp_path: Path) -> None:
     weights = causal(1, 1, 3)
     weights[0, 0, 2] = np.nan
     picture = draw(tmp_path, weights)
-    plan = heatmap._plan(1, 1, ["t0", "t1", "t2"])
+    plan = attention_map._plan(1, 1, ["t0", "t1", "t2"])
     x, y = plan.corner(0, 0)
     bad = picture[y + plan.tile - 5, x + 5]
     np.testing.assert_allclose(bad, np.array([0x2E, 0xC4, 0xB6]) / 255, atol=0.01)
 
 
 def test_the_caption_does_not_promise_sums_for_a_cut() -> None:
-    assert "sums to 1" in heatmap._caption(0, broken=False)[1]
-    cut = heatmap._caption(136, broken=True)[1]
+    assert "sums to 1" in attention_map._caption(0, broken=False)[1]
+    cut = attention_map._caption(136, broken=True)[1]
     assert "136 earlier tokens" in cut and "sums to 1" not in cut and "no number" in cut
 
 

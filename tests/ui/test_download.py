@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from gpt2cli.hub.collecting import Fetched, Fetching
-from gpt2cli.ui import download as downloading
+from gpt2cli.ui import download
 from gpt2cli.ui.console import THEME
 from gpt2cli.ui.download import show_fetching
 
@@ -41,7 +41,7 @@ def test_plain_lines_name_each_file_once_and_every_trouble(monkeypatch: pytest.M
         "la␛rge[/x]  1.5 MB",
         "la␛rge[/x]: connection lost␛; again",
     ]
-    monkeypatch.setattr(downloading, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(download, "LINE_SECONDS", 0.0)
     assert "la␛rge[/x]   50%" in shown(terminal=False).splitlines()
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from teaching import teaching
 
 from gpt2cli.training.setup import open_session
-from gpt2cli.ui import dry_run as plan
+from gpt2cli.ui import dry_run
 from gpt2cli.ui.console import THEME
 
 
@@ -27,12 +27,12 @@ def test_what_is_learnt_is_marked_by_colour_or_by_signs(
         theme=THEME,
         _environ={"TERM": "xterm"},
     )
-    monkeypatch.setattr(plan, "out", lambda: console)
+    monkeypatch.setattr(dry_run, "out", lambda: console)
     talk = [
         {"messages": [{"role": "user", "content": "\x1b[2J"}, {"role": "assistant", "content": "No [/x]"}]}
     ]
     _, task = teaching(tmp_path, records=talk * 9)
-    plan._print_learnt(task.batch(0, 0), task.tokenizer)
+    dry_run._print_learnt(task.batch(0, 0), task.tokenizer)
     _, first, *_ = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     answer = "No [/x]<|endoftext|>"
     assert (f"\x1b[32m{answer}\x1b[0m" if colours else f"«{answer}»") in first
@@ -48,11 +48,11 @@ def test_memory_is_told_of_what_learns_and_what_meets_the_vocabulary(
         told.append(counts)
         return {"weights": 1}
 
-    monkeypatch.setattr(plan, "estimate_bytes", estimate)
+    monkeypatch.setattr(dry_run, "estimate_bytes", estimate)
     recipe, task = teaching(tmp_path, "train=lora", "lora.rank=2")
-    plan._memory(open_session(task, recipe, None))
+    dry_run._memory(open_session(task, recipe, None))
     n_adapter = 2 * 8 + 24 * 2  # A (2, 8) and B (24, 2) on the one c_attn
     assert told[0] == {"n_learning": n_adapter, "n_outputs": task.most_learnt, "recompute": False}
     recipe, classes = lesson(tmp_path, "train=head", "run.recompute=on")
-    plan._memory(open_session(classes, recipe, None))
+    dry_run._memory(open_session(classes, recipe, None))
     assert told[1] == {"n_learning": 3 * 16, "n_outputs": 0, "recompute": True}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from gpt2cli.ui import judge as judging
+from gpt2cli.ui import judge
 from gpt2cli.ui.judge import duration, show_judging
 
 
@@ -34,7 +34,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(judging, "time", clock)
+    monkeypatch.setattr(judge, "time", clock)
     return clock
 
 

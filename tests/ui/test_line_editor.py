@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.ui import line_editor as editing
+from gpt2cli.ui import line_editor
 from gpt2cli.ui.line_editor import _Entries
 
 
@@ -36,16 +36,16 @@ def test_only_the_newest_of_a_long_history_is_read(tmp_path: Path, monkeypatch: 
     path = tmp_path / "history"
     for number in range(100):
         _Entries(path).store_string(f"message {number:02}")
-    monkeypatch.setattr(editing, "MOST_HISTORY", 50)
+    monkeypatch.setattr(line_editor, "MOST_HISTORY", 50)
     assert entries(path) == ["message 99", "message 98", "message 97"]
 
 
 def test_a_long_paste_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "history"
     history = _Entries(path)
-    history.store_string("x" * (editing.LONGEST_ENTRY + 1))
-    history.store_string("x" * editing.LONGEST_ENTRY)
-    assert [len(entry) for entry in entries(path)] == [editing.LONGEST_ENTRY]
+    history.store_string("x" * (line_editor.LONGEST_ENTRY + 1))
+    history.store_string("x" * line_editor.LONGEST_ENTRY)
+    assert [len(entry) for entry in entries(path)] == [line_editor.LONGEST_ENTRY]
 
 
 def test_a_torn_line_costs_itself_alone_and_the_file_becomes_its_owners(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_what_is_too_old_leaves_the_file(tmp_path: Path, monkeypatch: pytest.Mon
         _Entries(path).store_string(f"message {number}")
     before = path.read_bytes()
     assert len(entries(path)) == 9 and path.read_bytes() == before
-    monkeypatch.setattr(editing, "MOST_ENTRIES", 2)
+    monkeypatch.setattr(line_editor, "MOST_ENTRIES", 2)
     for _ in range(2):
         assert entries(path) == ["message 8", "message 7"]
         assert path.read_bytes() == b'"message 7"\n"message 8"\n'

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2cli import paths as home
+from gpt2cli import paths
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.files import (
     discard,
@@ -32,10 +32,7 @@ from gpt2cli.files import (
     sweep,
     write_json,
 )
-from gpt2cli.generation.cpu import export_step as tracing
-from gpt2cli.generation.cpu import linear as products
-from gpt2cli.generation.cpu import quantizing
-from gpt2cli.generation.cpu import swap_linears as packing
+from gpt2cli.generation.cpu import export_step, linear, quantizing, swap_linears
 from gpt2cli.model import gpt2, layers
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
@@ -177,13 +174,13 @@ class CompiledStep:
         self._config = config = model.config
         self._precision = precision
         self._eager, self._other_cache = model.extend, model.new_cache
-        self._weights = tracing.weights_of(model)
+        self._weights = export_step.weights_of(model)
         found = [f"{n} {tuple(p.shape)} {p.dtype}" for n, p in model.named_parameters()]
-        assert found == tracing.signature(config, precision), "the model is packed for another step"
+        assert found == export_step.signature(config, precision), "the model is packed for another step"
         assert all(weight.is_contiguous() for weight in self._weights)
-        self._shortest, self._longest = tracing.SHORTEST, tracing.longest(config)
+        self._shortest, self._longest = export_step.SHORTEST, export_step.longest(config)
         self._shape = (1, config.n_head, config.n_positions, config.head_width)
-        self._dtype = tracing.cache_dtype(precision)
+        self._dtype = export_step.cache_dtype(precision)
         self._places = torch.arange(config.n_positions)
         # torch unpacks it into TMPDIR and deletes that in a destructor, which not every end of a program
         # comes to. Once opened the code is in memory.
@@ -209,7 +206,7 @@ class CompiledStep:
     def new_cache(self, n_rows: int, n_positions: int) -> KVCache:
         """For one row always of full length: strides are part of the code."""
         if n_rows == 1:
-            return tracing.full_cache(self._config, self._precision, n_positions)
+            return export_step.full_cache(self._config, self._precision, n_positions)
         return self._other_cache(n_rows, n_positions)
 
 
@@ -227,7 +224,7 @@ def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> N
     search = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", tracing.__name__],
+            [sys.executable, "-m", export_step.__name__],
             env=os.environ | places | {"PYTHONPATH": search},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -254,13 +251,13 @@ def _folder(config: GPT2Config, precision: str) -> Path:
     facts = json.dumps(_facts(config, precision), sort_keys=True)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
     name = size_of(config) or f"{config.n_layer}x{config.n_embd}"
-    return home.home() / "compiled" / f"{name}-{precision}-{digest}"
+    return paths.home() / "compiled" / f"{name}-{precision}-{digest}"
 
 
 def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
     """All that the code depends on."""
     sources = [
-        Path(str(module.__file__)) for module in (tracing, packing, products, quantizing, gpt2, layers)
+        Path(str(module.__file__)) for module in (export_step, swap_linears, linear, quantizing, gpt2, layers)
     ]
     return {
         "torch": torch.__version__,

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2cli.generation.cpu import aot_packages as compiled
-from gpt2cli.generation.cpu import export_step as tracing
+from gpt2cli.generation.cpu import aot_packages, export_step
 from gpt2cli.generation.cpu.aot_packages import BuildError, build_package, find_package, use_package
 from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
 from gpt2cli.generation.engine import generate
@@ -27,7 +26,7 @@ Packed = Callable[[str], GPT2LMHead]
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT2_HOME with a package for CONFIG in fp32 and one thread."""
-    if not compiled.can_build():
+    if not aot_packages.can_build():
         pytest.skip("there is no C++ compiler")
     place = tmp_path_factory.mktemp("compiled") / "gpt2-home"
     before, threads = os.environ.get("GPT2_HOME"), torch.get_num_threads()
@@ -135,15 +134,15 @@ def copied(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def _flip(folder: Path) -> None:
-    data = bytearray((folder / compiled.PACKAGE).read_bytes())
+    data = bytearray((folder / aot_packages.PACKAGE).read_bytes())
     data[len(data) // 2] ^= 1
-    (folder / compiled.PACKAGE).write_bytes(data)
+    (folder / aot_packages.PACKAGE).write_bytes(data)
 
 
 def _swap_facts(folder: Path) -> None:
-    facts = json.loads((folder / compiled.FACTS).read_text())
+    facts = json.loads((folder / aot_packages.FACTS).read_text())
     facts["facts"]["torch"] = "0.1"
-    (folder / compiled.FACTS).write_text(json.dumps(facts))
+    (folder / aot_packages.FACTS).write_text(json.dumps(facts))
 
 
 @pytest.mark.parametrize(
@@ -151,11 +150,11 @@ def _swap_facts(folder: Path) -> None:
     [
         _flip,
         _swap_facts,
-        lambda folder: (folder / compiled.PACKAGE).unlink(),
-        lambda folder: (folder / compiled.FACTS).write_text("{"),
-        lambda folder: (folder / compiled.FACTS).write_text("[]"),
+        lambda folder: (folder / aot_packages.PACKAGE).unlink(),
+        lambda folder: (folder / aot_packages.FACTS).write_text("{"),
+        lambda folder: (folder / aot_packages.FACTS).write_text("[]"),
         lambda folder: folder.parent.chmod(0o770),
-        lambda folder: (folder / compiled.PACKAGE).unlink() or (folder / compiled.PACKAGE).mkdir(),
+        lambda folder: (folder / aot_packages.PACKAGE).unlink() or (folder / aot_packages.PACKAGE).mkdir(),
     ],
     ids=["bit", "facts", "no-package", "cut-facts", "other-facts", "open-folder", "folder"],
 )
@@ -175,13 +174,13 @@ def test_a_package_that_does_not_open_is_an_error_to_go_on_from(model: GPT2LMHea
 def test_without_a_compiler_there_is_an_error_to_go_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    assert not compiled.can_build()
+    assert not aot_packages.can_build()
     with pytest.raises(BuildError, match=r"no C\+\+ compiler"):
         build_package(CONFIG, "fp32")
 
 
 def test_a_failed_build_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "__name__", "gpt2cli.no_such_module")
+    monkeypatch.setattr(export_step, "__name__", "gpt2cli.no_such_module")
     with pytest.raises(BuildError, match=r"the compiler failed .*no_such_module"):
         build_package(CONFIG, "fp32")
     home = Path(os.environ["GPT2_HOME"]) / "compiled"
@@ -227,17 +226,17 @@ def test_a_failed_build_is_remembered_until_one_succeeds_and_older_packages_go(
         path.write_bytes(b"code")
 
     monkeypatch.setattr(torch, "__version__", "2.99")  # what was built before is now an older one
-    monkeypatch.setattr(compiled, "_compile", fail)
+    monkeypatch.setattr(aot_packages, "_compile", fail)
     with pytest.raises(BuildError):
         build_package(CONFIG, "fp32")
-    assert compiled.has_failed(CONFIG, "fp32") and copied.exists()
-    monkeypatch.setattr(compiled, "_compile", succeed)
+    assert aot_packages.has_failed(CONFIG, "fp32") and copied.exists()
+    monkeypatch.setattr(aot_packages, "_compile", succeed)
     torch.set_num_threads(2)
     other = build_package(CONFIG, "fp32")
     torch.set_num_threads(1)
     package = build_package(CONFIG, "fp32")
     assert package == find_package(CONFIG, "fp32") and other.exists()
-    assert not compiled.has_failed(CONFIG, "fp32") and not copied.exists()
+    assert not aot_packages.has_failed(CONFIG, "fp32") and not copied.exists()
 
 
 @pytest.mark.proofs

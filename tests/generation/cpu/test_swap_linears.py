@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 import torch
 
-from gpt2cli.generation.cpu import swap_linears as packing
+from gpt2cli.generation.cpu import swap_linears
 from gpt2cli.generation.cpu.blocked import BlockedBf16Linear, BlockedInt8Linear, BlockedLinear
 from gpt2cli.generation.cpu.linear import Bf16Linear, Int8Linear, SplitLinear
 from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
@@ -115,10 +115,10 @@ def test_a_row_does_not_depend_on_the_others(model: GPT2LMHead, precision: str) 
 def test_without_kernels_for_several_rows_the_others_are_taken(
     model: GPT2LMHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "can_block", lambda precision: False)
+    monkeypatch.setattr(swap_linears, "can_block", lambda precision: False)
     assert type(pack_for_decoding(model, "int8", "rows").lm_head) is Int8Linear
 
 
 def require_blocks(precision: str) -> None:
-    if not packing.can_block(precision):
+    if not swap_linears.can_block(precision):
         pytest.skip(f"this processor has no kernels for several rows in {precision}")
