@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, Session, Source, too_long
-from gpt2cli.cli.choose_model import decoding_of, found, load
+from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, MessageSource, too_long
+from gpt2cli.cli.choose_model import decoding_options, load_for_decoding, preloading
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -72,25 +72,27 @@ def chat(
 
     from gpt2cli.errors import UsageError
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.spinner import hushed, waiting
+    from gpt2cli.ui.spinner import echo_off, waiting
 
     if sys.stdin is None:  # whoever started the program had closed it
         raise UsageError("there is nothing to answer", "stdin is closed", "gpt2 chat at a terminal")
     screen = _screen()
-    with hushed() if screen else contextlib.nullcontext():
+    with echo_off() if screen else contextlib.nullcontext():
         with (
-            found(model) as folder,
+            preloading(model) as folder,
             waiting(err(), f"loading {folder}", patience=0) as end,
         ):
             from gpt2cli.generation.settings import Settings
 
-            decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
+            decoding = decoding_options(temperature, top_k, top_p, repetition_penalty, seed)
             settings = Settings(decoding, max_new_tokens)
             n_tokens = TALK_TOKENS if screen else 0
-            loaded = load(folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end)
+            loaded = load_for_decoding(
+                folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
+            )
             conversation = _begin(loaded, system, settings)
         source, keys = _source(screen)
-        session = Session(conversation, loaded, sys.stdin.isatty(), as_json)
+        session = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json)
         session.greet(keys)
         code = session.run(source)
     raise typer.Exit(code)
@@ -114,14 +116,14 @@ def _begin(loaded: "LoadedModel", system: str | None, settings: "Settings") -> "
     return Conversation(loaded.model, loaded.tokenizer, template, system, settings)
 
 
-def _source(screen: TextIO | None) -> tuple[Source, str]:
+def _source(screen: TextIO | None) -> tuple[MessageSource, str]:
     """Where messages come from, and the keys for it, in words."""
     from gpt2cli.paths import home
 
     if screen:
-        from gpt2cli.ui.line_editor import Editor
+        from gpt2cli.ui.line_editor import LineEditor
 
-        return Editor(home() / HISTORY, screen), EDITOR_KEYS
+        return LineEditor(home() / HISTORY, screen), EDITOR_KEYS
     return _Lines(prompt="> " if sys.stdin.isatty() else ""), PLAIN_KEYS
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpt2cli.errors import UsageError
 
 SAY = "say"  # the call that a line without a command is
-MARKS = ("/", "!")  # what begins a command; twice, and the line is a message that begins with one
+PREFIXES = ("/", "!")  # what begins a command; twice, and the line is a message that begins with one
 FORCE = "--force"
 
 
@@ -63,7 +63,7 @@ _MEANT = {
 
 def parse(line: str) -> Call:
     """What a line asks for. Raises UsageError for a command that is not there or is not used so."""
-    if not line.startswith(MARKS):
+    if not line.startswith(PREFIXES):
         return Call(SAY, line)
     if line[1:2] == line[0]:
         return Call(SAY, line[1:])

@@ -25,7 +25,7 @@ LONGEST_MESSAGE = 1 << 20  # bytes; no context is near it
 LONGEST_FILE = 1 << 26  # bytes of a saved conversation
 
 
-class Source(Protocol):
+class MessageSource(Protocol):
     """Where messages come from."""
 
     def read(self) -> str:
@@ -71,7 +71,7 @@ class Signals:
 
 
 @dataclass
-class Session:
+class ChatLoop:
     """A conversation, and what each line does to it."""
 
     conversation: "Conversation"
@@ -83,13 +83,13 @@ class Session:
         from gpt2cli.ui import chat
 
         if self.is_talk:
-            chat.introduce(self.loaded)
+            chat.print_model(self.loaded)
         if self.is_talk or self.conversation.template is None:
-            chat.say_mode(self.conversation.template)
+            chat.print_mode(self.conversation.template)
         if self.is_talk:
             chat.note(f"/help lists the commands; {keys}")
 
-    def run(self, source: Source) -> int:
+    def run(self, source: MessageSource) -> int:
         """Until the end of the source or /exit. Through a pipe the first error gives the exit code."""
         from gpt2cli.errors import DivergedError, Gpt2Error
         from gpt2cli.ui import chat
@@ -265,20 +265,20 @@ class Session:
 
 
 # What a reply comes of, and all else.
-_TURNS: "dict[str, Callable[[Session, str, Stop], Iterator[Event]]]" = {
-    chat_commands.SAY: Session._say,
-    "retry": Session._retry,
-    "continue": Session._continue,
+_TURNS: "dict[str, Callable[[ChatLoop, str, Stop], Iterator[Event]]]" = {
+    chat_commands.SAY: ChatLoop._say,
+    "retry": ChatLoop._retry,
+    "continue": ChatLoop._continue,
 }
-_DO: dict[str, Callable[[Session, str], None]] = {
-    "help": Session._help,
-    "clear": Session._clear,
-    "undo": Session._undo,
-    "set": Session._set,
-    "show": Session._show,
-    "system": Session._system,
-    "save": Session._save,
-    "load": Session._load,
+_DO: dict[str, Callable[[ChatLoop, str], None]] = {
+    "help": ChatLoop._help,
+    "clear": ChatLoop._clear,
+    "undo": ChatLoop._undo,
+    "set": ChatLoop._set,
+    "show": ChatLoop._show,
+    "system": ChatLoop._system,
+    "save": ChatLoop._save,
+    "load": ChatLoop._load,
 }
 
 

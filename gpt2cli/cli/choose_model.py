@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gpt2cli.generation.sampling import Decoding
 
 
-def find(name: str | None) -> Path:
+def find_folder(name: str | None) -> Path:
     """The folder of the model called `name`; None is the newest there is, and stderr says which.
 
     Raises InputError with a way on: where a file is named, which no model is, too.
@@ -33,7 +33,7 @@ def find(name: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def found(name: str | None) -> Iterator[Path]:
+def preloading(name: str | None) -> Iterator[Path]:
     """The folder that `find` gives, for a block that imports torch and then loads from it.
 
     The weights are read meanwhile. Python's garbage collector rests: it would look through all that
@@ -43,7 +43,7 @@ def found(name: str | None) -> Iterator[Path]:
 
     from gpt2cli.checkpoints.read_ahead import reading_ahead
 
-    folder = find(name)
+    folder = find_folder(name)
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -55,7 +55,7 @@ def found(name: str | None) -> Iterator[Path]:
             gc.enable()
 
 
-def load(
+def load_for_decoding(
     folder: Path,
     device: str,
     precision: str,
@@ -81,7 +81,7 @@ def load(
     return loaded
 
 
-def decoding_of(
+def decoding_options(
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,

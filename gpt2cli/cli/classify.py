@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gpt2cli.generation.label_texts import Answer
 
 LONGEST_LINE = 1 << 26  # bytes; no context is near it, and a pipe may never end
+FEW = 200  # texts that are done before a bar could be read
 UNSURE = "unsure"
 STDIN = Path("-")
 ADDED = ("label", "probability")  # columns of the answer; with "predicted_" before them where they are taken
@@ -145,11 +146,14 @@ class _Writer:
         self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
     ) -> "Iterator[Answer]":
         from gpt2cli.generation import label_texts
-        from gpt2cli.ui.classify import tracked
         from gpt2cli.ui.console import err
+        from gpt2cli.ui.progress import counting, track
 
         self._limit = loaded.max_tokens
-        for answer in tracked(label_texts.classify(loaded, texts, where), len(texts), err()):
+        answers: Iterator[Answer] = label_texts.classify(loaded, texts, where)
+        if len(texts) > FEW:
+            answers = track(answers, err(), counting("classifying", len(texts)))
+        for answer in answers:
             self._n_cut += answer.was_cut
             yield answer
 

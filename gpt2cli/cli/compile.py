@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gpt2cli.cli.choose_model import find
+from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import ThreadsOption
 
 
@@ -40,7 +40,7 @@ def compile_step(
     for name in wanted:
         if name not in PRODUCTS["compiled"]:
             raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8")
-    folder = find(model)
+    folder = find_folder(model)
     choose_runtime("cpu", threads=threads)
     config = read_config(find_base(folder) if is_adapter(folder) else folder)
     for name in wanted:

@@ -60,12 +60,13 @@ def convert(
     from gpt2cli.convert.pipeline import Wish, convert
     from gpt2cli.ui.console import err, print_json, printable
     from gpt2cli.ui.console import out as stdout
-    from gpt2cli.ui.convert import print_receipt, show_converting
+    from gpt2cli.ui.progress import converting, finish
+    from gpt2cli.ui.tables import print_receipt
 
     wish = Wish(to, dtype, force, verify, allow_nonfinite, n_head, merge)
     path = _find(source)
     place = out.expanduser() if out else _default_place(path, to)
-    receipt = show_converting(convert(path, place, wish), err())
+    receipt = finish(convert(path, place, wish), err(), converting).receipt
     if as_json:
         print_json(receipt)
         return

@@ -138,15 +138,19 @@ def _fetch(
     from gpt2cli.errors import ServiceError
     from gpt2cli.hub.fetching import fetch_hub, fetch_openai
     from gpt2cli.ui.console import printable
-    from gpt2cli.ui.download import show_fetching
+    from gpt2cli.ui.progress import fetching, finish
 
     failed: list[ServiceError] = []
     for source in sources:
         try:
             if source == "openai":
                 assert size is not None
-                return show_fetching(fetch_openai(size, request), console)
-            return show_fetching(fetch_hub(repository, revision, request), console)
+                steps = fetch_openai(size, request)
+            else:
+                steps = fetch_hub(repository, revision, request)
+            fetched = finish(steps, console, fetching()).fetched
+            assert fetched is not None
+            return fetched
         except ServiceError as error:
             failed.append(error)
             if len(failed) < len(sources):
@@ -192,13 +196,14 @@ def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str
     from gpt2cli.errors import Gpt2Error, InputError
     from gpt2cli.hub.downloads import discard
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.ui.convert import show_converting
+    from gpt2cli.ui.progress import converting, finish
 
     with _alone(fetched.folder, err()):
         if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
             return receipt
         try:
-            receipt = show_converting(convert(fetched.folder, model, Wish(force=force, verify=True)), err())
+            steps = convert(fetched.folder, model, Wish(force=force, verify=True))
+            receipt = finish(steps, err(), converting).receipt
         except InputError:
             names = discard(fetched.folder)
             if names:

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2cli.cli.choose_model import find
+from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gpt2cli.data.corpora import Found
-    from gpt2cli.evaluation.perplexity import Sliding, Text
+    from gpt2cli.evaluation.perplexity import Scoring, Sliding, Text
     from gpt2cli.runtime import Runtime
-    from gpt2cli.ui.evaluate import Row
+    from gpt2cli.ui.tables import EvaluationRow
 
 WIKITEXT2 = "wikitext-2-test"
 
@@ -61,11 +61,11 @@ def evaluate(
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.console import out
-    from gpt2cli.ui.evaluate import PAPER_NOTE, print_rows
+    from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
 
-    named = [(name, find(name)) for name in models or ()]
+    named = [(name, find_folder(name)) for name in models or ()]
     if not named:
-        newest = find(None)
+        newest = find_folder(None)
         named = [(str(newest), newest)]
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
@@ -74,7 +74,7 @@ def evaluate(
     text, sha256 = _read(found)
     tasks = _tasks(named, text, found.name, context, stride, batch)
 
-    rows: list[Row] = []
+    rows: list[EvaluationRow] = []
     try:
         for task in tasks:
             row = _measure(task, found, runtime)
@@ -83,7 +83,7 @@ def evaluate(
                 _print_json(row, task.folder, found.name, sha256, runtime)
     finally:  # what was measured until here is the user's, whatever ended it
         if rows and not as_json:
-            print_rows(rows, out())
+            print_evaluation(rows, out())
             if any(row.paper for row in rows):
                 _say(PAPER_NOTE)
 
@@ -139,21 +139,33 @@ def _tasks(
     return tasks
 
 
-def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "Row":
+def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "EvaluationRow":
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.evaluation.perplexity import paper_perplexity, score
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.evaluate import Row, show_scoring
+    from gpt2cli.ui.progress import scoring, track
+    from gpt2cli.ui.tables import EvaluationRow
 
     loaded = open_model(task.folder)
     model = loaded.model.to(runtime.device)
-    result = show_scoring(score(model, task.text, task.sliding, runtime), err(), task.name)
+    result: Scoring | None = None
+    try:
+        for step in track(score(model, task.text, task.sliding, runtime), err(), scoring(task.name)):
+            result = step
+    except (KeyboardInterrupt, SystemExit):
+        if result:
+            _say(
+                f"partial: {task.name}: {result.n_tokens:,} of {result.n_total:,} tokens:"
+                f" loss {result.loss:.4f}, perplexity/token {result.perplexity:,.2f}"
+            )
+        raise
+    assert result is not None, "a text without tokens is refused before"
     on_wikitext = found.name == WIKITEXT2 and found.origin != "path"
     paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
-    return Row(task.name, task.text, task.sliding, result, paper)
+    return EvaluationRow(task.name, task.text, task.sliding, result, paper)
 
 
-def _print_json(row: "Row", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
+def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
     """One object a line."""
     from gpt2cli.ui.console import print_json
 

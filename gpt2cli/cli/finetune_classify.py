@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2cli.cli.train_command import (
     DryRunOption,
-    Lesson,
     NameOption,
     OfflineOption,
     OverridesArgument,
     RecipeArgument,
     ResumeOption,
+    TrainCommand,
     say,
     train,
 )
@@ -40,7 +40,7 @@ def finetune_classify(
     offline: OfflineOption = False,
 ) -> None:
     """Teach a GPT-2 to tell classes of texts apart, as a recipe says."""
-    lesson = Lesson(
+    lesson = TrainCommand(
         task="finetune-classify",
         opened=_opened,
         after_evaluation=lambda session, run, view, stop: None,
@@ -99,7 +99,8 @@ def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     from gpt2cli.paths import best_checkpoint
     from gpt2cli.training.classify_task import Classification
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.tables import plot_confusion, show_scores
+    from gpt2cli.ui.plots import plot_confusion
+    from gpt2cli.ui.tables import print_classes
 
     assert isinstance(session.task, Classification)
     test, seen = session.task.data.test, set(session.task.data.train.ids)
@@ -122,7 +123,7 @@ def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     }
     files.write_json(run.folder / REPORT, report)  # last: it says that the rest is there
     say(f"test split, {len(test):,} texts, with {folder.name}:")
-    show_scores(scores, loaded.labels, err())
+    print_classes(scores, loaded.labels, err())
     if len(new) < len(test):
         say(
             f"{len(test) - len(new)} of these texts stand in the training split as well;"

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from gpt2cli import paths
 from gpt2cli.cli.train_command import (
     DryRunOption,
-    Lesson,
     NameOption,
     OfflineOption,
     OverridesArgument,
     RecipeArgument,
     ResumeOption,
+    TrainCommand,
     say,
     train,
 )
@@ -42,7 +42,7 @@ def finetune_instruct(
     offline: OfflineOption = False,
 ) -> None:
     """Teach a language model to follow instructions, as a recipe says."""
-    lesson = Lesson(
+    lesson = TrainCommand(
         task="finetune-instruct",
         opened=_opened,
         after_evaluation=_answer_one,
@@ -139,8 +139,8 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     from gpt2cli.generation.batch import answers
     from gpt2cli.generation.sampling import Decoding
     from gpt2cli.training.sft_task import Instruction
-    from gpt2cli.ui.answers import show_answering
     from gpt2cli.ui.console import err
+    from gpt2cli.ui.progress import counting, track
 
     task = session.task
     assert isinstance(task, Instruction)
@@ -161,7 +161,9 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
                 n_rows=session.recipe.batch.micro_batch,
                 stop=stop,
             )
-            for number, reply in show_answering(replies, err(), len(file.responses), len(test)):
+            n_done = len(file.responses)
+            say(f"answering {len(missing)} test prompts" + f", {n_done} are answered" * bool(n_done))
+            for number, reply in track(replies, err(), counting("answering", len(test), n_done)):
                 file.add(_response(missing[number].record, reply, key))
         if len(file.responses) < len(test):
             return stop()

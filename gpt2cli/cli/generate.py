@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.choose_model import decoding_of, found, load
+from gpt2cli.cli.choose_model import decoding_options, load_for_decoding, preloading
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -18,8 +18,9 @@ from gpt2cli.cli.options import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    encode_prompt,
+    prompt_text,
 )
-from gpt2cli.cli.prompt import prompt_ids, read_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,18 +83,18 @@ def generate(
             "control characters can take over a terminal" if not as_json else "--json escapes them",
             "leave out --raw",
         )
-    text = read_prompt(prompt, file)
-    with found(model) as folder:
+    text = prompt_text(prompt, file)
+    with preloading(model) as folder:
         from gpt2cli.generation import engine
         from gpt2cli.generation.pace import Pace
         from gpt2cli.generation.stop_text import Reply
 
-        decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
-        loaded = load(
+        decoding = decoding_options(temperature, top_k, top_p, repetition_penalty, seed)
+        loaded = load_for_decoding(
             folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
         )
     cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
-    ids = prompt_ids(text, loaded, cut)
+    ids = encode_prompt(text, loaded, cut)
 
     replies = [Reply(loaded.tokenizer, stop or ()) for _ in range(num_samples)]
     steps = engine.generate(

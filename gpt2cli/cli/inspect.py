@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.choose_model import find
+from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def inspect(
     from gpt2cli.ui import inspect as inspecting
 
     _check_options(prompt, top, attention, layer, head)
-    folder = find(model)
+    folder = find_folder(model)
     summary = summarize(folder)
     picture = _plan_picture(summary.config, attention, layer, head)
     numbers = _numbers(summary) if tensors else []
@@ -146,28 +146,25 @@ def _plan_picture(
 
 def _numbers(summary: "Summary") -> "list[TensorNumbers]":
     """Of every tensor. Aligned columns need all of them; until then a person sees that something happens."""
-    import contextlib
-
     from gpt2cli.checkpoints.info import tensor_numbers
-    from gpt2cli.ui.console import err, is_terminal
+    from gpt2cli.ui.console import err
+    from gpt2cli.ui.progress import counting, track
 
-    console = err()
-    waiting = console.status("reading the weights") if is_terminal(console) else contextlib.nullcontext()
-    with waiting:
-        return list(tensor_numbers(summary))
+    n = sum(summary.dtypes.values())
+    return list(track(tensor_numbers(summary), err(), counting("reading the weights", n)))
 
 
 def _watch(folder: Path, prompt: str, *, draw: bool) -> "Anatomy":
     """One forward pass over the prompt, with the attention of as many tokens as a picture holds."""
     import torch
 
-    from gpt2cli.cli.prompt import prompt_ids
+    from gpt2cli.cli.options import encode_prompt
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.generation.activations import watch
     from gpt2cli.ui.attention_map import MOST_TOKENS
 
     loaded = open_model(folder, attention="formula")
-    ids = prompt_ids(prompt, loaded, "inspect a shorter one")
+    ids = encode_prompt(prompt, loaded, "inspect a shorter one")
     return watch(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
 
 

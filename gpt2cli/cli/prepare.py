@@ -45,7 +45,7 @@ def prepare(
     """Turn text into token files for pretraining. Interrupted, the same command continues."""
     from gpt2cli.data.prepare import Settings, prepare
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.prepare import show_preparing
+    from gpt2cli.ui.progress import finish, preparing
 
     console = err()
     settings = Settings(tokenizer, tuple(text_field or ["text"]), validation)
@@ -64,7 +64,7 @@ def prepare(
     )
     started = time.monotonic()
     try:
-        last = show_preparing(steps, console)
+        last = finish(steps, console, preparing())
     except (KeyboardInterrupt, SystemExit):
         console.print("Stopped. The same command continues where it was.", style="warn")
         raise

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from gpt2cli.cli.train_command import (
     DryRunOption,
-    Lesson,
     NameOption,
     OfflineOption,
     OverridesArgument,
     RecipeArgument,
     ResumeOption,
+    TrainCommand,
     say,
     train,
 )
@@ -33,7 +33,7 @@ def pretrain(
     offline: OfflineOption = False,
 ) -> None:
     """Train a GPT-2 from random weights, as a recipe says."""
-    lesson = Lesson(
+    lesson = TrainCommand(
         task="pretrain",
         opened=_opened,
         after_evaluation=_sample,
@@ -51,7 +51,7 @@ def _opened(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretrain
     from gpt2cli.data.prepare import Settings, open_tokens, prepare_cached
     from gpt2cli.training.pretrain_task import Pretraining
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.prepare import show_preparing
+    from gpt2cli.ui.progress import finish, preparing
 
     found = find_corpus(recipe.data.source, offline=offline, allow_bundled=recipe.data.bundled)
     if found.warning:
@@ -61,7 +61,7 @@ def _opened(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretrain
         validation=recipe.data.validation,
         text_fields=recipe.data.text_fields,
     )
-    folder = show_preparing(prepare_cached(found.paths, settings), err()).out
+    folder = finish(prepare_cached(found.paths, settings), err(), preparing()).out
     origin: dict[str, object] = {
         "source": found.name,
         "origin": found.origin,

@@ -4,10 +4,13 @@ What is particular to a task comes as a `Lesson`; `pretrain.py`, `finetune_class
 `finetune_instruct.py` supply one each and declare the options.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,11 +45,11 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Never use the ne
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainCommand:
     """What a command adds to the course. `opened` yields the task and where its data came from."""
 
     task: str  # as recipes spell it, which is the command's name too
-    opened: Callable[[Any, bool], AbstractContextManager[tuple["Task", dict[str, object]]]]
+    opened: Callable[[Any, bool], contextlib.AbstractContextManager[tuple["Task", dict[str, object]]]]
     # Called with the view open: after each evaluation, and once training has ended by itself.
     after_evaluation: Callable[["Session", "Run", "TrainingView", Callable[[], int]], None]
     at_end: Callable[["Session", "Run", Callable[[], int]], int]  # returns a signal's number, or 0
@@ -55,7 +58,7 @@ class Lesson:
 
 
 def train(
-    lesson: Lesson,
+    lesson: TrainCommand,
     recipe: str,
     overrides: list[str] | None,
     name: str | None,
@@ -65,7 +68,6 @@ def train(
 ) -> None:
     """One training command from its arguments to its exit."""
     from gpt2cli import files
-    from gpt2cli.cli.signals import polite_stop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import open_session
 
@@ -91,11 +93,35 @@ def train(
         ):
             return
         stopping = "finishing this step and saving; once more to leave at once"
-        with lesson.opened(loaded.recipe, offline) as (task, origin), polite_stop(stopping) as stop:
+        with lesson.opened(loaded.recipe, offline) as (task, origin), stop_on_signal(stopping) as stop:
             session = open_session(task, loaded.recipe, checkpoint)
             for notice in session.notices:
                 say(f"note: {notice}")
             _train(lesson, session, run, stop, lambda: _record(run, session, checkpoint, given, origin))
+
+
+@contextlib.contextmanager
+def stop_on_signal(promise: str) -> Iterator[Callable[[], int]]:
+    """Inside the block the first signal only sets a flag and prints `promise`; the second one exits.
+
+    Gives a function that returns the signal's number, or 0 as long as none came.
+    """
+    received = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        if received:
+            os._exit(128 + number)  # whatever is being written is under a temporary name
+        received = number
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{signal.Signals(number).name}: {promise}\n".encode())
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say(text: str) -> None:
@@ -105,7 +131,7 @@ def say(text: str) -> None:
     err().print(printable(text))
 
 
-def _load(lesson: Lesson, recipe: str, overrides: list[str]) -> "Loaded":
+def _load(lesson: TrainCommand, recipe: str, overrides: list[str]) -> "Loaded":
     from gpt2cli.errors import UsageError
     from gpt2cli.recipe.loader import load_recipe, shown
 
@@ -143,15 +169,15 @@ def _name_of(recipe: str) -> str:
     return path.stem
 
 
-def _show_plan(lesson: Lesson, loaded: "Loaded", offline: bool) -> None:
+def _show_plan(lesson: TrainCommand, loaded: "Loaded", offline: bool) -> None:
     from gpt2cli.training.setup import open_session
-    from gpt2cli.ui.dry_run import show_plan
+    from gpt2cli.ui.dry_run import show_dry_run
 
     with lesson.opened(loaded.recipe, offline) as (task, _):
         session = open_session(task, loaded.recipe, None)
         for notice in session.notices:
             say(f"note: {notice}")
-        show_plan(session, loaded.origins)
+        show_dry_run(session, loaded.origins)
 
 
 def _resume_point(run: "Run") -> "Path | None":
@@ -179,7 +205,7 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "Run") -> bool:
 
 
 def _train(
-    lesson: Lesson, session: "Session", run: "Run", stop: Callable[[], int], record: Callable[[], None]
+    lesson: TrainCommand, session: "Session", run: "Run", stop: Callable[[], int], record: Callable[[], None]
 ) -> None:
     """Train and show it. `record` is called once nothing can be wrong with the command any more."""
     import shlex
@@ -188,13 +214,13 @@ def _train(
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.ui.console import err, out, printable
     from gpt2cli.ui.plots import plot_losses
-    from gpt2cli.ui.tensorboard import Board
+    from gpt2cli.ui.tensorboard import TensorBoardLog
     from gpt2cli.ui.training import TrainingView
 
     recipe, first = session.recipe, session.progress.step
     signal = 0
     with (
-        Board(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
+        TensorBoardLog(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
     ):
         record()

@@ -17,7 +17,7 @@ from gpt2cli.ui.console import err, print_json, printable
 LONGEST_QUOTE = 60  # characters of a message in a notice
 LONGEST_NAME = 400
 NARROW = 60  # columns; below, what is explained gets the line under what it explains
-CONTINUES = "a base model, never taught to answer: it continues the text (continuation mode)"
+BASE_MODEL = "a base model, never taught to answer: it continues the text (continuation mode)"
 _STOPPED_BEFORE = "stopped before the first token; the conversation is as before"
 _STOPPED = "stopped, and kept as it is"
 _ENDS = {
@@ -27,14 +27,14 @@ _ENDS = {
 }
 
 
-def introduce(loaded: LoadedModel) -> None:
+def print_model(loaded: LoadedModel) -> None:
     size = f"{loaded.config.n_parameters / 1e6:,.1f} million parameters"
     note(f"{loaded.folder}: {size}, context {loaded.config.n_positions:,} tokens", "")
 
 
-def say_mode(template: Template | None) -> None:
+def print_mode(template: Template | None) -> None:
     """How the model answers, in one line."""
-    note(CONTINUES if template is None else f"it answers in the template {template.name!r}", "")
+    note(BASE_MODEL if template is None else f"it answers in the template {template.name!r}", "")
 
 
 @dataclass

@@ -27,7 +27,7 @@ Row = tuple[str, str, str]
 MiB = 1 << 20
 
 
-def show_plan(session: Session, origins: Mapping[str, str]) -> None:
+def show_dry_run(session: Session, origins: Mapping[str, str]) -> None:
     """Print the plan to stdout: it is the data that was asked for."""
     _print_rows("value", _values(session, origins))
     _print_rows("memory", _memory(session))

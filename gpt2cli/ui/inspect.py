@@ -19,7 +19,7 @@ from gpt2cli.ui.console import out, printable
 Row = Sequence[str]
 
 SIZES = {"124M": "small", "355M": "medium", "774M": "large", "1558M": "XL"}
-WHAT = {
+MODULE_NOTES = {
     "wte": "token embedding",
     "wpe": "position embedding",
     "ln_1": "layer norm",
@@ -30,7 +30,7 @@ WHAT = {
     "mlp.c_proj": "and back",
     "ln_f": "the last layer norm",
 }
-ON_THE_WAY = {
+ACTIVATION_NOTES = {
     "input_ids": "a number a token",
     "wte": "what the token is",
     "wpe": "where it stands",
@@ -70,7 +70,7 @@ def show_tensors(summary: Summary, tensors: Sequence[TensorNumbers]) -> None:
         (printable(t.name), _shape(t.shape), t.dtype, *_numbers(t.statistics, t.statistics.mean))
         for t in tensors
     ]
-    _print_table("tensors, as the file stores them", _with_trouble(NUMBERS, rows), right=range(3, 9))
+    _print_table("tensors, as the file stores them", _with_trouble(TENSOR_COLUMNS, rows), right=range(3, 9))
 
 
 def show_prompt(summary: Summary, anatomy: Anatomy, likeliest: Sequence[NextToken]) -> None:
@@ -101,7 +101,7 @@ def outline(summary: Summary) -> list[Row]:
             rows.append(("h.0", "", "", *share(each), "a block"))
         if module in first:
             name = module.name.removeprefix("h.0.")
-            rows.append((f"  {name}", *_weights(module), *share(module.n_parameters), WHAT[name]))
+            rows.append((f"  {name}", *_weights(module), *share(module.n_parameters), MODULE_NOTES[name]))
         if module == blocks[-1] and n_layer > 1:
             name = "h.1" if n_layer == 2 else f"h.1 ... h.{n_layer - 1}"
             rows.append(
@@ -120,7 +120,7 @@ def activations(anatomy: Anatomy) -> list[Row]:
         if layer == 1:
             rows.append(("the other blocks do the same, and leave behind:",))
         numbers = _numbers(activation.statistics) if activation.statistics else ("", "", "", "")
-        note = ON_THE_WAY.get(activation.name.removeprefix("h.0."), "")
+        note = ACTIVATION_NOTES.get(activation.name.removeprefix("h.0."), "")
         rows.append((activation.name, _shape(activation.shape), *numbers, note))
     header = _with_trouble(("activation", "shape", "std", "min", "max"), rows)[0]
     return [(*header, ""), *rows]
@@ -135,7 +135,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return repr(data)
 
 
-NUMBERS = ("tensor", "shape", "dtype", "mean", "std", "min", "max")
+TENSOR_COLUMNS = ("tensor", "shape", "dtype", "mean", "std", "min", "max")
 
 
 def _numbers(statistics: Statistics, *first: float | None) -> Row:
@@ -189,7 +189,7 @@ def _weights(module: Module) -> tuple[str, str]:
 
 def _what(module: Module) -> str:
     if module.name != "lm_head":
-        return WHAT[module.name]
+        return MODULE_NOTES[module.name]
     return "scores of its own" if module.n_parameters else "the token embedding again"
 
 

@@ -35,7 +35,7 @@ LONGEST_ENTRY = 20_000  # characters; a longer paste is not for recalling
 MOST_HISTORY, MOST_ENTRIES = 1 << 20, 10_000  # bytes and entries that stay, the newest
 
 
-class Editor:
+class LineEditor:
     """Reads messages, each of one or more lines, and keeps them in the file `history`.
 
     Enter ends a message; Alt-Enter, or a backslash before Enter, begins another line of it, and

@@ -5,12 +5,14 @@ window system and change the caller's settings.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from gpt2cli import files
+from gpt2cli.evaluation.classes import Scores
+from gpt2cli.ui.tables import MOST_CLASSES, short_label
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _TRAIN, _VALIDATION = "#3b82b8", "#d1495b"
@@ -51,6 +53,35 @@ def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool 
     with files.replacing_file(out) as file:
         figure.savefig(file, format="png")
     return True
+
+
+def plot_confusion(scores: Scores, labels: Sequence[str], out: Path, *, title: str = "") -> None:
+    """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    k = len(labels)
+    side = min(12.0, 3.2 + 0.5 * k)  # inches
+    figure = Figure(figsize=(side + 0.6, side), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = [[n / max(1, sum(row)) for n in row] for row in scores.confusion]
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    # A dollar sign would begin TeX, and a bad formula would raise.
+    names = [short_label(label).replace("$", r"\$") for label in labels]
+    axes.set_xticks(range(k), names, rotation=45 if k > 4 else 0, ha="right" if k > 4 else "center")
+    axes.set_yticks(range(k), names)
+    axes.set_xlabel("predicted", color=_INK)
+    axes.set_ylabel("true", color=_INK)
+    axes.tick_params(color=_GREY, labelcolor=_INK, labelsize=9 if k <= MOST_CLASSES else 6)
+    for truth, row in enumerate(scores.confusion if k <= MOST_CLASSES else ()):
+        for predicted, count in enumerate(row):
+            color = "white" if shares[truth][predicted] > 0.5 else _INK
+            axes.text(predicted, truth, f"{count:,}", ha="center", va="center", color=color, fontsize=10)
+    heading = f"{title}: accuracy {scores.accuracy:.3f}, macro F1 {scores.macro_f1:.3f}"
+    axes.set_title(heading.replace("$", r"\$"), loc="left", color=_INK, fontsize=10, fontweight="bold")
+    with files.replacing_file(out) as file:
+        figure.savefig(file, format="png")
 
 
 def read_curves(metrics: Path) -> Curves:

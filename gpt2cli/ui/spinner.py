@@ -18,12 +18,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from gpt2cli.ui.console import is_terminal, printable
 
-SHOWING = termios.ECHO | termios.ICANON  # by lines, the system would keep 4,096 bytes of each
-PATIENCE = 0.5  # seconds; what is quicker would only flicker
+ECHO_FLAGS = termios.ECHO | termios.ICANON  # by lines, the system would keep 4,096 bytes of each
+DELAY = 0.5  # seconds; what is quicker would only flicker
 
 
 @contextlib.contextmanager
-def waiting(console: Console, text: str, patience: float = PATIENCE) -> Iterator[Callable[[], None]]:
+def waiting(console: Console, text: str, patience: float = DELAY) -> Iterator[Callable[[], None]]:
     """Shows `text` once the block has taken `patience` seconds. Gives what takes the sign away early."""
     if not is_terminal(console):
         if console.is_terminal and not patience:  # a dumb one: a line cannot be taken away again
@@ -55,20 +55,20 @@ def waiting(console: Console, text: str, patience: float = PATIENCE) -> Iterator
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def echo_off() -> Iterator[None]:
     """What is typed inside the block does not show between the lines of a reply; whoever reads keys
     next gets it. Ctrl-C and Ctrl-Z mean what they always do.
     """
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)
     quiet = [*before]
-    quiet[3] &= ~SHOWING
+    quiet[3] &= ~ECHO_FLAGS
     termios.tcsetattr(stdin, termios.TCSADRAIN, quiet)
 
     def renew(number: int, frame: FrameType | None) -> None:
         """A shell sets the terminal back as it was; not while a line editor has it, nor in the background."""
         with contextlib.suppress(OSError, termios.error):  # it may have gone, or be nobody's
-            if os.tcgetpgrp(stdin) == os.getpgrp() and termios.tcgetattr(stdin)[3] & SHOWING:
+            if os.tcgetpgrp(stdin) == os.getpgrp() and termios.tcgetattr(stdin)[3] & ECHO_FLAGS:
                 termios.tcsetattr(stdin, termios.TCSANOW, quiet)
 
     handler = signal.signal(signal.SIGCONT, renew)

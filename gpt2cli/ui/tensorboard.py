@@ -14,13 +14,13 @@ _SCALARS: dict[type, dict[str, str]] = {
 }
 
 
-class Board:
+class TensorBoardLog:
     """A context manager. Switched off it writes nothing and imports nothing."""
 
     def __init__(self, folder: Path, on: bool, first_step: int) -> None:
         self._writer: Any = _open_writer(folder, first_step) if on else None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "TensorBoardLog":
         return self
 
     def __exit__(

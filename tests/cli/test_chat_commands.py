@@ -71,14 +71,14 @@ def test_any_line_is_read_or_refused(line: str) -> None:
     try:
         call = parse(line)
     except UsageError:
-        assert line[0] in chat_commands.MARKS
+        assert line[0] in chat_commands.PREFIXES
     else:
         assert call.name in {SAY, *(command.name for command in COMMANDS)}
 
 
 @given(st.text(min_size=1))
 def test_any_text_can_be_said(text: str) -> None:
-    assert parse(text[0] + text if text[0] in chat_commands.MARKS else text) == Call(SAY, text)
+    assert parse(text[0] + text if text[0] in chat_commands.PREFIXES else text) == Call(SAY, text)
 
 
 @pytest.mark.parametrize(

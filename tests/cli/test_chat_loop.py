@@ -16,7 +16,7 @@ from speaking import save_model_that_says
 from gpt2cli.cli import app
 from gpt2cli.errors import InputError
 from gpt2cli.generation import chat_session, engine
-from gpt2cli.ui.chat import CONTINUES as MODE
+from gpt2cli.ui.chat import BASE_MODEL as MODE
 
 Chat = Callable[..., tuple[int, str, str]]
 INT, TERM = signal.SIGINT, signal.SIGTERM

@@ -3,10 +3,10 @@
 import io
 
 import pytest
+from gpt2cli.ui.answers import show_answering
 from rich.console import Console
 
 from gpt2cli.ui import answers
-from gpt2cli.ui.answers import show_answering
 
 
 @pytest.mark.parametrize("terminal", [False, True])

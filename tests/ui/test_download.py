@@ -6,12 +6,12 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from gpt2cli.ui.download import show_fetching
 from rich.console import Console
 
 from gpt2cli.hub.collecting import Fetched, Fetching
 from gpt2cli.ui import download
 from gpt2cli.ui.console import THEME
-from gpt2cli.ui.download import show_fetching
 
 DONE = Fetched("openai", Path("folder"), "http://x", "")
 
