@@ -1,6 +1,5 @@
 """`gpt2 evaluate` as a person and as a script meet it. What the figures are is judging's test."""
 
-import io
 import json
 import math
 import os
@@ -15,7 +14,6 @@ import pytest
 import torch
 from adapters import Lora, save_adapter, save_base
 from loud import loud
-from rich.console import Console
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.cli.app import _terminated
@@ -28,7 +26,6 @@ from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.ui import evaluate
 
 Gpt2 = Callable[..., Any]
 STORY = "The story begins here, and it's not over yet.\n" * 12
@@ -284,22 +281,3 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
     assert [row["model"] for row in rows_of(outcome.out)] == [str(model)]
     assert outcome.err.startswith(f"partial: {second}: 48 of 552 tokens: loss ")
     assert len(outcome.err.splitlines()) == 1
-
-
-def scorings(seconds: float = 2.0) -> Iterator[Scoring]:
-    yield from (Scoring(2.0 * n, n, 1000, n // 100, seconds) for n in (250, 500, 1000))
-
-
-def test_progress_is_lines_in_a_file_and_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "LINE_SECONDS", 0.0)
-    file = Console(file=io.StringIO(), force_terminal=False, markup=False)
-    assert evaluate.show_scoring(scorings(), file, "runs/[/x]\x1b").n_tokens == 1000
-    assert file.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
-        "runs/[/x]␛:  25%  loss 2.0000, 125 tokens/s",
-        "runs/[/x]␛:  50%  loss 2.0000, 250 tokens/s",
-    ]
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert evaluate.show_scoring(scorings(), terminal, "runs/[/x]\x1b").n_tokens == 1000
-    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
-    assert "runs/[/x]␛" in shown and "100%" in shown and "500 tokens/s" in shown
