@@ -17,8 +17,12 @@ from gpt2cli import files
 MOST_TOKENS = 64  # that are drawn; beyond, squares and names become too small to read
 _INK, _GREY, _FUTURE, _BROKEN = "#1f2933", "#616e7c", (237, 240, 242, 255), "#2ec4b6"
 _DPI = 100
-_LONGEST_SIDE, _LARGEST_TILE, _LARGEST_SQUARE, _GAP = 3000, 1000, 40, 8  # pixels
-_FONT = {"family": "DejaVu Sans", "parse_math": False, "usetex": False}  # a $ in a token is a dollar
+_LONGEST_SIDE, _LARGEST_TILE, _LARGEST_SQUARE, _GAP, _MARGIN = 3000, 1000, 40, 8, 15  # pixels
+_FONT: dict[str, Any] = {
+    "family": "DejaVu Sans",
+    "parse_math": False,
+    "usetex": False,
+}  # a $ in a token is a dollar
 _LONGEST_TOKEN, _LONGEST_TITLE = 14, 60  # characters
 
 
@@ -60,13 +64,21 @@ def draw_attention(
     bar = (1 + 100 / width, 1 - min(height, 320) / height, 14 / width, min(height, 320) / height)
     figure.colorbar(ScalarMappable(cmap=_colour_map()), cax=figure.add_axes(bar))
     with files.replacing_file(out) as file:
-        figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.15)
+        figure.savefig(file, format="png", bbox_inches=_whole_pixels(figure))
 
 
 def _square(n_tiles: int, n_tokens: int) -> int:
     """Pixels of a weight's side, `n_tiles` being those of the longer side of the mosaic."""
     tile = min(_LONGEST_SIDE // n_tiles - _GAP, _LARGEST_TILE)
     return max(min(tile // n_tokens, _LARGEST_SQUARE), 1)
+
+
+def _whole_pixels(figure: Any) -> Any:
+    """All that is drawn, with a margin; half a pixel would move weights of one pixel onto each other."""
+    from matplotlib.transforms import Bbox
+
+    low, high = figure.get_tightbbox().get_points() * _DPI
+    return Bbox([np.floor(low - _MARGIN) / _DPI, np.ceil(high + _MARGIN) / _DPI])
 
 
 def _mosaic(weights: NDArray[np.floating], gap: int) -> NDArray[np.uint8]:
