@@ -108,7 +108,7 @@ def _name_tokens(
         places = [start + i for start in starts for i, _ in names]
         labels = [name for _ in starts for _, name in names]
         axis.set_ticks(places, labels, fontsize=size * 72 / _DPI, rotation=rotation, color=_INK, **_FONT)
-        axis.set_tick_params(length=2, color=_GREY)
+        axis.set_tick_params(length=0)
 
 
 def _name_tiles(axis: Any, what: str, numbers: Iterable[int], starts: Sequence[int], n: int) -> None:
