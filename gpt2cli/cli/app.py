@@ -1,7 +1,7 @@
-"""The program: the list of commands, and the one place where an error ends it with an exit code.
+"""The program: its commands, and the one place where an error becomes an exit code.
 
-Command files import only typer at their top; torch and the rest are imported in their bodies,
-so that `gpt2 --help` answers at once.
+Command files import only typer at their top, and torch and the rest in function bodies, so that
+`gpt2 --help` answers at once.
 """
 
 import contextlib
@@ -35,11 +35,12 @@ from gpt2cli.cli.failures import explain
 from gpt2cli.errors import ResourceError
 from gpt2cli.ui.console import make_streams_safe, print_error
 
+HELP = "From raw text to a GPT-2 you can chat with."
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
 app = typer.Typer(
     name="gpt2",
-    help="From raw text to a GPT-2 you talk to.",
+    help=HELP,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -66,10 +67,10 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; works at any place.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere on the line.")
     ] = False,
 ) -> None:
-    """From raw text to a GPT-2 you talk to."""
+    pass
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

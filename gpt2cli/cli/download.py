@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.options import JsonOption
+from gpt2cli.cli.options import JsonOption, OfflineOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +65,7 @@ def download(
     ] = False,
     no_convert: Annotated[bool, typer.Option("--no-convert", help="Keep the files as they came.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Fetch and convert anew, whatever is here.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Get a GPT-2: OpenAI's own files or the hub's, proved and made ready to use.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpt2cli.cli.choose_model import find_folder
-from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
+from gpt2cli.cli.options import DeviceOption, JsonOption, OfflineOption, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def evaluate(
         typer.Option("--batch", help="Windows computed together.", show_default="by their length"),
     ] = None,
     as_json: JsonOption = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    offline: OfflineOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,

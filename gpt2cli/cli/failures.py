@@ -1,4 +1,4 @@
-"""Any exception as an error with an exit code and a fix, for the program's end and for chat's next line."""
+"""Any exception as an error with an exit code and a fix, for the end of the program or a line of chat."""
 
 import errno
 import os
@@ -10,15 +10,15 @@ import typer
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 
-# What the operating system says when a disk, a quota, a right or a handle is missing.
+# What the operating system reports: a full disk, a quota, missing rights, closed or too many files.
 _RESOURCES = {
-    errno.ENOSPC: ("the disk is full", "free some space, or choose another place"),
+    errno.ENOSPC: ("the disk is full", "free some space, or write to another disk"),
     errno.EDQUOT: ("the disk quota is used up", "free some space"),
     errno.EFBIG: ("the file would be larger than this system allows", "ulimit -f unlimited"),
-    errno.EIO: ("the disk answered with an error", "look at the system log; keep a copy elsewhere"),
-    errno.EROFS: ("the file system is read-only", "choose another place"),
-    errno.EACCES: ("permission denied", "choose another place, or change the rights"),
-    errno.EPERM: ("permission denied", "choose another place, or change the rights"),
+    errno.EIO: ("the disk reports an error", "read the system log, and copy your files to another disk"),
+    errno.EROFS: ("the file system is read-only", "write to another folder"),
+    errno.EACCES: ("permission denied", "write to another folder, or change its permissions"),
+    errno.EPERM: ("permission denied", "write to another folder, or change its permissions"),
     errno.EMFILE: ("too many open files", "ulimit -n 4096"),
     errno.EBADF: ("it is closed", "start the program with stdout open"),
 }

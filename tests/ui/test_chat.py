@@ -104,7 +104,7 @@ def shown_on(console: Console) -> str:
 
 def test_the_sign_of_waiting_comes_late_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     console = screen(is_terminal=True)
-    with waiting(console, "reading\x1b", patience=0.0) as end:
+    with waiting(console, "reading\x1b", delay=0.0) as end:
         limit = time.monotonic() + 20
         while "reading␛" not in shown_on(console):
             assert time.monotonic() < limit
@@ -118,10 +118,10 @@ def test_the_sign_of_waiting_comes_late_and_goes(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_quick_or_no_terminal_shows_no_sign() -> None:
     console = screen(is_terminal=True)
-    with pytest.raises(KeyboardInterrupt), waiting(console, "reading", patience=60.0):
+    with pytest.raises(KeyboardInterrupt), waiting(console, "reading", delay=60.0):
         raise KeyboardInterrupt
     assert "reading" not in shown_on(console)
     console = screen(is_terminal=False)
-    with waiting(console, "reading", patience=0.0):
+    with waiting(console, "reading", delay=0.0):
         pass
     assert shown_on(console) == ""
