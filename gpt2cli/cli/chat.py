@@ -59,7 +59,8 @@ def chat(
 ) -> None:
     """Chat with a model in a terminal, or through a pipe with one message per line.
 
-    Prints only replies to stdout, or with --json one object per line; the rest goes to stderr.
+    Prints only replies to stdout, or with --json one object per line.
+    The rest goes to stderr.
     """
     import contextlib
 

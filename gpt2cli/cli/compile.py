@@ -19,9 +19,10 @@ def compile_step(
 ) -> None:
     """Compile a model's decode step for this CPU, so that generate and chat run faster.
 
-    Needs a C++ compiler and about a minute per precision. The result serves every model of this shape
-    with this number of threads; a new torch, compiler, CPU or gpt2cli needs a new one. Prints its path
-    to stdout.
+    Needs a C++ compiler and about a minute per precision.
+    The result serves every model of this shape with this number of threads.
+    A new torch, compiler, CPU or gpt2cli needs a new one.
+    Prints its path to stdout.
     """
     from gpt2cli.checkpoints.folder import read_config
     from gpt2cli.cli.decoding import build_with_a_line

@@ -55,7 +55,8 @@ def convert(
 ) -> None:
     """Convert a GPT-2 from or to another format, and prove that it is the same model.
 
-    The receipt on stderr says where each tensor comes from and how far the logits of the two differ.
+    The receipt on stderr says where each tensor comes from and how far the logits
+    of the two models differ.
     """
     from gpt2cli.convert.pipeline import Wish, convert
     from gpt2cli.ui.console import err, print_json, printable

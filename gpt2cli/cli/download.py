@@ -1,4 +1,4 @@
-"""Owns `gpt2 download`: a size or a repository's name in, the path of a model folder on stdout.
+"""`gpt2 download`: the name of a size or repository in, the path of a model folder on stdout.
 
 What is here already is only taken where it is what was asked for; two downloads of one model, side
 by side, both end with it.
@@ -29,8 +29,8 @@ def download(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
-            help="124M, 355M, 774M, 1558M or another name of theirs; or owner/name of the Hugging Face hub.",
+            metavar="NAME",
+            help="124M, 355M, 774M, 1558M, or owner/name on the Hugging Face hub.",
             show_default=False,
         ),
     ] = None,
@@ -44,34 +44,36 @@ def download(
     ] = None,
     base_url: Annotated[
         str | None,
-        typer.Option(
-            "--base-url", help="A mirror of either layout. It is sent no token.", show_default=False
-        ),
+        typer.Option("--base-url", help="A mirror with either layout; gets no token.", show_default=False),
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
             "--revision",
-            help="Branch, tag or commit of the repository; means --source hf, and the model is called"
-            " NAME@REVISION.",
+            help="Branch, tag or commit of the hub repository; the model is then called NAME@REVISION.",
             show_default=False,
         ),
     ] = None,
     list_sizes: Annotated[
-        bool, typer.Option("--list", help="Show the sizes, and what is here already.")
+        bool, typer.Option("--list", help="List the sizes, and what is here already.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Fetch nothing: compare what is here with its hashes.")
+        bool, typer.Option("--verify", help="Download nothing; check the files here against their hashes.")
     ] = False,
-    no_convert: Annotated[bool, typer.Option("--no-convert", help="Keep the files as they came.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fetch and convert anew, whatever is here.")] = False,
+    no_convert: Annotated[
+        bool, typer.Option("--no-convert", help="Keep the files as they are on the server.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Download and convert again, whatever is here.")
+    ] = False,
     offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Get a GPT-2: OpenAI's own files or the hub's, proved and made ready to use.
+    """Download a GPT-2 from OpenAI or the Hugging Face hub, verified and ready to use.
 
-    Interrupted, the same command continues where it was. A model that is here is not fetched again;
-    where it came from elsewhere than --source or --base-url say, --force replaces it.
+    If interrupted, run the same command again to continue.
+    A model that is here is not downloaded again;
+    --force replaces one that came from another --source or --base-url.
     """
     from gpt2cli import paths
     from gpt2cli.cli import download_request as wish

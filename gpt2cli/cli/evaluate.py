@@ -1,4 +1,4 @@
-"""Owns `gpt2 evaluate`: models and a text in, a table out. What is measured is `judging/perplexity.py`'s."""
+"""`gpt2 evaluate`: models and a text in, a table of losses and perplexities out."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -23,29 +23,31 @@ def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
-            help="Runs, model folders or names; otherwise the newest model there is.",
+            metavar="MODEL",
+            help="Runs, model folders or names; by default the newest model.",
             show_default=False,
         ),
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", metavar="TEXT", help="A corpus by its name, or a text file.")
+        str, typer.Option("--on", metavar="TEXT", help="A corpus by name, or a text file.")
     ] = WIKITEXT2,
     context: Annotated[
         int | None,
-        typer.Option("--context", help="Tokens in a window.", show_default="all that the model sees"),
+        typer.Option("--context", min=1, help="Tokens per window.", show_default="the model's context"),
     ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
             "--stride",
-            help="How far the window moves: a token is predicted from at least CONTEXT - STRIDE others.",
+            min=1,
+            help="Tokens that the window moves by; each token is predicted from at least CONTEXT - STRIDE"
+            " others.",
             show_default="half of the context",
         ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", help="Windows computed together.", show_default="by their length"),
+        typer.Option("--batch", min=1, help="Windows per batch.", show_default="by their length"),
     ] = None,
     as_json: JsonOption = False,
     offline: OfflineOption = False,
@@ -55,8 +57,8 @@ def evaluate(
 ) -> None:
     """Measure how well models predict a text: loss, perplexity, bits per byte.
 
-    Every token of the text is predicted once, the first one from end-of-text alone. stdout gets a
-    table, or with --json an object a line for each model.
+    Every token of the text is predicted once, the first from end-of-text alone.
+    Prints a table to stdout, or with --json one object per model and line.
     """
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.runtime import choose_runtime
@@ -81,7 +83,7 @@ def evaluate(
             rows.append(row)
             if as_json:
                 _print_json(row, task.folder, found.name, sha256, runtime)
-    finally:  # what was measured until here is the user's, whatever ended it
+    finally:  # what is measured by now is the user's, whatever ended it
         if rows and not as_json:
             print_evaluation(rows, out())
             if any(row.paper for row in rows):
@@ -104,7 +106,7 @@ def _read(found: "Found") -> "tuple[str, str]":
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be measured of one model, which is not loaded yet."""
+    """One model to evaluate, not loaded yet."""
 
     name: str
     folder: "Path"
@@ -120,7 +122,7 @@ def _tasks(
     stride: int | None,
     batch: int | None,
 ) -> list[_Task]:
-    """What is wrong with the last model is said before hours go into the first; weights stay unread."""
+    """All checks of all models before hours go into the first; weights are not read."""
     from gpt2cli.checkpoints.folder import read_config, require_fitting
     from gpt2cli.convert.merge_lora import find_base
     from gpt2cli.evaluation.perplexity import sliding_for, text_for
@@ -166,7 +168,7 @@ def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "EvaluationRow"
 
 
 def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
-    """One object a line."""
+    """One object per line."""
     from gpt2cli.ui.console import print_json
 
     facts = {

@@ -36,7 +36,7 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]", help="The text to continue; - or a pipe: stdin.", show_default=False
+            metavar="PROMPT", help="The text to continue; - or a pipe: stdin.", show_default=False
         ),
     ] = None,
     file: Annotated[
@@ -73,7 +73,8 @@ def generate(
 ) -> None:
     """Continue a text.
 
-    Prints only continuations to stdout, or with --json one object per line; the rest goes to stderr.
+    Prints only continuations to stdout, or with --json one object per line.
+    The rest goes to stderr.
     """
     import sys
 

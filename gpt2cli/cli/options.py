@@ -13,7 +13,7 @@ SAMPLING, HARDWARE = "Sampling", "Hardware"  # panels of the help
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A run, a model folder or a name; by default the newest model.",
         show_default=False,
     ),

@@ -27,7 +27,7 @@ RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name that gpt2 recipes lists.")
 ]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as optim.lr=3e-4.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=3e-4.")
 ]
 NameOption = Annotated[
     str | None,
