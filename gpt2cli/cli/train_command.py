@@ -167,13 +167,14 @@ def _name_of(recipe: str) -> str:
 
 def _show_plan(command: TrainCommand, loaded: "Loaded", offline: bool) -> None:
     from gpt2cli.training.setup import open_session
+    from gpt2cli.ui.console import out
     from gpt2cli.ui.dry_run import show_dry_run
 
     with command.open_task(loaded.recipe, offline) as (task, _):
         session = open_session(task, loaded.recipe, None)
         for notice in session.notices:
             say(f"note: {notice}")
-        show_dry_run(session, loaded.origins)
+        show_dry_run(session, loaded.origins, out())
 
 
 def _resume_point(run: "Run") -> "Path | None":

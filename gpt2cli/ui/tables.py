@@ -79,19 +79,19 @@ def _evaluation_cells(row: EvaluationRow, with_paper: bool) -> list[tuple[str, s
 
 
 def print_receipt(receipt: dict[str, Any], console: Console) -> None:
-    """Where each tensor comes from, how many parameters there are, and what the comparison gave."""
+    """The source of each tensor, the number of parameters, and the result of the comparison."""
     rows = [
         (
             tensor["source"],
             tensor["target"],
             _shape(tensor["shape"]),
-            "turned" if tensor["transposed"] else "",
+            "transposed" if tensor["transposed"] else "",
         )
         for tensor in receipt["tensors"]
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for source, target, shape, turned in rows:
-        line = f"{source:<{widths[0]}}  {target:<{widths[1]}}  {shape:<{widths[2]}}  {turned}"
+    for source, target, shape, transposed in rows:
+        line = f"{source:<{widths[0]}}  {target:<{widths[1]}}  {shape:<{widths[2]}}  {transposed}"
         console.print(printable(line.rstrip()), style="faint")
     for note in receipt["notes"]:
         console.print(printable(f"note: {note}"))
@@ -105,9 +105,7 @@ def print_receipt(receipt: dict[str, Any], console: Console) -> None:
         console.print(printable(f"SHA-256 {sha256}  {name}"), style="faint")
     _print_verification(receipt["verification"], console)
     if back := receipt.get("read_back"):
-        console.print(
-            f"read back: all {back['tensors']} tensors are in the file as they should be", style="good"
-        )
+        console.print(f"read back: all {back['tensors']} tensors in the file are right", style="good")
 
 
 def _print_verification(found: dict[str, Any] | None, console: Console) -> None:
@@ -131,7 +129,7 @@ def _shape(shape: list[int]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "beyond measure" if value is None else f"{value:,.2f}"
+    return "not finite" if value is None else f"{value:,.2f}"
 
 
 def _table(first: str, *others: str) -> Table:

@@ -46,7 +46,7 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
         "macro f1",
         "precision",
         "recall",
-        "is \\ said",
+        "true \\ predicted",
         "in the training split too",
     ):
         assert said in done.err, said

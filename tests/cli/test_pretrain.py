@@ -129,7 +129,7 @@ def test_dry_run_shows_the_plan_and_writes_no_run(gpt2: Gpt2, recipe: Path) -> N
         "tiny.yaml:6",
         "default",
         "parameters",
-        "in all",
+        "total",
         "tokens/s",
         "epochs",
         "first batch",
