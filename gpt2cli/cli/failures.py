@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 import traceback
 
@@ -30,7 +31,7 @@ def explain(error: Exception) -> Gpt2Error:
     if isinstance(error, Gpt2Error):
         return error
     if isinstance(error, typer.TyperException):
-        return UsageError(error.format_message().rstrip("."), fix=_help_for(error))
+        return _usage_error(error)
     if is_out_of_memory(error):
         return ResourceError("out of memory", fix="close other programs, or use a smaller model or batch")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
@@ -43,6 +44,16 @@ def explain(error: Exception) -> Gpt2Error:
     return _our_bug(error)
 
 
+def _usage_error(error: typer.TyperException) -> UsageError:
+    context, text = getattr(error, "ctx", None), error.format_message().rstrip(".")
+    fix = f"{context.command_path} --help" if context else "gpt2 --help"
+    invalid = re.match(r"Invalid value for '([^']+)'[^:]*: (?:Value error, )?", text)
+    if invalid is None:
+        return UsageError(text, fix=fix)
+    why = re.sub(r", unable to parse.*", "", text[invalid.end() :].replace("Input should be", "it must be"))
+    return UsageError(f"{invalid[1]}: invalid value", why, fix)
+
+
 def _our_bug(error: Exception) -> Gpt2Error:
     text = "".join(traceback.format_exception(error))
     path = paths.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
@@ -53,8 +64,3 @@ def _our_bug(error: Exception) -> Gpt2Error:
     except OSError:
         fix = "add --debug to see the traceback"
     return Gpt2Error("this is a bug in gpt2cli", f"{type(error).__name__}: {str(error)[:200]}", fix)
-
-
-def _help_for(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path} --help" if context else "gpt2 --help"

@@ -75,7 +75,7 @@ def prepare(
     try:
         last = finish(steps, console, preparing())
     except (KeyboardInterrupt, SystemExit):
-        console.print("Stopped. The same command continues here.", style="warn")
+        console.print("Stopped. The same command continues where it was.", style="warn")
         raise
     _summarise(last, time.monotonic() - started, console, as_json=json)
 

@@ -129,8 +129,8 @@ def test_a_byte_order_mark_is_not_text(gpt2: Gpt2, model: Path, story: Path, tmp
     [
         (["--context", "25"], 2, "error: --context is 25"),
         (["--stride", "25"], 2, "error: --stride 25 is larger than the context, 24"),
-        (["--stride", "0"], 2, "error: --stride is 0"),
-        (["--batch", "0"], 2, "error: --batch is 0"),
+        (["--stride", "0"], 2, "error: --stride: invalid value"),
+        (["--batch", "0"], 2, "error: --batch: invalid value"),
         (["--on", "absent.txt"], 3, "error: absent.txt: neither a file nor a known corpus"),
         (["--on", "."], 3, "error: .: is a directory"),
         (["--on", "short.txt"], 3, "error: short.txt: has 1 tokens"),
@@ -139,7 +139,7 @@ def test_a_byte_order_mark_is_not_text(gpt2: Gpt2, model: Path, story: Path, tmp
         (["--on", "nul.txt"], 3, "error: nul.txt: a NUL byte at byte 2"),
         (["--on", "unknown.txt"], 3, "error: character 'Z' (U+005A) at position 0"),
         (["--on", "wikitext-2-test", "--offline"], 5, "error: wikitext-2-test: not to be had"),
-        (["--device", "abacus"], 2, "error: device 'abacus' is unknown"),
+        (["--device", "abacus"], 2, "error: --device: invalid value"),
         (["absent"], 3, "error: absent: no such model"),
     ],
 )
