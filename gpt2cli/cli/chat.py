@@ -43,9 +43,7 @@ def chat(
             "--system", metavar="TEXT", help="System prompt: who the model should be.", show_default=False
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", min=1, help="Limit of a reply.")
-    ] = 256,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Limit of a reply.")] = 256,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,

@@ -196,7 +196,7 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "Run") -> bool:
         say(f"nothing to do: {run.folder} has finished its {steps} steps")
         return True
     if patience and progress.without_gain >= patience:
-        say(f"nothing to do: {run.folder} stopped early; eval.patience={2 * patience} would go on")
+        say(f"nothing to do: {run.folder} stopped early; eval.patience={2 * patience} continues it")
         return True
     return False
 
