@@ -42,7 +42,7 @@ COMMANDS = (
     Command("system", "[TEXT]", "set the system prompt; without TEXT show it, with - remove it"),
     Command("save", f"FILE [{FORCE}]", "write the conversation to a file"),
     Command("load", "FILE", "continue a saved conversation"),
-    Command("exit", "", "leave; so does Ctrl-D"),
+    Command("exit", "", "leave the chat, like Ctrl-D"),
 )
 _BY_NAME = {command.name: command for command in COMMANDS}
 # Other programs' words for the same, for hints only.

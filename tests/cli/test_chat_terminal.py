@@ -92,7 +92,7 @@ def test_ctrl_c_ends_a_reply_however_often_and_the_next_works(folder: Path, tmp_
     ) as terminal:
         terminal.ready()
         terminal.type("/help\r")
-        terminal.until("/exit\n  end the program, as Ctrl-D does\n")  # narrow: under each other
+        terminal.until("/exit\n  leave the chat, like Ctrl-D\n")  # narrow: under each other
         terminal.ready()
         for question in ("one", "two"):
             terminal.type(f"{question}\r")
