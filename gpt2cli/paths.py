@@ -26,32 +26,32 @@ ALIASES = {
 }
 
 
-def home() -> Path:
+def gpt2_home() -> Path:
     """GPT2_HOME, or ~/.cache/gpt2cli."""
     return Path(os.environ.get("GPT2_HOME") or Path.home() / ".cache" / "gpt2cli").expanduser()
 
 
 def models() -> Path:
-    return home() / "models"
+    return gpt2_home() / "models"
 
 
 def downloads() -> Path:
     """What was downloaded, as it came: OpenAI's files, a folder each."""
-    return home() / "downloads"
+    return gpt2_home() / "downloads"
 
 
 def corpora() -> Path:
-    return home() / "corpora"
+    return gpt2_home() / "corpora"
 
 
 def prepared() -> Path:
     """Corpora that `pretrain` tokenised on the fly, one folder a digest."""
-    return home() / "prepared"
+    return gpt2_home() / "prepared"
 
 
 def logs() -> Path:
     """Tracebacks of our own bugs."""
-    return home() / "logs"
+    return gpt2_home() / "logs"
 
 
 def mirror() -> Path | None:
@@ -60,7 +60,7 @@ def mirror() -> Path | None:
     return Path(value).expanduser() if value else None
 
 
-def canonical(name: str) -> str | None:
+def canonical_size(name: str) -> str | None:
     """One of OpenAI's sizes under any of its names as "124M", "355M", "774M" or "1558M"; else None."""
     return ALIASES.get(name.lower())
 
@@ -70,9 +70,9 @@ def runs() -> Path:
     return Path(os.environ.get("GPT2_RUNS") or "runs").expanduser()
 
 
-def model_place(name: str) -> Path:
+def model_path(name: str) -> Path:
     """Where a downloaded or converted model of this name lives; "owner/name" becomes one folder."""
-    return models() / (canonical(name) or name.replace("/", "--"))
+    return models() / (canonical_size(name) or name.replace("/", "--"))
 
 
 def is_model(folder: Path) -> bool:
@@ -105,10 +105,10 @@ def find_model(name: str | None) -> Path:
     """
     if name is None:
         return _newest()
-    size = canonical(name)
+    size = canonical_size(name)
     places = [Path(os.path.expanduser(name))] if name else []
     if name and not any(part.startswith(".") for part in Path(name).parts):
-        places += [runs() / name, model_place(name)]
+        places += [runs() / name, model_path(name)]
     for place in places:
         if is_run(place):
             return best_checkpoint(place)
@@ -152,10 +152,10 @@ def _newest() -> Path:
             f"neither {runs()} nor {models()} holds one",
             "gpt2 pretrain verdict",
         )
-    return newest_first()[0]
+    return models_newest_first()[0]
 
 
-def newest_first() -> list[Path]:
+def models_newest_first() -> list[Path]:
     """The model folders of every run that has a checkpoint, and of every model, newest first."""
     found = sorted(_candidates(), key=lambda path: path.stat().st_mtime, reverse=True)
     return [best_checkpoint(path) if is_run(path) else path for path in found]

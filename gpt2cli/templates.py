@@ -33,7 +33,7 @@ class Turn:
     input: str = ""
 
 
-class Part(NamedTuple):
+class TemplatePart(NamedTuple):
     text: str
     is_answer: bool
 
@@ -49,7 +49,7 @@ class Template:
     opening: Callable[[str | None], str]  # with the system's text, where there is one
     question: Callable[[Turn], str]  # up to the place where the answer begins
 
-    def parts(self, turns: Sequence[Turn]) -> list[Part]:
+    def parts(self, turns: Sequence[Turn]) -> list[TemplatePart]:
         """The turns as parts, in order; after a last question the answer may begin."""
         system = turns[0].text if turns and turns[0].role == "system" else None
         parts, given = [], self.opening(system)
@@ -57,17 +57,17 @@ class Template:
             if turn.role == "user":
                 given += self.question(turn)
             elif turn.role == "assistant":
-                parts += [Part(given, False), Part(turn.text, True)]
+                parts += [TemplatePart(given, False), TemplatePart(turn.text, True)]
                 given = ""
-        return [*parts, Part(given, False)] if given else parts
+        return [*parts, TemplatePart(given, False)] if given else parts
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """What an answer to the last question follows, for a person to read."""
         return "".join(part.text for part in self.parts(turns))
 
 
-def encoded(
-    parts: Sequence[Part], encode: Callable[[str], list[int]], end_of_text: int
+def encode_parts(
+    parts: Sequence[TemplatePart], encode: Callable[[str], list[int]], end_of_text: int
 ) -> list[tuple[list[int], bool]]:
     """The ids of each part, and whether it is an answer; answers end with end-of-text."""
     return [(encode(text) + [end_of_text] * is_answer, is_answer) for text, is_answer in parts]
@@ -77,7 +77,7 @@ def prompt_ids(
     template: Template, turns: Sequence[Turn], encode: Callable[[str], list[int]], end_of_text: int
 ) -> list[int]:
     """What the model is given to answer the last question: just what training has put before it."""
-    return [token for ids, _ in encoded(template.parts(turns), encode, end_of_text) for token in ids]
+    return [token for ids, _ in encode_parts(template.parts(turns), encode, end_of_text) for token in ids]
 
 
 def _alpaca_question(turn: Turn) -> str:

@@ -21,7 +21,7 @@ from gpt2cli.checkpoints.folder import (
     TRANSPOSED,
     WEIGHTS,
     read_manifest,
-    require_exactly,
+    require_tensors,
 )
 from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
 from gpt2cli.errors import InputError
@@ -111,7 +111,7 @@ def load_classifier(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = _labels(folder, values, _n_classes(shapes, config))
     model = empty_classifier(config, len(labels), attention)
-    require_exactly(folder / WEIGHTS, _stored_shapes(config, len(labels)), shapes)
+    require_tensors(folder / WEIGHTS, _stored_shapes(config, len(labels)), shapes)
     model.load_state_dict({name: _turned(name, tensor) for name, tensor in tensors.items()}, assign=True)
     max_tokens = _max_tokens(folder, config.n_positions)
     return LoadedClassifier(model.eval(), tokenizer, labels, max_tokens, folder)

@@ -40,7 +40,7 @@ HEAD = "lm_head.weight"  # the token embedding under its second name where they 
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
 # Hugging Face's names of the model, of the model without its output layer, of the one that labels texts.
-LANGUAGE_MODEL, TRUNK, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
+LANGUAGE_MODEL, TRANSFORMER_BODY, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def load_model(
         if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
             _check(folder / name, sha256)
     tokenizer = load_tokenizer(folder)
-    require_fitting(folder, tokenizer, config.vocab_size)
+    require_matching_vocabulary(folder, tokenizer, config.vocab_size)
     require_weights(folder)
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS), remembered=remembered)
-    return LoadedModel(model_of(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
+    return LoadedModel(build_model(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
 
 
-def model_of(
+def build_model(
     path: Path, config: GPT2Config, tensors: dict[str, Tensor], attention: str = "sdpa"
 ) -> GPT2LMHead:
     """A model in fp32 and evaluation mode with tensors of Hugging Face's names and layout.
@@ -141,7 +141,7 @@ def require_language_model(folder: Path, config: Mapping[str, Any], *, or_trunk:
     layer, which may be the embedding. Raises InputError that says which command takes the folder.
     """
     named = config.get("architectures") or [LANGUAGE_MODEL]
-    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_trunk and TRUNK in named)):
+    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_trunk and TRANSFORMER_BODY in named)):
         return
     what = str(named[0] if isinstance(named, list) else named)[:80]
     wrong = "not a language model" if what.startswith("GPT2") else "not a GPT-2 language model"
@@ -149,13 +149,13 @@ def require_language_model(folder: Path, config: Mapping[str, Any], *, or_trunk:
     if what == CLASSIFIER:
         why = "it scores texts and has no output layer that could write one"
         fix = f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>"
-    elif what == TRUNK:
+    elif what == TRANSFORMER_BODY:
         why = "it is a trunk, which writes once the embedding is its output layer too"
         fix = f"gpt2 convert {folder}"
     elif what.startswith("GPT2"):
         why = "it has another head, which scores or labels texts and cannot write one"
     else:
-        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRUNK}, its trunk"
+        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRANSFORMER_BODY}, its trunk"
     raise InputError(f"{folder}: holds a {what}, {wrong}", why, fix)
 
 
@@ -178,7 +178,7 @@ def require_stored(path: Path, config: GPT2Config, found: Mapping[str, tuple[int
     _require_stored(path, stored_shapes(config), found)
 
 
-def require_exactly(
+def require_tensors(
     path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Every wanted tensor is there in its shape, and no other is. Names are the source's own.
@@ -204,7 +204,9 @@ def require_exactly(
             )
 
 
-def require_fitting(where: Path | str, tokenizer: Tokenizer, n_rows: int, fix: str = COPY) -> None:
+def require_matching_vocabulary(
+    where: Path | str, tokenizer: Tokenizer, n_rows: int, fix: str = COPY
+) -> None:
     """There is one token for each of the embedding's rows. Raises InputError about the model at `where`."""
     n_tokens = tokenizer.n_vocab
     if n_tokens == n_rows:
@@ -267,7 +269,7 @@ def _require_stored(
             f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
         )
     tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
-    require_exactly(path, tied | wanted, found)
+    require_tensors(path, tied | wanted, found)
 
 
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:

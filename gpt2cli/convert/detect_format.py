@@ -14,13 +14,13 @@ from typing import Any
 
 from gpt2cli.checkpoints.folder import CONFIG, EMBEDDING
 from gpt2cli.convert.archive import unpacked
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.hf_folder import PLACES, open_hugging_face
 from gpt2cli.convert.llms_from_scratch import is_llms_from_scratch, llms_from_scratch_source
 from gpt2cli.convert.merge_lora import open_adapter
 from gpt2cli.convert.nanogpt import is_nanogpt, nanogpt_source
 from gpt2cli.convert.openai_checkpoint import open_openai
-from gpt2cli.convert.state_dict import bare
+from gpt2cli.convert.state_dict import strip_prefix
 from gpt2cli.convert.torch_file import is_pickled, read_pickled
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.files import open_regular
@@ -45,11 +45,11 @@ class _Found:
     """A model in a folder, and how it is opened."""
 
     path: Path
-    open: Callable[[Path], AbstractContextManager[Source]]
+    open: Callable[[Path], AbstractContextManager[ForeignModel]]
 
 
 @contextlib.contextmanager
-def open_source(path: Path, *, n_head: int | None = None, merge: bool = False) -> Iterator[Source]:
+def open_foreign(path: Path, *, n_head: int | None = None, merge: bool = False) -> Iterator[ForeignModel]:
     """The model at `path`, whatever its format. `n_head` is for formats that do not store it; an
     adapter is a model with `merge`, which adds it into its base.
 
@@ -63,7 +63,7 @@ def open_source(path: Path, *, n_head: int | None = None, merge: bool = False) -
             "a whole model is its base with it added in",
             f"gpt2 convert {path} --merge",
         )
-    opening: AbstractContextManager[Source]
+    opening: AbstractContextManager[ForeignModel]
     if adapter:
         opening = open_adapter(adapter)
     else:
@@ -77,7 +77,7 @@ def _adapter_at(path: Path) -> Path | None:
     return folder if is_adapter(folder) else None
 
 
-def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Source]:
+def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[ForeignModel]:
     with open_regular(path) as file:
         start = file.peek(16)
         pickled = is_pickled(path, file)
@@ -108,7 +108,7 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Source]
     )
 
 
-def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[Source]:
+def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[ForeignModel]:
     loaded = read_pickled(path)
     if is_nanogpt(loaded):
         return nanogpt_source(path, loaded, n_head)
@@ -126,11 +126,15 @@ def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[Sour
 
 
 def _has_hugging_face_names(loaded: Any) -> bool:
-    names = {bare(name) for name in loaded if isinstance(name, str)} if isinstance(loaded, dict) else set()
+    names = (
+        {strip_prefix(name) for name in loaded if isinstance(name, str)}
+        if isinstance(loaded, dict)
+        else set()
+    )
     return EMBEDDING in names or EMBEDDING.removeprefix("transformer.") in names
 
 
-def _open_beside(path: Path) -> AbstractContextManager[Source]:
+def _open_beside(path: Path) -> AbstractContextManager[ForeignModel]:
     """Weights alone, of Hugging Face's: what they are is in the config.json beside them."""
     if path.name.startswith(_PREFIXES) and (path.parent / CONFIG).is_file():
         return open_hugging_face(path.parent)
@@ -143,7 +147,7 @@ def _open_beside(path: Path) -> AbstractContextManager[Source]:
 
 
 @contextlib.contextmanager
-def _open_zip(path: Path, n_head: int | None) -> Iterator[Source]:
+def _open_zip(path: Path, n_head: int | None) -> Iterator[ForeignModel]:
     """What is in the zip, unpacked while the block lasts; errors speak of the zip."""
     with unpacked(path) as folder:
         try:
@@ -158,7 +162,7 @@ def _open_zip(path: Path, n_head: int | None) -> Iterator[Source]:
 
 def _open_folder(
     folder: Path, n_head: int | None, zipped: Path | None = None
-) -> AbstractContextManager[Source]:
+) -> AbstractContextManager[ForeignModel]:
     if is_run(folder):
         return open_hugging_face(best_checkpoint(folder))
     found = _models(folder, n_head)

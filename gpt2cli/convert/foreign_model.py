@@ -22,7 +22,7 @@ LAYER = "{}"  # stands for the number of a block in a table's names
 
 
 @dataclass(frozen=True)
-class SourceTensor:
+class ForeignTensor:
     """One tensor of GPT-2: where it comes from, and how to have it in Hugging Face's layout."""
 
     source: str  # its name there; several that are joined stand as "a + b + c"
@@ -50,14 +50,14 @@ class RawTensors(Mapping[str, NDArray[np.floating]]):
 
 
 @dataclass(frozen=True)
-class Source:
+class ForeignModel:
     """A GPT-2 in somebody's format. `tensors` has exactly the names of `folder.stored_shapes(config)`."""
 
     path: Path
     format: str  # "openai-tf", "huggingface", "nanogpt", "llms-from-scratch" or "gpt2cli"
     config: GPT2Config
     tokenizer: Tokenizer
-    tensors: dict[str, SourceTensor]
+    tensors: dict[str, ForeignTensor]
     raw: RawTensors  # what the independent check reads
     files: tuple[Path, ...]  # what it was read from, for the receipt
     notes: tuple[str, ...] = ()  # what was left out, assumed or filled in, a sentence each
@@ -68,7 +68,7 @@ def as_array(tensor: Tensor) -> NDArray[np.floating]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def expand(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
+def expand_blocks(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
     """A table of names with "{}" for the block's number, written out for every block, in its order.
 
     The rows before the first block's come first, each block's rows together, the others last.
@@ -85,7 +85,7 @@ def expand(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
     return dict([*before, *blocks, *after])
 
 
-def require_plain(
+def require_standard_gpt2(
     config: GPT2Config, dtype: str, what: str, others: Mapping[str, bool], has_place_for: str
 ) -> None:
     """Five sizes and fp32 say all of the model; `others` are further {reason against it: whether it holds}.

@@ -25,11 +25,11 @@ from gpt2cli.checkpoints.folder import (
     HEAD,
     MANIFEST,
     read_manifest,
-    require_exactly,
+    require_tensors,
     stored_shapes,
 )
 from gpt2cli.checkpoints.safetensors_file import TensorFile, changed
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_config import read_gpt2_config, read_table
 from gpt2cli.convert.torch_file import floating_tensors, read_pickled
 from gpt2cli.errors import InputError
@@ -62,7 +62,7 @@ class _Stored:
 
 
 @contextlib.contextmanager
-def open_hugging_face(folder: Path) -> Iterator[Source]:
+def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
     """The GPT-2 in `folder`. Tensors of safetensors are read one at a time; pickles are held in memory.
 
     Raises InputError where it is damaged, another model, or its files disagree.
@@ -84,7 +84,7 @@ def open_hugging_face(folder: Path) -> Iterator[Source]:
             notes.append(f"{len(masks)} mask buffers (h.*.attn.bias and the like) were left out")
         names = _checked_names(folder, config, found)
         indexes = [name for name in places[:1] if name.endswith(INDEX)]
-        yield Source(
+        yield ForeignModel(
             path=folder,
             format="gpt2cli" if hashes and _is_our_place(folder) else "huggingface",
             config=config,
@@ -245,7 +245,7 @@ def _checked_names(folder: Path, config: GPT2Config, found: Mapping[str, _Stored
     shapes = stored_shapes(config)
     names = {target: target.removeprefix(TRUNK) if bare else target for target in shapes}
     shared = {HEAD} & found.keys() if config.tie_word_embeddings else set()
-    require_exactly(
+    require_tensors(
         folder,
         {names[target]: shape for target, shape in shapes.items()},
         {name: stored.shape for name, stored in found.items() if name not in shared},
@@ -269,8 +269,8 @@ def _same_bits(one: _Stored, other: _Stored) -> bool:
     return torch.equal(one.read().view(torch.uint8), other.read().view(torch.uint8))
 
 
-def _source_tensor(name: str, stored: _Stored) -> SourceTensor:
-    return SourceTensor(name, stored.shape, False, stored.read)
+def _source_tensor(name: str, stored: _Stored) -> ForeignTensor:
+    return ForeignTensor(name, stored.shape, False, stored.read)
 
 
 def _array(tensor: Tensor) -> NDArray[np.floating]:

@@ -25,11 +25,11 @@ from gpt2cli.checkpoints.lora_adapter import (
     read_adapter,
 )
 from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_object, read_peft_config
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
-from gpt2cli.model.lora import PARTS, add_adapters, load_adapter_state, merge_adapters
+from gpt2cli.model.lora import PARTS, add_lora, load_lora_state, merge_lora
 
 
 def load_merged(
@@ -43,9 +43,9 @@ def load_merged(
     stored = read_adapter(folder, read_config(base))  # before the large file is read
     loaded = load_model(base, attention=attention, dropout=dropout, remembered=remembered)
     rank, alpha = stored.config.rank, stored.config.alpha
-    add_adapters(loaded.model, rank=rank, alpha=alpha, dropout=0.0, targets=stored.matrices, seed=0)
-    load_adapter_state(loaded.model, stored.tensors)
-    merge_adapters(loaded.model)
+    add_lora(loaded.model, rank=rank, alpha=alpha, dropout=0.0, targets=stored.matrices, seed=0)
+    load_lora_state(loaded.model, stored.tensors)
+    merge_lora(loaded.model)
     for name in stored.matrices:
         if not loaded.model.get_parameter(f"{name}.weight").isfinite().all():
             raise InputError(
@@ -93,8 +93,8 @@ def find_base(folder: Path) -> Path:
             f"put the old weights back at {asked}",
         )
     name = names[0] if names else asked
-    size = paths.canonical(name)
-    new_place = asked if os.path.isabs(name) else paths.model_place(name or "NAME")
+    size = paths.canonical_size(name)
+    new_place = asked if os.path.isabs(name) else paths.model_path(name or "NAME")
     raise InputError(
         f"{folder}: the model that this adapter was trained over is not here",
         f"it was {asked}" if asked else f"{ADAPTER_CONFIG} names none in base_model_name_or_path",
@@ -103,13 +103,13 @@ def find_base(folder: Path) -> Path:
 
 
 @contextmanager
-def open_adapter(folder: Path) -> Iterator[Source]:
+def open_adapter(folder: Path) -> Iterator[ForeignModel]:
     """The base with the adapter added, as a source to convert: one tensor at a time is in memory."""
     with open_hugging_face(find_base(folder)) as base:
         yield merged_source(folder, base)
 
 
-def merged_source(folder: Path, base: Source) -> Source:
+def merged_source(folder: Path, base: ForeignModel) -> ForeignModel:
     """`base` with the tensors that the adapter corrects replaced.
 
     `raw` is corrected too, by NumPy from the same two factors, so that what is compared in the end
@@ -118,7 +118,7 @@ def merged_source(folder: Path, base: Source) -> Source:
     stored = read_adapter(folder, base.config)
     weights = {f"{matrix}.weight": matrix for matrix in stored.matrices}
 
-    def load(tensor: SourceTensor, matrix: str) -> Tensor:
+    def load(tensor: ForeignTensor, matrix: str) -> Tensor:
         return (tensor.load().double() + stored.correction(matrix).T).float()
 
     def read(name: str) -> NDArray[np.floating]:

@@ -15,8 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.folder import TRANSPOSED, require_exactly, require_fitting, stored_shapes
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor, as_array, expand, require_plain
+from gpt2cli.checkpoints.folder import TRANSPOSED, require_matching_vocabulary, require_tensors, stored_shapes
+from gpt2cli.convert.foreign_model import (
+    ForeignModel,
+    ForeignTensor,
+    RawTensors,
+    as_array,
+    expand_blocks,
+    require_standard_gpt2,
+)
 from gpt2cli.convert.tf_process import AGAIN, Checkpoint, reading, require_tensorflow, write
 from gpt2cli.errors import InputError
 from gpt2cli.files import flush, open_regular, write_file
@@ -63,7 +70,7 @@ _LARGEST_INDEX = 16 << 20  # bytes; GPT-2 XL's has 15 KB
 
 
 @contextlib.contextmanager
-def open_openai(folder: Path) -> Iterator[Source]:
+def open_openai(folder: Path) -> Iterator[ForeignModel]:
     """The checkpoint in `folder`, each tensor read when it is asked for.
 
     The file called `checkpoint` is not read: it may name a place anywhere on the disk.
@@ -75,12 +82,12 @@ def open_openai(folder: Path) -> Iterator[Source]:
     tokenizer = load_tokenizer(folder)
     files += [folder / name for name in (VOCABULARY, MERGES) if (folder / name).exists()]
     copy = f"copy {VOCABULARY} and {MERGES} from where the checkpoint came from"
-    require_fitting(folder, tokenizer, config.vocab_size, copy)
+    require_matching_vocabulary(folder, tokenizer, config.vocab_size, copy)
     require_tensorflow(f"gpt2 download {size_of(config) or '124M'} --source hf")
     with reading(prefix) as checkpoint:
         shapes = _checked_shapes(folder, prefix, config, checkpoint)
-        names = expand(NAMES, config.n_layer)
-        yield Source(
+        names = expand_blocks(NAMES, config.n_layer)
+        yield ForeignModel(
             path=folder,
             format="openai-tf",
             config=config,
@@ -91,14 +98,14 @@ def open_openai(folder: Path) -> Iterator[Source]:
         )
 
 
-def write_openai(out: Path, source: Source) -> None:
+def write_openai(out: Path, source: ForeignModel) -> None:
     """Write OpenAI's seven files into the empty folder `out`, in float32, flushed to the device.
 
     Raises InputError for what the format has no place for, UsageError without TensorFlow.
     """
     require_expressible(source.config, source.tokenizer, "f32")
     assert isinstance(source.tokenizer, BPE)
-    names = expand(NAMES, source.config.n_layer)
+    names = expand_blocks(NAMES, source.config.n_layer)
     # The largest first: TensorFlow holds what it was given and needs two more copies of the next.
     order = sorted(source.tensors.items(), key=lambda item: -math.prod(item[1].shape))
     shapes = {names[name]: _openai_shape(name, tensor.shape) for name, tensor in order}
@@ -125,8 +132,8 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
         ),
     }
     why = "the format has a place for five sizes, tied byte-pair embeddings and nothing else"
-    require_plain(config, dtype, "an OpenAI checkpoint", others, why)
-    require_fitting("this model", tokenizer, config.vocab_size)
+    require_standard_gpt2(config, dtype, "an OpenAI checkpoint", others, why)
+    require_matching_vocabulary("this model", tokenizer, config.vocab_size)
     require_tensorflow()
 
 
@@ -192,9 +199,9 @@ def _checked_shapes(
             f"{folder / HPARAMS}: n_layer is {config.n_layer}", f"the checkpoint has {len(blocks)} blocks"
         )
     shapes = stored_shapes(config)
-    names = expand(NAMES, config.n_layer)
+    names = expand_blocks(NAMES, config.n_layer)
     wanted = {names[name]: _openai_shape(name, shape) for name, shape in shapes.items()}
-    require_exactly(prefix, wanted, {name: shape for name, (_, shape) in checkpoint.entries.items()})
+    require_tensors(prefix, wanted, {name: shape for name, (_, shape) in checkpoint.entries.items()})
     for name, (dtype, _) in checkpoint.entries.items():
         if dtype not in DTYPES:
             raise InputError(f"{prefix}: {name} is of type {dtype}", "GPT-2's are floating-point numbers")
@@ -205,8 +212,8 @@ def _openai_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, *shape) if name.endswith(TRANSPOSED) else shape
 
 
-def _source_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> SourceTensor:
-    return SourceTensor(name, shape, False, lambda: _read(checkpoint, name).view(shape))
+def _source_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> ForeignTensor:
+    return ForeignTensor(name, shape, False, lambda: _read(checkpoint, name).view(shape))
 
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:

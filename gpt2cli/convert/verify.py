@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.numpy_gpt2 import ROWS, Array, loss_of, reference_logits
 from gpt2cli.errors import InputError
 from gpt2cli.model.gpt2 import GPT2LMHead
@@ -59,14 +59,14 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedLogits:
     """What the source computes; taken down before its tensors are let go."""
 
     prompts: list[list[int]]  # the last is the paragraph
     logits: list[NDArray[np.float64]]  # (T, V) each
 
 
-def expect(source: Source, dtype: torch.dtype) -> Expected:
+def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     """The source's logits, its tensors brought to `dtype` as the converted ones are.
 
     Raises InputError where the source itself holds the attention's square matrices turned over:
@@ -93,10 +93,10 @@ def expect(source: Source, dtype: torch.dtype) -> Expected:
                 f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them turned over",
                 "write the checkpoint again with these square matrices transposed",
             )
-    return Expected(prompts, logits)
+    return ExpectedLogits(prompts, logits)
 
 
-def compare(expected: Expected, model: GPT2LMHead) -> Verification:
+def compare_logits(expected: ExpectedLogits, model: GPT2LMHead) -> Verification:
     """Run the converted model on the same ids. Raises nothing: the caller decides what a failure means."""
     in_float64 = logits_in_float64(model, expected.prompts)
     with torch.inference_mode():
@@ -128,10 +128,10 @@ def logits_in_float64(model: GPT2LMHead, prompts: Sequence[Sequence[int]]) -> li
         streams = [wide(x) for x in streams]
     last_norm = copy.deepcopy(trunk.ln_f).double()
     streams = [last_norm(x) for x in streams]
-    return [_scores(x[0], model.lm_head.weight).numpy() for x in streams]
+    return [_project_to_vocabulary(x[0], model.lm_head.weight).numpy() for x in streams]
 
 
-def _scores(x: Tensor, weight: Tensor) -> Tensor:
+def _project_to_vocabulary(x: Tensor, weight: Tensor) -> Tensor:
     """x (T, C) times weight (V, C) turned over, in float64, with few rows of it widened at a time."""
     scores, wide = x.new_empty(len(x), len(weight)), x.new_empty(ROWS, x.shape[1])
     for row in range(0, len(weight), ROWS):

@@ -20,7 +20,7 @@ ADAPTABLE = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 PARTS = ("lora_A", "lora_B")  # an adapter's two matrices, by peft's names
 
 
-class Adapter(nn.Module):
+class LoraLinear(nn.Module):
     """A linear layer that stays as it is, and a correction of rank r that learns.
 
     The layer's tensors get other names by it (`c_attn.base.weight`), and so a model with adapters
@@ -54,7 +54,7 @@ def correction(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return b.detach().cpu().double() @ a.detach().cpu().double() * scale
 
 
-def add_adapters(
+def add_lora(
     model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: Collection[str], seed: int
 ) -> list[str]:
     """Freeze the model and put an adapter on each named matrix of each block; returns their names.
@@ -63,7 +63,7 @@ def add_adapters(
     zero, so that the model computes what it did. The same seed gives the same adapters.
     Raises UsageError where a matrix has no room for the rank, or a target names no matrix.
     """
-    names = adapted_names(model, targets)
+    names = lora_target_names(model, targets)
     for name in names:
         n_out, n_in = cast(nn.Linear, model.get_submodule(name)).weight.shape
         if rank > min(n_out, n_in):
@@ -75,7 +75,7 @@ def add_adapters(
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
-        adapter = Adapter(cast(nn.Linear, model.get_submodule(name)), rank, alpha, dropout)
+        adapter = LoraLinear(cast(nn.Linear, model.get_submodule(name)), rank, alpha, dropout)
         start = torch.empty(adapter.lora_A.shape)
         nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
         with torch.no_grad():
@@ -84,7 +84,7 @@ def add_adapters(
     return names
 
 
-def adapted_names(model: nn.Module, targets: Collection[str]) -> list[str]:
+def lora_target_names(model: nn.Module, targets: Collection[str]) -> list[str]:
     """The full names of the matrices that targets mean, in the model's order.
 
     Raises UsageError for a target that means none.
@@ -94,7 +94,7 @@ def adapted_names(model: nn.Module, targets: Collection[str]) -> list[str]:
         for name, _ in model.named_modules()
         if name.startswith("transformer.h.") and name.endswith(ADAPTABLE)
     ]
-    assert not adapters(model), "the model has adapters already"
+    assert not lora_layers(model), "the model has adapters already"
     for target in targets:
         if not any(_means(target, name) for name in matrices):
             raise UsageError(
@@ -105,36 +105,36 @@ def adapted_names(model: nn.Module, targets: Collection[str]) -> list[str]:
     return [name for name in matrices if any(_means(target, name) for target in targets)]
 
 
-def adapters(model: nn.Module) -> dict[str, Adapter]:
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     """{name of the matrix: its adapter}, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
     """What was learnt: `<matrix>.lora_A` (rank, in) and `<matrix>.lora_B` (out, rank), sharing memory."""
     return {
         f"{name}.{part}": getattr(adapter, part).detach()
-        for name, adapter in adapters(model).items()
+        for name, adapter in lora_layers(model).items()
         for part in PARTS
     }
 
 
 @torch.no_grad()
-def load_adapter_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_lora_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Fill the adapters with what `adapter_state` gave; names and shapes must be theirs."""
-    state = adapter_state(model)
+    state = lora_state(model)
     assert state.keys() == tensors.keys(), "the adapters are other ones"
     for name, tensor in state.items():
         assert tensor.shape == tensors[name].shape, name
         tensor.copy_(tensors[name])
 
 
-def merge_adapters(model: nn.Module) -> None:
+def merge_lora(model: nn.Module) -> None:
     """Make it a plain model again, in place, that computes the same: W + B A * alpha / rank.
 
     All of its parameters may learn again.
     """
-    for name, adapter in adapters(model).items():
+    for name, adapter in lora_layers(model).items():
         model.set_submodule(name, adapter.merged())
     model.requires_grad_(True)
 

@@ -18,8 +18,8 @@ from loud import loud
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors
 from gpt2cli.convert import detect_format
-from gpt2cli.convert.detect_format import open_source
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.nanogpt import open_nanogpt
 from gpt2cli.convert.openai_checkpoint import write_openai
 from gpt2cli.errors import InputError
@@ -62,7 +62,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders: list[Path] = []
 
     @contextlib.contextmanager
-    def open_openai(folder: Path) -> Iterator[Source]:
+    def open_openai(folder: Path) -> Iterator[ForeignModel]:
         folders.append(folder)
         raise InputError(f"{folder}: was opened")
         yield
@@ -72,7 +72,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def refused(path: Path, **options: Any) -> InputError:
-    with pytest.raises(InputError) as caught, open_source(path, **options):
+    with pytest.raises(InputError) as caught, open_foreign(path, **options):
         pass
     return caught.value
 
@@ -97,7 +97,7 @@ def zip_of(path: Path, folder: Path, *names: str, below: str = "") -> Path:
     ],
 )
 def test_each_format_is_recognised(models: Path, name: str, format: str) -> None:
-    with open_source(models / name, n_head=2) as source:
+    with open_foreign(models / name, n_head=2) as source:
         assert source.format == format and source.config.n_head == 2
         assert source.tensors[W].load().shape == (16, 16)
 
@@ -106,8 +106,8 @@ def test_each_format_is_recognised(models: Path, name: str, format: str) -> None
 def test_the_name_of_a_checkpoint_says_nothing(models: Path, tmp_path: Path, name: str) -> None:
     shutil.copy(models / name, tmp_path / "model.zip")
     with (
-        open_source(models / name, n_head=2) as source,
-        open_source(tmp_path / "model.zip", n_head=2) as other,
+        open_foreign(models / name, n_head=2) as source,
+        open_foreign(tmp_path / "model.zip", n_head=2) as other,
     ):
         assert source.format == other.format
         assert torch.equal(source.tensors[W].load(), other.tensors[W].load())
@@ -117,7 +117,7 @@ def test_a_pickle_is_read_once(models: Path, monkeypatch: pytest.MonkeyPatch) ->
     calls = []
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **k: calls.append(a) or load(*a, **k))
-    with open_source(models / "ckpt.pt"):
+    with open_foreign(models / "ckpt.pt"):
         pass
     assert len(calls) == 1
 
@@ -127,7 +127,7 @@ def test_a_folder_with_one_checkpoint_is_that_checkpoint(models: Path, tmp_path:
     folder.mkdir()
     shutil.copy(models / "ckpt.pt", folder)
     for path in (folder, tmp_path):
-        with open_source(path) as source:
+        with open_foreign(path) as source:
             assert source.format == "nanogpt" and source.path == folder / "ckpt.pt"
     shutil.copy(models / "book.pth", folder)
     error = refused(folder)
@@ -139,7 +139,7 @@ def test_a_run_is_its_best_checkpoint(models: Path, tmp_path: Path) -> None:
     for step in (1, 2):
         shutil.copytree(models / "ours", tmp_path / f"runs/x/checkpoints/step-{step:06}")
     (tmp_path / "runs/x/best").symlink_to("checkpoints/step-000001")
-    with open_source(tmp_path / "runs/x") as source:
+    with open_foreign(tmp_path / "runs/x") as source:
         assert source.path.name == "step-000001" and source.format == "gpt2cli"
 
 
@@ -193,7 +193,7 @@ def test_a_zip_as_kaggle_gives_it(models: Path, tmp_path: Path, temporary: Path)
         write_openai(folder, source)
         wanted = {name: tensor.load() for name, tensor in source.tensors.items()}
     path = zip_of(tmp_path / "archive.zip", folder, below="gpt2/124M/")
-    with open_source(path) as source:
+    with open_foreign(path) as source:
         assert source.format == "openai-tf" and source.path == path and source.files[0] == path
         for name, tensor in wanted.items():
             assert torch.equal(source.tensors[name].load(), tensor), name
@@ -206,7 +206,7 @@ def test_a_zip_of_each_format(models: Path, tmp_path: Path, temporary: Path, nam
         path = zip_of(tmp_path / "x.zip", models / name, below="model/")
     else:
         path = zip_of(tmp_path / "x.zip", models, name)
-    with open_source(path, n_head=2) as source, open_source(models / name, n_head=2) as plain:
+    with open_foreign(path, n_head=2) as source, open_foreign(models / name, n_head=2) as plain:
         assert source.format == plain.format and source.path == path
         for tensor in plain.tensors:
             assert torch.equal(source.tensors[tensor].load(), plain.tensors[tensor].load())
@@ -224,7 +224,7 @@ def test_weights_without_their_folder(models: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     shutil.copy(models / "hf/config.json", tmp_path)
     for path in (tmp_path / "pytorch_model.bin", tmp_path):
-        with open_source(path) as source:
+        with open_foreign(path) as source:
             assert source.format == "huggingface" and torch.equal(source.tensors[W].load(), state[W])
 
 

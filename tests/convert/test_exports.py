@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.convert import pipeline
-from gpt2cli.convert.pipeline import Wish, convert
+from gpt2cli.convert.pipeline import ConvertOptions, convert
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
@@ -34,7 +34,7 @@ def written(folder: Path, model: GPT2LMHead) -> Path:
 
 
 def run(path: Path, out: Path, **wish: Any) -> dict[str, Any]:
-    return list(convert(path, out, Wish(**wish)))[-1].receipt
+    return list(convert(path, out, ConvertOptions(**wish)))[-1].receipt
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from hugging_face_folders import (
 from loud import loud
 from openai_checkpoint import bytes_only
 
-from gpt2cli.checkpoints.folder import model_of, stored_shapes, write_manifest, write_model
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.checkpoints.folder import build_model, stored_shapes, write_manifest, write_model
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
@@ -53,7 +53,7 @@ def folder(made: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def require_same(source: Source, theirs: transformers.GPT2LMHeadModel) -> None:
+def require_same(source: ForeignModel, theirs: transformers.GPT2LMHeadModel) -> None:
     """Names, order, bits and logits."""
     state, shapes = state_of(theirs), stored_shapes(source.config)
     assert [(name, t.shape) for name, t in source.tensors.items()] == list(shapes.items())
@@ -65,7 +65,7 @@ def require_same(source: Source, theirs: transformers.GPT2LMHeadModel) -> None:
         assert torch.equal(torch.from_numpy(source.raw[tensor.source]), tensor.load())
     assert not any(name.endswith((".attn.bias", "masked_bias")) for name in source.raw)
     ids = torch.randint(0, 257, (2, 24), generator=torch.Generator().manual_seed(3))
-    model = model_of(source.path, source.config, loaded)
+    model = build_model(source.path, source.config, loaded)
     torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=0)
 
 

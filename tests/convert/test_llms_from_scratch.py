@@ -11,7 +11,7 @@ from foreign import BookGPT, fill
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.llms_from_scratch import open_llms_from_scratch
 from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.errors import InputError
@@ -35,7 +35,7 @@ def saved(folder: Path, value: Any) -> Path:
 
 
 @torch.inference_mode()
-def logits_of(source: Source) -> Tensor:
+def logits_of(source: ForeignModel) -> Tensor:
     assert {name: tensor.shape for name, tensor in source.tensors.items()} == stored_shapes(source.config)
     state = {name: tensor.load() for name, tensor in source.tensors.items()}
     model = empty_model(source.config)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors
-from gpt2cli.convert.detect_format import open_source
+from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
@@ -78,7 +78,7 @@ def made(place: Path, kind: Kind) -> Path:
 def survives(place: Path, kind: Kind, what: str) -> bool:
     """Whether the source was accepted; then every number is the library's. Any other error fails."""
     try:
-        with open_source(place / kind.opened, n_head=2) as source:
+        with open_foreign(place / kind.opened, n_head=2) as source:
             found = {name: tensor.load() for name, tensor in source.tensors.items()}
             for array in source.raw.values():
                 assert array.dtype.kind == "f"

@@ -17,7 +17,7 @@ import transformers
 from openai_checkpoint import GPT2_124M, TINY, TRUTH, bytes_only, dump_checkpoint, make_checkpoint
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.openai_checkpoint import open_openai, require_expressible, write_openai
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError
 from gpt2cli.model.gpt2 import empty_model
@@ -42,7 +42,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened(made: Path) -> Iterator[Source]:
+def opened(made: Path) -> Iterator[ForeignModel]:
     with open_openai(made) as source:
         yield source
 
@@ -73,7 +73,7 @@ def reference_of(truth: dict[str, np.ndarray], hparams: dict[str, int]) -> trans
 
 
 @torch.no_grad()
-def require_same_logits(source: Source, truth: dict[str, np.ndarray], hparams: dict[str, int]) -> None:
+def require_same_logits(source: ForeignModel, truth: dict[str, np.ndarray], hparams: dict[str, int]) -> None:
     state = {name: tensor.load() for name, tensor in source.tensors.items()}
     model = empty_model(source.config)
     turned = {name: t.T if name.endswith(TRANSPOSED) else t for name, t in state.items()}
@@ -85,11 +85,11 @@ def require_same_logits(source: Source, truth: dict[str, np.ndarray], hparams: d
     torch.testing.assert_close(model.eval()(ids), wanted, atol=1e-4, rtol=0)
 
 
-def test_logits_are_those_of_transformers_filled_independently(made: Path, opened: Source) -> None:
+def test_logits_are_those_of_transformers_filled_independently(made: Path, opened: ForeignModel) -> None:
     require_same_logits(opened, truth_of(made), TINY)
 
 
-def test_every_tensor_is_read_bit_for_bit_by_both_names(made: Path, opened: Source) -> None:
+def test_every_tensor_is_read_bit_for_bit_by_both_names(made: Path, opened: ForeignModel) -> None:
     truth = truth_of(made)
     assert dict(opened.raw).keys() == truth.keys() and len(opened.raw) == 4 + 12 * TINY["n_layer"]
     shapes = {name: tensor.shape for name, tensor in opened.tensors.items()}
@@ -108,7 +108,7 @@ def test_every_tensor_is_read_bit_for_bit_by_both_names(made: Path, opened: Sour
 
 
 def test_what_is_written_is_read_back_by_tensorflow_bit_for_bit(
-    made: Path, opened: Source, tmp_path: Path
+    made: Path, opened: ForeignModel, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -283,7 +283,7 @@ def test_a_checkpoint_of_the_shape_of_124m(tmp_path: Path) -> None:
 def test_what_the_format_cannot_say_is_refused(
     changes: dict[str, object],
     said: str,
-    opened: Source,
+    opened: ForeignModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -304,7 +304,7 @@ def test_what_the_format_cannot_say_is_refused(
 
 
 def test_what_the_format_can_say_needs_fp32_and_tensorflow(
-    opened: Source, monkeypatch: pytest.MonkeyPatch
+    opened: ForeignModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_expressible(opened.config, opened.tokenizer, "f32")
     with pytest.raises(InputError, match="bf16 is wanted"):
@@ -316,7 +316,7 @@ def test_what_the_format_can_say_needs_fp32_and_tensorflow(
         require_expressible(opened.config, opened.tokenizer, "f32")
 
 
-def test_a_disk_that_takes_no_more_is_a_matter_of_resources(opened: Source, tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_is_a_matter_of_resources(opened: ForeignModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -16,8 +16,8 @@ from gpt2cli import files as disk
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
 from gpt2cli.convert import pipeline
 from gpt2cli.convert import verify as verification
-from gpt2cli.convert.foreign_model import Source
-from gpt2cli.convert.pipeline import Wish, convert
+from gpt2cli.convert.foreign_model import ForeignModel
+from gpt2cli.convert.pipeline import ConvertOptions, convert
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
@@ -36,13 +36,13 @@ def foreign(loud_model: GPT2LMHead, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def run(path: Path, out: Path, **wish: Any) -> dict[str, Any]:
-    return list(convert(path, out, Wish(**wish)))[-1].receipt
+    return list(convert(path, out, ConvertOptions(**wish)))[-1].receipt
 
 
 def test_a_foreign_folder_is_proved_and_installed(
     foreign: Path, loud_model: GPT2LMHead, tmp_path: Path
 ) -> None:
-    steps = list(convert(foreign, tmp_path / "out", Wish()))
+    steps = list(convert(foreign, tmp_path / "out", ConvertOptions()))
     assert [step.phase for step in (steps[0], steps[-2], steps[-1])] == ["reading", "verifying", "done"]
     assert sum(step.phase == "writing" for step in steps) == len(load_file(foreign / "model.safetensors"))
     receipt = steps[-1].receipt
@@ -99,7 +99,7 @@ def test_our_own_models_are_compared_only_on_request(loud_model: GPT2LMHead, tmp
     assert (tmp_path / "a/model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
 
 
-def break_square(source: Source) -> Source:
+def break_square(source: ForeignModel) -> ForeignModel:
     """What a wrong row in a format's table does: one square matrix comes the other way round."""
     name = "transformer.h.1.attn.c_proj.weight"
     row = source.tensors[name]
@@ -266,7 +266,7 @@ def test_no_room(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 )
 def test_wishes_that_cannot_be(wish: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Wish(**wish)
+        ConvertOptions(**wish)
 
 
 def test_characters_are_compared_too(tmp_path: Path) -> None:
