@@ -1,7 +1,7 @@
-"""Owns where things live: downloaded models, corpora and caches under GPT2_HOME, runs under ./runs.
+"""Where things live: models, downloads, corpora and caches under GPT2_HOME, runs under ./runs.
 
 Turns what a user typed (a run, a folder, a name, nothing) into the path of one model folder.
-It does not read what is in the folder; `weights/folder.py` does.
+What is in the folder is `checkpoints/folder.py`'s business.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 from gpt2cli.errors import InputError
 
 CHECKPOINTS = "checkpoints"
-RESPONSES = "responses.jsonl"  # in a run that was taught to answer: what it answered
+RESPONSES = "responses.jsonl"  # in an instruction-tuned run: the model's responses
 NEWEST = "newest"  # the name, in a recipe, of the model that changed last
-# What people call OpenAI's models, and what they are called here: by their parameters, counted right.
+# OpenAI's models under each of their names; here they are named by their true parameter counts.
 ALIASES = {
     alias: size
     for size, names in {
@@ -36,7 +36,7 @@ def models() -> Path:
 
 
 def downloads() -> Path:
-    """What was downloaded, as it came: OpenAI's files, a folder each."""
+    """Downloads as they came: OpenAI's files, one folder per size."""
     return gpt2_home() / "downloads"
 
 
@@ -45,7 +45,7 @@ def corpora() -> Path:
 
 
 def prepared() -> Path:
-    """Corpora that `pretrain` tokenised on the fly, one folder a digest."""
+    """Corpora that `pretrain` tokenised on the fly, one folder per digest."""
     return gpt2_home() / "prepared"
 
 
@@ -76,12 +76,12 @@ def model_path(name: str) -> Path:
 
 
 def is_model(folder: Path) -> bool:
-    """A whole model, or an adapter to one. False, like `is_run`, for what cannot be a path at all."""
+    """A whole model, or an adapter. False, like `is_run`, for what cannot be a path."""
     return os.path.isfile(folder / "config.json") or is_adapter(folder)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds only what is added to another model's weights."""
+    """Whether the folder holds an adapter alone, without the weights of its base."""
     return os.path.isfile(folder / "adapter_config.json") and not os.path.exists(folder / "model.safetensors")
 
 

@@ -1,8 +1,8 @@
-"""Owns what a model folder says of itself without being run: its modules, sizes, tokenizer and
-manifest, and the numbers in its tensors. Of the weights only the header is read, unless those
-numbers are asked for; then one tensor at a time.
+"""What a model folder says about itself without being run: modules, sizes, tokenizer, manifest,
+tensor statistics. Only the header of the weights is read, unless statistics are asked for; then
+one tensor at a time.
 
-What the model was made from is in training/lineage.py, how all of it is shown in ui/inspecting.py.
+What the model was made from is in training/lineage.py, how all of it is shown in ui/inspect.py.
 """
 
 import math
@@ -36,7 +36,7 @@ from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.files import load_tokenizer
 
 CHUNK = 1 << 18  # values that are widened to float64 at a time
-TRUNK = "transformer."  # before each name but the output layer's
+BODY_PREFIX = "transformer."  # before each name but the output layer's
 BESIDE_BLOCKS = ("n_positions", "vocab_size", "tie_word_embeddings")
 
 
@@ -69,14 +69,14 @@ class ModelInfo:
     dtypes: dict[str, int]  # {"float32": how many tensors of the file}
     n_bytes: int  # the weights file
     tokenizer: Tokenizer
-    manifest: ManifestInfo | None  # None: somebody else wrote the folder
+    manifest: ManifestInfo | None  # None: another program wrote the folder
 
     @property
     def n_parameters(self) -> int:
         return sum(module.n_parameters for module in self.modules)
 
     def weight_bytes(self, width: int) -> int:
-        """Memory of the weights at `width` bytes a number."""
+        """Memory of the weights at `width` bytes per number."""
         return self.n_parameters * width
 
     def cache_bytes(self, width: int, n_tokens: int = 1) -> int:
@@ -140,7 +140,7 @@ def modules_of(config: GPT2Config) -> tuple[ModuleInfo, ...]:
             n_parameters = sum(p.numel() for p in module.parameters(recurse=False)) if in_file else 0
             bias, weight = own.get("bias"), own["weight"]
             turned = f"{name}.weight".endswith(TRANSPOSED)
-            short = name.removeprefix(TRUNK)
+            short = name.removeprefix(BODY_PREFIX)
             found.append(ModuleInfo(short, weight, in_file or weight, turned, bias, n_parameters))
     return tuple(found)
 

@@ -1,8 +1,8 @@
-"""Owns the folder of an adapter: peft's two files, and which model they belong to.
+"""An adapter's folder: peft's two files, and which base model they belong to.
 
 `adapter_config.json`, `adapter_model.safetensors` with peft's names and (rank, in), (out, rank)
 matrices, tokenizer files, `recipe.yaml`, and `base.json`: where the base model was and the SHA-256
-of its weights. Finding that model again, and the two as one, is merging.py's.
+of its weights. Finding that model again, and merging the two, is `convert/merge_lora.py`'s.
 """
 
 from collections.abc import Collection, Mapping
@@ -77,13 +77,13 @@ def write_adapter(
 ) -> dict[str, str]:
     """Write the adapters of a model into an existing folder; returns {file name: SHA-256}.
 
-    For the caller to complete, as with `weights.folder.write_model`. Raises UsageError where the
-    base is nowhere to be loaded from again.
+    The caller completes it, as with `folder.write_model`. Raises UsageError where the base is in
+    no folder.
     """
     if base.folder is None:
         raise UsageError(
             "train: lora over random weights",
-            "an adapter is stored without the model that it corrects, and this one is in no folder",
+            "an adapter is stored without its base, and this base is in no folder",
             "train=all, or begin with a model: init=newest",
         )
     numbers = {(adapter.rank, adapter.alpha) for adapter in lora_layers(model).values()}
@@ -118,7 +118,7 @@ def load_adapter(folder: Path, model: nn.Module) -> None:
 
 
 def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
-    """An adapter for a model of these numbers, whoever wrote it.
+    """An adapter for a model of this config, from any program.
 
     Raises InputError where a file is damaged, the adapter is of a kind that is not known here, or
     its tensors are not those that the configuration speaks of.
@@ -146,7 +146,7 @@ def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
         if not tensor.is_floating_point() or not tensors[name].isfinite().all():
             raise InputError(
                 f"{path}: {theirs[name]} holds values that are not finite numbers",
-                "a model with such a correction computes nothing",
+                "a model with such an adapter computes nothing",
                 "use another copy",
             )
     return StoredAdapter(peft, tensors)

@@ -1,7 +1,4 @@
-"""Owns prompt.json, by which a model folder says how it wants to be spoken to.
-
-The templates themselves are in `prompts.py`; the folder names one of them.
-"""
+"""prompt.json, the chat template of a model folder: the name of one of `templates.py`'s."""
 
 import json
 from pathlib import Path
@@ -21,7 +18,7 @@ def write_template(folder: Path, name: str) -> dict[str, str]:
 
 
 def read_template_name(folder: Path) -> str | None:
-    """The template's name, or None for a model that was never taught to answer.
+    """The template's name, or None for a model that was never instruction-tuned.
 
     Raises InputError for a file that names none of the templates.
     """
@@ -35,7 +32,7 @@ def read_template_name(folder: Path) -> str | None:
             name = None
     if not isinstance(name, str) or name not in TEMPLATES:
         raise InputError(
-            f"{path}: names no prompt template that is known here",
+            f"{path}: names no known chat template",
             f"they are {', '.join(TEMPLATES)}",
             "pip install --upgrade gpt2cli, if a newer version wrote it",
         )

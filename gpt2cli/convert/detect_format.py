@@ -1,7 +1,6 @@
-"""Owns finding out what a file or folder is, by what is in it, and opening it as a source.
+"""What a file or folder is, decided by its content, and opening it as a ForeignModel.
 
-Names are only a hint: a checkpoint may be called anything. The formats themselves are in files of
-their own, one each.
+Names are only a hint: a checkpoint may be called anything. Each format has a file of its own.
 """
 
 import contextlib
@@ -51,7 +50,7 @@ class _Found:
 @contextlib.contextmanager
 def open_foreign(path: Path, *, n_head: int | None = None, merge: bool = False) -> Iterator[ForeignModel]:
     """The model at `path`, whatever its format. `n_head` is for formats that do not store it; an
-    adapter is a model with `merge`, which adds it into its base.
+    adapter needs `merge`, which adds it into its base.
 
     Raises InputError where nothing known is there, or several models are, or it is damaged;
     UsageError for an adapter alone.
@@ -60,7 +59,7 @@ def open_foreign(path: Path, *, n_head: int | None = None, merge: bool = False) 
     if adapter and not merge:
         raise UsageError(
             f"{path}: is an adapter, which has no weights of its own",
-            "a whole model is its base with it added in",
+            "merged into its base it is a whole model",
             f"gpt2 convert {path} --merge",
         )
     opening: AbstractContextManager[ForeignModel]
@@ -102,7 +101,7 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Foreign
     if path.name in _PARTS or path.name.startswith(_PREFIXES):
         raise _is_a_part(path)
     raise InputError(
-        f"{path}: is no model that is known",
+        f"{path}: is not a known model format",
         f"it begins with {start[:8].hex(' ') or 'nothing'}; known are {KNOWN}",
         "gpt2 convert --help",
     )
@@ -135,11 +134,11 @@ def _has_hugging_face_names(loaded: Any) -> bool:
 
 
 def _open_beside(path: Path) -> AbstractContextManager[ForeignModel]:
-    """Weights alone, of Hugging Face's: what they are is in the config.json beside them."""
+    """A Hugging Face weights file: config.json beside it says what it is."""
     if path.name.startswith(_PREFIXES) and (path.parent / CONFIG).is_file():
         return open_hugging_face(path.parent)
     raise InputError(
-        f"{path}: are weights of Hugging Face's names without the rest of their folder",
+        f"{path}: holds weights under Hugging Face's names, without the rest of their folder",
         f"sizes and the number of heads are in {CONFIG}, which belongs beside a model.safetensors or a"
         " pytorch_model.bin",
         "put both into one folder, then: gpt2 convert FOLDER",
@@ -167,7 +166,7 @@ def _open_folder(
         return open_hugging_face(best_checkpoint(folder))
     found = _models(folder, n_head)
     if not found:
-        raise InputError(f"{folder}: holds no model that is known", f"known are {KNOWN}", f"ls {folder}")
+        raise InputError(f"{folder}: holds no known model", f"known are {KNOWN}", f"ls {folder}")
     if len(found) > 1:
         names = sorted(str(model.path.relative_to(folder)) for model in found)
         place = "FOLDER" if zipped else str(folder)

@@ -1,8 +1,8 @@
-"""Owns what a model is before it is ours: GPT-2's tensors under Hugging Face's names, wherever they lie.
+"""ForeignModel: GPT-2's tensors under Hugging Face's names, in whatever format they are stored.
 
-Each format file (`openai_tf.py`, `huggingface.py`, `nanogpt.py`, `llms_from_scratch.py`) turns a file
-or folder into a `Source` by a table of names; `conversion.py` turns any Source into any target. A
-Source holds no weights: each tensor is read when it is asked for, so that one at a time is in memory.
+Each format's file (`openai_checkpoint.py`, `hf_folder.py`, `nanogpt.py`, `llms_from_scratch.py`) turns a file
+or folder into a `ForeignModel` by a table of names; `pipeline.py` turns one into any target. It
+holds no weights: each tensor is read when it is asked for, so that one at a time is in memory.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,7 +25,7 @@ LAYER = "{}"  # stands for the number of a block in a table's names
 class ForeignTensor:
     """One tensor of GPT-2: where it comes from, and how to have it in Hugging Face's layout."""
 
-    source: str  # its name there; several that are joined stand as "a + b + c"
+    source: str  # its name there; several that are concatenated stand as "a + b + c"
     shape: tuple[int, ...]  # Hugging Face's, matrices as (in, out)
     transposed: bool  # the source keeps it as (out, in)
     load: Callable[[], Tensor]  # of `shape`, floating, on the CPU, in the precision it is stored in
@@ -51,7 +51,7 @@ class RawTensors(Mapping[str, NDArray[np.floating]]):
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A GPT-2 in somebody's format. `tensors` has exactly the names of `folder.stored_shapes(config)`."""
+    """A GPT-2 in any known format. `tensors` has exactly the names of `folder.stored_shapes(config)`."""
 
     path: Path
     format: str  # "openai-tf", "huggingface", "nanogpt", "llms-from-scratch" or "gpt2cli"
@@ -86,11 +86,12 @@ def expand_blocks(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
 
 
 def require_standard_gpt2(
-    config: GPT2Config, dtype: str, what: str, others: Mapping[str, bool], has_place_for: str
+    config: GPT2Config, dtype: str, what: str, others: Mapping[str, bool], limits: str
 ) -> None:
-    """Five sizes and fp32 say all of the model; `others` are further {reason against it: whether it holds}.
+    """Require a GPT-2 that its five sizes in fp32 describe in full, as older formats store it.
 
-    Raises InputError, in which the model cannot be `what`, which `has_place_for` so much.
+    `others` are further {reason against it: whether it holds}. Raises InputError: the model cannot
+    be `what`, for the first reason that holds, because of `limits`.
     """
     reasons = {
         "the output layer is a matrix of its own": not config.tie_word_embeddings,
@@ -104,5 +105,5 @@ def require_standard_gpt2(
     for reason, holds in reasons.items():
         if holds:
             raise InputError(
-                f"this model cannot be {what}: {reason}", has_place_for, "gpt2 convert MODEL --to folder"
+                f"this model cannot be {what}: {reason}", limits, "gpt2 convert MODEL --to folder"
             )

@@ -1,8 +1,8 @@
-"""Owns the GGUF file: a model as llama.cpp and Ollama read it, the tokenizer inside.
+"""GGUF export: a model as llama.cpp and Ollama read it, the tokenizer inside.
 
 The header is written by the `gguf` package (an extra), the tensors follow one at a time. The format
 is described in ggml's docs/gguf.md; names and keys are those of llama.cpp's architecture "gpt2".
-Nothing is read here: a GGUF file is a way out.
+Nothing is read here: GGUF is an export only.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ NAMES = {
     "transformer.ln_f.bias": "output_norm.bias",
     HEAD: "output.weight",
 }
-# llama.cpp adds these to fp32 numbers without a product; its own converter keeps them in fp32 too.
+# llama.cpp adds these to fp32 numbers without a matmul; its own converter keeps them in fp32 too.
 ALWAYS_F32 = ("bias", "norm.weight", "position_embd.weight")
 F16_MAX = 65504.0
 
@@ -58,7 +58,7 @@ class GgufType:
     file_type: str  # of gguf.LlamaFileType
     tensor_type: str  # of gguf.GGMLQuantizationType
     dtype: torch.dtype  # of the numbers, or of those that a block of them is made from
-    block: int  # numbers that share a scale; a row is made of whole blocks
+    block: int  # values that share a scale; a row is made of whole blocks
     largest: float
 
 

@@ -1,4 +1,4 @@
-"""Owns checkpoints of GPTModel from the book "Build a Large Language Model (From Scratch)", in.
+"""Checkpoints of GPTModel from the book "Build a Large Language Model (From Scratch)", reading only.
 
 Raschka's module (rasbt/LLMs-from-scratch, ch04) keeps query, key and value apart, may leave out their
 biases, and has an output head of its own. Its LayerNorm and its GELU are GPT-2's: 1e-5, and tanh.

@@ -1,9 +1,9 @@
-"""Owns nanoGPT's ckpt.pt, in and out.
+"""nanoGPT's ckpt.pt, reading and writing.
 
-Karpathy's model.py has Hugging Face's module names, with nn.Linear's (out, in) matrices; train.py
+Karpathy's model.py has Hugging Face's module names with nn.Linear's (out, in) matrices; train.py
 saves {"model": state dict, "model_args", "optimizer", "iter_num", "best_val_loss", "config"}.
-Since 2023 its GELU is the exact one, while GPT-2's, and ours, is the tanh approximation: a model that
-was trained there gives logits here that differ by some 1e-3. Sources carry a note of it.
+Since 2023 its GELU is the exact one, while GPT-2's, and ours, is the tanh approximation: logits of a
+model that was trained there differ here by about 1e-3, and the notes say so.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""Owns a second GPT-2, in plain NumPy and float64, by which conversions are checked.
+"""A second GPT-2, in plain NumPy and float64, against which conversions are checked.
 
 It shares no code and no table with `model/` or the format files: it has its own names of each
 format's tensors and its own notion of which way round their matrices lie, and reads the source
-itself. A matrix that a format file turns over wrongly, or takes for another, makes its logits differ.
-Slow and small on purpose; nothing is decoded with it.
+itself. A matrix that a format file transposes wrongly or confuses with another changes its logits.
+Slow and small on purpose; nothing is generated with it.
 """
 
 import math
@@ -53,13 +53,13 @@ _OPENAI = TensorNames(
 )
 
 
-def _pytorch(trunk: str, *, out_first: bool) -> TensorNames:
+def _pytorch(prefix: str, *, out_first: bool) -> TensorNames:
     def pair(name: str) -> Pair:
-        return f"{trunk}{name}.weight", f"{trunk}{name}.bias"
+        return f"{prefix}{name}.weight", f"{prefix}{name}.bias"
 
     return TensorNames(
-        tokens=f"{trunk}wte.weight",
-        positions=f"{trunk}wpe.weight",
+        tokens=f"{prefix}wte.weight",
+        positions=f"{prefix}wpe.weight",
         norm_1=pair("h.{}.ln_1"),
         query_key_value=(pair("h.{}.attn.c_attn"),),
         attention_out=pair("h.{}.attn.c_proj"),
@@ -168,9 +168,9 @@ def loss_of(logits: NDArray[np.float64], ids: Sequence[int]) -> float:
     """
     if len(ids) < 2:
         return math.inf
-    scores = logits[:-1] - logits[:-1].max(axis=-1, keepdims=True)
-    log_sums = np.log(np.exp(scores).sum(axis=-1))
-    return float((log_sums - scores[np.arange(len(ids) - 1), list(ids[1:])]).mean())
+    shifted = logits[:-1] - logits[:-1].max(axis=-1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(axis=-1))
+    return float((log_sums - shifted[np.arange(len(ids) - 1), list(ids[1:])]).mean())
 
 
 def _attend(qkv: NDArray[np.float64], n_head: int) -> NDArray[np.float64]:
@@ -195,10 +195,10 @@ def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _project_to_vocabulary(x: NDArray[np.float64], head: Array) -> NDArray[np.float64]:
-    scores = np.empty((len(x), len(head)))  # (T, V)
+    logits = np.empty((len(x), len(head)))  # (T, V)
     for row in range(0, len(head), ROWS):
-        scores[:, row : row + ROWS] = x @ head[row : row + ROWS].astype(np.float64).T
-    return scores
+        logits[:, row : row + ROWS] = x @ head[row : row + ROWS].astype(np.float64).T
+    return logits
 
 
 def _head(

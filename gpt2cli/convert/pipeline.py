@@ -1,8 +1,8 @@
-"""Owns `convert`: a model in any known format in, a proved model in ours, or in somebody else's, out.
+"""`gpt2 convert`: a model in any known format in; a verified model in ours, or in another format, out.
 
-The order of things: refuse what cannot work, open the source, write tensor by tensor, compare what
-was written with what was read, write the receipt, and only then let the result have its name.
-The formats themselves are in files of their own.
+The order: refuse what cannot work, open the source, write tensor by tensor, compare what was
+written with what was read, write the receipt, and only then give the result its name. Each
+format has a file of its own.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ from gpt2cli.tokenizer.bpe import read_json
 from gpt2cli.tokenizer.files import save_tokenizer
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-# What each target can hold, and how the name of what is made ends.
+# What each target can hold, and how the name of the output ends.
 TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
     "folder": (("f32", "f16", "bf16"), ""),
     "gguf": (("f32", "f16", "bf16", "q8_0"), ".gguf"),
@@ -65,7 +65,7 @@ EXPRESSIBLE = {
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What somebody asked for. `verify` None means: for sources that are not ours."""
+    """The command's options. `verify` None: verify unless the source is a folder of ours."""
 
     to: str = "folder"
     dtype: str = "f32"
@@ -89,7 +89,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class ConvertProgress:
-    """How far it is, in tensors. The last has the receipt."""
+    """Progress, in tensors. The last event holds the receipt."""
 
     phase: str  # "reading", "writing", "verifying" or "done"
     n_done: int = 0
@@ -98,11 +98,11 @@ class ConvertProgress:
 
 
 def convert(path: Path, out: Path, wish: ConvertOptions) -> Iterator[ConvertProgress]:
-    """Convert the model at `path` to `out`, and prove it.
+    """Convert the model at `path` to `out`, and verify it.
 
     Raises UsageError where `out` exists, InputError for a source that is damaged or no GPT-2, or
     whose converted model computes something else, ResourceError where the disk has no room.
-    Whatever goes wrong, what was at `out` before is still there.
+    If anything fails, what was at `out` before is still there.
     """
     out = check_place(path, out, wish.to, force=wish.force)
     yield ConvertProgress("reading")
@@ -112,7 +112,7 @@ def convert(path: Path, out: Path, wish: ConvertOptions) -> Iterator[ConvertProg
         _check_heads(source, wish)
         source, wish = _tolerated(source, wish) if wish.allow_nonfinite else (_guarded(source), wish)
         check_room(out, source.config, wish.dtype)
-        if check := EXPRESSIBLE.get(wish.to):  # before the work of a proof
+        if check := EXPRESSIBLE.get(wish.to):  # before the work of verifying
             check(source.config, source.tokenizer, wish.dtype)
         receipt = _receipt_of(source)
         export = _to_folder if wish.to == "folder" else _to_others
@@ -126,11 +126,11 @@ def _to_folder(
     dtype = DTYPES[wish.dtype]
     with disk.new_folder(out, replace=wish.force) as folder:
         written = yield from _write_folder(source, folder, dtype, wish)
-        if _wants_proof(source, wish):
+        if _wants_verification(source, wish):
             yield ConvertProgress("verifying")
             expected = expected_logits(source, dtype)
             let_go()  # the converted model needs the memory
-            _prove(expected, load_model(folder).model, source, receipt)
+            _verify(expected, load_model(folder).model, source, receipt)
         receipt["output"] = {"dtype": wish.dtype, "files": written}
         disk.write_json(folder / RECEIPT, receipt)
         write_manifest(folder, {**written, RECEIPT: disk.sha256_of(folder / RECEIPT)})
@@ -147,15 +147,15 @@ def _write_folder(
     config = to_hugging_face(source.config, source.tokenizer.end_of_text)
     disk.write_json(folder / CONFIG, {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
     names = [CONFIG, *save_tokenizer(source.tokenizer, folder)]
-    for name in _taught_with(source):
+    for name in _training_files(source):
         disk.write_file(folder / name, (source.path / name).read_bytes())
         names.append(name)
     return {WEIGHTS: writer.sha256, **{name: disk.sha256_of(folder / name) for name in names}}
 
 
-def _taught_with(source: ForeignModel) -> list[str]:
-    """The recipe and the prompt template of a model that was made here, wherever it lies now."""
-    with contextlib.suppress(InputError, NotADirectoryError):  # somebody else's manifest lists neither
+def _training_files(source: ForeignModel) -> list[str]:
+    """The recipe and the chat template of a model that was trained here, wherever it lies now."""
+    with contextlib.suppress(InputError, NotADirectoryError):  # another program's manifest lists neither
         hashes_of = read_manifest(source.path)
         return [
             name
@@ -168,11 +168,11 @@ def _taught_with(source: ForeignModel) -> list[str]:
 def _to_others(
     source: ForeignModel, out: Path, wish: ConvertOptions, receipt: dict[str, Any], let_go: Callable[[], None]
 ) -> Iterator[ConvertProgress]:
-    if _wants_proof(source, wish):
+    if _wants_verification(source, wish):
         yield ConvertProgress("verifying")
         expected = expected_logits(source, torch.float32)
         tensors = {name: tensor.load() for name, tensor in source.tensors.items()}
-        _prove(expected, build_model(source.path, source.config, tensors), source, receipt)
+        _verify(expected, build_model(source.path, source.config, tensors), source, receipt)
         del tensors
     yield ConvertProgress("writing", 0, len(source.tensors))
     match wish.to:
@@ -192,7 +192,7 @@ def _to_others(
 
 
 def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, wish: ConvertOptions) -> Tensor:
-    """The tensor in the precision that is written, which must have room for it."""
+    """The tensor in the precision that is written. Raises InputError where it overflows there."""
     values = tensor.load().to(dtype)
     if not wish.allow_nonfinite and _not_finite(values):
         raise InputError(
@@ -206,8 +206,8 @@ def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, wish:
 def _check_heads(source: ForeignModel, wish: ConvertOptions) -> None:
     if wish.n_head not in (None, source.config.n_head):
         raise UsageError(
-            f"--n-head is {wish.n_head}, but {source.path} says that it has {source.config.n_head} heads",
-            "the option is for formats that do not say it",
+            f"--n-head is {wish.n_head}, but {source.path} says it has {source.config.n_head} heads",
+            "the option is for formats that do not store it",
             "leave out --n-head",
         )
 
@@ -217,7 +217,7 @@ def _guarded(source: ForeignModel) -> ForeignModel:
 
     def load(tensor: ForeignTensor) -> Tensor:
         values = tensor.load()
-        # float64 is nowhere kept: what does not fit float32 is lost.
+        # float64 is kept nowhere: what does not fit float32 is lost.
         if n_wrong := _not_finite(values.float() if values.dtype == torch.float64 else values):
             raise InputError(
                 f"{source.path}: {tensor.source} holds {n_wrong} values that are not finite",
@@ -244,11 +244,11 @@ def _not_finite(values: Tensor) -> int:
     return sum(part.numel() - int(part.isfinite().sum()) for part in torch.split(values.flatten(), 1 << 20))
 
 
-def _wants_proof(source: ForeignModel, wish: ConvertOptions) -> bool:
+def _wants_verification(source: ForeignModel, wish: ConvertOptions) -> bool:
     return source.format != "gpt2cli" if wish.verify is None else wish.verify
 
 
-def _prove(
+def _verify(
     expected: ExpectedLogits, model: GPT2LMHead, source: ForeignModel, receipt: dict[str, Any]
 ) -> None:
     verification = compare_logits(expected, model)
@@ -256,12 +256,12 @@ def _prove(
     if not verification.passed:
         overflow = not math.isfinite(verification.max_difference_fp32)
         raise InputError(
-            f"{source.path}: the converted model is not the source's model",
-            "its logits are not finite in fp32: some weight is absurd"
+            f"{source.path}: the converted model does not compute what the source computes",
+            "its logits are not finite in fp32: some weight is far too large"
             if overflow
             else f"their logits differ by up to {verification.max_difference:.3g}; {verification.tolerance:g}"
             " is allowed",
-            "report it, with the file's origin; --no-verify converts without the comparison",
+            "report it, with where the file came from; --no-verify converts without the comparison",
         )
 
 
@@ -307,6 +307,6 @@ def _origin(source: ForeignModel) -> dict[str, Any] | None:
     known = {}
     for name in (RECEIPT, provenance.NAME):
         if (source.path / name).is_file():
-            with contextlib.suppress(InputError):  # somebody else's file of that name proves nothing
+            with contextlib.suppress(InputError):  # another program's file of that name proves nothing
                 known[name.removesuffix(".json")] = read_json(source.path / name)
     return known or None

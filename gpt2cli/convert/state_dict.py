@@ -1,7 +1,7 @@
-"""Owns what checkpoints of plain PyTorch modules have in common: a state dict, read by a table of names.
+"""State dicts of plain PyTorch modules, read by a table of names; nanoGPT and LLMs-from-scratch share it.
 
-Their matrices are nn.Linear's, (out, in). The names themselves, and what else such a file says, are
-for `nanogpt.py` and `llms_from_scratch.py`.
+Their matrices are nn.Linear's, (out, in). The tables, and what else such a file holds, are in
+`nanogpt.py` and `llms_from_scratch.py`.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class StateDictFormat:
 
     format: str
     table: Mapping[str, str]  # what is joined is "a + b + c", each with "{0}"
-    masks: re.Pattern[str]  # buffers that hold nothing learned
+    masks: re.Pattern[str]  # buffers that hold no weights
     optional: re.Pattern[str]  # biases that a model may lack, all of them together
     optional_are: str
 
@@ -119,13 +119,13 @@ def infer_heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[
         if n_embd % HEAD_WIDTH:
             raise InputError(
                 f"{path}: the number of attention heads is not in the file",
-                f"GPT-2's {HEAD_WIDTH} channels a head do not divide the model's {n_embd}",
+                f"GPT-2's {HEAD_WIDTH} channels per head do not divide the model's {n_embd}",
                 "gpt2 convert ... --n-head N",
             )
         n_head = n_embd // HEAD_WIDTH
         return n_head, [
-            f"the file does not say how many heads attention has: {n_head} are taken, {HEAD_WIDTH} channels"
-            " each as in GPT-2; --n-head N says otherwise"
+            f"the file does not say how many heads attention has: {n_head} are assumed, {HEAD_WIDTH} channels"
+            " each as in GPT-2; --n-head N sets another number"
         ]
     if n_head < 1 or n_embd % n_head:
         raise InputError(
@@ -140,7 +140,7 @@ def infer_heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[
 def open_state_dict(
     state: StateDict, n_head: int, dropout: float, notes: list[str]
 ) -> Iterator[ForeignModel]:
-    """The Source of a state dict, every tensor accounted for. Its memory is let go at the end.
+    """The model of a state dict, every tensor accounted for. Its memory is freed at the end.
 
     Raises InputError that names the tensors where they are not those of a GPT-2.
     """
@@ -223,7 +223,7 @@ def _source_tensor(
 
 def _about(state: StateDict, *, tied: bool, without: bool) -> Iterator[str]:
     if state.n_masks:
-        yield f"{state.n_masks} mask buffer(s), which hold nothing learned, were left out"
+        yield f"{state.n_masks} mask buffer(s) were left out: they hold no weights"
     if without:
         yield f"the model has no {state.layout.optional_are}: zeros are written"
     if not tied:

@@ -1,9 +1,9 @@
-"""Owns the proof that a converted model is the model it was made from.
+"""Verification: the converted model computes what its source computes, and an export holds its tensors.
 
-Both compute logits for the same fixed texts in float64: the source through `reference.py`, the
+Both compute logits for the same fixed texts in float64: the source through `numpy_gpt2.py`, the
 converted model through its own modules. In float64 rounding can neither hide a mistake nor feign
 one: an exact conversion differs by 1e-10, a wrong one by whole units. What the converted model
-does in fp32, as it is used, stands beside it in the receipt.
+computes in fp32, as it is used, stands beside it in the receipt.
 """
 
 import copy
@@ -60,7 +60,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class ExpectedLogits:
-    """What the source computes; taken down before its tensors are let go."""
+    """What the source computes; recorded before its tensors are freed."""
 
     prompts: list[list[int]]  # the last is the paragraph
     logits: list[NDArray[np.float64]]  # (T, V) each
@@ -69,8 +69,8 @@ class ExpectedLogits:
 def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     """The source's logits, its tensors brought to `dtype` as the converted ones are.
 
-    Raises InputError where the source itself holds the attention's square matrices turned over:
-    no shape can show that, only that the model makes sense the other way round.
+    Raises InputError where the source itself holds the attention's square matrices transposed: no
+    shape shows that, only that the model makes sense the other way round.
     """
     prompts = [_encode(text, source.tokenizer, source.config.n_positions) for text in (*PROMPTS, PARAGRAPH)]
 
@@ -89,8 +89,8 @@ def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
         if turned < 0.95 * knows_nothing and turned < loss - 0.5:
             name = next(t.source for n, t in source.tensors.items() if n.endswith("attn.c_proj.weight"))
             raise InputError(
-                f"{source.path}: {name} and its like in each block are stored the wrong way round",
-                f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them turned over",
+                f"{source.path}: {name} and its like in each block are stored transposed",
+                f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them transposed",
                 "write the checkpoint again with these square matrices transposed",
             )
     return ExpectedLogits(prompts, logits)
@@ -117,27 +117,27 @@ def compare_logits(expected: ExpectedLogits, model: GPT2LMHead) -> Verification:
 @torch.inference_mode()
 def logits_in_float64(model: GPT2LMHead, prompts: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
     """Logits (T, V) of the model's own modules in float64, of which one block at a time is in memory."""
-    trunk = model.transformer
+    body = model.transformer
     streams: list[Tensor] = []
     for ids in prompts:
         tokens, positions = torch.tensor([ids]), torch.arange(len(ids))
-        streams.append(trunk.wte(tokens).double() + trunk.wpe(positions).double())  # (1, T, C)
-    wide = copy.deepcopy(trunk.h[0]).double()
-    for block in trunk.h:
+        streams.append(body.wte(tokens).double() + body.wpe(positions).double())  # (1, T, C)
+    wide = copy.deepcopy(body.h[0]).double()
+    for block in body.h:
         wide.load_state_dict(block.state_dict())  # widens while it copies
         streams = [wide(x) for x in streams]
-    last_norm = copy.deepcopy(trunk.ln_f).double()
+    last_norm = copy.deepcopy(body.ln_f).double()
     streams = [last_norm(x) for x in streams]
     return [_project_to_vocabulary(x[0], model.lm_head.weight).numpy() for x in streams]
 
 
 def _project_to_vocabulary(x: Tensor, weight: Tensor) -> Tensor:
-    """x (T, C) times weight (V, C) turned over, in float64, with few rows of it widened at a time."""
-    scores, wide = x.new_empty(len(x), len(weight)), x.new_empty(ROWS, x.shape[1])
+    """x (T, C) times weight (V, C) transposed, in float64, with few rows of it widened at a time."""
+    logits, wide = x.new_empty(len(x), len(weight)), x.new_empty(ROWS, x.shape[1])
     for row in range(0, len(weight), ROWS):
         rows = weight[row : row + ROWS]
-        scores[:, row : row + ROWS] = x @ wide[: len(rows)].copy_(rows).T
-    return scores  # (T, V)
+        logits[:, row : row + ROWS] = x @ wide[: len(rows)].copy_(rows).T
+    return logits  # (T, V)
 
 
 def _encode(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:

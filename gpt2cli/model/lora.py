@@ -1,7 +1,7 @@
-"""Owns low-rank adapters: what is learnt beside a frozen matrix, W x + B A x * alpha / rank.
+"""Low-rank adapters: a frozen matrix plus a trained correction, W x + B A x * alpha / rank.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Pure torch: which layers get
-one, how they begin, and how they are added into the weights. Their files are `weights/adapter.py`'s.
+one, how they are initialised, and how they are merged. Their files are `checkpoints/lora_adapter.py`'s.
 """
 
 import math
@@ -21,7 +21,7 @@ PARTS = ("lora_A", "lora_B")  # an adapter's two matrices, by peft's names
 
 
 class LoraLinear(nn.Module):
-    """A linear layer that stays as it is, and a correction of rank r that learns.
+    """A frozen linear layer plus a trainable correction of rank r.
 
     The layer's tensors get other names by it (`c_attn.base.weight`), and so a model with adapters
     cannot be stored as if it had none: every name that a model folder asks for is missing.
@@ -49,7 +49,7 @@ class LoraLinear(nn.Module):
 def correction(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """B A * scale, (out, in), on the CPU in float64: added there, a weight is rounded once.
 
-    Whatever order the products are summed in, the merged weights come out the same.
+    In float64 the order of summation does not show in the merged weights.
     """
     return b.detach().cpu().double() @ a.detach().cpu().double() * scale
 
@@ -59,8 +59,8 @@ def add_lora(
 ) -> list[str]:
     """Freeze the model and put an adapter on each named matrix of each block; returns their names.
 
-    For any model with a `transformer`. A begins as peft's does, uniform within 1 / sqrt(in); B is
-    zero, so that the model computes what it did. The same seed gives the same adapters.
+    For any model with a `transformer`. A starts as peft's does, uniform within 1 / sqrt(in); B is
+    zero, so that the model computes what it did before. The same seed gives the same adapters.
     Raises UsageError where a matrix has no room for the rank, or a target names no matrix.
     """
     names = lora_target_names(model, targets)
@@ -111,7 +111,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """What was learnt: `<matrix>.lora_A` (rank, in) and `<matrix>.lora_B` (out, rank), sharing memory."""
+    """The adapters' tensors: `<matrix>.lora_A` (rank, in) and `<matrix>.lora_B` (out, rank), shared."""
     return {
         f"{name}.{part}": getattr(adapter, part).detach()
         for name, adapter in lora_layers(model).items()
@@ -130,9 +130,9 @@ def load_lora_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Make it a plain model again, in place, that computes the same: W + B A * alpha / rank.
+    """Turn it back into a plain model, in place, that computes the same: W + B A * alpha / rank.
 
-    All of its parameters may learn again.
+    All of its parameters are trainable again.
     """
     for name, adapter in lora_layers(model).items():
         model.set_submodule(name, adapter.merged())

@@ -133,7 +133,7 @@ def test_other_models_are_refused_with_the_command_that_takes_them(
         with pytest.raises(InputError) as caught:
             look(folder)
         assert said in caught.value.what and caught.value.fix.startswith(fix)
-    require_language_model(folder, {"architectures": ["GPT2Model"]}, or_trunk=True)
+    require_language_model(folder, {"architectures": ["GPT2Model"]}, or_body=True)
     require_language_model(folder, {"architectures": []})
 
 

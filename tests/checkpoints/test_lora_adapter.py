@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_layers import (
+from adapters import (
     IDS,
     SETTINGS,
     TOKENIZER,

@@ -164,7 +164,7 @@ def test_openais_files_are_found_some_folders_down(tmp_path: Path, opened: list[
 
 def test_further_down_nothing_is_looked_for(tmp_path: Path, opened: list[Path]) -> None:
     openai_folder(tmp_path / "x/1/2/3/4")
-    assert "holds no model that is known" in refused(tmp_path / "x").what and not opened
+    assert "holds no known model" in refused(tmp_path / "x").what and not opened
 
 
 def test_hparams_alone_are_openais_with_something_missing(tmp_path: Path, opened: list[Path]) -> None:
@@ -250,7 +250,7 @@ def test_what_is_no_source_says_what_it_is(models: Path, tmp_path: Path) -> None
     assert refused(models / "hf/vocab.json").fix == f"gpt2 convert {models / 'hf'}"
     assert "no such file" in refused(tmp_path / "missing").what
     (tmp_path / "empty").mkdir()
-    assert "holds no model that is known" in refused(tmp_path / "empty").what
+    assert "holds no known model" in refused(tmp_path / "empty").what
 
 
 def test_a_folder_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,4 +263,4 @@ def test_a_folder_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_folders_that_contain_themselves_do_not_go_on_for_ever(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x/again").symlink_to(tmp_path / "x")
-    assert "holds no model" in refused(tmp_path / "x").what
+    assert "holds no known model" in refused(tmp_path / "x").what

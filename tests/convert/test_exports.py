@@ -108,7 +108,7 @@ def test_a_model_keeps_its_recipe_and_its_past(ours: Path, tmp_path: Path) -> No
 
 
 def test_heads_that_the_source_denies(ours: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--n-head is 2, but .* says that it has 4 heads"):
+    with pytest.raises(UsageError, match=r"--n-head is 2, but .* says it has 4 heads"):
         run(ours, tmp_path / "out", n_head=2)
     run(ours, tmp_path / "out", n_head=4)
 

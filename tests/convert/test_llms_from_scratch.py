@@ -82,7 +82,7 @@ def test_without_the_option_64_channels_make_a_head(tmp_path: Path) -> None:
     with torch.inference_mode():
         wanted = model(IDS)
     with open_llms_from_scratch(saved(tmp_path, model.state_dict())) as source:
-        assert source.config.n_head == 2 and "--n-head N says otherwise" in " ".join(source.notes)
+        assert source.config.n_head == 2 and "--n-head N sets another number" in " ".join(source.notes)
         assert torch.allclose(logits_of(source), wanted, atol=5e-5, rtol=0)
 
 

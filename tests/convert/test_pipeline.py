@@ -113,7 +113,7 @@ def test_a_wrong_table_is_caught_and_nothing_installed(
 ) -> None:
     guarded = pipeline._guarded
     monkeypatch.setattr(pipeline, "_guarded", lambda source: break_square(guarded(source)))
-    with pytest.raises(InputError, match="not the source's model") as caught:
+    with pytest.raises(InputError, match="does not compute what the source computes") as caught:
         run(foreign, tmp_path / "out", to=to)
     assert "differ by up to" in caught.value.why
     assert list(tmp_path.glob("*out*")) == []
@@ -152,7 +152,7 @@ def test_a_source_with_its_square_matrices_turned_over(tmp_path: Path) -> None:
         if name.endswith("attn.c_proj.weight"):
             tensors[name] = tensors[name].T.contiguous()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"h\.0\.attn\.c_proj\.weight and its like .* the wrong way round"):
+    with pytest.raises(InputError, match=r"h\.0\.attn\.c_proj\.weight and its like .* stored transposed"):
         run(folder, tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 
@@ -223,7 +223,7 @@ def test_killed_at_any_file(foreign: Path, tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from gpt2cli.convert.pipeline import Wish, convert
+from gpt2cli.convert.pipeline import ConvertOptions, convert
 names = []
 def hook(event, arguments):
     if event == "open" and isinstance(arguments[0], (str, os.PathLike)) and ".partial-" in str(arguments[0]):
@@ -232,7 +232,7 @@ def hook(event, arguments):
             if len(names) == int(sys.argv[3]):
                 os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-for _ in convert(Path(sys.argv[1]), Path(sys.argv[2]), Wish(force=True, dtype="bf16")): pass
+for _ in convert(Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(force=True, dtype="bf16")): pass
 """
     codes = []
     for nth in (2, 3, 6):
