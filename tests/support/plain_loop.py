@@ -59,24 +59,23 @@ def gradient_norm(model: GPT2LMHeadModel, examples: Sequence[Example]) -> float:
     return norm
 
 
-def losses_of(model: GPT2LMHeadModel, examples: Sequence[Example]) -> list[float]:
-    """The mean loss of each row by itself."""
-    with torch.no_grad():
-        return [float(loss_sum(model, example)) / n_targets([example]) for example in examples]
-
-
 def find(
-    model: GPT2LMHeadModel, examples: Sequence[Example], losses: Sequence[float], norms: Sequence[float]
+    model: GPT2LMHeadModel,
+    candidates: Sequence[Sequence[Example]],
+    losses: Sequence[float],
+    norms: Sequence[float],
 ) -> list[int]:
-    """Which example each step has learned from, by the loss and the gradient norm that it reports.
+    """Which candidate each step has learned from, by the loss and the gradient norm that it reports.
 
     The weights must be the same in all these steps. Fails where none fits, or more than one.
     """
-    known, found = np.array(losses_of(model, examples)), []
+    with torch.no_grad():
+        known = np.array([float(mean_loss(model, rows)) for rows in candidates])
+    found = []
     for loss, norm in zip(losses, norms, strict=True):
         near = np.flatnonzero(np.abs(known - loss) < 1e-5).tolist()
-        fitting = [i for i in near if abs(gradient_norm(model, [examples[i]]) - norm) < 1e-4 * norm]
-        assert len(fitting) == 1, f"loss {loss} and gradient norm {norm} fit the examples {fitting}"
+        fitting = [i for i in near if abs(gradient_norm(model, candidates[i]) - norm) < 1e-4 * norm]
+        assert len(fitting) == 1, f"loss {loss} and gradient norm {norm} fit the candidates {fitting}"
         found += fitting
     return found
 
