@@ -29,7 +29,7 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         "targets not shifted",
-        "training/pretraining.py",
+        "training/pretrain_task.py",
         "return Batch(ids[:, :-1], ids[:, 1:])",
         "return Batch(ids[:, :-1], ids[:, :-1])",
         "product/test_training_step.py",
@@ -71,14 +71,14 @@ MUTATIONS = [
     ),
     Mutation(
         "validation from the training split",
-        "training/pretraining.py",
+        "training/pretrain_task.py",
         "validation, n_rows = self.data.validation, self.recipe.batch.micro_batch",
         "validation, n_rows = self.data.train, self.recipe.batch.micro_batch",
         "product/test_evaluation.py",
     ),
     Mutation(
         "end-of-text masked by id",
-        "data/rows.py",
+        "data/sft_batches.py",
         "learnt = answered if mask_prompt",
         "learnt = answered & (ids != tokenizer.end_of_text) if mask_prompt",
         "product/test_masks.py",

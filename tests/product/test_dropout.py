@@ -32,8 +32,7 @@ def losses(gpt2: Call, name: str, *more: str) -> list[float]:
 def test_every_step_drops_other_units_and_a_seed_fixes_which(gpt2: Call) -> None:
     once = losses(gpt2, "once")
     assert len(set(once)) == len(once) == 10
-    assert losses(gpt2, "again") == once
-    assert losses(gpt2, "evaluated", "eval.every=1") == once
+    assert losses(gpt2, "evaluated", "eval.every=4") == once
     assert not set(losses(gpt2, "other", "seed=8")) & set(once)
 
 

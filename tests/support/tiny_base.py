@@ -19,6 +19,7 @@ def save_base(gpt2: Call, folder: Path, *, context: int = 96, tied: bool = True)
     config = GPT2Config(
         **{"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": context},
         **{"vocab_size": len(LETTERS) + 1, "tie_word_embeddings": tied},
+        **{"bos_token_id": len(LETTERS), "eos_token_id": len(LETTERS)},
         **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     )
     draw = torch.Generator().manual_seed(3)
