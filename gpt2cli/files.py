@@ -230,6 +230,8 @@ def lock(folder: Path) -> Iterator[None]:
                 "two runs that write in one folder would destroy each other's files",
                 f"wait for it, or stop it: kill {holder}",
             ) from None
+        if not os.fstat(descriptor).st_nlink:  # its holder has failed, and deleted it before it let go
+            raise ResourceError(f"{folder}: in use by another process", "it is just ending", "start again")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         yield
