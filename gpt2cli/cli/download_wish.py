@@ -8,15 +8,12 @@ import os
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
 from gpt2cli import home
 from gpt2cli.errors import UsageError
 from gpt2cli.weights.downloaded import SOURCES, command, model_name, origin_of
 from gpt2cli.weights.fetching import check_revision
 from gpt2cli.weights.hashes import Origin
 from gpt2cli.weights.published import SIZES, Size
-from gpt2cli.weights.tf_process import require_tensorflow
 from gpt2cli.weights.transport import shown
 
 WHO = {"openai": "OpenAI", "hf": "the Hugging Face hub"}
@@ -105,18 +102,3 @@ def require_place(model: Path) -> None:
             "it would be deleted",
             shlex.join(["mv", str(model), f"{model}.old"]),
         )
-
-
-def readable(sources: tuple[str, ...], size: Size | None, console: Console) -> tuple[str, ...]:
-    """The sources whose files can be converted here. Raises UsageError, before anything is fetched."""
-    if "openai" not in sources:
-        return sources
-    assert size is not None
-    try:
-        require_tensorflow(command(size.name, "hf", force=False))
-    except UsageError as error:
-        if sources == ("openai",):
-            raise
-        console.print(f"{error}; taking {WHO['hf']}'s files", style="warn")
-        return ("hf",)
-    return sources

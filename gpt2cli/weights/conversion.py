@@ -104,7 +104,7 @@ def convert(path: Path, out: Path, wish: Wish) -> Iterator[Converting]:
     """
     out = check_place(path, out, wish.to, force=wish.force)
     yield Converting("reading")
-    # Leaving it closes files, ends a child process, deletes what was unzipped.
+    # Leaving it closes files and deletes what was unzipped.
     with contextlib.ExitStack() as opened:
         source = opened.enter_context(open_source(path, n_head=wish.n_head, merge=wish.merge))
         _check_heads(source, wish)
