@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from gpt2cli import home
+from gpt2cli import paths
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 
 # What the operating system says when a disk, a quota, a right or a handle is missing.
@@ -45,7 +45,7 @@ def explain(error: Exception) -> Gpt2Error:
 
 def _our_bug(error: Exception) -> Gpt2Error:
     text = "".join(traceback.format_exception(error))
-    path = home.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    path = paths.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors="replace")

@@ -21,8 +21,8 @@ import torch
 from crc32c import crc32c
 from torch import Tensor
 
-from gpt2cli.disk import open_regular
 from gpt2cli.errors import InputError, ResourceError, UsageError
+from gpt2cli.files import open_regular
 
 INSTALL = "pip install 'gpt2cli[tensorflow]'"
 DTYPES = {
@@ -91,10 +91,11 @@ def read_index(prefix: Path) -> dict[str, Entry]:
 def read_tensor(entry: Entry) -> Tensor:
     """The tensor, in memory of its own. Raises InputError where its bytes are not those that were written."""
     tensor = torch.empty(entry.n_bytes, dtype=torch.uint8)
+    memory = tensor.numpy().data
     with open_regular(entry.path) as file:  # not mapped: to cut a mapped file short kills the process
         file.seek(entry.offset)
-        n_read = file.readinto(tensor.numpy())
-    if n_read < entry.n_bytes or _masked(crc32c(tensor.numpy())) != entry.checksum:
+        n_read = file.readinto(memory)
+    if n_read < entry.n_bytes or _masked(crc32c(memory)) != entry.checksum:
         raise InputError(
             f"{entry.path}: {entry.name} is damaged", "its CRC-32C is not the one in the index", _FIX
         )

@@ -11,10 +11,10 @@ import transformers
 from adapters import CONFIG, IDS, Base, Lora, save_adapter, save_base
 from torch.nn.functional import cross_entropy
 
+from gpt2cli.convert.open_model import open_model
 from gpt2cli.errors import InputError
 from gpt2cli.model.lora import adapter_state, add_adapters
-from gpt2cli.training.cross_entropy import cross_entropy_sum
-from gpt2cli.weights.open_model import open_model
+from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
 LORAS = [
     Lora(targets=("c_attn",)),

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from bundle_writer import write_bundle
 
+from gpt2cli.tokenizer.base import END_OF_TEXT
 from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF, gpt2
-from gpt2cli.tokenizer.protocol import END_OF_TEXT
 
 SMALLEST = {"n_vocab": 257, "n_ctx": 8, "n_embd": 4, "n_head": 2, "n_layer": 2}
 TINY = {"n_vocab": 257, "n_ctx": 24, "n_embd": 32, "n_head": 4, "n_layer": 2}
@@ -45,6 +46,15 @@ def make_checkpoint(folder: Path, hparams: dict[str, int] = TINY, *, truth: bool
     """All seven files, and with `truth` the weights once more as NumPy writes them."""
     write_texts(folder, hparams)
     _run("make", str(folder), json.dumps(hparams), *(["truth"] if truth else []))
+    return folder
+
+
+def imitate_checkpoint(folder: Path, hparams: dict[str, int] = TINY, n_shards: int = 1) -> Path:
+    """What `make_checkpoint` makes, without TensorFlow; the graph is a mere name."""
+    write_texts(folder, hparams)
+    write_bundle(folder / "model.ckpt", dict(weights(hparams)), n_shards)
+    (folder / "model.ckpt.meta").write_bytes(b"a graph, which is not read")
+    (folder / "checkpoint").write_text('model_checkpoint_path: "/nowhere/model.ckpt"\n')
     return folder
 
 
