@@ -3,6 +3,7 @@
 Run as a program, in a process of its own, so that the tests' process never imports TensorFlow:
     python openai_checkpoint.py make FOLDER '{"n_layer": 2, ...}' [truth [sharded]]
     python openai_checkpoint.py mixed FOLDER SEED N_TENSORS
+    python openai_checkpoint.py read PREFIX OUT.npz
     python openai_checkpoint.py dump FOLDER OUT.npz
 It made what lies in tests/convert/tensorflow, for tests without TensorFlow:
     make gpt2 SMALLEST truth sharded; mixed mixed 1 24
@@ -68,6 +69,13 @@ def make_mixed(folder: Path, seed: int, n_tensors: int) -> Path:
 def dump_checkpoint(folder: Path, out: Path) -> dict[str, np.ndarray]:
     """{name: array} by `tf.train.load_checkpoint`, and by importing the graph and restoring it."""
     _run("dump", str(folder), str(out))
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def dump_tensors(prefix: Path, out: Path) -> dict[str, np.ndarray]:
+    """{name: array} by TensorFlow's reader of checkpoints alone."""
+    _run("read", str(prefix), str(out))
     with np.load(out) as arrays:
         return dict(arrays)
 
@@ -158,6 +166,13 @@ def _mixed(folder: str, seed: str, n_tensors: str) -> None:
     np.savez_compressed(f"{folder}/{TRUTH}", **truth)
 
 
+def _read(prefix: str, out: str) -> None:
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(prefix)
+    np.savez(out, **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+
+
 def _dump(folder: str, out: str) -> None:
     import tensorflow as tf
 
@@ -172,4 +187,4 @@ def _dump(folder: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    {"make": _make, "mixed": _mixed, "dump": _dump}[sys.argv[1]](*sys.argv[2:])
+    {"make": _make, "mixed": _mixed, "read": _read, "dump": _dump}[sys.argv[1]](*sys.argv[2:])
