@@ -24,8 +24,6 @@ from gpt2cli.checkpoints.folder import (
     RECEIPT,
     RECIPE,
     WEIGHTS,
-    load_model,
-    model_of,
     read_manifest,
     write_manifest,
 )
@@ -35,6 +33,7 @@ from gpt2cli.convert import gguf, nanogpt, openai_checkpoint
 from gpt2cli.convert.detect_format import open_source
 from gpt2cli.convert.foreign_model import Source, SourceTensor
 from gpt2cli.convert.gguf import write_gguf
+from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.convert.nanogpt import write_nanogpt
 from gpt2cli.convert.openai_checkpoint import write_openai
 from gpt2cli.convert.placing import check_place, check_room
@@ -42,7 +41,6 @@ from gpt2cli.convert.read_back import require_written
 from gpt2cli.convert.verify import Expected, compare, expect
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
-from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.bpe import read_json
 from gpt2cli.tokenizer.files import save_tokenizer
 
@@ -129,8 +127,9 @@ def _to_folder(
         if _wants_proof(source, wish):
             yield Converting("verifying")
             expected = expect(source, dtype)
-            let_go()  # the converted model needs the memory
-            _prove(expected, load_model(folder).model, source, receipt)
+            let_go()  # some sources are held in memory
+            with open_hugging_face(folder) as converted:
+                _prove(expected, converted, source, receipt)
         receipt["output"] = {"dtype": wish.dtype, "files": written}
         disk.write_json(folder / RECEIPT, receipt)
         write_manifest(folder, {**written, RECEIPT: disk.sha256_of(folder / RECEIPT)})
@@ -171,9 +170,7 @@ def _to_others(
     if _wants_proof(source, wish):
         yield Converting("verifying")
         expected = expect(source, torch.float32)
-        tensors = {name: tensor.load() for name, tensor in source.tensors.items()}
-        _prove(expected, model_of(source.path, source.config, tensors), source, receipt)
-        del tensors
+        _prove(expected, source, source, receipt)
     yield Converting("writing", 0, len(source.tensors))
     match wish.to:
         case "gguf":
@@ -248,8 +245,8 @@ def _wants_proof(source: Source, wish: Wish) -> bool:
     return source.format != "gpt2cli" if wish.verify is None else wish.verify
 
 
-def _prove(expected: Expected, model: GPT2LMHead, source: Source, receipt: dict[str, Any]) -> None:
-    verification = compare(expected, model)
+def _prove(expected: Expected, converted: Source, source: Source, receipt: dict[str, Any]) -> None:
+    verification = compare(expected, converted)
     receipt["verification"] = verification.as_json()
     if not verification.passed:
         overflow = not math.isfinite(verification.max_difference_fp32)
