@@ -38,7 +38,7 @@ def download(
         str | None,
         typer.Option(
             "--source",
-            help="openai or hf; otherwise openai, where TensorFlow is there to read it, then hf.",
+            help="openai or hf; otherwise openai, then hf.",
             show_default=False,
         ),
     ] = None,
@@ -100,7 +100,6 @@ def download(
         return
     if not no_convert:
         wish.require_place(model)
-        sources = wish.readable(sources, size, err())
     room = SIZES[size.name].data_bytes if size and not no_convert else 0
     request = Request(base_url=base_url, offline=offline, fresh=force, room=room)
     try:

@@ -1,8 +1,8 @@
 """ForeignModel: GPT-2's tensors under Hugging Face's names, in whatever format they are stored.
 
-Each format's file (`openai_checkpoint.py`, `hf_folder.py`, `nanogpt.py`, `llms_from_scratch.py`) turns a file
-or folder into a `ForeignModel` by a table of names; `pipeline.py` turns one into any target. It
-holds no weights: each tensor is read when it is asked for, so that one at a time is in memory.
+Each format file (`openai_checkpoint.py`, `hf_folder.py`, `nanogpt.py`, `llms_from_scratch.py`) turns a file
+or folder into a `Source` by a table of names; `pipeline.py` turns any Source into any target. A
+Source holds no weights: each tensor is read when it is asked for, so that one at a time is in memory.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping

@@ -24,8 +24,6 @@ from gpt2cli.checkpoints.folder import (
     RECEIPT,
     RECIPE,
     WEIGHTS,
-    build_model,
-    load_model,
     read_manifest,
     write_manifest,
 )
@@ -35,6 +33,7 @@ from gpt2cli.convert import gguf, nanogpt, openai_checkpoint
 from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor
 from gpt2cli.convert.gguf import write_gguf
+from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.convert.nanogpt import write_nanogpt
 from gpt2cli.convert.openai_checkpoint import write_openai
 from gpt2cli.convert.placing import check_place, check_room
@@ -42,7 +41,6 @@ from gpt2cli.convert.read_back import verify_export
 from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logits
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
-from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.bpe import read_json
 from gpt2cli.tokenizer.files import save_tokenizer
 
@@ -105,8 +103,8 @@ def convert(path: Path, out: Path, wish: ConvertOptions) -> Iterator[ConvertProg
     If anything fails, what was at `out` before is still there.
     """
     out = check_place(path, out, wish.to, force=wish.force)
-    yield ConvertProgress("reading")
-    # Leaving it closes files, ends a child process, deletes what was unzipped.
+    yield Converting("reading")
+    # Leaving it closes files and deletes what was unzipped.
     with contextlib.ExitStack() as opened:
         source = opened.enter_context(open_foreign(path, n_head=wish.n_head, merge=wish.merge))
         _check_heads(source, wish)
@@ -126,11 +124,12 @@ def _to_folder(
     dtype = DTYPES[wish.dtype]
     with disk.new_folder(out, replace=wish.force) as folder:
         written = yield from _write_folder(source, folder, dtype, wish)
-        if _wants_verification(source, wish):
-            yield ConvertProgress("verifying")
-            expected = expected_logits(source, dtype)
-            let_go()  # the converted model needs the memory
-            _verify(expected, load_model(folder).model, source, receipt)
+        if _wants_proof(source, wish):
+            yield Converting("verifying")
+            expected = expect(source, dtype)
+            let_go()  # some sources are held in memory
+            with open_hugging_face(folder) as converted:
+                _prove(expected, converted, source, receipt)
         receipt["output"] = {"dtype": wish.dtype, "files": written}
         disk.write_json(folder / RECEIPT, receipt)
         write_manifest(folder, {**written, RECEIPT: disk.sha256_of(folder / RECEIPT)})
@@ -166,15 +165,13 @@ def _training_files(source: ForeignModel) -> list[str]:
 
 
 def _to_others(
-    source: ForeignModel, out: Path, wish: ConvertOptions, receipt: dict[str, Any], let_go: Callable[[], None]
-) -> Iterator[ConvertProgress]:
-    if _wants_verification(source, wish):
-        yield ConvertProgress("verifying")
-        expected = expected_logits(source, torch.float32)
-        tensors = {name: tensor.load() for name, tensor in source.tensors.items()}
-        _verify(expected, build_model(source.path, source.config, tensors), source, receipt)
-        del tensors
-    yield ConvertProgress("writing", 0, len(source.tensors))
+    source: Source, out: Path, wish: Wish, receipt: dict[str, Any], let_go: Callable[[], None]
+) -> Iterator[Converting]:
+    if _wants_proof(source, wish):
+        yield Converting("verifying")
+        expected = expect(source, torch.float32)
+        _prove(expected, source, source, receipt)
+    yield Converting("writing", 0, len(source.tensors))
     match wish.to:
         case "gguf":
             write_gguf(out, source, wish.dtype, out.stem)
@@ -248,10 +245,8 @@ def _wants_verification(source: ForeignModel, wish: ConvertOptions) -> bool:
     return source.format != "gpt2cli" if wish.verify is None else wish.verify
 
 
-def _verify(
-    expected: ExpectedLogits, model: GPT2LMHead, source: ForeignModel, receipt: dict[str, Any]
-) -> None:
-    verification = compare_logits(expected, model)
+def _prove(expected: Expected, converted: Source, source: Source, receipt: dict[str, Any]) -> None:
+    verification = compare(expected, converted)
     receipt["verification"] = verification.as_json()
     if not verification.passed:
         overflow = not math.isfinite(verification.max_difference_fp32)
