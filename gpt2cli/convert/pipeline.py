@@ -103,7 +103,7 @@ def convert(path: Path, out: Path, wish: ConvertOptions) -> Iterator[ConvertProg
     If anything fails, what was at `out` before is still there.
     """
     out = check_place(path, out, wish.to, force=wish.force)
-    yield Converting("reading")
+    yield ConvertProgress("reading")
     # Leaving it closes files and deletes what was unzipped.
     with contextlib.ExitStack() as opened:
         source = opened.enter_context(open_foreign(path, n_head=wish.n_head, merge=wish.merge))
@@ -124,9 +124,9 @@ def _to_folder(
     dtype = DTYPES[wish.dtype]
     with disk.new_folder(out, replace=wish.force) as folder:
         written = yield from _write_folder(source, folder, dtype, wish)
-        if _wants_proof(source, wish):
-            yield Converting("verifying")
-            expected = expect(source, dtype)
+        if _wants_verification(source, wish):
+            yield ConvertProgress("verifying")
+            expected = expected_logits(source, dtype)
             let_go()  # some sources are held in memory
             with open_hugging_face(folder) as converted:
                 _prove(expected, converted, source, receipt)
@@ -165,13 +165,13 @@ def _training_files(source: ForeignModel) -> list[str]:
 
 
 def _to_others(
-    source: Source, out: Path, wish: Wish, receipt: dict[str, Any], let_go: Callable[[], None]
-) -> Iterator[Converting]:
-    if _wants_proof(source, wish):
-        yield Converting("verifying")
-        expected = expect(source, torch.float32)
+    source: ForeignModel, out: Path, wish: ConvertOptions, receipt: dict[str, Any], let_go: Callable[[], None]
+) -> Iterator[ConvertProgress]:
+    if _wants_verification(source, wish):
+        yield ConvertProgress("verifying")
+        expected = expected_logits(source, torch.float32)
         _prove(expected, source, source, receipt)
-    yield Converting("writing", 0, len(source.tensors))
+    yield ConvertProgress("writing", 0, len(source.tensors))
     match wish.to:
         case "gguf":
             write_gguf(out, source, wish.dtype, out.stem)
@@ -245,8 +245,10 @@ def _wants_verification(source: ForeignModel, wish: ConvertOptions) -> bool:
     return source.format != "gpt2cli" if wish.verify is None else wish.verify
 
 
-def _prove(expected: Expected, converted: Source, source: Source, receipt: dict[str, Any]) -> None:
-    verification = compare(expected, converted)
+def _prove(
+    expected: ExpectedLogits, converted: ForeignModel, source: ForeignModel, receipt: dict[str, Any]
+) -> None:
+    verification = compare_logits(expected, converted)
     receipt["verification"] = verification.as_json()
     if not verification.passed:
         overflow = not math.isfinite(verification.max_difference_fp32)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.numpy_gpt2 import ROWS, Array, loss_of, reference_logits
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
@@ -97,7 +97,7 @@ def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     return ExpectedLogits(prompts, logits)
 
 
-def compare(expected: Expected, converted: Source) -> Verification:
+def compare_logits(expected: ExpectedLogits, converted: ForeignModel) -> Verification:
     """Run the converted model on the same ids. Raises nothing: the caller decides what a failure means."""
     prompts, differences, losses = expected.prompts, [], []
 

@@ -18,8 +18,8 @@ from openai_checkpoint import TINY, imitate_checkpoint, weights
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors
 from gpt2cli.convert import detect_format
-from gpt2cli.convert.detect_format import open_source
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model

@@ -156,7 +156,10 @@ def refused(folder: Path, *said: str) -> None:
         ({"tie_word_embeddings": False}, ("missing: lm_head.weight",)),
         ({"model_type": "llama"}, ("model_type is 'llama'",)),
         ({"activation_function": "relu"}, ("activation_function is 'relu'",)),
-        ({"architectures": ["GPT2ForSequenceClassification"]}, ("GPT2ForSequenceClassification", "another head")),
+        (
+            {"architectures": ["GPT2ForSequenceClassification"]},
+            ("GPT2ForSequenceClassification", "another head"),
+        ),
         ({"architectures": ["GPT2DoubleHeadsModel"]}, ("GPT2DoubleHeadsModel", "another head")),
         ({"architectures": ["LlamaForCausalLM"]}, ("LlamaForCausalLM", "only GPT-2")),
         ({"architectures": {"GPT2LMHeadModel": 1}}, ("not a GPT-2 language model",)),
@@ -187,7 +190,10 @@ def test_a_config_that_is_no_table_is_refused(text: str, folder: Path) -> None:
         ({W: torch.zeros(32, 32, dtype=torch.int8)}, (f"{W} is of type int8",)),
         ({"lm_head.weight": torch.zeros(257, 32)}, ("lm_head.weight is not transformer.wte.weight",)),
         ({"lm_head.weight": torch.zeros(256, 32)}, ("lm_head.weight is not transformer.wte.weight",)),
-        ({f"transformer.h.{i}.mlp.c_fc.weight": torch.zeros(128, 32) for i in (0, 1)}, ("stored transposed",)),
+        (
+            {f"transformer.h.{i}.mlp.c_fc.weight": torch.zeros(128, 32) for i in (0, 1)},
+            ("stored transposed",),
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -117,7 +117,7 @@ def test_numbers_that_overflow_only_in_the_sum_are_refused(folder: Path) -> None
 
 @torch.no_grad()
 def test_the_source_to_convert_is_the_merged_model(folder: Path, base: Base) -> None:
-    from gpt2cli.checkpoints.folder import model_of
+    from gpt2cli.checkpoints.folder import build_model
     from gpt2cli.convert.hf_folder import open_hugging_face
     from gpt2cli.convert.merge_lora import open_adapter
     from gpt2cli.convert.verify import compare_logits, expected_logits
@@ -127,10 +127,10 @@ def test_the_source_to_convert_is_the_merged_model(folder: Path, base: Base) -> 
         expected = expected_logits(source, torch.float32)
         names = {path.name for path in source.files}
         assert source.path == folder and source.format != "gpt2cli"  # so that it is compared by default
-        assert compare(expected, source).max_difference < 1e-5
+        assert compare_logits(expected, source).max_difference < 1e-5
     with open_hugging_face(base.folder) as source:
-        assert compare(expected, source).max_difference > 0.1
-    model = model_of(folder, CONFIG, tensors)
+        assert compare_logits(expected, source).max_difference > 0.1
+    model = build_model(folder, CONFIG, tensors)
     merged = open_model(folder).model
     for name, tensor in merged.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name

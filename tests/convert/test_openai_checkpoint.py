@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Source]:
+def opened() -> Iterator[ForeignModel]:
     with open_openai(MADE) as source:
         yield source
 
@@ -98,7 +98,7 @@ def test_logits_are_those_of_transformers_filled_independently(tmp_path: Path) -
         require_same_logits(source, dict(weights(TINY)), TINY)
 
 
-def test_every_tensor_is_read_bit_for_bit_by_both_names(opened: Source) -> None:
+def test_every_tensor_is_read_bit_for_bit_by_both_names(opened: ForeignModel) -> None:
     truth = truth_of(MADE)
     assert dict(opened.raw).keys() == truth.keys() and len(opened.raw) == 4 + 12 * SMALLEST["n_layer"]
     shapes = {name: tensor.shape for name, tensor in opened.tensors.items()}
@@ -321,7 +321,7 @@ def test_what_the_format_cannot_say_is_refused(
 
 
 def test_what_the_format_can_say_needs_fp32_and_tensorflow(
-    opened: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: ForeignModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="bf16 is wanted"):
         require_expressible(opened.config, opened.tokenizer, "bf16")
