@@ -58,16 +58,16 @@ def convert(
     The receipt on stderr says where each tensor comes from and how far the logits
     of the two models differ.
     """
-    from gpt2cli.convert.pipeline import Wish, convert
+    from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.ui.console import err, print_json, printable
     from gpt2cli.ui.console import out as stdout
     from gpt2cli.ui.progress import converting, finish
     from gpt2cli.ui.tables import print_receipt
 
-    wish = Wish(to, dtype, force, verify, allow_nonfinite, n_head, merge)
+    options = ConvertOptions(to, dtype, force, verify, allow_nonfinite, n_head, merge)
     path = _find(source)
     place = out.expanduser() if out else _default_place(path, to)
-    receipt = finish(convert(path, place, wish), err(), converting).receipt
+    receipt = finish(convert(path, place, options), err(), converting).receipt
     if as_json:
         print_json(receipt)
         return
@@ -98,7 +98,7 @@ def _default_place(path: Path, to: str) -> Path:
     """A model named after its source; other formats go to the current folder."""
     from gpt2cli.convert.pipeline import TARGETS
     from gpt2cli.convert.placing import default_name
-    from gpt2cli.paths import model_place
+    from gpt2cli.paths import model_path
 
     _, ending = TARGETS[to]
-    return model_place(default_name(path)) if to == "folder" else Path(f"{default_name(path)}{ending}")
+    return model_path(default_name(path)) if to == "folder" else Path(f"{default_name(path)}{ending}")

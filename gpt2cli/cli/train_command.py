@@ -5,12 +5,9 @@ task as a `TrainCommand`.
 """
 
 import contextlib
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,7 +60,7 @@ def train(
     offline: bool,
 ) -> None:
     """A training command, from its arguments to its exit."""
-    from gpt2cli import files
+    from gpt2cli.cli.signals import stop_on_signal
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import open_session
 
@@ -78,8 +75,7 @@ def train(
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    files.require_writable(run.folder)
-    with files.lock(run.folder):
+    with runs.starting(run) as begin:
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
         if (
@@ -93,31 +89,12 @@ def train(
             session = open_session(task, loaded.recipe, checkpoint)
             for notice in session.notices:
                 say(f"note: {notice}")
-            _train(command, session, run, stop, lambda: _record(run, session, checkpoint, given, origin))
 
+            def record() -> None:
+                _record(run, session, checkpoint, given, origin)
+                begin()
 
-@contextlib.contextmanager
-def stop_on_signal(message: str) -> Iterator[Callable[[], int]]:
-    """In the block, the first SIGINT or SIGTERM sets a flag and prints `message`; the second exits at once.
-
-    Yields a function that returns the number of the signal, 0 before it comes.
-    """
-    received = 0
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if received:
-            os._exit(128 + number)  # whatever is being written is under a temporary name
-        received = number
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{signal.Signals(number).name}: {message}\n".encode())
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            _train(command, session, run, stop, record)
 
 
 def say(text: str) -> None:

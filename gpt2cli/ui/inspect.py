@@ -9,7 +9,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from gpt2cli.checkpoints.info import Module, Statistics, Summary, TensorNumbers, known_size
+from gpt2cli.checkpoints.info import ModelInfo, ModuleInfo, TensorInfo, TensorStatistics, nearest_size
 from gpt2cli.generation.activations import Activation, Anatomy, NextToken
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.lineage import Facts, Lineage
@@ -50,7 +50,7 @@ MOST_TOKENS = 64  # of a prompt, listed one per line
 BAR = 24  # characters of a probability of 1
 
 
-def show_summary(summary: Summary, lineage: Lineage) -> None:
+def show_summary(summary: ModelInfo, lineage: Lineage) -> None:
     """The model as a whole, to stdout."""
     _print_heading(summary, proved=False)
     _print_table("modules", outline(summary), right=(3, 4))
@@ -62,7 +62,7 @@ def show_summary(summary: Summary, lineage: Lineage) -> None:
     _print_table("where it comes from", _origin(summary, lineage))
 
 
-def show_tensors(summary: Summary, tensors: Sequence[TensorNumbers]) -> None:
+def show_tensors(summary: ModelInfo, tensors: Sequence[TensorInfo]) -> None:
     """The statistics of each tensor in the file."""
     _print_heading(summary, proved=True)
     rows = [
@@ -72,7 +72,7 @@ def show_tensors(summary: Summary, tensors: Sequence[TensorNumbers]) -> None:
     _print_table("tensors, as stored in the file", _with_not_finite(TENSOR_COLUMNS, rows), right=range(3, 9))
 
 
-def show_prompt(summary: Summary, anatomy: Anatomy, likeliest: Sequence[NextToken]) -> None:
+def show_prompt(summary: ModelInfo, anatomy: Anatomy, likeliest: Sequence[NextToken]) -> None:
     """One forward pass: tokens, activations, and what comes next."""
     tokenizer, ids = summary.tokenizer, anatomy.ids
     _print_heading(summary, proved=True)
@@ -83,7 +83,7 @@ def show_prompt(summary: Summary, anatomy: Anatomy, likeliest: Sequence[NextToke
         _print_table("next token", rows, right=(0, 1, 2))
 
 
-def outline(summary: Summary) -> list[Row]:
+def outline(summary: ModelInfo) -> list[Row]:
     """The table of modules: the first block in full, the others, which are equal, in one line."""
     rows: list[Row] = [("module", "weight", "bias", "parameters", "share", "")]
     blocks = [module for module in summary.modules if module.name.startswith("h.")]
@@ -137,7 +137,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 TENSOR_COLUMNS = ("tensor", "shape", "dtype", "mean", "std", "min", "max")
 
 
-def _numbers(statistics: Statistics, *first: float | None) -> Row:
+def _numbers(statistics: TensorStatistics, *first: float | None) -> Row:
     """Cells of a row that ends with std, min, max and the counts of NaN and Inf."""
     values = (*first, statistics.std, statistics.min, statistics.max)
     trouble = (("NaN", statistics.n_nan), ("Inf", statistics.n_inf))
@@ -153,14 +153,14 @@ def _with_not_finite(header: Row, rows: Sequence[Row]) -> list[Row]:
     return [(*header, "not finite" if any(row[n:] and row[n] for row in rows) else ""), *rows]
 
 
-def _print_heading(summary: Summary, *, proved: bool) -> None:
+def _print_heading(summary: ModelInfo, *, proved: bool) -> None:
     _print(printable(str(summary.folder)), "strong")
     _print(f"GPT-2 of {summary.n_parameters:,} parameters{_size(summary)}")
     _print(_proof(summary, proved), "faint")
 
 
-def _size(summary: Summary) -> str:
-    known = known_size(summary.config)
+def _size(summary: ModelInfo) -> str:
+    known = nearest_size(summary.config)
     if not known:
         return ", not one of OpenAI's shapes"
     size, other = known
@@ -169,7 +169,7 @@ def _size(summary: Summary) -> str:
     return f", {size}: the shape of OpenAI's {SIZES[size]} model{but}"
 
 
-def _proof(summary: Summary, proved: bool) -> str:
+def _proof(summary: ModelInfo, proved: bool) -> str:
     manifest = summary.manifest
     if not manifest:
         return "no manifest: not written by gpt2, so its content cannot be verified"
@@ -182,17 +182,17 @@ def _proof(summary: Summary, proved: bool) -> str:
     )
 
 
-def _weights(module: Module) -> tuple[str, str]:
+def _weights(module: ModuleInfo) -> tuple[str, str]:
     return _shape(module.weight), _shape(module.bias) if module.bias else "-"
 
 
-def _what(module: Module) -> str:
+def _what(module: ModuleInfo) -> str:
     if module.name != "lm_head":
         return MODULE_NOTES[module.name]
     return "untied from wte" if module.n_parameters else "tied to wte"
 
 
-def _matrices(modules: Sequence[Module]) -> Row:
+def _matrices(modules: Sequence[ModuleInfo]) -> Row:
     names = dict.fromkeys(m.name.split(".", 2)[2] for m in modules if m.transposed)
     return (
         "Matrices are (out, in), as the model multiplies them: y = x W^T + b.",
@@ -200,7 +200,7 @@ def _matrices(modules: Sequence[Module]) -> Row:
     )
 
 
-def _memory(summary: Summary) -> list[Row]:
+def _memory(summary: ModelInfo) -> list[Row]:
     n = summary.config.n_positions
     dtypes = ", ".join(f"{count} tensors in {name}" for name, count in summary.dtypes.items())
     rows = [
@@ -211,7 +211,7 @@ def _memory(summary: Summary) -> list[Row]:
     return [("", "fp32", "bf16"), *rows, (f"model.safetensors holds {dtypes}: {_bytes(summary.n_bytes)}",)]
 
 
-def _config(summary: Summary) -> list[Row]:
+def _config(summary: ModelInfo) -> list[Row]:
     c = summary.config
     return [
         ("n_layer", f"{c.n_layer}", "blocks"),
@@ -237,7 +237,7 @@ def _tokenizer(tokenizer: Tokenizer) -> list[Row]:
     ]
 
 
-def _origin(summary: Summary, lineage: Lineage) -> list[Row]:
+def _origin(summary: ModelInfo, lineage: Lineage) -> list[Row]:
     rows = [
         *_recipe(lineage.recipe, lineage.progress),
         *((("run", str(lineage.run)),) if lineage.run else ()),

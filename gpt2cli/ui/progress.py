@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gpt2cli.ui.console import is_terminal, printable
 
 if TYPE_CHECKING:
-    from gpt2cli.convert.pipeline import Converting
+    from gpt2cli.convert.pipeline import ConvertProgress
     from gpt2cli.data.prepare import Progress as Preparing
     from gpt2cli.evaluation.perplexity import Scoring
     from gpt2cli.hub.collecting import Fetching
@@ -158,7 +158,7 @@ def fetching() -> "Callable[[Fetching], State]":
     return state
 
 
-def converting(step: "Converting") -> State:
+def converting(step: "ConvertProgress") -> State:
     facts = f"{step.n_done:,} of {step.n_total:,}" if step.n_total else ""
     return State(step.phase, step.n_done, step.n_total or None, facts)
 

@@ -213,7 +213,7 @@ def test_the_sequences_hold_every_fault() -> None:
 JUDGE = """
 import signal, sys
 from pathlib import Path
-from gpt2cli.cli.train_command import stop_on_signal
+from gpt2cli.cli.signals import stop_on_signal
 from gpt2cli.judge.items import read_items
 from gpt2cli.judge.runner import judge
 from gpt2cli.judge.server import openai_compatible

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gpt2cli.convert.pipeline import Converting
+from gpt2cli.convert.pipeline import ConvertProgress
 from gpt2cli.data.prepare import Progress
 from gpt2cli.evaluation.perplexity import Scoring
 from gpt2cli.hub.collecting import Fetched, Fetching
@@ -98,7 +98,7 @@ def test_a_download_names_each_file_once_and_every_trouble() -> None:
 
 
 def test_a_conversion_and_an_evaluation() -> None:
-    steps = [Converting("reading", 1, 4), Converting("verifying"), Converting("done")]
+    steps = [ConvertProgress("reading", 1, 4), ConvertProgress("verifying"), ConvertProgress("done")]
     assert shown(steps, converting).splitlines()[0] == "reading  25%  1 of 4"
     scored = [Scoring(2.0 * n, n, 1000, n // 100, 2.0) for n in (250, 500, 1000)]
     assert shown(scored, scoring("runs/[/x]\x1b")).splitlines() == [
