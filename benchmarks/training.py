@@ -117,9 +117,16 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
 
     import numpy as np
 
-    from gpt2cli.recipe.schema import Batch, Data, Model, Optim, PretrainRecipe, Run
+    from gpt2cli.recipe.schema import (
+        BatchConfig,
+        DataConfig,
+        ModelConfig,
+        OptimConfig,
+        PretrainRecipe,
+        RunConfig,
+    )
     from gpt2cli.tokenizer.bpe import gpt2
-    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.training.pretrain_task import PretrainTask
 
     shape = config_of(options.size)
     numbers = {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd")}
@@ -134,27 +141,27 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
 
     recipe = PretrainRecipe(
         task="pretrain",
-        data=Data(source="story"),
-        model=Model(**numbers, context=length, dropout=options.dropout),
-        batch=Batch(micro_batch=rows),
-        optim=Optim(steps=10**6, warmup_steps=20),
-        run=Run(recompute=options.recompute),
+        data=DataConfig(source="story"),
+        model=ModelConfig(**numbers, context=length, dropout=options.dropout),
+        batch=BatchConfig(micro_batch=rows),
+        optim=OptimConfig(steps=10**6, warmup_steps=20),
+        run=RunConfig(recompute=options.recompute),
     )
     data = SimpleNamespace(train=Story(), validation=Story(), tokenizer=gpt2())
-    return Pretraining(recipe, data), recipe  # type: ignore[arg-type]
+    return PretrainTask(recipe, data), recipe  # type: ignore[arg-type]
 
 
 def _ours(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[], float]:
-    from gpt2cli.training.loop import take_step
-    from gpt2cli.training.setup import open_session
+    from gpt2cli.training.loop import train_step
+    from gpt2cli.training.setup import set_up_training
 
     compile = "off" if options.contestant.endswith("eager") else "on"
     run = {"device": "cpu", "precision": options.precision, "threads": options.threads, "compile": compile}
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update=run)})
     task.__dict__["identity"] = lambda: {}  # of files, which there are none of
-    session = open_session(task, recipe, None)
+    session = set_up_training(task, recipe, None)
     assert session.runtime.compile == (compile == "on"), session.notices
-    return lambda: take_step(session.learner, task, session.progress, recipe, session.runtime).loss
+    return lambda: train_step(session.learner, task, session.progress, recipe, session.runtime).loss
 
 
 def _theirs(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[], float]:
@@ -162,7 +169,7 @@ def _theirs(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[],
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2cli.checkpoints.folder import TRANSPOSED
-    from gpt2cli.training.optim import learning_rate
+    from gpt2cli.training.optimizer_step import learning_rate
 
     ours = task.config
     config = GPT2Config(

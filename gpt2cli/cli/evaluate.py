@@ -11,8 +11,8 @@ from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, Threa
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpt2cli.data.corpora import Found
-    from gpt2cli.evaluation.perplexity import Sliding, Text
+    from gpt2cli.data.corpora import FoundCorpus
+    from gpt2cli.evaluation.perplexity import EncodedText, SlidingWindow
     from gpt2cli.runtime import Runtime
     from gpt2cli.ui.evaluate import Row
 
@@ -88,16 +88,16 @@ def evaluate(
                 _say(PAPER_NOTE)
 
 
-def _read(found: "Found") -> "tuple[str, str]":
+def _read(found: "FoundCorpus") -> "tuple[str, str]":
     """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
     from contextlib import closing
 
-    from gpt2cli.data.input_files import Source
-    from gpt2cli.data.text_reader import Reading
+    from gpt2cli.data.input_files import TextSource
+    from gpt2cli.data.text_reader import SourceReader
     from gpt2cli.files import sha256_of
 
     (path,) = found.paths
-    with closing(Reading(Source(str(path), path, "text", gzipped=False), ())) as reading:
+    with closing(SourceReader(TextSource(str(path), path, "text", gzipped=False), ())) as reading:
         text = "".join(piece.text for piece in reading.pieces())
     return text, found.sha256 or sha256_of(path)
 
@@ -108,8 +108,8 @@ class _Task:
 
     name: str
     folder: "Path"
-    text: "Text"
-    sliding: "Sliding"
+    text: "EncodedText"
+    sliding: "SlidingWindow"
 
 
 def _tasks(
@@ -123,7 +123,7 @@ def _tasks(
     """What is wrong with the last model is said before hours go into the first; weights stay unread."""
     from gpt2cli.checkpoints.folder import read_config, require_fitting
     from gpt2cli.convert.merge_lora import find_base
-    from gpt2cli.evaluation.perplexity import sliding_for, text_for
+    from gpt2cli.evaluation.perplexity import encode_text, sliding_window_for
     from gpt2cli.paths import is_adapter
     from gpt2cli.tokenizer.files import load_tokenizer
 
@@ -133,21 +133,21 @@ def _tasks(
         config, tokenizer = read_config(whole), load_tokenizer(whole)
         require_fitting(whole, tokenizer, config.vocab_size)
         if tokenizer.fingerprint not in texts:
-            texts[tokenizer.fingerprint] = text_for(text, tokenizer, on)
-        sliding = sliding_for(config, context, stride, batch)
+            texts[tokenizer.fingerprint] = encode_text(text, tokenizer, on)
+        sliding = sliding_window_for(config, context, stride, batch)
         tasks.append(_Task(name, folder, texts[tokenizer.fingerprint], sliding))
     return tasks
 
 
-def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "Row":
+def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Row":
     from gpt2cli.convert.open_model import open_model
-    from gpt2cli.evaluation.perplexity import paper_perplexity, score
+    from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
     from gpt2cli.ui.console import err
     from gpt2cli.ui.evaluate import Row, show_scoring
 
     loaded = open_model(task.folder)
     model = loaded.model.to(runtime.device)
-    result = show_scoring(score(model, task.text, task.sliding, runtime), err(), task.name)
+    result = show_scoring(measure_perplexity(model, task.text, task.sliding, runtime), err(), task.name)
     on_wikitext = found.name == WIKITEXT2 and found.origin != "path"
     paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
     return Row(task.name, task.text, task.sliding, result, paper)

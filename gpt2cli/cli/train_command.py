@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from gpt2cli.recipe.loader import Loaded
+    from gpt2cli.recipe.loader import LoadedRecipe
     from gpt2cli.recipe.schema import Recipe
-    from gpt2cli.training.run_dir import Run
-    from gpt2cli.training.setup import Session
-    from gpt2cli.training.task import Task
+    from gpt2cli.training.run_dir import RunDir
+    from gpt2cli.training.setup import TrainingSetup
+    from gpt2cli.training.task import TrainingTask
     from gpt2cli.ui.training import TrainingView
 
 RecipeArgument = Annotated[
@@ -46,12 +46,12 @@ class Lesson:
     """What a command adds to the course. `opened` yields the task and where its data came from."""
 
     task: str  # as recipes spell it, which is the command's name too
-    opened: Callable[[Any, bool], AbstractContextManager[tuple["Task", dict[str, object]]]]
+    opened: Callable[[Any, bool], AbstractContextManager[tuple["TrainingTask", dict[str, object]]]]
     # Called with the view open: after each evaluation, and once training has ended by itself.
-    after_evaluation: Callable[["Session", "Run", "TrainingView", Callable[[], int]], None]
-    at_end: Callable[["Session", "Run", Callable[[], int]], int]  # returns a signal's number, or 0
-    is_complete: Callable[["Run", Any], bool]  # whether what at_end makes of that recipe is there
-    hint: Callable[["Session", "Run"], str]  # what to try next
+    after_evaluation: Callable[["TrainingSetup", "RunDir", "TrainingView", Callable[[], int]], None]
+    at_end: Callable[["TrainingSetup", "RunDir", Callable[[], int]], int]  # returns a signal's number, or 0
+    is_complete: Callable[["RunDir", Any], bool]  # whether what at_end makes of that recipe is there
+    hint: Callable[["TrainingSetup", "RunDir"], str]  # what to try next
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     from gpt2cli import files
     from gpt2cli.cli.signals import polite_stop
     from gpt2cli.training import run_dir as runs
-    from gpt2cli.training.setup import open_session
+    from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
     if dry_run:
@@ -92,7 +92,7 @@ def train(
             return
         stopping = "finishing this step and saving; once more to leave at once"
         with lesson.opened(loaded.recipe, offline) as (task, origin), polite_stop(stopping) as stop:
-            session = open_session(task, loaded.recipe, checkpoint)
+            session = set_up_training(task, loaded.recipe, checkpoint)
             for notice in session.notices:
                 say(f"note: {notice}")
             _train(lesson, session, run, stop, lambda: _record(run, session, checkpoint, given, origin))
@@ -105,14 +105,14 @@ def say(text: str) -> None:
     err().print(printable(text))
 
 
-def _load(lesson: Lesson, recipe: str, overrides: list[str]) -> "Loaded":
+def _load(lesson: Lesson, recipe: str, overrides: list[str]) -> "LoadedRecipe":
     from gpt2cli.errors import UsageError
-    from gpt2cli.recipe.loader import load_recipe, shown
+    from gpt2cli.recipe.loader import display_path, load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.task != lesson.task:
         raise UsageError(
-            f"{shown(loaded.path)}: is a recipe for {loaded.recipe.task}",
+            f"{display_path(loaded.path)}: is a recipe for {loaded.recipe.task}",
             f"this command is {lesson.task}",
             f"gpt2 {loaded.recipe.task} {recipe}",
         )
@@ -124,11 +124,11 @@ def _newest(recipe: "Recipe") -> str:
     import json
 
     from gpt2cli import paths
-    from gpt2cli.training.base_model import newest_start
+    from gpt2cli.training.base_model import newest_base
 
     if getattr(recipe, "init", None) != paths.NEWEST:
         return ""
-    folder = newest_start()
+    folder = newest_base()
     say(f"init: the newest model is {folder}")
     return json.dumps(str(folder.absolute()))
 
@@ -143,18 +143,18 @@ def _name_of(recipe: str) -> str:
     return path.stem
 
 
-def _show_plan(lesson: Lesson, loaded: "Loaded", offline: bool) -> None:
-    from gpt2cli.training.setup import open_session
+def _show_plan(lesson: Lesson, loaded: "LoadedRecipe", offline: bool) -> None:
+    from gpt2cli.training.setup import set_up_training
     from gpt2cli.ui.dry_run import show_plan
 
     with lesson.opened(loaded.recipe, offline) as (task, _):
-        session = open_session(task, loaded.recipe, None)
+        session = set_up_training(task, loaded.recipe, None)
         for notice in session.notices:
             say(f"note: {notice}")
         show_plan(session, loaded.origins)
 
 
-def _resume_point(run: "Run") -> "Path | None":
+def _resume_point(run: "RunDir") -> "Path | None":
     """The newest whole checkpoint; says which newer ones are damaged."""
     from gpt2cli.training.run_dir import newest_valid_checkpoint
 
@@ -164,11 +164,11 @@ def _resume_point(run: "Run") -> "Path | None":
     return checkpoint
 
 
-def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "Run") -> bool:
+def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
     """Whether the run has come to its end, by its steps or by its patience; if so, say it."""
-    from gpt2cli.training.train_state import read_facts
+    from gpt2cli.training.train_state import read_state
 
-    progress, steps, patience = read_facts(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
+    progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
     if progress.step >= steps and progress.evaluated == progress.step:
         say(f"nothing to do: {run.folder} has finished its {steps} steps")
         return True
@@ -179,7 +179,11 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "Run") -> bool:
 
 
 def _train(
-    lesson: Lesson, session: "Session", run: "Run", stop: Callable[[], int], record: Callable[[], None]
+    lesson: Lesson,
+    session: "TrainingSetup",
+    run: "RunDir",
+    stop: Callable[[], int],
+    record: Callable[[], None],
 ) -> None:
     """Train and show it. `record` is called once nothing can be wrong with the command any more."""
     import shlex
@@ -202,7 +206,7 @@ def _train(
         if first:
             view.note(f"resuming after step {first}")
         for event in session.events(run, stop):
-            runs.append(run, event)
+            runs.append_event(run, event)
             board.write(event)
             view.show(event)
             if isinstance(event, EvalDone):
@@ -221,7 +225,7 @@ def _train(
     say(f"try it: {lesson.hint(session, run)}")
 
 
-def _headline(session: "Session", run: "Run") -> str:
+def _headline(session: "TrainingSetup", run: "RunDir") -> str:
     runtime, parameters = session.runtime, list(session.model.parameters())
     n_parameters = sum(p.numel() for p in parameters)
     n_learning = sum(p.numel() for p in parameters if p.requires_grad)
@@ -234,7 +238,11 @@ def _headline(session: "Session", run: "Run") -> str:
 
 
 def _record(
-    run: "Run", session: "Session", checkpoint: "Path | None", given: list[str], origin: dict[str, object]
+    run: "RunDir",
+    session: "TrainingSetup",
+    checkpoint: "Path | None",
+    given: list[str],
+    origin: dict[str, object],
 ) -> None:
     """Write recipe.yaml and run.json; on a resume, say what changed and cut what was never saved."""
     import sys
@@ -243,7 +251,7 @@ def _record(
     from gpt2cli import __version__, files
     from gpt2cli.recipe.loader import dump_recipe
     from gpt2cli.runtime import describe_machine
-    from gpt2cli.training.run_dir import cut_records, write_record
+    from gpt2cli.training.run_dir import truncate_records, write_record
 
     text, step = dump_recipe(session.recipe), session.progress.step
     if checkpoint and run.recipe.exists():
@@ -253,7 +261,7 @@ def _record(
                 say(f"note: changed since the run began: {line.strip()}")
     run.checkpoints.mkdir(exist_ok=True)
     files.write_file(run.recipe, text)
-    cut_records(run, step if checkpoint else -1)
+    truncate_records(run, step if checkpoint else -1)
     write_record(
         run,
         {

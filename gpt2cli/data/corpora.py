@@ -44,7 +44,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCorpus:
     """Where a text was found. `sha256` is None for a path, whose content nobody has promised."""
 
     name: str
@@ -111,7 +111,7 @@ BUNDLED = {"summaries": "summaries.json"}
 CORPORA = {corpus.name: corpus for corpus in _ROWS}
 
 
-def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Found:
+def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> FoundCorpus:
     """The text that `name_or_path` means: a corpus of the table, else a file, directory or glob.
 
     A file that bears a corpus's name is reached as ./NAME. `offline` forbids the network;
@@ -130,18 +130,18 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
             if found:
                 return found
     try:
-        return Found(corpus.name, (_download(corpus, offline),), "download", corpus.sha256, None)
+        return FoundCorpus(corpus.name, (_download(corpus, offline),), "download", corpus.sha256, None)
     except Gpt2Error as error:
         if not allow_bundled or not corpus.stand_in:
             raise
         return _stand_in(corpus, corpus.stand_in, error)
 
 
-def _path(argument: str) -> Found:
+def _path(argument: str) -> FoundCorpus:
     path = Path(argument).expanduser()
     # Not Path.glob, which has no absolute patterns.
     if os.path.lexists(path) or glob.glob(str(path), recursive=True):
-        return Found(argument, (path,), "path", None, None)
+        return FoundCorpus(argument, (path,), "path", None, None)
     names = [*CORPORA, *BUNDLED]
     near = difflib.get_close_matches(argument, names, n=1)
     raise InputError(
@@ -151,11 +151,11 @@ def _path(argument: str) -> Found:
     )
 
 
-def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Found | None:
+def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> FoundCorpus | None:
     """The file, once its content is known to be right; None for a damaged one in our own cache."""
     digest = files.sha256_of(path)
     if digest == corpus.sha256:
-        return Found(corpus.name, (path,), origin, digest, None)
+        return FoundCorpus(corpus.name, (path,), origin, digest, None)
     if origin == "cache":
         return None  # a download replaces it
     raise InputError(
@@ -165,7 +165,7 @@ def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Fo
     )
 
 
-def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> Found:
+def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> FoundCorpus:
     warning = (
         f"{corpus.name} could not be had ({error.what}); the bundled {file}, another text,"
         f" takes its place: the figures will not be those of {corpus.name}"
@@ -173,9 +173,9 @@ def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> Found:
     return _bundled(corpus.name, file, warning)
 
 
-def _bundled(name: str, file: str, warning: str | None) -> Found:
+def _bundled(name: str, file: str, warning: str | None) -> FoundCorpus:
     path = Path(bundled.__file__).parent / file
-    return Found(name, (path,), "bundled", files.sha256_of(path), warning)
+    return FoundCorpus(name, (path,), "bundled", files.sha256_of(path), warning)
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:

@@ -20,7 +20,7 @@ KIND_OF_SUFFIX: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parq
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """One place text comes from. `path` is None for standard input."""
 
     name: str
@@ -29,7 +29,9 @@ class Source:
     gzipped: bool
 
 
-def expand(arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool = False) -> list[Source]:
+def expand_sources(
+    arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool = False
+) -> list[TextSource]:
     """The sources that `arguments` name, in the order given; inside a glob or directory, sorted.
 
     Nothing under `out` is a source: the folder being written holds a merges.txt of its own.
@@ -39,7 +41,7 @@ def expand(arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool =
         raise UsageError(
             "no source given", "there is nothing to prepare", "gpt2 prepare TEXT.txt --out FOLDER"
         )
-    sources: list[Source] = []
+    sources: list[TextSource] = []
     seen: dict[str, str] = {}
     for argument in map(str, arguments):
         for source in _named_by(argument, out, stdin_is_jsonl):
@@ -55,7 +57,7 @@ def expand(arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool =
     return sources
 
 
-def total_bytes(sources: Iterable[Source]) -> int | None:
+def total_bytes(sources: Iterable[TextSource]) -> int | None:
     """Size of all sources on disk, or None where standard input is one of them."""
     paths = [source.path for source in sources]
     # A missing file counts as nothing here; whoever opens it says so.
@@ -63,9 +65,9 @@ def total_bytes(sources: Iterable[Source]) -> int | None:
     return sum(known) if len(known) == len(paths) else None
 
 
-def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[Source]:
+def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[TextSource]:
     if argument == STDIN:
-        yield Source("standard input", None, "jsonl" if stdin_is_jsonl else "text", False)
+        yield TextSource("standard input", None, "jsonl" if stdin_is_jsonl else "text", False)
         return
     path = Path(argument).expanduser()
     if path.is_dir():
@@ -103,10 +105,10 @@ def _under(path: str, folder: Path) -> bool:
     return real == top or real.startswith(top + os.sep)
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path) -> TextSource:
     gzipped = path.suffix.lower() == ".gz"
     inner = Path(path.stem) if gzipped else path
     kind = KIND_OF_SUFFIX.get(inner.suffix.lower(), "text")
     if gzipped and kind == "parquet":
         raise InputError(f"{path}: a gzipped parquet file", "parquet is read at random", f"gunzip {path}")
-    return Source(str(path), path, kind, gzipped)
+    return TextSource(str(path), path, kind, gzipped)

@@ -19,7 +19,7 @@ MESSAGES = "messages"
 
 
 @dataclass(frozen=True)
-class Fields:
+class RecordFields:
     """What a file calls the three parts of a record, and what is to be done where it does not say."""
 
     instruction: str = "instruction"
@@ -29,7 +29,7 @@ class Fields:
 
 
 @dataclass(frozen=True)
-class Record:
+class InstructionRecord:
     """One conversation, which ends with an answer. `index` is its place in the file, from 0."""
 
     index: int
@@ -47,22 +47,24 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Records:
+class InstructionRecords:
     """What a file holds. Records without any answer text are left out, and counted."""
 
-    records: tuple[Record, ...]
+    records: tuple[InstructionRecord, ...]
     n_empty: int
     sha256: str  # of the file
 
 
-def read_records(path: Path, fields: Fields) -> Records:
+def read_instructions(path: Path, fields: RecordFields) -> InstructionRecords:
     """Read a file: .jsonl and .ndjson hold a record a line, everything else one JSON list.
 
     Raises InputError naming the line or the record's index, counted from 0.
     """
     text, sha256 = read_text(path)
     found = enumerate(_numbered(text, path))
-    records = [Record(index, where, _turns(value, fields, where)) for index, (where, value) in found]
+    records = [
+        InstructionRecord(index, where, _turns(value, fields, where)) for index, (where, value) in found
+    ]
     kept = tuple(r for r in records if any(t.text for t in r.turns if t.role == "assistant"))
     if not kept:
         raise InputError(
@@ -70,7 +72,7 @@ def read_records(path: Path, fields: Fields) -> Records:
             f"it has {len(records)} records" if records else "it is empty",
             f'a record is {{"{fields.instruction}": "...", "{fields.output}": "..."}}',
         )
-    return Records(kept, len(records) - len(kept), sha256)
+    return InstructionRecords(kept, len(records) - len(kept), sha256)
 
 
 def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -82,7 +84,7 @@ def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}, record {index}", value) for index, value in enumerate(whole_list(text, path)))
 
 
-def _turns(value: Any, fields: Fields, where: str) -> tuple[Turn, ...]:
+def _turns(value: Any, fields: RecordFields, where: str) -> tuple[Turn, ...]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: a JSON object is needed, not {kind_of(value)}")
     if MESSAGES in value:

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from gpt2cli.data.records import read_table
-from gpt2cli.data.sft_batches import most_tokens
+from gpt2cli.data.sft_batches import token_limit
 from gpt2cli.data.splits import stratified_split, undersampled
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.recipe.schema import ClassifyData
+from gpt2cli.recipe.schema import ClassifyDataConfig
 from gpt2cli.tokenizer.base import Tokenizer
 
-FEWEST = 3  # rows of a class: one to learn from, one to choose by, one to report on
+MIN_ROWS_PER_CLASS = 3  # rows of a class: one to learn from, one to choose by, one to report on
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledTexts:
     """The rows of a file. `labels` are its classes, sorted; a row's class is a place in there."""
 
     name: str
@@ -37,7 +37,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Examples:
+class LabelledExamples:
     """One split, as token ids."""
 
     ids: tuple[tuple[int, ...], ...]  # at least one each
@@ -49,9 +49,9 @@ class Examples:
 
 @dataclass(frozen=True)
 class ClassifySplits:
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: LabelledExamples
+    validation: LabelledExamples
+    test: LabelledExamples
     labels: tuple[str, ...]
     max_tokens: int
     n_cut: int  # texts that were longer
@@ -64,7 +64,7 @@ class ClassifySplits:
         return hashlib.sha256(json.dumps([self.labels, splits]).encode()).hexdigest()
 
 
-def read_labelled(path: Path, text: str, label: str, columns: Sequence[str] = ()) -> Labelled:
+def read_labelled(path: Path, text: str, label: str, columns: Sequence[str] = ()) -> LabelledTexts:
     """The rows of a table, whose columns `text` and `label` count. Space around labels does not.
 
     `columns` are the names of all columns of a file that has no row of names.
@@ -96,24 +96,24 @@ def read_labelled(path: Path, text: str, label: str, columns: Sequence[str] = ()
             "there must be at least two classes to tell apart",
         )
     classes = tuple(labels.index(name) for name in names)
-    return Labelled(str(path), tuple(texts), classes, tuple(lines), labels, table.sha256)
+    return LabelledTexts(str(path), tuple(texts), classes, tuple(lines), labels, table.sha256)
 
 
-def prepare(
-    data: Labelled, wanted: ClassifyData, tokenizer: Tokenizer, context: int, seed: int
+def split_labelled(
+    data: LabelledTexts, wanted: ClassifyDataConfig, tokenizer: Tokenizer, context: int, seed: int
 ) -> ClassifySplits:
     """Balance, split within each class, encode and cut.
 
     Raises InputError naming FILE:LINE for a class with too few rows and for what cannot be encoded,
     UsageError for a limit beyond the context.
     """
-    max_tokens = most_tokens(wanted.max_tokens, context)
+    max_tokens = token_limit(wanted.max_tokens, context)
     for kind, count in sorted(Counter(data.classes).items()):
-        if count < FEWEST:
+        if count < MIN_ROWS_PER_CLASS:
             raise InputError(
                 f"{data.name}:{data.lines[data.classes.index(kind)]}: the class {data.labels[kind]!r}"
                 f" has {count} row{'s' * (count > 1)}",
-                f"each class needs {FEWEST}: to learn from, to choose the best by, and to report on",
+                f"each class needs {MIN_ROWS_PER_CLASS}: to learn from, to choose the best by, and to report on",
                 "add rows of this class, or leave it out",
             )
     balanced = wanted.balance == "undersample"
@@ -122,7 +122,7 @@ def prepare(
     n_cut = 0
     for i in kept:
         try:
-            found = encoded(tokenizer, data.texts[i])
+            found = encode_text(tokenizer, data.texts[i])
         except Gpt2Error as error:
             raise InputError(f"{data.name}:{data.lines[i]}: {error.what}", error.why, error.fix) from None
         n_cut += len(found) > max_tokens
@@ -133,7 +133,7 @@ def prepare(
     except InputError as error:
         raise InputError(f"{data.name}:{data.lines[0]}: {error.what}", error.why, error.fix) from None
     train, validation, test = (
-        Examples(tuple(ids[i] for i in part), tuple(classes[i] for i in part)) for part in parts
+        LabelledExamples(tuple(ids[i] for i in part), tuple(classes[i] for i in part)) for part in parts
     )
     return ClassifySplits(
         train=train,
@@ -146,12 +146,12 @@ def prepare(
     )
 
 
-def encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+def encode_text(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """The ids that stand for a text; the empty text is one end-of-text, for there is always a last token."""
     return tuple(tokenizer.encode(text)) or (tokenizer.end_of_text,)
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Rows of ids on one length: (B, T), filled on the right, and the lengths (B,) they had.
 
     The lengths say where a row ends, never the fill: a text may hold the same id.
@@ -161,7 +161,7 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     return input_ids, torch.tensor([len(row) for row in rows])
 
 
-def by_length(rows: Sequence[Sequence[int]], n_rows: int, n_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(rows: Sequence[Sequence[int]], n_rows: int, n_tokens: int) -> Iterator[list[int]]:
     """The rows' numbers, shortest first, in batches of at most `n_rows` and `n_tokens` with filling.
 
     A row longer than that has a batch of its own.

@@ -28,7 +28,7 @@ class StaleError(InputError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """What the person chose. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
 
     tokenizer: str
@@ -56,10 +56,10 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class TokenManifest:
     """`n_bytes` is the text's size as UTF-8; `n_tokens` counts the end-of-text after each document."""
 
-    settings: Settings
+    settings: PrepareSettings
     fingerprint: str
     n_vocab: int
     dtype: str
@@ -79,7 +79,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Mark:
+class ResumePoint:
     """Where the reading stood after `n_tasks` tasks, and what it had counted.
 
     `n_sources` were read to their end; of the next one `n_read` bytes, with this digest.
@@ -109,9 +109,9 @@ class Journal:
     as well; then `train` and `validation` say what to keep, and the rest is cut off.
     """
 
-    settings: Settings
+    settings: PrepareSettings
     fingerprint: str
-    mark: Mark = Mark()
+    mark: ResumePoint = ResumePoint()
     sources: tuple[SourceRecord, ...] = ()
     train: WriterState = WriterState()
     validation: WriterState = WriterState()
@@ -127,28 +127,28 @@ def read_journal(folder: Path) -> Journal | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    record = read_record(path)
+    record = read_json_object(path)
     _check_version(record, path)
     try:
         journal = Journal(
-            settings=settings_of(record["settings"]),
+            settings=settings_from_json(record["settings"]),
             fingerprint=record["fingerprint"],
-            mark=Mark(**record["mark"]),
+            mark=ResumePoint(**record["mark"]),
             sources=tuple(SourceRecord(**source) for source in record["sources"]),
             train=_writer_state(record["train"]),
             validation=_writer_state(record["validation"]),
             tail_moved=record["tail_moved"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"{type(error).__name__}: {error}") from None
+        raise damaged_error(path, f"{type(error).__name__}: {error}") from None
     return journal if journal.mark.n_tasks else None
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: TokenManifest) -> None:
     files.write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, **asdict(manifest)})
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> TokenManifest:
     """Raises InputError where the folder is not prepared, or its manifest is damaged."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -160,13 +160,13 @@ def read_manifest(folder: Path) -> Manifest:
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
-    record = read_record(path)
+    record = read_json_object(path)
     _check_version(record, path)
     try:
-        return Manifest(
+        return TokenManifest(
             **{
                 **record,
-                "settings": settings_of(record["settings"]),
+                "settings": settings_from_json(record["settings"]),
                 "tokenizer_files": tuple(record["tokenizer_files"]),
                 "sources": tuple(SourceRecord(**source) for source in record["sources"]),
                 **{split: tuple(_shard(shard) for shard in record[split]) for split in SPLITS},
@@ -174,29 +174,29 @@ def read_manifest(folder: Path) -> Manifest:
             }
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"{type(error).__name__}: {error}") from None
+        raise damaged_error(path, f"{type(error).__name__}: {error}") from None
 
 
 def is_prepared(folder: Path) -> bool:
     """Whether a manifest of ours is there. A model folder has a manifest.json of another format."""
     try:
-        return read_record(folder / MANIFEST).get("format") == FORMAT
+        return read_json_object(folder / MANIFEST).get("format") == FORMAT
     except InputError:
         return False
 
 
-def is_ours(folder: Path) -> bool:
+def was_made_by_prepare(folder: Path) -> bool:
     """Whether `prepare` made what is in the folder, finished or not, damaged or not."""
     for name in (JOURNAL, MANIFEST):
         if (folder / name).is_file():
             try:
-                return read_record(folder / name).get("format") == FORMAT
+                return read_json_object(folder / name).get("format") == FORMAT
             except InputError:
                 return (folder / "train-00000.bin").is_file()
     return False
 
 
-def discard(folder: Path, keep: str = "") -> None:
+def delete_prepared(folder: Path, keep: str = "") -> None:
     """Delete all that `prepare` ever writes into a folder, but not the file called `keep`.
 
     The journal goes last: as long as anything of ours is left, the folder is known to be ours.
@@ -207,24 +207,24 @@ def discard(folder: Path, keep: str = "") -> None:
                 path.unlink()
 
 
-def settings_of(record: dict[str, Any]) -> Settings:
-    return Settings(**{**record, "text_fields": tuple(record["text_fields"])})
+def settings_from_json(record: dict[str, Any]) -> PrepareSettings:
+    return PrepareSettings(**{**record, "text_fields": tuple(record["text_fields"])})
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError for anything else."""
     with files.open_regular(path) as file:
         data = file.read()
     try:
         record = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from None
+        raise damaged_error(path, str(error)) from None
     if not isinstance(record, dict):
-        raise damaged(path, "it is not a JSON object")
+        raise damaged_error(path, "it is not a JSON object")
     return record
 
 
-def damaged(path: Path, why: str) -> InputError:
+def damaged_error(path: Path, why: str) -> InputError:
     return InputError(f"{path}: damaged", why, "prepare the text again with --force")
 
 

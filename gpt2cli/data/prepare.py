@@ -19,35 +19,33 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gpt2cli import files, paths
-from gpt2cli.data.input_files import Source, expand, total_bytes
+from gpt2cli.data.input_files import TextSource, expand_sources, total_bytes
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
     VERSION,
     Journal,
-    Manifest,
-    Settings,
+    PrepareSettings,
     SourceRecord,
     StaleError,
-    discard,
-    is_ours,
+    TokenManifest,
+    delete_prepared,
     is_prepared,
     read_journal,
     read_manifest,
+    was_made_by_prepare,
     write_journal,
 )
-from gpt2cli.data.prepare_pipeline import Job, Progress, refuse_changed, run
+from gpt2cli.data.prepare_pipeline import PrepareJob, PrepareProgress, require_unchanged, run_prepare
 from gpt2cli.data.shards import dtype_for
-from gpt2cli.data.text_chunks import record_of, returning_memory
-from gpt2cli.data.text_reader import Reading
-from gpt2cli.data.token_dataset import TokenData, Tokens, open_tokens
+from gpt2cli.data.text_reader import SourceReader
+from gpt2cli.data.token_dataset import open_dataset
+from gpt2cli.data.tokenize import source_record, trim_heap
 from gpt2cli.errors import Gpt2Error, ResourceError, UsageError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import load_tokenizer
-
-__all__ = ["Progress", "Settings", "TokenData", "Tokens", "open_tokens", "prepare", "prepare_cached"]
 
 JOURNAL_SECONDS = 5.0  # at most this much work is done twice after an interruption
 CHARS = "chars"
@@ -57,14 +55,14 @@ SPOOL = files.TEMPORARY + "stdin"  # swept like every other leftover
 def prepare(
     sources: Sequence[str | Path],
     out: Path,
-    settings: Settings,
+    settings: PrepareSettings,
     *,
     block: int = 1,
     workers: int = 0,
     force: bool = False,
     stdin_is_jsonl: bool = False,
     journal_seconds: float = JOURNAL_SECONDS,
-) -> Generator[Progress, None, None]:
+) -> Generator[PrepareProgress, None, None]:
     """Turn text into the prepared folder `out`; the last item's phase is "done" or "nothing to do".
 
     `block`: tokens that training needs at least. `workers`: threads, 0 for one a core. `force`
@@ -77,7 +75,7 @@ def prepare(
     """
     _check_settings(settings)
     _refuse_foreign(out)
-    found = expand(sources, out=out, stdin_is_jsonl=stdin_is_jsonl)
+    found = expand_sources(sources, out=out, stdin_is_jsonl=stdin_is_jsonl)
     files.require_writable(out)
     with files.lock(out):
         files.sweep(out)
@@ -87,11 +85,11 @@ def prepare(
 
 def prepare_cached(
     sources: Sequence[str | Path],
-    settings: Settings,
+    settings: PrepareSettings,
     *,
     block: int = 1,
     workers: int = 0,
-) -> Generator[Progress, None, None]:
+) -> Generator[PrepareProgress, None, None]:
     """The same, into a folder under GPT2_HOME that is named by content and settings, once.
 
     A single source that is a prepared folder already is the answer itself. Two processes may
@@ -99,22 +97,22 @@ def prepare_cached(
     `out`.
     """
     if len(sources) == 1 and is_prepared(Path(sources[0])):
-        yield Progress("nothing to do", Path(sources[0]))
+        yield PrepareProgress("nothing to do", Path(sources[0]))
         return
     _check_settings(settings)
-    found = expand(sources, out=paths.prepared())
+    found = expand_sources(sources, out=paths.prepared())
     if any(source.path is None for source in found):
         raise UsageError("standard input cannot be prepared on the fly", fix="gpt2 prepare - --out FOLDER")
-    expected = [record_of(source) for source in found]
+    expected = [source_record(source) for source in found]
     out = paths.prepared() / _key(expected, settings)
     files.require_writable(out)
     with contextlib.ExitStack() as stack:
         while not _locked(stack, out):
-            yield Progress("waiting", out)
+            yield PrepareProgress("waiting", out)
             time.sleep(0.2)
         files.sweep(out)
         if (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
-            yield Progress("nothing to do", out)
+            yield PrepareProgress("nothing to do", out)
             return
         work = _Work(out, settings, block, workers or os.cpu_count() or 1, JOURNAL_SECONDS)
         yield from _prepare(work, found, False, expected)
@@ -123,15 +121,15 @@ def prepare_cached(
 @dataclass(frozen=True)
 class _Work:
     out: Path
-    settings: Settings
+    settings: PrepareSettings
     block: int
     workers: int
     journal_seconds: float
 
 
 def _prepare(
-    work: _Work, sources: Sequence[Source], force: bool, expected: Sequence[SourceRecord] | None
-) -> Iterator[Progress]:
+    work: _Work, sources: Sequence[TextSource], force: bool, expected: Sequence[SourceRecord] | None
+) -> Iterator[PrepareProgress]:
     """`prepare` for the holder of the folder's lock."""
     out = work.out
     with _spooled(sources, work) as sources:
@@ -147,7 +145,7 @@ def _prepare(
         if not tokenizer:
             tokenizer, counted = yield from _characters(sources, settings, out, n_total)
             expected = expected or counted
-        job = Job(
+        job = PrepareJob(
             sources=sources,
             n_total=n_total,
             out=out,
@@ -161,25 +159,27 @@ def _prepare(
         )
         if journal and journal.fingerprint == tokenizer.fingerprint:
             try:
-                yield from run(job, journal)
+                yield from run_prepare(job, journal)
                 return
             except StaleError:
                 if not force:
                     raise
         elif journal and not force:
             raise StaleError("the text has other characters than before the interruption")
-        yield from run(job, _begin(job))
+        yield from run_prepare(job, _begin(job))
 
 
-def _begin(job: Job) -> Journal:
+def _begin(job: PrepareJob) -> Journal:
     """An empty folder that is known to be ours. The journal first, so that it is never in doubt."""
     journal = Journal(job.settings, job.tokenizer.fingerprint)
     write_journal(job.out, journal)
-    discard(job.out, keep=JOURNAL)
+    delete_prepared(job.out, keep=JOURNAL)
     return journal
 
 
-def _journal(out: Path, settings: Settings, tokenizer: Tokenizer | None, force: bool) -> Journal | None:
+def _journal(
+    out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, force: bool
+) -> Journal | None:
     """What to continue, if anything. Raises UsageError where it was begun with other settings."""
     try:
         journal = read_journal(out)
@@ -193,14 +193,16 @@ def _journal(out: Path, settings: Settings, tokenizer: Tokenizer | None, force: 
 
 
 def _nothing_to_do(
-    out: Path, settings: Settings, tokenizer: Tokenizer | None, sources: Sequence[Source]
-) -> Progress:
+    out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, sources: Sequence[TextSource]
+) -> PrepareProgress:
     """The finished folder, once it is known to be just what is asked for, and undamaged."""
     manifest = read_manifest(out)
     _refuse_other(out, settings, tokenizer, manifest)
-    refuse_changed(manifest.sources, [record_of(source) for source in sources], "since it was prepared")
-    open_tokens(out).close()
-    return Progress(
+    require_unchanged(
+        manifest.sources, [source_record(source) for source in sources], "since it was prepared"
+    )
+    open_dataset(out).close()
+    return PrepareProgress(
         "nothing to do",
         out,
         n_documents=manifest.n_documents,
@@ -211,7 +213,7 @@ def _nothing_to_do(
 
 
 def _refuse_other(
-    out: Path, settings: Settings, tokenizer: Tokenizer | None, there: Journal | Manifest
+    out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, there: Journal | TokenManifest
 ) -> None:
     before, now = asdict(there.settings), asdict(settings)
     differences = [f"{key} {before[key]} there, {now[key]} now" for key in now if now[key] != before[key]]
@@ -226,18 +228,18 @@ def _refuse_other(
 
 
 def _characters(
-    sources: Sequence[Source], settings: Settings, out: Path, n_total: int | None
-) -> Generator[Progress, None, tuple[Tokenizer, list[SourceRecord]]]:
+    sources: Sequence[TextSource], settings: PrepareSettings, out: Path, n_total: int | None
+) -> Generator[PrepareProgress, None, tuple[Tokenizer, list[SourceRecord]]]:
     """The character vocabulary of the whole text: a pass of its own over all sources."""
     seen: set[str] = set()
     found: list[SourceRecord] = []
     n_read = n_bytes = 0
     for source in sources:
-        with contextlib.closing(Reading(source, settings.text_fields)) as reading:
-            for piece in returning_memory(reading.pieces()):
+        with contextlib.closing(SourceReader(source, settings.text_fields)) as reading:
+            for piece in trim_heap(reading.pieces()):
                 seen.update(piece.text)
                 n_bytes += piece.n_bytes
-                yield Progress("vocabulary", out, n_read + reading.n_read, n_total, n_bytes=n_bytes)
+                yield PrepareProgress("vocabulary", out, n_read + reading.n_read, n_total, n_bytes=n_bytes)
             n_read += reading.n_read
             found.append(SourceRecord(source.name, source.kind, reading.n_read, reading.digest))
     return Chars.from_counts(seen), found
@@ -255,7 +257,7 @@ def _tokenizer(name: str) -> Tokenizer:
 
 
 @contextlib.contextmanager
-def _spooled(sources: Sequence[Source], work: _Work) -> Iterator[Sequence[Source]]:
+def _spooled(sources: Sequence[TextSource], work: _Work) -> Iterator[Sequence[TextSource]]:
     """Characters take two passes, and standard input gives one: it is kept in a file meanwhile."""
     if work.settings.tokenizer != CHARS or all(source.path for source in sources):
         yield sources
@@ -278,7 +280,7 @@ def _refuse_foreign(out: Path) -> None:
         for path in out.iterdir()
         if path.name != ".lock" and not path.name.startswith(files.TEMPORARY)
     ]
-    if strangers and not is_ours(out):
+    if strangers and not was_made_by_prepare(out):
         raise UsageError(
             f"{out}: is not empty, and was not made by `gpt2 prepare`",
             f"it holds {', '.join(sorted(strangers)[:3])}",
@@ -286,7 +288,7 @@ def _refuse_foreign(out: Path) -> None:
         )
 
 
-def _check_settings(settings: Settings) -> None:
+def _check_settings(settings: PrepareSettings) -> None:
     if not 0 <= settings.validation < 1:
         raise UsageError(f"validation is {settings.validation}", "it is a fraction: at least 0, below 1")
     if settings.shard_tokens < 1:
@@ -303,7 +305,7 @@ def _locked(stack: contextlib.ExitStack, folder: Path) -> bool:
     return True
 
 
-def _key(sources: Sequence[SourceRecord], settings: Settings) -> str:
+def _key(sources: Sequence[SourceRecord], settings: PrepareSettings) -> str:
     """The cache's name for the tokens of this text: wherever the text lies, and whoever asks."""
     content = [[source.kind, source.bytes, source.sha256] for source in sources]
     tokenizer = settings.tokenizer

@@ -15,26 +15,32 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2cli import files
-from gpt2cli.data.input_files import Source
+from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
     Journal,
-    Manifest,
-    Mark,
-    Settings,
+    PrepareSettings,
+    ResumePoint,
     Shard,
     SourceRecord,
     StaleError,
+    TokenManifest,
     WriterState,
-    discard,
+    delete_prepared,
     write_journal,
     write_manifest,
 )
-from gpt2cli.data.shards import Ids, ShardWriter, copy_tail, cut_to, last_document_length, without_tail
-from gpt2cli.data.text_chunks import Task, tasks
-from gpt2cli.data.text_reader import CAP
-from gpt2cli.data.tokenize import Encoder, encoder_for
+from gpt2cli.data.shards import (
+    Ids,
+    ShardWriter,
+    copy_tail,
+    last_document_length,
+    shards_without_tail,
+    truncate_shards,
+)
+from gpt2cli.data.text_reader import MAX_PIECE_CHARACTERS
+from gpt2cli.data.tokenize import Encoder, TextChunk, encoder_for, text_chunks
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import save_tokenizer
@@ -43,7 +49,7 @@ Phase = Literal["waiting", "vocabulary", "continuing", "tokens", "finishing", "d
 
 
 @dataclass(frozen=True)
-class Progress:
+class PrepareProgress:
     """How far a preparation is. The last one has the phase "done" or "nothing to do".
 
     `n_read` of `n_total` source bytes (None: standard input) gives the fraction, `n_bytes` of
@@ -68,13 +74,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Job:
+class PrepareJob:
     """What to prepare. `expected`: the sources as an earlier pass over them found them, if there was one."""
 
-    sources: Sequence[Source]
+    sources: Sequence[TextSource]
     n_total: int | None
     out: Path
-    settings: Settings
+    settings: PrepareSettings
     tokenizer: Tokenizer
     dtype: str
     block: int
@@ -83,7 +89,7 @@ class Job:
     expected: Sequence[SourceRecord] | None
 
 
-def run(job: Job, start: Journal) -> Iterator[Progress]:
+def run_prepare(job: PrepareJob, start: Journal) -> Iterator[PrepareProgress]:
     """Do what `start` leaves to do, under the folder's lock. After the last item the folder is valid.
 
     Raises InputError where the text is too short for one block, or is not what it was.
@@ -105,10 +111,10 @@ def run(job: Job, start: Journal) -> Iterator[Progress]:
         why = f"only {n_validation:,} tokens for validation, fewer than one block of {job.block:,}"
         yield _progress(job, "finishing", journal, start, warning=why)
     if journal.mark.n_forced_cuts and job.settings.tokenizer != "chars":
-        cuts = f"{journal.mark.n_forced_cuts:,} cuts inside text without a space for {CAP:,} characters"
+        cuts = f"{journal.mark.n_forced_cuts:,} cuts inside text without a space for {MAX_PIECE_CHARACTERS:,} characters"
         yield _progress(job, "finishing", journal, start, warning=f"{cuts}: tokens there may differ")
     for split, state in (("train", journal.train), ("validation", journal.validation)):
-        cut_to(job.out, split, state.finished, job.dtype)
+        truncate_shards(job.out, split, state.finished, job.dtype)
     names = save_tokenizer(job.tokenizer, job.out)
     write_manifest(job.out, _manifest(job, journal, names))
     (job.out / JOURNAL).unlink()
@@ -117,8 +123,8 @@ def run(job: Job, start: Journal) -> Iterator[Progress]:
 
 
 def _write_tokens(
-    job: Job, start: Journal, train: ShardWriter, validation: ShardWriter
-) -> Generator[Progress, None, Journal]:
+    job: PrepareJob, start: Journal, train: ShardWriter, validation: ShardWriter
+) -> Generator[PrepareProgress, None, Journal]:
     """Encode and append every task that is not done yet; the journal of the complete work."""
     found: list[SourceRecord] = []
     journal, saved_at = start, time.monotonic()
@@ -144,7 +150,7 @@ def _write_tokens(
     if journal.mark.n_tasks < start.mark.n_tasks:
         _compare(start, journal.mark, tuple(found))
     if job.expected is not None:
-        refuse_changed(job.expected, found, "while it was read")
+        require_unchanged(job.expected, found, "while it was read")
     train.finish()
     validation.finish()
     end = replace(journal.mark, n_sources=len(found), n_read=0, digest="")
@@ -152,15 +158,15 @@ def _write_tokens(
 
 
 def _encoded(
-    job: Job, n_done: int, found: list[SourceRecord]
-) -> Iterator[tuple[Task, tuple[Ids, Ids] | None]]:
+    job: PrepareJob, n_done: int, found: list[SourceRecord]
+) -> Iterator[tuple[TextChunk, tuple[Ids, Ids] | None]]:
     """Tasks in order with the ids of their two splits; None for the first `n_done`."""
 
     encode = encoder_for(job.tokenizer, job.dtype)
-    queue: collections.deque[tuple[Task, Future[tuple[Ids, Ids]]]] = collections.deque()
+    queue: collections.deque[tuple[TextChunk, Future[tuple[Ids, Ids]]]] = collections.deque()
     with ThreadPoolExecutor(job.workers, "encode") as pool:
         try:
-            for task in tasks(job.sources, job.settings, found):
+            for task in text_chunks(job.sources, job.settings, found):
                 if task.mark.n_tasks <= n_done:
                     yield task, None
                     continue
@@ -175,11 +181,11 @@ def _encoded(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _both(encode: Encoder, task: Task) -> tuple[Ids, Ids]:
+def _both(encode: Encoder, task: TextChunk) -> tuple[Ids, Ids]:
     return encode(task.train), encode(task.validation)
 
 
-def _move_tail(job: Job, journal: Journal, validation: ShardWriter) -> Journal:
+def _move_tail(job: PrepareJob, journal: Journal, validation: ShardWriter) -> Journal:
     """Copy what validation lacks from the end of training, and note in the journal what stays.
 
     Validation lacks something where no document was drawn for it: the last document, or of a
@@ -197,18 +203,20 @@ def _move_tail(job: Job, journal: Journal, validation: ShardWriter) -> Journal:
     _require_block(job, journal, _n_tokens(train) - n)
     copy_tail(job.out, train, job.dtype, n, validation)
     validation.finish()
-    kept = without_tail(job.out, train, job.dtype, n)
+    kept = shards_without_tail(job.out, train, job.dtype, n)
     journal = replace(journal, train=WriterState(kept), validation=validation.state, tail_moved=True)
     write_journal(job.out, journal)
     return journal
 
 
-def _require_block(job: Job, journal: Journal, n_train: int) -> None:
+def _require_block(job: PrepareJob, journal: Journal, n_train: int) -> None:
     if n_train >= job.block:
         return
     mark = journal.mark
     n_tokens = _n_tokens(journal.train.finished) + _n_tokens(journal.validation.finished)
-    discard(job.out)  # nothing here is worth continuing, and it must not stand in the way of other text
+    delete_prepared(
+        job.out
+    )  # nothing here is worth continuing, and it must not stand in the way of other text
     raise InputError(
         f"too little text: {n_train:,} tokens to train on, fewer than one block of {job.block:,}",
         f"{len(journal.sources)} source(s) held {mark.n_documents:,} document(s), {mark.n_bytes:,} bytes,"
@@ -217,7 +225,7 @@ def _require_block(job: Job, journal: Journal, n_train: int) -> None:
     )
 
 
-def refuse_changed(before: Sequence[SourceRecord], now: Sequence[SourceRecord], when: str) -> None:
+def require_unchanged(before: Sequence[SourceRecord], now: Sequence[SourceRecord], when: str) -> None:
     """Raise InputError naming the first source that is not what it was. Its path may have changed."""
     for old, new in itertools.zip_longest(before, now):
         if old is None or new is None:
@@ -229,18 +237,18 @@ def refuse_changed(before: Sequence[SourceRecord], now: Sequence[SourceRecord], 
         raise StaleError(what)
 
 
-def _compare(start: Journal, mark: Mark, sources: tuple[SourceRecord, ...]) -> None:
+def _compare(start: Journal, mark: ResumePoint, sources: tuple[SourceRecord, ...]) -> None:
     """Make sure that what was done already was done from the text that is there now."""
     when = "since the preparation was interrupted"
-    refuse_changed(start.sources, sources, when)
+    require_unchanged(start.sources, sources, when)
     if mark != start.mark:
         raise StaleError(f"the source after the first {len(sources)} changed {when}")
 
 
-def _manifest(job: Job, journal: Journal, tokenizer_files: Sequence[str]) -> Manifest:
+def _manifest(job: PrepareJob, journal: Journal, tokenizer_files: Sequence[str]) -> TokenManifest:
     mark = journal.mark
     tail = mark.n_documents == 1
-    return Manifest(
+    return TokenManifest(
         settings=job.settings,
         fingerprint=journal.fingerprint,
         n_vocab=job.tokenizer.n_vocab,
@@ -257,8 +265,10 @@ def _manifest(job: Job, journal: Journal, tokenizer_files: Sequence[str]) -> Man
     )
 
 
-def _progress(job: Job, phase: Phase, now: Journal, start: Journal, warning: str = "") -> Progress:
-    return Progress(
+def _progress(
+    job: PrepareJob, phase: Phase, now: Journal, start: Journal, warning: str = ""
+) -> PrepareProgress:
+    return PrepareProgress(
         phase=phase,
         out=job.out,
         n_read=sum(source.bytes for source in now.sources) + now.mark.n_read,

@@ -13,19 +13,19 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2cli.data.instructions import Record
+from gpt2cli.data.instructions import InstructionRecord
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.templates import Template, encoded
 from gpt2cli.tokenizer.base import Tokenizer
 
-POOL = 16  # batches whose records are sorted by length together; more pad less and mix less
-OPEN = 64  # packed rows that may still get a record
+POOL_BATCHES = 16  # batches whose records are sorted by length together; more pad less and mix less
+OPEN_ROWS = 64  # packed rows that may still get a record
 PAD = 0  # any id: nothing looks at it
 _ORDER, _PACK = 2, 3  # what random numbers are for, so that no two uses share them
 
 
 @dataclass(frozen=True)
-class Row:
+class SftExample:
     """One conversation. The model reads ids[:-1]; `learnt` marks the ids whose guess is scored."""
 
     ids: NDArray[np.int64]  # (n + 1,)
@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class SftArrays:
     """A batch as arrays. `targets` are the N learnt tokens, `places` where in B * T their guess is."""
 
     input_ids: NDArray[np.int64]  # (B, T)
@@ -48,9 +48,9 @@ class Sheet:
     segments: NDArray[np.int64]  # (B, T), which record of its row a token belongs to; padding -1
 
 
-def row_of(
-    record: Record, template: Template, tokenizer: Tokenizer, limit: int, mask_prompt: bool
-) -> Row | None:
+def encode_record(
+    record: InstructionRecord, template: Template, tokenizer: Tokenizer, limit: int, mask_prompt: bool
+) -> SftExample | None:
     """The record as tokens, of which at most `limit` are read; None where no token of an answer is left.
 
     Answers are learnt with the end-of-text behind them, unless a cut takes it; without
@@ -68,10 +68,10 @@ def row_of(
         return None
     end = int(np.flatnonzero(answered[:end])[-1]) + 1  # a question without its answer is no use
     learnt = answered if mask_prompt else np.arange(len(ids)) > 0
-    return Row(ids[:end], learnt[:end].copy(), was_cut=end < len(ids))
+    return SftExample(ids[:end], learnt[:end].copy(), was_cut=end < len(ids))
 
 
-def packed(lengths: Sequence[int], limit: int, seed: int) -> list[tuple[int, ...]]:
+def pack_records(lengths: Sequence[int], limit: int, seed: int) -> list[tuple[int, ...]]:
     """Records (by number) that share rows of at most `limit` tokens: each into the first row with room."""
     bits = np.random.Philox(np.random.SeedSequence([seed, _PACK]))
     closed: list[tuple[int, ...]] = []
@@ -80,7 +80,7 @@ def packed(lengths: Sequence[int], limit: int, seed: int) -> list[tuple[int, ...
     for number in np.random.Generator(bits).permutation(len(lengths)).tolist():
         place = next((i for i, left in enumerate(room) if left >= lengths[number]), None)
         if place is None:
-            if len(rows) == OPEN:
+            if len(rows) == OPEN_ROWS:
                 fullest = room.index(min(room))
                 closed.append(tuple(rows.pop(fullest)))
                 del room[fullest]
@@ -93,7 +93,7 @@ def packed(lengths: Sequence[int], limit: int, seed: int) -> list[tuple[int, ...
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class BatchOrder:
     """Which items make which batch, epoch after epoch. The last batch of an epoch may be smaller."""
 
     lengths: Sequence[int]
@@ -111,12 +111,12 @@ class Order:
         return _epoch(self, epoch)[place]
 
 
-def by_length(lengths: Sequence[int], n_rows: int) -> list[tuple[int, ...]]:
+def batches_by_length(lengths: Sequence[int], n_rows: int) -> list[tuple[int, ...]]:
     """All items once, in batches of like length: for evaluation, where order means nothing."""
     return _cut(np.argsort(lengths, kind="stable"), n_rows)
 
 
-def sheet_of(groups: Iterable[Sequence[Row]]) -> Sheet:
+def collate(groups: Iterable[Sequence[SftExample]]) -> SftArrays:
     """A batch: each group is one row, its records one behind the other, padded on the right."""
     groups = list(groups)
     B, T = len(groups), max(sum(row.n_read for row in group) for group in groups)
@@ -134,15 +134,15 @@ def sheet_of(groups: Iterable[Sequence[Row]]) -> Sheet:
             places.append(b * T + start + np.flatnonzero(row.learnt[1:]))
             targets.append(row.ids[1:][row.learnt[1:]])
             start = here.stop
-    return Sheet(input_ids, np.concatenate(places), np.concatenate(targets), positions, segments)
+    return SftArrays(input_ids, np.concatenate(places), np.concatenate(targets), positions, segments)
 
 
 @lru_cache(maxsize=2)  # a step may touch two epochs
-def _epoch(order: Order, epoch: int) -> list[tuple[int, ...]]:
+def _epoch(order: BatchOrder, epoch: int) -> list[tuple[int, ...]]:
     """Shuffle, sort by length within pools, cut into batches, shuffle those."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([order.seed, epoch, _ORDER])))
     items, lengths = generator.permutation(len(order.lengths)), np.asarray(order.lengths)
-    pool = POOL * order.n_rows
+    pool = POOL_BATCHES * order.n_rows
     batches: list[tuple[int, ...]] = []
     for start in range(0, len(items), pool):
         some = items[start : start + pool]
@@ -154,7 +154,7 @@ def _cut(items: NDArray[np.int64], n_rows: int) -> list[tuple[int, ...]]:
     return [tuple(items[start : start + n_rows].tolist()) for start in range(0, len(items), n_rows)]
 
 
-def most_tokens(wanted: int, context: int) -> int:
+def token_limit(wanted: int, context: int) -> int:
     """Tokens that a row may have: `wanted`, or with 0 as many as the model sees.
 
     Raises UsageError for more than that.

@@ -22,7 +22,7 @@ def dtype_for(n_vocab: int) -> str:
     return "uint16" if n_vocab <= 1 << 16 else "uint32"
 
 
-def packed(ids: Ids, dtype: str, n_vocab: int) -> Ids:
+def to_shard_dtype(ids: Ids, dtype: str, n_vocab: int) -> Ids:
     """`ids` (N,) in the type of the files. Checked first: a cast alone would turn 70000 into 4464."""
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < n_vocab:
         raise InputError(f"token id {int(ids.max())} is not below the vocabulary size {n_vocab}")
@@ -128,7 +128,7 @@ def copy_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int, target:
         skip = max(0, skip - shard.n_tokens)
 
 
-def without_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int) -> tuple[Shard, ...]:
+def shards_without_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int) -> tuple[Shard, ...]:
     """`shards` as they are after their last `n` tokens went; nothing on the disk changes."""
     kept = []
     left = sum(shard.n_tokens for shard in shards) - n
@@ -142,7 +142,7 @@ def without_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int) -> t
     return tuple(kept)
 
 
-def cut_to(folder: Path, split: str, shards: Sequence[Shard], dtype: str) -> None:
+def truncate_shards(folder: Path, split: str, shards: Sequence[Shard], dtype: str) -> None:
     """Make the files of a split just `shards`: longer ones are truncated, others deleted."""
     for path in sorted(folder.glob(f"{split}-*.bin"))[len(shards) :]:
         path.unlink()

@@ -18,22 +18,22 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from gpt2cli import files
-from gpt2cli.data.input_files import Source
+from gpt2cli.data.input_files import TextSource
 from gpt2cli.errors import InputError, UsageError
 
-PIECE = 1 << 18  # characters a piece aims at
-CAP = 1 << 19  # characters after which text without a safe place is cut anyway
+PIECE_CHARACTERS = 1 << 18  # characters a piece aims at
+MAX_PIECE_CHARACTERS = 1 << 19  # characters after which text without a safe place is cut anyway
 LINE_LIMIT = 64 << 20  # bytes of one .jsonl line: a JSON record cannot be parsed in parts
 BLOCK = 1 << 20
 
 # A safe place to cut lies between a character that is not whitespace and a space or newline.
 # GPT-2's pattern never matches across it, and nothing in it looks back, so both sides are split
 # into the same words as the whole. (Python's \S excludes all that Unicode calls White_Space.)
-SAFE = re.compile(r"\S(?=[ \n])")
+SAFE_CUT = re.compile(r"\S(?=[ \n])")
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """Text of one document. `ends` is true for the document's last piece."""
 
     text: str
@@ -42,13 +42,13 @@ class Piece:
     forced: bool = False  # cut at CAP, not at a safe place: the tokens around the cut may differ
 
 
-class Reading:
+class SourceReader:
     """A source while it is read. Iterate over `pieces`; `digest` and `n_read` cover what was read so far.
 
     Raises InputError naming the file with the byte offset or the line.
     """
 
-    def __init__(self, source: Source, fields: Sequence[str]) -> None:
+    def __init__(self, source: TextSource, fields: Sequence[str]) -> None:
         self.source = source
         self._fields = fields
         if source.kind == "parquet":
@@ -63,7 +63,7 @@ class Reading:
     def n_read(self) -> int:
         return self._raw.n_read
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[TextPiece]:
         try:
             if self.source.kind == "parquet":
                 yield from self._parquet()
@@ -87,16 +87,16 @@ class Reading:
     def close(self) -> None:
         self._raw.close()
 
-    def _text(self, stream: BinaryIO) -> Iterator[Piece]:
+    def _text(self, stream: BinaryIO) -> Iterator[TextPiece]:
         decoder = codecs.getincrementaldecoder("utf-8")("strict")
         pending, offset = "", 0
         while block := stream.read(BLOCK):
             pending += self._decode(block, offset, decoder)
             offset += len(block)
-            while len(pending) > CAP:
+            while len(pending) > MAX_PIECE_CHARACTERS:
                 piece, pending = _cut(pending)
                 yield piece
-        yield from pieces_of(pending + self._decode(b"", offset, decoder))
+        yield from split_document(pending + self._decode(b"", offset, decoder))
 
     def _decode(self, block: bytes, offset: int, decoder: codecs.IncrementalDecoder) -> str:
         """The text of `block`, which begins at byte `offset` of the source."""
@@ -108,7 +108,7 @@ class Reading:
             raise _not_utf8(self.source.name, offset - held + error.start, error.object) from None
         return text.removeprefix("\ufeff") if offset == 0 else text
 
-    def _jsonl(self, stream: BinaryIO) -> Iterator[Piece]:
+    def _jsonl(self, stream: BinaryIO) -> Iterator[TextPiece]:
         offset, number = 0, 0
         while line := stream.readline(LINE_LIMIT + 1):
             number += 1
@@ -128,9 +128,9 @@ class Reading:
             if number == 1:
                 text = text.removeprefix("\ufeff")
             if text.strip():
-                yield from pieces_of(_joined(_record(text, where), self._fields, where), where)
+                yield from split_document(_joined(_record(text, where), self._fields, where), where)
 
-    def _parquet(self) -> Iterator[Piece]:
+    def _parquet(self) -> Iterator[TextPiece]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -143,40 +143,40 @@ class Reading:
                     for row in batch.to_pylist():
                         number += 1
                         where = f"{self.source.name}, row {number}"
-                        yield from pieces_of(_joined(row, self._fields, where), where)
+                        yield from split_document(_joined(row, self._fields, where), where)
         except pa.ArrowException as error:
             raise InputError(f"{self.source.name}: not a readable parquet file", str(error)) from None
 
 
-def pieces_of(document: str, where: str = "") -> Iterator[Piece]:
+def split_document(document: str, where: str = "") -> Iterator[TextPiece]:
     """A document that is in memory, in pieces; none for the empty document."""
     if where:  # escapes in JSON can spell half a surrogate pair; decoded files cannot
         _encoded_length(document, where)
-    while len(document) > CAP:
+    while len(document) > MAX_PIECE_CHARACTERS:
         piece, document = _cut(document)
         yield piece
     if document:
-        yield Piece(document, True, len(document.encode("utf-8")))
+        yield TextPiece(document, True, len(document.encode("utf-8")))
 
 
-def _cut(text: str) -> tuple[Piece, str]:
+def _cut(text: str) -> tuple[TextPiece, str]:
     """The first piece of a text that is longer than CAP, and the rest."""
     place, forced = _safe_place(text), False
     if not place:
-        place, forced = CAP, True
+        place, forced = MAX_PIECE_CHARACTERS, True
     head = text[:place]
-    return Piece(head, False, len(head.encode("utf-8")), forced), text[place:]
+    return TextPiece(head, False, len(head.encode("utf-8")), forced), text[place:]
 
 
 def _safe_place(text: str) -> int:
     """The last safe place up to PIECE, else the first one up to CAP, else 0."""
-    for start in (PIECE - 4096, 0):
+    for start in (PIECE_CHARACTERS - 4096, 0):
         place = 0
-        for match in SAFE.finditer(text, start, PIECE):
+        for match in SAFE_CUT.finditer(text, start, PIECE_CHARACTERS):
             place = match.end()
         if place:
             return place
-    later = SAFE.search(text, PIECE - 1, CAP)
+    later = SAFE_CUT.search(text, PIECE_CHARACTERS - 1, MAX_PIECE_CHARACTERS)
     return later.end() if later else 0
 
 
@@ -233,7 +233,7 @@ def _not_utf8(name: str, offset: int, block: bytes) -> InputError:
     )
 
 
-def _require_pyarrow(source: Source) -> None:
+def _require_pyarrow(source: TextSource) -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from gpt2cli import files
-from gpt2cli.data.manifest import DTYPES, Manifest, Shard, read_manifest
+from gpt2cli.data.manifest import DTYPES, Shard, TokenManifest, read_manifest
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import load_tokenizer
@@ -26,20 +26,20 @@ Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class TokenData:
+class TokenDataset:
     """An open prepared folder. Close it, or use it in a `with` block."""
 
     folder: Path
-    manifest: Manifest
+    manifest: TokenManifest
     tokenizer: Tokenizer
-    train: "Tokens"
-    validation: "Tokens"
+    train: "TokenSplit"
+    validation: "TokenSplit"
 
     def close(self) -> None:
         self.train.close()
         self.validation.close()
 
-    def __enter__(self) -> "TokenData":
+    def __enter__(self) -> "TokenDataset":
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class TokenData:
         self.close()
 
 
-def open_tokens(folder: Path) -> TokenData:
+def open_dataset(folder: Path) -> TokenDataset:
     """Open and verify a prepared folder: sizes, SHA-256 and ids of every file (about 1 GB/s).
 
     Raises InputError naming the file that is missing, truncated, changed, or holds an id that
@@ -62,16 +62,16 @@ def open_tokens(folder: Path) -> TokenData:
             f"{tokenizer.n_vocab} tokens where the manifest says {manifest.n_vocab}, or other ones",
             _repair(folder),
         )
-    train = Tokens(folder, manifest.train, manifest.dtype, manifest.n_vocab)
+    train = TokenSplit(folder, manifest.train, manifest.dtype, manifest.n_vocab)
     try:
-        validation = Tokens(folder, manifest.validation, manifest.dtype, manifest.n_vocab)
+        validation = TokenSplit(folder, manifest.validation, manifest.dtype, manifest.n_vocab)
     except InputError:
         train.close()
         raise
-    return TokenData(folder, manifest, tokenizer, train, validation)
+    return TokenDataset(folder, manifest, tokenizer, train, validation)
 
 
-class Tokens:
+class TokenSplit:
     """The ids of one split, as one row of `n_tokens`."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str, n_vocab: int) -> None:

@@ -11,15 +11,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2cli.data.token_dataset import Tokens
+from gpt2cli.data.token_dataset import TokenSplit
 from gpt2cli.errors import InputError
 
 
 @dataclass(frozen=True)
-class Windows:
+class TrainingWindows:
     """The training windows of a corpus: inputs and targets of `context` tokens each."""
 
-    tokens: Tokens
+    tokens: TokenSplit
     context: int  # T
     seed: int
 
@@ -55,7 +55,7 @@ def first_sample(step: int, micro: int, *, rank: int, world: int, micro_batch: i
     return ((step * accumulation + micro) * world + rank) * micro_batch
 
 
-def evaluation_starts(n_tokens: int, context: int, n_windows: int) -> list[int]:
+def validation_starts(n_tokens: int, context: int, n_windows: int) -> list[int]:
     """Starts of at most `n_windows` windows spread evenly over the text: always the same ones.
 
     A text shorter than a window gives the one start 0; the caller reads what is there.

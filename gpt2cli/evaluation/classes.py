@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # (what is so, what the model said) of one item.
-Verdict = tuple[int, int]
+Prediction = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class ClassScore:
+class ClassMetrics:
     """Of one class: of the texts said to be it, the share that was; of those that are, the share found."""
 
     precision: float
@@ -21,20 +21,20 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ClassificationMetrics:
     confusion: tuple[tuple[int, ...], ...]  # [what is so][what was said]
     accuracy: float
     macro_f1: float  # mean over classes, each with the same weight
-    classes: tuple[ClassScore, ...]
+    classes: tuple[ClassMetrics, ...]
 
 
-def score(verdicts: Iterable[Verdict], n_classes: int) -> Scores:
+def classification_metrics(verdicts: Iterable[Prediction], n_classes: int) -> ClassificationMetrics:
     confusion = [[0] * n_classes for _ in range(n_classes)]
     for truth, said in verdicts:
         confusion[truth][said] += 1
     classes = tuple(_of_class(confusion, kind) for kind in range(n_classes))
     right = sum(confusion[kind][kind] for kind in range(n_classes))
-    return Scores(
+    return ClassificationMetrics(
         confusion=tuple(map(tuple, confusion)),
         accuracy=_ratio(right, sum(map(sum, confusion))),
         macro_f1=sum(one.f1 for one in classes) / n_classes,
@@ -42,10 +42,12 @@ def score(verdicts: Iterable[Verdict], n_classes: int) -> Scores:
     )
 
 
-def _of_class(confusion: list[list[int]], kind: int) -> ClassScore:
+def _of_class(confusion: list[list[int]], kind: int) -> ClassMetrics:
     right = confusion[kind][kind]
     said, support = sum(row[kind] for row in confusion), sum(confusion[kind])
-    return ClassScore(_ratio(right, said), _ratio(right, support), _ratio(2 * right, said + support), support)
+    return ClassMetrics(
+        _ratio(right, said), _ratio(right, support), _ratio(2 * right, said + support), support
+    )
 
 
 def _ratio(part: int, whole: int) -> float:

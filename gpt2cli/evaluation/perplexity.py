@@ -30,7 +30,7 @@ PAPER_WIKITEXT2 = {"124M": 29.41, "355M": 22.76, "774M": 19.93, "1558M": 18.34}
 
 
 @dataclass(frozen=True)
-class Sliding:
+class SlidingWindow:
     """A window of `context` tokens that moves by `stride`; `batch` windows are computed together.
 
     A token is predicted from context - stride to context tokens before it, or all there are.
@@ -53,7 +53,9 @@ class Sliding:
             )
 
 
-def sliding_for(config: GPT2Config, context: int | None, stride: int | None, batch: int | None) -> Sliding:
+def sliding_window_for(
+    config: GPT2Config, context: int | None, stride: int | None, batch: int | None
+) -> SlidingWindow:
     """What was asked for; None is the model's whole context, half of that, and a batch that fits.
 
     Raises UsageError where the model cannot do it.
@@ -70,11 +72,11 @@ def sliding_for(config: GPT2Config, context: int | None, stride: int | None, bat
         stride = max(context // 2, 1)
     if batch is None:
         batch = max(BATCH_TOKENS // max(context, 1), 1)
-    return Sliding(context, stride, batch)
+    return SlidingWindow(context, stride, batch)
 
 
 @dataclass(frozen=True)
-class Text:
+class EncodedText:
     """A text as one tokenizer sees it. Words are what whitespace separates; bytes are UTF-8."""
 
     ids: Sequence[int]
@@ -83,7 +85,7 @@ class Text:
     n_bytes: int
 
 
-def text_for(text: str, tokenizer: Tokenizer, name: str) -> Text:
+def encode_text(text: str, tokenizer: Tokenizer, name: str) -> EncodedText:
     """Raises InputError for a text without anything to predict; `name` is how errors call it."""
     ids = tokenizer.encode(text)
     if len(ids) < 2:
@@ -92,11 +94,11 @@ def text_for(text: str, tokenizer: Tokenizer, name: str) -> Text:
             "at least 2 are needed for a figure that means anything",
             "name a longer text: --on FILE",
         )
-    return Text(ids, tokenizer.end_of_text, max(len(text.split()), 1), len(text.encode("utf-8")))
+    return EncodedText(ids, tokenizer.end_of_text, max(len(text.split()), 1), len(text.encode("utf-8")))
 
 
 @dataclass(frozen=True)
-class Scoring:
+class PerplexityProgress:
     """How far it is; the last one is the result. `nats` sums the losses of the tokens predicted so far."""
 
     nats: float
@@ -119,16 +121,18 @@ class Scoring:
     def tokens_per_second(self) -> float:
         return self.n_tokens / self.seconds
 
-    def word_perplexity(self, text: Text) -> float:
+    def word_perplexity(self, text: EncodedText) -> float:
         """A word's, of the whole text: comparable between vocabularies."""
         return _exp(self.nats / text.n_words)
 
-    def bits_per_byte(self, text: Text) -> float:
+    def bits_per_byte(self, text: EncodedText) -> float:
         """Of the whole text: comparable between vocabularies and languages."""
         return self.nats / math.log(2) / text.n_bytes
 
 
-def score(model: GPT2LMHead, text: Text, sliding: Sliding, runtime: Runtime) -> Iterator[Scoring]:
+def measure_perplexity(
+    model: GPT2LMHead, text: EncodedText, sliding: SlidingWindow, runtime: Runtime
+) -> Iterator[PerplexityProgress]:
     """Predict every token of the text once; one item a batch of windows.
 
     Losses are added up in float64. Raises DivergedError where they are not finite.
@@ -138,7 +142,7 @@ def score(model: GPT2LMHead, text: Text, sliding: Sliding, runtime: Runtime) -> 
     nats, n_tokens, started = 0.0, 0, time.perf_counter()
     for first in range(0, len(rows), sliding.batch):
         batch = rows[first : first + sliding.batch]
-        nats += _nats(model, ids, batch, runtime)
+        nats += _sum_losses(model, ids, batch, runtime)
         n_tokens += sum(window.n_scored for window in batch)
         if not math.isfinite(nats):
             raise DivergedError(
@@ -147,7 +151,7 @@ def score(model: GPT2LMHead, text: Text, sliding: Sliding, runtime: Runtime) -> 
                 "gpt2 evaluate --precision fp32, or use an earlier checkpoint",
             )
         n_windows, seconds = first + len(batch), time.perf_counter() - started
-        yield Scoring(nats, n_tokens, len(text.ids), n_windows, seconds)
+        yield PerplexityProgress(nats, n_tokens, len(text.ids), n_windows, seconds)
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Window:
     n_scored: int
 
 
-def windows(n_targets: int, sliding: Sliding) -> Iterator[Window]:
+def windows(n_targets: int, sliding: SlidingWindow) -> Iterator[Window]:
     """The windows over n_targets + 1 ids, the first of which is not a target."""
     done = 0
     while done < n_targets:
@@ -177,7 +181,7 @@ def paper_perplexity(config: GPT2Config, tokenizer: Tokenizer) -> float | None:
 
 
 @torch.no_grad()  # not inference_mode, in which autocast would round the weights again for every product
-def _nats(model: GPT2LMHead, ids: Tensor, batch: Sequence[Window], runtime: Runtime) -> float:
+def _sum_losses(model: GPT2LMHead, ids: Tensor, batch: Sequence[Window], runtime: Runtime) -> float:
     """The summed loss of the targets that count in these windows."""
     T = max(window.end - window.begin for window in batch)
     # A shorter window is filled up behind its end, where nothing of it looks.

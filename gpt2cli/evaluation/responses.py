@@ -35,18 +35,18 @@ def read_responses(path: Path, key: str | None = None) -> list[Response]:
 
 
 @contextmanager
-def appending(path: Path, key: str) -> Iterator["Appending"]:
+def open_responses(path: Path, key: str) -> Iterator["ResponseFile"]:
     """Go on with a file: what is there of this key is kept, everything else in it goes."""
     content = json_lines.read_ledger(path, _response)
     there = {response.index: response for response in content.values if response.key == key}
     if content.strays or len(there) < len(content.values):
         json_lines.rewrite(path, list(there.values()))
     with json_lines.appending(path, _response, allow=lambda content: None) as file:
-        yield Appending(file, there)
+        yield ResponseFile(file, there)
 
 
 @dataclass(frozen=True)
-class Appending:
+class ResponseFile:
     file: json_lines.Ledger[Response]
     responses: dict[int, Response]  # by index, in the order in which they were written
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from gpt2cli.errors import UsageError
 
 # Our name and theirs: single words, pairs of words, the longest common subsequence.
-MEASURES = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
+ROUGE_TYPES = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
 
 
 def rouge(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
@@ -20,11 +20,11 @@ def rouge(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     require_rouge()
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(MEASURES.values()), use_stemmer=False)
+    scorer = RougeScorer(list(ROUGE_TYPES.values()), use_stemmer=False)
     scores = [scorer.score(reference, response) for reference, response in pairs]
     return {
         ours: float(fmean(score[theirs].fmeasure for score in scores)) if scores else 0.0
-        for ours, theirs in MEASURES.items()
+        for ours, theirs in ROUGE_TYPES.items()
     }
 
 

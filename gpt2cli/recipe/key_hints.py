@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gpt2cli.errors import UsageError
-from gpt2cli.recipe.schema import RECIPES, Recipe, fields
+from gpt2cli.recipe.schema import RECIPES, Recipe, recipe_fields
 
 # What other codebases call these things, for "did you mean".
-ELSEWHERE = {
+OTHER_NAMES = {
     "learning_rate": "optim.lr",
     "max_lr": "optim.lr",
     "min_learning_rate": "optim.min_lr",
@@ -37,14 +37,14 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Keys:
+class RecipeKeys:
     """The dotted keys of one kind of recipe, in the schema's order."""
 
     kind: type[Recipe]
 
     @cached_property
     def all(self) -> list[str]:
-        return [key for key, _, _ in fields(self.kind)]
+        return [key for key, _, _ in recipe_fields(self.kind)]
 
     @cached_property
     def sections(self) -> list[str]:
@@ -75,7 +75,7 @@ class Keys:
         section, _, word = key.rpartition(".")
         known = [*self.all, *self.sections]
         own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-        elsewhere = {word: name for word, name in ELSEWHERE.items() if name in known}
+        elsewhere = {word: name for word, name in OTHER_NAMES.items() if name in known}
         every = (
             {name.rpartition(".")[2]: name for name in reversed(known)}
             | elsewhere

@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe import yaml_lines
-from gpt2cli.recipe.key_hints import Keys
-from gpt2cli.recipe.schema import RECIPES, Recipe, in_order
+from gpt2cli.recipe.key_hints import RecipeKeys
+from gpt2cli.recipe.schema import RECIPES, Recipe, in_reading_order
 from gpt2cli.recipe.yaml_lines import Document, Place, dotted
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRecipe:
     """A recipe and where each of its values came from: "FILE:LINE", "override" or "default"."""
 
     recipe: Recipe
@@ -29,26 +29,26 @@ class Loaded:
     text: str  # the file as it was read, without a byte order mark
 
 
-def load_recipe(source: str, overrides: Sequence[str] = ()) -> Loaded:
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Find, read, override and check a recipe. Overrides are "optim.lr=3e-4"; the last one wins.
 
     Raises UsageError that names the file and line, or the override; InputError where the file
     is not a readable text file.
     """
     path = find_recipe(source)
-    name = shown(path)
+    name = display_path(path)
     text = yaml_lines.read_text(path, name)
     document = yaml_lines.parse(text, name)
-    keys = Keys(RECIPES[_task_of(document, name)])
+    keys = RecipeKeys(RECIPES[_task_of(document, name)])
     values = {
         key: {} if key in keys.sections and value is None else value for key, value in document.values.items()
     }
-    overridden = _apply(overrides, values, keys)
+    overridden = _apply_overrides(overrides, values, keys)
     try:
         recipe = keys.kind.model_validate(values)
     except ValidationError as error:
-        raise _worst(error, document, name, overridden, keys) from None
-    return Loaded(recipe, _origins(document, name, overridden, keys), path, text)
+        raise _first_error(error, document, name, overridden, keys) from None
+    return LoadedRecipe(recipe, _origins(document, name, overridden, keys), path, text)
 
 
 def find_recipe(source: str) -> Path:
@@ -83,18 +83,18 @@ def shipped_recipes() -> dict[str, Path]:
 
 def read_recipe(path: Path) -> bytes:
     """The file verbatim, unchecked. Raises InputError where it is no regular file of a recipe's size."""
-    return yaml_lines.read_bytes(path, shown(path))
+    return yaml_lines.read_bytes(path, display_path(path))
 
 
-def title_of(path: Path) -> str:
+def recipe_title(path: Path) -> str:
     """The first comment line of a recipe: what it is, in one line."""
-    for line in yaml_lines.read_text(path, shown(path)).splitlines():
+    for line in yaml_lines.read_text(path, display_path(path)).splitlines():
         if title := line.lstrip("# \t").rstrip():
             return title if line.startswith("#") else ""
     return ""
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """The path as a person would type it: relative where it lies below the working directory."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
@@ -103,13 +103,13 @@ def shown(path: Path) -> str:
 def dump_recipe(recipe: Recipe) -> str:
     """YAML with every value of the recipe; `load_recipe` reads it back to an equal one."""
     lines = [f"# Every value of one run, defaults included. `gpt2 {recipe.task} THIS_FILE` repeats it."]
-    for key, value in in_order(recipe.model_dump()).items():
+    for key, value in in_reading_order(recipe.model_dump()).items():
         if isinstance(value, dict):
             lines.append(f"{key}:")
             # None means "not given": model.size next to n_layer would be a contradiction.
-            lines += [f"  {name}: {_written(part)}" for name, part in value.items() if part is not None]
+            lines += [f"  {name}: {_to_yaml(part)}" for name, part in value.items() if part is not None]
         else:
-            lines.append(f"{key}: {_written(value)}")
+            lines.append(f"{key}: {_to_yaml(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -129,12 +129,12 @@ def _task_of(document: Document, name: str) -> str:
     near = difflib.get_close_matches(str(task), RECIPES, 1, 0.5)
     raise UsageError(
         f"{name}:{document.line_of(('task',))} task: must be {must}",
-        _short(task),
+        _quote_value(task),
         f"did you mean {near[0]}?" if near else "",
     )
 
 
-def _apply(overrides: Sequence[str], values: dict[str, Any], keys: Keys) -> dict[Place, str]:
+def _apply_overrides(overrides: Sequence[str], values: dict[str, Any], keys: RecipeKeys) -> dict[Place, str]:
     """Put each override into `values`; returns the places and the text that set them."""
     places: dict[Place, str] = {}
     for override in overrides:
@@ -159,8 +159,8 @@ def _apply(overrides: Sequence[str], values: dict[str, Any], keys: Keys) -> dict
     return places
 
 
-def _worst(
-    error: ValidationError, document: Document, name: str, overridden: dict[Place, str], keys: Keys
+def _first_error(
+    error: ValidationError, document: Document, name: str, overridden: dict[Place, str], keys: RecipeKeys
 ) -> UsageError:
     """The problem to tell: an unknown key first, since a missing one often is its shadow; then by line."""
     problems = []
@@ -174,7 +174,7 @@ def _worst(
             continue
         say = _MESSAGES.get(entry["type"])
         what = say(context) if say else entry["msg"]
-        got = "" if entry["type"] in ("missing", "recipe") else _short(entry["input"])
+        got = "" if entry["type"] in ("missing", "recipe") else _quote_value(entry["input"])
         problems.append((1, line, UsageError(f"{where}: {what}", got, context.get("fix", ""))))
     return min(problems, key=lambda problem: problem[:2])[2]
 
@@ -201,12 +201,12 @@ _MESSAGES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def _short(value: Any) -> str:
+def _quote_value(value: Any) -> str:
     text = "empty" if value is None else repr(value)
     return f"it is {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def _origins(document: Document, name: str, overridden: dict[Place, str], keys: Keys) -> dict[str, str]:
+def _origins(document: Document, name: str, overridden: dict[Place, str], keys: RecipeKeys) -> dict[str, str]:
     def origin(place: Place) -> str:
         if place in overridden:
             return "override"
@@ -215,14 +215,14 @@ def _origins(document: Document, name: str, overridden: dict[Place, str], keys: 
     return {key: origin(tuple(key.split("."))) for key in keys.all}
 
 
-def _written(value: Any) -> str:
+def _to_yaml(value: Any) -> str:
     """A value as YAML that means the same to our reader and to any other."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"[{', '.join(_written(item) for item in value)}]"
+        return f"[{', '.join(_to_yaml(item) for item in value)}]"
     if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else _quoted(value)
+        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else _quote(value)
     return repr(value)
 
 
@@ -230,11 +230,11 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # not text to every reader
 
 
-def _quoted(text: str) -> str:
-    return '"' + "".join(_escaped(char) for char in text) + '"'
+def _quote(text: str) -> str:
+    return '"' + "".join(_escape(char) for char in text) + '"'
 
 
-def _escaped(char: str) -> str:
+def _escape(char: str) -> str:
     if char in '"\\':
         return "\\" + char
     if char.isprintable():

@@ -12,39 +12,41 @@ from pydantic_core import PydanticCustomError
 from gpt2cli.model.config import PRESETS, GPT2Config
 
 
-def _text(value: str) -> str:
+def _require_unicode(value: str) -> str:
     """Lone surrogates cannot be tokenised or stored, and no path holds a NUL."""
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
         raise PydanticCustomError("not_text", "must be Unicode text without NUL")
     return value
 
 
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]  # 0 switches the thing off
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, AfterValidator(_text)]
-Word = Annotated[Text, Field(min_length=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]  # 0 switches the thing off
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+UnicodeText = Annotated[str, AfterValidator(_require_unicode)]
+NonEmptyText = Annotated[UnicodeText, Field(min_length=1)]
 
 
-class Section(BaseModel):
+class RecipeSection(BaseModel):
     """Strict: text is not a number, true is not 1, 4.0 is not 4. Frozen once it is checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Data(Section):
+class DataConfig(RecipeSection):
     """What is read."""
 
-    source: Word = Field(description="a corpus by name, a text file, or a folder that gpt2 prepare made")
+    source: NonEmptyText = Field(
+        description="a corpus by name, a text file, or a folder that gpt2 prepare made"
+    )
     tokenizer: Literal["gpt2", "chars"] = Field(
         default="gpt2", description="byte pairs of GPT-2, or single characters"
     )
-    validation: Share = Field(default=0.1, description="share that is held out")
+    validation: Fraction = Field(default=0.1, description="share that is held out")
     # Strict mode would refuse YAML's list for a tuple; its items stay strict.
-    text_fields: Annotated[tuple[Word, ...], Field(strict=False, min_length=1)] = Field(
+    text_fields: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=1)] = Field(
         default=("text",), description="fields of JSON lines and parquet that hold the text"
     )
     bundled: bool = Field(
@@ -52,18 +54,20 @@ class Data(Section):
     )
 
 
-class Model(Section):
+class ModelConfig(RecipeSection):
     """What is built: a size by name, or its three numbers."""
 
     size: str | None = Field(default=None, description="124M, 355M, 774M or 1558M; instead of the next three")
-    n_layer: Count | None = Field(default=None, description="transformer blocks")
-    n_head: Count | None = Field(default=None, description="attention heads a block; must divide n_embd")
-    n_embd: Count | None = Field(default=None, description="channels of the residual stream")
-    n_inner: Count | None = Field(
+    n_layer: PositiveInt | None = Field(default=None, description="transformer blocks")
+    n_head: PositiveInt | None = Field(
+        default=None, description="attention heads a block; must divide n_embd"
+    )
+    n_embd: PositiveInt | None = Field(default=None, description="channels of the residual stream")
+    n_inner: PositiveInt | None = Field(
         default=None, description="width of the MLP; 4 * n_embd where it is not given"
     )
     context: Annotated[int, Field(ge=2)] = Field(default=1024, description="tokens the model sees at once")
-    dropout: Beta = Field(default=0.0, description="dropout rate in training")
+    dropout: Probability = Field(default=0.0, description="dropout rate in training")
 
     def config(self, vocab_size: int) -> GPT2Config:
         """The model's numbers for a vocabulary; its learned positions end at `context`."""
@@ -84,56 +88,60 @@ class Model(Section):
         )
 
     @model_validator(mode="after")
-    def _one_description(self) -> "Model":
+    def _one_description(self) -> "ModelConfig":
         numbers = {"n_layer": self.n_layer, "n_head": self.n_head, "n_embd": self.n_embd}
         given = [name for name, value in numbers.items() if value is not None]
         missing = [name for name, value in numbers.items() if value is None]
         if self.size is not None:
             if self.size not in PRESETS:
-                raise _problem(
-                    "size", f"must be {_either(list(PRESETS))}", "or n_layer, n_head and n_embd instead"
+                raise _field_error(
+                    "size", f"must be {_join_with_or(list(PRESETS))}", "or n_layer, n_head and n_embd instead"
                 )
             if given:
-                raise _problem(
+                raise _field_error(
                     given[0], "size gives this number already", f"model.size=null, or no model.{given[0]}"
                 )
         elif not given:
-            raise _problem("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
+            raise _field_error("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
         elif missing:
-            raise _problem(
+            raise _field_error(
                 missing[0], "is missing", "without a size all of n_layer, n_head, n_embd are needed"
             )
         elif self.n_embd and self.n_head and self.n_embd % self.n_head:
-            raise _problem("n_head", f"must divide n_embd ({self.n_embd})", "each head takes an equal share")
+            raise _field_error(
+                "n_head", f"must divide n_embd ({self.n_embd})", "each head takes an equal share"
+            )
         return self
 
 
-class Batch(Section):
+class BatchConfig(RecipeSection):
     """How many sequences make a step: micro_batch * accumulation."""
 
-    micro_batch: Count = Field(default=8, description="sequences that go through the model at once")
-    accumulation: Count = Field(default=1, description="micro batches whose gradients make one step")
+    micro_batch: PositiveInt = Field(default=8, description="sequences that go through the model at once")
+    accumulation: PositiveInt = Field(default=1, description="micro batches whose gradients make one step")
 
 
-class Optim(Section):
+class OptimConfig(RecipeSection):
     """AdamW, its schedule and its clipping."""
 
-    steps: Count = Field(description="optimizer steps of the whole run")
-    lr: Positive = Field(default=6e-4, description="highest learning rate, reached after the warmup")
-    min_lr: NotNegative = Field(default=0.0, description="learning rate at the end of the cosine")
-    warmup_steps: CountOrNone = Field(default=0, description="steps of linear warmup")
-    weight_decay: NotNegative = Field(default=0.1, description="decay of matrices; vectors have none")
-    beta1: Beta = Field(default=0.9, description="AdamW's memory of the gradient")
-    beta2: Beta = Field(default=0.95, description="AdamW's memory of its square")
-    eps: Positive = Field(default=1e-8, description="AdamW's guard against division by zero")
-    clip: NotNegative = Field(default=1.0, description="largest gradient norm; 0 does not clip")
+    steps: PositiveInt = Field(description="optimizer steps of the whole run")
+    lr: PositiveFloat = Field(default=6e-4, description="highest learning rate, reached after the warmup")
+    min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the cosine")
+    warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warmup")
+    weight_decay: NonNegativeFloat = Field(default=0.1, description="decay of matrices; vectors have none")
+    beta1: Probability = Field(default=0.9, description="AdamW's memory of the gradient")
+    beta2: Probability = Field(default=0.95, description="AdamW's memory of its square")
+    eps: PositiveFloat = Field(default=1e-8, description="AdamW's guard against division by zero")
+    clip: NonNegativeFloat = Field(default=1.0, description="largest gradient norm; 0 does not clip")
 
     @model_validator(mode="after")
-    def _in_order(self) -> "Optim":
+    def _in_order(self) -> "OptimConfig":
         if self.min_lr > self.lr:
-            raise _problem("min_lr", f"must be <= optim.lr ({self.lr:g})", f"optim.min_lr={self.lr / 10:g}")
+            raise _field_error(
+                "min_lr", f"must be <= optim.lr ({self.lr:g})", f"optim.min_lr={self.lr / 10:g}"
+            )
         if self.warmup_steps > self.steps:
-            raise _problem(
+            raise _field_error(
                 "warmup_steps",
                 f"must be <= optim.steps ({self.steps})",
                 f"optim.warmup_steps={self.steps // 10}",
@@ -141,39 +149,43 @@ class Optim(Section):
         return self
 
 
-class Eval(Section):
+class EvalConfig(RecipeSection):
     """How often the held-out text is looked at, and the sample that is written then."""
 
-    every: Count = Field(default=100, description="steps between evaluations")
-    batches: Count = Field(default=20, description="validation batches an evaluation")
-    patience: CountOrNone = Field(
+    every: PositiveInt = Field(default=100, description="steps between evaluations")
+    batches: PositiveInt = Field(default=20, description="validation batches an evaluation")
+    patience: NonNegativeInt = Field(
         default=0, description="evaluations without a better loss before stopping; 0 never stops"
     )
-    prompt: Text = Field(default="", description="what the sample begins with")
-    sample_tokens: CountOrNone = Field(default=40, description="tokens of the sample; 0 writes none")
-    temperature: NotNegative = Field(default=0.8, description="of the sample; 0 takes the likeliest token")
-    top_k: CountOrNone = Field(
+    prompt: UnicodeText = Field(default="", description="what the sample begins with")
+    sample_tokens: NonNegativeInt = Field(default=40, description="tokens of the sample; 0 writes none")
+    temperature: NonNegativeFloat = Field(
+        default=0.8, description="of the sample; 0 takes the likeliest token"
+    )
+    top_k: NonNegativeInt = Field(
         default=40, description="likeliest tokens the sample draws from; 0 is all of them"
     )
 
 
-class Log(Section):
+class LogConfig(RecipeSection):
     """What is told."""
 
-    every: Count = Field(default=1, description="steps between lines")
+    every: PositiveInt = Field(default=1, description="steps between lines")
     tensorboard: bool = Field(default=False, description="whether TensorBoard event files are written too")
 
 
-class Checkpoint(Section):
+class CheckpointConfig(RecipeSection):
     """When the model is saved."""
 
-    every: CountOrNone = Field(
+    every: NonNegativeInt = Field(
         default=0, description="steps between saves; 0 saves at evaluations and at the end"
     )
-    keep: Count = Field(default=2, description="newest checkpoints to keep; best and last are kept besides")
+    keep: PositiveInt = Field(
+        default=2, description="newest checkpoints to keep; best and last are kept besides"
+    )
 
 
-class Run(Section):
+class RunConfig(RecipeSection):
     """The machine. None of this changes what is learned, but for rounding."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
@@ -181,34 +193,36 @@ class Run(Section):
         default="auto", description="numbers of the products"
     )
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether torch.compile is used")
-    threads: CountOrNone = Field(default=0, description="CPU threads; 0 takes all cores")
+    threads: NonNegativeInt = Field(default=0, description="CPU threads; 0 takes all cores")
     attention: Literal["auto", "sdpa", "formula", "blocks"] = Field(
         default="auto", description="torch's fused kernel, it written out, that in blocks, or the fastest"
     )
     recompute: Literal["on", "off"] = Field(
         default="off", description="whether backward runs each block again: less memory, more time"
     )
-    max_bad_steps: CountOrNone = Field(
+    max_bad_steps: NonNegativeInt = Field(
         default=10, description="non-finite steps in a row before the run stops"
     )
 
 
-class ClassifyData(Section):
+class ClassifyDataConfig(RecipeSection):
     """Labelled texts, and how they are split."""
 
-    source: Word = Field(description="sms-spam, or a CSV, TSV or JSONL file with a text and a label a row")
-    text: Word = Field(default="text", description="column or field that holds the text")
-    label: Word = Field(default="label", description="column or field that holds the class")
-    columns: Annotated[tuple[Word, ...], Field(strict=False, min_length=2)] | None = Field(
+    source: NonEmptyText = Field(
+        description="sms-spam, or a CSV, TSV or JSONL file with a text and a label a row"
+    )
+    text: NonEmptyText = Field(default="text", description="column or field that holds the text")
+    label: NonEmptyText = Field(default="label", description="column or field that holds the class")
+    columns: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=2)] | None = Field(
         default=None,
         description="names of all columns of a CSV or TSV file without a row of names; null: the first row",
     )
-    validation: Share = Field(default=0.1, description="share kept to choose the best checkpoint")
-    test: Share = Field(default=0.2, description="share kept for the report at the end")
+    validation: Fraction = Field(default=0.1, description="share kept to choose the best checkpoint")
+    test: Fraction = Field(default=0.2, description="share kept for the report at the end")
     balance: Literal["none", "undersample", "weights"] = Field(
         default="none", description="leave out rows of the larger classes, or weigh the smaller ones more"
     )
-    max_tokens: CountOrNone = Field(
+    max_tokens: NonNegativeInt = Field(
         default=0, description="longer texts are cut there; 0 is the model's context"
     )
     bundled: bool = Field(
@@ -216,34 +230,38 @@ class ClassifyData(Section):
     )
 
     @model_validator(mode="after")
-    def _both_columns(self) -> "ClassifyData":
+    def _both_columns(self) -> "ClassifyDataConfig":
         if self.columns is None:
             return self
         for name in (self.text, self.label):
             if name not in self.columns:
-                raise _problem("columns", f"lacks {name!r}", f"data.columns='[{self.label}, {self.text}]'")
+                raise _field_error(
+                    "columns", f"lacks {name!r}", f"data.columns='[{self.label}, {self.text}]'"
+                )
         if len(set(self.columns)) < len(self.columns):
-            raise _problem("columns", "has a name twice", "data.columns='[label, text]'")
+            raise _field_error("columns", "has a name twice", "data.columns='[label, text]'")
         return self
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> "ClassifyData":
+    def _something_to_train_on(self) -> "ClassifyDataConfig":
         if self.validation + self.test >= 1:
-            raise _problem("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
+            raise _field_error("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
         return self
 
 
-class InstructData(Section):
+class InstructDataConfig(RecipeSection):
     """Instructions with their answers, or conversations, and how they are split."""
 
-    source: Word = Field(description="instructions, summaries, or a JSON or JSONL file of records")
-    instruction: Word = Field(default="instruction", description="field with what is to be done")
-    input: Word = Field(default="input", description="field with what it is to be done to; may be missing")
-    output: Word = Field(default="output", description="field with the answer to learn")
-    task: Text = Field(default="", description="instruction for records that have none of their own")
-    validation: Share = Field(default=0.05, description="share kept to choose the best checkpoint")
-    test: Share = Field(default=0.1, description="share that is answered at the end")
-    max_tokens: CountOrNone = Field(
+    source: NonEmptyText = Field(description="instructions, summaries, or a JSON or JSONL file of records")
+    instruction: NonEmptyText = Field(default="instruction", description="field with what is to be done")
+    input: NonEmptyText = Field(
+        default="input", description="field with what it is to be done to; may be missing"
+    )
+    output: NonEmptyText = Field(default="output", description="field with the answer to learn")
+    task: UnicodeText = Field(default="", description="instruction for records that have none of their own")
+    validation: Fraction = Field(default=0.05, description="share kept to choose the best checkpoint")
+    test: Fraction = Field(default=0.1, description="share that is answered at the end")
+    max_tokens: NonNegativeInt = Field(
         default=0, description="longer records are cut there; 0 is the model's context"
     )
     bundled: bool = Field(
@@ -251,92 +269,96 @@ class InstructData(Section):
     )
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> "InstructData":
+    def _something_to_train_on(self) -> "InstructDataConfig":
         if self.validation + self.test >= 1:
-            raise _problem("test", "leaves nothing to train on", "data.validation=0.05 data.test=0.1")
+            raise _field_error("test", "leaves nothing to train on", "data.validation=0.05 data.test=0.1")
         return self
 
 
-class Lora(Section):
+class LoraConfig(RecipeSection):
     """Low-rank adapters (Hu et al. 2021), for train: lora."""
 
-    rank: Count = Field(default=8, description="rank of each adapter")
-    alpha: Positive = Field(default=16.0, description="adapters are scaled by alpha / rank")
-    dropout: Beta = Field(default=0.0, description="dropout rate of what enters an adapter")
+    rank: PositiveInt = Field(default=8, description="rank of each adapter")
+    alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by alpha / rank")
+    dropout: Probability = Field(default=0.0, description="dropout rate of what enters an adapter")
     targets: Annotated[tuple[Literal["c_attn", "c_proj", "c_fc"], ...], Field(strict=False, min_length=1)] = (
         Field(default=("c_attn",), description="which matrices get one; c_proj is attention's and the MLP's")
     )
 
 
-class ClassifyEval(Section):
+class ClassifyEvalConfig(RecipeSection):
     """How often the validation split is looked at; always all of it."""
 
-    every: Count = Field(default=50, description="steps between evaluations")
-    patience: CountOrNone = Field(
+    every: PositiveInt = Field(default=50, description="steps between evaluations")
+    patience: NonNegativeInt = Field(
         default=0, description="evaluations without a better loss before stopping; 0 never stops"
     )
 
 
-class InstructEval(ClassifyEval):
+class InstructEvalConfig(ClassifyEvalConfig):
     """How often the validation split is looked at, and how the test split is answered at the end."""
 
-    max_new_tokens: Count = Field(default=256, description="longest answer")
-    temperature: NotNegative = Field(default=0.0, description="of the answers; 0 takes the likeliest token")
+    max_new_tokens: PositiveInt = Field(default=256, description="longest answer")
+    temperature: NonNegativeFloat = Field(
+        default=0.0, description="of the answers; 0 takes the likeliest token"
+    )
     rouge: bool = Field(default=False, description="whether ROUGE-1, 2 and L of the answers are computed")
 
 
-class Common(Section):
+class CommonRecipe(RecipeSection):
     """What every recipe says besides its own."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=1337, description="fixes weights, batches and dropout"
     )
-    batch: Batch = Batch()
-    optim: Optim
-    log: Log = Log()
-    checkpoint: Checkpoint = Checkpoint()
-    run: Run = Run()
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    run: RunConfig = RunConfig()
 
 
-class PretrainRecipe(Common):
+class PretrainRecipe(CommonRecipe):
     """A language model from random weights."""
 
     task: Literal["pretrain"] = Field(description="what the recipe is for")
-    data: Data
-    model: Model
-    eval: Eval = Eval()
+    data: DataConfig
+    model: ModelConfig
+    eval: EvalConfig = EvalConfig()
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch.micro_batch * self.batch.accumulation * self.model.context
 
 
-class Finetune(Common):
+class FinetuneRecipe(CommonRecipe):
     """What both ways of teaching a trained model have in common."""
 
-    init: Word = Field(description="124M and the like, newest, a run, a folder, or scratch: random weights")
+    init: NonEmptyText = Field(
+        description="124M and the like, newest, a run, a folder, or scratch: random weights"
+    )
     # Its numbers count for init: scratch alone, its dropout always.
-    model: Model = Model(size="124M")
-    lora: Lora = Lora()
+    model: ModelConfig = ModelConfig(size="124M")
+    lora: LoraConfig = LoraConfig()
 
 
-class ClassifyRecipe(Finetune):
+class ClassifyRecipe(FinetuneRecipe):
     """A classifier of texts from a language model."""
 
     task: Literal["finetune-classify"] = Field(description="what the recipe is for")
-    data: ClassifyData
+    data: ClassifyDataConfig
     train: Literal["head", "last-block", "all", "lora"] = Field(
         default="last-block",
         description="what learns: the new head; it, the last block and the final LayerNorm; all; adapters",
     )
-    eval: ClassifyEval = ClassifyEval()
+    eval: ClassifyEvalConfig = ClassifyEvalConfig()
 
 
-class InstructRecipe(Finetune):
+class InstructRecipe(FinetuneRecipe):
     """An assistant from a language model."""
 
     task: Literal["finetune-instruct"] = Field(description="what the recipe is for")
-    data: InstructData
+    data: InstructDataConfig
     train: Literal["all", "lora"] = Field(default="all", description="what learns: all weights, or adapters")
     template: Literal["alpaca", "chat"] = Field(
         default="alpaca", description="how a record becomes one text; stored with the model"
@@ -345,7 +367,7 @@ class InstructRecipe(Finetune):
     packing: bool = Field(
         default=False, description="whether short records share a row, each seeing only itself"
     )
-    eval: InstructEval = InstructEval()
+    eval: InstructEvalConfig = InstructEvalConfig()
 
 
 _ORDER = (
@@ -360,25 +382,25 @@ RECIPES: dict[str, type[PretrainRecipe] | type[ClassifyRecipe] | type[InstructRe
 }
 
 
-def fields(recipe: type[Section]) -> Iterator[tuple[str, str, Any]]:
+def recipe_fields(recipe: type[RecipeSection]) -> Iterator[tuple[str, str, Any]]:
     """(dotted key, description, default) of every field in order; a required one has Ellipsis."""
-    for name, info in in_order(recipe.model_fields).items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            for key, description, default in fields(info.annotation):
+    for name, info in in_reading_order(recipe.model_fields).items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, RecipeSection):
+            for key, description, default in recipe_fields(info.annotation):
                 yield f"{name}.{key}", description, default
         else:
             yield name, info.description or "", ... if info.is_required() else info.default
 
 
-def in_order(values: dict[str, Any]) -> dict[str, Any]:
+def in_reading_order(values: dict[str, Any]) -> dict[str, Any]:
     """Keys of a recipe in the order in which it is read: what it is for, on what, how, where."""
     return {name: values[name] for name in _ORDER if name in values} | values
 
 
-def _problem(field: str, must: str, fix: str) -> PydanticCustomError:
+def _field_error(field: str, must: str, fix: str) -> PydanticCustomError:
     """An error of a whole section that belongs to one of its fields; the loader puts it there."""
     return PydanticCustomError("recipe", "{must}", {"field": field, "must": must, "fix": fix})
 
 
-def _either(words: list[str]) -> str:
+def _join_with_or(words: list[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"

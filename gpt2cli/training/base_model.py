@@ -11,7 +11,7 @@ from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.recipe.schema import Finetune
+from gpt2cli.recipe.schema import FinetuneRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.files import load_tokenizer
@@ -20,7 +20,7 @@ SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
-class Start:
+class FinetuneBase:
     """A language model to begin with. Its weights are read when `model` is called."""
 
     config: GPT2Config
@@ -46,13 +46,13 @@ class Start:
         return load_model(self.folder, attention=attention, dropout=self.config.dropout).model
 
 
-def find_start(recipe: Finetune) -> Start:
+def find_base(recipe: FinetuneRecipe) -> FinetuneBase:
     """What `recipe.init` means. Raises InputError, with the ways there are, where it is not here."""
     dropout = recipe.model.dropout
     if recipe.init == SCRATCH:
-        return Start(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)
+        return FinetuneBase(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)
     try:
-        folder = newest_start() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
+        folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
         config, tokenizer = read_config(folder), load_tokenizer(folder)
     except InputError as error:
         raise InputError(
@@ -60,10 +60,10 @@ def find_start(recipe: Finetune) -> Start:
             error.why,
             f"{error.fix}; or begin with a model of yours: init=newest, init=runs/NAME; or init={SCRATCH}",
         ) from None
-    return Start(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
+    return FinetuneBase(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
 
 
-def newest_start() -> Path:
+def newest_base() -> Path:
     """The newest whole language model: a classifier or an adapter is nothing to begin with.
 
     Raises InputError where there is none.

@@ -15,16 +15,22 @@ from torch import Tensor
 from gpt2cli.checkpoints.classifier import load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import read_manifest, require_exactly
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gpt2cli.data.labelled_texts import ClassifySplits, Examples, by_length, class_weights, padded
+from gpt2cli.data.labelled_texts import (
+    ClassifySplits,
+    LabelledExamples,
+    batches_by_length,
+    class_weights,
+    pad_right,
+)
 from gpt2cli.data.windows import first_sample
-from gpt2cli.evaluation.classes import Verdict, score
+from gpt2cli.evaluation.classes import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.training.base_model import Start
+from gpt2cli.training.base_model import FinetuneBase
 from gpt2cli.training.task import RANK, WORLD, Batch
-from gpt2cli.training.train_state import Identity
+from gpt2cli.training.train_state import RunIdentity
 
 ADAPTERS = "adapters.safetensors"  # beside the merged weights of train: lora, what a resume goes on with
 
@@ -37,12 +43,12 @@ class ClassifyBatch(Batch):
 
 
 @dataclass(frozen=True)
-class Classification:
+class ClassifyTask:
     """Predict the class of a text from the hidden state of its last token."""
 
     recipe: ClassifyRecipe
     data: ClassifySplits
-    start: Start
+    start: FinetuneBase
 
     @cached_property
     def config(self) -> GPT2Config:
@@ -84,9 +90,9 @@ class Classification:
             return None
         return class_weights(self.data.train.classes, len(self.data.labels))
 
-    def identity(self) -> Identity:
+    def identity(self) -> RunIdentity:
         lora, learning = self.recipe.lora, self.recipe.train
-        facts: Identity = {
+        facts: RunIdentity = {
             "init": self.start.sha256[:16],
             "data": self.data.digest[:16],
             "labels": ", ".join(self.data.labels),
@@ -146,13 +152,13 @@ class Classification:
             accumulation=batch.accumulation,
         )
         places = [divmod(sample, n) for sample in range(first, first + batch.micro_batch)]
-        rows = [int(_order(self.recipe.seed, epoch, n)[position]) for epoch, position in places]
+        rows = [int(_epoch_order(self.recipe.seed, epoch, n)[position]) for epoch, position in places]
         return self._batch(self.data.train, rows)
 
     def evaluation_batches(self) -> Iterator[ClassifyBatch]:
         """The whole validation split, texts of like length together."""
         validation, n_rows = self.data.validation, self.recipe.batch.micro_batch
-        for rows in by_length(validation.ids, n_rows, n_rows * self.config.n_positions):
+        for rows in batches_by_length(validation.ids, n_rows, n_rows * self.config.n_positions):
             yield self._batch(validation, rows)
 
     def n_targets(self, batch: ClassifyBatch) -> int:
@@ -163,21 +169,21 @@ class Classification:
 
     def judge(
         self, model: GPT2Classifier, batch: ClassifyBatch, dtype: torch.dtype
-    ) -> tuple[Tensor, list[Verdict]]:
+    ) -> tuple[Tensor, list[Prediction]]:
         logits = model(batch.input_ids, batch.lengths)  # (B, K)
         said = logits.argmax(dim=-1).tolist()
         return self._loss_sum(logits, batch), list(zip(batch.targets.tolist(), said, strict=True))
 
-    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
-        scores = score(verdicts, len(self.data.labels))
+    def measures(self, verdicts: list[Prediction]) -> dict[str, float]:
+        scores = classification_metrics(verdicts, len(self.data.labels))
         return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
 
     def _loss_sum(self, logits: Tensor, batch: ClassifyBatch) -> Tensor:
         weight = torch.tensor(self._weights, device=logits.device) if self._weights else None
         return F.cross_entropy(logits.float(), batch.targets, weight=weight, reduction="sum")
 
-    def _batch(self, examples: Examples, rows: list[int]) -> ClassifyBatch:
-        input_ids, lengths = padded([examples.ids[i] for i in rows], self.tokenizer.end_of_text)
+    def _batch(self, examples: LabelledExamples, rows: list[int]) -> ClassifyBatch:
+        input_ids, lengths = pad_right([examples.ids[i] for i in rows], self.tokenizer.end_of_text)
         return ClassifyBatch(input_ids, torch.tensor([examples.classes[i] for i in rows]), lengths)
 
     def _choose_what_learns(self, model: GPT2Classifier) -> None:
@@ -204,5 +210,5 @@ class Classification:
 
 
 @lru_cache(maxsize=2)  # a batch may touch two epochs
-def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+def _epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)

@@ -76,7 +76,7 @@ class Stopped:
 Event = StepDone | StepSkipped | SpikeSeen | EvalDone | CheckpointSaved | Stopped
 
 
-def as_record(event: Event) -> dict[str, Any]:
+def to_json(event: Event) -> dict[str, Any]:
     """The event as one JSON object, its kind first: a line of metrics.jsonl."""
     record = {"event": type(event).__name__, **asdict(event)}
     # JSON has no NaN or infinity; null says "not a number" to every reader. A path is stored by name.

@@ -17,7 +17,7 @@ from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.files import open_regular
 from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.recipe import yaml_lines
-from gpt2cli.training.train_state import FACTS
+from gpt2cli.training.train_state import STATE
 
 RUN_RECORD = "run.json"
 LARGEST = 1 << 24  # bytes of a record; ours have some thousand
@@ -55,7 +55,7 @@ class Lineage:
     problems: tuple[str, ...]  # files that are there and cannot be read, a sentence each
 
 
-def trace(folder: Path) -> Lineage:
+def read_lineage(folder: Path) -> Lineage:
     """Gather what is known of the model in `folder`."""
     problems: list[str] = []
     above = folder.resolve().parent
@@ -65,7 +65,7 @@ def trace(folder: Path) -> Lineage:
     sessions, files, notes = record.get("sessions"), _at(receipt, "source.files"), receipt.get("notes")
     return Lineage(
         recipe=_read_recipe(folder / RECIPE, problems),
-        progress=_pick(_read_json(folder / FACTS, problems), _PROGRESS),
+        progress=_pick(_read_json(folder / STATE, problems), _PROGRESS),
         run=run,
         sessions=tuple(_pick(s, _SESSION) for s in sessions) if isinstance(sessions, list) else (),
         conversion=_pick(receipt, _CONVERSION),

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from gpt2cli.errors import DivergedError
-from gpt2cli.evaluation.classes import Verdict
+from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import Runtime
+from gpt2cli.training.estimate import utilisation
 from gpt2cli.training.events import (
     CheckpointSaved,
     EvalDone,
@@ -27,20 +28,18 @@ from gpt2cli.training.events import (
     StepSkipped,
     Stopped,
 )
-from gpt2cli.training.optim import learning_rate
-from gpt2cli.training.optimizer_step import Learner
-from gpt2cli.training.task import RANK, Task
+from gpt2cli.training.optimizer_step import OptimizerStep, learning_rate
+from gpt2cli.training.task import RANK, TrainingTask
 from gpt2cli.training.torch_compile import uncompiled
-from gpt2cli.training.train_state import RECENT, Progress
-from gpt2cli.training.utilisation import utilisation
+from gpt2cli.training.train_state import RECENT_LOSSES, TrainState
 
 SPIKE = 5.0  # times the median of the recent losses
 
 
 def train(
-    learner: Learner,
-    task: Task,
-    progress: Progress,
+    learner: OptimizerStep,
+    task: TrainingTask,
+    progress: TrainState,
     recipe: Recipe,
     runtime: Runtime,
     *,
@@ -80,7 +79,7 @@ def train(
             yield Stopped(step, "finished" if at_end else "patience")
             return
 
-        event = take_step(learner, task, progress, recipe, runtime)
+        event = train_step(learner, task, progress, recipe, runtime)
         yield event
         if isinstance(event, StepSkipped):
             if event.n_skipped > event.limit:
@@ -91,14 +90,14 @@ def train(
                     f"loss {event.loss:g}, gradient norm {event.grad_norm:g}; finite weights are saved",
                     f"resume with a smaller rate: --resume optim.lr={recipe.optim.lr / 3:.2g}",
                 )
-        elif spike := _watch(progress, event):
+        elif spike := _detect_spike(progress, event):
             yield spike
 
 
-def take_step(
-    learner: Learner,
-    task: Task,
-    progress: Progress,
+def train_step(
+    learner: OptimizerStep,
+    task: TrainingTask,
+    progress: TrainState,
     recipe: Recipe,
     runtime: Runtime,
 ) -> StepDone | StepSkipped:
@@ -142,13 +141,13 @@ def take_step(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, task: Task, progress: Progress, runtime: Runtime, stop: Callable[[], int]
+    model: nn.Module, task: TrainingTask, progress: TrainState, runtime: Runtime, stop: Callable[[], int]
 ) -> EvalDone | None:
     """Mean loss over the validation batches, noted in `progress`; None where a signal came first."""
     started = time.perf_counter()
     model.eval()
     total, n_targets = 0.0, 0
-    verdicts: list[Verdict] = []
+    verdicts: list[Prediction] = []
     with uncompiled():
         for batch in task.evaluation_batches():
             if stop():
@@ -179,18 +178,18 @@ def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _save(progress: Progress, save: Callable[[], Path]) -> CheckpointSaved:
+def _save(progress: TrainState, save: Callable[[], Path]) -> CheckpointSaved:
     started = time.perf_counter()
     path = save()
     is_best = progress.best_step == progress.step
     return CheckpointSaved(progress.step, path, is_best, time.perf_counter() - started)
 
 
-def _watch(progress: Progress, event: StepDone) -> SpikeSeen | None:
+def _detect_spike(progress: TrainState, event: StepDone) -> SpikeSeen | None:
     """Notice a loss far above what is usual, once for each climb."""
     recent = progress.recent_losses
     typical = statistics.median(recent) if len(recent) >= 8 else math.inf
     was_in_spike, progress.in_spike = progress.in_spike, event.loss > SPIKE * typical
     if not progress.in_spike:  # a spike must not become what is usual
-        progress.recent_losses = [*recent, event.loss][-RECENT:]
+        progress.recent_losses = [*recent, event.loss][-RECENT_LOSSES:]
     return SpikeSeen(event.step, event.loss, typical) if progress.in_spike and not was_in_spike else None

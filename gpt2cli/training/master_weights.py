@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2cli.training.optim import clip_gradients, gradient_norm
-from gpt2cli.training.optimizer_step import Learner
+from gpt2cli.training.optimizer_step import OptimizerStep, clip_gradients, gradient_norm
 
 
-class CopyLearner(Learner):
+class MasterWeightsStep(OptimizerStep):
     """Learns through a twin of the model in which the weight of each nn.Linear is a bf16 copy.
 
     The twin shares all else with the model: vectors, embeddings, adapters. Its forward belongs
@@ -26,7 +25,7 @@ class CopyLearner(Learner):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-        copies: dict[Tensor, nn.Parameter] = {weight: _copy_of(weight) for weight in weights}
+        copies: dict[Tensor, nn.Parameter] = {weight: _bf16_copy(weight) for weight in weights}
         twin = deepcopy(model, {id(p): copies.get(p, p) for p in model.parameters()})
         super().__init__(twin, optimizer, torch.amp.GradScaler("cpu", enabled=False))
         self._copies = {master: copy for master, copy in copies.items() if master.requires_grad}
@@ -61,7 +60,7 @@ class CopyLearner(Learner):
                 if master in self._copies:
                     state, gradient = self._state(master), self._gradients[master]
                     state["step"] += 1
-                    factors = _factors(group, float(state["step"]), shrink)
+                    factors = _update_factors(group, float(state["step"]), shrink)
                     moments = state["exp_avg"], state["exp_avg_sq"]
                     _adamw(master.data, *moments, gradient, self._copies[master].data, factors)
         self.optimizer.step()  # of the others: it passes over weights without a gradient
@@ -87,7 +86,7 @@ class CopyLearner(Learner):
         return state
 
 
-def _copy_of(master: Tensor) -> nn.Parameter:
+def _bf16_copy(master: Tensor) -> nn.Parameter:
     return nn.Parameter(master.detach().to(torch.bfloat16), requires_grad=master.requires_grad)
 
 
@@ -111,7 +110,7 @@ def _share_embeddings(
     return looked_up
 
 
-def _factors(group: dict[str, Any], step: float, shrink: float) -> Tensor:
+def _update_factors(group: dict[str, Any], step: float, shrink: float) -> Tensor:
     """The numbers of one update as a tensor: constants would be compiled in, and change each step."""
     (beta1, beta2), lr = group["betas"], group["lr"]
     return torch.tensor(

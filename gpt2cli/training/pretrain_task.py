@@ -11,25 +11,25 @@ import torch
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import load_model, write_model
-from gpt2cli.data.token_dataset import TokenData
-from gpt2cli.data.windows import Windows, evaluation_starts, first_sample
+from gpt2cli.data.token_dataset import TokenDataset
+from gpt2cli.data.windows import TrainingWindows, first_sample, validation_starts
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.evaluation.classes import Verdict
+from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.recipe.schema import PretrainRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 from gpt2cli.training.task import RANK, WORLD, Batch
-from gpt2cli.training.train_state import Identity
+from gpt2cli.training.train_state import RunIdentity
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class PretrainTask:
     """Predict each next token of a text, from random weights."""
 
     recipe: PretrainRecipe
-    data: TokenData
+    data: TokenDataset
 
     def __post_init__(self) -> None:
         wanted, there = self.recipe.data.tokenizer, self.data.tokenizer.name
@@ -48,8 +48,8 @@ class Pretraining:
         self.windows  # noqa: B018 - refuses a text that is too short, before any work
 
     @cached_property
-    def windows(self) -> Windows:
-        return Windows(self.data.train, self.recipe.model.context, self.recipe.seed)
+    def windows(self) -> TrainingWindows:
+        return TrainingWindows(self.data.train, self.recipe.model.context, self.recipe.seed)
 
     @cached_property
     def config(self) -> GPT2Config:
@@ -79,7 +79,7 @@ class Pretraining:
     def steps_per_epoch(self) -> float:
         return self.windows.n_windows * self.recipe.model.context / self.tokens_per_step
 
-    def identity(self) -> Identity:
+    def identity(self) -> RunIdentity:
         shards = "".join(
             shard.sha256 for shard in (*self.data.manifest.train, *self.data.manifest.validation)
         )
@@ -107,16 +107,18 @@ class Pretraining:
             micro_batch=batch.micro_batch,
             accumulation=batch.accumulation,
         )
-        return _shifted(self.windows.rows(first, batch.micro_batch))
+        return _inputs_and_targets(self.windows.rows(first, batch.micro_batch))
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """Windows spread over the validation split, in batches of at most micro_batch."""
         validation, n_rows = self.data.validation, self.recipe.batch.micro_batch
         context = self.recipe.model.context
         length = min(context + 1, validation.n_tokens)
-        starts = evaluation_starts(validation.n_tokens, context, self.recipe.eval.batches * n_rows)
+        starts = validation_starts(validation.n_tokens, context, self.recipe.eval.batches * n_rows)
         for i in range(0, len(starts), n_rows):
-            yield _shifted(np.stack([validation.read(start, length) for start in starts[i : i + n_rows]]))
+            yield _inputs_and_targets(
+                np.stack([validation.read(start, length) for start in starts[i : i + n_rows]])
+            )
 
     def n_targets(self, batch: Batch) -> int:
         return batch.targets.numel()
@@ -125,13 +127,13 @@ class Pretraining:
         hidden = model.transformer(batch.input_ids)  # (B, T, C)
         return cross_entropy_sum(hidden.flatten(0, 1), model.lm_head.weight, batch.targets.flatten(), dtype)
 
-    def judge(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, list[Verdict]]:
+    def judge(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, list[Prediction]]:
         return self.loss_sum(model, batch, dtype), []
 
-    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
+    def measures(self, verdicts: list[Prediction]) -> dict[str, float]:
         return {}
 
 
-def _shifted(rows: np.ndarray) -> Batch:
+def _inputs_and_targets(rows: np.ndarray) -> Batch:
     ids = torch.from_numpy(rows)  # (B, T + 1)
     return Batch(ids[:, :-1], ids[:, 1:])

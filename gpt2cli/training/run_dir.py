@@ -17,14 +17,14 @@ from typing import Any
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import verify
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
-from gpt2cli.training.events import Event, as_record
+from gpt2cli.training.events import Event, to_json
 
 RECORD_FORMAT = 1
-SAMPLE_HEAD = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
+SAMPLE_HEADER = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDir:
     """Paths of one run."""
 
     folder: Path
@@ -62,13 +62,13 @@ class Run:
         return bool(paths.checkpoints(self.folder))
 
 
-def find_run(name: str, *, resume: bool) -> Run:
+def find_run(name: str, *, resume: bool) -> RunDir:
     """The run called `name`, or kept in the folder `name`; new unless `resume`.
 
     Raises UsageError where a new run would write over an old one, InputError where there is
     nothing to resume.
     """
-    run = Run(Path(name) if os.sep in name else paths.runs() / name)
+    run = RunDir(Path(name) if os.sep in name else paths.runs() / name)
     if resume and not run.record.exists():
         raise InputError(
             f"{run.folder}: there is no run to resume", fix="leave --resume out, or name the run with --name"
@@ -82,12 +82,12 @@ def find_run(name: str, *, resume: bool) -> Run:
     return run
 
 
-def sweep(run: Run) -> list[Path]:
+def sweep(run: RunDir) -> list[Path]:
     """Delete what killed saves left behind. The caller holds the run's lock."""
     return files.sweep(run.folder) + (files.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
 
 
-def save_checkpoint(run: Run, step: int, best_step: int, keep: int, write: Callable[[Path], None]) -> Path:
+def save_checkpoint(run: RunDir, step: int, best_step: int, keep: int, write: Callable[[Path], None]) -> Path:
     """Write checkpoint `step` through `write`, then move the pointers, then prune. Returns its path.
 
     In that order: whenever this is cut short, `last` and `best` name whole checkpoints.
@@ -103,7 +103,7 @@ def save_checkpoint(run: Run, step: int, best_step: int, keep: int, write: Calla
     return path
 
 
-def newest_valid_checkpoint(run: Run) -> tuple[Path | None, list[Gpt2Error]]:
+def newest_valid_checkpoint(run: RunDir) -> tuple[Path | None, list[Gpt2Error]]:
     """The newest checkpoint whose every byte is as written, and what is wrong with newer ones.
 
     Newer, damaged ones are put aside as damaged-step-..., and the pointers leave them.
@@ -128,20 +128,20 @@ def newest_valid_checkpoint(run: Run) -> tuple[Path | None, list[Gpt2Error]]:
     return None, []
 
 
-def append(run: Run, event: Event) -> None:
+def append_event(run: RunDir, event: Event) -> None:
     """Add one event to metrics.jsonl."""
-    line = json.dumps(as_record(event), allow_nan=False) + "\n"
+    line = json.dumps(to_json(event), allow_nan=False) + "\n"
     with open(run.metrics, "a", encoding="utf-8") as file:
         file.write(line)
 
 
-def add_sample(run: Run, step: int, text: str) -> None:
+def add_sample(run: RunDir, step: int, text: str) -> None:
     """Add what the model wrote at `step` to samples.txt."""
     with open(run.samples, "a", encoding="utf-8") as file:
         file.write(_sample(step, f"{text}\n\n"))
 
 
-def cut_records(run: Run, step: int) -> None:
+def truncate_records(run: RunDir, step: int) -> None:
     """Make metrics.jsonl and samples.txt end where `step` was saved; what came later never happened.
 
     A step of -1 empties them.
@@ -149,20 +149,20 @@ def cut_records(run: Run, step: int) -> None:
     kept = [line for line, record in _records(run) if record["step"] <= step]
     files.write_file(run.metrics, "".join(kept))
     if run.samples.exists():
-        _, *parts = SAMPLE_HEAD.split(run.samples.read_text(encoding="utf-8", errors="replace"))
+        _, *parts = SAMPLE_HEADER.split(run.samples.read_text(encoding="utf-8", errors="replace"))
         early = zip(parts[::2], parts[1::2], strict=True)  # step, text
         files.write_file(
             run.samples, "".join(_sample(int(at), text) for at, text in early if int(at) <= step)
         )
 
 
-def write_record(run: Run, session: dict[str, Any], *, resumed: bool) -> None:
+def write_record(run: RunDir, session: dict[str, Any], *, resumed: bool) -> None:
     """Write a session (a start, or another resume) into run.json."""
     sessions = _sessions(run) if resumed else []
     files.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
 
 
-def recorded_overrides(run: Run) -> list[str]:
+def recorded_overrides(run: RunDir) -> list[str]:
     """The overrides of the newest session; a resume repeats them."""
     sessions = _sessions(run)
     return [str(item) for item in sessions[-1].get("overrides", [])] if sessions else []
@@ -173,7 +173,7 @@ def _sample(step: int, text: str) -> str:
     return f"--- step {step} ---\n{text}"
 
 
-def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(run: RunDir) -> Iterator[tuple[str, dict[str, Any]]]:
     """(line, record) of metrics.jsonl; a torn last line, from a kill in mid-write, is left out."""
     if not run.metrics.exists():
         return
@@ -186,7 +186,7 @@ def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
             yield line, record
 
 
-def _sessions(run: Run) -> list[dict[str, Any]]:
+def _sessions(run: RunDir) -> list[dict[str, Any]]:
     if not run.record.exists():
         return []
     try:
@@ -196,7 +196,7 @@ def _sessions(run: Run) -> list[dict[str, Any]]:
     return list(sessions)
 
 
-def _prune(run: Run, keep: int) -> None:
+def _prune(run: RunDir, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and those that a pointer names."""
     pointed = {(run.folder / name).resolve() for name in ("best", "last")}
     for path in paths.checkpoints(run.folder)[:-keep]:
@@ -205,7 +205,7 @@ def _prune(run: Run, keep: int) -> None:
             files.discard(path)
 
 
-def _put_aside(run: Run, whole: Path) -> None:
+def _put_aside(run: RunDir, whole: Path) -> None:
     """Rename the damaged checkpoints newer than `whole`, and let no pointer name one of them."""
     found = paths.checkpoints(run.folder)
     for path in found[found.index(whole) + 1 :]:

@@ -16,42 +16,41 @@ from gpt2cli.errors import DivergedError
 from gpt2cli.recipe.loader import dump_recipe
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
-from gpt2cli.training.estimate import explained
+from gpt2cli.training.estimate import explain_out_of_memory
 from gpt2cli.training.events import Event
 from gpt2cli.training.loop import train
-from gpt2cli.training.optim import make_optimizer, parameter_names
-from gpt2cli.training.optimizer_step import Learner
-from gpt2cli.training.run_dir import Run, save_checkpoint
-from gpt2cli.training.task import WORLD, Task
-from gpt2cli.training.torch_compile import compile_step
+from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
+from gpt2cli.training.run_dir import RunDir, save_checkpoint
+from gpt2cli.training.task import WORLD, TrainingTask
+from gpt2cli.training.torch_compile import compile_blocks
 from gpt2cli.training.train_state import (
     TENSORS,
-    Identity,
-    Progress,
-    read_facts,
-    read_moments,
-    refuse_differences,
+    RunIdentity,
+    TrainState,
+    load_moments,
+    read_state,
+    require_same_run,
     write_state,
 )
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainingSetup:
     """A run that is ready to train. `notices` are sentences for the person who started it."""
 
     recipe: Recipe
     runtime: Runtime
     attention: str  # "sdpa", "formula" or "blocks"
     model: Any  # a GPT-2 under the task's head, in fp32: what is saved
-    learner: Learner
-    task: Task
-    progress: Progress
-    identity: Identity
+    learner: OptimizerStep
+    task: TrainingTask
+    progress: TrainState
+    identity: RunIdentity
     notices: tuple[str, ...]
 
-    def events(self, run: Run, stop: Callable[[], int]) -> Iterator[Event]:
+    def events(self, run: RunDir, stop: Callable[[], int]) -> Iterator[Event]:
         """Train to the end, saving into `run`. Raises ResourceError where memory runs out."""
-        with explained(self.recipe.batch):
+        with explain_out_of_memory(self.recipe.batch):
             yield from train(
                 self.learner,
                 self.task,
@@ -62,7 +61,7 @@ class Session:
                 stop=stop,
             )
 
-    def save(self, run: Run) -> Path:
+    def save(self, run: RunDir) -> Path:
         """Save model and state as the checkpoint of the present step.
 
         Raises DivergedError for weights that are not finite: saved, they would push out whole ones.
@@ -84,7 +83,7 @@ class Session:
         return save_checkpoint(run, progress.step, progress.best_step, self.recipe.checkpoint.keep, write)
 
 
-def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session:
+def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None) -> TrainingSetup:
     """Build a fresh session, or the one that `checkpoint` (verified by the caller) continues.
 
     Raises InputError where the checkpoint belongs to another run, ResourceError for want of memory.
@@ -98,15 +97,15 @@ def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session
     if task.row_length is None:  # torch would compile again for each new length
         runtime = replace(runtime, compile=False)
     notices = list(runtime.notices)
-    identity = identity_of(recipe, task)
-    progress, scaler_state = Progress(), dict[str, Any]()
+    identity = run_identity(recipe, task)
+    progress, scaler_state = TrainState(), dict[str, Any]()
     if checkpoint is not None:
-        progress, saved_identity, scaler_state = read_facts(checkpoint)
-        refuse_differences(saved_identity, identity)
+        progress, saved_identity, scaler_state = read_state(checkpoint)
+        require_same_run(saved_identity, identity)
     attention = choose_attention(
         asked.attention, runtime.device, config.n_positions, compiled=runtime.compile
     )
-    with explained(recipe.batch):
+    with explain_out_of_memory(recipe.batch):
         if checkpoint is None:
             model = task.fresh_model(attention)
         else:
@@ -118,25 +117,25 @@ def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session
         optimizer = make_optimizer(model, recipe.optim, runtime.device)
         if checkpoint is not None:
             sha256 = read_manifest(checkpoint)[TENSORS]
-            read_moments(checkpoint, optimizer, parameter_names(model), progress.updates, sha256)
+            load_moments(checkpoint, optimizer, parameter_names(model), progress.updates, sha256)
         scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         if scaler_state:
             scaler.load_state_dict(scaler_state)
-        learner = Learner(model, optimizer, scaler)
+        learner = OptimizerStep(model, optimizer, scaler)
         if runtime.compile:
             fast = learner
             if runtime.device.type == "cpu" and runtime.precision == "bf16":
                 from gpt2cli.training.master_weights import (
-                    CopyLearner,  # brings the compiler along: a second or two
+                    MasterWeightsStep,  # brings the compiler along: a second or two
                 )
 
-                fast = CopyLearner(model, optimizer)
-            if notice := compile_step(fast, recipe.batch.micro_batch, runtime):
+                fast = MasterWeightsStep(model, optimizer)
+            if notice := compile_blocks(fast, recipe.batch.micro_batch, runtime):
                 notices.append(notice)
                 runtime = replace(runtime, compile=False)
             else:
                 learner = fast
-    return Session(
+    return TrainingSetup(
         recipe=recipe,
         runtime=runtime,
         attention=attention,
@@ -149,7 +148,7 @@ def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session
     )
 
 
-def identity_of(recipe: Recipe, task: Task) -> Identity:
+def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
     """What must be the same for a resumed run to end in the weights of an uninterrupted one."""
     config = task.config
     return task.identity() | {

@@ -16,24 +16,32 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.folder import load_model, write_model
 from gpt2cli.checkpoints.template_file import write_prompt
-from gpt2cli.data.instructions import Record, Records
-from gpt2cli.data.sft_batches import Order, Row, by_length, most_tokens, packed, row_of, sheet_of
+from gpt2cli.data.instructions import InstructionRecord, InstructionRecords
+from gpt2cli.data.sft_batches import (
+    BatchOrder,
+    SftExample,
+    batches_by_length,
+    collate,
+    encode_record,
+    pack_records,
+    token_limit,
+)
 from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.evaluation.classes import Verdict
+from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.templates import TEMPLATES, Template, prompt_ids
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.training.base_model import Start
+from gpt2cli.training.base_model import FinetuneBase
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 from gpt2cli.training.task import Batch
-from gpt2cli.training.train_state import Identity
+from gpt2cli.training.train_state import RunIdentity
 
 
 @dataclass(frozen=True)
-class InstructBatch(Batch):
+class SftBatch(Batch):
     """`targets` are the N learnt tokens alone, (N,); `places` (N,) says at which of the B * T
     positions each is guessed. With packing, `positions` and `segments` (B, T) keep records apart.
     """
@@ -41,25 +49,25 @@ class InstructBatch(Batch):
     places: Tensor
     positions: Tensor | None
     segments: Tensor | None
-    groups: tuple[tuple[Row, ...], ...]  # what stands in each row, for a person to see
+    groups: tuple[tuple[SftExample, ...], ...]  # what stands in each row, for a person to see
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalPrompt:
     """A record that is to be answered, as the model is given it."""
 
-    record: Record
+    record: InstructionRecord
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Examples:
+class SftSplits:
     """The records as tokens, divided by chance into what is learnt, what chooses, what is answered."""
 
-    train: tuple[Row, ...]
-    validation: tuple[Row, ...]
-    shown: Question  # one of the validation split
-    test: tuple[Question, ...]
+    train: tuple[SftExample, ...]
+    validation: tuple[SftExample, ...]
+    shown: EvalPrompt  # one of the validation split
+    test: tuple[EvalPrompt, ...]
     limit: int  # tokens of a record that are read
     n_cut: int
     n_left_out: int  # their questions fill the limit
@@ -77,22 +85,22 @@ class Examples:
         return digest.hexdigest()
 
 
-def examples_of(recipe: InstructRecipe, found: Records, start: Start) -> Examples:
+def split_records(recipe: InstructRecipe, found: InstructionRecords, start: FinetuneBase) -> SftSplits:
     """Encode and divide the records. Raises InputError where too few are left, UsageError for a
     limit beyond the context.
 
     A record that leaves no room for its last answer cannot be asked, but is learnt from.
     """
-    limit = most_tokens(recipe.data.max_tokens, start.config.n_positions)
+    limit = token_limit(recipe.data.max_tokens, start.config.n_positions)
     template, tokenizer = TEMPLATES[recipe.template], start.tokenizer
-    questions, rows, only_learnt = list[Question](), list[Row](), list[Row]()
+    questions, rows, only_learnt = list[EvalPrompt](), list[SftExample](), list[SftExample]()
     for record in found.records:
-        row = row_of(record, template, tokenizer, limit, recipe.mask_prompt)
+        row = encode_record(record, template, tokenizer, limit, recipe.mask_prompt)
         if row is None:
             continue
         ids = prompt_ids(template, record.question, tokenizer.encode, tokenizer.end_of_text)
         if len(ids) < limit:
-            questions.append(Question(record, tuple(ids)))
+            questions.append(EvalPrompt(record, tuple(ids)))
             rows.append(row)
         else:
             only_learnt.append(row)
@@ -103,7 +111,7 @@ def examples_of(recipe: InstructRecipe, found: Records, start: Start) -> Example
             f"data.max_tokens={4 * limit}, or a model with a longer context",
         )
     train, validation, test = split(len(rows), (recipe.data.validation, recipe.data.test), recipe.seed)
-    return Examples(
+    return SftSplits(
         train=(*(rows[i] for i in train), *only_learnt),
         validation=tuple(rows[i] for i in validation),
         shown=questions[validation[0]],
@@ -117,12 +125,12 @@ def examples_of(recipe: InstructRecipe, found: Records, start: Start) -> Example
 
 
 @dataclass(frozen=True, eq=False)
-class Instruction:
+class SftTask:
     """Learn the answers of records, from the weights of `start`."""
 
     recipe: InstructRecipe
-    start: Start
-    examples: Examples
+    start: FinetuneBase
+    examples: SftSplits
 
     def __post_init__(self) -> None:
         if self.recipe.train == "lora" and self.start.folder is None:
@@ -162,7 +170,7 @@ class Instruction:
     def size(self) -> str:
         train = self.examples.train
         rows = f" in {len(self._groups):,} rows" if self.recipe.packing else ""
-        return f"{len(train):,} records{rows} with {_learnt(train):,} tokens to learn"
+        return f"{len(train):,} records{rows} with {_count_targets(train):,} tokens to learn"
 
     @property
     def most_learnt(self) -> int:
@@ -173,14 +181,14 @@ class Instruction:
     @property
     def validation_size(self) -> str:
         held = self.examples.validation
-        return f"validation {len(held):,} with {_learnt(held):,}, test {len(self.examples.test):,}"
+        return f"validation {len(held):,} with {_count_targets(held):,}, test {len(self.examples.test):,}"
 
-    def identity(self) -> Identity:
+    def identity(self) -> RunIdentity:
         digest = hashlib.sha256()
         for row in (*self.examples.train, *self.examples.validation):
             digest.update(len(row.ids).to_bytes(4, "little") + row.ids.tobytes() + row.learnt.tobytes())
         recipe = self.recipe
-        adapters: Identity = {}
+        adapters: RunIdentity = {}
         if recipe.train == "lora":
             lora = recipe.lora
             adapters = {
@@ -238,52 +246,52 @@ class Instruction:
             hashes = write_model(folder, model, self.tokenizer, recipe)
         return hashes | write_prompt(folder, self.recipe.template)
 
-    def batch(self, step: int, micro: int) -> InstructBatch:
+    def batch(self, step: int, micro: int) -> SftBatch:
         number = step * self.recipe.batch.accumulation + micro
         return self._batch([self._groups[i] for i in self._order.batch(number)])
 
-    def evaluation_batches(self) -> Iterator[InstructBatch]:
+    def evaluation_batches(self) -> Iterator[SftBatch]:
         """The whole validation split, unpacked."""
         rows = self.examples.validation
-        for items in by_length([row.n_read for row in rows], self.recipe.batch.micro_batch):
+        for items in batches_by_length([row.n_read for row in rows], self.recipe.batch.micro_batch):
             yield self._batch([(rows[i],) for i in items])
 
-    def n_targets(self, batch: InstructBatch) -> int:
+    def n_targets(self, batch: SftBatch) -> int:
         return batch.targets.numel()
 
-    def loss_sum(self, model: GPT2LMHead, batch: InstructBatch, dtype: torch.dtype) -> Tensor:
-        mask = None if batch.segments is None else _within(batch.segments)
+    def loss_sum(self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype) -> Tensor:
+        mask = None if batch.segments is None else _packing_mask(batch.segments)
         hidden = model.transformer(batch.input_ids, positions=batch.positions, mask=mask)  # (B, T, C)
         learnt = hidden.flatten(0, 1)[batch.places]  # (N, C)
         return cross_entropy_sum(learnt, model.lm_head.weight, batch.targets, dtype)
 
     def judge(
-        self, model: GPT2LMHead, batch: InstructBatch, dtype: torch.dtype
-    ) -> tuple[Tensor, list[Verdict]]:
+        self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype
+    ) -> tuple[Tensor, list[Prediction]]:
         return self.loss_sum(model, batch, dtype), []
 
-    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
+    def measures(self, verdicts: list[Prediction]) -> dict[str, float]:
         return {}
 
     @cached_property
-    def _groups(self) -> list[tuple[Row, ...]]:
+    def _groups(self) -> list[tuple[SftExample, ...]]:
         """What shares a row: with packing several records, always the same ones; else one each."""
         rows = self.examples.train
         if not self.recipe.packing:
             return [(row,) for row in rows]
-        together = packed([row.n_read for row in rows], self.examples.limit, self.recipe.seed)
+        together = pack_records([row.n_read for row in rows], self.examples.limit, self.recipe.seed)
         return [tuple(rows[i] for i in group) for group in together]
 
     @cached_property
-    def _order(self) -> Order:
+    def _order(self) -> BatchOrder:
         lengths = [sum(row.n_read for row in group) for group in self._groups]
-        return Order(lengths, self.recipe.batch.micro_batch, self.recipe.seed)
+        return BatchOrder(lengths, self.recipe.batch.micro_batch, self.recipe.seed)
 
-    def _batch(self, groups: list[tuple[Row, ...]]) -> InstructBatch:
-        sheet = sheet_of(groups)
+    def _batch(self, groups: list[tuple[SftExample, ...]]) -> SftBatch:
+        sheet = collate(groups)
         shared = any(len(group) > 1 for group in groups)
         # One record a row needs no mask: padding lies to the right, where attention does not look.
-        return InstructBatch(
+        return SftBatch(
             input_ids=torch.from_numpy(sheet.input_ids),
             targets=torch.from_numpy(sheet.targets),
             places=torch.from_numpy(sheet.places),
@@ -293,12 +301,12 @@ class Instruction:
         )
 
 
-def _within(segments: Tensor) -> Tensor:
+def _packing_mask(segments: Tensor) -> Tensor:
     """(B, 1, T, T): a token sees those before it of its own record, and itself."""
     T = segments.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
     return ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
 
 
-def _learnt(rows: Sequence[Row]) -> int:
+def _count_targets(rows: Sequence[SftExample]) -> int:
     return sum(int(row.learnt.sum()) for row in rows)

@@ -13,10 +13,10 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from gpt2cli.evaluation.classes import Verdict
+from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.training.train_state import Identity
+from gpt2cli.training.train_state import RunIdentity
 
 WORLD = 1  # ranks that train together
 RANK = 0  # this process among them
@@ -35,7 +35,7 @@ class Batch:
         return type(self)(**{name: t.to(device) if isinstance(t, Tensor) else t for name, t in moved.items()})
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """One kind of training on one set of data."""
 
     @property
@@ -64,7 +64,7 @@ class Task(Protocol):
     @property
     def validation_size(self) -> str: ...
 
-    def identity(self) -> Identity:
+    def identity(self) -> RunIdentity:
         """What must be the same for a resumed run to end in the weights of an uninterrupted one."""
 
     def fresh_model(self, attention: str) -> Any:
@@ -87,8 +87,8 @@ class Task(Protocol):
     def loss_sum(self, model: Any, batch: Any, dtype: torch.dtype) -> Tensor:
         """Sum of the targets' losses in nats. Large products use `dtype`."""
 
-    def judge(self, model: Any, batch: Any, dtype: torch.dtype) -> tuple[Tensor, list[Verdict]]:
+    def judge(self, model: Any, batch: Any, dtype: torch.dtype) -> tuple[Tensor, list[Prediction]]:
         """The same sum, and the verdicts on the batch's items."""
 
-    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
+    def measures(self, verdicts: list[Prediction]) -> dict[str, float]:
         """What the verdicts of a whole evaluation come to, by name."""

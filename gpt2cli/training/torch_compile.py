@@ -13,10 +13,10 @@ from torch import nn
 
 from gpt2cli.errors import is_out_of_memory
 from gpt2cli.runtime import Runtime
-from gpt2cli.training.optimizer_step import Learner
+from gpt2cli.training.optimizer_step import OptimizerStep
 
 
-def compile_step(learner: Learner, n_rows: int, runtime: Runtime) -> str | None:
+def compile_blocks(learner: OptimizerStep, n_rows: int, runtime: Runtime) -> str | None:
     """Compile each block for (n_rows, n_positions) inputs, and what the learner adds; returns why not,
     where it cannot be done.
 

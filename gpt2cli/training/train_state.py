@@ -17,13 +17,13 @@ from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import open_regular, sha256_of, write_json
 
-TENSORS, FACTS = "train_state.safetensors", "train_state.json"
+TENSORS, STATE = "train_state.safetensors", "train_state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-RECENT = 32  # losses kept to know what is usual
+RECENT_LOSSES = 32  # losses kept to know what is usual
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a run is. `step` counts finished steps, skipped ones included."""
 
     step: int = 0
@@ -37,15 +37,15 @@ class Progress:
     recent_losses: list[float] = field(default_factory=list)
 
 
-Identity = dict[str, str | int | float]
+RunIdentity = dict[str, str | int | float]
 
 
 def write_state(
     folder: Path,
     optimizer: torch.optim.Optimizer,
     names: list[str],
-    progress: Progress,
-    identity: Identity,
+    progress: TrainState,
+    identity: RunIdentity,
     scaler: dict[str, Any],
 ) -> dict[str, str]:
     """Write both files into a checkpoint folder; returns {file name: SHA-256}."""
@@ -57,27 +57,27 @@ def write_state(
     }
     facts = asdict(progress)
     facts["best_loss"] = None if math.isinf(progress.best_loss) else progress.best_loss
-    write_json(folder / FACTS, {"progress": facts, "identity": identity, "scaler": scaler})
-    return {TENSORS: write_tensors(folder / TENSORS, moments, {}), FACTS: sha256_of(folder / FACTS)}
+    write_json(folder / STATE, {"progress": facts, "identity": identity, "scaler": scaler})
+    return {TENSORS: write_tensors(folder / TENSORS, moments, {}), STATE: sha256_of(folder / STATE)}
 
 
-def read_facts(folder: Path) -> tuple[Progress, Identity, dict[str, Any]]:
+def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
     """Progress, identity and loss scaler of a checkpoint that `weights.folder.verify` has passed."""
-    with open_regular(folder / FACTS) as file:
+    with open_regular(folder / STATE) as file:
         facts = json.load(file)
     try:
         values = dict(facts["progress"])
         values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]
-        return Progress(**values), facts["identity"], facts["scaler"]
+        return TrainState(**values), facts["identity"], facts["scaler"]
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{folder / FACTS}: is not what this version of gpt2cli saves",
+            f"{folder / STATE}: is not what this version of gpt2cli saves",
             str(error),
             "resume with the version that began the run, which run.json names",
         ) from None
 
 
-def read_moments(
+def load_moments(
     folder: Path, optimizer: torch.optim.Optimizer, names: list[str], updates: int, sha256: str
 ) -> None:
     """Put AdamW's moments back, as after `updates` updates."""
@@ -91,7 +91,7 @@ def read_moments(
         optimizer.state[parameter] = state
 
 
-def refuse_differences(saved: Identity, now: Identity) -> None:
+def require_same_run(saved: RunIdentity, now: RunIdentity) -> None:
     """Raise InputError with every way in which the run asked for is not the run that was saved."""
     keys = sorted(saved.keys() | now.keys())
     changed = [f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key)]

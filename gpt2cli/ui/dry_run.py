@@ -13,28 +13,28 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
-from gpt2cli.recipe.schema import fields
+from gpt2cli.recipe.schema import recipe_fields
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
-from gpt2cli.training.classify_task import Classification
-from gpt2cli.training.estimate import estimate_bytes, explained
-from gpt2cli.training.loop import take_step
-from gpt2cli.training.setup import Session
-from gpt2cli.training.sft_task import InstructBatch, Instruction
-from gpt2cli.training.task import Task
+from gpt2cli.training.classify_task import ClassifyTask
+from gpt2cli.training.estimate import estimate_memory, explain_out_of_memory
+from gpt2cli.training.loop import train_step
+from gpt2cli.training.setup import TrainingSetup
+from gpt2cli.training.sft_task import SftBatch, SftTask
+from gpt2cli.training.task import TrainingTask
 from gpt2cli.ui.console import is_terminal, out, printable
 
 Row = tuple[str, str, str]
 MiB = 1 << 20
 
 
-def show_plan(session: Session, origins: Mapping[str, str]) -> None:
+def show_plan(session: TrainingSetup, origins: Mapping[str, str]) -> None:
     """Print the plan to stdout: it is the data that was asked for."""
     _print_rows("value", _values(session, origins))
     _print_rows("memory", _memory(session))
     _print_rows("work", _work(session))
     console = out()
     batch = session.task.batch(0, 0)
-    if isinstance(batch, InstructBatch):
+    if isinstance(batch, SftBatch):
         _print_learnt(batch, session.task.tokenizer)
         return
     console.print("first batch, decoded:", style="bold")
@@ -44,7 +44,7 @@ def show_plan(session: Session, origins: Mapping[str, str]) -> None:
         )
 
 
-def _print_learnt(batch: InstructBatch, tokenizer: Tokenizer) -> None:
+def _print_learnt(batch: SftBatch, tokenizer: Tokenizer) -> None:
     """Each record with what is learnt of it marked: by colour on a terminal, «so» elsewhere."""
     console = out()
     console.print("first batch, decoded; what is marked is learnt:", style="bold")
@@ -66,7 +66,7 @@ def _spelled(ids: list[int], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids[:-1]) + END_OF_TEXT if ended else tokenizer.decode(ids)
 
 
-def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
+def _values(session: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
     recipe = session.recipe.model_dump()
 
     def value(key: str) -> object:
@@ -76,7 +76,9 @@ def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
             found = found[part]
         return found
 
-    rows = [(key, printable(str(value(key))), origins[key]) for key, _, _ in fields(type(session.recipe))]
+    rows = [
+        (key, printable(str(value(key))), origins[key]) for key, _, _ in recipe_fields(type(session.recipe))
+    ]
     chosen = session.runtime
     resolved = {
         "run.device": str(chosen.device),
@@ -91,9 +93,9 @@ def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
     ]
 
 
-def _memory(session: Session) -> list[Row]:
+def _memory(session: TrainingSetup) -> list[Row]:
     config, n_rows = session.model.config, session.recipe.batch.micro_batch
-    parts = estimate_bytes(
+    parts = estimate_memory(
         config,
         n_rows,
         session.runtime.dtype.itemsize,
@@ -108,14 +110,14 @@ def _memory(session: Session) -> list[Row]:
     ]
 
 
-def _outputs(task: Task, n_positions: int) -> int:
+def _outputs(task: TrainingTask, n_positions: int) -> int:
     """How many of a micro batch's positions meet the vocabulary."""
-    if isinstance(task, Classification):
+    if isinstance(task, ClassifyTask):
         return 0
-    return task.most_learnt if isinstance(task, Instruction) else n_positions
+    return task.most_learnt if isinstance(task, SftTask) else n_positions
 
 
-def _work(session: Session) -> list[Row]:
+def _work(session: TrainingSetup) -> list[Row]:
     recipe, task = session.recipe, session.task
     per_step = task.tokens_per_step
     loss, seconds = _timed(session)
@@ -138,13 +140,13 @@ def _work(session: Session) -> list[Row]:
     ]
 
 
-def _timed(session: Session) -> tuple[float, float]:
+def _timed(session: TrainingSetup) -> tuple[float, float]:
     """Loss of a first step, which pays for what happens once, and seconds of a second one."""
     losses, seconds = [], []
     for _ in range(2):
         started = time.perf_counter()
-        with explained(session.recipe.batch):
-            event = take_step(
+        with explain_out_of_memory(session.recipe.batch):
+            event = train_step(
                 session.learner,
                 session.task,
                 session.progress,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpt2cli.evaluation.perplexity import Scoring, Sliding, Text
+from gpt2cli.evaluation.perplexity import EncodedText, PerplexityProgress, SlidingWindow
 from gpt2cli.ui.console import is_terminal, printable
 
 LINE_SECONDS = 5.0  # between plain progress lines
@@ -23,15 +23,15 @@ class Row:
     """One model's result; `paper` is the published figure for its size, where there is one."""
 
     model: str
-    text: Text
-    sliding: Sliding
-    result: Scoring
+    text: EncodedText
+    sliding: SlidingWindow
+    result: PerplexityProgress
     paper: float | None
 
 
-def show_scoring(steps: Iterator[Scoring], console: Console, label: str) -> Scoring:
+def show_scoring(steps: Iterator[PerplexityProgress], console: Console, label: str) -> PerplexityProgress:
     """Draw the progress; returns the last item. Interrupted, states what there is until then."""
-    last: Scoring | None = None
+    last: PerplexityProgress | None = None
     try:
         for step in _bar(steps, console, label) if is_terminal(console) else _lines(steps, console, label):
             last = step
@@ -70,7 +70,7 @@ def _cells(row: Row, with_paper: bool) -> list[tuple[str, str]]:
     return cells + ([("paper", f"{row.paper:.2f}" if row.paper else "-")] if with_paper else [])
 
 
-def _bar(steps: Iterator[Scoring], console: Console, label: str) -> Iterator[Scoring]:
+def _bar(steps: Iterator[PerplexityProgress], console: Console, label: str) -> Iterator[PerplexityProgress]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -85,7 +85,7 @@ def _bar(steps: Iterator[Scoring], console: Console, label: str) -> Iterator[Sco
             yield step
 
 
-def _lines(steps: Iterator[Scoring], console: Console, label: str) -> Iterator[Scoring]:
+def _lines(steps: Iterator[PerplexityProgress], console: Console, label: str) -> Iterator[PerplexityProgress]:
     said = time.monotonic()
     for step in steps:
         if time.monotonic() - said >= LINE_SECONDS and step.n_tokens < step.n_total:
@@ -95,11 +95,11 @@ def _lines(steps: Iterator[Scoring], console: Console, label: str) -> Iterator[S
         yield step
 
 
-def _speed(step: Scoring) -> str:
+def _speed(step: PerplexityProgress) -> str:
     return f"loss {step.loss:.4f}, {step.tokens_per_second:,.0f} tokens/s"
 
 
-def _so_far(step: Scoring) -> str:
+def _so_far(step: PerplexityProgress) -> str:
     return (
         f"{step.n_tokens:,} of {step.n_total:,} tokens: loss {step.loss:.4f},"
         f" perplexity/token {step.perplexity:,.2f}"

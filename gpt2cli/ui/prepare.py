@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from gpt2cli.data.prepare import Progress
+from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.ui.console import is_terminal, printable
 
 LINE_SECONDS = 5.0  # between plain progress lines
 
 
-def show_preparing(steps: Generator[Progress, None, None], console: Console) -> Progress:
+def show_preparing(steps: Generator[PrepareProgress, None, None], console: Console) -> PrepareProgress:
     """Draw the progress; returns the last item. Closes the generator, however this ends."""
     with contextlib.closing(steps):
         shown = _bar(steps, console) if is_terminal(console) else _lines(steps, console)
@@ -24,7 +24,7 @@ def show_preparing(steps: Generator[Progress, None, None], console: Console) -> 
     return step
 
 
-def _bar(steps: Iterator[Progress], console: Console) -> Iterator[Progress]:
+def _bar(steps: Iterator[PrepareProgress], console: Console) -> Iterator[PrepareProgress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,7 +42,7 @@ def _bar(steps: Iterator[Progress], console: Console) -> Iterator[Progress]:
             yield step
 
 
-def _lines(steps: Iterator[Progress], console: Console) -> Iterator[Progress]:
+def _lines(steps: Iterator[PrepareProgress], console: Console) -> Iterator[PrepareProgress]:
     said, speed = time.monotonic(), _Speed()
     for step in steps:
         text = speed.of(step)
@@ -59,7 +59,7 @@ class _Speed:
     def __init__(self) -> None:
         self._phase, self._n_bytes, self._n_tokens, self._at = "", 0, 0, 0.0
 
-    def of(self, step: Progress) -> str:
+    def of(self, step: PrepareProgress) -> str:
         now = time.monotonic()
         if step.phase != self._phase:
             self._phase, self._at = step.phase, now

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2cli import files
-from gpt2cli.evaluation.classes import Scores
+from gpt2cli.evaluation.classes import ClassificationMetrics
 from gpt2cli.ui.console import printable
 
 _INK, _GREY = "#1f2933", "#7b8794"
@@ -16,7 +16,7 @@ LONGEST = 24  # characters of a label in a heading
 NUMBERED = 20  # classes; beyond that a picture has no room for a number in each cell, nor a screen
 
 
-def show_scores(scores: Scores, labels: Sequence[str], console: Console) -> None:
+def show_scores(scores: ClassificationMetrics, labels: Sequence[str], console: Console) -> None:
     names = [_short(label) for label in labels]
     table = _table("class", "precision", "recall", "F1", "texts")
     for name, one in zip(names, scores.classes, strict=True):
@@ -34,7 +34,9 @@ def show_scores(scores: Scores, labels: Sequence[str], console: Console) -> None
     console.print(matrix)
 
 
-def plot_confusion(scores: Scores, labels: Sequence[str], out: Path, *, title: str = "") -> None:
+def plot_confusion(
+    scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
+) -> None:
     """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

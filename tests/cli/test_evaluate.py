@@ -22,7 +22,7 @@ from gpt2cli.cli.app import _terminated
 from gpt2cli.convert import open_model as opening
 from gpt2cli.data.corpora import CORPORA
 from gpt2cli.evaluation import perplexity
-from gpt2cli.evaluation.perplexity import Scoring
+from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.base import Tokenizer
@@ -184,7 +184,7 @@ def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
 ) -> None:
     folders = [model, save(tmp_path / "second"), save(tmp_path / "bytes", gpt2_tokenizer())]
     loaded, read = [], []
-    load, encode = opening.open_model, perplexity.text_for
+    load, encode = opening.open_model, perplexity.encode_text
     monkeypatch.setattr(opening, "open_model", lambda folder: loaded.append(folder) or load(folder))
     monkeypatch.setattr(
         perplexity, "text_for", lambda text, t, name: read.append(t.name) or encode(text, t, name)
@@ -264,9 +264,9 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
     number: signal.Signals,
     code: int,
 ) -> None:
-    second, real = save(tmp_path / "second"), perplexity.score
+    second, real = save(tmp_path / "second"), perplexity.measure_perplexity
 
-    def interrupted(loaded: GPT2LMHead, *others: Any) -> Iterator[Scoring]:
+    def interrupted(loaded: GPT2LMHead, *others: Any) -> Iterator[PerplexityProgress]:
         n_models.append(loaded)
         for n_steps, step in enumerate(real(loaded, *others), 1):
             yield step
@@ -286,8 +286,8 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
     assert len(outcome.err.splitlines()) == 1
 
 
-def scorings(seconds: float = 2.0) -> Iterator[Scoring]:
-    yield from (Scoring(2.0 * n, n, 1000, n // 100, seconds) for n in (250, 500, 1000))
+def scorings(seconds: float = 2.0) -> Iterator[PerplexityProgress]:
+    yield from (PerplexityProgress(2.0 * n, n, 1000, n // 100, seconds) for n in (250, 500, 1000))
 
 
 def test_progress_is_lines_in_a_file_and_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

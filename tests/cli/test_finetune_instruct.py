@@ -15,7 +15,7 @@ from gpt2cli.checkpoints.template_file import read_prompt
 from gpt2cli.cli import app as program
 from gpt2cli.cli.finetune_instruct import finetune_instruct
 from gpt2cli.generation import batch as answering
-from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
 
 Gpt2 = Callable[..., Any]
 COMMAND = "finetune-instruct"
@@ -147,7 +147,7 @@ def test_a_signal_while_training_saves_and_a_resume_ends_in_the_same_weights(
     from gpt2cli.training import loop
 
     assert gpt2(COMMAND, recipe, *SHORT, "--name", "whole").code == 0
-    step, calls = loop.take_step, [0]
+    step, calls = loop.train_step, [0]
 
     def told(*arguments: Any) -> Any:
         calls[0] += 1
@@ -158,7 +158,7 @@ def test_a_signal_while_training_saves_and_a_resume_ends_in_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "take_step", told)
         assert gpt2(COMMAND, recipe, *SHORT).code == 143
-    checkpoint, problems = newest_valid_checkpoint(Run(FOLDER))
+    checkpoint, problems = newest_valid_checkpoint(RunDir(FOLDER))
     assert checkpoint is not None and checkpoint.name == "step-000002" and not problems
     assert gpt2(COMMAND, recipe, "--resume").code == 0
     one, other = (Path("runs") / name / "last" / "model.safetensors" for name in ("whole", "teach"))

@@ -12,25 +12,29 @@ from pathlib import Path
 import pytest
 
 from gpt2cli.data import prepare_pipeline, text_reader
-from gpt2cli.data import text_chunks as tasks
-from gpt2cli.data.prepare import Progress, Settings, prepare
+from gpt2cli.data import tokenize as chunks
+from gpt2cli.data.manifest import PrepareSettings
+from gpt2cli.data.prepare import prepare
+from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.errors import InputError, UsageError
 
 # Small tasks, a journal after each, and small files: hundreds of moments that differ.
 SCRIPT = """
 import sys
 from pathlib import Path
-from gpt2cli.data import text_reader as pieces, text_chunks as tasks
-from gpt2cli.data.prepare import Settings, prepare
-tasks.TASK_CHARACTERS, pieces.PIECE, pieces.CAP = 3000, 2000, 8000
-settings = Settings(sys.argv[2], ("text",), 0.1, 5, 4000)
+from gpt2cli.data import text_reader as pieces
+from gpt2cli.data import tokenize as chunks
+from gpt2cli.data.manifest import PrepareSettings
+from gpt2cli.data.prepare import prepare
+chunks.CHUNK_CHARACTERS, pieces.PIECE_CHARACTERS, pieces.MAX_PIECE_CHARACTERS = 3000, 2000, 8000
+settings = PrepareSettings(sys.argv[2], ("text",), 0.1, 5, 4000)
 steps = prepare(sys.argv[3:], Path(sys.argv[1]), settings, journal_seconds=0)
 print("go", flush=True)
 for step in steps:
     pass
 print(step.phase, step.n_continued, flush=True)
 """
-Run = Callable[..., list[Progress]]
+Run = Callable[..., list[PrepareProgress]]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -93,7 +97,7 @@ def fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_reader, "CAP", 8000)
 
 
-SETTINGS = Settings("gpt2", ("text",), 0.1, 1337, 4000)
+SETTINGS = PrepareSettings("gpt2", ("text",), 0.1, 1337, 4000)
 
 
 def stop_after(n: int, sources: list[str], out: Path, **options: bool) -> None:

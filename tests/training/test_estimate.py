@@ -7,8 +7,8 @@ import torch
 
 from gpt2cli.errors import ResourceError
 from gpt2cli.model.config import PRESETS
-from gpt2cli.recipe.schema import Batch
-from gpt2cli.training.estimate import estimate_bytes, explained, out_of_memory
+from gpt2cli.recipe.schema import BatchConfig
+from gpt2cli.training.estimate import estimate_memory, explain_out_of_memory, out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ from gpt2cli.training.estimate import estimate_bytes, explained, out_of_memory
 def test_each_dialect_is_understood(error: Exception) -> None:
     with (
         pytest.raises(ResourceError, match="out of memory with micro_batch 8"),
-        explained(Batch(micro_batch=8)),
+        explain_out_of_memory(BatchConfig(micro_batch=8)),
     ):
         raise error
 
 
 def test_other_errors_pass() -> None:
     for error in (RuntimeError("shape mismatch"), OSError(errno.ENOSPC, "full")):
-        with pytest.raises(type(error)), explained(Batch()):
+        with pytest.raises(type(error)), explain_out_of_memory(BatchConfig()):
             raise error
 
 
@@ -43,16 +43,16 @@ def test_other_errors_pass() -> None:
     ],
 )
 def test_the_proposal_keeps_the_sequences_of_a_step(micro_batch: int, accumulation: int, fix: str) -> None:
-    assert fix in out_of_memory(Batch(micro_batch=micro_batch, accumulation=accumulation)).fix
+    assert fix in out_of_memory(BatchConfig(micro_batch=micro_batch, accumulation=accumulation)).fix
 
 
 def test_a_single_sequence_can_only_be_shorter() -> None:
-    assert "model.context" in out_of_memory(Batch(micro_batch=1)).fix
+    assert "model.context" in out_of_memory(BatchConfig(micro_batch=1)).fix
 
 
 def test_the_states_of_124m_are_sixteen_bytes_a_parameter() -> None:
     config = PRESETS["124M"]
-    parts = estimate_bytes(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)
+    parts = estimate_memory(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)
     states = parts["weights"] + parts["gradients"] + parts["AdamW moments"]
     assert states == 16 * 124_439_808
     assert sum(parts.values()) > states
@@ -61,7 +61,7 @@ def test_the_states_of_124m_are_sixteen_bytes_a_parameter() -> None:
 def test_recomputation_keeps_one_block_and_the_inputs_of_all() -> None:
     config = PRESETS["124M"]
     sizes = {"n_learning": config.n_parameters, "n_outputs": 2048}
-    whole, less = (estimate_bytes(config, 2, 2, recompute=on, **sizes) for on in (False, True))
+    whole, less = (estimate_memory(config, 2, 2, recompute=on, **sizes) for on in (False, True))
     inputs = config.n_layer * 2 * config.n_positions * config.n_embd * 4
     assert less["activations"] == inputs + whole["activations"] // config.n_layer
     assert less["activations"] < whole["activations"] / 3
@@ -70,9 +70,9 @@ def test_recomputation_keeps_one_block_and_the_inputs_of_all() -> None:
 
 def test_what_is_frozen_has_no_states_and_what_meets_no_vocabulary_no_logits() -> None:
     config = PRESETS["124M"]
-    whole = estimate_bytes(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)
-    part = estimate_bytes(config, 2, 2, n_learning=1000, n_outputs=0)
+    whole = estimate_memory(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)
+    part = estimate_memory(config, 2, 2, n_learning=1000, n_outputs=0)
     assert (part["gradients"], part["AdamW moments"], part["logits"]) == (4000, 8000, 0)
     assert part["weights"] == whole["weights"] and whole["logits"] > 0
-    few = estimate_bytes(config, 2, 2, n_learning=1000, n_outputs=10)
+    few = estimate_memory(config, 2, 2, n_learning=1000, n_outputs=10)
     assert few["logits"] == 10 * config.vocab_size * 8

@@ -13,34 +13,33 @@ from runs import tiny
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.model.lora import add_adapters
-from gpt2cli.recipe.schema import Optim
+from gpt2cli.recipe.schema import OptimConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training import events as ev
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.master_weights import CopyLearner
-from gpt2cli.training.optim import make_optimizer
-from gpt2cli.training.optimizer_step import Learner
-from gpt2cli.training.pretrain_task import Pretraining
-from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
-from gpt2cli.training.setup import open_session
+from gpt2cli.training.master_weights import MasterWeightsStep
+from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
+from gpt2cli.training.pretrain_task import PretrainTask
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
+from gpt2cli.training.setup import set_up_training
 from gpt2cli.training.torch_compile import uncompiled
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=16, vocab_size=45, initializer_range=0.3)
 CPU = torch.device("cpu")
 RUNTIME = Runtime(CPU, "bf16", 2, compile=True)
 IDS = torch.randint(0, 9, (3, 16), generator=torch.Generator().manual_seed(1))  # tokens that repeat
-OPTIM = Optim(steps=9, lr=1e-2, weight_decay=0.5)
+OPTIM = OptimConfig(steps=9, lr=1e-2, weight_decay=0.5)
 
 
-def plain(model: GPT2LMHead) -> Learner:
-    return Learner(model, make_optimizer(model, OPTIM, CPU), torch.amp.GradScaler("cpu", enabled=False))
+def plain(model: GPT2LMHead) -> OptimizerStep:
+    return OptimizerStep(model, make_optimizer(model, OPTIM, CPU), torch.amp.GradScaler("cpu", enabled=False))
 
 
-def with_copies(model: GPT2LMHead) -> CopyLearner:
-    return CopyLearner(model, make_optimizer(model, OPTIM, CPU))
+def with_copies(model: GPT2LMHead) -> MasterWeightsStep:
+    return MasterWeightsStep(model, make_optimizer(model, OPTIM, CPU))
 
 
-def backward(learner: Learner, ids: torch.Tensor, factor: float = 1.0) -> float:
+def backward(learner: OptimizerStep, ids: torch.Tensor, factor: float = 1.0) -> float:
     with RUNTIME.autocast():
         hidden = learner.model.transformer(ids[:, :-1]).flatten(0, 1)  # type: ignore[operator,union-attr]
         weight = learner.model.lm_head.weight  # type: ignore[union-attr]
@@ -49,7 +48,7 @@ def backward(learner: Learner, ids: torch.Tensor, factor: float = 1.0) -> float:
     return loss.item()
 
 
-def step(learner: Learner, *batches: torch.Tensor, limit: float = 1.0) -> tuple[float, float]:
+def step(learner: OptimizerStep, *batches: torch.Tensor, limit: float = 1.0) -> tuple[float, float]:
     loss = sum(backward(learner, ids) for ids in batches)
     norm = learner.gradient_norm()
     learner.update(norm, limit)
@@ -156,13 +155,13 @@ def test_a_compiled_run_resumes_in_the_same_bits(recompute: str, tmp_path: Path)
     recipe, data = tiny(tmp_path, *wish, f"run.recompute={recompute}")
     results = []
     for stops in ([99], [5, 99]):
-        run = Run(tmp_path / f"to-{stops[0]}")
+        run = RunDir(tmp_path / f"to-{stops[0]}")
         run.folder.mkdir()
         found: dict[int, tuple[float, float]] = {}
         for stop_at in stops:
             checkpoint = newest_valid_checkpoint(run)[0] if found else None
-            session = open_session(Pretraining(recipe, data), recipe, checkpoint)
-            assert session.runtime.compile and isinstance(session.learner, CopyLearner), session.notices
+            session = set_up_training(PretrainTask(recipe, data), recipe, checkpoint)
+            assert session.runtime.compile and isinstance(session.learner, MasterWeightsStep), session.notices
             for event in session.events(run, lambda: 15 if len(found) == stop_at else 0):  # noqa: B023
                 if isinstance(event, ev.StepDone):
                     found[event.step] = event.loss, event.grad_norm
@@ -174,16 +173,16 @@ def test_a_compiled_run_resumes_in_the_same_bits(recompute: str, tmp_path: Path)
 
 
 def test_a_compiler_that_fails_leaves_torchs_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: CopyLearner) -> None:
+    def broken(self: MasterWeightsStep) -> None:
         raise RuntimeError("no such compiler\nmore")
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
-    monkeypatch.setattr(CopyLearner, "prove", broken)
+    monkeypatch.setattr(MasterWeightsStep, "prove", broken)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     recipe, data = tiny(tmp_path, "run.compile=on", "run.precision=bf16", "optim.steps=2")
-    session = open_session(Pretraining(recipe, data), recipe, None)
-    assert type(session.learner) is Learner and session.learner.model is session.model
+    session = set_up_training(PretrainTask(recipe, data), recipe, None)
+    assert type(session.learner) is OptimizerStep and session.learner.model is session.model
     assert session.notices == ("torch.compile does not work here (no such compiler); running without it",)
     (tmp_path / "run").mkdir()
-    events = list(session.events(Run(tmp_path / "run"), lambda: 0))
+    events = list(session.events(RunDir(tmp_path / "run"), lambda: 0))
     assert [event.step for event in events if isinstance(event, ev.StepDone)] == [1, 2]

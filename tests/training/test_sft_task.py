@@ -13,17 +13,17 @@ from teaching import some_records, teaching
 from gpt2cli.checkpoints.folder import read_manifest
 from gpt2cli.checkpoints.template_file import PROMPT, read_prompt
 from gpt2cli.convert.open_model import open_model
-from gpt2cli.data.sft_batches import Row
+from gpt2cli.data.sft_batches import SftExample
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.lora import merge_adapters
 from gpt2cli.templates import TEMPLATES
 from gpt2cli.training import events as ev
-from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
-from gpt2cli.training.setup import Session, open_session
-from gpt2cli.training.sft_task import InstructBatch, Instruction
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
+from gpt2cli.training.setup import TrainingSetup, set_up_training
+from gpt2cli.training.sft_task import SftBatch, SftTask
 
 
-def play(session: Session, run: Run, stop: Callable[[], int] = lambda: 0) -> list[ev.Event]:
+def play(session: TrainingSetup, run: RunDir, stop: Callable[[], int] = lambda: 0) -> list[ev.Event]:
     run.folder.mkdir(exist_ok=True)
     return list(session.events(run, stop))
 
@@ -32,7 +32,7 @@ def losses(events: list[ev.Event]) -> dict[int, float]:
     return {event.step: event.loss for event in events if isinstance(event, ev.StepDone)}
 
 
-def weights(session: Session) -> list[torch.Tensor]:
+def weights(session: TrainingSetup) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in session.model.parameters()]
 
 
@@ -41,7 +41,7 @@ def stop_after(n: int) -> Callable[[], int]:
     return lambda: 15 if next(calls) >= n else 0
 
 
-def alone(model: torch.nn.Module, row: Row) -> tuple[float, int]:
+def alone(model: torch.nn.Module, row: SftExample) -> tuple[float, int]:
     """The record's loss as a textbook has it: the row by itself, all logits, -100 where nothing is learnt."""
     ids, learnt = torch.from_numpy(row.ids), torch.from_numpy(row.learnt)
     logits = model(ids[None, :-1])[0]
@@ -76,7 +76,7 @@ def test_packed_records_lose_what_they_lose_alone(attention: str, tmp_path: Path
     for group in batch.groups:
         for row in group:
             n = int(row.learnt.sum())
-            one = InstructBatch(
+            one = SftBatch(
                 input_ids=batch.input_ids,
                 targets=batch.targets[start : start + n],
                 places=batch.places[start : start + n],
@@ -94,9 +94,7 @@ def test_packing_is_what_keeps_records_apart(tmp_path: Path) -> None:
     _, task = teaching(tmp_path, "packing=true", "batch.micro_batch=2")
     model = loud(task.fresh_model("sdpa"))
     batch = task.batch(0, 0)
-    open_batch = InstructBatch(
-        batch.input_ids, batch.targets, batch.places, batch.positions, None, batch.groups
-    )
+    open_batch = SftBatch(batch.input_ids, batch.targets, batch.places, batch.positions, None, batch.groups)
     apart, open_ = (task.loss_sum(model, b, torch.float32).item() for b in (batch, open_batch))
     assert abs(apart - open_) > 1e-2
 
@@ -127,16 +125,16 @@ def test_an_interrupted_run_ends_in_the_same_losses_and_weights(
 ) -> None:
     overrides = (f"train={train}", "lora.rank=2", "lora.dropout=0.1", "packing=true")
     recipe, task = teaching(tmp_path, *overrides)
-    whole = open_session(task, recipe, None)
-    wanted = losses(play(whole, Run(tmp_path / "whole")))
+    whole = set_up_training(task, recipe, None)
+    wanted = losses(play(whole, RunDir(tmp_path / "whole")))
     assert len(wanted) == 12
 
-    run = Run(tmp_path / "cut")
-    first = play(open_session(task, recipe, None), run, stop_after(polls))
+    run = RunDir(tmp_path / "cut")
+    first = play(set_up_training(task, recipe, None), run, stop_after(polls))
     checkpoint, problems = newest_valid_checkpoint(run)
     assert isinstance(first[-1], ev.Stopped) and first[-1].signal == 15
     assert (checkpoint is not None or polls == 1) and not problems
-    resumed = open_session(teaching(tmp_path, *overrides)[1], recipe, checkpoint)
+    resumed = set_up_training(teaching(tmp_path, *overrides)[1], recipe, checkpoint)
     second = play(resumed, run)
     assert {**losses(first), **losses(second)} == wanted
     assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
@@ -156,16 +154,16 @@ def test_a_resume_of_another_run_is_refused_with_the_differences(
     change: str, said: str, tmp_path: Path
 ) -> None:
     recipe, task = teaching(tmp_path, "optim.steps=3")
-    run = Run(tmp_path / "run")
-    play(open_session(task, recipe, None), run)
+    run = RunDir(tmp_path / "run")
+    play(set_up_training(task, recipe, None), run)
     other, changed = teaching(tmp_path, "optim.steps=3", change)
     with pytest.raises(InputError, match=said):
-        open_session(changed, other, newest_valid_checkpoint(run)[0])
+        set_up_training(changed, other, newest_valid_checkpoint(run)[0])
 
 
 def test_the_model_is_stored_with_the_template_in_its_manifest(tmp_path: Path) -> None:
     recipe, task = teaching(tmp_path, "optim.steps=3")
-    session, run = open_session(task, recipe, None), Run(tmp_path / "run")
+    session, run = set_up_training(task, recipe, None), RunDir(tmp_path / "run")
     play(session, run)
     folder = (run.folder / "last").resolve()
     assert read_prompt(folder) == "chat" and PROMPT in read_manifest(folder)
@@ -177,7 +175,7 @@ def test_the_model_is_stored_with_the_template_in_its_manifest(tmp_path: Path) -
 
 def test_lora_stores_the_adapters_alone_and_they_make_the_same_model(tmp_path: Path) -> None:
     recipe, task = teaching(tmp_path, "optim.steps=6", "train=lora", "lora.rank=2", "optim.lr=0.1")
-    session, run = open_session(task, recipe, None), Run(tmp_path / "run")
+    session, run = set_up_training(task, recipe, None), RunDir(tmp_path / "run")
     play(session, run)
     folder = (run.folder / "last").resolve()
     assert read_prompt(folder) == "chat"
@@ -238,7 +236,7 @@ def test_lora_over_random_weights_is_refused(tmp_path: Path) -> None:
 
 def test_a_task_says_the_same_identity_for_the_same_data(tmp_path: Path) -> None:
     def identity(*overrides: str) -> dict[str, object]:
-        found: tuple[object, Instruction] = teaching(tmp_path, *overrides)
+        found: tuple[object, SftTask] = teaching(tmp_path, *overrides)
         return json.loads(json.dumps(found[1].identity()))  # type: ignore[no-any-return]
 
     assert identity() == identity()
@@ -262,16 +260,16 @@ def test_a_long_conversation_is_learnt_from_but_never_asked(tmp_path: Path) -> N
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_the_limit_is_part_of_what_a_run_is(packing: str, tmp_path: Path) -> None:
     recipe, task = teaching(tmp_path, "optim.steps=3", f"packing={packing}")
-    run = Run(tmp_path / "run")
-    play(open_session(task, recipe, None), run)
+    run = RunDir(tmp_path / "run")
+    play(set_up_training(task, recipe, None), run)
     checkpoint = newest_valid_checkpoint(run)[0]
     # 40 tokens cut none of these records: only how many share a row can change.
     other, changed = teaching(tmp_path, "optim.steps=3", f"packing={packing}", "data.max_tokens=40")
     assert changed.identity()["data"] == task.identity()["data"]
     with pytest.raises(InputError, match=r"data\.max_tokens: 64 -> 40"):
-        open_session(changed, other, checkpoint)
+        set_up_training(changed, other, checkpoint)
     same, spelled = teaching(tmp_path, "optim.steps=3", f"packing={packing}", "data.max_tokens=64")
-    open_session(spelled, same, checkpoint)
+    set_up_training(spelled, same, checkpoint)
 
 
 def test_the_test_digest_names_what_is_asked_and_what_would_be_right(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from gpt2cli.model.config import PRESETS
 from gpt2cli.runtime import Runtime
-from gpt2cli.training.utilisation import flops_per_token, peak_of, utilisation
+from gpt2cli.training.estimate import flops_per_token, peak_flops, utilisation
 
 CONFIG = PRESETS["124M"]
 
@@ -31,7 +31,7 @@ def test_operations_of_a_token_are_those_of_its_products() -> None:
     ],
 )
 def test_a_device_is_known_by_whole_words(name: str, peak: float | None) -> None:
-    assert peak_of(name) == peak
+    assert peak_flops(name) == peak
 
 
 def test_it_is_a_share_of_the_peak_and_is_told_only_where_it_means_something(
