@@ -76,7 +76,7 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTask,
         (read.n_empty, "left out: no answer in them"),
         (examples.n_left_out, f"left out: their questions alone fill {examples.limit} tokens"),
         (
-            examples.n_only_learnt,
+            examples.n_train_only,
             f"learnt but never asked: their last answers begin beyond {examples.limit} tokens",
         ),
         (examples.n_cut, f"cut: longer than {examples.limit} tokens"),
@@ -132,7 +132,7 @@ def _answer_one(
         return
     text = replies[0].text
     view.note(f"{_last_question(shown.record.turns)} -> {text}".replace("\n", " "), "faint")
-    add_sample(run, session.progress.step, task.template.prompt(shown.record.question) + text)
+    add_sample(run, session.state.step, task.template.prompt(shown.record.question) + text)
 
 
 def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:

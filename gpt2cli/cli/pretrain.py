@@ -123,4 +123,4 @@ def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop:
             ids += [token for token in step.ids if token is not None]
     text = wanted.prompt + tokenizer.decode(ids)
     view.note(text.replace("\n", " "), "faint")
-    add_sample(run, session.progress.step, text)
+    add_sample(run, session.state.step, text)

@@ -188,6 +188,7 @@ def _train(
     """Train and show it. `record` is called once nothing can be wrong with the command any more."""
     import shlex
 
+    from gpt2cli.training import loop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.ui.console import err, out, printable
@@ -195,7 +196,7 @@ def _train(
     from gpt2cli.ui.tensorboard import Board
     from gpt2cli.ui.training import TrainingView
 
-    recipe, first = session.recipe, session.progress.step
+    recipe, first = session.recipe, session.state.step
     signal = 0
     with (
         Board(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
@@ -205,7 +206,7 @@ def _train(
         view.note(_headline(session, run))
         if first:
             view.note(f"resuming after step {first}")
-        for event in session.events(run, stop):
+        for event in loop.train(session, save=lambda: runs.save_checkpoint(run, session), stop=stop):
             runs.append_event(run, event)
             board.write(event)
             view.show(event)
@@ -215,7 +216,7 @@ def _train(
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
                 signal = event.signal
-    if not signal and session.progress.best_step == 0:
+    if not signal and session.state.best_step == 0:
         say("warning: no evaluation was better than the one at the start; the last checkpoint is taken")
     signal = signal or lesson.at_end(session, run, stop)
     out().print(printable(str(run.folder)))
@@ -253,7 +254,7 @@ def _record(
     from gpt2cli.runtime import describe_machine
     from gpt2cli.training.run_dir import truncate_records, write_record
 
-    text, step = dump_recipe(session.recipe), session.progress.step
+    text, step = dump_recipe(session.recipe), session.state.step
     if checkpoint and run.recipe.exists():
         before = run.recipe.read_text(encoding="utf-8").splitlines()
         for line in text.splitlines():

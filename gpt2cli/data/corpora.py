@@ -1,7 +1,6 @@
-"""Owns the named corpora: what each is called, where it lies, its exact bytes, and what may stand in.
+"""The named corpora: URL, size, SHA-256, licence, and the bundled text that may replace each.
 
-Looks in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
-What is done with the text is `tokens.py`'s business.
+The order of look-up: a path that the user gave, the mirror, the cache, the URL, the bundled text.
 """
 
 import difflib
@@ -31,7 +30,7 @@ Origin = Literal["path", "mirror", "cache", "download", "bundled"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """One public text. `stand_in` names the bundled file that may take its place, if one can."""
+    """One public text. `stand_in` names the bundled file that may replace it, if any."""
 
     name: str
     file: str
@@ -40,12 +39,12 @@ class Corpus:
     url: str
     licence: str
     stand_in: str | None
-    member: str | None = None  # of the zip at `url`; its bytes, size and hash count, not the zip's
+    member: str | None = None  # of the zip at `url`; `n_bytes` and `sha256` are the member's
 
 
 @dataclass(frozen=True)
 class FoundCorpus:
-    """Where a text was found. `sha256` is None for a path, whose content nobody has promised."""
+    """Where a text was found. `sha256` is None for a path, whose content is not known in advance."""
 
     name: str
     paths: tuple[Path, ...]
@@ -75,7 +74,7 @@ _ROWS = (
         stand_in="story.txt",
     ),
     Corpus(
-        # No stand-in: it is there to compare perplexities, which other text would falsify.
+        # No stand-in: other text would falsify a comparison of perplexities.
         name="wikitext-2-test",
         file="wikitext-2-test.txt",
         n_bytes=1256449,
@@ -106,7 +105,7 @@ _ROWS = (
         stand_in="instructions.json",
     ),
 )
-# Written for this project, and nowhere else to be had: {name: bundled file}.
+# Written for this project, and bundled only: {name: file}.
 BUNDLED = {"summaries": "summaries.json"}
 CORPORA = {corpus.name: corpus for corpus in _ROWS}
 
@@ -114,10 +113,10 @@ CORPORA = {corpus.name: corpus for corpus in _ROWS}
 def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> FoundCorpus:
     """The text that `name_or_path` means: a corpus of the table, else a file, directory or glob.
 
-    A file that bears a corpus's name is reached as ./NAME. `offline` forbids the network;
-    `allow_bundled` lets our own text stand in, with a warning.
-    Raises InputError for an unknown name or a wrong file in the mirror, ServiceError where the
-    corpus is not to be had.
+    ./NAME is a file with the name of a corpus. `offline` forbids the network; `allow_bundled` lets a
+    bundled text replace the corpus, with a warning.
+    Raises InputError for an unknown name or a wrong file in the mirror, ServiceError if the corpus
+    cannot be downloaded.
     """
     if name_or_path in BUNDLED:
         return _bundled(name_or_path, BUNDLED[name_or_path], None)
@@ -152,7 +151,7 @@ def _path(argument: str) -> FoundCorpus:
 
 
 def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> FoundCorpus | None:
-    """The file, once its content is known to be right; None for a damaged one in our own cache."""
+    """The file, if its content is right; None for a damaged one in our cache."""
     digest = files.sha256_of(path)
     if digest == corpus.sha256:
         return FoundCorpus(corpus.name, (path,), origin, digest, None)
@@ -167,8 +166,8 @@ def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Fo
 
 def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> FoundCorpus:
     warning = (
-        f"{corpus.name} could not be had ({error.what}); the bundled {file}, another text,"
-        f" takes its place: the figures will not be those of {corpus.name}"
+        f"{corpus.name} is not available ({error.what}); the bundled {file}, another text,"
+        f" replaces it: the results will not be those of {corpus.name}"
     )
     return _bundled(corpus.name, file, warning)
 

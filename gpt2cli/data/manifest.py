@@ -1,6 +1,7 @@
-"""Owns the two records of a prepared folder: manifest.json, which makes it valid, and journal.json,
-which says how far an interrupted `prepare` came. Both hold facts about the content only, no
-times, so that the same text and settings give the same bytes.
+"""The two records of a prepared folder: manifest.json, which makes it valid, and journal.json, which
+says how far an interrupted `prepare` came.
+
+Both describe the content only, without times, so that the same text and settings give the same bytes.
 """
 
 import json
@@ -17,19 +18,19 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 SPLITS = ("train", "validation")
-DTYPES = {"uint16": 2, "uint32": 4}  # bytes a token; little-endian in the files
+DTYPES = {"uint16": 2, "uint32": 4}  # bytes per token; little-endian in the shards
 
 
 class StaleError(InputError):
-    """What is in the folder is not the work, or the beginning of it, that is asked for."""
+    """The folder holds other work than, or the beginning of other work than, what is asked for."""
 
-    def __init__(self, what: str, why: str = "the tokens that are there were made from other text") -> None:
-        super().__init__(what, why, "give another --out, or replace what is there with --force")
+    def __init__(self, what: str, why: str = "the tokens in the folder were made from other text") -> None:
+        super().__init__(what, why, "give another --out, or replace the tokens with --force")
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What the person chose. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
+    """What the user chose. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
 
     tokenizer: str
     text_fields: tuple[str, ...]
@@ -40,7 +41,7 @@ class PrepareSettings:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """A source as it was read: `bytes` and `sha256` are those of the file, unpacked or not."""
+    """A source as it was read; `bytes` and `sha256` are those of the file, compressed or not."""
 
     path: str
     kind: str
@@ -79,13 +80,13 @@ class TokenManifest:
 
 
 @dataclass(frozen=True)
-class ResumePoint:
-    """Where the reading stood after `n_tasks` tasks, and what it had counted.
+class ReadPosition:
+    """How far reading had come after `n_chunks` chunks, and the counts so far.
 
-    `n_sources` were read to their end; of the next one `n_read` bytes, with this digest.
+    `n_sources` sources are finished; of the next one, `n_read` bytes are read, with this digest.
     """
 
-    n_tasks: int = 0
+    n_chunks: int = 0
     n_sources: int = 0
     n_read: int = 0
     digest: str = ""
@@ -97,7 +98,7 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class WriterState:
-    """How far the files of one split are written: the finished ones, and the length of the open one."""
+    """How far the shards of one split are written: the finished ones, and the tokens in the open one."""
 
     finished: tuple[Shard, ...] = ()
     n_open: int = 0
@@ -105,13 +106,13 @@ class WriterState:
 
 @dataclass(frozen=True)
 class Journal:
-    """An unfinished preparation. `tail_moved` is true once the tail of training lies in validation
-    as well; then `train` and `validation` say what to keep, and the rest is cut off.
+    """An unfinished preparation. Once `tail_moved`, validation holds a copy of the tail of training;
+    `train` and `validation` then say what to keep, and the rest is truncated.
     """
 
     settings: PrepareSettings
     fingerprint: str
-    mark: ResumePoint = ResumePoint()
+    position: ReadPosition = ReadPosition()
     sources: tuple[SourceRecord, ...] = ()
     train: WriterState = WriterState()
     validation: WriterState = WriterState()
@@ -133,7 +134,7 @@ def read_journal(folder: Path) -> Journal | None:
         journal = Journal(
             settings=settings_from_json(record["settings"]),
             fingerprint=record["fingerprint"],
-            mark=ResumePoint(**record["mark"]),
+            position=ReadPosition(**record["position"]),
             sources=tuple(SourceRecord(**source) for source in record["sources"]),
             train=_writer_state(record["train"]),
             validation=_writer_state(record["validation"]),
@@ -141,7 +142,7 @@ def read_journal(folder: Path) -> Journal | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise damaged_error(path, f"{type(error).__name__}: {error}") from None
-    return journal if journal.mark.n_tasks else None
+    return journal if journal.position.n_chunks else None
 
 
 def write_manifest(folder: Path, manifest: TokenManifest) -> None:
@@ -149,14 +150,14 @@ def write_manifest(folder: Path, manifest: TokenManifest) -> None:
 
 
 def read_manifest(folder: Path) -> TokenManifest:
-    """Raises InputError where the folder is not prepared, or its manifest is damaged."""
+    """Raises InputError if the folder is not prepared, or its manifest is damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         unfinished = (folder / JOURNAL).is_file()
         raise InputError(
             f"{folder}: {'its preparation was interrupted' if unfinished else 'is not a prepared folder'}",
             f"there is no {MANIFEST} in it",
-            "run the same `gpt2 prepare` again: it continues"
+            "run the same `gpt2 prepare` command again: it continues"
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
@@ -178,7 +179,7 @@ def read_manifest(folder: Path) -> TokenManifest:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a manifest of ours is there. A model folder has a manifest.json of another format."""
+    """Whether the folder has our manifest. A model folder has a manifest.json of another format."""
     try:
         return read_json_object(folder / MANIFEST).get("format") == FORMAT
     except InputError:
@@ -186,7 +187,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def was_made_by_prepare(folder: Path) -> bool:
-    """Whether `prepare` made what is in the folder, finished or not, damaged or not."""
+    """Whether `prepare` made the content of the folder, finished or not, damaged or not."""
     for name in (JOURNAL, MANIFEST):
         if (folder / name).is_file():
             try:
@@ -197,9 +198,9 @@ def was_made_by_prepare(folder: Path) -> bool:
 
 
 def delete_prepared(folder: Path, keep: str = "") -> None:
-    """Delete all that `prepare` ever writes into a folder, but not the file called `keep`.
+    """Delete everything that `prepare` writes into a folder, except the file called `keep`.
 
-    The journal goes last: as long as anything of ours is left, the folder is known to be ours.
+    The journal goes last: while anything is left, it shows that the folder is ours.
     """
     for pattern in (MANIFEST, "train-*.bin", "validation-*.bin", *TOKENIZER_FILES, JOURNAL):
         for path in folder.glob(pattern):
@@ -233,8 +234,8 @@ def _check_version(record: dict[str, Any], path: Path) -> None:
     if found != (FORMAT, VERSION):
         raise InputError(
             f"{path}: {found[0]!r} in version {found[1]}, not {FORMAT!r} in version {VERSION}",
-            "another program wrote it, or another version of this one",
-            "prepare the text into another folder",
+            "another program or another version of gpt2cli wrote it",
+            "prepare the text into another folder: --out FOLDER",
         )
 
 
@@ -245,5 +246,5 @@ def _writer_state(record: dict[str, Any]) -> WriterState:
 def _shard(record: dict[str, Any]) -> Shard:
     shard = Shard(str(record["file"]), int(record["n_tokens"]), str(record["sha256"]))
     if Path(shard.file).name != shard.file or shard.n_tokens < 1:
-        raise ValueError(f"no shard of a prepared folder: {record}")
+        raise ValueError(f"not a shard of a prepared folder: {record}")
     return shard

@@ -10,7 +10,8 @@ from itertools import islice
 import torch
 
 from gpt2cli.checkpoints.classifier import LoadedClassifier
-from gpt2cli.data.labelled_texts import batches_by_length, encode_text, pad_right
+from gpt2cli.data.labelled_texts import encode_text, pad_right
+from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import Gpt2Error, InputError
 
 WINDOW = 2048  # texts that are put in order of length together; answers come a window at a time
@@ -47,7 +48,7 @@ def probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -> list
     """The same for texts that are ids already, none longer than the context."""
     device = loaded.model.score.weight.device
     found: list[tuple[float, ...]] = [()] * len(rows)
-    for batch in batches_by_length(rows, N_ROWS, N_TOKENS):
+    for batch in batches_by_length([len(row) for row in rows], N_ROWS, N_TOKENS):
         input_ids, lengths = pad_right([rows[i] for i in batch], loaded.tokenizer.end_of_text)
         logits = loaded.model(input_ids.to(device), lengths.to(device))  # (B, K)
         for i, row in zip(batch, logits.float().softmax(dim=-1).tolist(), strict=True):

@@ -1,7 +1,4 @@
-"""Owns what the keys of a recipe are called, and which one was probably meant.
-
-What a key may hold is in `schema.py`.
-"""
+"""The keys of a recipe, and "did you mean" for an unknown one."""
 
 import difflib
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ from functools import cached_property
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.schema import RECIPES, Recipe, recipe_fields
 
-# What other codebases call these things, for "did you mean".
+# The names of these keys in other codebases.
 OTHER_NAMES = {
     "learning_rate": "optim.lr",
     "max_lr": "optim.lr",
@@ -31,6 +28,8 @@ OTHER_NAMES = {
     "eval_iters": "eval.batches",
     "log_interval": "log.every",
     "save_every": "checkpoint.every",
+    "recompute": "run.activation_checkpointing",
+    "gradient_checkpointing": "run.activation_checkpointing",
     "dtype": "run.precision",
     "dataset": "data.source",
 }
@@ -58,7 +57,7 @@ class RecipeKeys:
         return next(key for key in self.all if key.startswith(f"{section}."))
 
     def unknown(self, where: str, key: str) -> UsageError:
-        """The error for a key that is none, with the one that was likely meant."""
+        """The error for an unknown key, with the one that was probably meant."""
         section = key.rpartition(".")[0]
         section = section if section in self.sections else ""
         near = self._nearest(key)
@@ -71,7 +70,7 @@ class RecipeKeys:
         )
 
     def _nearest(self, key: str) -> str:
-        """The known key that was most likely meant, or ''. Its own section is looked at first."""
+        """The key that was probably meant, or ''; its own section comes first."""
         section, _, word = key.rpartition(".")
         known = [*self.all, *self.sections]
         own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}

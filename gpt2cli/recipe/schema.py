@@ -1,6 +1,6 @@
-"""Owns what a recipe may say: every field, its limits, its default and one line on what it does.
+"""The schema of recipes: every key with its type, limits, default and a line of help.
 
-A default lives here and nowhere else. Files and line numbers are the loader's business.
+A default has no other home.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from gpt2cli.model.config import PRESETS, GPT2Config
 
 
 def _require_unicode(value: str) -> str:
-    """Lone surrogates cannot be tokenised or stored, and no path holds a NUL."""
+    """Lone surrogates cannot be tokenised or stored, and a path cannot hold NUL."""
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
         raise PydanticCustomError("not_text", "must be Unicode text without NUL")
     return value
 
 
 PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]  # 0 switches the thing off
+NonNegativeInt = Annotated[int, Field(ge=0)]  # 0 usually turns the feature off
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -30,52 +30,50 @@ NonEmptyText = Annotated[UnicodeText, Field(min_length=1)]
 
 
 class RecipeSection(BaseModel):
-    """Strict: text is not a number, true is not 1, 4.0 is not 4. Frozen once it is checked."""
+    """A section. Strict: text is not a number, true is not 1, 4.0 is not 4. Frozen once validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(RecipeSection):
-    """What is read."""
+    """The text to train on."""
 
     source: NonEmptyText = Field(
-        description="a corpus by name, a text file, or a folder that gpt2 prepare made"
+        description="a named corpus, a text file, or a folder that gpt2 prepare made"
     )
     tokenizer: Literal["gpt2", "chars"] = Field(
-        default="gpt2", description="byte pairs of GPT-2, or single characters"
+        default="gpt2", description="GPT-2's byte pairs, or single characters"
     )
-    validation: Fraction = Field(default=0.1, description="share that is held out")
-    # Strict mode would refuse YAML's list for a tuple; its items stay strict.
+    validation: Fraction = Field(default=0.1, description="fraction held out for validation")
+    # Strict mode would refuse YAML's list for a tuple; the items stay strict.
     text_fields: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=1)] = Field(
         default=("text",), description="fields of JSON lines and parquet that hold the text"
     )
     bundled: bool = Field(
-        default=True, description="whether a bundled text may stand in when there is no network"
+        default=True, description="whether a bundled text may replace the corpus if there is no network"
     )
 
 
 class ModelConfig(RecipeSection):
-    """What is built: a size by name, or its three numbers."""
+    """The model: a size by name, or n_layer, n_head and n_embd."""
 
     size: str | None = Field(default=None, description="124M, 355M, 774M or 1558M; instead of the next three")
     n_layer: PositiveInt | None = Field(default=None, description="transformer blocks")
     n_head: PositiveInt | None = Field(
-        default=None, description="attention heads a block; must divide n_embd"
+        default=None, description="attention heads per block; must divide n_embd"
     )
     n_embd: PositiveInt | None = Field(default=None, description="channels of the residual stream")
-    n_inner: PositiveInt | None = Field(
-        default=None, description="width of the MLP; 4 * n_embd where it is not given"
-    )
-    context: Annotated[int, Field(ge=2)] = Field(default=1024, description="tokens the model sees at once")
+    n_inner: PositiveInt | None = Field(default=None, description="width of the MLP; null is 4 * n_embd")
+    context: Annotated[int, Field(ge=2)] = Field(default=1024, description="context length in tokens")
     dropout: Probability = Field(default=0.0, description="dropout rate in training")
 
     def config(self, vocab_size: int) -> GPT2Config:
-        """The model's numbers for a vocabulary; its learned positions end at `context`."""
+        """The model's config for a vocabulary; its position embeddings end at `context`."""
         if self.size is not None:
             preset = PRESETS[self.size]
             n_layer, n_head, n_embd = preset.n_layer, preset.n_head, preset.n_embd
         else:
-            assert self.n_layer and self.n_head and self.n_embd  # _one_description holds it
+            assert self.n_layer and self.n_head and self.n_embd  # see _one_description
             n_layer, n_head, n_embd = self.n_layer, self.n_head, self.n_embd
         return GPT2Config(
             n_layer=n_layer,
@@ -99,40 +97,44 @@ class ModelConfig(RecipeSection):
                 )
             if given:
                 raise _field_error(
-                    given[0], "size gives this number already", f"model.size=null, or no model.{given[0]}"
+                    given[0], "size sets it already", f"model.size=null, or no model.{given[0]}"
                 )
         elif not given:
             raise _field_error("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
         elif missing:
             raise _field_error(
-                missing[0], "is missing", "without a size all of n_layer, n_head, n_embd are needed"
+                missing[0], "is missing", "without a size, n_layer, n_head and n_embd are all needed"
             )
         elif self.n_embd and self.n_head and self.n_embd % self.n_head:
             raise _field_error(
-                "n_head", f"must divide n_embd ({self.n_embd})", "each head takes an equal share"
+                "n_head", f"must divide n_embd ({self.n_embd})", "each head takes n_embd / n_head channels"
             )
         return self
 
 
 class BatchConfig(RecipeSection):
-    """How many sequences make a step: micro_batch * accumulation."""
+    """The batch: micro_batch * accumulation sequences per optimizer step."""
 
-    micro_batch: PositiveInt = Field(default=8, description="sequences that go through the model at once")
-    accumulation: PositiveInt = Field(default=1, description="micro batches whose gradients make one step")
+    micro_batch: PositiveInt = Field(default=8, description="sequences per forward and backward")
+    accumulation: PositiveInt = Field(
+        default=1, description="micro-batches per optimizer step, whose gradients are summed"
+    )
 
 
 class OptimConfig(RecipeSection):
-    """AdamW, its schedule and its clipping."""
+    """AdamW, the learning rate schedule and gradient clipping."""
 
-    steps: PositiveInt = Field(description="optimizer steps of the whole run")
-    lr: PositiveFloat = Field(default=6e-4, description="highest learning rate, reached after the warmup")
-    min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the cosine")
+    steps: PositiveInt = Field(description="optimizer steps in total")
+    lr: PositiveFloat = Field(default=6e-4, description="peak learning rate, reached after the warmup")
+    min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the cosine decay")
     warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warmup")
-    weight_decay: NonNegativeFloat = Field(default=0.1, description="decay of matrices; vectors have none")
-    beta1: Probability = Field(default=0.9, description="AdamW's memory of the gradient")
-    beta2: Probability = Field(default=0.95, description="AdamW's memory of its square")
-    eps: PositiveFloat = Field(default=1e-8, description="AdamW's guard against division by zero")
-    clip: NonNegativeFloat = Field(default=1.0, description="largest gradient norm; 0 does not clip")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.1, description="weight decay of matrices; vectors have none"
+    )
+    beta1: Probability = Field(default=0.9, description="AdamW's decay of the first moment")
+    beta2: Probability = Field(default=0.95, description="AdamW's decay of the second moment")
+    eps: PositiveFloat = Field(default=1e-8, description="AdamW's epsilon")
+    clip: NonNegativeFloat = Field(default=1.0, description="maximum gradient norm; 0 does not clip")
 
     @model_validator(mode="after")
     def _in_order(self) -> "OptimConfig":
@@ -150,83 +152,81 @@ class OptimConfig(RecipeSection):
 
 
 class EvalConfig(RecipeSection):
-    """How often the held-out text is looked at, and the sample that is written then."""
+    """Evaluations on the validation split, and the sample generated after each."""
 
     every: PositiveInt = Field(default=100, description="steps between evaluations")
-    batches: PositiveInt = Field(default=20, description="validation batches an evaluation")
+    batches: PositiveInt = Field(default=20, description="validation batches per evaluation")
     patience: NonNegativeInt = Field(
-        default=0, description="evaluations without a better loss before stopping; 0 never stops"
+        default=0, description="evaluations without improvement before early stopping; 0 never stops"
     )
-    prompt: UnicodeText = Field(default="", description="what the sample begins with")
-    sample_tokens: NonNegativeInt = Field(default=40, description="tokens of the sample; 0 writes none")
-    temperature: NonNegativeFloat = Field(
-        default=0.8, description="of the sample; 0 takes the likeliest token"
+    prompt: UnicodeText = Field(default="", description="prompt of the sample")
+    sample_tokens: NonNegativeInt = Field(
+        default=40, description="tokens to generate for the sample; 0 generates none"
     )
+    temperature: NonNegativeFloat = Field(default=0.8, description="of the sample; 0 is greedy decoding")
     top_k: NonNegativeInt = Field(
-        default=40, description="likeliest tokens the sample draws from; 0 is all of them"
+        default=40, description="the sample draws from the k most likely tokens; 0 draws from all"
     )
 
 
 class LogConfig(RecipeSection):
-    """What is told."""
+    """Logging."""
 
-    every: PositiveInt = Field(default=1, description="steps between lines")
-    tensorboard: bool = Field(default=False, description="whether TensorBoard event files are written too")
+    every: PositiveInt = Field(default=1, description="steps between log lines")
+    tensorboard: bool = Field(default=False, description="whether to write TensorBoard event files")
 
 
 class CheckpointConfig(RecipeSection):
-    """When the model is saved."""
+    """Checkpoints and their retention."""
 
     every: NonNegativeInt = Field(
         default=0, description="steps between saves; 0 saves at evaluations and at the end"
     )
-    keep: PositiveInt = Field(
-        default=2, description="newest checkpoints to keep; best and last are kept besides"
-    )
+    keep: PositiveInt = Field(default=2, description="newest checkpoints to keep, besides best and last")
 
 
 class RunConfig(RecipeSection):
-    """The machine. None of this changes what is learned, but for rounding."""
+    """The machine. None of this changes the result, except by rounding."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device to train on")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="numbers of the products"
+        default="auto", description="floating-point format of the matmuls"
     )
-    compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether torch.compile is used")
-    threads: NonNegativeInt = Field(default=0, description="CPU threads; 0 takes all cores")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether to use torch.compile")
+    threads: NonNegativeInt = Field(default=0, description="CPU threads; 0 uses all cores")
     attention: Literal["auto", "sdpa", "formula", "blocks"] = Field(
-        default="auto", description="torch's fused kernel, it written out, that in blocks, or the fastest"
+        default="auto", description="torch's fused kernel, the plain formula, or the formula in blocks"
     )
-    recompute: Literal["on", "off"] = Field(
-        default="off", description="whether backward runs each block again: less memory, more time"
+    activation_checkpointing: Literal["on", "off"] = Field(
+        default="off", description="whether backward recomputes each block: less memory, more time"
     )
     max_bad_steps: NonNegativeInt = Field(
-        default=10, description="non-finite steps in a row before the run stops"
+        default=10, description="consecutive non-finite steps before the run stops"
     )
 
 
 class ClassifyDataConfig(RecipeSection):
-    """Labelled texts, and how they are split."""
+    """Labelled texts and their splits."""
 
     source: NonEmptyText = Field(
-        description="sms-spam, or a CSV, TSV or JSONL file with a text and a label a row"
+        description="sms-spam, or a CSV, TSV or JSONL file with a text and a label per row"
     )
-    text: NonEmptyText = Field(default="text", description="column or field that holds the text")
-    label: NonEmptyText = Field(default="label", description="column or field that holds the class")
+    text: NonEmptyText = Field(default="text", description="column or field with the text")
+    label: NonEmptyText = Field(default="label", description="column or field with the class")
     columns: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=2)] | None = Field(
         default=None,
-        description="names of all columns of a CSV or TSV file without a row of names; null: the first row",
+        description="names of all columns of a CSV or TSV file without a header; null: the first row",
     )
-    validation: Fraction = Field(default=0.1, description="share kept to choose the best checkpoint")
-    test: Fraction = Field(default=0.2, description="share kept for the report at the end")
+    validation: Fraction = Field(default=0.1, description="fraction held out to choose the best checkpoint")
+    test: Fraction = Field(default=0.2, description="fraction held out for the report at the end")
     balance: Literal["none", "undersample", "weights"] = Field(
-        default="none", description="leave out rows of the larger classes, or weigh the smaller ones more"
+        default="none", description="drop rows of the larger classes, or weight the loss of the smaller ones"
     )
     max_tokens: NonNegativeInt = Field(
-        default=0, description="longer texts are cut there; 0 is the model's context"
+        default=0, description="truncate longer texts; 0 is the model's context"
     )
     bundled: bool = Field(
-        default=True, description="whether bundled messages may stand in when there is no network"
+        default=True, description="whether bundled messages may replace the corpus if there is no network"
     )
 
     @model_validator(mode="after")
@@ -250,22 +250,20 @@ class ClassifyDataConfig(RecipeSection):
 
 
 class InstructDataConfig(RecipeSection):
-    """Instructions with their answers, or conversations, and how they are split."""
+    """Instructions with answers, or conversations, and their splits."""
 
     source: NonEmptyText = Field(description="instructions, summaries, or a JSON or JSONL file of records")
-    instruction: NonEmptyText = Field(default="instruction", description="field with what is to be done")
-    input: NonEmptyText = Field(
-        default="input", description="field with what it is to be done to; may be missing"
-    )
-    output: NonEmptyText = Field(default="output", description="field with the answer to learn")
-    task: UnicodeText = Field(default="", description="instruction for records that have none of their own")
-    validation: Fraction = Field(default=0.05, description="share kept to choose the best checkpoint")
-    test: Fraction = Field(default=0.1, description="share that is answered at the end")
+    instruction: NonEmptyText = Field(default="instruction", description="field with the instruction")
+    input: NonEmptyText = Field(default="input", description="field with the input; may be missing")
+    output: NonEmptyText = Field(default="output", description="field with the answer")
+    task: UnicodeText = Field(default="", description="instruction of records without one")
+    validation: Fraction = Field(default=0.05, description="fraction held out to choose the best checkpoint")
+    test: Fraction = Field(default=0.1, description="fraction held out, and answered at the end")
     max_tokens: NonNegativeInt = Field(
-        default=0, description="longer records are cut there; 0 is the model's context"
+        default=0, description="truncate longer records; 0 is the model's context"
     )
     bundled: bool = Field(
-        default=True, description="whether bundled records may stand in when there is no network"
+        default=True, description="whether bundled records may replace the corpus if there is no network"
     )
 
     @model_validator(mode="after")
@@ -280,36 +278,37 @@ class LoraConfig(RecipeSection):
 
     rank: PositiveInt = Field(default=8, description="rank of each adapter")
     alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by alpha / rank")
-    dropout: Probability = Field(default=0.0, description="dropout rate of what enters an adapter")
+    dropout: Probability = Field(default=0.0, description="dropout rate of the adapters' input")
     targets: Annotated[tuple[Literal["c_attn", "c_proj", "c_fc"], ...], Field(strict=False, min_length=1)] = (
-        Field(default=("c_attn",), description="which matrices get one; c_proj is attention's and the MLP's")
+        Field(
+            default=("c_attn",),
+            description="matrices with an adapter; c_proj is that of attention and of the MLP",
+        )
     )
 
 
 class ClassifyEvalConfig(RecipeSection):
-    """How often the validation split is looked at; always all of it."""
+    """Evaluations on the whole validation split."""
 
     every: PositiveInt = Field(default=50, description="steps between evaluations")
     patience: NonNegativeInt = Field(
-        default=0, description="evaluations without a better loss before stopping; 0 never stops"
+        default=0, description="evaluations without improvement before early stopping; 0 never stops"
     )
 
 
 class InstructEvalConfig(ClassifyEvalConfig):
-    """How often the validation split is looked at, and how the test split is answered at the end."""
+    """Evaluations on the whole validation split, and the answers to the test split at the end."""
 
-    max_new_tokens: PositiveInt = Field(default=256, description="longest answer")
-    temperature: NonNegativeFloat = Field(
-        default=0.0, description="of the answers; 0 takes the likeliest token"
-    )
-    rouge: bool = Field(default=False, description="whether ROUGE-1, 2 and L of the answers are computed")
+    max_new_tokens: PositiveInt = Field(default=256, description="maximum tokens per answer")
+    temperature: NonNegativeFloat = Field(default=0.0, description="of the answers; 0 is greedy decoding")
+    rouge: bool = Field(default=False, description="whether to compute ROUGE-1, 2 and L of the answers")
 
 
 class CommonRecipe(RecipeSection):
-    """What every recipe says besides its own."""
+    """The keys of every recipe."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        default=1337, description="fixes weights, batches and dropout"
+        default=1337, description="of the initial weights, the batches and dropout"
     )
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig
@@ -332,12 +331,12 @@ class PretrainRecipe(CommonRecipe):
 
 
 class FinetuneRecipe(CommonRecipe):
-    """What both ways of teaching a trained model have in common."""
+    """The keys of both fine-tunes."""
 
     init: NonEmptyText = Field(
-        description="124M and the like, newest, a run, a folder, or scratch: random weights"
+        description="124M or another size, newest, a run, a folder, or scratch: random weights"
     )
-    # Its numbers count for init: scratch alone, its dropout always.
+    # Its sizes count for init: scratch only, its dropout always.
     model: ModelConfig = ModelConfig(size="124M")
     lora: LoraConfig = LoraConfig()
 
@@ -349,7 +348,7 @@ class ClassifyRecipe(FinetuneRecipe):
     data: ClassifyDataConfig
     train: Literal["head", "last-block", "all", "lora"] = Field(
         default="last-block",
-        description="what learns: the new head; it, the last block and the final LayerNorm; all; adapters",
+        description="trainable weights: the head; it, the last block and ln_f; all; LoRA adapters",
     )
     eval: ClassifyEvalConfig = ClassifyEvalConfig()
 
@@ -359,13 +358,15 @@ class InstructRecipe(FinetuneRecipe):
 
     task: Literal["finetune-instruct"] = Field(description="what the recipe is for")
     data: InstructDataConfig
-    train: Literal["all", "lora"] = Field(default="all", description="what learns: all weights, or adapters")
-    template: Literal["alpaca", "chat"] = Field(
-        default="alpaca", description="how a record becomes one text; stored with the model"
+    train: Literal["all", "lora"] = Field(
+        default="all", description="trainable weights: all, or LoRA adapters"
     )
-    mask_prompt: bool = Field(default=True, description="whether only the answer is learnt, not the question")
+    template: Literal["alpaca", "chat"] = Field(
+        default="alpaca", description="prompt template of a record; saved with the model"
+    )
+    mask_prompt: bool = Field(default=True, description="whether the loss covers the answers only")
     packing: bool = Field(
-        default=False, description="whether short records share a row, each seeing only itself"
+        default=False, description="whether short records share a row, each attending to itself only"
     )
     eval: InstructEvalConfig = InstructEvalConfig()
 
@@ -383,7 +384,7 @@ RECIPES: dict[str, type[PretrainRecipe] | type[ClassifyRecipe] | type[InstructRe
 
 
 def recipe_fields(recipe: type[RecipeSection]) -> Iterator[tuple[str, str, Any]]:
-    """(dotted key, description, default) of every field in order; a required one has Ellipsis."""
+    """(dotted key, description, default) of every key in order; Ellipsis for a required one."""
     for name, info in in_reading_order(recipe.model_fields).items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, RecipeSection):
             for key, description, default in recipe_fields(info.annotation):
@@ -393,12 +394,12 @@ def recipe_fields(recipe: type[RecipeSection]) -> Iterator[tuple[str, str, Any]]
 
 
 def in_reading_order(values: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a recipe in the order in which it is read: what it is for, on what, how, where."""
+    """The keys of a recipe, ordered for a reader: task, data, model, optimizer, machine."""
     return {name: values[name] for name in _ORDER if name in values} | values
 
 
 def _field_error(field: str, must: str, fix: str) -> PydanticCustomError:
-    """An error of a whole section that belongs to one of its fields; the loader puts it there."""
+    """An error of a whole section that the loader reports at one of its fields."""
     return PydanticCustomError("recipe", "{must}", {"field": field, "must": must, "fix": fix})
 
 

@@ -1,4 +1,4 @@
-"""Owns pretraining as a task: a fresh model that learns each next token of a prepared text."""
+"""Pretraining: next-token prediction on a prepared text, from random weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -20,32 +20,32 @@ from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.recipe.schema import PretrainRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.task import RANK, WORLD, Batch
+from gpt2cli.training.task import RANK, WORLD_SIZE, Batch
 from gpt2cli.training.train_state import RunIdentity
 
 
 @dataclass(frozen=True)
 class PretrainTask:
-    """Predict each next token of a text, from random weights."""
+    """The training task of `gpt2 pretrain`."""
 
     recipe: PretrainRecipe
     data: TokenDataset
 
     def __post_init__(self) -> None:
-        wanted, there = self.recipe.data.tokenizer, self.data.tokenizer.name
-        if wanted != there:
+        wanted, found = self.recipe.data.tokenizer, self.data.tokenizer.name
+        if wanted != found:
             raise UsageError(
-                f"data.tokenizer is {wanted}, but the text is prepared with {there}",
-                f"{self.recipe.data.source} is a prepared folder, which keeps its own tokenizer",
-                f"data.tokenizer={there}, or prepare the text again",
+                f"data.tokenizer is {wanted}, but {self.recipe.data.source} was prepared with {found}",
+                "a prepared folder keeps its tokenizer",
+                f"data.tokenizer={found}",
             )
         if self.data.validation.n_tokens < 2:
             raise InputError(
-                f"the validation split has {self.data.validation.n_tokens} tokens, a loss needs 2",
-                "the text is short, or data.validation is small",
+                f"the validation split has {self.data.validation.n_tokens} tokens, a loss needs at least 2",
+                "the text is too short, or data.validation too small",
                 "data.validation=0.2",
             )
-        self.windows  # noqa: B018 - refuses a text that is too short, before any work
+        self.windows  # noqa: B018 - raises for a text that is too short
 
     @cached_property
     def windows(self) -> TrainingWindows:
@@ -100,17 +100,12 @@ class PretrainTask:
     def batch(self, step: int, micro: int) -> Batch:
         batch = self.recipe.batch
         first = first_sample(
-            step,
-            micro,
-            rank=RANK,
-            world=WORLD,
-            micro_batch=batch.micro_batch,
-            accumulation=batch.accumulation,
+            step, micro, batch.micro_batch, batch.accumulation, rank=RANK, world_size=WORLD_SIZE
         )
-        return _inputs_and_targets(self.windows.rows(first, batch.micro_batch))
+        return _inputs_and_targets(self.windows.rows(first, batch.micro_batch))  # (B, T + 1)
 
     def evaluation_batches(self) -> Iterator[Batch]:
-        """Windows spread over the validation split, in batches of at most micro_batch."""
+        """Windows spread evenly over the validation split, in batches of at most `micro_batch`."""
         validation, n_rows = self.data.validation, self.recipe.batch.micro_batch
         context = self.recipe.model.context
         length = min(context + 1, validation.n_tokens)
@@ -124,16 +119,18 @@ class PretrainTask:
         return batch.targets.numel()
 
     def loss_sum(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> Tensor:
-        hidden = model.transformer(batch.input_ids)  # (B, T, C)
-        return cross_entropy_sum(hidden.flatten(0, 1), model.lm_head.weight, batch.targets.flatten(), dtype)
+        hidden = model.transformer(batch.input_ids).flatten(0, 1)  # (B * T, C)
+        return cross_entropy_sum(hidden, model.lm_head.weight, batch.targets.flatten(), dtype)
 
-    def judge(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, list[Prediction]]:
+    def evaluate_batch(
+        self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype
+    ) -> tuple[Tensor, list[Prediction]]:
         return self.loss_sum(model, batch, dtype), []
 
-    def measures(self, verdicts: list[Prediction]) -> dict[str, float]:
+    def metrics(self, predictions: list[Prediction]) -> dict[str, float]:
         return {}
 
 
 def _inputs_and_targets(rows: np.ndarray) -> Batch:
     ids = torch.from_numpy(rows)  # (B, T + 1)
-    return Batch(ids[:, :-1], ids[:, 1:])
+    return Batch(ids[:, :-1], ids[:, 1:])  # the target of a position is the token after it

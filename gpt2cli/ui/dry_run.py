@@ -49,9 +49,9 @@ def _print_learnt(batch: SftBatch, tokenizer: Tokenizer) -> None:
     console = out()
     console.print("first batch, decoded; what is marked is learnt:", style="bold")
     coloured = is_terminal(console) and not console.no_color
-    for record in (record for group in batch.groups for record in group):
+    for record in (record for group in batch.rows for record in group):
         line = Text("  ")
-        pairs = zip(record.ids.tolist(), record.learnt.tolist(), strict=True)
+        pairs = zip(record.ids.tolist(), record.loss_mask.tolist(), strict=True)
         for learnt, some in groupby(pairs, key=lambda pair: pair[1]):
             text = printable(repr(_spelled([token for token, _ in some], tokenizer))[1:-1])
             if learnt and not coloured:
@@ -99,9 +99,9 @@ def _memory(session: TrainingSetup) -> list[Row]:
         config,
         n_rows,
         session.runtime.dtype.itemsize,
-        n_learning=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
+        n_trainable=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
         n_outputs=_outputs(session.task, n_rows * config.n_positions),
-        recompute=session.recipe.run.recompute == "on",
+        activation_checkpointing=session.recipe.run.activation_checkpointing == "on",
     )
     rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
     return [
@@ -114,14 +114,14 @@ def _outputs(task: TrainingTask, n_positions: int) -> int:
     """How many of a micro batch's positions meet the vocabulary."""
     if isinstance(task, ClassifyTask):
         return 0
-    return task.most_learnt if isinstance(task, SftTask) else n_positions
+    return task.max_targets if isinstance(task, SftTask) else n_positions
 
 
 def _work(session: TrainingSetup) -> list[Row]:
     recipe, task = session.recipe, session.task
     per_step = task.tokens_per_step
     loss, seconds = _timed(session)
-    left = timedelta(seconds=round(seconds * (recipe.optim.steps - session.progress.step)))
+    left = timedelta(seconds=round(seconds * (recipe.optim.steps - session.state.step)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return [
         ("parameters", f"{session.model.config.n_parameters:,}", ""),
@@ -146,13 +146,7 @@ def _timed(session: TrainingSetup) -> tuple[float, float]:
     for _ in range(2):
         started = time.perf_counter()
         with explain_out_of_memory(session.recipe.batch):
-            event = train_step(
-                session.learner,
-                session.task,
-                session.progress,
-                session.recipe,
-                session.runtime,
-            )
+            event = train_step(session)
         losses.append(event.loss)
         seconds.append(time.perf_counter() - started)
     return losses[0], seconds[1]

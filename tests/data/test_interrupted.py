@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.data import prepare_pipeline, text_reader
-from gpt2cli.data import tokenize as chunks
+from gpt2cli.data import prepare_pipeline, text_reader, tokenize
 from gpt2cli.data.manifest import PrepareSettings
 from gpt2cli.data.prepare import prepare
 from gpt2cli.data.prepare_pipeline import PrepareProgress
@@ -70,7 +69,7 @@ def kill_until_done(out: Path, tokenizer: str, sources: list[str], n_kills: int,
         time.sleep(draw.uniform(0, whole / 3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        n_continued += (out / "journal.json").exists() and '"n_tasks": 0' not in (
+        n_continued += (out / "journal.json").exists() and '"n_chunks": 0' not in (
             out / "journal.json"
         ).read_text()
     end, error = start(out, tokenizer, sources).communicate(timeout=60)
@@ -92,9 +91,9 @@ def test_sigkill_at_many_random_moments(tmp_path: Path, sources: list[str]) -> N
 
 @pytest.fixture
 def fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "TASK_CHARACTERS", 3000)
-    monkeypatch.setattr(text_reader, "PIECE", 2000)
-    monkeypatch.setattr(text_reader, "CAP", 8000)
+    monkeypatch.setattr(tokenize, "CHUNK_CHARACTERS", 3000)
+    monkeypatch.setattr(text_reader, "PIECE_CHARACTERS", 2000)
+    monkeypatch.setattr(text_reader, "MAX_PIECE_CHARACTERS", 8000)
 
 
 SETTINGS = PrepareSettings("gpt2", ("text",), 0.1, 1337, 4000)

@@ -70,7 +70,7 @@ def test_every_document_lands_whole_in_one_split_in_order(tmp_path: Path, run: R
 def test_another_seed_draws_other_documents_and_workers_change_nothing(
     tmp_path: Path, run: Run, words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks_module, "TASK_CHARACTERS", 500)
+    monkeypatch.setattr(tasks_module, "CHUNK_CHARACTERS", 500)
     source = jsonl(tmp_path / "a.jsonl", [words(20, i) for i in range(100)])
     run([source], tmp_path / "one", workers=1)
     run([source], tmp_path / "three", workers=3)

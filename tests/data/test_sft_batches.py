@@ -1,4 +1,4 @@
-"""Records as tokens: what is learnt token by token, how batches are made, how rows are shared."""
+"""Records as token ids: the loss mask token by token, the batches, packing."""
 
 from collections import Counter
 
@@ -36,23 +36,23 @@ def row(*texts: str, limit: int = 1000, mask_prompt: bool = True) -> SftExample:
     return found
 
 
-def test_answers_and_their_ends_are_learnt_and_nothing_else() -> None:
+def test_the_loss_mask_covers_answers_with_their_end_of_text_and_nothing_else() -> None:
     found = row("One?", "first answer", "Two?", "second")
     expected: list[tuple[int, bool]] = []
-    for text, learnt in (
+    for text, in_loss in (
         ("User:\nOne?\n\nAssistant:\n", False),
         ("first answer", True),
         ("User:\nTwo?\n\nAssistant:\n", False),
         ("second", True),
     ):
-        expected += [(token, learnt) for token in TOKENIZER.encode(text)] + [(EOT, True)] * learnt
-    assert list(zip(found.ids.tolist(), found.learnt.tolist(), strict=True)) == expected
+        expected += [(token, in_loss) for token in TOKENIZER.encode(text)] + [(EOT, True)] * in_loss
+    assert list(zip(found.ids.tolist(), found.loss_mask.tolist(), strict=True)) == expected
     assert not found.was_cut
 
 
-def test_without_the_mask_everything_but_the_first_token_is_learnt() -> None:
+def test_without_mask_prompt_the_loss_covers_all_but_the_first_token() -> None:
     found = row("One?", "answer", mask_prompt=False)
-    assert found.learnt.tolist() == [False] + [True] * found.n_read
+    assert found.loss_mask.tolist() == [False] + [True] * found.n_read
 
 
 def test_a_cut_takes_the_end_away_and_no_end_is_invented() -> None:
@@ -69,7 +69,7 @@ def test_a_record_whose_answer_is_cut_away_is_none_and_a_question_without_answer
     one, two = record("One?", "answer"), record("One?", "a", "A question that is cut away?", "b")
     assert encode_record(one, CHAT, TOKENIZER, n_question - 1, True) is None
     kept = encode_record(one, CHAT, TOKENIZER, n_question, True)
-    assert kept and kept.learnt.sum() == 1
+    assert kept and kept.loss_mask.sum() == 1
     cut = encode_record(two, CHAT, TOKENIZER, n_question + 4, True)
     assert cut and cut.ids[-1] == EOT and cut.was_cut and cut.n_read == n_question + 1
 
@@ -79,7 +79,7 @@ def test_a_character_that_the_vocabulary_lacks_names_the_record() -> None:
         encode_record(record("☃", "b"), CHAT, Chars.from_counts(set("User:\n Asistant:b")), 100, True)
 
 
-def test_a_sheet_pads_on_the_right_and_points_at_the_guesses_of_what_is_learnt() -> None:
+def test_a_batch_is_padded_on_the_right_and_points_at_the_positions_that_predict_targets() -> None:
     rows = [row("One?", "first answer"), row("Two of them?", "second"), row("3", "third is the longest one")]
     sheet = collate([(rows[0], rows[1]), (rows[2],)])
     B, T = sheet.input_ids.shape
@@ -92,9 +92,9 @@ def test_a_sheet_pads_on_the_right_and_points_at_the_guesses_of_what_is_learnt()
         (start + at - 1, int(one.ids[at]))
         for start, one in zip(starts, rows, strict=True)
         for at in range(1, len(one.ids))
-        if one.learnt[at]
+        if one.loss_mask[at]
     ]
-    assert list(zip(sheet.places.tolist(), sheet.targets.tolist(), strict=True)) == expected
+    assert list(zip(sheet.target_positions.tolist(), sheet.targets.tolist(), strict=True)) == expected
     assert Counter(sheet.targets.tolist())[EOT] == 3, "one end for each answer"
 
 

@@ -58,9 +58,7 @@ def test_ranks_and_micro_batches_share_a_step_without_overlap(
         seen = []
         for rank in range(world):
             for micro in range(accumulation):
-                first = first_sample(
-                    step, micro, rank=rank, world=world, micro_batch=micro_batch, accumulation=accumulation
-                )
+                first = first_sample(step, micro, micro_batch, accumulation, rank=rank, world_size=world)
                 seen += range(first, first + micro_batch)
         assert sorted(seen) == list(range(step * 12, step * 12 + 12))
 

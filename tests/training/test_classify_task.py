@@ -14,8 +14,8 @@ from gpt2cli.data.labelled_texts import pad_right
 from gpt2cli.errors import InputError
 from gpt2cli.model.gpt2 import GPT2Classifier
 from gpt2cli.training import events as ev
-from gpt2cli.training.loop import train_step
-from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
+from gpt2cli.training.loop import train, train_step
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint
 from gpt2cli.training.setup import TrainingSetup, set_up_training
 
 LEARNING = ["head", "last-block", "all", "lora"]
@@ -23,7 +23,7 @@ LEARNING = ["head", "last-block", "all", "lora"]
 
 def play(session: TrainingSetup, run: RunDir, stop: Callable[[], int] = lambda: 0) -> list[ev.Event]:
     run.folder.mkdir(exist_ok=True)
-    return list(session.events(run, stop))
+    return list(train(session, save=lambda: save_checkpoint(run, session), stop=stop))
 
 
 def losses(events: list[ev.Event]) -> dict[int, float]:
@@ -120,7 +120,7 @@ def test_an_evaluation_covers_the_whole_split_and_measures_it(tmp_path: Path) ->
         logits = torch.cat([session.model(*pad_right([ids], 0)) for ids in validation.ids])
     truth = torch.tensor(validation.classes)
     assert done.n_tokens == len(validation)
-    assert done.measures["accuracy"] == pytest.approx((logits.argmax(-1) == truth).float().mean().item())
+    assert done.metrics["accuracy"] == pytest.approx((logits.argmax(-1) == truth).float().mean().item())
     assert done.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, truth).item(), abs=1e-5)
 
 
@@ -183,7 +183,7 @@ def test_it_learns(tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path, "train=all", "optim.steps=60", "optim.lr=1e-2", "eval.every=60")
     session = set_up_training(task, recipe, None)
     for _ in range(60):
-        train_step(session.learner, task, session.progress, recipe, session.runtime)
+        train_step(session)
     events = play(session, RunDir(tmp_path / "run"))
     done = next(event for event in events if isinstance(event, ev.EvalDone))
-    assert done.measures["accuracy"] > 0.7, "a third would be chance; some texts are empty"
+    assert done.metrics["accuracy"] > 0.7, "a third would be chance; some texts are empty"

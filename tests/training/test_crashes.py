@@ -16,8 +16,9 @@ from teaching import write_teaching
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model
+from gpt2cli.training.loop import train
 from gpt2cli.training.pretrain_task import PretrainTask
-from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, sweep
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint, sweep
 from gpt2cli.training.setup import set_up_training
 from gpt2cli.training.train_state import read_state
 
@@ -66,15 +67,15 @@ def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(step: int
     run = RunDir(tmp_path / "run")
     session = set_up_training(PretrainTask(recipe, data), recipe, None)
     run.folder.mkdir()
-    for _ in session.events(run, lambda: 0):
-        if session.progress.step == 8:
+    for _ in train(session, save=lambda: save_checkpoint(run, session), stop=lambda: 0):
+        if session.state.step == 8:
             break
-    session.progress.step = session.progress.best_step = step
+    session.state.step = session.state.best_step = step
     before = tmp_path / "before"
     shutil.copytree(run.folder, before, symlinks=True)
 
     n, ends = 1, set()
-    while die_at(n, lambda: session.save(run)):
+    while die_at(n, lambda: save_checkpoint(run, session)):
         sweep(run)  # what the next start does first
         checkpoint, problems = newest_valid_checkpoint(run)
         assert checkpoint is not None and not problems, f"call {n} left a damaged checkpoint"

@@ -18,14 +18,15 @@ from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.lora import merge_adapters
 from gpt2cli.templates import TEMPLATES
 from gpt2cli.training import events as ev
-from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
+from gpt2cli.training.loop import train
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint
 from gpt2cli.training.setup import TrainingSetup, set_up_training
 from gpt2cli.training.sft_task import SftBatch, SftTask
 
 
 def play(session: TrainingSetup, run: RunDir, stop: Callable[[], int] = lambda: 0) -> list[ev.Event]:
     run.folder.mkdir(exist_ok=True)
-    return list(session.events(run, stop))
+    return list(train(session, save=lambda: save_checkpoint(run, session), stop=stop))
 
 
 def losses(events: list[ev.Event]) -> dict[int, float]:
@@ -42,11 +43,11 @@ def stop_after(n: int) -> Callable[[], int]:
 
 
 def alone(model: torch.nn.Module, row: SftExample) -> tuple[float, int]:
-    """The record's loss as a textbook has it: the row by itself, all logits, -100 where nothing is learnt."""
-    ids, learnt = torch.from_numpy(row.ids), torch.from_numpy(row.learnt)
+    """The record's loss as a textbook has it: the row by itself, all logits, -100 outside the loss mask."""
+    ids, mask = torch.from_numpy(row.ids), torch.from_numpy(row.loss_mask)
     logits = model(ids[None, :-1])[0]
-    targets = torch.where(learnt[1:], ids[1:], -100)
-    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item(), int(learnt.sum())
+    targets = torch.where(mask[1:], ids[1:], -100)
+    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item(), int(mask.sum())
 
 
 @pytest.mark.parametrize("mask", ["true", "false"])
@@ -56,8 +57,8 @@ def test_a_batch_loses_what_its_records_lose_alone(mask: str, tmp_path: Path) ->
     padded = 0
     for number in range(3):
         batch = task.batch(number, 0)
-        wanted = [alone(model, row) for group in batch.groups for row in group]
-        padded += len({row.n_read for (row,) in batch.groups}) > 1
+        wanted = [alone(model, row) for group in batch.rows for row in group]
+        padded += len({row.n_read for (row,) in batch.rows}) > 1
         found = task.loss_sum(model, batch, torch.float32)
         assert found.item() == pytest.approx(sum(loss for loss, _ in wanted), rel=1e-6)
         assert task.n_targets(batch) == sum(n for _, n in wanted)
@@ -70,19 +71,19 @@ def test_packed_records_lose_what_they_lose_alone(attention: str, tmp_path: Path
     model = loud(task.fresh_model(attention))
     plain = model.transformer.h[0].attn.dropout
     batch = task.batch(0, 0)
-    assert max(map(len, batch.groups)) > 1 and plain > 0 and not model.training
+    assert max(map(len, batch.rows)) > 1 and plain > 0 and not model.training
     # One record's targets at a time, so that no error of one hides behind another's.
     start = 0
-    for group in batch.groups:
+    for group in batch.rows:
         for row in group:
-            n = int(row.learnt.sum())
+            n = int(row.loss_mask.sum())
             one = SftBatch(
                 input_ids=batch.input_ids,
                 targets=batch.targets[start : start + n],
-                places=batch.places[start : start + n],
+                target_positions=batch.target_positions[start : start + n],
                 positions=batch.positions,
                 segments=batch.segments,
-                groups=(),
+                rows=(),
             )
             wanted, _ = alone(model, row)
             assert task.loss_sum(model, one, torch.float32).item() == pytest.approx(wanted, abs=1e-5 * n)
@@ -94,7 +95,9 @@ def test_packing_is_what_keeps_records_apart(tmp_path: Path) -> None:
     _, task = teaching(tmp_path, "packing=true", "batch.micro_batch=2")
     model = loud(task.fresh_model("sdpa"))
     batch = task.batch(0, 0)
-    open_batch = SftBatch(batch.input_ids, batch.targets, batch.places, batch.positions, None, batch.groups)
+    open_batch = SftBatch(
+        batch.input_ids, batch.targets, batch.target_positions, batch.positions, None, batch.rows
+    )
     apart, open_ = (task.loss_sum(model, b, torch.float32).item() for b in (batch, open_batch))
     assert abs(apart - open_) > 1e-2
 
@@ -106,9 +109,9 @@ def test_gradients_are_those_of_the_textbook(tmp_path: Path) -> None:
         model = loud(task.fresh_model("formula"))
         batch = task.batch(0, 0)
         if textbook:
-            for row in (row for group in batch.groups for row in group):
-                ids, learnt = torch.from_numpy(row.ids), torch.from_numpy(row.learnt)
-                targets = torch.where(learnt[1:], ids[1:], -100)
+            for row in (row for group in batch.rows for row in group):
+                ids, mask = torch.from_numpy(row.ids), torch.from_numpy(row.loss_mask)
+                targets = torch.where(mask[1:], ids[1:], -100)
                 logits = model(ids[None, :-1])[0]
                 F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").backward()
         else:
@@ -183,7 +186,7 @@ def test_lora_stores_the_adapters_alone_and_they_make_the_same_model(tmp_path: P
     ids = torch.arange(20)[None]
     session.model.eval()
     wanted, base = session.model(ids), task.start.model("sdpa")(ids)
-    assert (wanted - base).abs().max() > 1e-3, "something was learnt"
+    assert (wanted - base).abs().max() > 1e-3, "the weights moved"
     merge_adapters(saved := task.saved_model(folder, "sdpa").eval())
     for model in (saved, open_model(folder).model):
         torch.testing.assert_close(model(ids), wanted, rtol=0, atol=1e-5)
@@ -206,7 +209,7 @@ def test_the_split_is_of_the_records_that_fit_and_the_others_are_counted(tmp_pat
 
 def test_words_for_what_there_is(tmp_path: Path) -> None:
     _, task = teaching(tmp_path, "data.max_tokens=40")
-    n = sum(int(row.learnt.sum()) for row in task.examples.train)
+    n = sum(int(row.loss_mask.sum()) for row in task.examples.train)
     assert task.size == f"12 records with {n} tokens to learn"
     assert task.validation_size.startswith("validation 4 with ") and task.validation_size.endswith("test 4")
     assert task.steps_per_epoch == 2.0 and task.examples.limit == 40
@@ -249,10 +252,10 @@ def test_a_long_conversation_is_learnt_from_but_never_asked(tmp_path: Path) -> N
     _, plain = teaching(tmp_path)
     _, task = teaching(tmp_path, records=[*some_records(), talk])
     examples = task.examples
-    assert (examples.n_left_out, examples.n_only_learnt, examples.n_cut) == (0, 1, 1)
+    assert (examples.n_left_out, examples.n_train_only, examples.n_cut) == (0, 1, 1)
     assert len(examples.train) == len(plain.examples.train) + 1
     *_, last = examples.train
-    assert task.tokenizer.decode(last.ids[last.learnt][:-1].tolist()) == "Hi there"
+    assert task.tokenizer.decode(last.ids[last.loss_mask][:-1].tolist()) == "Hi there"
     asked = [question.record.index for question in (*examples.test, examples.shown)]
     assert 20 not in asked and all(len(question.ids) < 64 for question in examples.test)
 
@@ -289,4 +292,4 @@ def test_the_test_digest_names_what_is_asked_and_what_would_be_right(tmp_path: P
 def test_no_batch_learns_more_than_the_most(packing: str, tmp_path: Path) -> None:
     _, task = teaching(tmp_path, f"packing={packing}")
     found = [task.n_targets(task.batch(step, micro)) for step in range(6) for micro in range(2)]
-    assert max(found) <= task.most_learnt < 3 * 64
+    assert max(found) <= task.max_targets < 3 * 64
