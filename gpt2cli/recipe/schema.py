@@ -200,7 +200,7 @@ class RunConfig(RecipeSection):
     activation_checkpointing: Literal["on", "off"] = Field(
         default="off", description="whether backward recomputes each block: less memory, more time"
     )
-    max_bad_steps: NonNegativeInt = Field(
+    max_skipped_steps: NonNegativeInt = Field(
         default=10, description="consecutive non-finite steps before the run stops"
     )
 

@@ -83,7 +83,7 @@ def train(setup: TrainingSetup, *, save: Callable[[], Path], stop: Callable[[], 
                 yield _save(state, save)  # the weights are those of the last finite step
                 raise DivergedError(
                     f"training diverged at step {event.step}: {event.n_skipped} steps in a row not finite",
-                    f"loss {event.loss:g}, gradient norm {event.grad_norm:g}; the last finite weights are kept",
+                    f"loss {event.loss:g}, gradient norm {event.grad_norm:g}; the weights before are saved",
                     f"resume with a smaller learning rate: --resume optim.lr={recipe.optim.lr / 3:.2g}",
                 )
 
@@ -123,7 +123,7 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
     if not finite:
         # An fp16 gradient that overflows while the loss scale is still coming down is no divergence.
         state.skipped_in_a_row += not (math.isfinite(loss) and optimizer_step.is_searching_loss_scale)
-        return StepSkipped(state.step, loss, grad_norm, state.skipped_in_a_row, recipe.run.max_bad_steps)
+        return StepSkipped(state.step, loss, grad_norm, state.skipped_in_a_row, recipe.run.max_skipped_steps)
     state.skipped_in_a_row = 0
     n_tokens = sum(batch.input_ids.numel() for batch in batches)
     seconds = time.perf_counter() - started

@@ -350,7 +350,7 @@ def test_divergence_exits_6_and_names_a_smaller_rate(
 ) -> None:
     original = PretrainTask.loss_sum
     monkeypatch.setattr(PretrainTask, "loss_sum", lambda *a: original(*a) * float("nan"))
-    done = gpt2("pretrain", recipe, "run.max_bad_steps=2")
+    done = gpt2("pretrain", recipe, "run.max_skipped_steps=2")
     assert done.code == 6 and "optim.lr=0.001" in done.err and "skipped" in done.err
 
 

@@ -22,7 +22,7 @@ from gpt2cli.training.master_weights import MasterWeightsStep
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.pretrain_task import PretrainTask
 from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint
-from gpt2cli.training.setup import set_up_training
+from gpt2cli.training.setup import TrainingSetup, set_up_training
 from gpt2cli.training.torch_compile import uncompiled
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=16, vocab_size=45, initializer_range=0.3)
@@ -171,11 +171,14 @@ def test_a_compiled_run_resumes_in_the_same_bits(checkpointing: str, tmp_path: P
             assert session.runtime.compile and isinstance(session.optimizer_step, MasterWeightsStep), (
                 session.notices
             )
-            for event in train(
-                session,
-                save=lambda: save_checkpoint(run, session),
-                stop=lambda: 15 if len(found) == stop_at else 0,
-            ):
+
+            def save(run: RunDir = run, session: TrainingSetup = session) -> Path:
+                return save_checkpoint(run, session)
+
+            def stop(found: dict[int, object] = found, stop_at: int = stop_at) -> int:  # type: ignore[assignment]
+                return 15 if len(found) == stop_at else 0
+
+            for event in train(session, save=save, stop=stop):
                 if isinstance(event, ev.StepDone):
                     found[event.step] = event.loss, event.grad_norm
         results.append((found, [p.detach() for p in session.model.parameters()]))

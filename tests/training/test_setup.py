@@ -138,7 +138,7 @@ def test_a_poisoned_batch_is_skipped_and_counted(tmp_path: Path) -> None:
 
 
 def test_too_many_of_them_end_the_run_with_finite_weights_saved(tmp_path: Path) -> None:
-    recipe, data = tiny(tmp_path, "run.max_bad_steps=3", "checkpoint.every=0")
+    recipe, data = tiny(tmp_path, "run.max_skipped_steps=3", "checkpoint.every=0")
     session = set_up_training(PretrainTask(recipe, data), recipe, None)
     session = replace(session, task=Poisoned(session.task, dict.fromkeys(range(4, 40), math.nan)))
     run = RunDir(tmp_path / "run")
