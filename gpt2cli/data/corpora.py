@@ -178,11 +178,11 @@ def _bundled(name: str, file: str, warning: str | None) -> FoundCorpus:
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
-    """Fetch the corpus into the cache; one attempt, bounded in time and size, which leaves nothing."""
+    """Download the corpus into the cache. A failure leaves no partial file."""
     if offline:
-        raise _unavailable(corpus, "the network is forbidden (--offline)")
-    # Impatient: a machine without a network has to fall back to the bundled text quickly. A zip, whose
-    # own hash nobody has promised, may have to come twice to be known as whole.
+        raise _unavailable(corpus, "--offline forbids the network")
+    # Short timeouts: without a network, the bundled text must follow quickly. A zip, whose own hash is
+    # unknown, gets a second attempt.
     attempts = 2 if corpus.member else 1
     patience = Patience(
         connect=CONNECT_SECONDS, stall=READ_SECONDS, slowest=0, total=TOTAL_SECONDS, attempts=attempts
@@ -208,13 +208,15 @@ def _download(corpus: Corpus, offline: bool) -> Path:
 
 
 def _unpacked(corpus: Corpus, archive: Path) -> bytes:
-    """The corpus's file out of a zip. Raises InputError where it is not there, or not it."""
+    """The corpus's file from a zip. Raises InputError if it is missing or has another hash."""
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(corpus.member or "") as member:
-            content = member.read(corpus.n_bytes + 1)  # no more of it than one byte too many
+            content = member.read(
+                corpus.n_bytes + 1
+            )  # one byte more than expected shows that it is another file
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error) as error:
         raise InputError(
-            f"{corpus.url}: is not a zip with {corpus.member} in it", str(error), _by_hand(corpus)
+            f"{corpus.url}: is not a zip that holds {corpus.member}", str(error), _by_hand(corpus)
         ) from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != corpus.sha256:
@@ -227,11 +229,11 @@ def _unpacked(corpus: Corpus, archive: Path) -> bytes:
 
 
 def _unavailable(corpus: Corpus, why: str) -> ServiceError:
-    return ServiceError(f"{corpus.name}: not to be had from {corpus.url}", why, _by_hand(corpus))
+    return ServiceError(f"{corpus.name}: cannot be downloaded from {corpus.url}", why, _by_hand(corpus))
 
 
 def _by_hand(corpus: Corpus) -> str:
     return (
-        f"fetch it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {home.corpora()},"
+        f"download it elsewhere as {corpus.file} ({corpus.n_bytes} bytes) and put it into {home.corpora()},"
         " or set GPT2_MIRROR to its folder"
     )

@@ -124,7 +124,7 @@ def write_journal(folder: Path, journal: Journal) -> None:
 
 
 def read_journal(folder: Path) -> Journal | None:
-    """None where there is none, or where nothing was done yet. Raises InputError for a damaged one."""
+    """The journal, or None without one or before its first chunk. Raises InputError for a damaged one."""
     path = folder / JOURNAL
     if not path.is_file():
         return None

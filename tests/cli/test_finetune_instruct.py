@@ -212,7 +212,7 @@ def test_over_long_records_are_counted(gpt2: Gpt2, tmp_path: Path) -> None:
     [
         (["data.source=nothing.json"], 3, "nothing.json: neither a file nor a known corpus"),
         (["data.output=answer"], 3, "record 0: field 'answer' is missing"),
-        (["data.max_tokens=100"], 2, "the model sees 64"),
+        (["data.max_tokens=100"], 2, "data.max_tokens=64"),
         (["init=124M"], 3, "init=newest"),
         (["init=scratch", "train=lora"], 2, "lora needs a trained model"),
         (["template=llama"], 2, "template"),

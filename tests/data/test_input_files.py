@@ -54,7 +54,7 @@ def test_kind_and_gzip_follow_the_name(tmp_path: Path) -> None:
     [
         ([], UsageError, "no source given"),
         (["*.none"], InputError, "no file matches"),
-        (["empty"], InputError, "no text in this directory"),
+        (["empty"], InputError, "empty: no text"),
         (["a.txt", "./a.txt"], UsageError, "named twice"),
         (["-", "-"], UsageError, "named twice"),
         (["x.parquet.gz"], InputError, "gzipped parquet"),

@@ -72,12 +72,12 @@ def talk(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
     [
         ({"instruction": "a"}, "a list of records is needed, not an object"),
         ("3", "a list of records is needed, not a number"),
-        ([], "no record with an answer"),
-        ([{"instruction": "a", "output": ""}], "no record with an answer"),
+        ([], "no record has an answer"),
+        ([{"instruction": "a", "output": ""}], "no record has an answer"),
         ("", "records.json:1: not JSON"),
         ('[\n{"a": 1},\n{"b" 2}]', "records.json:3: not JSON, column 6"),
         ("[" * 100_000, "not readable JSON"),
-        ([*some_records(2), 5], "record 2: a JSON object is needed, not a number"),
+        ([*some_records(2), 5], "record 2: must be a JSON object, not a number"),
         ([*some_records(2), {"output": "x"}], "record 2: field 'instruction' is missing"),
         ([*some_records(2), {"instruction": "x"}], "record 2: field 'output' is missing"),
         (asked(7), "record 3: field 'instruction' is a number, not text"),
@@ -86,13 +86,16 @@ def talk(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
         ([{"instruction": "x", "input": [1], "output": "y"}], "record 0: field 'input' is a list, not text"),
         ([{"messages": []}], "record 0: 'messages' is not a list of messages"),
         ([{"messages": "hi"}], "record 0: 'messages' is not a list of messages"),
-        ([{"messages": ["hi"]}], "record 0, message 0: a JSON object is needed, not text"),
+        ([{"messages": ["hi"]}], "record 0, message 0: must be a JSON object, not text"),
         (talk(("user", "a"), ("bot", "b")), "record 3, message 1: the role is 'bot'"),
-        (talk(("user", "a"), ("user", "b")), "record 3, message 1: the role is user, but assistant is due"),
-        (talk(("assistant", "a")), "record 3, message 0: the role is assistant, but user is due"),
+        (
+            talk(("user", "a"), ("user", "b")),
+            "record 3, message 1: the role is user, but it must be assistant",
+        ),
+        (talk(("assistant", "a")), "record 3, message 0: the role is assistant, but it must be user"),
         (
             talk(("user", "a"), ("system", "b")),
-            "record 3, message 1: the role is system, but assistant is due",
+            "record 3, message 1: the role is system, but it must be assistant",
         ),
         (talk(("user", "a")), "record 3: the last message is the user's"),
         (talk(("user", 1)), "record 3, message 0: field 'content' is a number"),
@@ -129,7 +132,7 @@ def test_damaged_files_are_refused_with_a_place_or_read(name: str, tmp_path: Pat
             refused += 1
             assert error.exit_code == 3 and name in error.what
             has_place = f"{name}:" in error.what or ", record " in error.what
-            whole = ("a list of records is needed", "no record with an answer", "not readable JSON")
+            whole = ("a list of records is needed", "no record has an answer", "not readable JSON")
             assert has_place or any(words in error.what for words in whole), error.what
     assert refused > 120
 

@@ -101,7 +101,7 @@ def damage(folder: Path, kind: str) -> None:
         ("missing", r"train-00002\.bin: no such file"),
         ("directory", r"train-00002\.bin: is a directory"),
         ("id", r"train-00002\.bin: holds the id 50257"),
-        ("tokenizer", "the tokenizer there is not the one"),
+        ("tokenizer", "its tokenizer is not the one"),
         ("outside", r"manifest\.json: damaged"),
         ("json", r"manifest\.json: damaged"),
         ("list", r"manifest\.json: damaged"),
@@ -124,7 +124,7 @@ def test_an_odd_size_is_said_to_be_odd(folder: Path) -> None:
     damage(folder, "odd")
     with pytest.raises(InputError) as caught:
         open_dataset(folder)
-    assert caught.value.why == "199 bytes, which is no multiple of 2, not 200"
+    assert caught.value.why == "199 bytes, not a multiple of 2, not 200"
 
 
 def test_changes_under_an_open_folder_are_errors_and_not_a_crash(folder: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_task_that_is_none(refused: Refused, small: str) -> None:
             "n_layer: 1\n  n_head: 3\n  n_embd: 16",
             "x.yaml:7 model.n_head: must divide n_embd (16)",
         ),
-        ("size: 124M", "size: 124M\n  n_head: 3", "x.yaml:7 model.n_head: size gives this number already"),
+        ("size: 124M", "size: 124M\n  n_head: 3", "x.yaml:7 model.n_head: size sets it already"),
         (
             "data:\n  source: the-verdict\n",
             "data: 5\n",
@@ -198,9 +198,9 @@ def test_the_fixes_that_are_named_work(written: Written, refused: Refused, small
         ("optm.lr=1", "override optm.lr=1: unknown key", "did you mean optim.lr?"),
         ("a.b.c=1", "override a.b.c=1: unknown key", "gpt2 recipes show verdict"),
         ("optim=3", "override optim=3: optim is a section", "optim.steps="),
-        ("optim.lr", "override optim.lr: not of the form key=value", "optim.lr=3e-4"),
-        ("=1", "override =1: not of the form key=value", "optim.lr=3e-4"),
-        ("", "override : not of the form key=value", "optim.lr=3e-4"),
+        ("optim.lr", "override optim.lr: is not key=value", "optim.lr=3e-4"),
+        ("=1", "override =1: is not key=value", "optim.lr=3e-4"),
+        ("", "override : is not key=value", "optim.lr=3e-4"),
     ],
 )
 def test_overrides_of_a_wrong_form(override: str, what: str, fix: str, refused: Refused, small: str) -> None:

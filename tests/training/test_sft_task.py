@@ -210,7 +210,7 @@ def test_the_split_is_of_the_records_that_fit_and_the_others_are_counted(tmp_pat
 def test_words_for_what_there_is(tmp_path: Path) -> None:
     _, task = teaching(tmp_path, "data.max_tokens=40")
     n = sum(int(row.loss_mask.sum()) for row in task.examples.train)
-    assert task.size == f"12 records with {n} tokens to learn"
+    assert task.size == f"12 records with {n} target tokens"
     assert task.validation_size.startswith("validation 4 with ") and task.validation_size.endswith("test 4")
     assert task.steps_per_epoch == 2.0 and task.examples.limit == 40
     _, shared = teaching(tmp_path, "packing=true")
@@ -220,7 +220,7 @@ def test_words_for_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "records", "kind", "said"),
     [
-        (["data.max_tokens=65"], None, UsageError, "data.max_tokens is 65, the model sees 64"),
+        (["data.max_tokens=65"], None, UsageError, "data.max_tokens=65"),
         (["data.max_tokens=3"], None, InputError, "none of the 20 records has room for an answer"),
         ([], some_records(2), InputError, "2 items are too few to split"),
     ],
