@@ -211,9 +211,7 @@ def _unpacked(corpus: Corpus, archive: Path) -> bytes:
     """The corpus's file from a zip. Raises InputError if it is missing or has another hash."""
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(corpus.member or "") as member:
-            content = member.read(
-                corpus.n_bytes + 1
-            )  # one byte more than expected shows that it is another file
+            content = member.read(corpus.n_bytes + 1)  # one byte too many shows another file
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error) as error:
         raise InputError(
             f"{corpus.url}: is not a zip that holds {corpus.member}", str(error), _by_hand(corpus)

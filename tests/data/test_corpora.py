@@ -251,11 +251,11 @@ def test_a_corpus_that_is_published_in_a_zip(tmp_path: Path, monkeypatch: pytest
         assert found.origin == "download" and found.paths[0].read_bytes() == TEXT
         rows["text"] = replace(rows["text"], member="missing")
         found.paths[0].unlink()
-        with pytest.raises(InputError, match="zip .*missing"):
+        with pytest.raises(InputError, match=r"zip .*missing"):
             find_corpus("text", offline=False, allow_bundled=False)
     with serving("fine") as url:
         address(monkeypatch, url)
-        with pytest.raises(InputError, match="zip .*missing"):
+        with pytest.raises(InputError, match=r"zip .*missing"):
             find_corpus("text", offline=False, allow_bundled=False)
 
 

@@ -224,7 +224,7 @@ def test_split_balance_and_cuts(tmp_path: Path) -> None:
         split_labelled(labelled, ClassifyDataConfig(source="x", max_tokens=64), gpt2(), 64, 1).max_tokens
         == 64
     )
-    with pytest.raises(UsageError, match="data.max_tokens=65") as caught:
+    with pytest.raises(UsageError, match=r"data.max_tokens=65") as caught:
         split_labelled(labelled, ClassifyDataConfig(source="x", max_tokens=65), gpt2(), 64, 1)
     assert caught.value.fix.startswith("data.max_tokens=64")
     even = split_labelled(
