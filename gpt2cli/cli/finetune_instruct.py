@@ -180,10 +180,10 @@ def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]
 
 def _best_model(session: "TrainingSetup", best: Path) -> Any:
     """In fp32, where a row's answer is its own: in half precision, rows beside it move a close choice."""
-    from gpt2cli.model.lora import merge_adapters
+    from gpt2cli.model.lora import merge_lora
 
     model = session.task.saved_model(best, session.attention)
-    merge_adapters(model)
+    merge_lora(model)
     return model.to(session.runtime.device)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpt2cli.data.instructions import InstructionRecord
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.templates import Template, encoded
+from gpt2cli.templates import Template, encode_parts
 from gpt2cli.tokenizer.base import Tokenizer
 
 POOL_BATCHES = 16  # sorted by length together; more means less padding and less shuffling
@@ -57,7 +57,7 @@ def encode_record(
     `mask_prompt`, all tokens. Raises InputError for a text that the vocabulary cannot encode.
     """
     try:
-        parts = encoded(template.parts(record.turns), tokenizer.encode, tokenizer.end_of_text)
+        parts = encode_parts(template.parts(record.turns), tokenizer.encode, tokenizer.end_of_text)
     except InputError as error:  # a character vocabulary lacks some
         raise InputError(f"{record.where}: {error.what}", error.why, error.fix) from None
     ids = np.array([token for part, _ in parts for token in part], dtype=np.int64)

@@ -68,7 +68,7 @@ def newest_base() -> Path:
 
     Raises InputError if there is none.
     """
-    for folder in paths.newest_first():
+    for folder in paths.models_newest_first():
         with contextlib.suppress(InputError):  # another kind of model, or damaged
             read_config(folder)
             return folder

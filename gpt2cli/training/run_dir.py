@@ -6,10 +6,12 @@
 A checkpoint is a model folder (`checkpoints/folder.py`) plus the two files of `train_state.py`.
 """
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +87,38 @@ def find_run(name: str, *, resume: bool) -> RunDir:
             f"add --resume to continue it, or --name {_free_name(run.folder)} for a new one",
         )
     return run
+
+
+@contextlib.contextmanager
+def start_run(run: RunDir) -> Iterator[Callable[[], None]]:
+    """Make and lock the run's folder. Yields a function to call once the run has begun.
+
+    A start that fails before that call removes what it made: files, the folder, its parents.
+    Raises ResourceError if the folder is not writable, or locked by another process.
+    """
+    folders = [run.folder, *run.folder.parents]
+    made = [folder for folder in folders if not folder.exists()]  # innermost first
+    has_begun = False
+
+    def begin() -> None:
+        nonlocal has_begun
+        has_begun = True
+
+    try:
+        files.require_writable(run.folder)
+        before = set(os.listdir(run.folder))
+        with files.lock(run.folder):
+            try:
+                yield begin
+            except BaseException:
+                if not has_begun:
+                    _remove_new(run.folder, before)
+                raise
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it may hold the run of another process by now
+                folder.rmdir()
+        raise
 
 
 def sweep(run: RunDir) -> list[Path]:
@@ -230,6 +264,13 @@ def _put_aside(run: RunDir, whole: Path) -> None:
     for name in ("last", "best"):
         if not (run.folder / name).exists():
             files.point(run.folder / name, whole)
+
+
+def _remove_new(folder: Path, before: set[str]) -> None:
+    """Delete what is in `folder` now and was not `before`: the lock's file too, which the caller holds."""
+    for name in set(os.listdir(folder)) - before:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _free_name(folder: Path) -> str:
