@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from gpt2cli.data.labelled_texts import (
-    batches_by_length,
     class_weights,
     encode_text,
     pad_right,
@@ -17,6 +16,7 @@ from gpt2cli.data.labelled_texts import (
     split_labelled,
 )
 from gpt2cli.data.records import read_table
+from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.recipe.schema import ClassifyDataConfig
 from gpt2cli.tokenizer.bpe import gpt2
@@ -258,9 +258,7 @@ def test_padding_and_batches_by_length() -> None:
     input_ids, lengths = pad_right([(1, 2, 3), (4,)], 9)
     assert input_ids.tolist() == [[1, 2, 3], [4, 9, 9]] and lengths.tolist() == [3, 1]
     assert encode_text(gpt2(), "") == (50256,)
-    rows = [(0,) * n for n in (5, 1, 30, 2, 2, 7)]
-    batches = list(batches_by_length(rows, 3, 12))
-    assert batches == [[1, 3, 4], [0], [5], [2]]
+    assert batches_by_length((5, 1, 30, 2, 2, 7), 3, 12) == [(1, 3, 4), (0,), (5,), (2,)]
     assert class_weights([0, 0, 0, 1], 2) == (4 / 6, 2.0)
 
 

@@ -185,7 +185,7 @@ def test_lora_stores_the_adapters_alone_and_they_make_the_same_model(tmp_path: P
     assert not (folder / "model.safetensors").exists() and (folder / "adapter_model.safetensors").exists()
     ids = torch.arange(20)[None]
     session.model.eval()
-    wanted, base = session.model(ids), task.start.model("sdpa")(ids)
+    wanted, base = session.model(ids), task.base.model("sdpa")(ids)
     assert (wanted - base).abs().max() > 1e-3, "the weights moved"
     merge_lora(saved := task.saved_model(folder, "sdpa").eval())
     for model in (saved, open_model(folder).model):
