@@ -174,7 +174,7 @@ def test_the_last_models_mistake_is_said_before_the_first_is_measured(
     gpt2: Gpt2, model: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = save(tmp_path / "narrow", n_positions=8)
-    monkeypatch.setattr(perplexity, "score", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(perplexity, "measure_perplexity", lambda *_: pytest.fail("measured"))
     outcome = gpt2("evaluate", model, narrow, "--on", story, "--context", "20")
     assert outcome.code == 2 and "this model's context ends at 8" in outcome.err
 
@@ -187,7 +187,7 @@ def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
     load, encode = opening.open_model, perplexity.encode_text
     monkeypatch.setattr(opening, "open_model", lambda folder: loaded.append(folder) or load(folder))
     monkeypatch.setattr(
-        perplexity, "text_for", lambda text, t, name: read.append(t.name) or encode(text, t, name)
+        perplexity, "encode_text", lambda text, t, name: read.append(t.name) or encode(text, t, name)
     )
     assert gpt2("evaluate", *folders, "--on", story).code == 0
     assert (loaded, read) == (folders, ["chars", "gpt2"])
@@ -274,7 +274,7 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
                 os.kill(os.getpid(), number)
 
     n_models: list[GPT2LMHead] = []
-    monkeypatch.setattr(perplexity, "score", interrupted)
+    monkeypatch.setattr(perplexity, "measure_perplexity", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     exit_on_sigterm()  # as main() does
     try:

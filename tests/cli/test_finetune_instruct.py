@@ -156,7 +156,7 @@ def test_a_signal_while_training_saves_and_a_resume_ends_in_the_same_weights(
         return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", told)
+        patch.setattr(loop, "train_step", told)
         assert gpt2(COMMAND, recipe, *SHORT).code == 143
     checkpoint, problems = newest_valid_checkpoint(RunDir(FOLDER))
     assert checkpoint is not None and checkpoint.name == "step-000002" and not problems

@@ -163,9 +163,9 @@ def tell(monkeypatch: pytest.MonkeyPatch, place: object, name: str, number: int,
     ("place", "name", "when"),
     [
         (PretrainTask, "fresh_model", 1),  # load
-        (loop, "take_step", 4),  # step
+        (loop, "train_step", 4),  # step
         (PretrainTask, "evaluation_batches", 2),  # evaluation
-        (setup.TrainingSetup, "save", 1),  # save
+        ("gpt2cli.training.run_dir", "save_checkpoint", 1),  # save
         ("gpt2cli.generation.engine", "generate", 1),  # sampling
     ],
 )
@@ -327,7 +327,7 @@ def test_data_that_shrinks_during_the_run_is_an_error_and_no_crash(
         os.truncate(next(Path("tokens").glob("train-*.bin")), 100)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "take_step", shrink)
+    monkeypatch.setattr(loop, "train_step", shrink)
     done = gpt2("pretrain", recipe, "data.source=tokens")
     assert done.code == 3 and "train-00000.bin" in done.err
 

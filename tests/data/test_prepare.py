@@ -239,7 +239,7 @@ def test_other_settings_are_refused_and_force_leaves_nothing_of_the_old(tmp_path
     run([source], tmp_path / "out", tokenizer="chars", shard_tokens=3)
     with pytest.raises(UsageError, match="other settings") as caught:
         run([source], tmp_path / "out")
-    assert caught.value.why == "tokenizer chars there, gpt2 now; shard_tokens 3 there, 100000 now"
+    assert caught.value.why == "tokenizer was chars and is now gpt2; shard_tokens was 3 and is now 100000"
     run([source], tmp_path / "out", force=True)
     run([source], tmp_path / "fresh")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
