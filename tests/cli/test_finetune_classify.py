@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
         record["rows"] == {"train": 42, "validation": 6, "test": 12} and record["labels"] == report["labels"]
     )
     evaluations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    measured = [event["measures"] for event in evaluations if event["event"] == "EvalDone"]
+    measured = [event["metrics"] for event in evaluations if event["event"] == "EvalDone"]
     assert len(measured) == 3 and measured[0].keys() == {"accuracy", "macro_f1"}
 
 
