@@ -38,9 +38,7 @@ class RecipeSection(BaseModel):
 class DataConfig(RecipeSection):
     """The text to train on."""
 
-    source: NonEmptyText = Field(
-        description="a named corpus, a text file, or a folder that gpt2 prepare made"
-    )
+    source: NonEmptyText = Field(description="a named corpus, a text file, or a folder made by gpt2 prepare")
     tokenizer: Literal["gpt2", "chars"] = Field(
         default="gpt2", description="GPT-2's byte pairs, or single characters"
     )
@@ -59,9 +57,7 @@ class ModelConfig(RecipeSection):
 
     size: str | None = Field(default=None, description="124M, 355M, 774M or 1558M; instead of the next three")
     n_layer: PositiveInt | None = Field(default=None, description="transformer blocks")
-    n_head: PositiveInt | None = Field(
-        default=None, description="attention heads per block; must divide n_embd"
-    )
+    n_head: PositiveInt | None = Field(default=None, description="heads per block; must divide n_embd")
     n_embd: PositiveInt | None = Field(default=None, description="channels of the residual stream")
     n_inner: PositiveInt | None = Field(default=None, description="width of the MLP; null is 4 * n_embd")
     context: Annotated[int, Field(ge=2)] = Field(default=1024, description="context length in tokens")
@@ -116,9 +112,7 @@ class BatchConfig(RecipeSection):
     """The batch: micro_batch * accumulation sequences per optimizer step."""
 
     micro_batch: PositiveInt = Field(default=8, description="sequences per forward and backward")
-    accumulation: PositiveInt = Field(
-        default=1, description="micro-batches per optimizer step, whose gradients are summed"
-    )
+    accumulation: PositiveInt = Field(default=1, description="micro-batches per optimizer step")
 
 
 class OptimConfig(RecipeSection):
@@ -128,9 +122,7 @@ class OptimConfig(RecipeSection):
     lr: PositiveFloat = Field(default=6e-4, description="peak learning rate, reached after the warmup")
     min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the cosine decay")
     warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warmup")
-    weight_decay: NonNegativeFloat = Field(
-        default=0.1, description="weight decay of matrices; vectors have none"
-    )
+    weight_decay: NonNegativeFloat = Field(default=0.1, description="decay of matrices; vectors have none")
     beta1: Probability = Field(default=0.9, description="AdamW's decay of the first moment")
     beta2: Probability = Field(default=0.95, description="AdamW's decay of the second moment")
     eps: PositiveFloat = Field(default=1e-8, description="AdamW's epsilon")
@@ -160,13 +152,9 @@ class EvalConfig(RecipeSection):
         default=0, description="evaluations without improvement before early stopping; 0 never stops"
     )
     prompt: UnicodeText = Field(default="", description="prompt of the sample")
-    sample_tokens: NonNegativeInt = Field(
-        default=40, description="tokens to generate for the sample; 0 generates none"
-    )
+    sample_tokens: NonNegativeInt = Field(default=40, description="tokens of the sample; 0 generates none")
     temperature: NonNegativeFloat = Field(default=0.8, description="of the sample; 0 is greedy decoding")
-    top_k: NonNegativeInt = Field(
-        default=40, description="the sample draws from the k most likely tokens; 0 draws from all"
-    )
+    top_k: NonNegativeInt = Field(default=40, description="most likely tokens to draw from; 0 draws from all")
 
 
 class LogConfig(RecipeSection):
@@ -201,16 +189,14 @@ class RunConfig(RecipeSection):
         default="off", description="whether backward recomputes each block: less memory, more time"
     )
     max_skipped_steps: NonNegativeInt = Field(
-        default=10, description="consecutive non-finite steps before the run stops"
+        default=10, description="skipped steps in a row that end the run"
     )
 
 
 class ClassifyDataConfig(RecipeSection):
     """Labelled texts and their splits."""
 
-    source: NonEmptyText = Field(
-        description="sms-spam, or a CSV, TSV or JSONL file with a text and a label per row"
-    )
+    source: NonEmptyText = Field(description="sms-spam, or a CSV, TSV or JSONL file with texts and labels")
     text: NonEmptyText = Field(default="text", description="column or field with the text")
     label: NonEmptyText = Field(default="label", description="column or field with the class")
     columns: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=2)] | None = Field(
@@ -222,9 +208,7 @@ class ClassifyDataConfig(RecipeSection):
     balance: Literal["none", "undersample", "weights"] = Field(
         default="none", description="drop rows of the larger classes, or weight the loss of the smaller ones"
     )
-    max_tokens: NonNegativeInt = Field(
-        default=0, description="truncate longer texts; 0 is the model's context"
-    )
+    max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")
     bundled: bool = Field(
         default=True, description="whether bundled messages may replace the corpus if there is no network"
     )
@@ -259,9 +243,7 @@ class InstructDataConfig(RecipeSection):
     task: UnicodeText = Field(default="", description="instruction of records without one")
     validation: Fraction = Field(default=0.05, description="fraction held out to choose the best checkpoint")
     test: Fraction = Field(default=0.1, description="fraction held out, and answered at the end")
-    max_tokens: NonNegativeInt = Field(
-        default=0, description="truncate longer records; 0 is the model's context"
-    )
+    max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")
     bundled: bool = Field(
         default=True, description="whether bundled records may replace the corpus if there is no network"
     )
@@ -359,15 +341,13 @@ class InstructRecipe(FinetuneRecipe):
     task: Literal["finetune-instruct"] = Field(description="what the recipe is for")
     data: InstructDataConfig
     train: Literal["all", "lora"] = Field(
-        default="all", description="trainable weights: all, or LoRA adapters"
+        default="all", description="trainable weights: all or LoRA adapters"
     )
     template: Literal["alpaca", "chat"] = Field(
         default="alpaca", description="prompt template of a record; saved with the model"
     )
     mask_prompt: bool = Field(default=True, description="whether the loss covers the answers only")
-    packing: bool = Field(
-        default=False, description="whether short records share a row, each attending to itself only"
-    )
+    packing: bool = Field(default=False, description="whether records share a row, each attending to itself")
     eval: InstructEvalConfig = InstructEvalConfig()
 
 
