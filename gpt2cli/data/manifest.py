@@ -22,7 +22,7 @@ DTYPES = {"uint16": 2, "uint32": 4}  # bytes per token; little-endian in the sha
 
 
 class StaleError(InputError):
-    """The folder holds other work than, or the beginning of other work than, what is asked for."""
+    """The folder holds tokens, finished or not, of other text or other settings."""
 
     def __init__(self, what: str, why: str = "the tokens in the folder were made from other text") -> None:
         super().__init__(what, why, "give another --out, or replace the tokens with --force")
