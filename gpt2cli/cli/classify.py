@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from gpt2cli.checkpoints.classifier import LoadedClassifier
     from gpt2cli.data.records import Table
-    from gpt2cli.generation.label_texts import Answer
+    from gpt2cli.generation.label_texts import LabelProbabilities
 
 LONGEST_LINE = 1 << 26  # bytes; no context is that long, and a pipe may never end
 FEW = 200  # texts; fewer are done before a bar could be read
@@ -151,7 +151,7 @@ class _Writer:
 
     def _answers(
         self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
-    ) -> "Iterator[Answer]":
+    ) -> "Iterator[LabelProbabilities]":
         from gpt2cli.generation import label_texts
         from gpt2cli.ui.console import err
         from gpt2cli.ui.progress import counting, track
@@ -164,16 +164,16 @@ class _Writer:
             self._n_cut += answer.was_cut
             yield answer
 
-    def _is_unsure(self, answer: "Answer") -> bool:
+    def _is_unsure(self, answer: "LabelProbabilities") -> bool:
         return answer.probabilities[answer.best] < self._threshold
 
-    def _row(self, text: str, answer: "Answer", loaded: "LoadedClassifier") -> str:
+    def _row(self, text: str, answer: "LabelProbabilities", loaded: "LoadedClassifier") -> str:
         from gpt2cli.ui.console import printable
 
         label = UNSURE if self._is_unsure(answer) else _one_line(printable(loaded.labels[answer.best]))
         return f"{label}\t{answer.probabilities[answer.best]:.4f}\t{_one_line(printable(text))}"
 
-    def _object(self, text: str, answer: "Answer", loaded: "LoadedClassifier") -> str:
+    def _object(self, text: str, answer: "LabelProbabilities", loaded: "LoadedClassifier") -> str:
         import json
 
         value = {

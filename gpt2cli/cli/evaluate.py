@@ -11,8 +11,8 @@ from gpt2cli.cli.options import DeviceOption, JsonOption, OfflineOption, Precisi
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpt2cli.data.corpora import Found
-    from gpt2cli.evaluation.perplexity import Scoring, Sliding, Text
+    from gpt2cli.data.corpora import FoundCorpus
+    from gpt2cli.evaluation.perplexity import EncodedText, SlidingWindow
     from gpt2cli.runtime import Runtime
     from gpt2cli.ui.tables import EvaluationRow
 
@@ -90,16 +90,16 @@ def evaluate(
                 _say(PAPER_NOTE)
 
 
-def _read(found: "Found") -> "tuple[str, str]":
+def _read(found: "FoundCorpus") -> "tuple[str, str]":
     """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
     from contextlib import closing
 
-    from gpt2cli.data.input_files import Source
-    from gpt2cli.data.text_reader import Reading
+    from gpt2cli.data.input_files import TextSource
+    from gpt2cli.data.text_reader import SourceReader
     from gpt2cli.files import sha256_of
 
     (path,) = found.paths
-    with closing(Reading(Source(str(path), path, "text", gzipped=False), ())) as reading:
+    with closing(SourceReader(TextSource(str(path), path, "text", gzipped=False), ())) as reading:
         text = "".join(piece.text for piece in reading.pieces())
     return text, found.sha256 or sha256_of(path)
 
@@ -110,8 +110,8 @@ class _Task:
 
     name: str
     folder: "Path"
-    text: "Text"
-    sliding: "Sliding"
+    text: "EncodedText"
+    sliding: "SlidingWindow"
 
 
 def _tasks(
@@ -125,7 +125,7 @@ def _tasks(
     """All checks of all models before hours go into the first; weights are not read."""
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
     from gpt2cli.convert.merge_lora import find_base
-    from gpt2cli.evaluation.perplexity import sliding_for, text_for
+    from gpt2cli.evaluation.perplexity import encode_text, sliding_window_for
     from gpt2cli.paths import is_adapter
     from gpt2cli.tokenizer.files import load_tokenizer
 
@@ -135,33 +135,22 @@ def _tasks(
         config, tokenizer = read_config(whole), load_tokenizer(whole)
         require_matching_vocabulary(whole, tokenizer, config.vocab_size)
         if tokenizer.fingerprint not in texts:
-            texts[tokenizer.fingerprint] = text_for(text, tokenizer, on)
-        sliding = sliding_for(config, context, stride, batch)
+            texts[tokenizer.fingerprint] = encode_text(text, tokenizer, on)
+        sliding = sliding_window_for(config, context, stride, batch)
         tasks.append(_Task(name, folder, texts[tokenizer.fingerprint], sliding))
     return tasks
 
 
-def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "EvaluationRow":
+def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Row":
     from gpt2cli.convert.open_model import open_model
-    from gpt2cli.evaluation.perplexity import paper_perplexity, score
+    from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
     from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import scoring, track
     from gpt2cli.ui.tables import EvaluationRow
 
     loaded = open_model(task.folder)
     model = loaded.model.to(runtime.device)
-    result: Scoring | None = None
-    try:
-        for step in track(score(model, task.text, task.sliding, runtime), err(), scoring(task.name)):
-            result = step
-    except (KeyboardInterrupt, SystemExit):
-        if result:
-            _say(
-                f"partial: {task.name}: {result.n_tokens:,} of {result.n_total:,} tokens:"
-                f" loss {result.loss:.4f}, perplexity/token {result.perplexity:,.2f}"
-            )
-        raise
-    assert result is not None, "a text without tokens is refused before"
+    result = show_scoring(measure_perplexity(model, task.text, task.sliding, runtime), err(), task.name)
     on_wikitext = found.name == WIKITEXT2 and found.origin != "path"
     paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
     return EvaluationRow(task.name, task.text, task.sliding, result, paper)

@@ -65,7 +65,7 @@ def inspect(
     from gpt2cli.checkpoints.info import read_model_info
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.activations import next_tokens
-    from gpt2cli.training.lineage import trace
+    from gpt2cli.training.lineage import read_lineage
     from gpt2cli.ui import inspect as inspecting
 
     _check_options(prompt, top, attention, layer, head)
@@ -78,9 +78,9 @@ def inspect(
     if picture and anatomy:
         _draw(picture, anatomy, summary)
     if as_json:
-        _print_json(summary, trace(folder), numbers, anatomy, likeliest, picture)
+        _print_json(summary, read_lineage(folder), numbers, anatomy, likeliest, picture)
     elif not tensors and anatomy is None:
-        inspecting.show_summary(summary, trace(folder))
+        inspecting.show_summary(summary, read_lineage(folder))
     if tensors and not as_json:
         inspecting.show_tensors(summary, numbers)
     if anatomy and not as_json:

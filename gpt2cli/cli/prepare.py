@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpt2cli.data.prepare import Progress
+    from gpt2cli.data.prepare_pipeline import PrepareProgress
 
 
 def prepare(
@@ -48,16 +48,14 @@ def prepare(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
-    """Turn text into token files for pretraining.
-
-    If interrupted, run the same command again to continue.
-    """
-    from gpt2cli.data.prepare import Settings, prepare
+    """Turn text into token files for pretraining. Interrupted, the same command continues."""
+    from gpt2cli.data.manifest import PrepareSettings
+    from gpt2cli.data.prepare import prepare
     from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import finish, preparing
 
     console = err()
-    settings = Settings(tokenizer, tuple(text_field or ["text"]), validation)
+    settings = PrepareSettings(tokenizer, tuple(text_field or ["text"]), validation)
     if seed is not None:
         settings = replace(settings, seed=seed)
     if shard_tokens is not None:
@@ -80,7 +78,7 @@ def prepare(
     _summarise(last, time.monotonic() - started, console, as_json=json)
 
 
-def _summarise(last: "Progress", seconds: float, console: "Console", *, as_json: bool) -> None:
+def _summarise(last: "PrepareProgress", seconds: float, console: "Console", *, as_json: bool) -> None:
 
     from gpt2cli.ui.console import out, print_json, printable
 

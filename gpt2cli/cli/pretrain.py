@@ -18,9 +18,9 @@ from gpt2cli.cli.train_command import (
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.schema import PretrainRecipe
-    from gpt2cli.training.pretrain_task import Pretraining
-    from gpt2cli.training.run_dir import Run
-    from gpt2cli.training.setup import Session
+    from gpt2cli.training.pretrain_task import PretrainTask
+    from gpt2cli.training.run_dir import RunDir
+    from gpt2cli.training.setup import TrainingSetup
     from gpt2cli.ui.training import TrainingView
 
 
@@ -45,18 +45,20 @@ def pretrain(
 
 
 @contextlib.contextmanager
-def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretraining, dict[str, object]]]":
-    """The recipe's text as tokens, from the cache or prepared into it, and its origin."""
+def _opened(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[PretrainTask, dict[str, object]]]":
+    """The recipe's text as tokens, prepared into the cache if need be, and where it came from."""
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.prepare import Settings, open_tokens, prepare_cached
-    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.data.manifest import PrepareSettings
+    from gpt2cli.data.prepare import prepare_cached
+    from gpt2cli.data.token_dataset import open_dataset
+    from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import finish, preparing
 
     found = find_corpus(recipe.data.source, offline=offline, allow_bundled=recipe.data.bundled)
     if found.warning:
         say(f"warning: {found.warning}")
-    settings = Settings(
+    settings = PrepareSettings(
         tokenizer=recipe.data.tokenizer,
         validation=recipe.data.validation,
         text_fields=recipe.data.text_fields,
@@ -68,13 +70,13 @@ def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretr
         "sha256": found.sha256,
         "tokens": str(folder),
     }
-    with open_tokens(folder) as data:
-        task = Pretraining(recipe, data)
-        _prompt(task)  # an error in it comes before any work
+    with open_dataset(folder) as data:
+        task = PretrainTask(recipe, data)
+        _prompt(task)  # a mistake in it shows before any work
         yield task, origin
 
 
-def _hint(session: "Session", run: "Run") -> str:
+def _hint(session: "TrainingSetup", run: "RunDir") -> str:
     import shlex
 
     from gpt2cli.recipe.schema import PretrainRecipe
@@ -84,8 +86,8 @@ def _hint(session: "Session", run: "Run") -> str:
     return f"gpt2 generate --model {shlex.quote(str(run.folder))} {prompt}"
 
 
-def _prompt(task: "Pretraining") -> list[int]:
-    """The token ids that each sample begins with."""
+def _prompt(task: "PretrainTask") -> list[int]:
+    """The ids that each sample begins with."""
     from gpt2cli.errors import UsageError
 
     tokenizer, context = task.tokenizer, task.recipe.model.context
@@ -97,16 +99,16 @@ def _prompt(task: "Pretraining") -> list[int]:
     return ids
 
 
-def _sample(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
-    """Sample from the model, to the screen and samples.txt."""
+def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
+    """Let the model write a little, on the screen and in samples.txt."""
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import Decoding
-    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
 
-    assert isinstance(session.task, Pretraining)
+    assert isinstance(session.task, PretrainTask)
     wanted, tokenizer = session.task.recipe.eval, session.task.tokenizer
     if not wanted.sample_tokens:
         return
@@ -121,4 +123,4 @@ def _sample(session: "Session", run: "Run", view: "TrainingView", stop: Callable
             ids += [token for token in step.ids if token is not None]
     text = wanted.prompt + tokenizer.decode(ids)
     view.note(text.replace("\n", " "), "faint")
-    add_sample(run, session.progress.step, text)
+    add_sample(run, session.state.step, text)

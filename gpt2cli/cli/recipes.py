@@ -7,7 +7,7 @@ import typer
 from gpt2cli.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from gpt2cli.recipe.loader import Loaded
+    from gpt2cli.recipe.loader import LoadedRecipe
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=False)
 
@@ -88,7 +88,7 @@ def check(
     """Check a recipe with overrides, as a run would. Exits with 2 at the first problem."""
     import json
 
-    from gpt2cli.recipe.loader import load_recipe, shown
+    from gpt2cli.recipe.loader import display_path, load_recipe
     from gpt2cli.ui.console import out, printable
 
     loaded = load_recipe(name, overrides or [])
@@ -96,17 +96,17 @@ def check(
         values = {"recipe": loaded.recipe.model_dump(), "origins": loaded.origins, "path": str(loaded.path)}
         out().print(json.dumps(values, indent=2))
     else:
-        out().print(printable(f"ok {shown(loaded.path)}: {_summary(loaded)}"))
+        out().print(printable(f"ok {display_path(loaded.path)}: {_summary(loaded)}"))
 
 
 def _print_list() -> None:
-    from gpt2cli.recipe.loader import shipped_recipes, title_of
+    from gpt2cli.recipe.loader import recipe_title, shipped_recipes
     from gpt2cli.ui.console import err, out, printable
 
     shipped = shipped_recipes()
     width = max(map(len, shipped), default=0)
     for name, path in shipped.items():
-        out().print(printable(f"{name.ljust(width)}  {title_of(path)}"))
+        out().print(printable(f"{name.ljust(width)}  {recipe_title(path)}"))
     if err().is_terminal:
         err().print("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", style="faint")
 
@@ -114,16 +114,17 @@ def _print_list() -> None:
 def _print_json_list() -> None:
     import json
 
-    from gpt2cli.recipe.loader import shipped_recipes, title_of
+    from gpt2cli.recipe.loader import recipe_title, shipped_recipes
     from gpt2cli.ui.console import out
 
     entries = [
-        {"name": name, "title": title_of(path), "path": str(path)} for name, path in shipped_recipes().items()
+        {"name": name, "title": recipe_title(path), "path": str(path)}
+        for name, path in shipped_recipes().items()
     ]
     out().print(json.dumps(entries, indent=2))
 
 
-def _summary(loaded: "Loaded") -> str:
+def _summary(loaded: "LoadedRecipe") -> str:
     """What a run would do, in one line."""
     from gpt2cli.recipe.schema import PretrainRecipe
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from gpt2cli.recipe.loader import Loaded
+    from gpt2cli.recipe.loader import LoadedRecipe
     from gpt2cli.recipe.schema import Recipe
-    from gpt2cli.training.run_dir import Run
-    from gpt2cli.training.setup import Session
-    from gpt2cli.training.task import Task
+    from gpt2cli.training.run_dir import RunDir
+    from gpt2cli.training.setup import TrainingSetup
+    from gpt2cli.training.task import TrainingTask
     from gpt2cli.ui.training import TrainingView
 
 RecipeArgument = Annotated[
@@ -41,13 +41,13 @@ DryRunOption = Annotated[
 class TrainCommand:
     """What a training command adds. `open_task` yields the task and the origin of its data."""
 
-    task: str  # in recipes, and the command's name
-    open_task: Callable[[Any, bool], contextlib.AbstractContextManager[tuple["Task", dict[str, object]]]]
-    after_evaluation: Callable[["Session", "Run", "TrainingView", Callable[[], int]], None]
-    # Called once training has ended by itself; returns the number of a signal that stopped it, or 0.
-    at_end: Callable[["Session", "Run", Callable[[], int]], int]
-    is_complete: Callable[["Run", Any], bool]  # whether the results of at_end are there, for this recipe
-    hint: Callable[["Session", "Run"], str]  # the command to try next
+    task: str  # as recipes spell it, which is the command's name too
+    opened: Callable[[Any, bool], AbstractContextManager[tuple["TrainingTask", dict[str, object]]]]
+    # Called with the view open: after each evaluation, and once training has ended by itself.
+    after_evaluation: Callable[["TrainingSetup", "RunDir", "TrainingView", Callable[[], int]], None]
+    at_end: Callable[["TrainingSetup", "RunDir", Callable[[], int]], int]  # returns a signal's number, or 0
+    is_complete: Callable[["RunDir", Any], bool]  # whether what at_end makes of that recipe is there
+    hint: Callable[["TrainingSetup", "RunDir"], str]  # what to try next
 
 
 def train(
@@ -62,7 +62,7 @@ def train(
     """A training command, from its arguments to its exit."""
     from gpt2cli.cli.signals import stop_on_signal
     from gpt2cli.training import run_dir as runs
-    from gpt2cli.training.setup import open_session
+    from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
     if dry_run:
@@ -74,8 +74,8 @@ def train(
     loaded = _load(command, recipe, given)
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
-        loaded = _load(command, recipe, given)
-    with runs.starting(run) as begin:
+        loaded = _load(lesson, recipe, given)
+    with runs.start_run(run) as begin:
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
         if (
@@ -84,9 +84,9 @@ def train(
             and _nothing_to_do(checkpoint, loaded.recipe, run)
         ):
             return
-        stopping = "finishing this step and saving; again to leave at once"
-        with command.open_task(loaded.recipe, offline) as (task, origin), stop_on_signal(stopping) as stop:
-            session = open_session(task, loaded.recipe, checkpoint)
+        stopping = "finishing this step and saving; once more to leave at once"
+        with lesson.opened(loaded.recipe, offline) as (task, origin), polite_stop(stopping) as stop:
+            session = set_up_training(task, loaded.recipe, checkpoint)
             for notice in session.notices:
                 say(f"note: {notice}")
 
@@ -104,15 +104,15 @@ def say(text: str) -> None:
     err().print(printable(text))
 
 
-def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "Loaded":
+def _load(lesson: Lesson, recipe: str, overrides: list[str]) -> "LoadedRecipe":
     from gpt2cli.errors import UsageError
-    from gpt2cli.recipe.loader import load_recipe, shown
+    from gpt2cli.recipe.loader import display_path, load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.task != command.task:
         raise UsageError(
-            f"{shown(loaded.path)}: is a recipe for {loaded.recipe.task}",
-            f"this is gpt2 {command.task}",
+            f"{display_path(loaded.path)}: is a recipe for {loaded.recipe.task}",
+            f"this command is {lesson.task}",
             f"gpt2 {loaded.recipe.task} {recipe}",
         )
     return loaded
@@ -123,11 +123,11 @@ def _newest(recipe: "Recipe") -> str:
     import json
 
     from gpt2cli import paths
-    from gpt2cli.training.base_model import newest_start
+    from gpt2cli.training.base_model import newest_base
 
     if getattr(recipe, "init", None) != paths.NEWEST:
         return ""
-    folder = newest_start()
+    folder = newest_base()
     say(f"init: the newest model is {folder}")
     return json.dumps(str(folder.absolute()))
 
@@ -142,20 +142,19 @@ def _name_of(recipe: str) -> str:
     return path.stem
 
 
-def _show_plan(command: TrainCommand, loaded: "Loaded", offline: bool) -> None:
-    from gpt2cli.training.setup import open_session
-    from gpt2cli.ui.console import out
-    from gpt2cli.ui.dry_run import show_dry_run
+def _show_plan(lesson: Lesson, loaded: "LoadedRecipe", offline: bool) -> None:
+    from gpt2cli.training.setup import set_up_training
+    from gpt2cli.ui.dry_run import show_plan
 
-    with command.open_task(loaded.recipe, offline) as (task, _):
-        session = open_session(task, loaded.recipe, None)
+    with lesson.opened(loaded.recipe, offline) as (task, _):
+        session = set_up_training(task, loaded.recipe, None)
         for notice in session.notices:
             say(f"note: {notice}")
         show_dry_run(session, loaded.origins, out())
 
 
-def _resume_point(run: "Run") -> "Path | None":
-    """The newest intact checkpoint; says which newer ones are damaged."""
+def _resume_point(run: "RunDir") -> "Path | None":
+    """The newest whole checkpoint; says which newer ones are damaged."""
     from gpt2cli.training.run_dir import newest_valid_checkpoint
 
     checkpoint, problems = newest_valid_checkpoint(run)
@@ -164,11 +163,11 @@ def _resume_point(run: "Run") -> "Path | None":
     return checkpoint
 
 
-def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "Run") -> bool:
-    """Whether the run has ended, by its steps or by early stopping; if so, say it."""
-    from gpt2cli.training.train_state import read_facts
+def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
+    """Whether the run has come to its end, by its steps or by its patience; if so, say it."""
+    from gpt2cli.training.train_state import read_state
 
-    progress, steps, patience = read_facts(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
+    progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
     if progress.step >= steps and progress.evaluated == progress.step:
         say(f"nothing to do: {run.folder} has finished its {steps} steps")
         return True
@@ -179,11 +178,16 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "Run") -> bool:
 
 
 def _train(
-    command: TrainCommand, session: "Session", run: "Run", stop: Callable[[], int], record: Callable[[], None]
+    lesson: Lesson,
+    session: "TrainingSetup",
+    run: "RunDir",
+    stop: Callable[[], int],
+    record: Callable[[], None],
 ) -> None:
     """The training itself, shown and logged. `record` is called when no option can be wrong any more."""
     import shlex
 
+    from gpt2cli.training import loop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.ui.console import err, out, printable
@@ -191,8 +195,8 @@ def _train(
     from gpt2cli.ui.tensorboard import TensorBoardLog
     from gpt2cli.ui.training import TrainingView
 
-    recipe, first = session.recipe, session.progress.step
-    signal_number = 0
+    recipe, first = session.recipe, session.state.step
+    signal = 0
     with (
         TensorBoardLog(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
@@ -201,8 +205,8 @@ def _train(
         view.note(_headline(session, run))
         if first:
             view.note(f"resuming after step {first}")
-        for event in session.events(run, stop):
-            runs.append(run, event)
+        for event in loop.train(session, save=lambda: runs.save_checkpoint(run, session), stop=stop):
+            runs.append_event(run, event)
             board.write(event)
             view.show(event)
             if isinstance(event, EvalDone):
@@ -210,10 +214,10 @@ def _train(
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
-                signal_number = event.signal
-    if not signal_number and session.progress.best_step == 0:
-        say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
-    signal_number = signal_number or command.at_end(session, run, stop)
+                signal = event.signal
+    if not signal and session.state.best_step == 0:
+        say("warning: no evaluation was better than the one at the start; the last checkpoint is taken")
+    signal = signal or lesson.at_end(session, run, stop)
     out().print(printable(str(run.folder)))
     if signal_number:
         say(f"to continue: gpt2 {command.task} {shlex.quote(str(run.recipe))} --resume")
@@ -221,7 +225,7 @@ def _train(
     say(f"try it: {command.hint(session, run)}")
 
 
-def _headline(session: "Session", run: "Run") -> str:
+def _headline(session: "TrainingSetup", run: "RunDir") -> str:
     runtime, parameters = session.runtime, list(session.model.parameters())
     n_parameters = sum(p.numel() for p in parameters)
     n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
@@ -234,7 +238,11 @@ def _headline(session: "Session", run: "Run") -> str:
 
 
 def _record(
-    run: "Run", session: "Session", checkpoint: "Path | None", given: list[str], origin: dict[str, object]
+    run: "RunDir",
+    session: "TrainingSetup",
+    checkpoint: "Path | None",
+    given: list[str],
+    origin: dict[str, object],
 ) -> None:
     """Write recipe.yaml and run.json; on a resume, say what changed and cut the log after the checkpoint."""
     import sys
@@ -243,9 +251,9 @@ def _record(
     from gpt2cli import __version__, files
     from gpt2cli.recipe.loader import dump_recipe
     from gpt2cli.runtime import describe_machine
-    from gpt2cli.training.run_dir import cut_records, write_record
+    from gpt2cli.training.run_dir import truncate_records, write_record
 
-    text, step = dump_recipe(session.recipe), session.progress.step
+    text, step = dump_recipe(session.recipe), session.state.step
     if checkpoint and run.recipe.exists():
         before = run.recipe.read_text(encoding="utf-8").splitlines()
         for line in text.splitlines():
@@ -253,7 +261,7 @@ def _record(
                 say(f"note: changed since the run began: {line.strip()}")
     run.checkpoints.mkdir(exist_ok=True)
     files.write_file(run.recipe, text)
-    cut_records(run, step if checkpoint else -1)
+    truncate_records(run, step if checkpoint else -1)
     write_record(
         run,
         {

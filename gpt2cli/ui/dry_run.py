@@ -14,28 +14,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2cli.recipe.schema import fields
+from gpt2cli.recipe.schema import recipe_fields
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
-from gpt2cli.training.classify_task import Classification
-from gpt2cli.training.estimate import estimate_bytes, explained
-from gpt2cli.training.loop import take_step
-from gpt2cli.training.setup import Session
-from gpt2cli.training.sft_task import InstructBatch, Instruction
-from gpt2cli.training.task import Task
-from gpt2cli.ui.console import is_terminal, printable
+from gpt2cli.training.classify_task import ClassifyTask
+from gpt2cli.training.estimate import estimate_memory, explain_out_of_memory
+from gpt2cli.training.loop import train_step
+from gpt2cli.training.setup import TrainingSetup
+from gpt2cli.training.sft_task import SftBatch, SftTask
+from gpt2cli.training.task import TrainingTask
+from gpt2cli.ui.console import is_terminal, out, printable
 
 Row = tuple[str, str, str]
 MiB = 1 << 20
 
 
-def show_dry_run(session: Session, origins: Mapping[str, str], console: Console) -> None:
-    """Print it all; the console is stdout's, as this is the data that the user asked for."""
-    _print_rows(console, "value", _values(session, origins))
-    _print_rows(console, "memory", _memory(session))
-    _print_rows(console, "work", _work(session))
+def show_plan(session: TrainingSetup, origins: Mapping[str, str]) -> None:
+    """Print the plan to stdout: it is the data that was asked for."""
+    _print_rows("value", _values(session, origins))
+    _print_rows("memory", _memory(session))
+    _print_rows("work", _work(session))
+    console = out()
     batch = session.task.batch(0, 0)
-    if isinstance(batch, InstructBatch):
-        _print_loss_mask(console, batch, session.task.tokenizer)
+    if isinstance(batch, SftBatch):
+        _print_learnt(batch, session.task.tokenizer)
         return
     console.print("first batch, decoded:", style="bold")
     for row in batch.input_ids.tolist():
@@ -44,13 +45,14 @@ def show_dry_run(session: Session, origins: Mapping[str, str], console: Console)
         )
 
 
-def _print_loss_mask(console: Console, batch: InstructBatch, tokenizer: Tokenizer) -> None:
-    """Each record with the tokens of its loss mask marked: by colour on a terminal, «so» elsewhere."""
-    console.print("first batch, decoded; the loss counts what is marked:", style="bold")
+def _print_learnt(batch: SftBatch, tokenizer: Tokenizer) -> None:
+    """Each record with what is learnt of it marked: by colour on a terminal, «so» elsewhere."""
+    console = out()
+    console.print("first batch, decoded; what is marked is learnt:", style="bold")
     coloured = is_terminal(console) and not console.no_color
-    for record in (record for group in batch.groups for record in group):
+    for record in (record for group in batch.rows for record in group):
         line = Text("  ")
-        pairs = zip(record.ids.tolist(), record.learnt.tolist(), strict=True)
+        pairs = zip(record.ids.tolist(), record.loss_mask.tolist(), strict=True)
         for learnt, some in groupby(pairs, key=lambda pair: pair[1]):
             text = printable(repr(_spelled([token for token, _ in some], tokenizer))[1:-1])
             if learnt and not coloured:
@@ -65,7 +67,7 @@ def _spelled(ids: list[int], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids[:-1]) + END_OF_TEXT if ended else tokenizer.decode(ids)
 
 
-def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
+def _values(session: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
     recipe = session.recipe.model_dump()
 
     def value(key: str) -> object:
@@ -75,7 +77,9 @@ def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
             found = found[part]
         return found
 
-    rows = [(key, printable(str(value(key))), origins[key]) for key, _, _ in fields(type(session.recipe))]
+    rows = [
+        (key, printable(str(value(key))), origins[key]) for key, _, _ in recipe_fields(type(session.recipe))
+    ]
     chosen = session.runtime
     resolved = {
         "run.device": str(chosen.device),
@@ -90,15 +94,15 @@ def _values(session: Session, origins: Mapping[str, str]) -> list[Row]:
     ]
 
 
-def _memory(session: Session) -> list[Row]:
+def _memory(session: TrainingSetup) -> list[Row]:
     config, n_rows = session.model.config, session.recipe.batch.micro_batch
-    parts = estimate_bytes(
+    parts = estimate_memory(
         config,
         n_rows,
         session.runtime.dtype.itemsize,
-        n_learning=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
+        n_trainable=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
         n_outputs=_outputs(session.task, n_rows * config.n_positions),
-        recompute=session.recipe.run.recompute == "on",
+        activation_checkpointing=session.recipe.run.activation_checkpointing == "on",
     )
     rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
     return [
@@ -107,18 +111,18 @@ def _memory(session: Session) -> list[Row]:
     ]
 
 
-def _outputs(task: Task, n_positions: int) -> int:
-    """How many positions of a micro batch get logits over the vocabulary."""
-    if isinstance(task, Classification):
+def _outputs(task: TrainingTask, n_positions: int) -> int:
+    """How many of a micro batch's positions meet the vocabulary."""
+    if isinstance(task, ClassifyTask):
         return 0
-    return task.most_learnt if isinstance(task, Instruction) else n_positions
+    return task.max_targets if isinstance(task, SftTask) else n_positions
 
 
-def _work(session: Session) -> list[Row]:
+def _work(session: TrainingSetup) -> list[Row]:
     recipe, task = session.recipe, session.task
     per_step = task.tokens_per_step
     loss, seconds = _timed(session)
-    left = timedelta(seconds=round(seconds * (recipe.optim.steps - session.progress.step)))
+    left = timedelta(seconds=round(seconds * (recipe.optim.steps - session.state.step)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return [
         ("parameters", f"{session.model.config.n_parameters:,}", ""),
@@ -137,19 +141,13 @@ def _work(session: Session) -> list[Row]:
     ]
 
 
-def _timed(session: Session) -> tuple[float, float]:
-    """Loss of the first step, which includes one-time costs, and seconds of the second."""
+def _timed(session: TrainingSetup) -> tuple[float, float]:
+    """Loss of a first step, which pays for what happens once, and seconds of a second one."""
     losses, seconds = [], []
     for _ in range(2):
         started = time.perf_counter()
-        with explained(session.recipe.batch):
-            event = take_step(
-                session.learner,
-                session.task,
-                session.progress,
-                session.recipe,
-                session.runtime,
-            )
+        with explain_out_of_memory(session.recipe.batch):
+            event = train_step(session)
         losses.append(event.loss)
         seconds.append(time.perf_counter() - started)
     return losses[0], seconds[1]

@@ -100,14 +100,14 @@ class TrainingView:
         self.best = event if event.is_best else self.best
         loss, perplexity = f"{event.loss:.3f}", _perplexity(event.perplexity)
         style = "good" if event.is_best else ""
-        # A measure of the task says more than a perplexity, which is the loss again.
-        notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.measures.items()]
+        # What a task measures itself says more than a perplexity, which is the loss once more.
+        notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.metrics.items()]
         notes += ["best"] if event.is_best else []
         if self.tabular:
-            row = [self._place(event.step), "", "", "", "", loss, "" if event.measures else perplexity]
+            row = [self._place(event.step), "", "", "", "", loss, "" if event.metrics else perplexity]
             self._row(*row, note="  ".join(notes), style=style)
         else:
-            notes = notes if event.measures else [f"perplexity {perplexity}", *notes]
+            notes = notes if event.metrics else [f"perplexity {perplexity}", *notes]
             self._line("  ".join([f"{self._at(event.step)}  val loss {loss}", *notes]), style)
 
     def _checkpoint_saved(self, event: CheckpointSaved) -> None:

@@ -21,7 +21,7 @@ from loud import loud
 from gpt2cli.checkpoints.classifier import LoadedClassifier, load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import write_manifest
 from gpt2cli.generation import label_texts
-from gpt2cli.generation.label_texts import Answer, classify
+from gpt2cli.generation.label_texts import LabelProbabilities, classify
 
 Gpt2 = Callable[..., Any]
 
@@ -42,7 +42,7 @@ def loaded(model: Path) -> LoadedClassifier:
     return load_classifier(model)
 
 
-def alone(loaded: LoadedClassifier, text: str) -> Answer:
+def alone(loaded: LoadedClassifier, text: str) -> LabelProbabilities:
     return next(classify(loaded, [text], str))
 
 
