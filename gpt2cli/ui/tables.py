@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2cli import files
+from gpt2cli.evaluation import perplexity
 from gpt2cli.evaluation.classes import ClassificationMetrics
 from gpt2cli.ui.console import printable
 
@@ -21,8 +21,20 @@ PAPER_NOTE = (
 )
 
 
-def show_scores(scores: ClassificationMetrics, labels: Sequence[str], console: Console) -> None:
-    names = [_short(label) for label in labels]
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One model's result; `paper` is the published figure for its size, where there is one."""
+
+    model: str
+    text: perplexity.EncodedText
+    sliding: perplexity.SlidingWindow
+    result: perplexity.PerplexityProgress
+    paper: float | None
+
+
+def print_classes(scores: ClassificationMetrics, labels: Sequence[str], console: Console) -> None:
+    """Precision, recall and F1 per class, and the confusion matrix: a row per true class."""
+    names = [short_label(label) for label in labels]
     table = _table("class", "precision", "recall", "F1", "texts")
     for name, one in zip(names, scores.classes, strict=True):
         figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
@@ -39,12 +51,15 @@ def show_scores(scores: ClassificationMetrics, labels: Sequence[str], console: C
     console.print(matrix)
 
 
-def plot_confusion(
-    scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
-) -> None:
-    """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def print_evaluation(rows: Sequence[EvaluationRow], console: Console) -> None:
+    """The table, the same on a terminal and in a file."""
+    with_paper = any(row.paper is not None for row in rows)
+    lines = [[title for title, _ in _evaluation_cells(rows[0], with_paper)]]
+    lines += [[cell for _, cell in _evaluation_cells(row, with_paper)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        console.print("  ".join([first.ljust(widths[0]), *numbers]))
 
 
 def _evaluation_cells(row: EvaluationRow, with_paper: bool) -> list[tuple[str, str]]:
