@@ -4,6 +4,7 @@ What else of a step is compiled belongs to its learner, which is asked to prove 
 """
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,9 @@ def compile_step(learner: Learner, n_rows: int, runtime: Runtime) -> str | None:
     The blocks share their code, so one compilation serves all of them. A forward and a backward
     prove that it works before training depends on it; where it does not, the blocks are as before.
     """
+    # Inductor reports even what it recovers from, like a damaged cache, with a traceback.
+    # Where TORCH_LOGS is set, that holds.
+    torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
     model: Any = learner.model  # a GPT-2 under the task's head
     config = model.config
     blocks = list(model.transformer.h)
