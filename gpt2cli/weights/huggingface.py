@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli import home
+from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
 from gpt2cli.disk import sha256_of
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
@@ -27,7 +28,6 @@ from gpt2cli.tokenizer.folder import PAIRS, TOKENIZER_JSON, load_tokenizer
 from gpt2cli.tokenizer.protocol import Tokenizer
 from gpt2cli.weights.folder import CONFIG, EMBEDDING, HEAD, MANIFEST, read_manifest, stored_shapes
 from gpt2cli.weights.foreign_config import read_gpt2_config, read_table
-from gpt2cli.weights.pickled import floating_tensors, read_pickled
 from gpt2cli.weights.source import RawTensors, Source, SourceTensor, require_exactly
 from gpt2cli.weights.tensor_file import TensorFile, changed
 
@@ -215,7 +215,7 @@ def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitSta
             name: _Stored(path, entry.dtype, entry.shape, partial(file.read, name))
             for name, entry in file.entries.items()
         }
-    state = read_pickled(path)
+    state = read_torch_file(path)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
     masks = {name: t for name, t in state.items() if MASKS.fullmatch(name) and isinstance(t, Tensor)}

@@ -10,8 +10,8 @@ from pathlib import Path
 from re import compile
 from typing import Any
 
+from gpt2cli.convert.torch_file import read_torch_file
 from gpt2cli.errors import InputError
-from gpt2cli.weights.pickled import read_pickled
 from gpt2cli.weights.source import Source
 from gpt2cli.weights.state_dict import Layout, bare, heads, opened, sizes, state_dict
 
@@ -52,7 +52,7 @@ def open_llms_from_scratch(path: Path, n_head: int | None = None) -> Iterator[So
     The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
     InputError where the file is damaged or another model's, or the heads do not divide the channels.
     """
-    with llms_from_scratch_source(path, read_pickled(path), n_head) as source:
+    with llms_from_scratch_source(path, read_torch_file(path), n_head) as source:
         yield source
 
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gpt2cli.convert.torch_file import is_torch_file, read_torch_file
+from gpt2cli.convert.zip_folder import unpacked
 from gpt2cli.disk import open_regular
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.home import best_checkpoint, is_adapter, is_run
-from gpt2cli.weights.archive import unpacked
 from gpt2cli.weights.folder import CONFIG, EMBEDDING
 from gpt2cli.weights.huggingface import PLACES, open_hugging_face
 from gpt2cli.weights.llms_from_scratch import is_llms_from_scratch, llms_from_scratch_source
 from gpt2cli.weights.merging import open_adapter
 from gpt2cli.weights.nanogpt import is_nanogpt, nanogpt_source
 from gpt2cli.weights.openai_tf import open_openai
-from gpt2cli.weights.pickled import is_pickled, read_pickled
 from gpt2cli.weights.source import Source
 from gpt2cli.weights.state_dict import bare
 
@@ -80,7 +80,7 @@ def _adapter_at(path: Path) -> Path | None:
 def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Source]:
     with open_regular(path) as file:
         start = file.peek(16)
-        pickled = is_pickled(path, file)
+        pickled = is_torch_file(path, file)
     if pickled:
         return _open_pickled(path, n_head)
     if start.startswith((_ZIP, _EMPTY_ZIP)):
@@ -109,7 +109,7 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Source]
 
 
 def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[Source]:
-    loaded = read_pickled(path)
+    loaded = read_torch_file(path)
     if is_nanogpt(loaded):
         return nanogpt_source(path, loaded, n_head)
     if is_llms_from_scratch(loaded):

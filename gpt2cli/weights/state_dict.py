@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2cli.convert.torch_file import floating_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.weights.folder import EMBEDDING, HEAD, TRANSPOSED, stored_shapes
-from gpt2cli.weights.pickled import floating_tensors
 from gpt2cli.weights.source import LAYER, RawTensors, Source, SourceTensor, as_array, expand, require_exactly
 from gpt2cli.weights.vocabulary import tokenizer_for
 
