@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from gpt2cli.convert.zip_folder import open_zip, reading_zip
-from gpt2cli.disk import open_regular
 from gpt2cli.errors import InputError, is_out_of_memory
+from gpt2cli.files import open_regular
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ZIP = b"PK\x03\x04"

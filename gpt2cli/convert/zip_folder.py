@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from gpt2cli.disk import open_regular
 from gpt2cli.errors import InputError, ResourceError
+from gpt2cli.files import open_regular
 
 # What a folder with a GPT-2 consists of, in any format; nothing else is unpacked.
 WANTED = (

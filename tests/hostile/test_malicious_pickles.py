@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gpt2cli.checkpoints.folder import write_model
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.weights.folder import write_model
 
 COMMANDS = (
     "convert {}",
