@@ -23,7 +23,8 @@ from gpt2cli.checkpoints.folder import (
     read_manifest,
     require_exactly,
 )
-from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from gpt2cli import __version__
-from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face

@@ -26,7 +26,8 @@ from gpt2cli.checkpoints.folder import (
     require_weights,
     stored_shapes,
 )
-from gpt2cli.checkpoints.safetensors_file import Entry, TensorFile, changed, read_entries
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import Entry, TensorFile, read_entries
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.model.config import PRESETS, GPT2Config, size_of

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from gpt2cli import paths
 from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, read_manifest, require_exactly, stored_shapes
 from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config, write_peft_config
-from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.model.config import GPT2Config

@@ -41,7 +41,7 @@ def found(name: str | None) -> Iterator[Path]:
     """
     import gc
 
-    from gpt2cli.checkpoints.read_ahead import reading_ahead
+    from gpt2cli.checkpoints.safetensors_bytes import reading_ahead
 
     folder = find(name)
     was_on = gc.isenabled()

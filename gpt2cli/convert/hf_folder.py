@@ -28,7 +28,8 @@ from gpt2cli.checkpoints.folder import (
     require_exactly,
     stored_shapes,
 )
-from gpt2cli.checkpoints.safetensors_file import TensorFile, changed
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import TensorFile
 from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
 from gpt2cli.convert.hf_config import read_gpt2_config, read_table
 from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
