@@ -4,7 +4,6 @@ It lies beside the files, and says where they come from too. `by` says who vouch
 "published", where somebody else's word was compared, or "first seen", where there is none.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,16 +80,8 @@ def _write(folder: Path, records: Mapping[str, Record], origin: dict[str, str] |
 
 
 def _table(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    with disk.open_regular(path) as file:
-        try:
-            table = json.loads(file.read(1 << 24))
-        except (ValueError, RecursionError):
-            raise _unreadable(path) from None
-    if not isinstance(table, dict):
-        raise _unreadable(path)
-    return table
+    # What is there that gpt2cli did not write can go: the next download writes another.
+    return disk.read_json_object(path, f"rm {path}") if path.exists() else {}
 
 
 def _unreadable(path: Path) -> InputError:

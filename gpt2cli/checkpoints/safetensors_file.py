@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.safetensors_bytes import ALIGNMENT, read_bytes
 from gpt2cli.errors import InputError
-from gpt2cli.files import flush, open_regular
+from gpt2cli.files import flush, open_regular, parse_json
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -169,8 +169,8 @@ def _entries(path: Path, head: bytes, size: int) -> dict[str, Entry]:
     if length > min(_MAX_HEADER, size - 8):
         raise InputError(f"{path}: the header claims {length} bytes", f"the file has {size} in all")
     try:
-        header = json.loads(head[8:], object_pairs_hook=_each_once)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(head[8:])
+    except ValueError as error:
         raise InputError(f"{path}: the header is not JSON", str(error)) from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: the header is not a JSON object")
@@ -186,14 +186,6 @@ def _entries(path: Path, head: bytes, size: int) -> dict[str, Entry]:
     if end != size:
         raise InputError(f"{path}: {size - end} bytes belong to no tensor", "the file was damaged or joined")
     return entries
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A header that names a tensor twice would hide one of the two."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a name stands there twice")
-    return table
 
 
 def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> Entry:

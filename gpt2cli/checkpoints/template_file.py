@@ -3,11 +3,10 @@
 The templates themselves are in `prompts.py`; the folder names one of them.
 """
 
-import json
 from pathlib import Path
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import open_regular, sha256_of, write_json
+from gpt2cli.files import read_json_object, sha256_of, write_json
 from gpt2cli.templates import TEMPLATES, Template
 
 PROMPT = "prompt.json"
@@ -28,11 +27,7 @@ def read_prompt(folder: Path) -> str | None:
     path = folder / PROMPT
     if not path.exists():
         return None
-    with open_regular(path) as file:
-        try:
-            name = json.loads(file.read(1 << 20))["template"]
-        except (ValueError, RecursionError, KeyError, TypeError):
-            name = None
+    name = read_json_object(path).get("template")
     if not isinstance(name, str) or name not in TEMPLATES:
         raise InputError(
             f"{path}: names no prompt template that is known here",

@@ -227,16 +227,15 @@ def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], wi
 
 def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
     """Whether the answers are there that this recipe asks for, with all its scores."""
-    import json
-
     from gpt2cli import files
+    from gpt2cli.errors import Gpt2Error
     from gpt2cli.evaluation.rouge import MEASURES
 
     try:
-        scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
+        scores = files.read_json_object(run.folder / SCORES)
         key, test, data = scores["key"], scores["test"], scores["data"]
         source_sha256 = scores["source_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Gpt2Error, KeyError):
         return False
     # Known corpora never change; a file of one's own may, and a test record with it.
     source = Path(recipe.data.source)

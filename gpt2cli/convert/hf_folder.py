@@ -31,10 +31,10 @@ from gpt2cli.checkpoints.folder import (
 from gpt2cli.checkpoints.safetensors_bytes import changed
 from gpt2cli.checkpoints.safetensors_file import TensorFile
 from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
-from gpt2cli.convert.hf_config import read_gpt2_config, read_table
+from gpt2cli.convert.hf_config import read_gpt2_config
 from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
 from gpt2cli.errors import InputError
-from gpt2cli.files import sha256_of
+from gpt2cli.files import read_json_object, sha256_of
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
@@ -139,7 +139,7 @@ def _has_our_manifest(folder: Path) -> bool:
     if not os.path.lexists(folder / MANIFEST):
         return False
     try:
-        return str(read_table(folder / MANIFEST).get("written_by")).startswith(_WRITER)
+        return str(read_json_object(folder / MANIFEST).get("written_by")).startswith(_WRITER)
     except InputError:
         if _is_our_place(folder):  # there it is ours, and damaged
             raise
@@ -202,7 +202,7 @@ def _stored_tensors(
 
 def _read_weight_map(path: Path) -> dict[str, str]:
     """{tensor: file name}; the files lie beside the index and are of its kind."""
-    weight_map = read_table(path).get("weight_map")
+    weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: has no weight_map", "an index says which shard has which tensor")
     suffix = Path(path.name.removesuffix(INDEX)).suffix

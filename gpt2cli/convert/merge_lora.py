@@ -24,11 +24,11 @@ from gpt2cli.checkpoints.lora_adapter import (
     checked_manifest,
     read_adapter,
 )
-from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_object, read_peft_config
+from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_peft_config
 from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError
-from gpt2cli.files import sha256_of
+from gpt2cli.files import read_json_object, sha256_of
 from gpt2cli.model.lora import PARTS, add_adapters, load_adapter_state, merge_adapters
 
 
@@ -64,7 +64,7 @@ def find_base(folder: Path) -> Path:
     checked_manifest(folder)
     asked, names, wanted = read_peft_config(folder).base, [], None
     if (folder / BASE).exists():
-        record = read_object(folder / BASE)
+        record = read_json_object(folder / BASE)
         path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
         if not all(isinstance(value, str) for value in (path, name, wanted)):
             raise InputError(f"{folder / BASE}: path, name and sha256 are needed, texts all of them")

@@ -5,13 +5,12 @@ and {"messages": [{"role", "content"}, ...]}. How a conversation is written down
 in `prompts.py`, what it becomes as tokens in `rows.py`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from gpt2cli.data.json_records import each_line, kind_of, whole_list
-from gpt2cli.data.records import kind_by_name, read_text
+from gpt2cli.data.records import kind_of
+from gpt2cli.data.records import read_records as read_file
 from gpt2cli.errors import InputError
 from gpt2cli.templates import Role, Turn
 
@@ -56,13 +55,15 @@ class Records:
 
 
 def read_records(path: Path, fields: Fields) -> Records:
-    """Read a file: .jsonl and .ndjson hold a record a line, everything else one JSON list.
+    """Read a file of any kind that `records.py` reads; without a known suffix it is one JSON list.
 
-    Raises InputError naming the line or the record's index, counted from 0.
+    Raises InputError naming the line and the record's index, counted from 0.
     """
-    text, sha256 = read_text(path)
-    found = enumerate(_numbered(text, path))
-    records = [Record(index, where, _turns(value, fields, where)) for index, (where, value) in found]
+    found, sha256 = read_file(path)
+    records = []
+    for index, (line, value) in enumerate(found):
+        where = f"{path}:{line}, record {index}"
+        records.append(Record(index, where, _turns(value, fields, where)))
     kept = tuple(r for r in records if any(t.text for t in r.turns if t.role == "assistant"))
     if not kept:
         raise InputError(
@@ -71,15 +72,6 @@ def read_records(path: Path, fields: Fields) -> Records:
             f'a record is {{"{fields.instruction}": "...", "{fields.output}": "..."}}',
         )
     return Records(kept, len(records) - len(kept), sha256)
-
-
-def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each record stands, and what it is."""
-    if kind_by_name(path) == "jsonl":
-        for index, (line, value) in enumerate(each_line(text, str(path))):
-            yield f"{path}:{line}, record {index}", value
-    else:
-        yield from ((f"{path}, record {index}", value) for index, value in enumerate(whole_list(text, path)))
 
 
 def _turns(value: Any, fields: Fields, where: str) -> tuple[Turn, ...]:

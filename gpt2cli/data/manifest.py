@@ -3,7 +3,6 @@ which says how far an interrupted `prepare` came. Both hold facts about the cont
 times, so that the same text and settings give the same bytes.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ FORMAT = "gpt2cli tokens"
 VERSION = 1
 MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
+AGAIN = "prepare the text again with --force"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 SPLITS = ("train", "validation")
 DTYPES = {"uint16": 2, "uint32": 4}  # bytes a token; little-endian in the files
@@ -127,7 +127,7 @@ def read_journal(folder: Path) -> Journal | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    record = read_record(path)
+    record = files.read_json_object(path, AGAIN)
     _check_version(record, path)
     try:
         journal = Journal(
@@ -160,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
-    record = read_record(path)
+    record = files.read_json_object(path, AGAIN)
     _check_version(record, path)
     try:
         return Manifest(
@@ -180,7 +180,7 @@ def read_manifest(folder: Path) -> Manifest:
 def is_prepared(folder: Path) -> bool:
     """Whether a manifest of ours is there. A model folder has a manifest.json of another format."""
     try:
-        return read_record(folder / MANIFEST).get("format") == FORMAT
+        return files.read_json_object(folder / MANIFEST).get("format") == FORMAT
     except InputError:
         return False
 
@@ -190,7 +190,7 @@ def is_ours(folder: Path) -> bool:
     for name in (JOURNAL, MANIFEST):
         if (folder / name).is_file():
             try:
-                return read_record(folder / name).get("format") == FORMAT
+                return files.read_json_object(folder / name).get("format") == FORMAT
             except InputError:
                 return (folder / "train-00000.bin").is_file()
     return False
@@ -211,21 +211,8 @@ def settings_of(record: dict[str, Any]) -> Settings:
     return Settings(**{**record, "text_fields": tuple(record["text_fields"])})
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for anything else."""
-    with files.open_regular(path) as file:
-        data = file.read()
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from None
-    if not isinstance(record, dict):
-        raise damaged(path, "it is not a JSON object")
-    return record
-
-
 def damaged(path: Path, why: str) -> InputError:
-    return InputError(f"{path}: damaged", why, "prepare the text again with --force")
+    return InputError(f"{path}: damaged", why, AGAIN)
 
 
 def _check_version(record: dict[str, Any], path: Path) -> None:

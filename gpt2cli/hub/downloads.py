@@ -16,8 +16,8 @@ from urllib.parse import quote, unquote
 from gpt2cli import paths
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.provenance import PUBLISHED, Origin
-from gpt2cli.convert.hf_config import read_table
 from gpt2cli.errors import InputError
+from gpt2cli.files import read_json_object
 from gpt2cli.hub import hf_hub
 from gpt2cli.hub.collecting import compare
 from gpt2cli.hub.hf_hub import Listing
@@ -124,7 +124,7 @@ def _made_from(model: Path) -> dict[str, Any]:
     """What a model's receipt says about its source; empty where there is no receipt."""
     if not (model / RECEIPT).is_file():
         return {}
-    source = read_table(model / RECEIPT).get("source")
+    source = read_json_object(model / RECEIPT).get("source")
     return source if isinstance(source, dict) else {}
 
 

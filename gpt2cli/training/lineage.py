@@ -5,7 +5,6 @@ Reads only. Each of these may be missing, and those that somebody else wrote may
 cannot be read is listed as a problem and stops nobody.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from typing import Any, TypeAlias
 
 from gpt2cli.checkpoints.folder import RECEIPT, RECIPE
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.files import open_regular
+from gpt2cli.files import read_json_object
 from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.training.train_state import FACTS
 
 RUN_RECORD = "run.json"
-LARGEST = 1 << 24  # bytes of a record; ours have some thousand
 LONGEST = 1000  # characters of a value
 
 Value: TypeAlias = str | int | float | bool
@@ -90,18 +88,10 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     try:
-        with open_regular(path) as file:
-            value = json.loads(file.read(LARGEST))
+        return read_json_object(path)
     except InputError as error:
         problems.append(str(error))
         return {}
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{path}: is not JSON: {error}")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{path}: is not a JSON object")
-        return {}
-    return value
 
 
 def _pick(values: Any, paths: Sequence[str]) -> Facts:

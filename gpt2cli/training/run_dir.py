@@ -189,11 +189,10 @@ def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 def _sessions(run: Run) -> list[dict[str, Any]]:
     if not run.record.exists():
         return []
-    try:
-        sessions = json.loads(run.record.read_text(encoding="utf-8"))["sessions"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}") from None
-    return list(sessions)
+    sessions = files.read_json_object(run.record, f"rm {run.record}").get("sessions")
+    if not isinstance(sessions, list):
+        raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}")
+    return sessions
 
 
 def _prune(run: Run, keep: int) -> None:

@@ -5,7 +5,6 @@ and the identity of the run: what must not change if a resumed run is to be the 
 random state is not here because there is none: batches and dropout are functions of (seed, step).
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
-from gpt2cli.files import open_regular, sha256_of, write_json
+from gpt2cli.files import read_json_object, sha256_of, write_json
 
 TENSORS, FACTS = "train_state.safetensors", "train_state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -63,8 +62,7 @@ def write_state(
 
 def read_facts(folder: Path) -> tuple[Progress, Identity, dict[str, Any]]:
     """Progress, identity and loss scaler of a checkpoint that `weights.folder.verify` has passed."""
-    with open_regular(folder / FACTS) as file:
-        facts = json.load(file)
+    facts = read_json_object(folder / FACTS)
     try:
         values = dict(facts["progress"])
         values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]

