@@ -61,8 +61,8 @@ def inspect(
 
     Without --tensors or --prompt the weights themselves are not read.
     """
+    from gpt2cli.checkpoints.finite import bad_logits
     from gpt2cli.checkpoints.info import summarize
-    from gpt2cli.errors import DivergedError
     from gpt2cli.generation.activations import next_tokens
     from gpt2cli.training.lineage import trace
     from gpt2cli.ui import inspect as inspecting
@@ -85,11 +85,7 @@ def inspect(
     if anatomy and not as_json:
         inspecting.show_prompt(summary, anatomy, likeliest)
     if anatomy and not likeliest:
-        raise DivergedError(
-            "the model's scores for the next token are not finite numbers",
-            "its weights hold NaN or infinity, or overflow",
-            "gpt2 inspect --tensors, which counts them in each tensor",
-        )
+        raise bad_logits("", f"gpt2 inspect {folder} --tensors, which counts them in each tensor")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli import paths
+from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import WEIGHTS, LoadedModel, load_model, read_config, read_manifest
 from gpt2cli.checkpoints.lora_adapter import (
     ADAPTER_WEIGHTS,
@@ -47,12 +48,12 @@ def load_merged(
     load_adapter_state(loaded.model, stored.tensors)
     merge_adapters(loaded.model)
     for name in stored.matrices:
-        if not loaded.model.get_parameter(f"{name}.weight").isfinite().all():
-            raise InputError(
-                f"{folder}: with the adapter added, {name} is beyond the range of fp32",
-                "numbers this large come from training that diverged, or from damage",
-                "use another checkpoint",
-            )
+        too_large = InputError(
+            f"{folder}: with the adapter added, {name} is beyond the range of fp32",
+            "numbers this large come from training that diverged, or from damage",
+            "use another checkpoint",
+        )
+        require_finite(loaded.model.get_parameter(f"{name}.weight"), too_large)
     return replace(loaded, folder=folder)
 
 

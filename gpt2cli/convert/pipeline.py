@@ -19,6 +19,7 @@ from torch import Tensor
 from gpt2cli import __version__
 from gpt2cli import files as disk
 from gpt2cli.checkpoints import provenance
+from gpt2cli.checkpoints.finite import is_finite, require_finite
 from gpt2cli.checkpoints.folder import (
     CONFIG,
     RECEIPT,
@@ -194,12 +195,13 @@ def _to_others(
 def _cast(source: Source, tensor: SourceTensor, dtype: torch.dtype, wish: Wish) -> Tensor:
     """The tensor in the precision that is written, which must have room for it."""
     values = tensor.load().to(dtype)
-    if not wish.allow_nonfinite and _not_finite(values):
-        raise InputError(
+    if not wish.allow_nonfinite:
+        too_large = InputError(
             f"{source.path}: {tensor.source} has values beyond the range of {wish.dtype}",
             "they would become infinite",
             "--dtype bf16, which has the range of f32" if wish.dtype == "f16" else "keep a wider --dtype",
         )
+        require_finite(values, too_large)
     return values
 
 
@@ -217,13 +219,13 @@ def _guarded(source: Source) -> Source:
 
     def load(tensor: SourceTensor) -> Tensor:
         values = tensor.load()
+        broken = InputError(
+            f"{source.path}: {tensor.source} holds values that are not finite",
+            "a model with NaN or infinity in it computes nothing",
+            "use another copy, or --allow-nonfinite to convert it all the same",
+        )
         # float64 is nowhere kept: what does not fit float32 is lost.
-        if n_wrong := _not_finite(values.float() if values.dtype == torch.float64 else values):
-            raise InputError(
-                f"{source.path}: {tensor.source} holds {n_wrong} values that are not finite",
-                "a model with NaN or infinity in it computes nothing",
-                "use another copy, or --allow-nonfinite to convert it all the same",
-            )
+        require_finite(values.float() if values.dtype == torch.float64 else values, broken)
         return values
 
     guarded = {name: replace(t, load=partial(load, t)) for name, t in source.tensors.items()}
@@ -232,16 +234,11 @@ def _guarded(source: Source) -> Source:
 
 def _tolerated(source: Source, wish: Wish) -> tuple[Source, Wish]:
     """Say which tensors are not finite, and compare nothing then: NaN equals nothing."""
-    broken = [t.source for t in source.tensors.values() if _not_finite(t.load())]
+    broken = [t.source for t in source.tensors.values() if not is_finite(t.load())]
     if not broken:
         return source, wish
     note = f"{', '.join(broken)}: not finite in places, so that nothing was compared"
     return replace(source, notes=(*source.notes, note)), replace(wish, verify=False)
-
-
-def _not_finite(values: Tensor) -> int:
-    """How many; in parts, for the mask of a whole embedding takes half as much memory as it."""
-    return sum(part.numel() - int(part.isfinite().sum()) for part in torch.split(values.flatten(), 1 << 20))
 
 
 def _wants_proof(source: Source, wish: Wish) -> bool:

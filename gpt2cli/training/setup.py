@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import read_manifest, write_manifest
 from gpt2cli.errors import DivergedError
 from gpt2cli.recipe.loader import dump_recipe
@@ -67,12 +68,13 @@ class Session:
 
         Raises DivergedError for weights that are not finite: saved, they would push out whole ones.
         """
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise DivergedError(
-                f"the weights at step {self.progress.step} are not finite",
-                "the learning rate is far too high; the checkpoints before are kept",
-                f"resume with a smaller rate: --resume optim.lr={self.recipe.optim.lr / 10:.2g}",
-            )
+        diverged = DivergedError(
+            f"the weights at step {self.progress.step} are not finite",
+            "the learning rate is far too high; the checkpoints before are kept",
+            f"resume with a smaller rate: --resume optim.lr={self.recipe.optim.lr / 10:.2g}",
+        )
+        for parameter in self.model.parameters():
+            require_finite(parameter, diverged)
         names, progress = parameter_names(self.model), self.progress
 
         def write(folder: Path) -> None:

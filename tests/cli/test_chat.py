@@ -273,7 +273,7 @@ def test_scores_that_are_not_finite_exit_6(chat: Chat, tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     code, out, err = chat(folder, "one\ntwo\n")
     assert (code, out) == (6, "")
-    assert err.count("not finite numbers") == 1 and "gpt2 generate" not in err
+    assert err.count("logits are not finite") == 1 and "gpt2 generate" not in err
 
 
 def test_a_classifier_is_sent_to_classify(chat: Chat, tmp_path: Path) -> None:

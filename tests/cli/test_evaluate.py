@@ -220,7 +220,7 @@ def test_scores_that_are_not_finite_exit_6_after_what_was_measured(
 ) -> None:
     spoiled = save(tmp_path / "spoiled", spoiled=True)
     outcome = gpt2("evaluate", model, spoiled, "--on", story)
-    assert outcome.code == 6 and "error: the model's scores are not finite" in outcome.err
+    assert outcome.code == 6 and "error: the model's logits are not finite" in outcome.err
     assert [row["model"] for row in rows_of(outcome.out)] == [str(model)]
 
 

@@ -164,7 +164,7 @@ def test_what_is_not_finite(gpt2: Gpt2, broken: Path) -> None:
 def test_a_pass_that_ends_in_no_numbers(gpt2: Gpt2, broken: Path, tmp_path: Path) -> None:
     outcome = gpt2("inspect", broken, "--prompt", TEXT, "--attention", "a.png")
     assert outcome.code == 6
-    assert "error: the model's scores for the next token are not finite numbers" in outcome.err
+    assert "error: the model's logits are not finite" in outcome.err
     assert "NaN" in outcome.out and "\nnext token\n" not in outcome.out
     assert (tmp_path / "a.png").exists()
     outcome = gpt2("inspect", broken, "--prompt", TEXT, "--json")
