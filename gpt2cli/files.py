@@ -26,7 +26,6 @@ from gpt2cli.errors import InputError, ResourceError, UsageError
 TEMPORARY = ".partial-"  # marks what an interrupted write left behind
 REPLACED = ".replaced-"  # marks a whole folder that was about to be replaced
 CHUNK = 1 << 20
-LARGEST_JSON = 64 << 20  # bytes
 _OWNED = re.compile(r"(.+)-([0-9a-f]{8})-([0-9]+)(?:-old)?")  # name, machine, process
 _ATTEMPTS = 100
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -42,36 +41,6 @@ def write_file(path: Path, content: bytes | str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` with `value` as indented JSON; NaN is refused because JSON has none."""
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path, fix: str = "") -> Any:
-    """The value in a JSON file. Raises InputError naming the line, where there is one, with `fix`."""
-    with open_regular(path) as file:
-        data = file.read(LARGEST_JSON + 1)
-    if len(data) > LARGEST_JSON:
-        raise InputError(f"{path}: is larger than {LARGEST_JSON >> 20} MiB", "no such file is near that", fix)
-    try:
-        return parse_json(data)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: is not JSON", error.msg, fix) from None
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON", str(error), fix) from None
-
-
-def read_json_object(path: Path, fix: str = "") -> dict[str, Any]:
-    """As `read_json`. Raises InputError also for what is no object."""
-    value = read_json(path, fix)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object", fix=fix)
-    return value
-
-
-def parse_json(text: str | bytes) -> Any:
-    """A JSON value. Raises ValueError for what is none, is nested too deeply or has a key twice."""
-    try:
-        return DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 @contextlib.contextmanager
@@ -116,19 +85,6 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Programs do not agree about which of two values counts."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        first = {name: place for place, (name, _) in reversed(list(enumerate(pairs)))}
-        twice = next(name for place, (name, _) in enumerate(pairs) if first[name] < place)
-        raise ValueError(f"the key {twice!a} occurs twice"[:80])
-    return table
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_each_once)
 
 
 def place_of(path: Path) -> Path:

@@ -20,7 +20,8 @@ from gpt2cli import __version__
 from gpt2cli.checkpoints.safetensors_bytes import changed
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object, sha256_of, write_file, write_json
+from gpt2cli.files import sha256_of, write_file, write_json
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.paths import is_adapter

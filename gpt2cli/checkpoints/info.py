@@ -29,7 +29,8 @@ from gpt2cli.checkpoints.folder import (
 from gpt2cli.checkpoints.safetensors_bytes import changed
 from gpt2cli.checkpoints.safetensors_file import Entry, TensorFile, read_entries
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object, sha256_of
+from gpt2cli.files import sha256_of
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import PRESETS, GPT2Config, size_of
 from gpt2cli.model.gpt2 import empty_model
 from gpt2cli.tokenizer.base import Tokenizer

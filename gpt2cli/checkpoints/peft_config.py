@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object, write_json
+from gpt2cli.files import write_json
+from gpt2cli.json_files import read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 # These say how the adapter came about or is to be stored, not what it computes.

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt2cli import files as disk
 from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_json_object
 
 NAME = "hashes.json"
 PUBLISHED, FIRST_SEEN = "published", "first seen"
@@ -81,7 +82,7 @@ def _write(folder: Path, records: Mapping[str, Record], origin: dict[str, str] |
 
 def _table(path: Path) -> dict[str, Any]:
     # What is there that gpt2cli did not write can go: the next download writes another.
-    return disk.read_json_object(path, f"rm {path}") if path.exists() else {}
+    return read_json_object(path, f"rm {path}") if path.exists() else {}
 
 
 def _unreadable(path: Path) -> InputError:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.safetensors_bytes import ALIGNMENT, read_bytes
 from gpt2cli.errors import InputError
-from gpt2cli.files import flush, open_regular, parse_json
+from gpt2cli.files import flush, open_regular
+from gpt2cli.json_files import parse_json
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

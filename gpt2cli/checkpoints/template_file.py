@@ -6,7 +6,8 @@ The templates themselves are in `prompts.py`; the folder names one of them.
 from pathlib import Path
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object, sha256_of, write_json
+from gpt2cli.files import sha256_of, write_json
+from gpt2cli.json_files import read_json_object
 from gpt2cli.templates import TEMPLATES, Template
 
 PROMPT = "prompt.json"

@@ -245,7 +245,7 @@ class Session:
         note(f"saved {_turns(self.conversation)} in {path}")
 
     def _load(self, argument: str) -> None:
-        from gpt2cli.files import read_json
+        from gpt2cli.json_files import read_json
         from gpt2cli.ui.chat import LONGEST_NAME, note, quoted
 
         path = _path(argument)

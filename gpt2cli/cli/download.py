@@ -251,8 +251,8 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
 
     from gpt2cli import paths
     from gpt2cli.errors import UsageError
-    from gpt2cli.files import read_json_object
     from gpt2cli.hub.downloads import RECEIPT, is_made_of, origin_of
+    from gpt2cli.json_files import read_json_object
     from gpt2cli.ui.console import err
 
     if not paths.is_model(model):

@@ -146,7 +146,7 @@ def _as_report(scores: "Scores", labels: tuple[str, ...]) -> dict[str, Any]:
 def _is_reported(run: "Run") -> bool:
     """Whether the report is there, and is of what is now the best checkpoint."""
     from gpt2cli.errors import InputError
-    from gpt2cli.files import read_json_object
+    from gpt2cli.json_files import read_json_object
     from gpt2cli.paths import best_checkpoint
 
     try:

@@ -230,9 +230,10 @@ def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
     from gpt2cli import files
     from gpt2cli.errors import Gpt2Error
     from gpt2cli.evaluation.rouge import MEASURES
+    from gpt2cli.json_files import read_json_object
 
     try:
-        scores = files.read_json_object(run.folder / SCORES)
+        scores = read_json_object(run.folder / SCORES)
         key, test, data = scores["key"], scores["test"], scores["data"]
         source_sha256 = scores["source_sha256"]
     except (Gpt2Error, KeyError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face
 
 ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")

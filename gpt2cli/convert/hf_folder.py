@@ -34,7 +34,8 @@ from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
 from gpt2cli.convert.hf_config import read_gpt2_config
 from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object, sha256_of
+from gpt2cli.files import sha256_of
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2

@@ -29,7 +29,8 @@ from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_peft_config
 from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object, sha256_of
+from gpt2cli.files import sha256_of
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.lora import PARTS, add_adapters, load_adapter_state, merge_adapters
 
 

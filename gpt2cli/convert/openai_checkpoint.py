@@ -19,7 +19,8 @@ from gpt2cli.checkpoints.folder import TRANSPOSED, require_exactly, require_fitt
 from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor, as_array, expand, require_plain
 from gpt2cli.convert.tf_process import AGAIN, Checkpoint, reading, require_tensorflow, write
 from gpt2cli.errors import InputError
-from gpt2cli.files import flush, open_regular, read_json_object, write_file
+from gpt2cli.files import flush, open_regular, write_file
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import BPE

@@ -42,7 +42,7 @@ from gpt2cli.convert.placing import check_place, check_room
 from gpt2cli.convert.read_back import require_written
 from gpt2cli.convert.verify import Expected, compare, expect
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.files import read_json
+from gpt2cli.json_files import read_json
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.files import save_tokenizer

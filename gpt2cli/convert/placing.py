@@ -13,7 +13,7 @@ from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, RECEIPT, RECIPE, WEIGHT
 from gpt2cli.checkpoints.template_file import PROMPT
 from gpt2cli.convert.openai_checkpoint import FIELDS, HPARAMS, PREFIX
 from gpt2cli.errors import InputError, ResourceError, UsageError
-from gpt2cli.files import read_json_object
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON

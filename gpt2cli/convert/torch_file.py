@@ -187,8 +187,9 @@ def _instructions(path: Path, program: IO[bytes]) -> Iterator[tuple[str, Any]]:
     try:
         for opcode, argument, _ in pickletools.genops(program):
             yield opcode.name, argument
-    except ValueError as error:  # UnicodeDecodeError among them
-        raise _damaged(path, f"the pickle is broken: {error}") from None
+    # A text may claim any length, which is then asked of the memory.
+    except (ValueError, MemoryError, OverflowError) as error:  # UnicodeDecodeError is a ValueError
+        raise _damaged(path, f"the pickle is broken: {error or type(error).__name__}") from None
 
 
 def _stand_in(path: Path, name: str) -> type:

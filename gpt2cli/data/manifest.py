@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt2cli import files
 from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_json_object
 
 FORMAT = "gpt2cli tokens"
 VERSION = 1
@@ -127,7 +128,7 @@ def read_journal(folder: Path) -> Journal | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    record = files.read_json_object(path, AGAIN)
+    record = read_json_object(path, AGAIN)
     _check_version(record, path)
     try:
         journal = Journal(
@@ -160,7 +161,7 @@ def read_manifest(folder: Path) -> Manifest:
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
-    record = files.read_json_object(path, AGAIN)
+    record = read_json_object(path, AGAIN)
     _check_version(record, path)
     try:
         return Manifest(
@@ -180,7 +181,7 @@ def read_manifest(folder: Path) -> Manifest:
 def is_prepared(folder: Path) -> bool:
     """Whether a manifest of ours is there. A model folder has a manifest.json of another format."""
     try:
-        return files.read_json_object(folder / MANIFEST).get("format") == FORMAT
+        return read_json_object(folder / MANIFEST).get("format") == FORMAT
     except InputError:
         return False
 
@@ -190,7 +191,7 @@ def is_ours(folder: Path) -> bool:
     for name in (JOURNAL, MANIFEST):
         if (folder / name).is_file():
             try:
-                return files.read_json_object(folder / name).get("format") == FORMAT
+                return read_json_object(folder / name).get("format") == FORMAT
             except InputError:
                 return (folder / "train-00000.bin").is_file()
     return False

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 
 from gpt2cli import files
 from gpt2cli.errors import InputError, UsageError
+from gpt2cli.json_files import DECODER, parse_json
 
 Kind = Literal["csv", "tsv", "jsonl", "json", "parquet"]
 KIND_OF_SUFFIX: dict[str, Kind] = {
@@ -229,7 +230,7 @@ def _json_lines(text: str, path: Path, fix: str = ONE_PER_LINE) -> Iterator[tupl
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, files.parse_json(line)
+                yield number, parse_json(line)
             except ValueError as error:
                 raise InputError(f"{path}:{number}: not a JSON record", str(error), fix) from None
 
@@ -266,7 +267,7 @@ def _json_list(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 def _item(text: str, place: int, path: Path, line: int) -> tuple[Any, int]:
     """The value that begins there, and where it ends."""
     try:
-        return files.DECODER.raw_decode(text, place)
+        return DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
         raise _not_json(path, error) from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists 10,000 deep

@@ -20,6 +20,7 @@ from gpt2cli import files
 from gpt2cli.data.input_files import Source
 from gpt2cli.data.records import parquet_rows, require_pyarrow
 from gpt2cli.errors import InputError
+from gpt2cli.json_files import parse_json
 
 PIECE = 1 << 18  # characters a piece aims at
 CAP = 1 << 19  # characters after which text without a safe place is cut anyway
@@ -173,7 +174,7 @@ def _safe_place(text: str) -> int:
 
 def _record(line: str, where: str) -> Any:
     try:
-        return files.parse_json(line)
+        return parse_json(line)
     except ValueError as error:
         raise InputError(f"{where}: not a JSON record", str(error)) from None
 

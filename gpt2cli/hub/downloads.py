@@ -17,11 +17,11 @@ from gpt2cli import paths
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.provenance import PUBLISHED, Origin
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object
 from gpt2cli.hub import hf_hub
 from gpt2cli.hub.collecting import compare
 from gpt2cli.hub.hf_hub import Listing
 from gpt2cli.hub.registry import SIZES, Expected, Size, hub_files, openai_files
+from gpt2cli.json_files import read_json_object
 
 OPENAI, HUB = SOURCES = ("openai", "hf")
 REFUSED = ".refused"  # the end of the name of a file that turned out to be damaged

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json, sha256_of, write_file, write_json
+from gpt2cli.files import sha256_of, write_file, write_json
+from gpt2cli.json_files import read_json
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer, without_surrogates
 from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.chars import Chars

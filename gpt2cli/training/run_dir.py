@@ -17,6 +17,7 @@ from typing import Any
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import verify
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
+from gpt2cli.json_files import read_json_object
 from gpt2cli.training.events import Event, as_record
 
 RECORD_FORMAT = 1
@@ -189,7 +190,7 @@ def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 def _sessions(run: Run) -> list[dict[str, Any]]:
     if not run.record.exists():
         return []
-    sessions = files.read_json_object(run.record, f"rm {run.record}").get("sessions")
+    sessions = read_json_object(run.record, f"rm {run.record}").get("sessions")
     if not isinstance(sessions, list):
         raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}")
     return sessions

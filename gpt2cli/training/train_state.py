@@ -14,7 +14,8 @@ import torch
 
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
-from gpt2cli.files import read_json_object, sha256_of, write_json
+from gpt2cli.files import sha256_of, write_json
+from gpt2cli.json_files import read_json_object
 
 TENSORS, FACTS = "train_state.safetensors", "train_state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")

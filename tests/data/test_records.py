@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpt2cli.data.records import read_records, read_table
 from gpt2cli.errors import InputError
-from gpt2cli.files import LARGEST_JSON, read_json, read_json_object
+from gpt2cli.json_files import LARGEST_JSON, read_json, read_json_object
 
 RECORDS = [{"a": "x", "b": "1,2"}, {"a": 'q"\n', "b": "é\u2028"}, {"a": "", "b": "z"}]
 
