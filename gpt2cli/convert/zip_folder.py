@@ -64,8 +64,8 @@ def unpacked(path: Path) -> Iterator[Path]:
     """
     with open_regular(path) as file:
         archive = open_zip(path, file)
-        members = [member for member in archive.infolist() if not member.is_dir()]
         _check_members(path, archive, os.fstat(file.fileno()).st_size)
+        members = [member for member in archive.infolist() if not member.is_dir()]
         wanted = [member for member in members if _is_wanted(member.filename)]
         if not wanted:
             raise InputError(

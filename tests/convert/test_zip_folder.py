@@ -94,6 +94,7 @@ def test_nothing_stays_however_it_ends(
         "..",
         "a\x1b[2J.json",
         "a\x00b.json",
+        "\x00",
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
