@@ -203,7 +203,7 @@ def _read(
 
 def _table() -> Path:
     """A line per file: device, inode, size, mtime_ns, ctime_ns, SHA-256."""
-    return paths.home() / "verified" / "files.txt"
+    return paths.gpt2_home() / "verified" / "files.txt"
 
 
 def _lines() -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2cli.checkpoints.finite import is_finite
-from gpt2cli.checkpoints.info import Statistics, statistics
+from gpt2cli.checkpoints.info import TensorStatistics, statistics
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import attention_formula
 
@@ -40,7 +40,7 @@ class Activation:
 
     name: str  # "h.0.attn.q"
     shape: tuple[int, ...]
-    statistics: Statistics | None
+    statistics: TensorStatistics | None
 
 
 @dataclass(frozen=True)

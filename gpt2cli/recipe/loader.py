@@ -1,5 +1,5 @@
 """Owns the way from a recipe's name to a checked recipe: where it lies, what overrides it, and on
-which line it is wrong. What a recipe may say is in `schema.py`; how YAML is read, in `yaml_source.py`.
+which line it is wrong. What a recipe may say is in `schema.py`; how YAML is read, in `yaml_lines.py`.
 """
 
 import difflib

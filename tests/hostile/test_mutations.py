@@ -20,12 +20,15 @@ import torch
 import yaml
 from foreign import BookGPT, NanoGPT, fill, nano_checkpoint
 from loud import loud
+from openai_checkpoint import COMMITTED, TRUTH
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import read_manifest, verify, write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors
-from gpt2cli.convert.detect_format import open_source
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import expand_blocks
+from gpt2cli.convert.openai_checkpoint import NAMES
 from gpt2cli.data.prepare import Settings, prepare
 from gpt2cli.data.records import read_records
 from gpt2cli.data.token_dataset import open_tokens
@@ -118,7 +121,7 @@ def model(opened: str) -> Callable[[Path], Model]:
     """The reading of a model at `opened` below the folder."""
 
     def read(place: Path) -> Model:
-        with open_source(place / opened, n_head=2) as source:
+        with open_foreign(place / opened, n_head=2) as source:
             for array in source.raw.values():
                 assert array.dtype.kind == "f"
             return Model({name: tensor.load() for name, tensor in source.tensors.items()})
@@ -271,6 +274,20 @@ def zipped(make: Callable[[Path], None]) -> Callable[[Path], None]:
                 file.write(path, f"model/{path.name}")
 
     return make_zip
+
+
+def make_openai(place: Path) -> None:
+    shutil.copytree(COMMITTED / "gpt2", place, dirs_exist_ok=True)
+
+
+def read_openai(place: Path) -> dict[str, Tensor]:
+    """What TensorFlow was given: its checksums let no other number through."""
+    with np.load(place / TRUTH) as arrays:
+        found = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {
+        target: found[source].view(found[source].shape[-2:])
+        for target, source in expand_blocks(NAMES, 2).items()
+    }
 
 
 def read_safetensors(place: Path) -> dict[str, Tensor]:
@@ -458,6 +475,13 @@ KINDS = (
         ("model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"),
         model(""),
         read_safetensors,
+    ),
+    Kind(
+        "openai",
+        make_openai,
+        ("model.ckpt.index", *(f"model.ckpt.data-0000{n}-of-00002" for n in (0, 1)), "hparams.json"),
+        model(""),
+        read_openai,
     ),
     Kind("bin", make_bin, ("pytorch_model.bin",), model(""), read_bin),
     Kind("nanogpt", make_nano, ("ckpt.pt",), CKPT, read_nano),
