@@ -29,9 +29,9 @@ from gpt2cli.checkpoints.safetensors_file import read_tensors
 from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import expand_blocks
 from gpt2cli.convert.openai_checkpoint import NAMES
-from gpt2cli.data.prepare import Settings, prepare
+from gpt2cli.data.prepare import PrepareSettings, prepare
 from gpt2cli.data.records import read_records
-from gpt2cli.data.token_dataset import open_tokens
+from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
@@ -39,7 +39,7 @@ from gpt2cli.recipe.loader import load_recipe, shipped_recipes
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
-from gpt2cli.training.train_state import FACTS, TENSORS, Progress, read_facts, write_state
+from gpt2cli.training.train_state import STATE, TENSORS, TrainState, read_state, write_state
 
 SEED = 20240607
 TOKENIZER = Chars.from_text(["abcdefghijk\n"])
@@ -424,14 +424,14 @@ def make_vocabulary(place: Path) -> None:
 
 def make_prepared(place: Path) -> None:
     (place / "x.txt").write_text("abc def ghi jkl " * 400)
-    for _ in prepare([place / "x.txt"], place / "out", Settings("chars", ("text",), 0.1, 1, 1000)):
+    for _ in prepare([place / "x.txt"], place / "out", PrepareSettings("chars", ("text",), 0.1, 1, 1000)):
         pass
-    with open_tokens(place / "out") as data:
+    with open_dataset(place / "out") as data:
         np.save(place / "ids.npy", data.train.read(0, data.train.n_tokens))
 
 
 def prepared_ids(place: Path) -> list[int]:
-    with open_tokens(place / "out") as data:
+    with open_dataset(place / "out") as data:
         return list(data.train.read(0, data.train.n_tokens))
 
 
@@ -442,19 +442,19 @@ def make_checkpoint(place: Path) -> None:
     optimizer.step()
     names = [name for name, _ in new.named_parameters()]
     hashes = write_model(place, new, TOKENIZER, "task: pretrain\n")
-    hashes |= write_state(place, optimizer, names, Progress(step=7, updates=7), {"a": 1, "b": "x"}, {})
+    hashes |= write_state(place, optimizer, names, TrainState(step=7, updates=7), {"a": 1, "b": "x"}, {})
     write_manifest(place, hashes)
 
 
 def read_checkpoint(place: Path) -> Any:
     verify(place)
-    progress, identity, _ = read_facts(place)
+    progress, identity, _ = read_state(place)
     moments = read_tensors(place / TENSORS, read_manifest(place)[TENSORS])
     return (progress.step, identity, {name: moment.tolist() for name, moment in moments.items()})
 
 
 def their_checkpoint(place: Path) -> Any:
-    facts = json.loads((place / FACTS).read_text())
+    facts = json.loads((place / STATE).read_text())
     moments = safetensors.torch.load_file(place / TENSORS)
     return (
         facts["progress"]["step"],
@@ -524,7 +524,7 @@ KINDS = (
         prepared_ids,
         lambda place: np.load(place / "ids.npy").tolist(),
     ),
-    Kind("checkpoint", make_checkpoint, ("manifest.json", FACTS, TENSORS), read_checkpoint, their_checkpoint),
+    Kind("checkpoint", make_checkpoint, ("manifest.json", STATE, TENSORS), read_checkpoint, their_checkpoint),
 )
 
 
