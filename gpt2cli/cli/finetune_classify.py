@@ -146,18 +146,16 @@ def _as_report(scores: "ClassificationMetrics", labels: tuple[str, ...]) -> dict
 
 
 def _is_reported(run: "RunDir") -> bool:
-    """Whether there is a report, and of the checkpoint that is now the best."""
-    import json
-
+    """Whether the report is there, and is of what is now the best checkpoint."""
+    from gpt2cli.errors import InputError
+    from gpt2cli.json_files import read_json_object
     from gpt2cli.paths import best_checkpoint
 
     try:
-        report = json.loads((run.folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = read_json_object(run.folder / REPORT)
+    except InputError:
         return False
-    is_of_best = isinstance(report, dict) and report.get("weights") == _weights_of(
-        best_checkpoint(run.folder)
-    )
+    is_of_best = report.get("weights") == _weights_of(best_checkpoint(run.folder))
     return is_of_best and (run.folder / PICTURE).exists()
 
 

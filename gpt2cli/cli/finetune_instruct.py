@@ -231,17 +231,17 @@ def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any],
 
 
 def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
-    """Whether all the answers and scores that this recipe asks for are there."""
-    import json
-
+    """Whether the answers are there that this recipe asks for, with all its scores."""
     from gpt2cli import files
+    from gpt2cli.errors import Gpt2Error
     from gpt2cli.evaluation.rouge import ROUGE_TYPES
+    from gpt2cli.json_files import read_json_object
 
     try:
-        scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
+        scores = read_json_object(run.folder / SCORES)
         key, test, data = scores["key"], scores["test"], scores["data"]
         source_sha256 = scores["source_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Gpt2Error, KeyError):
         return False
     # A known corpus never changes; a file of the user may, and a test record with it.
     source = Path(recipe.data.source)
