@@ -1,7 +1,6 @@
-"""Owns the named corpora: what each is called, where it lies, its exact bytes, and what may stand in.
+"""The named corpora: what each is called, where it lies, its exact bytes, and what may stand in.
 
-Looks in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
-What is done with the text is `tokens.py`'s business.
+Looked for in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
 """
 
 import difflib
@@ -14,17 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt2cli import bundled, files
-from gpt2cli import paths as home
+from gpt2cli import bundled, files, paths
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
-from gpt2cli.hub import partials
-from gpt2cli.hub.fetch import fetch
+from gpt2cli.hub.fetch import RetryPolicy, fetch
 from gpt2cli.hub.registry import Expected
-from gpt2cli.patience import Patience
 
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 10.0
-TOTAL_SECONDS = 120.0
+# Impatient: a machine without a network has to fall back to the bundled text quickly.
+POLICY = RetryPolicy(connect=5.0, stall=10.0, attempts=1)
 
 Origin = Literal["path", "mirror", "cache", "download", "bundled"]
 
@@ -117,14 +112,14 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
     A file that bears a corpus's name is reached as ./NAME. `offline` forbids the network;
     `allow_bundled` lets our own text stand in, with a warning.
     Raises InputError for an unknown name or a wrong file in the mirror, ServiceError where the
-    corpus is not to be had.
+    corpus cannot be downloaded.
     """
     if name_or_path in BUNDLED:
         return _bundled(name_or_path, BUNDLED[name_or_path], None)
     corpus = CORPORA.get(name_or_path)
     if corpus is None:
         return _path(name_or_path)
-    for origin, folder in (("mirror", home.mirror()), ("cache", home.corpora())):
+    for origin, folder in (("mirror", paths.mirror()), ("cache", paths.corpora())):
         if folder and (folder / corpus.file).exists():
             found = _local(corpus, folder / corpus.file, "mirror" if origin == "mirror" else "cache")
             if found:
@@ -167,7 +162,7 @@ def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Fo
 
 def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> Found:
     warning = (
-        f"{corpus.name} could not be had ({error.what}); the bundled {file}, another text,"
+        f"{corpus.name} cannot be downloaded ({error.what}); the bundled {file}, another text,"
         f" takes its place: the figures will not be those of {corpus.name}"
     )
     return _bundled(corpus.name, file, warning)
@@ -179,23 +174,16 @@ def _bundled(name: str, file: str, warning: str | None) -> Found:
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
-    """Fetch the corpus into the cache; one attempt, bounded in time and size, which leaves nothing."""
+    """Fetch the corpus into the cache."""
     if offline:
         raise _unavailable(corpus, "the network is forbidden (--offline)")
-    # Impatient: a machine without a network has to fall back to the bundled text quickly. A zip, whose
-    # own hash nobody has promised, may have to come twice to be known as whole.
-    attempts = 2 if corpus.member else 1
-    patience = Patience(
-        connect=CONNECT_SECONDS, stall=READ_SECONDS, slowest=0, total=TOTAL_SECONDS, attempts=attempts
-    )
-    path = home.corpora() / corpus.file
+    path = paths.corpora() / corpus.file
     zipped = path.with_name(f"{path.name}.zip")
-    expected = Expected(at_most=corpus.n_bytes) if corpus.member else Expected(corpus.n_bytes, corpus.sha256)
+    expected = Expected(max_size=corpus.n_bytes) if corpus.member else Expected(corpus.n_bytes, corpus.sha256)
     try:
-        for _ in fetch(corpus.url, zipped if corpus.member else path, expected=expected, patience=patience):
+        for _ in fetch(corpus.url, zipped if corpus.member else path, expected, policy=POLICY):
             pass
     except ServiceError as error:
-        partials.clean(zipped if corpus.member else path)
         what = error.what.removeprefix(f"{corpus.url}: ")
         raise _unavailable(corpus, f"{what}: {error.why}" if error.why else what) from None
     except InputError as error:
@@ -228,11 +216,11 @@ def _unpacked(corpus: Corpus, archive: Path) -> bytes:
 
 
 def _unavailable(corpus: Corpus, why: str) -> ServiceError:
-    return ServiceError(f"{corpus.name}: not to be had from {corpus.url}", why, _by_hand(corpus))
+    return ServiceError(f"{corpus.name}: cannot be downloaded from {corpus.url}", why, _by_hand(corpus))
 
 
 def _by_hand(corpus: Corpus) -> str:
     return (
-        f"fetch it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {home.corpora()},"
+        f"fetch it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {paths.corpora()},"
         " or set GPT2_MIRROR to its folder"
     )

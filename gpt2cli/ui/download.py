@@ -1,4 +1,4 @@
-"""Owns what a person sees of a download: a bar a file and one in all, or a line now and then elsewhere."""
+"""What a person sees of a download: a bar per file and one in all, or a line now and then elsewhere."""
 
 import time
 from collections.abc import Generator, Iterator
@@ -15,7 +15,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from gpt2cli.hub.collecting import Fetched, Fetching
+from gpt2cli.hub.downloads import Downloaded, Downloading
 from gpt2cli.ui.console import is_terminal, printable
 
 LINE_SECONDS = 5.0  # between plain progress lines
@@ -23,19 +23,19 @@ _UNITS = {"GB": 1e9, "MB": 1e6, "KB": 1e3, "bytes": 0}
 _QUIET = ("checking", "here already: checking")  # not worth a line of their own
 
 
-def show_fetching(steps: Generator[Fetching, None, None], console: Console) -> Fetched:
+def show_download(steps: Generator[Downloading, None, None], console: Console) -> Downloaded:
     """Draw the steps; returns what the last one brought. Closes the generator, however this ends."""
-    fetched = None
+    result = None
     with closing(steps):
         for step in _bars(steps, console) if is_terminal(console) else _lines(steps, console):
             if step.note and step.note not in _QUIET:
                 console.print(printable(f"{step.file}: {step.note}"), style="warn")
-            fetched = step.fetched
-    assert fetched is not None
-    return fetched
+            result = step.result
+    assert result is not None
+    return result
 
 
-def _bars(steps: Iterator[Fetching], console: Console) -> Iterator[Fetching]:
+def _bars(steps: Iterator[Downloading], console: Console) -> Iterator[Downloading]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -56,7 +56,7 @@ def _bars(steps: Iterator[Fetching], console: Console) -> Iterator[Fetching]:
             yield step
 
 
-def _lines(steps: Iterator[Fetching], console: Console) -> Iterator[Fetching]:
+def _lines(steps: Iterator[Downloading], console: Console) -> Iterator[Downloading]:
     said, file = time.monotonic(), ""
     for step in steps:
         if step.file not in (file, "") and step.n_total:

@@ -8,21 +8,22 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gpt2cli.hub.collecting import Fetched, Fetching
+from gpt2cli.checkpoints.provenance import Origin
+from gpt2cli.hub.downloads import Downloaded, Downloading
 from gpt2cli.ui import download
 from gpt2cli.ui.console import THEME
-from gpt2cli.ui.download import show_fetching
+from gpt2cli.ui.download import show_download
 
-DONE = Fetched("openai", Path("folder"), "http://x", "")
+DONE = Downloaded(Path("folder"), Origin("openai", "http://x", ""), {}, 0)
 
 
-def steps() -> Generator[Fetching, None, None]:
-    yield Fetching("vocab.bpe", note="here already: checking")
-    yield Fetching("small", 10, 10, 10, 1_500_010)
-    yield Fetching("la\x1brge[/x]", 0, 1_500_000, 10, 1_500_010)
-    yield Fetching("la\x1brge[/x]", 750_000, 1_500_000, 750_010, 1_500_010, "connection lost\x1b; again")
-    yield Fetching("la\x1brge[/x]", 1_500_000, 1_500_000, 1_500_010, 1_500_010, "checking")
-    yield Fetching(all_done=1_500_010, all_total=1_500_010, fetched=DONE)
+def steps() -> Generator[Downloading, None, None]:
+    yield Downloading("vocab.bpe", note="here already: checking")
+    yield Downloading("small", 10, 10, 10, 1_500_010)
+    yield Downloading("la\x1brge[/x]", 0, 1_500_000, 10, 1_500_010)
+    yield Downloading("la\x1brge[/x]", 750_000, 1_500_000, 750_010, 1_500_010, "connection lost\x1b; again")
+    yield Downloading("la\x1brge[/x]", 1_500_000, 1_500_000, 1_500_010, 1_500_010, "checking")
+    yield Downloading(all_done=1_500_010, all_total=1_500_010, result=DONE)
 
 
 def shown(terminal: bool) -> str:
@@ -31,7 +32,7 @@ def shown(terminal: bool) -> str:
         file=file, width=120, force_terminal=terminal, theme=THEME, markup=False, highlight=False,
         color_system=None, legacy_windows=False, _environ={"TERM": "xterm"},
     )  # fmt: skip
-    assert show_fetching(steps(), console) is DONE
+    assert show_download(steps(), console) is DONE
     return file.getvalue()
 
 
@@ -58,13 +59,13 @@ def test_a_terminal_gets_a_bar_a_file_and_one_in_all() -> None:
 def test_an_error_closes_the_steps() -> None:
     closed = []
 
-    def failing() -> Generator[Fetching, None, None]:
+    def failing() -> Generator[Downloading, None, None]:
         try:
-            yield Fetching("x", note="trouble")
+            yield Downloading("x", note="trouble")
             raise KeyboardInterrupt
         finally:
             closed.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        show_fetching(failing(), Console(file=io.StringIO(), theme=THEME))
+        show_download(failing(), Console(file=io.StringIO(), theme=THEME))
     assert closed == [True]

@@ -1,11 +1,11 @@
-"""Downloads that are killed, that run side by side, whose locks lie, and whose disk fills up."""
+"""Downloads that are killed, that run side by side, on disks without locks, and on disks that fill up."""
 
 import errno
 import fcntl
 import hashlib
 import multiprocessing
-import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +17,6 @@ from downloads import QUICK
 from faulty_server import Fault, serving
 
 from gpt2cli.errors import ResourceError
-from gpt2cli.hub import fetch as download
 from gpt2cli.hub.fetch import fetch
 from gpt2cli.hub.registry import Expected
 
@@ -31,16 +30,9 @@ from gpt2cli.hub.fetch import fetch
 from gpt2cli.hub.registry import Expected
 address, out, size, sha256 = sys.argv[1:]
 known = Expected(int(size), sha256 if sha256 != "unknown" else None)
-for step in fetch(address, Path(out), expected=known):
+for step in fetch(address, Path(out), known):
     print(step.n_done, flush=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
 
 
 def start(address: str, out: Path, sha256: str) -> subprocess.Popen[str]:
@@ -68,9 +60,9 @@ def test_killed_at_random_it_goes_on_and_the_final_file_is_never_wrong(sha256: s
             if out.exists():
                 assert out.read_bytes() == CONTENT
             else:
-                (orphan,) = tmp_path.iterdir()  # the one partial, not one a process
+                (orphan,) = tmp_path.glob(".partial-file")  # the one partial, not one per process
                 assert orphan.read_bytes() == CONTENT[: orphan.stat().st_size]
-        for _ in fetch(f"{site.address}/file", out, expected=KNOWN):
+        for _ in fetch(f"{site.address}/file", out, KNOWN):
             pass
     assert out.read_bytes() == CONTENT
     assert list(tmp_path.iterdir()) == [out]
@@ -79,13 +71,54 @@ def test_killed_at_random_it_goes_on_and_the_final_file_is_never_wrong(sha256: s
     assert all(later is not None and later > 100_000 for later in starts[1:])
 
 
-@pytest.mark.parametrize("locks", ["true", "lying", "refused"])
-def test_two_at_once_both_end_right(locks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sha256", [str(KNOWN.sha256), "unknown"])
+def test_the_second_of_two_waits_and_takes_what_the_first_brought(sha256: str, tmp_path: Path) -> None:
+    out = tmp_path / "file"
+    with serving({"/file": CONTENT}) as site:
+        first = start(f"{site.address}/file", out, sha256)
+        assert first.stdout is not None
+        first.stdout.readline()
+        first.send_signal(signal.SIGSTOP)
+        second = start(f"{site.address}/file", out, sha256)
+        assert second.stdout is not None
+        assert second.stdout.readline() == "0\n"  # it says that it waits
+        first.send_signal(signal.SIGCONT)
+        heard = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert [text.splitlines()[-1] for text in heard] == [str(len(CONTENT))] * 2
+    assert site.starts() == [None]
+    assert out.read_bytes() == CONTENT
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_second_of_two_goes_on_where_the_first_was_killed(tmp_path: Path) -> None:
+    out = tmp_path / "file"
+    with serving({"/file": CONTENT}) as site:
+        first = start(f"{site.address}/file", out, "unknown")
+        assert first.stdout is not None
+        for line in first.stdout:
+            if int(line) > 500_000:
+                break
+        first.send_signal(signal.SIGSTOP)
+        second = start(f"{site.address}/file", out, "unknown")
+        assert second.stdout is not None
+        assert second.stdout.readline() == "0\n"
+        first.kill()
+        first.communicate()
+        assert second.communicate(timeout=60)[0]
+    assert second.returncode == 0
+    assert out.read_bytes() == CONTENT
+    assert site.starts()[0] is None and (site.starts()[1] or 0) > 400_000
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_on_a_disk_without_locks_two_at_once_both_end_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    if locks != "true":
-        monkeypatch.setattr(fcntl, "flock", refuse if locks == "refused" else lambda *_: None)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     out = tmp_path / "file"
     fork = multiprocessing.get_context("fork")
     # Both are in the middle of their body when they are let go, and cut twice afterwards.
@@ -108,32 +141,11 @@ def test_two_at_once_both_end_right(locks: str, tmp_path: Path, monkeypatch: pyt
 
 def _fetch_at_gate(address: str, out: Path, gate, results) -> None:  # type: ignore[no-untyped-def]
     waited = False
-    for step in fetch(address, out, expected=KNOWN, patience=QUICK):
+    for step in fetch(address, out, KNOWN, policy=QUICK):
         if not waited and step.n_done > 500_000:
             gate.wait(30)
             waited = True
     results.put(step.sha256 if out.read_bytes() == CONTENT else "another")
-
-
-def test_the_partial_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
-    out = tmp_path / "file"
-    with serving({"/file": CONTENT}) as site:
-        other = start(f"{site.address}/file", out, str(KNOWN.sha256))
-        assert other.stdout is not None
-        other.stdout.readline()
-        other.send_signal(signal.SIGSTOP)  # as a laptop that was shut
-        try:
-            assert len(list(tmp_path.iterdir())) == 1
-            for _ in fetch(f"{site.address}/file", out, expected=KNOWN):
-                pass
-            assert out.read_bytes() == CONTENT
-            assert len(list(tmp_path.iterdir())) == 2
-        finally:
-            other.send_signal(signal.SIGCONT)
-        other.communicate(timeout=60)
-    assert other.returncode == 0
-    assert out.read_bytes() == CONTENT
-    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.fixture
@@ -151,30 +163,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_too_small_is_noticed_before_a_byte_comes(small_disk: Path) -> None:
     with serving({"/file": CONTENT}) as site, pytest.raises(ResourceError) as caught:
-        list(fetch(f"{site.address}/file", small_disk / "file", expected=KNOWN, patience=QUICK))
+        list(fetch(f"{site.address}/file", small_disk / "file", KNOWN, policy=QUICK))
     assert caught.value.why == "3,000,000 more bytes are needed, 2,097,152 are free"
-    assert [path.stat().st_size for path in small_disk.iterdir()] in ([], [0])
+    assert list(small_disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["ok", "chunked"])
-def test_a_disk_that_fills_up_on_the_way_keeps_what_came(
-    kind: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = small_disk / "file"
-    filler = small_disk / "filler"
-    filler.write_bytes(b"x" * 500_000)
-    with serving({"/file": CONTENT[:2_000_000]}, kind) as site:
-        expected = Expected(at_most=10_000_000)
-        with monkeypatch.context() as patch:
-            # What is free when one looks may be gone when one writes.
-            patch.setattr(download, "require_space", lambda *_: None)
-            with pytest.raises(ResourceError) as caught:
-                list(fetch(f"{site.address}/file", out, expected=expected, patience=QUICK))
-        assert "are needed, 0 are free" in caught.value.why
+def test_a_disk_that_fills_up_on_the_way_keeps_what_came(kind: str, small_disk: Path) -> None:
+    out, filler = small_disk / "file", small_disk / "filler"
+    expected = Expected(max_size=10_000_000)
+    with serving({"/file": CONTENT[:1_800_000]}, kind) as site:
+        steps = fetch(f"{site.address}/file", out, expected, policy=QUICK)
+        next(step for step in steps if step.n_done > 100_000)
+        filler.write_bytes(b"x" * 500_000)  # what was free when it looked is gone when it writes
+        with pytest.raises(ResourceError) as caught:
+            list(steps)
+        assert re.search("[1-9][0-9,]* more bytes are needed, 0 are free", caught.value.why)
         assert not out.exists()
-        (kept,) = set(small_disk.iterdir()) - {filler}
-        assert kept.stat().st_size > 1_400_000
+        assert (small_disk / ".partial-file").stat().st_size > 1_000_000
         filler.unlink()
-        list(fetch(f"{site.address}/file", out, expected=expected, patience=QUICK))
-    assert out.read_bytes() == CONTENT[:2_000_000]
-    assert (site.starts()[1] or 0) > 1_400_000
+        list(fetch(f"{site.address}/file", out, expected, policy=QUICK))
+    assert out.read_bytes() == CONTENT[:1_800_000]
+    assert (site.starts()[1] or 0) > 1_000_000
