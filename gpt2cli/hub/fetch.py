@@ -20,7 +20,7 @@ from gpt2cli import __version__, files
 from gpt2cli.errors import InputError, ResourceError, ServiceError, UsageError
 from gpt2cli.hub import responses
 from gpt2cli.hub.registry import Expected
-from gpt2cli.hub.responses import TransientError, shown
+from gpt2cli.hub.responses import OTHER_SERVER, TransientError, shown
 
 if TYPE_CHECKING:
     import httpx2
@@ -124,7 +124,7 @@ class _Job:
         self.n_done, self.is_pieced = 0, False
 
     def wrong(self, why: str) -> InputError:
-        return InputError(f"{shown(self.url)}: is not {self.path.name}", why, "try another source")
+        return InputError(f"{shown(self.url)}: is not {self.path.name}", why, OTHER_SERVER)
 
 
 def _persist(job: _Job, client: "httpx2.Client", policy: RetryPolicy) -> Iterator[Transfer]:
@@ -174,7 +174,7 @@ def _attempt(job: _Job, client: "httpx2.Client", longest_wait: float) -> Iterato
                 raise TransientError("the file on the server is another one now: from the beginning", 0.0)
             yield from _receive(job, chunks)
     except httpx2.TooManyRedirects as error:
-        raise ServiceError(f"{shown(job.url)}: redirects in circles", str(error)) from None
+        raise ServiceError(f"{shown(job.url)}: redirects in circles", str(error), OTHER_SERVER) from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise UsageError(f"{job.url}: is not an address of the web", str(error)) from None
     except (UnicodeEncodeError, httpx2.LocalProtocolError):

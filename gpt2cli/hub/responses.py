@@ -11,6 +11,7 @@ from gpt2cli.errors import ServiceError
 if TYPE_CHECKING:
     import httpx2
 
+OTHER_SERVER = "take another server, with --source or --base-url"  # a fix
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\s*")
 _BUSY = (408, 429, 500, 502, 503, 504)  # worth another attempt
 _NEEDS_TOKEN = "for a private or gated repository set HF_TOKEN"
@@ -59,7 +60,7 @@ def require_content(response: "httpx2.Response", longest_wait: float) -> None:
         why, fix = _REFUSALS.get(code, ("", "check the name"))
         why = response.headers.get("x-error-message") or why
     elif coding not in ("identity", "gzip", "deflate"):
-        answer, why, fix = f"the server sends it compressed ({coding})", "it was asked not to", ""
+        answer, why, fix = f"the server sends it compressed ({coding})", "it was asked not to", OTHER_SERVER
     else:
         return
     raise ServiceError(f"{shown(str(response.url))}: {answer}", why, fix)
@@ -78,6 +79,7 @@ def require_web(response: "httpx2.Response") -> None:
                 raise ServiceError(
                     f"{shown(str(here))}: redirects to {target.scheme}://{target.host}",
                     f"only {' and '.join(allowed)} may follow {here.scheme}",
+                    OTHER_SERVER,
                 )
 
 

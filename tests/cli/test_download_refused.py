@@ -172,7 +172,7 @@ def test_verify_fails_on_a_download_of_which_something_is_missing(
     assert (done.code, done.out) == (3, "")
     assert "the download is not complete" in done.err
     assert f"why: missing: encoder.json, vocab.bpe, model.ckpt.index, model.ckpt.meta, {DATA}" in done.err
-    assert "fix: gpt2 download tiny --source openai\n" in done.err
+    assert f"fix: gpt2 download tiny --source openai --base-url {site.address}\n" in done.err
     assert gpt2("download", "tiny", "--source", "hf").code == 0  # what was begun is no part of this one
     assert gpt2("download", "tiny", "--verify").code == 0
     folder = paths.downloads() / "hub" / REPOSITORY.replace("/", "--") / COMMIT

@@ -4,10 +4,12 @@ import hashlib
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from downloads import QUICK
 from faulty_server import ETAG, FAULTS, Fault, serving
+from layouts import REPOSITORY, serve_hub, use_hub
 
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
 from gpt2cli.hub.fetch import fetch
@@ -60,13 +62,13 @@ def play(seed: int, folder: Path) -> None:
     assert out.read_bytes() == content, said  # once the server behaves, it succeeds
 
 
-def _script(chance: random.Random, n_bytes: int, knowledge: str) -> list[Fault]:
+def _script(chance: random.Random, n_bytes: int, knowledge: str, *, waits: bool | None = None) -> list[Fault]:
     """Up to six faults, among them no lie that nothing could ever give away.
 
     Wrong bytes in the right size and another version as a whole can be told only by a hash, and too
     many bytes only by a hash or a size. An unmarked end is looked at twice, so it may lie once.
     """
-    waits = chance.random() < 0.25
+    waits = chance.random() < 0.25 if waits is None else waits
     lies = {"nothing": {"wrong", "other-version", "too-long"}, "size": {"wrong", "other-version"}}
     kinds = [kind for kind in FAULTS if kind not in lies.get(knowledge, ())]
     kinds = [kind for kind in kinds if waits or kind not in SLOW]
@@ -78,3 +80,30 @@ def _script(chance: random.Random, n_bytes: int, knowledge: str) -> list[Fault]:
             kinds = [other for other in kinds if other not in once]
         script.append(Fault(kind, chance.randrange(n_bytes + 1)))
     return script
+
+
+@pytest.mark.parametrize("first", range(0, 24, 8))
+def test_through_the_command_each_script_ends_right_or_in_an_error_of_few_lines(
+    first: int, gpt2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the pauses between attempts
+    for seed in range(first, first + 8):
+        chance, home = random.Random(seed), tmp_path / str(seed)
+        monkeypatch.setenv("GPT2_HOME", str(home))
+        content = {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": chance.randbytes(30_000)}
+        with serving({}) as site:
+            serve_hub(site, content)
+            use_hub(monkeypatch, site.address, tmp_path / "hf")
+            site.script += _script(chance, 30_000, "hash", waits=False)
+            done = gpt2("download", REPOSITORY, "--no-convert")
+            assert done.code in (0, 3, 5), (seed, done.err)
+            assert "Traceback" not in done.err, seed
+            if done.code:
+                error = done.err[done.err.index("error:") :].splitlines()
+                assert len(error) <= 4 and error[-1].startswith("fix: "), (seed, error)
+                site.script.clear()
+                done = gpt2("download", REPOSITORY, "--no-convert")
+            assert done.code == 0, (seed, done.err)
+        folder = Path(done.out.strip())
+        assert {name: (folder / name).read_bytes() for name in content} == content, seed
+        assert not list(home.rglob(".partial-*")), seed
