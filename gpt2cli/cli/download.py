@@ -1,11 +1,9 @@
-"""Owns `gpt2 download`: a size or a repository's name in, the path of a model folder on stdout.
+"""`gpt2 download`: a size or a repository's name in, the path of a model folder on stdout.
 
 What is here already is only taken where it is what was asked for; two downloads of one model, side
 by side, both end with it.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 # What --list says of a size, the first that is true of it.
 HERE = {"ready": "ready", "files": "files, not converted", "incomplete": "incomplete"}
-WAIT_SECONDS = 0.2  # between two looks at a place that another process is filling
 
 
 def download(
@@ -194,21 +191,17 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
     from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.convert import show_converting
 
-    with _alone(fetched.folder, err()):
-        if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
-            return receipt
-        try:
-            receipt = show_converting(convert(fetched.folder, model, Wish(force=force, verify=True)), err())
-        except InputError:
-            names = discard(fetched.folder)
-            if names:
-                text = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
-                err().print(printable(text), style="warn")
+    try:
+        receipt = show_converting(convert(fetched.folder, model, Wish(force=force, verify=True)), err())
+    except InputError:
+        if names := discard(fetched.folder):
+            text = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
+            err().print(printable(text), style="warn")
+        raise
+    except Gpt2Error:
+        if force or (made := _made_meanwhile(name, fetched, model, again)) is None:
             raise
-        except (Gpt2Error, OSError):  # the place may be taken now, where locks do not work
-            if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
-                return receipt
-            raise
+        return made
     found = receipt["verification"]
     if found:
         err().print(
@@ -217,30 +210,6 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
             style="good",
         )
     return receipt
-
-
-@contextmanager
-def _alone(folder: Path, console: "Console") -> Iterator[None]:
-    """Wait until no other process makes a model of these files."""
-    import time
-
-    from gpt2cli import files
-    from gpt2cli.errors import ResourceError
-
-    said = False
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(files.lock(folder))
-                break
-            except ResourceError:
-                if not said:
-                    console.print("Another process makes the model of these files: waiting for it.")
-                said = True
-                time.sleep(WAIT_SECONDS)
-            except OSError:  # some network file systems know no locks: then both convert
-                break
-        yield
 
 
 def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -> dict[str, Any] | None:

@@ -66,8 +66,6 @@ def fetch(
     Raises InputError for a body that is not the expected file, ResourceError where the disk has no
     room, ServiceError where the server refuses or the network fails for good; then what came is kept.
     """
-    import httpx2
-
     files.require_writable(path.parent)
     before, partial = _stamp(path), _open_partial(path, wait=False)
     if partial is None:
@@ -82,9 +80,7 @@ def fetch(
                 yield Transfer(size, size, "", sha256)
                 return
         job = _Job(url, path, expected, dict(headers or {}), partial)
-        timeout = httpx2.Timeout(policy.stall, connect=policy.connect)
-        hooks = {"response": [responses.require_web]}
-        with httpx2.Client(timeout=timeout, follow_redirects=True, event_hooks=hooks) as client:
+        with _client(policy) as client:
             yield from _persist(job, client, policy)
     finally:
         _close(partial)
@@ -125,6 +121,19 @@ class _Job:
 
     def wrong(self, why: str) -> InputError:
         return InputError(f"{shown(self.url)}: is not {self.path.name}", why, OTHER_SERVER)
+
+
+def _client(policy: RetryPolicy) -> "httpx2.Client":
+    import httpx2
+
+    timeout = httpx2.Timeout(policy.stall, connect=policy.connect)
+    hooks = {"response": [responses.require_web]}
+    try:
+        return httpx2.Client(timeout=timeout, follow_redirects=True, event_hooks=hooks)
+    except (ImportError, ValueError, httpx2.InvalidURL):  # whose text may tell the proxy's password
+        why = "it is no address of a proxy, or one of SOCKS, for which pip install socksio is needed"
+        fix = "look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+        raise UsageError("the proxy that this machine is set up for cannot be used", why, fix) from None
 
 
 def _persist(job: _Job, client: "httpx2.Client", policy: RetryPolicy) -> Iterator[Transfer]:

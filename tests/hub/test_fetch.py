@@ -399,3 +399,15 @@ def test_a_server_that_is_gone_is_an_error_that_can_be_retried(out: Path) -> Non
     error = failure(site, out)
     assert isinstance(error, ServiceError)
     assert "try again" in error.fix
+
+
+@pytest.mark.parametrize("proxy", ["gopher://me:secret@127.0.0.1", "http://[::1"])
+def test_a_proxy_that_is_none_is_an_error_without_its_password(
+    proxy: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with serving({"/file": CONTENT}) as site:
+        error = failure(site, out)
+        assert isinstance(error, UsageError)
+        assert "ALL_PROXY" in error.fix and "secret" not in str(error) + error.why
+        assert site.requests == []
