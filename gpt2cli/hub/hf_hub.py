@@ -1,8 +1,8 @@
 """What a repository of the Hugging Face hub holds: the files that a GPT-2 needs, and what vouches for them.
 
 Endpoint, token, addresses and cache are huggingface_hub's, with its environment variables (HF_ENDPOINT,
-HF_TOKEN, HF_HOME, HF_HUB_OFFLINE). The bytes come through `fetch.py`: huggingface_hub compares no hash,
-forgets what a killed download brought, and mixes two versions of a file that changes meanwhile.
+HF_TOKEN, HF_HOME, HF_HUB_OFFLINE). The bytes come through `fetch.py`: huggingface_hub 2.4 compares no
+hash, forgets what a killed download brought, and mixes two versions of a file that changes meanwhile.
 """
 
 import json
