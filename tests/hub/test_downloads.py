@@ -94,6 +94,17 @@ def test_what_is_here_is_compared_and_not_fetched(size: Size, site: Site, conten
     assert len(site.requests) == 7
 
 
+def test_a_file_put_there_of_the_wrong_size_is_fetched(
+    size: Size, site: Site, content: dict[str, bytes]
+) -> None:
+    folder = openai_folder(size)
+    folder.mkdir(parents=True)
+    (folder / DATA).write_bytes(content[DATA][:-1])  # nothing but its size is known
+    _, steps = fetch(size, site)
+    assert (folder / DATA).read_bytes() == content[DATA]
+    assert any("it has 1,999 bytes, not 2,000" in step.note for step in steps)
+
+
 @pytest.mark.parametrize("name", ["vocab.bpe", DATA])
 def test_a_damaged_file_is_fetched_again_and_offline_refused(
     name: str, size: Size, site: Site, content: dict[str, bytes]
