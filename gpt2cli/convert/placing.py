@@ -80,7 +80,7 @@ def default_name(path: Path) -> str:
         path = path.parent.parent  # the run's name says more than the step's
     # A leading dot would hide it.
     name = (path.name if path.is_dir() else path.stem).lstrip(".") or "model"
-    size = paths.canonical(name)
+    size = paths.canonical_size(name)
     if size is None or _has_numbers_of(path, size):  # a run's own folder has no numbers
         return name
     return f"{name}-converted"
