@@ -46,9 +46,11 @@ def start(address: str, out: Path, sha256: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("sha256", [str(KNOWN.sha256), "unknown"])
 def test_killed_at_random_it_goes_on_and_the_final_file_is_never_wrong(sha256: str, tmp_path: Path) -> None:
     chance, out = random.Random(3), tmp_path / "file"
-    places = sorted(chance.sample(range(200_000, len(CONTENT)), 4))
-    with serving({"/file": CONTENT}) as site:
-        for place in places:
+    # Each body stalls before the file is whole, so that no process is done before it is killed.
+    with serving({"/file": CONTENT}, *[Fault("stall", 700_000)] * 4) as site:
+        for _ in range(4):
+            kept = sum(path.stat().st_size for path in tmp_path.glob(".partial-file"))
+            place = kept + chance.randrange(200_000, 650_000)
             process = start(f"{site.address}/file", out, sha256)
             assert process.stdout is not None
             for line in process.stdout:
@@ -57,11 +59,10 @@ def test_killed_at_random_it_goes_on_and_the_final_file_is_never_wrong(sha256: s
             process.send_signal(signal.SIGKILL)
             process.wait()
             process.stdout.close()
-            if out.exists():
-                assert out.read_bytes() == CONTENT
-            else:
-                (orphan,) = tmp_path.glob(".partial-file")  # the one partial, not one per process
-                assert orphan.read_bytes() == CONTENT[: orphan.stat().st_size]
+            assert not out.exists()
+            (orphan,) = tmp_path.glob(".partial-file")  # the one partial, not one per process
+            assert orphan.stat().st_size >= place
+            assert orphan.read_bytes() == CONTENT[: orphan.stat().st_size]
         for _ in fetch(f"{site.address}/file", out, KNOWN):
             pass
     assert out.read_bytes() == CONTENT
@@ -69,20 +70,20 @@ def test_killed_at_random_it_goes_on_and_the_final_file_is_never_wrong(sha256: s
     starts = site.starts()
     assert starts[0] is None
     assert all(later is not None and later > 100_000 for later in starts[1:])
+    assert starts[1:] == sorted(starts[1:], key=lambda later: later or 0)
 
 
 @pytest.mark.parametrize("sha256", [str(KNOWN.sha256), "unknown"])
 def test_the_second_of_two_waits_and_takes_what_the_first_brought(sha256: str, tmp_path: Path) -> None:
     out = tmp_path / "file"
-    with serving({"/file": CONTENT}) as site:
+    with serving({"/file": CONTENT}, Fault("hold", 500_000)) as site:
         first = start(f"{site.address}/file", out, sha256)
         assert first.stdout is not None
         first.stdout.readline()
-        first.send_signal(signal.SIGSTOP)
         second = start(f"{site.address}/file", out, sha256)
         assert second.stdout is not None
         assert second.stdout.readline() == "0\n"  # it says that it waits
-        first.send_signal(signal.SIGCONT)
+        site.released.set()
         heard = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
     assert [text.splitlines()[-1] for text in heard] == [str(len(CONTENT))] * 2
@@ -93,13 +94,12 @@ def test_the_second_of_two_waits_and_takes_what_the_first_brought(sha256: str, t
 
 def test_the_second_of_two_goes_on_where_the_first_was_killed(tmp_path: Path) -> None:
     out = tmp_path / "file"
-    with serving({"/file": CONTENT}) as site:
+    with serving({"/file": CONTENT}, Fault("stall", 700_000)) as site:
         first = start(f"{site.address}/file", out, "unknown")
         assert first.stdout is not None
         for line in first.stdout:
             if int(line) > 500_000:
                 break
-        first.send_signal(signal.SIGSTOP)
         second = start(f"{site.address}/file", out, "unknown")
         assert second.stdout is not None
         assert second.stdout.readline() == "0\n"

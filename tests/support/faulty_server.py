@@ -21,7 +21,8 @@ ETAG = '"first"'
 
 @dataclass(frozen=True)
 class Fault:
-    """`kind` is one of FAULTS; `at` is the byte of the body at which it strikes, or a number it needs."""
+    """`kind` is one of FAULTS, or "hold", which waits in the middle of a body. `at` is the byte of the
+    body at which it strikes, or a number that it needs."""
 
     kind: str
     at: int = 0
@@ -54,6 +55,7 @@ class Site:
     etag: str | None = ETAG
     refusal: dict[str, str] = field(default_factory=dict)  # headers of answers that are no file
     closing: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)  # what lets a "hold" go on
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def starts(self) -> list[int | None]:
@@ -201,7 +203,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body if kind in ("unmarked", "unmarked-whole") else body[:at])
         else:
             self._head(status, {**headers, "Content-Length": str(len(body))})
-            if kind in ("cut", "reset", "stall", "gzip-cut"):
+            if kind == "hold":
+                self.wfile.write(body[:at])
+                self.wfile.flush()
+                self.site.released.wait(20)
+                self.wfile.write(body[at:])
+            elif kind in ("cut", "reset", "stall", "gzip-cut"):
                 self.wfile.write(body[:at])
                 self.wfile.flush()
                 if kind == "reset":
