@@ -1,4 +1,4 @@
-"""`gpt2 download`: a size or a repository's name in, the path of a model folder on stdout.
+"""`gpt2 download`: the name of a size or repository in, the path of a model folder on stdout.
 
 What is here already is only taken where it is what was asked for; two downloads of one model, side
 by side, both end with it.
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.options import JsonOption
+from gpt2cli.cli.options import JsonOption, OfflineOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +26,8 @@ def download(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
-            help="124M, 355M, 774M, 1558M or another name of theirs; or owner/name of the Hugging Face hub.",
+            metavar="NAME",
+            help="124M, 355M, 774M, 1558M, or owner/name on the Hugging Face hub.",
             show_default=False,
         ),
     ] = None,
@@ -41,34 +41,36 @@ def download(
     ] = None,
     base_url: Annotated[
         str | None,
-        typer.Option(
-            "--base-url", help="A mirror of either layout. It is sent no token.", show_default=False
-        ),
+        typer.Option("--base-url", help="A mirror with either layout; gets no token.", show_default=False),
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
             "--revision",
-            help="Branch, tag or commit of the repository; means --source hf, and the model is called"
-            " NAME@REVISION.",
+            help="Branch, tag or commit of the hub repository; the model is then called NAME@REVISION.",
             show_default=False,
         ),
     ] = None,
     list_sizes: Annotated[
-        bool, typer.Option("--list", help="Show the sizes, and what is here already.")
+        bool, typer.Option("--list", help="List the sizes, and what is here already.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Fetch nothing: compare what is here with its hashes.")
+        bool, typer.Option("--verify", help="Download nothing; check the files here against their hashes.")
     ] = False,
-    no_convert: Annotated[bool, typer.Option("--no-convert", help="Keep the files as they came.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fetch and convert anew, whatever is here.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    no_convert: Annotated[
+        bool, typer.Option("--no-convert", help="Keep the files as they are on the server.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Download and convert again, whatever is here.")
+    ] = False,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Get a GPT-2: OpenAI's own files or the hub's, proved and made ready to use.
+    """Download a GPT-2 from OpenAI or the Hugging Face hub, verified and ready to use.
 
-    Interrupted, the same command continues where it was. A model that is here is not fetched again;
-    where it came from elsewhere than --source or --base-url say, --force replaces it.
+    If interrupted, run the same command again to continue.
+    A model that is here is not downloaded again;
+    --force replaces one that came from another --source or --base-url.
     """
     from gpt2cli import paths
     from gpt2cli.cli import download_request as asked
@@ -134,15 +136,19 @@ def _fetch(
     from gpt2cli.errors import ServiceError
     from gpt2cli.hub.downloads import download_hub, download_openai
     from gpt2cli.ui.console import printable
-    from gpt2cli.ui.download import show_download
+    from gpt2cli.ui.progress import downloading, finish
 
     failed: list[ServiceError] = []
     for source in sources:
         try:
             if source == "openai":
                 assert size is not None
-                return show_download(download_openai(size, request), console)
-            return show_download(download_hub(repository, revision, request), console)
+                steps = download_openai(size, request)
+            else:
+                steps = download_hub(repository, revision, request)
+            fetched = finish(steps, console, downloading()).result
+            assert fetched is not None
+            return fetched
         except ServiceError as error:
             failed.append(error)
             if len(failed) < len(sources):
@@ -188,12 +194,11 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
     from gpt2cli.errors import Gpt2Error, InputError
     from gpt2cli.hub.inventory import discard
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.ui.convert import show_converting
+    from gpt2cli.ui.progress import converting, finish
 
     try:
-        receipt = show_converting(
-            convert(fetched.folder, model, ConvertOptions(force=force, verify=True)), err()
-        )
+        steps = convert(fetched.folder, model, ConvertOptions(force=force, verify=True))
+        receipt = finish(steps, err(), converting).receipt
     except InputError:
         if names := discard(fetched.folder):
             text = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"

@@ -50,7 +50,7 @@ class Downloaded:
 
 
 @dataclass(frozen=True)
-class Downloading:
+class DownloadProgress:
     """How far it is, in bytes, with one file and in all; None is unknown. The last has the result."""
 
     file: str = ""
@@ -62,7 +62,7 @@ class Downloading:
     result: Downloaded | None = None
 
 
-def download_openai(size: Size, request: Request) -> Generator[Downloading, None, None]:
+def download_openai(size: Size, request: Request) -> Generator[DownloadProgress, None, None]:
     """OpenAI's files into GPT2_HOME/downloads/openai/SIZE.
 
     Raises what `fetch` raises; without a network the error says what to put where.
@@ -80,7 +80,7 @@ def download_openai(size: Size, request: Request) -> Generator[Downloading, None
 
 def download_hub(
     repository: str, revision: str | None, request: Request
-) -> Generator[Downloading, None, None]:
+) -> Generator[DownloadProgress, None, None]:
     """What a GPT-2 needs of a repository into GPT2_HOME/downloads/hub/OWNER--NAME/COMMIT.
 
     Without a revision it is the one whose hashes are published, else the newest. Raises what `fetch`
@@ -150,7 +150,7 @@ def command(
     return shlex.join(words)
 
 
-def _list(repository: str, revision: str, request: Request) -> Generator[Downloading, None, Listing]:
+def _list(repository: str, revision: str, request: Request) -> Generator[DownloadProgress, None, Listing]:
     """The repository's files at a revision; the hub's answer is kept for times without a network."""
     path, trouble = listing_path(repository, revision), FORBIDDEN
     if not request.offline:
@@ -158,12 +158,12 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Downloa
         headers, expected = hf_hub.headers(request.base_url), Expected(max_size=hf_hub.MAX_LISTING)
         try:
             for step in fetch(url, path, expected, headers=headers, policy=request.policy):
-                yield Downloading("list of files", note=step.note)
+                yield DownloadProgress("list of files", note=step.note)
             return hf_hub.read_listing(path, repository)
         except UnreachableError as error:
             trouble = error.why
     if path.exists():
-        yield Downloading("list of files", note=f"{trouble}; taking the list of an earlier download")
+        yield DownloadProgress("list of files", note=f"{trouble}; taking the list of an earlier download")
         return hf_hub.read_listing(path, repository)
     folder = hub_folder(repository) / quote(revision, safe="")
     listing = hf_hub.listing_from_cache(repository, revision) or hf_hub.listing_of_folder(repository, folder)
@@ -175,7 +175,7 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Downloa
             f"on another machine fetch config.json and model.safetensors from {place}/resolve/{revision}/,"
             f" put them into {folder}, then the same command again",
         )
-    yield Downloading("list of files", note=f"{trouble}; taking what is here")
+    yield DownloadProgress("list of files", note=f"{trouble}; taking what is here")
     return listing
 
 
@@ -207,7 +207,7 @@ class _Job:
         self.records[item.name] = record
 
 
-def _collect(job: _Job, request: Request) -> Generator[Downloading, None, None]:
+def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, None]:
     """Bring every item into the folder: kept where it is right, linked from a cache, or fetched."""
     known = None if request.fresh else provenance.read(job.folder)
     held = known.files if known else {}
@@ -230,27 +230,27 @@ def _collect(job: _Job, request: Request) -> Generator[Downloading, None, None]:
     n_bytes = sum(record.size for record in job.records.values())
     hashes = {item.name: job.records[item.name].sha256 for item in job.items}
     result = Downloaded(job.folder, origin, hashes, n_bytes)
-    yield Downloading(all_done=n_bytes, all_total=n_bytes, result=result)
+    yield DownloadProgress(all_done=n_bytes, all_total=n_bytes, result=result)
 
 
 def _look(
     job: _Job, item: _Item, expected: Expected, held: Record | None, request: Request
-) -> Generator[Downloading, None, None]:
+) -> Generator[DownloadProgress, None, None]:
     """Whether the file is here and right, in the folder or in the cache."""
     path = job.folder / item.name
     if path.is_file():
-        yield Downloading(item.name, note="here already: checking")
+        yield DownloadProgress(item.name, note="here already: checking")
         sha256, problem = expected.check(path)
         if not problem:
             job.have(item, held or _record(path, sha256, item, "was put there"))
             return
         if request.offline:
             raise InputError(f"{path}: is not the file it should be", problem, f"rm {path}")
-        yield Downloading(item.name, note=f"the file here is another: {problem}")
+        yield DownloadProgress(item.name, note=f"the file here is another: {problem}")
     if item.cached and item.expected.has_hash:
         sha256, problem = expected.check(item.cached)
         if not problem:
-            yield Downloading(item.name, note="taken from the Hugging Face cache")
+            yield DownloadProgress(item.name, note="taken from the Hugging Face cache")
             files.require_writable(job.folder)
             files.point(path, item.cached)
             job.have(item, _record(path, sha256, item, str(item.cached)))
@@ -258,14 +258,14 @@ def _look(
 
 def _fetch(
     job: _Job, item: _Item, expected: Expected, sizes: dict[str, int], request: Request
-) -> Generator[Downloading, None, None]:
+) -> Generator[DownloadProgress, None, None]:
     path, before = job.folder / item.name, sum(record.size for record in job.records.values())
     sha256 = ""
     try:
         for step in fetch(item.url, path, expected, headers=job.headers, policy=request.policy):
             sizes[item.name], sha256 = step.n_total or step.n_done, step.sha256
             done, total = before + step.n_done, sum(sizes.values())
-            yield Downloading(item.name, step.n_done, step.n_total, done, total, step.note)
+            yield DownloadProgress(item.name, step.n_done, step.n_total, done, total, step.note)
     except UnreachableError as error:
         raise _out_of_reach(job, error.why) from None
     except InputError as error:

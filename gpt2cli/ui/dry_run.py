@@ -1,6 +1,6 @@
-"""Owns what `--dry-run` shows: every resolved value and its origin, size, memory, time, first batch.
+"""What `--dry-run` shows: each resolved value and its origin, memory, work and the first batch.
 
-Two real steps are timed on the session that it is given, whose weights are spent afterwards.
+It times two real steps, so that the weights of the session cannot be used afterwards.
 """
 
 import resource
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import groupby
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,21 +22,20 @@ from gpt2cli.training.loop import take_step
 from gpt2cli.training.setup import Session
 from gpt2cli.training.sft_task import InstructBatch, Instruction
 from gpt2cli.training.task import Task
-from gpt2cli.ui.console import is_terminal, out, printable
+from gpt2cli.ui.console import is_terminal, printable
 
 Row = tuple[str, str, str]
 MiB = 1 << 20
 
 
-def show_plan(session: Session, origins: Mapping[str, str]) -> None:
-    """Print the plan to stdout: it is the data that was asked for."""
-    _print_rows("value", _values(session, origins))
-    _print_rows("memory", _memory(session))
-    _print_rows("work", _work(session))
-    console = out()
+def show_dry_run(session: Session, origins: Mapping[str, str], console: Console) -> None:
+    """Print it all; the console is stdout's, as this is the data that the user asked for."""
+    _print_rows(console, "value", _values(session, origins))
+    _print_rows(console, "memory", _memory(session))
+    _print_rows(console, "work", _work(session))
     batch = session.task.batch(0, 0)
     if isinstance(batch, InstructBatch):
-        _print_learnt(batch, session.task.tokenizer)
+        _print_loss_mask(console, batch, session.task.tokenizer)
         return
     console.print("first batch, decoded:", style="bold")
     for row in batch.input_ids.tolist():
@@ -44,10 +44,9 @@ def show_plan(session: Session, origins: Mapping[str, str]) -> None:
         )
 
 
-def _print_learnt(batch: InstructBatch, tokenizer: Tokenizer) -> None:
-    """Each record with what is learnt of it marked: by colour on a terminal, «so» elsewhere."""
-    console = out()
-    console.print("first batch, decoded; what is marked is learnt:", style="bold")
+def _print_loss_mask(console: Console, batch: InstructBatch, tokenizer: Tokenizer) -> None:
+    """Each record with the tokens of its loss mask marked: by colour on a terminal, «so» elsewhere."""
+    console.print("first batch, decoded; the loss counts what is marked:", style="bold")
     coloured = is_terminal(console) and not console.no_color
     for record in (record for group in batch.groups for record in group):
         line = Text("  ")
@@ -61,7 +60,7 @@ def _print_learnt(batch: InstructBatch, tokenizer: Tokenizer) -> None:
 
 
 def _spelled(ids: list[int], tokenizer: Tokenizer) -> str:
-    """The text of ids that may end with end-of-text, which is no text but is to be seen."""
+    """The text of ids, with a final end-of-text visible."""
     ended = ids[-1:] == [tokenizer.end_of_text]
     return tokenizer.decode(ids[:-1]) + END_OF_TEXT if ended else tokenizer.decode(ids)
 
@@ -104,12 +103,12 @@ def _memory(session: Session) -> list[Row]:
     rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
     return [
         *rows,
-        ("in all", f"{sum(parts.values()) / MiB:,.0f} MiB", "estimate; the process itself adds about 400"),
+        ("total", f"{sum(parts.values()) / MiB:,.0f} MiB", "estimate; the process adds about 400 MiB"),
     ]
 
 
 def _outputs(task: Task, n_positions: int) -> int:
-    """How many of a micro batch's positions meet the vocabulary."""
+    """How many positions of a micro batch get logits over the vocabulary."""
     if isinstance(task, Classification):
         return 0
     return task.most_learnt if isinstance(task, Instruction) else n_positions
@@ -125,13 +124,13 @@ def _work(session: Session) -> list[Row]:
         ("parameters", f"{session.model.config.n_parameters:,}", ""),
         ("data", task.size, task.validation_size),
         (
-            "tokens a step",
+            "tokens per step",
             f"{per_step:,}",
             f"{recipe.batch.micro_batch * recipe.batch.accumulation} sequences",
         ),
         ("steps", f"{recipe.optim.steps:,}", f"{recipe.optim.steps / task.steps_per_epoch:.2f} epochs"),
-        ("tokens in all", f"{recipe.optim.steps * per_step:,}", ""),
-        ("loss at the start", f"{loss:.3f}", "of the first timed step"),
+        ("tokens in total", f"{recipe.optim.steps * per_step:,}", ""),
+        ("initial loss", f"{loss:.3f}", "of the first timed step"),
         ("speed", f"{per_step / seconds:,.0f} tokens/s", "of the second timed step"),
         ("time", str(left), "without evaluations and saves"),
         ("peak memory", f"{peak / MiB:,.0f} MiB", "measured over the two steps"),
@@ -139,7 +138,7 @@ def _work(session: Session) -> list[Row]:
 
 
 def _timed(session: Session) -> tuple[float, float]:
-    """Loss of a first step, which pays for what happens once, and seconds of a second one."""
+    """Loss of the first step, which includes one-time costs, and seconds of the second."""
     losses, seconds = [], []
     for _ in range(2):
         started = time.perf_counter()
@@ -156,11 +155,11 @@ def _timed(session: Session) -> tuple[float, float]:
     return losses[0], seconds[1]
 
 
-def _print_rows(title: str, rows: Sequence[Row]) -> None:
+def _print_rows(console: Console, title: str, rows: Sequence[Row]) -> None:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
     )
     for row in rows:
         table.add_row(*(printable(cell) for cell in row))
-    out().print(table)
-    out().print()
+    console.print(table)
+    console.print()

@@ -105,7 +105,7 @@ def test_nothing_to_resume(gpt2: Gpt2, recipe: Path) -> None:
         (["optim.lr=-1"], "must be > 0"),
         (["run.device=tpu"], "run.device"),
         (["run.device=mps"], "mps is not available"),
-        (["eval.prompt=" + "a" * 30], "30 tokens, the model sees 24"),
+        (["eval.prompt=" + "a" * 30], "eval.prompt has 30 tokens"),
         (["eval.prompt=☃"], "U+2603"),
         (["model.context=100000"], "model.context="),
     ],
@@ -129,7 +129,7 @@ def test_dry_run_shows_the_plan_and_writes_no_run(gpt2: Gpt2, recipe: Path) -> N
         "tiny.yaml:6",
         "default",
         "parameters",
-        "in all",
+        "total",
         "tokens/s",
         "epochs",
         "first batch",
@@ -203,7 +203,7 @@ def test_ctrl_c_twice_leaves_at_once(recipe: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     # Two signals before Python looks at the first one are one signal.
-    assert any("once more to leave at once" in line for line in process.stderr)
+    assert any("again to leave at once" in line for line in process.stderr)
     assert process.poll() is None, "the first one waits for the step"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)

@@ -15,7 +15,7 @@ from gpt2cli.checkpoints.folder import RECEIPT
 from gpt2cli.checkpoints.provenance import NAME, Origin
 from gpt2cli.errors import InputError, ResourceError, ServiceError
 from gpt2cli.hub import inventory
-from gpt2cli.hub.downloads import Downloaded, Downloading, Request, download_openai, openai_folder
+from gpt2cli.hub.downloads import Downloaded, DownloadProgress, Request, download_openai, openai_folder
 from gpt2cli.hub.inventory import REFUSED, discard, is_here, verify
 from gpt2cli.hub.registry import SIZES, Size, openai_files
 from gpt2cli.model.config import PRESETS
@@ -40,7 +40,7 @@ def site(size: Size, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch)
         yield site
 
 
-def fetch(size: Size, site: Site, **options: bool | int) -> tuple[Downloaded, list[Downloading]]:
+def fetch(size: Size, site: Site, **options: bool | int) -> tuple[Downloaded, list[DownloadProgress]]:
     steps = list(download_openai(size, request(site, **options)))
     assert steps[-1].result is not None
     return steps[-1].result, steps

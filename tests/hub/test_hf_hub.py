@@ -16,7 +16,7 @@ from layouts import COMMIT, REPOSITORY, serve_hub, use_hub
 from gpt2cli.checkpoints.provenance import Origin
 from gpt2cli.errors import InputError, ServiceError, UsageError
 from gpt2cli.hub import hf_hub, registry
-from gpt2cli.hub.downloads import Downloaded, Downloading, Request, download_hub, hub_folder
+from gpt2cli.hub.downloads import Downloaded, DownloadProgress, Request, download_hub, hub_folder
 from gpt2cli.hub.inventory import discard, verify
 from gpt2cli.hub.registry import Expected, Size
 
@@ -44,7 +44,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def fetch(
     revision: str | None = None, request: Request | None = None
-) -> tuple[Downloaded, list[Downloading]]:
+) -> tuple[Downloaded, list[DownloadProgress]]:
     steps = list(download_hub(REPOSITORY, revision, request or Request(policy=QUICK)))
     assert steps[-1].result is not None
     return steps[-1].result, steps
