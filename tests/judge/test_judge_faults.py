@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
+from gpt2cli.judge.asking import ANSWERS
 from judge_server import BROKEN, BUSY, FAULTS, FINAL, MODEL, SLOW, TEXTS, Judge, grade, judging
 
 from gpt2cli.errors import ServiceError
-from gpt2cli.judge.asking import ANSWERS
 from gpt2cli.judge.client import PATIENCE, TIME_OUTS
 from gpt2cli.judge.items import Item
 from gpt2cli.judge.rubric import Score
