@@ -31,16 +31,7 @@ class JudgeProgress:
         self._console, self._n_all, self._what = console, n_all, what
         self._n_done = self._n_before = 0
         self._started = self._said = time.monotonic()
-        self._bar = Progress(
-            TextColumn("judging"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[pace]}"),
-            console=console,
-            redirect_stdout=False,
-            transient=True,
-        )
+        self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +40,8 @@ class JudgeProgress:
         self.stop()
 
     def stop(self) -> None:
-        self._bar.stop()
+        if self._bar:
+            self._bar.stop()
 
     def tell(self, text: str) -> None:
         """A line above the bar."""
@@ -58,6 +50,9 @@ class JudgeProgress:
     def begin(self, n_missing: int) -> None:
         self._n_done = self._n_before = self._n_all - n_missing
         if n_missing and is_terminal(self._console):
+            columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            pace = TextColumn("{task.fields[pace]}")
+            self._bar = Progress(*columns, pace, console=self._console, redirect_stdout=False, transient=True)
             self._bar.add_task("", total=self._n_all, completed=self._n_done, pace=self._pace())
             self._bar.start()
 
@@ -67,7 +62,7 @@ class JudgeProgress:
         self._n_done += not judgement.is_canary
         if judgement.is_canary or judgement.status == "empty":
             self._n_before, self._started = self._n_done, now
-        if self._bar.tasks:
+        if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._n_done, pace=self._pace())
         elif now - self._said >= LINE_SECONDS and self._n_done < self._n_all:
             self._console.print(f"{self._n_done:,} of {self._n_all:,} {self._what}, {self._pace()}")

@@ -4,17 +4,16 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 from judge_server import BUSY, FINAL, MODEL, Judge, grade, judging
+from judged import without_pauses
 
 from gpt2cli.cli.judge import judge as judge_command
-from gpt2cli.judge import client
-from gpt2cli.judge.asking import N_PARALLEL
-from gpt2cli.judge.runner import SEED
+from gpt2cli.judge.client import ATTEMPTS, TIMEOUT
+from gpt2cli.judge.runner import N_PARALLEL, SEED
 
 Gpt2 = Callable[..., Any]
 Record = dict[str, str]
@@ -35,7 +34,7 @@ def low(fields: Record) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once."""
-    monkeypatch.setattr(client, "PATIENCE", replace(client.PATIENCE, first_pause=0.001, longest_pause=0.001))
+    without_pauses(monkeypatch)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -177,10 +176,10 @@ def test_what_cannot_be_judged_is_said_before_anything_is_asked(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: who is the judge?"),
+        ([], "error: there is no judge"),
         (["--judge-model", "m"], "error: --base-url is missing"),
         (["--base-url", "http://127.0.0.1:1/v1"], "error: --judge-model is missing"),
-        (["--base-url", "nowhere", "--judge-model", "m"], "error: --base-url: nowhere is not an address"),
+        (["--base-url", "nowhere", "--judge-model", "m"], "error: --base-url: nowhere is not the address"),
     ],
 )
 def test_who_judges_has_to_be_said(gpt2: Gpt2, file: Path, arguments: list[str], message: str) -> None:
@@ -294,7 +293,7 @@ def test_a_response_that_speaks_to_the_judge_is_flagged_and_nothing_reaches_the_
 def test_the_help_names_the_defaults_that_hold() -> None:
     hints = get_type_hints(judge_command, include_extras=True)
     shown = {name: hints[name].__metadata__[0].show_default for name in ("seed", "parallel", "timeout")}
-    assert shown == {"seed": str(SEED), "parallel": str(N_PARALLEL), "timeout": f"{client.PATIENCE.total:g}"}
+    assert shown == {"seed": str(SEED), "parallel": str(N_PARALLEL), "timeout": f"{TIMEOUT:g}"}
 
 
 def test_seed_key_and_limit_reach_the_server_and_the_key_nothing_else(
@@ -312,11 +311,11 @@ def test_seed_key_and_limit_reach_the_server_and_the_key_nothing_else(
 def test_a_question_without_an_answer_leaves_the_others_printed(
     gpt2: Gpt2, server: Judge, file: Path
 ) -> None:
-    server.faults = {RECORDS[2]["response"]: ["500"] * 6}
+    server.faults = {RECORDS[2]["response"]: ["500"] * ATTEMPTS}
     outcome = gpt2("judge", file, *at(server))
     assert outcome.code == 5 and rows(outcome.out)["coverage"] == "5 of 6 scored, 1 not judged yet"
     lines = outcome.err.splitlines()
-    assert lines[1] == "no answer yet: the server answers 500: out of luck; trying again, 2 of 6"
+    assert lines[1] == "no answer yet: the server answers 500: out of luck; trying again"
     assert lines[2].endswith("no answer to 1 of 6 questions") and lines[4].startswith(
         "fix: look into the server"
     )

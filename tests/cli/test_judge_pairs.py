@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import MODEL, Judge, judging, prefer
-
-from gpt2cli.judge import client
+from judged import without_pauses
 
 Gpt2 = Callable[..., Any]
 N = 6
@@ -17,7 +15,7 @@ N = 6
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
-    monkeypatch.setattr(client, "PATIENCE", replace(client.PATIENCE, first_pause=0.001, longest_pause=0.001))
+    without_pauses(monkeypatch)
     with judging() as judge:
         yield judge
 
@@ -117,7 +115,10 @@ def test_nothing_compared_is_5(gpt2: Gpt2, server: Judge, runs: list[str]) -> No
     server.answer = lambda fields: {"reason": "?", "better": "neither"}
     outcome = compare(gpt2, server, *runs, "--limit", "2")
     assert outcome.code == 5 and "A's rate     n/a" in outcome.out
-    assert "no pair could be compared\nwhy: 0 of 2 compared, 2 unscored: better is 'neither', not one of"
+    assert (
+        "no pair could be compared\nwhy: 0 of 2 compared, 2 unscored: better is 'neither', not one of"
+        in outcome.err
+    )
     assert f"note: {2 * (N - 2)} responses are left out" in outcome.err
 
 

@@ -237,7 +237,7 @@ def test_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ServiceError, match="Ollama has no model mistral: it has mistral:7b") as caught:
             require_model(ollama_at(server, monkeypatch, "mistral"))
         assert caught.value.fix == "ollama pull mistral"
-        with pytest.raises(ServiceError, match="has no model gpt: it has mistral:7b, llama3.2") as caught:
+        with pytest.raises(ServiceError, match=r"has no model gpt: it has mistral:7b, llama3\.2") as caught:
             require_model(openai_compatible(server.base_url, "gpt"))
         assert caught.value.fix == "--judge-model mistral:7b"
         server.models = []

@@ -209,7 +209,8 @@ from gpt2cli.judge.grade import GRADING, grade_questions
 from gpt2cli.judge.items import read_items
 from gpt2cli.judge.runner import JudgeOptions, judge
 from gpt2cli.judge.server import openai_compatible
-server, questions = openai_compatible(sys.argv[1], sys.argv[2]), grade_questions(read_items(Path(sys.argv[3])))
+server = openai_compatible(sys.argv[1], sys.argv[2])
+questions = grade_questions(read_items(Path(sys.argv[3])))
 say = lambda judgement: print(judgement.index, flush=True)
 judge(GRADING, questions, server, Path(sys.argv[4]), JudgeOptions(n_parallel=2), keep=say)
 """

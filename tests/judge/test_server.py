@@ -46,7 +46,7 @@ def test_every_form_of_ollamas_host(value: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("value", ["ftp://h", "h:70000", "h:x", "["])
 def test_an_ollama_host_that_is_no_address(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", value)
-    with pytest.raises(UsageError, match="^OLLAMA_HOST: ") as caught:
+    with pytest.raises(UsageError, match=r"^OLLAMA_HOST: ") as caught:
         ollama("m")
     assert caught.value.fix == "export OLLAMA_HOST=127.0.0.1:11434"
 
@@ -56,7 +56,7 @@ def test_an_ollama_host_that_is_no_address(value: str, monkeypatch: pytest.Monke
 )
 def test_a_base_url_that_is_no_address(wrong: str) -> None:
     assert openai_compatible("http://h:1/v1/ ", "m").base_url == "http://h:1/v1"
-    with pytest.raises(UsageError, match="^--base-url: ") as caught:
+    with pytest.raises(UsageError, match=r"^--base-url: ") as caught:
         openai_compatible(wrong, "m")
     assert caught.value.fix == "--base-url http://127.0.0.1:8080/v1"
 

@@ -277,7 +277,7 @@ def _form(body: dict[str, Any]) -> set[str]:
 
 
 def _chat(judge: Judge, body: dict[str, Any], fields: Fields, kind: str) -> tuple[int, dict[str, str], bytes]:
-    """As Ollama answers: other names, and a prompt beyond num_ctx is refused, or cut where that is allowed."""
+    """As Ollama answers: other names; a prompt beyond num_ctx is refused, or cut where that is allowed."""
     form = body.get("format", "")
     if {"schema" if isinstance(form, dict) else form} & judge.refuses:
         return 400, {}, b'{"error": "json: cannot unmarshal object into Go struct field ChatRequest.format"}'
