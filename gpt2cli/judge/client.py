@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ ATTEMPTS = 6
 TIMED_OUT_ATTEMPTS = 2  # a third would cost as long again
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts; doubles from one to the next
 LONGEST_RETRY_AFTER = 120.0  # seconds; a server that asks for more is given up
+NOTICE_SECONDS = 15.0  # between two notices of failed attempts, of all questions together
 LARGEST = 1 << 20  # bytes of a response; the usual one has some hundreds
 SHORTEST_KEY = 8  # characters; "1" or "none" is no secret, and occurs in every reply
 
@@ -50,6 +52,7 @@ class JudgeClient:
         self.server, self.timeout, self.num_ctx, self.tell = server, timeout, num_ctx, tell
         self._api = OLLAMA if server.is_ollama else OPENAI
         self._form = 0  # of the API's
+        self._noticed = float("-inf")
         self._http = _open(server)
 
     async def __aenter__(self) -> "JudgeClient":
@@ -99,7 +102,9 @@ class JudgeClient:
             is_last = attempt == ATTEMPTS or n_timeouts == TIMED_OUT_ATTEMPTS
             if is_last or (failed.wait or 0.0) > LONGEST_RETRY_AFTER:
                 break
-            self.tell(f"no answer yet: {failed.why}; trying again")
+            if time.monotonic() - self._noticed >= NOTICE_SECONDS:
+                self._noticed = time.monotonic()
+                self.tell(f"no answer yet: {failed.why}; trying again")
             # Jitter: requests that failed together do not come back together.
             pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
             await asyncio.sleep(pause if failed.wait is None else failed.wait)

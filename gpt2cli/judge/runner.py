@@ -34,7 +34,6 @@ SEED = 123
 N_PARALLEL = 4
 MAX_BAD_ANSWERS = 3  # that break the schema; then the question counts as unscored
 MAX_UNANSWERED = 3  # questions in a row; then it is the server and not the question
-NOTICE_SECONDS = 15.0  # between two notices of failed attempts
 LARGEST_CONTEXT = 32768  # tokens that Ollama is asked for
 _CUT = {
     "length": "the answer was cut off for its length",
@@ -66,7 +65,7 @@ class JudgeTask(Generic[V, J]):
     prompt: str  # a digest of its wording
     parse: Callable[[str], V]  # of a reply's text; raises AnswerError
     judgement: Callable[[V | None, dict[str, Any]], J]  # of the value, if there is one, and all other fields
-    line: Parse[J]
+    line: Parse[J]  # reads a line of the results file
     key: tuple[str, ...]  # the fields by which a judgement is found
 
     def standing(self, questions: Sequence[JudgeQuestion], judgements: Iterable[J]) -> dict[int, J]:
@@ -115,7 +114,7 @@ def judge(
         asyncio.run(_require_model(server, options))
     with appending(path, task.line, terms, fresh=options.fresh) as file:
         missing = _missing(task, questions, file.values, options)
-        client = JudgeClient(server, options.timeout, _context_for(questions), _seldom(tell))
+        client = JudgeClient(server, options.timeout, _context_for(questions), tell)
         rates = [
             tokens_per_piece(questions[place].messages or [], one.prompt_tokens)
             for place, one in task.standing(questions, file.values).items()
@@ -252,18 +251,5 @@ class _Run(Generic[V, J]):
 def _context_for(questions: Sequence[JudgeQuestion]) -> int:
     """The num_ctx that the longest prompt needs. One for all: Ollama loads the model anew for each other."""
     sizes = [sum(len(m["content"].encode()) for m in question.messages or ()) for question in questions]
-    needed = max(sizes, default=0) // 3 + 2 * MAX_TOKENS  # hardly a token has fewer than 3 bytes; the reply
+    needed = max(sizes, default=0) // 2 + 2 * MAX_TOKENS  # a token has 3 to 4 bytes; and the reply
     return next(n for n in (4096, 8192, 16384, LARGEST_CONTEXT) if n >= min(needed, LARGEST_CONTEXT))
-
-
-def _seldom(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """Passes the first notice on, and then one per NOTICE_SECONDS."""
-    last = float("-inf")
-
-    def passed(text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= NOTICE_SECONDS:
-            last = time.monotonic()
-            tell(text)
-
-    return passed

@@ -1,11 +1,9 @@
 """Where an LLM judge is served: address, model and key, and what to do where one of them is wrong."""
 
-import ipaddress
 import os
 import re
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -28,11 +26,7 @@ class JudgeServer:
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine, where no proxy reaches it."""
-        host = urlsplit(self.base_url).hostname or ""
-        with suppress(ValueError):
-            address = ipaddress.ip_address(host)
-            return address.is_loopback or address.is_unspecified
-        return host == "localhost" or host.endswith(".localhost")
+        return urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 def ollama(model: str) -> JudgeServer:

@@ -70,7 +70,7 @@ def test_ollama_is_judged_alike_and_latest_is_the_same_judge(
 
 @pytest.mark.parametrize(
     ("n_words", "num_ctx", "status"),
-    [(100, 4096, "scored"), (5_000, 16384, "scored"), (60_000, 32768, "truncated")],
+    [(100, 4096, "scored"), (4_000, 16384, "scored"), (60_000, 32768, "truncated")],
 )
 def test_ollama_gets_a_context_for_the_longest_prompt_one_for_all(
     n_words: int, num_ctx: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
