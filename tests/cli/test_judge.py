@@ -202,6 +202,40 @@ def test_no_server_and_no_model_are_said_with_what_to_type(
     assert not (file.parent / "answers.judgements.jsonl").exists()
 
 
+def test_ollama_gives_the_same_table_as_any_server(
+    gpt2: Gpt2, server: Judge, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", server.base_url.removeprefix("http://").removesuffix("/v1"))
+    server.models = [f"{MODEL}:latest"]
+    table = gpt2("judge", file, "--ollama", MODEL)
+    assert table.code == 0 and {one.path for one in server.requests[1:]} == {"/api/chat"}
+    assert table.out == gpt2("judge", file, *at(server), "--out", "other.jsonl").out
+    again = gpt2("judge", file, "--ollama", f"{MODEL}:latest", "--json")
+    assert json.loads(again.out)["base_url"] == server.base_url.removesuffix("/v1")
+    assert "were judged before" in again.err
+
+
+def test_a_script_finds_what_it_has_always_found(gpt2: Gpt2, server: Judge, file: Path) -> None:
+    facts = json.loads(gpt2("judge", file, *at(server), "--json").out)
+    about = ["judge", "base_url", "seed"]
+    counts = [
+        f"n_{name}" for name in ("items", "scored", "unscored", "truncated", "empty", "missing", "flagged")
+    ]
+    found = ["mean", "median", "interval", "criteria", "histogram", "best", "worst", "lost", "canaries"]
+    assert list(facts) == [
+        *("responses", "judgements", *about, *counts, *found),
+        *("fooled", "is_no_better", "items"),
+    ]
+    item = ["index", "status", "relevance", "correctness", "clarity", "score", "reason", "why", "flagged"]
+    assert list(facts["items"][0]) == list(facts["canaries"][0]) == item
+    pairs = json.loads(gpt2("judge", file, file, *at(server), "--json").out)
+    counts = [f"n_{name}" for name in ("pairs", "compared", "unscored", "truncated", "empty", "missing")]
+    ties = ["wins", "ties", "losses", "n_same", "n_for_first", "n_for_second"]
+    rate = ["win_rate", "interval", "p_value", "items"]
+    assert list(pairs) == ["a", "b", "judgements", *about, *counts, *ties, *rate]
+    assert list(pairs["items"][0]) == ["index", "outcome"]
+
+
 def test_a_server_that_dies_costs_nothing_but_the_rest(gpt2: Gpt2, server: Judge, file: Path) -> None:
     server.script = ["ok"] * (3 + 2) + ["die"]
     outcome = gpt2("judge", file, *at(server), "--parallel", "1")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -243,6 +244,23 @@ def test_the_server_dies_and_a_rerun_asks_for_the_rest_only(tmp_path: Path) -> N
         assert [fields["response"] for fields in server.asked()[n_before:]] == ["say 2", "say 3"]
 
 
+@pytest.mark.parametrize("n", [1, 5])
+def test_a_server_that_is_gone_is_lost_at_the_first_question(n: int, tmp_path: Path) -> None:
+    """Closed when n judgements are kept, the first of which is of the empty response."""
+    said, items = list[str](), [replace(ITEMS[0], response=""), *ITEMS[1:]]
+
+    class Closing(list[GradeJudgement]):
+        def append(self, judgement: GradeJudgement) -> None:
+            super().append(judgement)
+            if len(self) == n:
+                stack.close()
+
+    with ExitStack() as stack, pytest.raises(ServiceError, match="is lost: nothing listens") as caught:
+        run(stack.enter_context(judging()), items, tmp_path / "j.jsonl", Closing(), said)
+    assert caught.value.fix.startswith("start it, then the same command again")
+    assert len(judged(items, tmp_path / "j.jsonl")) == n and len(said) == 1
+
+
 def test_one_question_that_gets_no_answer_does_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with judging() as server:
@@ -253,6 +271,20 @@ def test_one_question_that_gets_no_answer_does_not_keep_the_others_from_theirs(t
         assert caught.value.fix.startswith("look into the server's own log")
         assert [j.index for j in judged(ITEMS, path)] == [-3, -2, -1, 0, 2, 3]
         assert [(j.index, j.score) for j in run(server, ITEMS, path)] == [(1, score_of(ITEMS[1]))]
+
+
+def test_three_questions_without_an_answer_end_it_where_no_other_got_one_between(tmp_path: Path) -> None:
+    items = [JudgeItem(index, "ask", "", "right", f"say {index}") for index in range(6)]
+    for lost, what, kept in (
+        ((0, 2, 4), "no answer to 3 of 6 questions", [1, 3, 5]),
+        ((1, 2, 3), "is lost", [0]),
+    ):
+        path = tmp_path / f"{lost}.jsonl"
+        with judging() as server:
+            server.faults = {f"say {index}": ["500"] * ATTEMPTS for index in lost}
+            with pytest.raises(ServiceError, match=what):
+                run(server, items, path)
+        assert [j.index for j in judged(items, path) if not j.is_canary] == kept
 
 
 def test_a_server_that_asks_for_a_long_pause_is_given_up_with_its_length(tmp_path: Path) -> None:
@@ -275,7 +307,7 @@ def test_a_canary_without_an_answer_does_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [*BUSY, "cut", "cut-unmarked", "reset", "hang"])
 def test_what_passes_is_tried_again_and_never_scored(kind: str, tmp_path: Path) -> None:
-    timeout, n = (0.5, 1) if kind == "hang" else (5.0, 2)
+    timeout, n = (2.0, 1) if kind == "hang" else (5.0, 2)
     with judging() as server:
         server.faults = {"say 2": [kind] * n}
         found = {j.index: j for j in run(server, ITEMS, tmp_path / "j.jsonl", timeout=timeout)}
@@ -286,7 +318,7 @@ def test_a_time_out_is_tried_twice_and_the_fix_is_a_longer_one(tmp_path: Path) -
     with judging() as server:
         server.faults = {"say 2": ["hang"] * 6}
         with pytest.raises(ServiceError, match="no answer to 1 of 4 questions") as caught:
-            run(server, ITEMS, tmp_path / "j.jsonl", timeout=0.5)
+            run(server, ITEMS, tmp_path / "j.jsonl", timeout=2.0)
         asked = [fields["response"] for fields in server.asked()]
         assert asked.count("say 2") == TIMED_OUT_ATTEMPTS == 2
     assert caught.value.fix.startswith("--timeout SECONDS")
