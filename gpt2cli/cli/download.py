@@ -1,4 +1,4 @@
-"""Owns `gpt2 download`: a size or a repository's name in, the path of a model folder on stdout.
+"""`gpt2 download`: the name of a size or repository in, the path of a model folder on stdout.
 
 What is here already is only taken where it is what was asked for; two downloads of one model, side
 by side, both end with it.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.options import JsonOption
+from gpt2cli.cli.options import JsonOption, OfflineOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +29,8 @@ def download(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
-            help="124M, 355M, 774M, 1558M or another name of theirs; or owner/name of the Hugging Face hub.",
+            metavar="NAME",
+            help="124M, 355M, 774M, 1558M, or owner/name on the Hugging Face hub.",
             show_default=False,
         ),
     ] = None,
@@ -38,40 +38,42 @@ def download(
         str | None,
         typer.Option(
             "--source",
-            help="openai or hf; otherwise openai, where TensorFlow is there to read it, then hf.",
+            help="openai or hf; otherwise openai, then hf.",
             show_default=False,
         ),
     ] = None,
     base_url: Annotated[
         str | None,
-        typer.Option(
-            "--base-url", help="A mirror of either layout. It is sent no token.", show_default=False
-        ),
+        typer.Option("--base-url", help="A mirror with either layout; gets no token.", show_default=False),
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
             "--revision",
-            help="Branch, tag or commit of the repository; means --source hf, and the model is called"
-            " NAME@REVISION.",
+            help="Branch, tag or commit of the hub repository; the model is then called NAME@REVISION.",
             show_default=False,
         ),
     ] = None,
     list_sizes: Annotated[
-        bool, typer.Option("--list", help="Show the sizes, and what is here already.")
+        bool, typer.Option("--list", help="List the sizes, and what is here already.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Fetch nothing: compare what is here with its hashes.")
+        bool, typer.Option("--verify", help="Download nothing; check the files here against their hashes.")
     ] = False,
-    no_convert: Annotated[bool, typer.Option("--no-convert", help="Keep the files as they came.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fetch and convert anew, whatever is here.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    no_convert: Annotated[
+        bool, typer.Option("--no-convert", help="Keep the files as they are on the server.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Download and convert again, whatever is here.")
+    ] = False,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Get a GPT-2: OpenAI's own files or the hub's, proved and made ready to use.
+    """Download a GPT-2 from OpenAI or the Hugging Face hub, verified and ready to use.
 
-    Interrupted, the same command continues where it was. A model that is here is not fetched again;
-    where it came from elsewhere than --source or --base-url say, --force replaces it.
+    If interrupted, run the same command again to continue.
+    A model that is here is not downloaded again;
+    --force replaces one that came from another --source or --base-url.
     """
     from gpt2cli import paths
     from gpt2cli.cli import download_request as wish
@@ -90,7 +92,7 @@ def download(
         _verify(canonical, revision, sources, base_url, as_json)
         return
     called = wish.called(canonical, revision)
-    model = paths.model_place(called)
+    model = paths.model_path(called)
     again = command(canonical, source, base_url, revision)
     if paths.is_model(model) and not (force or no_convert):
         origin = origin_of(model)
@@ -100,7 +102,6 @@ def download(
         return
     if not no_convert:
         wish.require_place(model)
-        sources = wish.readable(sources, size, err())
     room = SIZES[size.name].data_bytes if size and not no_convert else 0
     request = Request(base_url=base_url, offline=offline, fresh=force, room=room)
     try:
@@ -138,15 +139,19 @@ def _fetch(
     from gpt2cli.errors import ServiceError
     from gpt2cli.hub.fetching import fetch_hub, fetch_openai
     from gpt2cli.ui.console import printable
-    from gpt2cli.ui.download import show_fetching
+    from gpt2cli.ui.progress import fetching, finish
 
     failed: list[ServiceError] = []
     for source in sources:
         try:
             if source == "openai":
                 assert size is not None
-                return show_fetching(fetch_openai(size, request), console)
-            return show_fetching(fetch_hub(repository, revision, request), console)
+                steps = fetch_openai(size, request)
+            else:
+                steps = fetch_hub(repository, revision, request)
+            fetched = finish(steps, console, fetching()).fetched
+            assert fetched is not None
+            return fetched
         except ServiceError as error:
             failed.append(error)
             if len(failed) < len(sources):
@@ -188,17 +193,18 @@ def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str
 
     Returns the receipt; that of another process where it made the same model in the meantime.
     """
-    from gpt2cli.convert.pipeline import Wish, convert
+    from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.errors import Gpt2Error, InputError
     from gpt2cli.hub.downloads import discard
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.ui.convert import show_converting
+    from gpt2cli.ui.progress import converting, finish
 
     with _alone(fetched.folder, err()):
         if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
             return receipt
         try:
-            receipt = show_converting(convert(fetched.folder, model, Wish(force=force, verify=True)), err())
+            steps = convert(fetched.folder, model, ConvertOptions(force=force, verify=True))
+            receipt = finish(steps, err(), converting).receipt
         except InputError:
             names = discard(fetched.folder)
             if names:
@@ -277,7 +283,7 @@ def _list(as_json: bool) -> None:
             "parameters": size.n_parameters,
             "bytes": sum(known.n_bytes or 0 for known in openai_files(size).values()),
             "repository": size.repository,
-            "ready": paths.is_model(paths.model_place(size.name)),
+            "ready": paths.is_model(paths.model_path(size.name)),
             "files": is_here(size),
             "incomplete": is_begun(size),
         }
@@ -312,7 +318,7 @@ def _verify(
         err().print(printable(f"right ({item.by}): {item.path}"))
         found.append({"path": str(item.path), "sha256": item.sha256, "by": item.by})
     err().print(f"{len(found)} files are what they should be.", style="good")
-    place = paths.model_place(model_name(name, revision))
+    place = paths.model_path(model_name(name, revision))
     folder = place if paths.is_model(place) else Path(found[0]["path"]).parent
     if as_json:
         print_json({"folder": str(folder), "files": found})

@@ -32,7 +32,7 @@ LONGEST = 131_072  # characters of a field, the csv module's own limit
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     line: int  # where it begins, from 1
     values: tuple[str | None, ...]  # None where a JSON record has no such field, or null
 
@@ -42,7 +42,7 @@ class Table:
     name: str
     kind: Kind
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     sha256: str  # of the file
 
     def where(self, line: int) -> str:
@@ -167,7 +167,7 @@ def _kind_by_content(text: str) -> Kind:
     return "jsonl" if first.startswith("{") else "tsv" if "\t" in first else "csv"
 
 
-def _csv_rows(name: str, text: str, kind: Kind) -> Iterator[Row]:
+def _csv_rows(name: str, text: str, kind: Kind) -> Iterator[TableRow]:
     # newline="": line ends inside of quotes must reach the reader as they are.
     if kind == "csv":
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -184,7 +184,7 @@ def _csv_rows(name: str, text: str, kind: Kind) -> Iterator[Row]:
         if any(len(value) > LONGEST for value in values):  # another library may have raised csv's limit
             raise _malformed(f"{name}:{line}", "field larger than field limit")
         if values:  # an empty line is nothing
-            yield Row(line, tuple(values))
+            yield TableRow(line, tuple(values))
         line = reader.line_num + 1
 
 
@@ -204,13 +204,13 @@ def _malformed(where: str, said: str) -> InputError:
     return InputError(f"{where}: is not a row of CSV", said, 'a quote inside of quotes is written twice: ""')
 
 
-def _begins_with_data(rows: list[Row], names: tuple[str, ...]) -> bool:
+def _begins_with_data(rows: list[TableRow], names: tuple[str, ...]) -> bool:
     first = rows[0].values
     known = {value.strip() for value in first if value is not None} & set(names)
     return len(first) == len(names) and not known and any(row.values[0] == first[0] for row in rows[1:])
 
 
-def _json_rows(name: str, text: str) -> tuple[tuple[str, ...], list[Row]]:
+def _json_rows(name: str, text: str) -> tuple[tuple[str, ...], list[TableRow]]:
     records: list[tuple[int, dict[str, Any]]] = []
     for number, record in each_line(text, name):
         if not isinstance(record, dict):
@@ -220,7 +220,7 @@ def _json_rows(name: str, text: str) -> tuple[tuple[str, ...], list[Row]]:
         raise InputError(f"{name}:1: there are no rows", "the file is empty")
     columns = tuple(dict.fromkeys(key for _, record in records for key in record))
     return columns, [
-        Row(number, tuple(_plain(record.get(key), f"{name}:{number}", key) for key in columns))
+        TableRow(number, tuple(_plain(record.get(key), f"{name}:{number}", key) for key in columns))
         for number, record in records
     ]
 

@@ -46,8 +46,8 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
         "macro f1",
         "precision",
         "recall",
-        "is \\ said",
-        "stand in the training split as well",
+        "true \\ predicted",
+        "in the training split too",
     ):
         assert said in done.err, said
     assert "perplexity" not in done.err and "\x1b" not in done.err
@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
         record["rows"] == {"train": 42, "validation": 6, "test": 12} and record["labels"] == report["labels"]
     )
     evaluations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    measured = [event["measures"] for event in evaluations if event["event"] == "EvalDone"]
+    measured = [event["metrics"] for event in evaluations if event["event"] == "EvalDone"]
     assert len(measured) == 3 and measured[0].keys() == {"accuracy", "macro_f1"}
 
 
@@ -111,8 +111,8 @@ def test_notices_of_balance_and_cuts(gpt2: Gpt2, recipe: Path, tmp_path: Path) -
     path.write_text(path.read_text() + "spam,win\n" * 5)
     done = gpt2("finetune-classify", recipe, *SHORT, "data.balance=undersample", "data.max_tokens=6")
     assert done.code == 0, done.err
-    assert "5 of 65 rows are left out for balance" in done.err
-    assert "longer than 6 tokens and are cut there" in done.err
+    assert "5 of 65 rows are left out to balance the classes" in done.err
+    assert "longer than 6 tokens and cut there" in done.err
 
 
 def test_a_file_without_a_row_of_names(gpt2: Gpt2, recipe: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_without_a_row_of_names(gpt2: Gpt2, recipe: Path, tmp_path: Path)
         (["init=nowhere"], 3, "init=newest"),
         (["init=124M"], 3, "init=newest"),
         (["data.test=0.95"], 2, "data.test"),
-        (["data.max_tokens=25"], 2, "data.max_tokens is 25, the model sees 24"),
+        (["data.max_tokens=25"], 2, "data.max_tokens=24"),
         (["data.columns=[label, body]"], 2, "lacks 'text'"),
         (["data.columns=[label, text, text]"], 2, "has a name twice"),
         (["data.columns=label"], 2, "data.columns"),
@@ -160,7 +160,7 @@ def test_changed_data_cannot_be_resumed(gpt2: Gpt2, recipe: Path, tmp_path: Path
 
 def test_lora_from_the_command_line(gpt2: Gpt2, recipe: Path) -> None:
     done = gpt2("finetune-classify", recipe, *SHORT, "train=lora", "lora.rank=2")
-    assert done.code == 0 and "of them learn" in done.err, done.err
+    assert done.code == 0 and "trainable)" in done.err, done.err
     shutil.rmtree("runs/lesson/checkpoints/step-000006")
     again = gpt2("finetune-classify", recipe, "--resume")
     assert again.code == 0 and "resuming after step 3" in again.err, again.err

@@ -212,13 +212,13 @@ def test_a_failed_download_leaves_nothing_and_the_bundled_text_steps_in(
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_network_the_error_says_which_file_goes_where(offline: bool) -> None:
     begin = time.monotonic()
-    with pytest.raises(ServiceError, match="text: not to be had from http") as caught:
+    with pytest.raises(ServiceError, match=r"^text: .*http") as caught:
         find_corpus("text", offline=offline, allow_bundled=False)
     assert time.monotonic() - begin < 2
     assert "text.txt" in caught.value.fix
     assert str(paths.corpora()) in caught.value.fix
     assert "GPT2_MIRROR" in caught.value.fix
-    assert ("forbidden" in caught.value.why) == offline
+    assert ("--offline" in caught.value.why) == offline
 
 
 def test_names_that_never_resolve_do_not_hold_us_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,11 +251,11 @@ def test_a_corpus_that_is_published_in_a_zip(tmp_path: Path, monkeypatch: pytest
         assert found.origin == "download" and found.paths[0].read_bytes() == TEXT
         rows["text"] = replace(rows["text"], member="missing")
         found.paths[0].unlink()
-        with pytest.raises(InputError, match="is not a zip with missing in it"):
+        with pytest.raises(InputError, match=r"zip .*missing"):
             find_corpus("text", offline=False, allow_bundled=False)
     with serving("fine") as url:
         address(monkeypatch, url)
-        with pytest.raises(InputError, match="is not a zip with missing in it"):
+        with pytest.raises(InputError, match=r"zip .*missing"):
             find_corpus("text", offline=False, allow_bundled=False)
 
 
