@@ -1,18 +1,19 @@
 """What a person sees of `gpt2 judge`: the progress, and tables of what the judge said."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpt2cli.judge.aggregate import FEWEST, N_BINS, GradeSummary, PairSummary
 from gpt2cli.judge.grade import GradeJudgement
 from gpt2cli.judge.injection import CANARY_NAMES
 from gpt2cli.judge.items import JudgeItem
 from gpt2cli.judge.results import Judgement
-from gpt2cli.ui.console import is_terminal, printable
+from gpt2cli.ui.console import printable
+from gpt2cli.ui.progress import State, showing
 
 LINE_SECONDS = 10.0  # between plain progress lines
 BAR_WIDTH = 30
@@ -24,14 +25,15 @@ _TOO_FEW = f"n/a below {FEWEST}"
 class JudgeProgress:
     """How many of `n_all` questions are judged, how fast, and how long the rest will take.
 
-    A bar on a terminal, otherwise a line now and then. For `with`, and for the callbacks of `judge`.
+    For `with`, and for the callbacks of `judge`; nothing is shown before `begin`.
     """
 
     def __init__(self, console: Console, n_all: int, what: str) -> None:
         self._console, self._n_all, self._what = console, n_all, what
         self._n_done = self._n_before = 0
-        self._started = self._said = time.monotonic()
-        self._bar: Progress | None = None
+        self._started = time.monotonic()
+        self._view = ExitStack()
+        self._show: Callable[[State], None] = lambda state: None
 
     def __enter__(self) -> Self:
         return self
@@ -40,41 +42,34 @@ class JudgeProgress:
         self.stop()
 
     def stop(self) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._view.close()
+
+    def begin(self, n_missing: int) -> None:
+        self._n_done = self._n_before = self._n_all - n_missing
+        if n_missing:
+            self._show = self._view.enter_context(showing(self._console, LINE_SECONDS))
+            self._show(self._state())
+
+    def add(self, judgement: Judgement) -> None:
+        """Canaries and empty responses, which come first, are not in the rate."""
+        self._n_done += not judgement.is_canary
+        if judgement.is_canary or judgement.status == "empty":
+            self._n_before, self._started = self._n_done, time.monotonic()
+        self._show(self._state())
 
     def tell(self, text: str) -> None:
         """A line above the bar."""
         self._console.print(printable(text))
 
-    def begin(self, n_missing: int) -> None:
-        self._n_done = self._n_before = self._n_all - n_missing
-        if n_missing and is_terminal(self._console):
-            columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            pace = TextColumn("{task.fields[pace]}")
-            self._bar = Progress(*columns, pace, console=self._console, redirect_stdout=False, transient=True)
-            self._bar.add_task("", total=self._n_all, completed=self._n_done, pace=self._pace())
-            self._bar.start()
-
-    def add(self, judgement: Judgement) -> None:
-        """Canaries and empty responses, which come first, are not in the rate."""
-        now = time.monotonic()
-        self._n_done += not judgement.is_canary
-        if judgement.is_canary or judgement.status == "empty":
-            self._n_before, self._started = self._n_done, now
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self._n_done, pace=self._pace())
-        elif now - self._said >= LINE_SECONDS and self._n_done < self._n_all:
-            self._console.print(f"{self._n_done:,} of {self._n_all:,} {self._what}, {self._pace()}")
-            self._said = now
-
-    def _pace(self) -> str:
+    def _state(self) -> State:
         seconds, n_new = time.monotonic() - self._started, self._n_done - self._n_before
-        if not n_new or seconds <= 0:
-            return "waiting for the first answer"
-        rate = n_new / seconds
-        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
-        return f"{pace}, {duration((self._n_all - self._n_done) / rate)} left"
+        pace = "waiting for the first answer"
+        if n_new and seconds > 0:
+            rate = n_new / seconds
+            each = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+            pace = f"{each}, {duration((self._n_all - self._n_done) / rate)} left"
+        facts = f"{self._n_done:,} of {self._n_all:,} {self._what}, {pace}"
+        return State("judging", self._n_done, self._n_all, facts)
 
 
 def print_grades(summary: GradeSummary, items: Mapping[int, JudgeItem], console: Console) -> None:
