@@ -4,7 +4,6 @@ It lies beside the files, and says where they come from too. `by` says who vouch
 "published", where somebody else's word was compared, or "first seen", where there is none.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from gpt2cli import files as disk
 from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_json_object
 
 NAME = "hashes.json"
 PUBLISHED, FIRST_SEEN = "published", "first seen"
@@ -81,16 +81,8 @@ def _write(folder: Path, records: Mapping[str, Record], origin: dict[str, str] |
 
 
 def _table(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    with disk.open_regular(path) as file:
-        try:
-            table = json.loads(file.read(1 << 24))
-        except (ValueError, RecursionError):
-            raise _unreadable(path) from None
-    if not isinstance(table, dict):
-        raise _unreadable(path)
-    return table
+    # What is there that gpt2cli did not write can go: the next download writes another.
+    return read_json_object(path, f"rm {path}") if path.exists() else {}
 
 
 def _unreadable(path: Path) -> InputError:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from gpt2cli.cli import chat_commands
 from gpt2cli.cli.signals import install
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gpt2cli.generation.events import Event
 
 LONGEST_MESSAGE = 1 << 20  # bytes; no context is that long
-LONGEST_FILE = 1 << 26  # bytes of a saved conversation
 
 
 class MessageSource(Protocol):
@@ -242,11 +241,12 @@ class ChatLoop:
         note(f"saved {_turns(self.conversation)} in {path}")
 
     def _load(self, argument: str) -> None:
+        from gpt2cli.json_files import read_json
         from gpt2cli.ui.chat import LONGEST_NAME, note, quoted
 
         path = _path(argument)
         with _system_errors():
-            value = _read_json(path)
+            value = read_json(path, "/save FILE writes a conversation that can be loaded")
         self.conversation.restore(value, str(path))
         note(f"loaded {_turns(self.conversation)} from {path}")
         if "\0" in value["model"] or _path(value["model"]).resolve() != self.loaded.folder.resolve():
@@ -290,22 +290,6 @@ def _path(name: str) -> Path:
     if "\0" in name:
         raise UsageError("a file's name cannot hold a NUL byte")
     return Path(os.path.expanduser(name))
-
-
-def _read_json(path: Path) -> Any:
-    import json
-
-    from gpt2cli.errors import InputError
-    from gpt2cli.files import open_regular
-
-    with open_regular(path) as file:
-        data = file.read(LONGEST_FILE + 1)
-    if len(data) > LONGEST_FILE:
-        raise InputError(f"{path}: is larger than 64 MiB", "no saved conversation is that large")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: is not JSON", "a saved conversation is", "/save FILE writes one") from None
 
 
 def _turns(conversation: "Conversation") -> str:

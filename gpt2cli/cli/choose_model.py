@@ -39,7 +39,7 @@ def preloading(name: str | None) -> Iterator[Path]:
     """
     import gc
 
-    from gpt2cli.checkpoints.read_ahead import reading_ahead
+    from gpt2cli.checkpoints.safetensors_bytes import reading_ahead
 
     folder = find_folder(name)
     was_on = gc.isenabled()

@@ -157,7 +157,7 @@ class _Writer:
         from gpt2cli.ui.progress import counting, track
 
         self._limit = loaded.max_tokens
-        answers: Iterator[Answer] = label_texts.classify(loaded, texts, where)
+        answers: Iterator[LabelProbabilities] = label_texts.classify(loaded, texts, where)
         if len(texts) > FEW:
             answers = track(answers, err(), counting("classifying", len(texts)))
         for answer in answers:

@@ -254,11 +254,11 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
 
     Raises UsageError where it was made of others.
     """
-    import json
 
     from gpt2cli import paths
     from gpt2cli.errors import UsageError
     from gpt2cli.hub.downloads import RECEIPT, is_made_of, origin_of
+    from gpt2cli.json_files import read_json_object
     from gpt2cli.ui.console import err
 
     if not paths.is_model(model):
@@ -266,8 +266,7 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
     if not is_made_of(model, fetched.files):
         raise UsageError(f"{name}: another model has come to its place", f"{model}; this replaces it", again)
     _say_here(name, origin_of(model), err())
-    receipt: dict[str, Any] = json.loads((model / RECEIPT).read_text(encoding="utf-8"))
-    return receipt
+    return read_json_object(model / RECEIPT)
 
 
 def _list(as_json: bool) -> None:

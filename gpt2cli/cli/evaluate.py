@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpt2cli.data.corpora import FoundCorpus
-    from gpt2cli.evaluation.perplexity import EncodedText, SlidingWindow
+    from gpt2cli.evaluation.perplexity import EncodedText, PerplexityProgress, SlidingWindow
     from gpt2cli.runtime import Runtime
     from gpt2cli.ui.tables import EvaluationRow
 
@@ -141,16 +141,28 @@ def _tasks(
     return tasks
 
 
-def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Row":
+def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "EvaluationRow":
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.progress import scoring, track
     from gpt2cli.ui.tables import EvaluationRow
 
     loaded = open_model(task.folder)
     model = loaded.model.to(runtime.device)
-    result = show_scoring(measure_perplexity(model, task.text, task.sliding, runtime), err(), task.name)
+    result: PerplexityProgress | None = None
+    try:
+        for step in track(
+            measure_perplexity(model, task.text, task.sliding, runtime), err(), scoring(task.name)
+        ):
+            result = step
+    except (KeyboardInterrupt, SystemExit):
+        if result:
+            _say(
+                f"partial: {task.name}: {result.n_tokens:,} of {result.n_total:,} tokens:"
+                f" loss {result.loss:.4f}, perplexity/token {result.perplexity:,.2f}"
+            )
+        raise
+    assert result is not None, "a text without tokens is refused before"
     on_wikitext = found.name == WIKITEXT2 and found.origin != "path"
     paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
     return EvaluationRow(task.name, task.text, task.sliding, result, paper)

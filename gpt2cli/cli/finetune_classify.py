@@ -50,8 +50,8 @@ def finetune_classify(
 
 
 @contextlib.contextmanager
-def _opened(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[ClassifyTask, dict[str, object]]]":
-    """The recipe's texts, split and encoded for the model that it begins with."""
+def _open_task(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[ClassifyTask, dict[str, object]]]":
+    """The recipe's texts, split and encoded for its base model, and their origin."""
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.labelled_texts import read_labelled, split_labelled
     from gpt2cli.training.base_model import find_base
@@ -89,7 +89,7 @@ def _hint(session: "TrainingSetup", run: "RunDir") -> str:
 
 
 def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
-    """Put the best checkpoint to the test split: a table, report.json and confusion.png."""
+    """Evaluate the best checkpoint on the test split: a table, report.json and confusion.png."""
     from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import classification_metrics
@@ -110,9 +110,9 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
         if signal := stop():
             return signal
         for found in probabilities(loaded, list(test.ids[first : first + AT_ONCE])):
-            verdicts.append((test.classes[len(verdicts)], found.index(max(found))))
-    scores = classification_metrics(verdicts, len(loaded.labels))
-    new = [verdict for verdict, ids in zip(verdicts, test.ids, strict=True) if ids not in seen]
+            predictions.append((test.classes[len(predictions)], found.index(max(found))))
+    scores = classification_metrics(predictions, len(loaded.labels))
+    new = [one for one, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
     plot_confusion(scores, loaded.labels, run.folder / PICTURE, title=run.name)
     report = _as_report(scores, loaded.labels) | {
         "checkpoint": folder.name,
@@ -147,17 +147,15 @@ def _as_report(scores: "ClassificationMetrics", labels: tuple[str, ...]) -> dict
 
 def _is_reported(run: "RunDir") -> bool:
     """Whether the report is there, and is of what is now the best checkpoint."""
-    import json
-
+    from gpt2cli.errors import InputError
+    from gpt2cli.json_files import read_json_object
     from gpt2cli.paths import best_checkpoint
 
     try:
-        report = json.loads((run.folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = read_json_object(run.folder / REPORT)
+    except InputError:
         return False
-    is_of_best = isinstance(report, dict) and report.get("weights") == _weights_of(
-        best_checkpoint(run.folder)
-    )
+    is_of_best = report.get("weights") == _weights_of(best_checkpoint(run.folder))
     return is_of_best and (run.folder / PICTURE).exists()
 
 

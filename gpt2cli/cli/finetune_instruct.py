@@ -54,8 +54,8 @@ def finetune_instruct(
 
 
 @contextlib.contextmanager
-def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTask, dict[str, object]]]":
-    """The recipe's records, divided and encoded for the model that is to learn them."""
+def _open_task(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTask, dict[str, object]]]":
+    """The recipe's records, split and encoded for its base model, and their origin."""
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.instructions import RecordFields, read_instructions
     from gpt2cli.evaluation.rouge import require_rouge
@@ -77,7 +77,7 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTask,
         (examples.n_left_out, f"left out: the prompt alone fills {examples.limit} tokens"),
         (
             examples.n_train_only,
-            f"learnt but never asked: their last answers begin beyond {examples.limit} tokens",
+            f"used for training only: their last answers begin after {examples.limit} tokens",
         ),
         (examples.n_cut, f"cut: longer than {examples.limit} tokens"),
     ):
@@ -107,7 +107,7 @@ def _hint(session: "TrainingSetup", run: "RunDir") -> str:
 def _answer_one(
     session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]
 ) -> None:
-    """Let the model answer a record of the validation split, on the screen and in samples.txt."""
+    """Answer a record of the validation split, to the screen and samples.txt."""
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.batch import answer_batch
     from gpt2cli.generation.sampling import Decoding
@@ -136,12 +136,11 @@ def _answer_one(
 
 
 def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
-    """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
+    """Let the best checkpoint answer the rest of the test split. Returns the number of a signal, or 0."""
     from gpt2cli.evaluation.responses import open_responses
     from gpt2cli.generation.batch import answers
     from gpt2cli.generation.sampling import Decoding
     from gpt2cli.training.sft_task import SftTask
-    from gpt2cli.ui.answers import show_answering
     from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import counting, track
 
@@ -182,7 +181,8 @@ def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]
 
 
 def _best_model(session: "TrainingSetup", best: Path) -> Any:
-    """In fp32, where a row's answer is its own: in half precision, rows beside it move a close choice."""
+    """In fp32: in half precision the other rows of a batch can change a close choice."""
+
     from gpt2cli.model.lora import merge_lora
 
     model = session.task.saved_model(best, session.attention)
@@ -207,7 +207,7 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
 
 
 def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
-    """Count, measure and say it; scores.json, written last, says that all is done."""
+    """Measure and report the answers; scores.json is written last and marks them as complete."""
     from gpt2cli import files
     from gpt2cli.evaluation.rouge import rouge
 
@@ -232,16 +232,16 @@ def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any],
 
 def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
     """Whether the answers are there that this recipe asks for, with all its scores."""
-    import json
-
     from gpt2cli import files
+    from gpt2cli.errors import Gpt2Error
     from gpt2cli.evaluation.rouge import ROUGE_TYPES
+    from gpt2cli.json_files import read_json_object
 
     try:
-        scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
+        scores = read_json_object(run.folder / SCORES)
         key, test, data = scores["key"], scores["test"], scores["data"]
         source_sha256 = scores["source_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Gpt2Error, KeyError):
         return False
     # A known corpus never changes; a file of the user may, and a test record with it.
     source = Path(recipe.data.source)

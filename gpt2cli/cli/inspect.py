@@ -62,8 +62,8 @@ def inspect(
 
     Reads the weights only with --tensors or --prompt.
     """
+    from gpt2cli.checkpoints.finite import bad_logits
     from gpt2cli.checkpoints.info import read_model_info
-    from gpt2cli.errors import DivergedError
     from gpt2cli.generation.activations import next_tokens
     from gpt2cli.training.lineage import read_lineage
     from gpt2cli.ui import inspect as inspecting
@@ -86,11 +86,7 @@ def inspect(
     if anatomy and not as_json:
         inspecting.show_prompt(summary, anatomy, likeliest)
     if anatomy and not likeliest:
-        raise DivergedError(
-            "the logits of the next token are not finite",
-            "the weights are NaN or infinite, or the computation overflows",
-            f"gpt2 inspect --tensors {shlex.quote(str(folder))}",
-        )
+        raise bad_logits("", f"gpt2 inspect --tensors {shlex.quote(str(folder))}")
 
 
 @dataclass(frozen=True)

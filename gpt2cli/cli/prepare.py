@@ -48,7 +48,10 @@ def prepare(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
-    """Turn text into token files for pretraining. Interrupted, the same command continues."""
+    """Turn text into token files for pretraining.
+
+    If interrupted, run the same command again to continue.
+    """
     from gpt2cli.data.manifest import PrepareSettings
     from gpt2cli.data.prepare import prepare
     from gpt2cli.ui.console import err

@@ -45,8 +45,8 @@ def pretrain(
 
 
 @contextlib.contextmanager
-def _opened(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[PretrainTask, dict[str, object]]]":
-    """The recipe's text as tokens, prepared into the cache if need be, and where it came from."""
+def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[PretrainTask, dict[str, object]]]":
+    """The recipe's text as tokens, from the cache or prepared into it, and its origin."""
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.manifest import PrepareSettings
     from gpt2cli.data.prepare import prepare_cached
@@ -72,7 +72,7 @@ def _opened(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretrain
     }
     with open_dataset(folder) as data:
         task = PretrainTask(recipe, data)
-        _prompt(task)  # a mistake in it shows before any work
+        _prompt(task)  # an error in it comes before any work
         yield task, origin
 
 
@@ -87,7 +87,7 @@ def _hint(session: "TrainingSetup", run: "RunDir") -> str:
 
 
 def _prompt(task: "PretrainTask") -> list[int]:
-    """The ids that each sample begins with."""
+    """The token ids that each sample begins with."""
     from gpt2cli.errors import UsageError
 
     tokenizer, context = task.tokenizer, task.recipe.model.context
@@ -100,7 +100,7 @@ def _prompt(task: "PretrainTask") -> list[int]:
 
 
 def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
-    """Let the model write a little, on the screen and in samples.txt."""
+    """Sample from the model, to the screen and samples.txt."""
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import Decoding

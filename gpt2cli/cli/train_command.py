@@ -4,7 +4,6 @@
 task as a `TrainCommand`.
 """
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +40,15 @@ DryRunOption = Annotated[
 class TrainCommand:
     """What a training command adds. `open_task` yields the task and the origin of its data."""
 
-    task: str  # as recipes spell it, which is the command's name too
-    opened: Callable[[Any, bool], AbstractContextManager[tuple["TrainingTask", dict[str, object]]]]
-    # Called with the view open: after each evaluation, and once training has ended by itself.
+    task: str  # in recipes, and the command's name
+    open_task: Callable[
+        [Any, bool], contextlib.AbstractContextManager[tuple["TrainingTask", dict[str, object]]]
+    ]
     after_evaluation: Callable[["TrainingSetup", "RunDir", "TrainingView", Callable[[], int]], None]
-    at_end: Callable[["TrainingSetup", "RunDir", Callable[[], int]], int]  # returns a signal's number, or 0
-    is_complete: Callable[["RunDir", Any], bool]  # whether what at_end makes of that recipe is there
-    hint: Callable[["TrainingSetup", "RunDir"], str]  # what to try next
+    # Called once training has ended by itself; returns the number of a signal that stopped it, or 0.
+    at_end: Callable[["TrainingSetup", "RunDir", Callable[[], int]], int]
+    is_complete: Callable[["RunDir", Any], bool]  # whether the results of at_end are there, for this recipe
+    hint: Callable[["TrainingSetup", "RunDir"], str]  # the command to try next
 
 
 def train(
@@ -60,7 +61,6 @@ def train(
     offline: bool,
 ) -> None:
     """A training command, from its arguments to its exit."""
-    from gpt2cli.cli.signals import stop_on_signal
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import set_up_training
 
@@ -74,7 +74,7 @@ def train(
     loaded = _load(command, recipe, given)
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
-        loaded = _load(lesson, recipe, given)
+        loaded = _load(command, recipe, given)
     with runs.start_run(run) as begin:
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
@@ -84,8 +84,8 @@ def train(
             and _nothing_to_do(checkpoint, loaded.recipe, run)
         ):
             return
-        stopping = "finishing this step and saving; once more to leave at once"
-        with lesson.opened(loaded.recipe, offline) as (task, origin), polite_stop(stopping) as stop:
+        stopping = "finishing this step and saving; again to leave at once"
+        with command.open_task(loaded.recipe, offline) as (task, origin), stop_on_signal(stopping) as stop:
             session = set_up_training(task, loaded.recipe, checkpoint)
             for notice in session.notices:
                 say(f"note: {notice}")
@@ -104,7 +104,7 @@ def say(text: str) -> None:
     err().print(printable(text))
 
 
-def _load(lesson: Lesson, recipe: str, overrides: list[str]) -> "LoadedRecipe":
+def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
     from gpt2cli.errors import UsageError
     from gpt2cli.recipe.loader import display_path, load_recipe
 
@@ -112,7 +112,7 @@ def _load(lesson: Lesson, recipe: str, overrides: list[str]) -> "LoadedRecipe":
     if loaded.recipe.task != command.task:
         raise UsageError(
             f"{display_path(loaded.path)}: is a recipe for {loaded.recipe.task}",
-            f"this command is {lesson.task}",
+            f"this is gpt2 {command.task}",
             f"gpt2 {loaded.recipe.task} {recipe}",
         )
     return loaded
@@ -142,11 +142,10 @@ def _name_of(recipe: str) -> str:
     return path.stem
 
 
-def _show_plan(lesson: Lesson, loaded: "LoadedRecipe", offline: bool) -> None:
+def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> None:
     from gpt2cli.training.setup import set_up_training
-    from gpt2cli.ui.dry_run import show_plan
 
-    with lesson.opened(loaded.recipe, offline) as (task, _):
+    with command.open_task(loaded.recipe, offline) as (task, _):
         session = set_up_training(task, loaded.recipe, None)
         for notice in session.notices:
             say(f"note: {notice}")
@@ -154,7 +153,7 @@ def _show_plan(lesson: Lesson, loaded: "LoadedRecipe", offline: bool) -> None:
 
 
 def _resume_point(run: "RunDir") -> "Path | None":
-    """The newest whole checkpoint; says which newer ones are damaged."""
+    """The newest intact checkpoint; says which newer ones are damaged."""
     from gpt2cli.training.run_dir import newest_valid_checkpoint
 
     checkpoint, problems = newest_valid_checkpoint(run)
@@ -164,7 +163,7 @@ def _resume_point(run: "RunDir") -> "Path | None":
 
 
 def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
-    """Whether the run has come to its end, by its steps or by its patience; if so, say it."""
+    """Whether the run has ended, by its steps or by early stopping; if so, say it."""
     from gpt2cli.training.train_state import read_state
 
     progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
@@ -178,7 +177,7 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
 
 
 def _train(
-    lesson: Lesson,
+    command: TrainCommand,
     session: "TrainingSetup",
     run: "RunDir",
     stop: Callable[[], int],
@@ -196,7 +195,7 @@ def _train(
     from gpt2cli.ui.training import TrainingView
 
     recipe, first = session.recipe, session.state.step
-    signal = 0
+    signal_number = 0
     with (
         TensorBoardLog(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
@@ -214,10 +213,10 @@ def _train(
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
-                signal = event.signal
-    if not signal and session.state.best_step == 0:
-        say("warning: no evaluation was better than the one at the start; the last checkpoint is taken")
-    signal = signal or lesson.at_end(session, run, stop)
+                signal_number = event.signal
+    if not signal_number and session.state.best_step == 0:
+        say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
+    signal_number = signal_number or command.at_end(session, run, stop)
     out().print(printable(str(run.folder)))
     if signal_number:
         say(f"to continue: gpt2 {command.task} {shlex.quote(str(run.recipe))} --resume")

@@ -13,8 +13,8 @@ from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, RECEIPT, RECIPE, WEIGHT
 from gpt2cli.checkpoints.template_file import TEMPLATE_FILE
 from gpt2cli.convert.openai_checkpoint import FIELDS, HPARAMS, PREFIX
 from gpt2cli.errors import InputError, ResourceError, UsageError
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
-from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON
 
@@ -148,9 +148,9 @@ def _has_numbers_of(folder: Path, size: str) -> bool:
     preset = PRESETS[size]
     try:
         if (folder / HPARAMS).is_file():
-            numbers = read_table(folder / HPARAMS)
+            numbers = read_json_object(folder / HPARAMS)
             return all(numbers.get(theirs) == getattr(preset, ours) for ours, theirs in FIELDS.items())
-        config = from_hugging_face(read_table(folder / CONFIG))
+        config = from_hugging_face(read_json_object(folder / CONFIG))
     except InputError:
         return False
     return replace(config, dropout=preset.dropout) == preset

@@ -5,13 +5,11 @@ There are two kinds: an instruction with an output and possibly an input, under 
 `sft_batches.py` into token ids.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from gpt2cli.data.json_records import each_line, kind_of, whole_list
-from gpt2cli.data.records import kind_by_name, read_text
+from gpt2cli.data.records import kind_of, read_records
 from gpt2cli.errors import InputError
 from gpt2cli.templates import Role, Turn
 
@@ -56,15 +54,15 @@ class InstructionRecords:
 
 
 def read_instructions(path: Path, fields: RecordFields) -> InstructionRecords:
-    """Read a file: .jsonl and .ndjson hold one record per line, other files one JSON list.
+    """Read a file of any kind that `records.py` reads; without a known suffix it is one JSON list.
 
-    Raises InputError naming the line or the record's number, counted from 0.
+    Raises InputError naming the line and the record's number, counted from 0.
     """
-    text, sha256 = read_text(path)
-    found = enumerate(_numbered(text, path))
-    records = [
-        InstructionRecord(index, where, _turns(value, fields, where)) for index, (where, value) in found
-    ]
+    found, sha256 = read_records(path)
+    records = []
+    for index, (line, value) in enumerate(found):
+        where = f"{path}:{line}, record {index}"
+        records.append(InstructionRecord(index, where, _turns(value, fields, where)))
     kept = tuple(r for r in records if any(t.text for t in r.turns if t.role == "assistant"))
     if not kept:
         raise InputError(
@@ -73,15 +71,6 @@ def read_instructions(path: Path, fields: RecordFields) -> InstructionRecords:
             f'a record is {{"{fields.instruction}": "...", "{fields.output}": "..."}}',
         )
     return InstructionRecords(kept, len(records) - len(kept), sha256)
-
-
-def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """(FILE:LINE or FILE with the record's number, the record)."""
-    if kind_by_name(path) == "jsonl":
-        for index, (line, value) in enumerate(each_line(text, str(path))):
-            yield f"{path}:{line}, record {index}", value
-    else:
-        yield from ((f"{path}, record {index}", value) for index, value in enumerate(whole_list(text, path)))
 
 
 def _turns(value: Any, fields: RecordFields, where: str) -> tuple[Turn, ...]:

@@ -4,18 +4,19 @@ says how far an interrupted `prepare` came.
 Both describe the content only, without times, so that the same text and settings give the same bytes.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2cli import files
 from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_json_object
 
 FORMAT = "gpt2cli tokens"
 VERSION = 1
 MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
+AGAIN = "prepare the text again with --force"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 SPLITS = ("train", "validation")
 DTYPES = {"uint16": 2, "uint32": 4}  # bytes per token; little-endian in the shards
@@ -128,7 +129,7 @@ def read_journal(folder: Path) -> Journal | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    record = read_json_object(path)
+    record = read_json_object(path, AGAIN)
     _check_version(record, path)
     try:
         journal = Journal(
@@ -161,7 +162,7 @@ def read_manifest(folder: Path) -> TokenManifest:
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
-    record = read_json_object(path)
+    record = read_json_object(path, AGAIN)
     _check_version(record, path)
     try:
         return TokenManifest(
@@ -212,21 +213,8 @@ def settings_from_json(record: dict[str, Any]) -> PrepareSettings:
     return PrepareSettings(**{**record, "text_fields": tuple(record["text_fields"])})
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for anything else."""
-    with files.open_regular(path) as file:
-        data = file.read()
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise damaged_error(path, str(error)) from None
-    if not isinstance(record, dict):
-        raise damaged_error(path, "it is not a JSON object")
-    return record
-
-
 def damaged_error(path: Path, why: str) -> InputError:
-    return InputError(f"{path}: damaged", why, "prepare the text again with --force")
+    return InputError(f"{path}: damaged", why, AGAIN)
 
 
 def _check_version(record: dict[str, Any], path: Path) -> None:

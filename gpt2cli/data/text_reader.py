@@ -9,7 +9,6 @@ import codecs
 import gzip
 import hashlib
 import io
-import json
 import re
 import sys
 import zlib
@@ -19,8 +18,9 @@ from typing import Any, BinaryIO, cast
 
 from gpt2cli import files
 from gpt2cli.data.input_files import TextSource
-from gpt2cli.data.json_records import kind_of
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.data.records import kind_of, parquet_rows, require_pyarrow
+from gpt2cli.errors import InputError
+from gpt2cli.json_files import parse_json
 
 PIECE_CHARACTERS = 1 << 18  # the usual size
 MAX_PIECE_CHARACTERS = 1 << 19  # text without a safe cut is cut here anyway
@@ -53,7 +53,8 @@ class SourceReader:
         self.source = source
         self._fields = fields
         if source.kind == "parquet":
-            _require_pyarrow(source)
+            assert source.path is not None
+            require_pyarrow(source.path)
         self._raw = _Hashing(files.open_regular(source.path) if source.path else sys.stdin.buffer)
 
     @property
@@ -132,21 +133,11 @@ class SourceReader:
                 yield from split_document(_joined(_record(text, where), self._fields, where), where)
 
     def _parquet(self) -> Iterator[TextPiece]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        assert self.source.path is not None
         self.drain()  # parquet needs random access, so its digest takes a separate pass
-        number = 0
-        try:
-            with pq.ParquetFile(self.source.path) as file:
-                _require_columns(self.source.name, file.schema_arrow.names, self._fields)
-                for batch in file.iter_batches(batch_size=256, columns=list(self._fields)):
-                    for row in batch.to_pylist():
-                        number += 1
-                        where = f"{self.source.name}, row {number}"
-                        yield from split_document(_joined(row, self._fields, where), where)
-        except pa.ArrowException as error:
-            raise InputError(f"{self.source.name}: not a readable parquet file", str(error)) from None
+        for number, row in enumerate(parquet_rows(self.source.path, self._fields), 1):
+            where = f"{self.source.name}, row {number}"
+            yield from split_document(_joined(row, self._fields, where), where)
 
 
 def split_document(document: str, where: str = "") -> Iterator[TextPiece]:
@@ -182,8 +173,8 @@ def _safe_cut(text: str) -> int:
 
 def _record(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_json(line)
+    except ValueError as error:
         raise InputError(f"{where}: not a JSON record", str(error)) from None
 
 
@@ -231,25 +222,6 @@ def _not_utf8(name: str, offset: int, block: bytes) -> InputError:
         "it starts like UTF-16" if utf16 else "these bytes are not a character; it may be Latin-1",
         f"iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 FILE > FILE.txt",
     )
-
-
-def _require_pyarrow(source: TextSource) -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            f"{source.name}: parquet needs pyarrow", "it is not installed here", "pip install pyarrow"
-        ) from None
-
-
-def _require_columns(name: str, columns: Sequence[str], fields: Sequence[str]) -> None:
-    missing = [field for field in fields if field not in columns]
-    if missing:
-        raise InputError(
-            f"{name}: no column {missing[0]!r}",
-            f"the file has: {', '.join(map(repr, columns[:8]))}",
-            "name the column that holds the text: --text-field NAME",
-        )
 
 
 class _Hashing(io.RawIOBase):

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2cli.errors import DivergedError, InputError, UsageError
+from gpt2cli.checkpoints.finite import bad_logits, require_finite
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.runtime import Runtime
@@ -144,12 +145,8 @@ def measure_perplexity(
         batch = rows[first : first + sliding.batch]
         nats += _sum_losses(model, ids, batch, runtime)
         n_tokens += sum(window.n_scored for window in batch)
-        if not math.isfinite(nats):
-            raise DivergedError(
-                f"the model's loss is not finite within the first {n_tokens} tokens",
-                "its weights hold NaN or infinity, or the logits overflow in this precision",
-                "gpt2 evaluate --precision fp32, or use an earlier checkpoint",
-            )
+        fix = "gpt2 evaluate --precision fp32, or use an earlier checkpoint"
+        require_finite(nats, bad_logits(f" within the first {n_tokens} tokens", fix))
         n_windows, seconds = first + len(batch), time.perf_counter() - started
         yield PerplexityProgress(nats, n_tokens, len(text.ids), n_windows, seconds)
 

@@ -16,12 +16,12 @@ from urllib.parse import quote, unquote
 from gpt2cli import paths
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.provenance import PUBLISHED, Origin
-from gpt2cli.convert.hf_config import read_table
 from gpt2cli.errors import InputError
 from gpt2cli.hub import hf_hub
 from gpt2cli.hub.collecting import compare
 from gpt2cli.hub.hf_hub import Listing
 from gpt2cli.hub.registry import SIZES, Expected, Size, hub_files, openai_files
+from gpt2cli.json_files import read_json_object
 
 OPENAI, HUB = SOURCES = ("openai", "hf")
 REFUSED = ".refused"  # the end of the name of a file that turned out to be damaged
@@ -124,7 +124,7 @@ def _made_from(model: Path) -> dict[str, Any]:
     """What a model's receipt says about its source; empty where there is no receipt."""
     if not (model / RECEIPT).is_file():
         return {}
-    source = read_table(model / RECEIPT).get("source")
+    source = read_json_object(model / RECEIPT).get("source")
     return source if isinstance(source, dict) else {}
 
 

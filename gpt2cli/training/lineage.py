@@ -4,7 +4,6 @@ Each file may be missing, and files that another program wrote may hold anything
 read is listed as a problem and raises nothing.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from typing import Any, TypeAlias
 
 from gpt2cli.checkpoints.folder import RECEIPT, RECIPE
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.files import open_regular
+from gpt2cli.json_files import read_json_object
 from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.training.train_state import STATE
 
 RUN_RECORD = "run.json"
-LARGEST = 1 << 24  # bytes read of a record; ours have a few thousand
 LONGEST = 1000  # characters kept of a value
 
 Value: TypeAlias = str | int | float | bool
@@ -89,18 +87,10 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     try:
-        with open_regular(path) as file:
-            value = json.loads(file.read(LARGEST))
+        return read_json_object(path)
     except InputError as error:
         problems.append(str(error))
         return {}
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{path}: is not JSON: {error}")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{path}: is not a JSON object")
-        return {}
-    return value
 
 
 def _pick(values: Any, paths: Sequence[str]) -> Facts:

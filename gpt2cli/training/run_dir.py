@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli import files, paths
+from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import verify, write_manifest
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.loader import dump_recipe
 from gpt2cli.training.events import Event, to_json
 from gpt2cli.training.optimizer_step import parameter_names
@@ -133,12 +135,13 @@ def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
     Raises DivergedError for non-finite weights: their checkpoint would push out a good one.
     """
     state, recipe = setup.state, setup.recipe
-    if not all(parameter.isfinite().all() for parameter in setup.model.parameters()):
-        raise DivergedError(
-            f"the weights at step {state.step} are not finite",
-            "the learning rate is far too high; earlier checkpoints are kept",
-            f"resume with a smaller learning rate: --resume optim.lr={recipe.optim.lr / 10:.2g}",
-        )
+    diverged = DivergedError(
+        f"the weights at step {state.step} are not finite",
+        "the learning rate is far too high; earlier checkpoints are kept",
+        f"resume with a smaller learning rate: --resume optim.lr={recipe.optim.lr / 10:.2g}",
+    )
+    for parameter in setup.model.parameters():
+        require_finite(parameter, diverged)
     path = run.checkpoints / f"step-{state.step:06d}"
     run.checkpoints.mkdir(exist_ok=True)
     with files.new_folder(path) as folder:
@@ -237,11 +240,10 @@ def _records(run: RunDir) -> Iterator[tuple[str, dict[str, Any]]]:
 def _sessions(run: RunDir) -> list[dict[str, Any]]:
     if not run.record.exists():
         return []
-    try:
-        sessions = json.loads(run.record.read_text(encoding="utf-8"))["sessions"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}") from None
-    return list(sessions)
+    sessions = read_json_object(run.record, f"rm {run.record}").get("sessions")
+    if not isinstance(sessions, list):
+        raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}")
+    return sessions
 
 
 def _prune(run: RunDir, keep: int) -> None:

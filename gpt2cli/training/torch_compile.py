@@ -1,6 +1,7 @@
 """torch.compile in training: block by block, and tried before the run depends on it."""
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,10 @@ def compile_blocks(optimizer_step: OptimizerStep, n_rows: int, runtime: Runtime)
     Returns None, or why compiling fails here; the blocks are then as before. The blocks share their
     code, so one compilation serves all of them. A forward and a backward of one block test it.
     """
-    model: Any = optimizer_step.model  # a GPT-2 with the task's head
+    # Inductor reports even what it recovers from, like a damaged cache, with a traceback.
+    # Where TORCH_LOGS is set, that holds.
+    torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
+    model: Any = learner.model  # a GPT-2 under the task's head
     config = model.config
     blocks = list(model.transformer.h)
     for block in blocks:

@@ -5,7 +5,6 @@ counters, the fp16 loss scale and the identity of the run: what must not change 
 the same run. There is no random state: batches and dropout are functions of (seed, step).
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
-from gpt2cli.files import open_regular, sha256_of, write_json
+from gpt2cli.files import sha256_of, write_json
+from gpt2cli.json_files import read_json_object
 
 TENSORS, STATE = "train_state.safetensors", "train_state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -63,8 +63,7 @@ def write_state(
 
 def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
     """State, identity and loss scaler of a checkpoint whose hashes have been verified."""
-    with open_regular(folder / STATE) as file:
-        saved = json.load(file)
+    saved = read_json_object(folder / STATE)
     try:
         values = dict(saved["progress"])
         values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]

@@ -22,21 +22,20 @@ from gpt2cli.training.loop import train_step
 from gpt2cli.training.setup import TrainingSetup
 from gpt2cli.training.sft_task import SftBatch, SftTask
 from gpt2cli.training.task import TrainingTask
-from gpt2cli.ui.console import is_terminal, out, printable
+from gpt2cli.ui.console import is_terminal, printable
 
 Row = tuple[str, str, str]
 MiB = 1 << 20
 
 
-def show_plan(session: TrainingSetup, origins: Mapping[str, str]) -> None:
-    """Print the plan to stdout: it is the data that was asked for."""
-    _print_rows("value", _values(session, origins))
-    _print_rows("memory", _memory(session))
-    _print_rows("work", _work(session))
-    console = out()
+def show_dry_run(session: TrainingSetup, origins: Mapping[str, str], console: Console) -> None:
+    """Print it all; the console is stdout's, as this is the data that the user asked for."""
+    _print_rows(console, "value", _values(session, origins))
+    _print_rows(console, "memory", _memory(session))
+    _print_rows(console, "work", _work(session))
     batch = session.task.batch(0, 0)
     if isinstance(batch, SftBatch):
-        _print_learnt(batch, session.task.tokenizer)
+        _print_loss_mask(console, batch, session.task.tokenizer)
         return
     console.print("first batch, decoded:", style="bold")
     for row in batch.input_ids.tolist():
@@ -45,10 +44,9 @@ def show_plan(session: TrainingSetup, origins: Mapping[str, str]) -> None:
         )
 
 
-def _print_learnt(batch: SftBatch, tokenizer: Tokenizer) -> None:
-    """Each record with what is learnt of it marked: by colour on a terminal, «so» elsewhere."""
-    console = out()
-    console.print("first batch, decoded; what is marked is learnt:", style="bold")
+def _print_loss_mask(console: Console, batch: SftBatch, tokenizer: Tokenizer) -> None:
+    """Each record with the tokens of its loss mask marked: by colour on a terminal, «so» elsewhere."""
+    console.print("first batch, decoded; the loss counts what is marked:", style="bold")
     coloured = is_terminal(console) and not console.no_color
     for record in (record for group in batch.rows for record in group):
         line = Text("  ")
@@ -112,7 +110,7 @@ def _memory(session: TrainingSetup) -> list[Row]:
 
 
 def _outputs(task: TrainingTask, n_positions: int) -> int:
-    """How many of a micro batch's positions meet the vocabulary."""
+    """How many positions of a micro batch get logits over the vocabulary."""
     if isinstance(task, ClassifyTask):
         return 0
     return task.max_targets if isinstance(task, SftTask) else n_positions
@@ -142,7 +140,7 @@ def _work(session: TrainingSetup) -> list[Row]:
 
 
 def _timed(session: TrainingSetup) -> tuple[float, float]:
-    """Loss of a first step, which pays for what happens once, and seconds of a second one."""
+    """Loss of the first step, which includes one-time costs, and seconds of the second."""
     losses, seconds = [], []
     for _ in range(2):
         started = time.perf_counter()

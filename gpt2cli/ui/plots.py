@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from gpt2cli import files
-from gpt2cli.evaluation.classes import Scores
+from gpt2cli.evaluation.classes import ClassificationMetrics
 from gpt2cli.ui.tables import MOST_CLASSES, short_label
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
@@ -55,7 +55,9 @@ def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool 
     return True
 
 
-def plot_confusion(scores: Scores, labels: Sequence[str], out: Path, *, title: str = "") -> None:
+def plot_confusion(
+    scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
+) -> None:
     """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

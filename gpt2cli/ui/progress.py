@@ -17,8 +17,8 @@ from gpt2cli.ui.console import is_terminal, printable
 
 if TYPE_CHECKING:
     from gpt2cli.convert.pipeline import ConvertProgress
-    from gpt2cli.data.prepare import Progress as Preparing
-    from gpt2cli.evaluation.perplexity import Scoring
+    from gpt2cli.data.prepare_pipeline import PrepareProgress as Preparing
+    from gpt2cli.evaluation.perplexity import PerplexityProgress
     from gpt2cli.hub.collecting import Fetching
 
 LINE_SECONDS = 5.0  # between plain lines
@@ -169,8 +169,8 @@ def converting(step: "ConvertProgress") -> State:
     return State(step.phase, step.n_done, step.n_total or None, facts)
 
 
-def scoring(model: str) -> "Callable[[Scoring], State]":
-    def state(step: "Scoring") -> State:
+def scoring(model: str) -> "Callable[[PerplexityProgress], State]":
+    def state(step: "PerplexityProgress") -> State:
         facts = f"loss {step.loss:.4f}, {step.tokens_per_second:,.0f} tokens/s"
         return State(model, step.n_tokens, step.n_total, facts)
 

@@ -1,14 +1,12 @@
 """The tables that commands print: a classifier's scores, an evaluation, the receipt of a conversion."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2cli import files
 from gpt2cli.evaluation.classes import ClassificationMetrics
 from gpt2cli.ui.console import printable
 
@@ -21,8 +19,20 @@ PAPER_NOTE = (
 )
 
 
-def show_scores(scores: ClassificationMetrics, labels: Sequence[str], console: Console) -> None:
-    names = [_short(label) for label in labels]
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One model's result; `paper` is the published figure for its size, where there is one."""
+
+    model: str
+    text: perplexity.EncodedText
+    sliding: perplexity.SlidingWindow
+    result: perplexity.PerplexityProgress
+    paper: float | None
+
+
+def print_classes(scores: ClassificationMetrics, labels: Sequence[str], console: Console) -> None:
+    """Precision, recall and F1 per class, and the confusion matrix: a row per true class."""
+    names = [short_label(label) for label in labels]
     table = _table("class", "precision", "recall", "F1", "texts")
     for name, one in zip(names, scores.classes, strict=True):
         figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
@@ -43,8 +53,6 @@ def plot_confusion(
     scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
 ) -> None:
     """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
 
 def _evaluation_cells(row: EvaluationRow, with_paper: bool) -> list[tuple[str, str]]:

@@ -100,7 +100,7 @@ class TrainingView:
         self.best = event if event.is_best else self.best
         loss, perplexity = f"{event.loss:.3f}", _perplexity(event.perplexity)
         style = "good" if event.is_best else ""
-        # What a task measures itself says more than a perplexity, which is the loss once more.
+        # A measure of the task says more than a perplexity, which is the loss again.
         notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.metrics.items()]
         notes += ["best"] if event.is_best else []
         if self.tabular:

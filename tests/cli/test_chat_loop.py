@@ -14,7 +14,6 @@ import torch
 from speaking import save_model_that_says
 
 from gpt2cli.cli import app
-from gpt2cli.errors import InputError
 from gpt2cli.generation import chat_session, engine
 from gpt2cli.ui.chat import BASE_MODEL as MODE
 
@@ -104,9 +103,12 @@ def test_sigterm_ends_the_program_after_the_text_so_far(chat: Chat, is_terminal:
 def test_a_signal_in_a_command_that_fails_is_not_forgotten(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    def hit(path: Path) -> Any:
-        os.kill(os.getpid(), number)
-        raise InputError(f"{path}: is not JSON")
+    whole = os.open
 
-    monkeypatch.setattr("gpt2cli.cli.chat_loop._read_json", hit)
-    assert chat("/load it\none\n", [], is_terminal=False) == (code, "", f"{MODE}\n")
+    def hit(path: Any, *options: Any, **named: Any) -> int:
+        if str(path) == "missing":
+            os.kill(os.getpid(), number)
+        return whole(path, *options, **named)
+
+    monkeypatch.setattr(os, "open", hit)
+    assert chat("/load missing\none\n", [], is_terminal=False) == (code, "", f"{MODE}\n")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpt2cli.data.token_dataset import open_dataset
+from gpt2cli.data.prepare import open_dataset
 
 Gpt2 = Callable[..., Any]
 

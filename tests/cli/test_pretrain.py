@@ -163,9 +163,9 @@ def tell(monkeypatch: pytest.MonkeyPatch, place: object, name: str, number: int,
     ("place", "name", "when"),
     [
         (PretrainTask, "fresh_model", 1),  # load
-        (loop, "train_step", 4),  # step
+        (loop, "take_step", 4),  # step
         (PretrainTask, "evaluation_batches", 2),  # evaluation
-        ("gpt2cli.training.run_dir", "save_checkpoint", 1),  # save
+        (setup.TrainingSetup, "save", 1),  # save
         ("gpt2cli.generation.engine", "generate", 1),  # sampling
     ],
 )
@@ -327,7 +327,7 @@ def test_data_that_shrinks_during_the_run_is_an_error_and_no_crash(
         os.truncate(next(Path("tokens").glob("train-*.bin")), 100)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", shrink)
+    monkeypatch.setattr(loop, "take_step", shrink)
     done = gpt2("pretrain", recipe, "data.source=tokens")
     assert done.code == 3 and "train-00000.bin" in done.err
 
@@ -350,7 +350,7 @@ def test_divergence_exits_6_and_names_a_smaller_rate(
 ) -> None:
     original = PretrainTask.loss_sum
     monkeypatch.setattr(PretrainTask, "loss_sum", lambda *a: original(*a) * float("nan"))
-    done = gpt2("pretrain", recipe, "run.max_skipped_steps=2")
+    done = gpt2("pretrain", recipe, "run.max_bad_steps=2")
     assert done.code == 6 and "optim.lr=0.001" in done.err and "skipped" in done.err
 
 

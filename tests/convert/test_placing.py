@@ -109,7 +109,7 @@ def add(name: str) -> Callable[[Path], None]:
         (add("run.json"), "the folder of a run"),
         (add("checkpoints/kept.txt"), "the folder of a run"),
         (website, "format None is unknown"),
-        (not_json, "manifest.json: is not"),
+        (not_json, "manifest.json:1: is not"),
         (another_list, "its manifest.json is not that of a model"),
         (project, "there is no model.safetensors in it"),
     ],

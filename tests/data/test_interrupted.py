@@ -175,7 +175,7 @@ def test_other_settings_or_damage_since_the_interruption(
     with pytest.raises(InputError, match=r"train-00000\.bin: shorter than the journal says"):
         run(sources, tmp_path / "out", shard_tokens=4000)
     (tmp_path / "out" / "journal.json").write_text("{")
-    with pytest.raises(InputError, match=r"journal\.json: damaged"):
+    with pytest.raises(InputError, match=r"journal\.json:1: is not JSON"):
         run(sources, tmp_path / "out", shard_tokens=4000)
     assert run(sources, tmp_path / "out", shard_tokens=4000, force=True)[-1].phase == "done"
 

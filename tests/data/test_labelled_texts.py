@@ -92,7 +92,7 @@ def test_a_file_without_a_row_of_names(
     [
         ("a.csv", "text,label\nx,a\ny,b\n", "a.csv:1: the columns are named in this row"),
         ("a.csv", "x,a,1\ny,b,1\n", "a.csv:1: too many fields, 3"),
-        ("a.jsonl", '{"text": "x", "label": "a"}\n', "a.jsonl:1: JSON records name their fields"),
+        ("a.jsonl", '{"text": "x", "label": "a"}\n', "a.jsonl:1: records name their fields"),
         ("a.csv", "", "a.csv:1: there are no rows"),
     ],
 )

@@ -77,7 +77,7 @@ BAD = {
         ("", "no record to judge"),
         ("\n \n", "no record to judge"),
         (json.dumps(RECORD) + "\n\n" + json.dumps(RECORD)[:-9], ":3: not a JSON record"),
-        (json.dumps(RECORD) + "\n[]", ":2: not a JSON object"),
+        (json.dumps(RECORD) + "\n[]", ":2, record 1: not a JSON object"),
     ],
 }
 

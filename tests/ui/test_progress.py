@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from gpt2cli.convert.pipeline import ConvertProgress
-from gpt2cli.data.prepare import Progress
-from gpt2cli.evaluation.perplexity import Scoring
+from gpt2cli.data.prepare import PrepareProgress
+from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.hub.collecting import Fetched, Fetching
 from gpt2cli.ui.console import THEME
 from gpt2cli.ui.progress import State, converting, counting, fetching, finish, preparing, scoring, track
@@ -50,9 +50,9 @@ def test_lines_come_now_and_then() -> None:
     assert shown("abc", counting("x", 3), every=1000.0) == ""
 
 
-def preparation() -> list[Progress]:
-    def step(phase: Any, n: int, total: int | None, **more: Any) -> Progress:
-        return Progress(phase, Path("out"), n, total, n_bytes=n, **more)
+def preparation() -> list[PrepareProgress]:
+    def step(phase: Any, n: int, total: int | None, **more: Any) -> PrepareProgress:
+        return PrepareProgress(phase, Path("out"), n, total, n_bytes=n, **more)
 
     return [
         step("vocabulary", 0, 8_000_000),
@@ -100,7 +100,7 @@ def test_a_download_names_each_file_once_and_every_trouble() -> None:
 def test_a_conversion_and_an_evaluation() -> None:
     steps = [ConvertProgress("reading", 1, 4), ConvertProgress("verifying"), ConvertProgress("done")]
     assert shown(steps, converting).splitlines()[0] == "reading  25%  1 of 4"
-    scored = [Scoring(2.0 * n, n, 1000, n // 100, 2.0) for n in (250, 500, 1000)]
+    scored = [PerplexityProgress(2.0 * n, n, 1000, n // 100, 2.0) for n in (250, 500, 1000)]
     assert shown(scored, scoring("runs/[/x]\x1b")).splitlines() == [
         "runs/[/x]␛  25%  loss 2.0000, 125 tokens/s",
         "runs/[/x]␛  50%  loss 2.0000, 250 tokens/s",
