@@ -16,6 +16,7 @@ from gpt2cli.cli.options import (
     DecodingPrecisionOption,
     DeviceOption,
     JsonOption,
+    MinPOption,
     RepetitionPenaltyOption,
     SeedOption,
     TemperatureOption,
@@ -56,6 +57,7 @@ def chat(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    min_p: MinPOption = None,
     repetition_penalty: RepetitionPenaltyOption = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -84,7 +86,7 @@ def chat(
         ):
             from gpt2cli.generation.settings import Settings
 
-            decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
+            decoding = decoding_of(temperature, top_k, top_p, min_p, repetition_penalty, seed)
             settings = Settings(decoding, max_new_tokens)
             n_tokens = TALK_TOKENS if screen else 0
             loaded = load(folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end)

@@ -11,6 +11,7 @@ from gpt2cli.cli.options import (
     DecodingPrecisionOption,
     DeviceOption,
     JsonOption,
+    MinPOption,
     ModelOption,
     RepetitionPenaltyOption,
     SeedOption,
@@ -44,6 +45,7 @@ def generate(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    min_p: MinPOption = None,
     repetition_penalty: RepetitionPenaltyOption = None,
     seed: SeedOption = None,
     num_samples: Annotated[int, typer.Option("--num-samples", help="Continuations, made together.")] = 1,
@@ -88,7 +90,7 @@ def generate(
         from gpt2cli.generation.pace import Pace
         from gpt2cli.generation.text import Reply
 
-        decoding = decoding_of(temperature, top_k, top_p, repetition_penalty, seed)
+        decoding = decoding_of(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         loaded = load(
             folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
         )

@@ -85,6 +85,7 @@ def decoding_of(
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    min_p: float | None,
     repetition_penalty: float | None,
     seed: int | None,
 ) -> "Decoding":
@@ -97,6 +98,7 @@ def decoding_of(
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
+        "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "seed": secrets.randbelow(2**31) if seed is None else seed,
     }

@@ -44,6 +44,12 @@ TopPOption = Annotated[
     float | None,
     typer.Option("--top-p", help="Only the likeliest tokens that reach P together.", show_default="1.0"),
 ]
+MinPOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p", help="Drop tokens less than P times as likely as the likeliest.", show_default="0.0"
+    ),
+]
 RepetitionPenaltyOption = Annotated[
     float | None, typer.Option("--repetition-penalty", help="Above 1 repeats less.", show_default="1.0")
 ]

@@ -1,25 +1,26 @@
-"""Owns decoding: from prompts of ids to new ids, one step for all rows at a time.
+"""The decode engine: from prompts of ids to new ids, one step for all rows at a time.
 
-The past is kept in a cache, so each token goes through the model once; one row can keep it from
-prompt to prompt. How an id is chosen is in sampling.py, what the ids say in text.py, what the
-prompts of a conversation are in conversation.py.
+Keys and values stay in a cache, so each token goes through the model once; a conversation's row keeps
+its cache from prompt to prompt. How an id is chosen is in sampling.py, what the ids say in text.py, what
+the prompts of a conversation are in conversation.py.
 """
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.generation.sampling import Decoding, choose, row_generators, uniforms
+from gpt2cli.generation.sampling import Decoding, Sampler, to_list
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
 
 
 @dataclass(frozen=True)
 class Step:
-    """One new id a row; None for a row that has ended. A stop id is the last id of its row.
+    """One new id per row; None for a row that has ended. A stop id is the last id of its row.
 
     `window_moved`: some row had filled the context, and this step and the following see only
     the last half of it.
@@ -31,7 +32,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Padding:
-    """Rows of unequal length end together: the shorter ones begin with padding that nobody sees."""
+    """Rows of unequal length end together: the shorter ones begin with padding that no token attends to."""
 
     n_pads: Tensor  # (B, 1)
     visible: Tensor  # (B, n_positions), True for the places of real tokens
@@ -47,39 +48,37 @@ def generate(
     """Continue each prompt until a stop id or for `max_new_tokens`.
 
     Learned positions end at n_positions. A row that would pass it goes on from its last
-    n_positions // 2 ids. A batch gives each row what the row would get alone. The model is in
-    evaluation mode until the iterator ends or is closed.
-    Raises InputError for a prompt that is empty, too long or holds an unknown id; UsageError for
-    max_new_tokens below 1; DivergedError for scores that are not finite.
+    n_positions // 2 ids. A batch gives each row what the row would get alone; a prompt that stands
+    there several times is prefilled once. The model is in evaluation mode until the iterator ends or
+    is closed. Raises InputError for a prompt that is empty, too long or holds an unknown id; UsageError
+    for max_new_tokens below 1; DivergedError for logits that are not finite.
     """
     limit = model.config.n_positions
     _check(prompts, model, max_new_tokens)
     rows = [list(prompt) for prompt in prompts]  # the ids in the window of each row
     active = [True] * len(rows)
     cache = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
-    generators = row_generators(decoding.seed, len(rows))
-    seen = _seen(rows, model) if decoding.repetition_penalty != 1 else None
+    sampler = Sampler(decoding, rows, model.config.vocab_size, _device(model))
+    n_left, moved = max_new_tokens, False
 
     was_training = model.training
     model.eval()
     try:
-        moved = False
-        logits, padding = prefill(model, cache, rows)
-        for n in range(1, max_new_tokens + 1):
-            ids = sample(logits, decoding, generators, seen)  # (B,)
-            chosen = ids.tolist()
-            for row, token in zip(rows, chosen, strict=True):
-                row.append(token)
-            yield Step(tuple(t if on else None for t, on in zip(chosen, active, strict=True)), moved)
-            active = [on and t not in stop_ids for t, on in zip(chosen, active, strict=True)]
-            if n == max_new_tokens or not any(active):
-                return
-            if cache.length < limit:
+        while True:
+            logits, padding = prefill(model, cache, rows)
+            extend = partial(decode_one, model, cache, padding)
+            for chosen in _decode(extend, logits, sampler, min(n_left, limit - cache.length + 1)):
+                n_left -= 1
+                for row, token in zip(rows, chosen, strict=True):
+                    row.append(token)
+                yield Step(tuple(t if on else None for t, on in zip(chosen, active, strict=True)), moved)
+                active = [on and t not in stop_ids for t, on in zip(chosen, active, strict=True)]
+                if not any(active):
+                    return
                 moved = False
-                logits = decode_one(model, cache, ids, padding)
-            else:
-                moved = _move_window(rows, active, limit)
-                logits, padding = prefill(model, cache, rows)
+            if not n_left:
+                return
+            moved = _move_window(rows, active, limit)
     finally:
         model.train(was_training)
 
@@ -115,33 +114,47 @@ def continue_row(
     one after every reply. May be closed at any place. Raises what `generate` raises.
     """
     _check([prompt], model, max_new_tokens)
-    generators = row_generators(decoding.seed, 1) if generator is None else [generator]
-    seen = _seen([prompt], model) if decoding.repetition_penalty != 1 else None
-    if seen is not None:
-        seen[:, list(stop_ids)] = False
+    generators = None if generator is None else [generator]
+    sampler = Sampler(decoding, [prompt], model.config.vocab_size, _device(model), generators, stop_ids)
 
     was_training = model.training
     model.eval()
     try:
-        kept = min(n_common(past.ids, prompt), len(prompt) - 1)  # scores come from reading something
+        kept = min(n_common(past.ids, prompt), len(prompt) - 1)  # logits come from reading something
         cut(past, kept)
         past.n_read = len(prompt) - kept
         logits = read(model, past, prompt[kept:])
-        for n in range(1, max_new_tokens + 1):
-            ids = sample(logits, decoding, generators, seen)  # (1,)
-            token = int(ids)
+        n_most = min(max_new_tokens, model.config.n_positions - len(prompt) + 1)
+
+        def extend(ids: Tensor) -> Tensor:
+            return read(model, past, ids.tolist())
+
+        for (token,) in _decode(extend, logits, sampler, n_most):
             yield token
-            if n == max_new_tokens or token in stop_ids or len(past.ids) == model.config.n_positions:
+            if token in stop_ids:
                 return
-            logits = read(model, past, [token])
     finally:
         model.train(was_training)
 
 
+def _decode(
+    extend: Callable[[Tensor], Tensor], logits: Tensor, sampler: Sampler, n_steps: int
+) -> Iterator[list[int]]:
+    """The new ids of all rows, step by step: chosen from logits (B, V), then read for the next logits.
+
+    The ids of the last step are not read.
+    """
+    for n in range(1, n_steps + 1):
+        ids = sampler(logits)  # (B,)
+        yield to_list(ids)
+        if n < n_steps:
+            logits = extend(ids)  # (B, V)
+
+
 @torch.inference_mode()
 def read(model: GPT2LMHead, past: Past, ids: Sequence[int]) -> Tensor:
-    """Let the model read ids behind what the cache holds; scores of the next token, (1, V)."""
-    input_ids = torch.tensor([ids], device=model.transformer.wpe.weight.device)  # (1, T)
+    """Let the model read ids behind what the cache holds; logits of the next token, (1, V)."""
+    input_ids = torch.tensor([ids], device=_device(model))  # (1, T)
     past.cache.length = len(past.ids)
     try:
         logits = model.extend(input_ids, past.cache)
@@ -167,9 +180,27 @@ def n_common(first: Sequence[int], second: Sequence[int]) -> int:
 def prefill(
     model: GPT2LMHead, cache: KVCache, rows: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Padding | None]:
-    """Run the rows through the model from an empty cache; scores of the next token, (B, V)."""
+    """Fill an empty cache with the rows; logits of the next token, (B, V). Equal rows are read once."""
+    distinct = list(dict.fromkeys(map(tuple, rows)))
+    if len(distinct) == len(rows):
+        return _prefill_each(model, cache, rows)
+    T = max(map(len, rows))
+    place = {row: n for n, row in enumerate(distinct)}
+    sources = [place[tuple(row)] for row in rows]  # of B rows, each one's among the distinct
+    first = model.new_cache(len(distinct), T)
+    logits, padding = _prefill_each(model, first, distinct)
+    for ours, theirs in zip(cache.keys + cache.values, first.keys + first.values, strict=True):
+        for row, source in enumerate(sources):
+            ours[row, :, :T] = theirs[source, :, :T]  # (H, T, D)
+    cache.length = T
+    return logits[sources], padding and Padding(padding.n_pads[sources], padding.visible[sources])
+
+
+def _prefill_each(
+    model: GPT2LMHead, cache: KVCache, rows: Sequence[Sequence[int]]
+) -> tuple[Tensor, Padding | None]:
     cache.length = 0
-    device = model.transformer.wpe.weight.device
+    device = _device(model)
     T = max(map(len, rows))
     input_ids = torch.tensor([[0] * (T - len(row)) + list(row) for row in rows], device=device)  # (B, T)
     if all(len(row) == T for row in rows):
@@ -188,25 +219,14 @@ def prefill(
 
 
 @torch.inference_mode()
-def decode_one(model: GPT2LMHead, cache: KVCache, ids: Tensor, padding: Padding | None) -> Tensor:
-    """Append one id a row, (B,), to the cache; scores of the next token, (B, V)."""
+def decode_one(model: GPT2LMHead, cache: KVCache, padding: Padding | None, ids: Tensor) -> Tensor:
+    """Append one id per row, (B,), to the cache; logits of the next token, (B, V)."""
     if padding is None:
         return model.extend(ids[:, None], cache)
     S = cache.length + 1
     mask = padding.visible[:, None, None, :S]  # (B, 1, 1, S)
     hidden = model.transformer(ids[:, None], cache, cache.length - padding.n_pads, mask)
     return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
-
-
-@torch.inference_mode()
-def sample(
-    logits: Tensor, decoding: Decoding, generators: Sequence[torch.Generator], seen: Tensor | None
-) -> Tensor:
-    """The next id of each row, (B,), noted in `seen`. A row draws one number a step."""
-    ids = choose(logits, decoding, uniforms(generators), seen)
-    if seen is not None:
-        seen.scatter_(1, ids[:, None], True)
-    return ids
 
 
 def _move_window(rows: list[list[int]], active: Sequence[bool], limit: int) -> bool:
@@ -224,13 +244,8 @@ def _move_window(rows: list[list[int]], active: Sequence[bool], limit: int) -> b
     return moved
 
 
-def _seen(rows: Sequence[Sequence[int]], model: GPT2LMHead) -> Tensor:
-    """Which tokens each row holds, (B, V)."""
-    device = model.transformer.wpe.weight.device
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
-    for row, ids in zip(seen, rows, strict=True):
-        row[torch.tensor(ids, device=device)] = True
-    return seen
+def _device(model: GPT2LMHead) -> torch.device:
+    return model.transformer.wpe.weight.device
 
 
 def _check(prompts: Sequence[Sequence[int]], model: GPT2LMHead, max_new_tokens: int) -> None:

@@ -83,6 +83,20 @@ def test_a_batch_of_equal_prompts_samples_each_row_as_in_any_other_batch(model: 
     assert rows == [ids_of(run(model, [PROMPTS[0]] * 3, 30, decoding), row) for row in range(3)]
 
 
+def test_a_prompt_that_stands_there_several_times_is_read_once(model: GPT2LMHead) -> None:
+    shapes: list[tuple[int, ...]] = []
+    model.transformer.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    wild = Decoding(temperature=1.5, top_k=0, seed=11)
+    run(model, [PROMPTS[2]] * 16, 3, wild)
+    assert shapes == [(1, 7), (16, 1), (16, 1)]
+    del shapes[:]
+    mixed = [PROMPTS[2], PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1]]
+    together = run(model, mixed, 60, GREEDY)
+    assert shapes[:2] == [(3, 7), (5, 1)]
+    for row, prompt in enumerate(mixed):
+        assert ids_of(together, row) == ids_of(run(model, [prompt], 60, GREEDY))
+
+
 def test_another_seed_gives_another_text(model: GPT2LMHead) -> None:
     texts = {tuple(ids_of(run(model, PROMPTS[:1], 20, Decoding(seed=seed, top_k=0)))) for seed in range(4)}
     assert len(texts) == 4
