@@ -133,11 +133,11 @@ def _ratios(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 def _ours(options: argparse.Namespace) -> Run:
     import torch
 
-    from gpt2cli.generation.compiled import build_package, find_package, use_package
+    from gpt2cli.checkpoints.folder import load_model
+    from gpt2cli.generation.cpu.aot_packages import build_package, find_package, use_package
+    from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
     from gpt2cli.generation.engine import generate
-    from gpt2cli.generation.packing import pack_for_decoding
     from gpt2cli.generation.sampling import Decoding
-    from gpt2cli.weights.folder import load_model
 
     torch.set_num_threads(options.threads)
     use, precision = USES[options.engine], options.precision

@@ -36,7 +36,7 @@ HASH = (
     "data = open(folder + '/model.safetensors', 'rb').read(); hashlib.sha256(data).hexdigest()\n"
     "loaded = time.perf_counter() - start\n",
 )
-OURS = "from pathlib import Path; from gpt2cli.weights.folder import load_model\n"
+OURS = "from pathlib import Path; from gpt2cli.checkpoints.folder import load_model\n"
 THEIRS = (
     "from transformers import GPT2LMHeadModel\n",
     f"model = GPT2LMHeadModel.from_pretrained(folder)\n{LOGITS}",

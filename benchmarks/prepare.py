@@ -29,9 +29,9 @@ from typing import Any
 import tiktoken
 from peers import described, machine, spread
 
-from gpt2cli.data.tokens import Settings, prepare
+from gpt2cli.data.prepare import Settings, prepare
+from gpt2cli.tokenizer.base import END_OF_TEXT
 from gpt2cli.tokenizer.bpe import PATTERN, gpt2
-from gpt2cli.tokenizer.protocol import END_OF_TEXT
 
 PIECE = 1 << 20
 OURS, LISTS, ARRAYS = "prepare", "tiktoken encode_ordinary_batch", "tiktoken encode_to_numpy, threads"

@@ -28,8 +28,8 @@ def random_model(size: str, seed: int = 0) -> Any:
 
 def write_folder(folder: Path, size: str, seed: int = 0) -> Path:
     """A model folder as ours and as transformers reads it."""
+    from gpt2cli.checkpoints.folder import write_manifest, write_model
     from gpt2cli.tokenizer.bpe import gpt2
-    from gpt2cli.weights.folder import write_manifest, write_model
 
     folder.mkdir()
     write_manifest(folder, write_model(folder, random_model(size, seed), gpt2(), ""))
@@ -43,7 +43,7 @@ def write_model_folder(folder: Path, size: str, precision: str) -> Path:
 
 def write_settled_folder(folder: Path, size: str) -> Path:
     """The same, old enough for its hash to be remembered."""
-    from gpt2cli.weights.verified import SETTLED_NS
+    from gpt2cli.checkpoints.verified import SETTLED_NS
 
     write_folder(folder, size, seed=1)
     time.sleep(SETTLED_NS / 1e9)
@@ -54,8 +54,8 @@ def transformers_model(size: str) -> Any:
     """GPT2LMHeadModel with the weights of `random_model`."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    from gpt2cli.checkpoints.folder import TRANSPOSED
     from gpt2cli.model.config import to_hugging_face
-    from gpt2cli.weights.folder import TRANSPOSED
 
     ours = random_model(size)
     model = GPT2LMHeadModel(GPT2Config(**to_hugging_face(ours.config, end_of_text=50256)))
@@ -66,10 +66,10 @@ def transformers_model(size: str) -> Any:
 
 def write_gguf_file(folder: Path, size: str, precision: str) -> Path:
     """The same weights for llama.cpp."""
+    from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
+    from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+    from gpt2cli.convert.gguf import write_gguf
     from gpt2cli.tokenizer.bpe import gpt2
-    from gpt2cli.weights.folder import TRANSPOSED, stored_shapes
-    from gpt2cli.weights.gguf import write_gguf
-    from gpt2cli.weights.source import RawTensors, Source, SourceTensor
 
     model = random_model(size)
     state = model.state_dict()

@@ -119,7 +119,7 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
 
     from gpt2cli.recipe.schema import Batch, Data, Model, Optim, PretrainRecipe, Run
     from gpt2cli.tokenizer.bpe import gpt2
-    from gpt2cli.training.pretraining import Pretraining
+    from gpt2cli.training.pretrain_task import Pretraining
 
     shape = config_of(options.size)
     numbers = {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd")}
@@ -146,7 +146,7 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
 
 def _ours(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[], float]:
     from gpt2cli.training.loop import take_step
-    from gpt2cli.training.session import open_session
+    from gpt2cli.training.setup import open_session
 
     compile = "off" if options.contestant.endswith("eager") else "on"
     run = {"device": "cpu", "precision": options.precision, "threads": options.threads, "compile": compile}
@@ -161,8 +161,8 @@ def _theirs(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[],
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    from gpt2cli.checkpoints.folder import TRANSPOSED
     from gpt2cli.training.optim import learning_rate
-    from gpt2cli.weights.folder import TRANSPOSED
 
     ours = task.config
     config = GPT2Config(

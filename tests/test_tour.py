@@ -20,13 +20,13 @@ from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2cli.data.tokens import open_tokens
-from gpt2cli.judging.responses import Response, read_responses
-from gpt2cli.judging.rubric import parse_score
-from gpt2cli.prompts import judge_messages
+from gpt2cli.checkpoints.classifier import load_classifier
+from gpt2cli.checkpoints.folder import load_model
+from gpt2cli.data.prepare import open_tokens
+from gpt2cli.evaluation.responses import Response, read_responses
+from gpt2cli.judge.rubric import parse_score
 from gpt2cli.recipe.loader import load_recipe
-from gpt2cli.weights.classifier import load_classifier
-from gpt2cli.weights.folder import load_model
+from gpt2cli.templates import judge_messages
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("story.txt", "messages.tsv", "instructions.json")

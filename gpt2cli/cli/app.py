@@ -1,22 +1,20 @@
-"""Owns the program: the list of commands, and the one place where an error becomes an exit code.
+"""The program: the list of commands, and the one place where an error ends it with an exit code.
 
 Command files import only typer at their top; torch and the rest are imported in their bodies,
 so that `gpt2 --help` answers at once.
 """
 
 import contextlib
-import errno
 import os
 import signal
 import sys
-import time
 import traceback
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from gpt2cli import __version__, home
+from gpt2cli import __version__
 from gpt2cli.cli import (
     chat,
     classify,
@@ -33,23 +31,11 @@ from gpt2cli.cli import (
     pretrain,
     recipes,
 )
-from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
+from gpt2cli.cli.failures import explain
+from gpt2cli.errors import ResourceError
 from gpt2cli.ui.console import make_streams_safe, print_error
 
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
-# What the operating system says when a disk, a quota, a right or a handle is missing.
-_RESOURCES = {
-    errno.ENOSPC: ("the disk is full", "free some space, or choose another place"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space"),
-    errno.EFBIG: ("the file would be larger than this system allows", "ulimit -f unlimited"),
-    errno.EIO: ("the disk answered with an error", "look at the system log; keep a copy elsewhere"),
-    errno.EROFS: ("the file system is read-only", "choose another place"),
-    errno.EACCES: ("permission denied", "choose another place, or change the rights"),
-    errno.EPERM: ("permission denied", "choose another place, or change the rights"),
-    errno.EMFILE: ("too many open files", "ulimit -n 4096"),
-    errno.EBADF: ("it is closed", "start the program with stdout open"),
-}
-_BAD_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
 
 app = typer.Typer(
     name="gpt2",
@@ -126,41 +112,6 @@ def run(arguments: list[str]) -> int:
         with contextlib.suppress(OSError):  # stderr itself may be what is full
             print_error(known)
         return known.exit_code
-
-
-def explain(error: Exception) -> Gpt2Error:
-    """Any exception as an error that a user can act on."""
-    if isinstance(error, Gpt2Error):
-        return error
-    if isinstance(error, typer.TyperException):
-        return UsageError(error.format_message().rstrip("."), fix=_help_for(error))
-    if is_out_of_memory(error):
-        return ResourceError("out of memory", fix="close other programs, or use a smaller model or batch")
-    if isinstance(error, OSError) and error.errno in _RESOURCES:
-        why, fix = _RESOURCES[error.errno]
-        return ResourceError(
-            f"{error.filename or 'stdout or a file'}: {why}", str(error.strerror or error), fix
-        )
-    if isinstance(error, OSError) and error.errno in _BAD_PATHS:
-        return InputError(f"{error.filename}: {str(error.strerror).lower()}", fix="name another path")
-    return _our_bug(error)
-
-
-def _our_bug(error: Exception) -> Gpt2Error:
-    text = "".join(traceback.format_exception(error))
-    path = home.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="replace")
-        fix = f"please report it with {path}, or add --debug to see it"
-    except OSError:
-        fix = "add --debug to see the traceback"
-    return Gpt2Error("this is a bug in gpt2cli", f"{type(error).__name__}: {str(error)[:200]}", fix)
-
-
-def _help_for(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path} --help" if context else "gpt2 --help"
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:

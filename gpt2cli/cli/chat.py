@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.models import decoding_of, found, load
+from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, Session, Source, too_long
+from gpt2cli.cli.choose_model import decoding_of, found, load
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -24,12 +25,11 @@ from gpt2cli.cli.options import (
     TopKOption,
     TopPOption,
 )
-from gpt2cli.cli.session import LONGEST_MESSAGE, Session, Source, too_long
 
 if TYPE_CHECKING:
-    from gpt2cli.generation.conversation import Conversation
+    from gpt2cli.checkpoints.folder import LoadedModel
+    from gpt2cli.generation.chat_session import Conversation
     from gpt2cli.generation.settings import Settings
-    from gpt2cli.weights.folder import LoadedModel
 
 LONGEST_LINE = 1 << 26  # bytes that are skipped in search of a line's end; a pipe may never have one
 # What somebody who sits down to talk will read in a few evenings: the compiled step stays, so it is built
@@ -74,7 +74,7 @@ def chat(
 
     from gpt2cli.errors import UsageError
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.waiting import hushed, waiting
+    from gpt2cli.ui.spinner import hushed, waiting
 
     if sys.stdin is None:  # whoever started the program had closed it
         raise UsageError("there is nothing to answer", "stdin is closed", "gpt2 chat at a terminal")
@@ -109,8 +109,8 @@ def _screen() -> TextIO | None:
 
 
 def _begin(loaded: "LoadedModel", system: str | None, settings: "Settings") -> "Conversation":
-    from gpt2cli.generation.conversation import Conversation
-    from gpt2cli.weights.prompt_file import template_of
+    from gpt2cli.checkpoints.template_file import template_of
+    from gpt2cli.generation.chat_session import Conversation
 
     template = template_of(loaded.folder)
     return Conversation(loaded.model, loaded.tokenizer, template, system, settings)
@@ -118,10 +118,10 @@ def _begin(loaded: "LoadedModel", system: str | None, settings: "Settings") -> "
 
 def _source(screen: TextIO | None) -> tuple[Source, str]:
     """Where messages come from, and the keys for it, in words."""
-    from gpt2cli.home import home
+    from gpt2cli.paths import home
 
     if screen:
-        from gpt2cli.ui.editing import Editor
+        from gpt2cli.ui.line_editor import Editor
 
         return Editor(home() / HISTORY, screen), EDITOR_KEYS
     return _Lines(prompt="> " if sys.stdin.isatty() else ""), PLAIN_KEYS

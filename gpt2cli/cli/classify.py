@@ -10,9 +10,9 @@ from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, Threa
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from gpt2cli.data.tables import Table
-    from gpt2cli.generation.labels import Answer
-    from gpt2cli.weights.classifier import LoadedClassifier
+    from gpt2cli.checkpoints.classifier import LoadedClassifier
+    from gpt2cli.data.records import Table
+    from gpt2cli.generation.label_texts import Answer
 
 LONGEST_LINE = 1 << 26  # bytes; no context is near it, and a pipe may never end
 UNSURE = "unsure"
@@ -144,12 +144,12 @@ class _Writer:
     def _answers(
         self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
     ) -> "Iterator[Answer]":
-        from gpt2cli.generation import labels
-        from gpt2cli.ui.classifying import tracked
+        from gpt2cli.generation import label_texts
+        from gpt2cli.ui.classify import tracked
         from gpt2cli.ui.console import err
 
         self._limit = loaded.max_tokens
-        for answer in tracked(labels.classify(loaded, texts, where), len(texts), err()):
+        for answer in tracked(label_texts.classify(loaded, texts, where), len(texts), err()):
             self._n_cut += answer.was_cut
             yield answer
 
@@ -181,10 +181,10 @@ class _Writer:
 
 
 def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassifier":
-    from gpt2cli.home import find_model
+    from gpt2cli.checkpoints.classifier import load_classifier
+    from gpt2cli.paths import find_model
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.console import err
-    from gpt2cli.weights.classifier import load_classifier
 
     folder = find_model(name)
     runtime = choose_runtime(device, precision, threads)
@@ -197,7 +197,7 @@ def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassi
 
 def _refuse_tables(file: Path | None, columns: str | None) -> None:
     """Nobody has said which column holds the texts, and the file is a table."""
-    from gpt2cli.data.tables import kind_by_name
+    from gpt2cli.data.records import kind_by_name
     from gpt2cli.errors import UsageError
 
     if columns is not None or (file is not None and kind_by_name(file)):
@@ -255,7 +255,7 @@ def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table
     """The table, and the place of its texts, of which there is one in each row."""
     import sys
 
-    from gpt2cli.data.tables import read_table
+    from gpt2cli.data.records import read_table
     from gpt2cli.errors import InputError
 
     # Labels come first where training takes a file without a row of names, as the SMS Spam Collection.
@@ -275,7 +275,7 @@ def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table
 
 
 def _lines_of(file: Path) -> list[str]:
-    from gpt2cli.data.tables import read_text
+    from gpt2cli.data.records import read_text
 
     text = read_text(file)[0]
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []

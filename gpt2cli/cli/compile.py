@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gpt2cli.cli.models import find
+from gpt2cli.cli.choose_model import find
 from gpt2cli.cli.options import ThreadsOption
 
 
@@ -27,14 +27,14 @@ def compile_step(
     A new torch, compiler, processor or version of gpt2cli needs another.
     stdout gets its path.
     """
+    from gpt2cli.checkpoints.folder import read_config
     from gpt2cli.cli.decoding import build_with_a_line
+    from gpt2cli.convert.merge_lora import find_base
     from gpt2cli.errors import ResourceError, UsageError
-    from gpt2cli.generation.compiled import BuildError, find_package
-    from gpt2cli.generation.packing import PRODUCTS
-    from gpt2cli.home import is_adapter
+    from gpt2cli.generation.cpu.aot_packages import BuildError, find_package
+    from gpt2cli.generation.cpu.swap_linears import PRODUCTS
+    from gpt2cli.paths import is_adapter
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.weights.folder import read_config
-    from gpt2cli.weights.merging import find_base
 
     wanted = list(dict.fromkeys(precision or ["fp32"]))  # what generate takes by itself
     for name in wanted:

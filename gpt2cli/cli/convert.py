@@ -57,10 +57,10 @@ def convert(
     The receipt says where each tensor comes from and how far the two models' logits are apart.
     """
 
+    from gpt2cli.convert.pipeline import Wish, convert
     from gpt2cli.ui.console import err, print_json, printable
     from gpt2cli.ui.console import out as stdout
-    from gpt2cli.ui.converting import print_receipt, show_converting
-    from gpt2cli.weights.conversion import Wish, convert
+    from gpt2cli.ui.convert import print_receipt, show_converting
 
     wish = Wish(to, dtype, force, verify, allow_nonfinite, n_head, merge)
     path = _find(source)
@@ -77,7 +77,7 @@ def convert(
 
 def _find(source: str) -> Path:
     """The path as typed, else a run or a model of that name."""
-    from gpt2cli.home import find_model
+    from gpt2cli.paths import find_model
 
     path = Path(source).expanduser()
     return path if path.exists() or path.is_symlink() else find_model(source)
@@ -85,8 +85,8 @@ def _find(source: str) -> Path:
 
 def _say_modelfile(gguf: Path, n_positions: int) -> None:
     """How Ollama takes the file: three lines that the user can copy."""
+    from gpt2cli.convert.gguf import modelfile
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.weights.gguf import modelfile
 
     lines = modelfile(gguf.name, n_positions)
     err().print(printable(f"for Ollama, put this into a file called Modelfile beside it:\n{lines}"))
@@ -94,9 +94,9 @@ def _say_modelfile(gguf: Path, n_positions: int) -> None:
 
 def _default_place(path: Path, to: str) -> Path:
     """A model under the name of its source; a file or folder of other people's goes to the current one."""
-    from gpt2cli.home import model_place
-    from gpt2cli.weights.conversion import TARGETS
-    from gpt2cli.weights.placing import default_name
+    from gpt2cli.convert.pipeline import TARGETS
+    from gpt2cli.convert.placing import default_name
+    from gpt2cli.paths import model_place
 
     _, ending = TARGETS[to]
     return model_place(default_name(path)) if to == "folder" else Path(f"{default_name(path)}{ending}")

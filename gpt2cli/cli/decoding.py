@@ -40,8 +40,8 @@ def make_ready(
     it is said in a sentence, and the model decodes without. `before_build` is called before a build,
     which has a line of its own on the terminal.
     """
-    from gpt2cli.generation.compiled import BuildError, use_package
-    from gpt2cli.generation.packing import pack_for_decoding
+    from gpt2cli.generation.cpu.aot_packages import BuildError, use_package
+    from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
     from gpt2cli.ui.console import err, printable
 
     model.to(device=runtime.device)
@@ -77,21 +77,21 @@ def _package(
     import shlex
 
     from gpt2cli.errors import ResourceError
-    from gpt2cli.generation import compiled
+    from gpt2cli.generation.cpu import aot_packages
     from gpt2cli.runtime import default_threads
     from gpt2cli.ui.console import err, printable
 
     precision = runtime.precision
     if compile == "off":
         return None
-    if package := compiled.find_package(config, precision):
+    if package := aot_packages.find_package(config, precision):
         return package
     if compile == "auto":
-        if not compiled.can_build() or compiled.has_failed(config, precision):
+        if not aot_packages.can_build() or aot_packages.has_failed(config, precision):
             return None
-        saved = compiled.saved_seconds(config, n_tokens)
-        if saved < compiled.PAYS * compiled.build_seconds(config):
-            if saved >= compiled.WORTH_SAYING:
+        saved = aot_packages.saved_seconds(config, n_tokens)
+        if saved < aot_packages.PAYS * aot_packages.build_seconds(config):
+            if saved >= aot_packages.WORTH_SAYING:
                 threads = "" if runtime.threads == default_threads() else f" --threads {runtime.threads}"
                 say = f"gpt2 compile {shlex.quote(str(folder))} --precision {precision}{threads}"
                 err().print(printable(f"faster after: {say}"), style="faint")
@@ -99,7 +99,7 @@ def _package(
     before_build()
     try:
         return build_with_a_line(config, precision, "; --compile off starts without")
-    except (compiled.BuildError, ResourceError) as error:
+    except (aot_packages.BuildError, ResourceError) as error:
         err().print(printable(f"{error}; going on without a compiled step"), style="warn")
         return None
 
@@ -108,10 +108,10 @@ def build_with_a_line(config: "GPT2Config", precision: str, way_out: str = "") -
     """Build a package, with one line on stderr that says so and how long it takes."""
     import time
 
-    from gpt2cli.generation.compiled import build_package, build_seconds, require_compiler
+    from gpt2cli.generation.cpu.aot_packages import build_package, build_seconds, require_compiler
     from gpt2cli.model.config import size_of
     from gpt2cli.ui.console import err, is_terminal
-    from gpt2cli.ui.waiting import waiting
+    from gpt2cli.ui.spinner import waiting
 
     require_compiler()
     console, start = err(), time.monotonic()

@@ -16,9 +16,9 @@ from gpt2cli.cli.options import JsonOption
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpt2cli.weights.collecting import Fetched, Request
-    from gpt2cli.weights.hashes import Origin
-    from gpt2cli.weights.published import Size
+    from gpt2cli.checkpoints.provenance import Origin
+    from gpt2cli.hub.collecting import Fetched, Request
+    from gpt2cli.hub.registry import Size
 
 # What --list says of a size, the first that is true of it.
 HERE = {"ready": "ready", "files": "files, not converted", "incomplete": "incomplete"}
@@ -73,12 +73,12 @@ def download(
     Interrupted, the same command continues where it was. A model that is here is not fetched again;
     where it came from elsewhere than --source or --base-url say, --force replaces it.
     """
-    from gpt2cli import home
-    from gpt2cli.cli import download_wish as wish
+    from gpt2cli import paths
+    from gpt2cli.cli import download_request as wish
+    from gpt2cli.hub.collecting import Request
+    from gpt2cli.hub.downloads import command, origin_of
+    from gpt2cli.hub.registry import SIZES
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.weights.collecting import Request
-    from gpt2cli.weights.downloaded import command, origin_of
-    from gpt2cli.weights.published import SIZES
 
     if list_sizes:
         _list(as_json)
@@ -90,9 +90,9 @@ def download(
         _verify(canonical, revision, sources, base_url, as_json)
         return
     called = wish.called(canonical, revision)
-    model = home.model_place(called)
+    model = paths.model_place(called)
     again = command(canonical, source, base_url, revision)
-    if home.is_model(model) and not (force or no_convert):
+    if paths.is_model(model) and not (force or no_convert):
         origin = origin_of(model)
         wish.require_asked(called, origin, source, base_url, again)
         _say_here(called, origin, err())
@@ -136,9 +136,9 @@ def _fetch(
 ) -> "Fetched":
     """The files, from the first source that serves them."""
     from gpt2cli.errors import ServiceError
+    from gpt2cli.hub.fetching import fetch_hub, fetch_openai
     from gpt2cli.ui.console import printable
-    from gpt2cli.ui.downloading import show_fetching
-    from gpt2cli.weights.fetching import fetch_hub, fetch_openai
+    from gpt2cli.ui.download import show_fetching
 
     failed: list[ServiceError] = []
     for source in sources:
@@ -188,11 +188,11 @@ def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str
 
     Returns the receipt; that of another process where it made the same model in the meantime.
     """
+    from gpt2cli.convert.pipeline import Wish, convert
     from gpt2cli.errors import Gpt2Error, InputError
+    from gpt2cli.hub.downloads import discard
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.ui.converting import show_converting
-    from gpt2cli.weights.conversion import Wish, convert
-    from gpt2cli.weights.downloaded import discard
+    from gpt2cli.ui.convert import show_converting
 
     with _alone(fetched.folder, err()):
         if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
@@ -224,14 +224,14 @@ def _alone(folder: Path, console: "Console") -> Iterator[None]:
     """Wait until no other process makes a model of these files."""
     import time
 
-    from gpt2cli import disk
+    from gpt2cli import files
     from gpt2cli.errors import ResourceError
 
     said = False
     with ExitStack() as held:
         while True:
             try:
-                held.enter_context(disk.lock(folder))
+                held.enter_context(files.lock(folder))
                 break
             except ResourceError:
                 if not said:
@@ -250,12 +250,12 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
     """
     import json
 
-    from gpt2cli import home
+    from gpt2cli import paths
     from gpt2cli.errors import UsageError
+    from gpt2cli.hub.downloads import RECEIPT, is_made_of, origin_of
     from gpt2cli.ui.console import err
-    from gpt2cli.weights.downloaded import RECEIPT, is_made_of, origin_of
 
-    if not home.is_model(model):
+    if not paths.is_model(model):
         return None
     if not is_made_of(model, fetched.files):
         raise UsageError(f"{name}: another model has come to its place", f"{model}; this replaces it", again)
@@ -266,10 +266,10 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
 
 def _list(as_json: bool) -> None:
 
-    from gpt2cli import home
+    from gpt2cli import paths
+    from gpt2cli.hub.downloads import is_begun, is_here
+    from gpt2cli.hub.registry import SIZES, openai_files
     from gpt2cli.ui.console import out, print_json
-    from gpt2cli.weights.downloaded import is_begun, is_here
-    from gpt2cli.weights.published import SIZES, openai_files
 
     rows: list[dict[str, Any]] = [
         {
@@ -277,7 +277,7 @@ def _list(as_json: bool) -> None:
             "parameters": size.n_parameters,
             "bytes": sum(known.n_bytes or 0 for known in openai_files(size).values()),
             "repository": size.repository,
-            "ready": home.is_model(home.model_place(size.name)),
+            "ready": paths.is_model(paths.model_place(size.name)),
             "files": is_here(size),
             "incomplete": is_begun(size),
         }
@@ -298,10 +298,10 @@ def _verify(
     name: str, revision: str | None, sources: tuple[str, ...], base_url: str | None, as_json: bool
 ) -> None:
 
-    from gpt2cli import home
+    from gpt2cli import paths
     from gpt2cli.errors import UsageError
+    from gpt2cli.hub.downloads import model_name, verify
     from gpt2cli.ui.console import err, out, print_json, printable
-    from gpt2cli.weights.downloaded import model_name, verify
 
     if base_url:
         raise UsageError(
@@ -312,8 +312,8 @@ def _verify(
         err().print(printable(f"right ({item.by}): {item.path}"))
         found.append({"path": str(item.path), "sha256": item.sha256, "by": item.by})
     err().print(f"{len(found)} files are what they should be.", style="good")
-    place = home.model_place(model_name(name, revision))
-    folder = place if home.is_model(place) else Path(found[0]["path"]).parent
+    place = paths.model_place(model_name(name, revision))
+    folder = place if paths.is_model(place) else Path(found[0]["path"]).parent
     if as_json:
         print_json({"folder": str(folder), "files": found})
     else:

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2cli.cli.models import find
+from gpt2cli.cli.choose_model import find
 from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gpt2cli.data.corpora import Found
-    from gpt2cli.judging.perplexity import Sliding, Text
+    from gpt2cli.evaluation.perplexity import Sliding, Text
     from gpt2cli.runtime import Runtime
-    from gpt2cli.ui.evaluating import Row
+    from gpt2cli.ui.evaluate import Row
 
 WIKITEXT2 = "wikitext-2-test"
 
@@ -61,7 +61,7 @@ def evaluate(
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.console import out
-    from gpt2cli.ui.evaluating import PAPER_NOTE, print_rows
+    from gpt2cli.ui.evaluate import PAPER_NOTE, print_rows
 
     named = [(name, find(name)) for name in models or ()]
     if not named:
@@ -92,9 +92,9 @@ def _read(found: "Found") -> "tuple[str, str]":
     """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
     from contextlib import closing
 
-    from gpt2cli.data.pieces import Reading
-    from gpt2cli.data.sources import Source
-    from gpt2cli.disk import sha256_of
+    from gpt2cli.data.input_files import Source
+    from gpt2cli.data.text_reader import Reading
+    from gpt2cli.files import sha256_of
 
     (path,) = found.paths
     with closing(Reading(Source(str(path), path, "text", gzipped=False), ())) as reading:
@@ -121,12 +121,11 @@ def _tasks(
     batch: int | None,
 ) -> list[_Task]:
     """What is wrong with the last model is said before hours go into the first; weights stay unread."""
-    from gpt2cli.home import is_adapter
-    from gpt2cli.judging.perplexity import sliding_for, text_for
-    from gpt2cli.tokenizer.folder import load_tokenizer
-    from gpt2cli.weights.folder import read_config
-    from gpt2cli.weights.merging import find_base
-    from gpt2cli.weights.vocabulary import require_fitting
+    from gpt2cli.checkpoints.folder import read_config, require_fitting
+    from gpt2cli.convert.merge_lora import find_base
+    from gpt2cli.evaluation.perplexity import sliding_for, text_for
+    from gpt2cli.paths import is_adapter
+    from gpt2cli.tokenizer.files import load_tokenizer
 
     tasks, texts = [], {}
     for name, folder in named:
@@ -141,12 +140,12 @@ def _tasks(
 
 
 def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "Row":
-    from gpt2cli.judging.perplexity import paper_perplexity, score
+    from gpt2cli.convert.open_model import open_model
+    from gpt2cli.evaluation.perplexity import paper_perplexity, score
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.evaluating import Row, show_scoring
-    from gpt2cli.weights.folder import load_model
+    from gpt2cli.ui.evaluate import Row, show_scoring
 
-    loaded = load_model(task.folder)
+    loaded = open_model(task.folder)
     model = loaded.model.to(runtime.device)
     result = show_scoring(score(model, task.text, task.sliding, runtime), err(), task.name)
     on_wikitext = found.name == WIKITEXT2 and found.origin != "path"

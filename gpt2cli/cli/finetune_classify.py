@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli.cli.training import (
+from gpt2cli.cli.train_command import (
     DryRunOption,
     Lesson,
     NameOption,
@@ -21,11 +21,11 @@ from gpt2cli.cli.training import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gpt2cli.evaluation.classes import Scores
     from gpt2cli.recipe.schema import ClassifyRecipe
-    from gpt2cli.training.classification import Classification
-    from gpt2cli.training.run import Run
-    from gpt2cli.training.scores import Scores
-    from gpt2cli.training.session import Session
+    from gpt2cli.training.classify_task import Classification
+    from gpt2cli.training.run_dir import Run
+    from gpt2cli.training.setup import Session
 
 REPORT, PICTURE = "report.json", "confusion.png"
 AT_ONCE = 512  # test texts between two looks for a signal
@@ -54,10 +54,10 @@ def finetune_classify(
 @contextlib.contextmanager
 def _opened(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[Classification, dict[str, object]]]":
     """The recipe's texts, split and encoded for the model that it begins with."""
-    from gpt2cli.data.classify import prepare, read_labelled
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.training.classification import Classification
-    from gpt2cli.training.starting import find_start
+    from gpt2cli.data.labelled_texts import prepare, read_labelled
+    from gpt2cli.training.base_model import find_start
+    from gpt2cli.training.classify_task import Classification
 
     wanted = recipe.data
     start = find_start(recipe)
@@ -92,14 +92,14 @@ def _hint(session: "Session", run: "Run") -> str:
 
 def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     """Put the best checkpoint to the test split: a table, report.json and confusion.png."""
-    from gpt2cli import disk
-    from gpt2cli.generation.labels import probabilities
-    from gpt2cli.home import best_checkpoint
-    from gpt2cli.training.classification import Classification
-    from gpt2cli.training.scores import score
-    from gpt2cli.ui.confusion import plot_confusion, show_scores
+    from gpt2cli import files
+    from gpt2cli.checkpoints.classifier import load_classifier
+    from gpt2cli.evaluation.classes import score
+    from gpt2cli.generation.label_texts import probabilities
+    from gpt2cli.paths import best_checkpoint
+    from gpt2cli.training.classify_task import Classification
     from gpt2cli.ui.console import err
-    from gpt2cli.weights.classifier import load_classifier
+    from gpt2cli.ui.tables import plot_confusion, show_scores
 
     assert isinstance(session.task, Classification)
     test, seen = session.task.data.test, set(session.task.data.train.ids)
@@ -120,7 +120,7 @@ def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
         "weights": _weights_of(folder),
         "not_in_training": {"texts": len(new), "accuracy": score(new, len(loaded.labels)).accuracy},
     }
-    disk.write_json(run.folder / REPORT, report)  # last: it says that the rest is there
+    files.write_json(run.folder / REPORT, report)  # last: it says that the rest is there
     say(f"test split, {len(test):,} texts, with {folder.name}:")
     show_scores(scores, loaded.labels, err())
     if len(new) < len(test):
@@ -147,7 +147,7 @@ def _is_reported(run: "Run") -> bool:
     """Whether the report is there, and is of what is now the best checkpoint."""
     import json
 
-    from gpt2cli.home import best_checkpoint
+    from gpt2cli.paths import best_checkpoint
 
     try:
         report = json.loads((run.folder / REPORT).read_text(encoding="utf-8"))
@@ -160,6 +160,6 @@ def _is_reported(run: "Run") -> bool:
 
 
 def _weights_of(folder: "Path") -> str | None:
-    from gpt2cli.weights.folder import WEIGHTS, read_manifest
+    from gpt2cli.checkpoints.folder import WEIGHTS, read_manifest
 
     return read_manifest(folder).get(WEIGHTS)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli import home
-from gpt2cli.cli.training import (
+from gpt2cli import paths
+from gpt2cli.cli.train_command import (
     DryRunOption,
     Lesson,
     NameOption,
@@ -22,11 +22,11 @@ from gpt2cli.cli.training import (
 )
 
 if TYPE_CHECKING:
-    from gpt2cli.judging.responses import Response
+    from gpt2cli.evaluation.responses import Response
     from gpt2cli.recipe.schema import InstructRecipe
-    from gpt2cli.training.instruction import Instruction
-    from gpt2cli.training.run import Run
-    from gpt2cli.training.session import Session
+    from gpt2cli.training.run_dir import Run
+    from gpt2cli.training.setup import Session
+    from gpt2cli.training.sft_task import Instruction
     from gpt2cli.ui.training import TrainingView
 
 SCORES = "scores.json"
@@ -57,10 +57,10 @@ def finetune_instruct(
 def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruction, dict[str, object]]]":
     """The recipe's records, divided and encoded for the model that is to learn them."""
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.instruct import Fields, read_records
-    from gpt2cli.judging.rouge import require_rouge
-    from gpt2cli.training.instruction import Instruction, examples_of
-    from gpt2cli.training.starting import find_start
+    from gpt2cli.data.instructions import Fields, read_records
+    from gpt2cli.evaluation.rouge import require_rouge
+    from gpt2cli.training.base_model import find_start
+    from gpt2cli.training.sft_task import Instruction, examples_of
 
     if recipe.eval.rouge:
         require_rouge()
@@ -101,17 +101,17 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruct
 def _hint(session: "Session", run: "Run") -> str:
     import shlex
 
-    return f"head -n 3 {shlex.quote(str(run.folder / home.RESPONSES))}"
+    return f"head -n 3 {shlex.quote(str(run.folder / paths.RESPONSES))}"
 
 
 def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
     """Let the model answer a record of the validation split, on the screen and in samples.txt."""
     from gpt2cli.errors import DivergedError
-    from gpt2cli.generation.answers import answer_batch
+    from gpt2cli.generation.batch import answer_batch
     from gpt2cli.generation.sampling import Decoding
-    from gpt2cli.training.compiling import uncompiled
-    from gpt2cli.training.instruction import Instruction
-    from gpt2cli.training.run import add_sample
+    from gpt2cli.training.run_dir import add_sample
+    from gpt2cli.training.sft_task import Instruction
+    from gpt2cli.training.torch_compile import uncompiled
 
     task = session.task
     assert isinstance(task, Instruction)
@@ -135,20 +135,20 @@ def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Call
 
 def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
-    from gpt2cli.generation.answers import answers
+    from gpt2cli.evaluation.responses import appending
+    from gpt2cli.generation.batch import answers
     from gpt2cli.generation.sampling import Decoding
-    from gpt2cli.judging.responses import appending
-    from gpt2cli.training.instruction import Instruction
-    from gpt2cli.ui.answering import show_answering
+    from gpt2cli.training.sft_task import Instruction
+    from gpt2cli.ui.answers import show_answering
     from gpt2cli.ui.console import err
 
     task = session.task
     assert isinstance(task, Instruction)
     asked = task.recipe.eval
-    best, test = home.best_checkpoint(run.folder), task.examples.test
+    best, test = paths.best_checkpoint(run.folder), task.examples.test
     test_digest = task.examples.test_digest
     key = _key(best, task.recipe, test_digest)
-    with appending(run.folder / home.RESPONSES, key) as file:
+    with appending(run.folder / paths.RESPONSES, key) as file:
         missing = [question for question in test if question.record.index not in file.responses]
         if missing:
             replies = answers(
@@ -186,7 +186,7 @@ def _best_model(session: "Session", best: Path) -> Any:
 
 
 def _response(record: Any, reply: Any, key: str) -> "Response":
-    from gpt2cli.judging.responses import Response
+    from gpt2cli.evaluation.responses import Response
 
     return Response(
         index=record.index,
@@ -203,8 +203,8 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
 
 def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
     """Count, measure and say it; scores.json, written last, says that all is done."""
-    from gpt2cli import disk
-    from gpt2cli.judging.rouge import rouge
+    from gpt2cli import files
+    from gpt2cli.evaluation.rouge import rouge
 
     n, n_ended = len(responses), sum(response.ended for response in responses)
     n_stop = sum(response.finish_reason == "stop" for response in responses)
@@ -221,16 +221,16 @@ def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], wi
         values = rouge([(response.output, response.response) for response in responses])
         scores |= values
         said += "; " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-    disk.write_json(run.folder / SCORES, scores)
-    say(f"{said}; all in {run.folder / home.RESPONSES}")
+    files.write_json(run.folder / SCORES, scores)
+    say(f"{said}; all in {run.folder / paths.RESPONSES}")
 
 
 def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
     """Whether the answers are there that this recipe asks for, with all its scores."""
     import json
 
-    from gpt2cli import disk
-    from gpt2cli.judging.rouge import MEASURES
+    from gpt2cli import files
+    from gpt2cli.evaluation.rouge import MEASURES
 
     try:
         scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
@@ -240,10 +240,10 @@ def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
         return False
     # Known corpora never change; a file of one's own may, and a test record with it.
     source = Path(recipe.data.source)
-    if data != recipe.data.model_dump() or (source.is_file() and disk.sha256_of(source) != source_sha256):
+    if data != recipe.data.model_dump() or (source.is_file() and files.sha256_of(source) != source_sha256):
         return False
     has_scores = not recipe.eval.rouge or all(name in scores for name in MEASURES)
-    return has_scores and bool(key == _key(home.best_checkpoint(run.folder), recipe, test))
+    return has_scores and bool(key == _key(paths.best_checkpoint(run.folder), recipe, test))
 
 
 def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
@@ -253,8 +253,8 @@ def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
     import hashlib
     import json
 
-    from gpt2cli.disk import sha256_of
-    from gpt2cli.weights.folder import MANIFEST
+    from gpt2cli.checkpoints.folder import MANIFEST
+    from gpt2cli.files import sha256_of
 
     asked = recipe.eval
     facts = {

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.models import decoding_of, found, load
+from gpt2cli.cli.choose_model import decoding_of, found, load
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from gpt2cli.generation.engine import Step
     from gpt2cli.generation.pace import Pace
-    from gpt2cli.generation.text import Reply
+    from gpt2cli.generation.stop_text import Reply
 
 LONGEST_ECHO = 2000  # characters of the prompt that are repeated on a terminal
 
@@ -88,7 +88,7 @@ def generate(
     with found(model) as folder:
         from gpt2cli.generation import engine
         from gpt2cli.generation.pace import Pace
-        from gpt2cli.generation.text import Reply
+        from gpt2cli.generation.stop_text import Reply
 
         decoding = decoding_of(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         loaded = load(
@@ -189,7 +189,7 @@ class _Screen:
         self.update(replies)
         self._write("" if self._raw else "\n")
         if self._on_terminal:
-            from gpt2cli.ui.chatting import pace_line
+            from gpt2cli.ui.chat import pace_line
 
             pace = pace_line(sum(len(reply.ids) for reply in replies), facts["tokens_per_second"])
             self._err.print(f"{pace}, seed {facts['seed']}", style="faint")

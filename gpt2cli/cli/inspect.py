@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.models import find
+from gpt2cli.cli.choose_model import find
 from gpt2cli.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from gpt2cli.generation.anatomy import Anatomy, NextToken
+    from gpt2cli.checkpoints.info import Summary, TensorNumbers
+    from gpt2cli.generation.activations import Anatomy, NextToken
     from gpt2cli.model.config import GPT2Config
-    from gpt2cli.tokenizer.protocol import Tokenizer
+    from gpt2cli.tokenizer.base import Tokenizer
     from gpt2cli.training.lineage import Lineage
-    from gpt2cli.weights.summary import Summary, TensorNumbers
 
 N_NEXT = 10
 EXAMPLES = {"--prompt": '"The capital of France is"', "--attention": "attention.png"}
@@ -61,11 +61,11 @@ def inspect(
 
     Without --tensors or --prompt the weights themselves are not read.
     """
+    from gpt2cli.checkpoints.info import summarize
     from gpt2cli.errors import DivergedError
-    from gpt2cli.generation.anatomy import next_tokens
+    from gpt2cli.generation.activations import next_tokens
     from gpt2cli.training.lineage import trace
-    from gpt2cli.ui import inspecting
-    from gpt2cli.weights.summary import summarize
+    from gpt2cli.ui import inspect as inspecting
 
     _check_options(prompt, top, attention, layer, head)
     folder = find(model)
@@ -128,8 +128,8 @@ def _plan_picture(
     """What to draw, once it is certain that it can be drawn and written."""
     import os
 
-    from gpt2cli.disk import require_writable
     from gpt2cli.errors import InputError, UsageError
+    from gpt2cli.files import require_writable
 
     if path is None:
         return None
@@ -148,8 +148,8 @@ def _numbers(summary: "Summary") -> "list[TensorNumbers]":
     """Of every tensor. Aligned columns need all of them; until then a person sees that something happens."""
     import contextlib
 
+    from gpt2cli.checkpoints.info import tensor_numbers
     from gpt2cli.ui.console import err, is_terminal
-    from gpt2cli.weights.summary import tensor_numbers
 
     console = err()
     waiting = console.status("reading the weights") if is_terminal(console) else contextlib.nullcontext()
@@ -162,19 +162,19 @@ def _watch(folder: Path, prompt: str, *, draw: bool) -> "Anatomy":
     import torch
 
     from gpt2cli.cli.prompt import prompt_ids
-    from gpt2cli.generation.anatomy import watch
-    from gpt2cli.ui.heatmap import MOST_TOKENS
-    from gpt2cli.weights.folder import load_model
+    from gpt2cli.convert.open_model import open_model
+    from gpt2cli.generation.activations import watch
+    from gpt2cli.ui.attention_map import MOST_TOKENS
 
-    loaded = load_model(folder, attention="formula")
+    loaded = open_model(folder, attention="formula")
     ids = prompt_ids(prompt, loaded, "inspect a shorter one")
     return watch(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
 
 
 def _draw(picture: _Picture, anatomy: "Anatomy", summary: "Summary") -> None:
+    from gpt2cli.ui.attention_map import draw_attention
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.ui.heatmap import draw_attention
-    from gpt2cli.ui.inspecting import token_text
+    from gpt2cli.ui.inspect import token_text
 
     n_drawn = anatomy.attention.shape[-1]
     ids = anatomy.ids[len(anatomy.ids) - n_drawn :]
@@ -231,7 +231,7 @@ def _print_json(
 
 
 def _model(summary: "Summary", proved: bool) -> dict[str, Any]:
-    from gpt2cli.weights.summary import known_size
+    from gpt2cli.checkpoints.info import known_size
 
     size, other = known_size(summary.config) or (None, ())
     n, manifest, tokenizer = summary.config.n_positions, summary.manifest, summary.tokenizer

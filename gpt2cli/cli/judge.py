@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gpt2cli.errors import ServiceError
-    from gpt2cli.judging.judge import Judgement
-    from gpt2cli.judging.pairs import PairSummary, Verdict
-    from gpt2cli.judging.server import Server
-    from gpt2cli.judging.summary import Summary
-    from gpt2cli.judging.terms import Terms
+    from gpt2cli.judge.aggregate import Summary
+    from gpt2cli.judge.pairwise import PairSummary, Verdict
+    from gpt2cli.judge.runner import Judgement
+    from gpt2cli.judge.server import Server
+    from gpt2cli.judge.terms import Terms
 
 
 def judge(
@@ -97,9 +97,9 @@ def judge(
     stdout gets a table, or with --json one object.
     """
     from gpt2cli.errors import UsageError
-    from gpt2cli.judging.asking import N_PARALLEL
-    from gpt2cli.judging.client import patience_of
-    from gpt2cli.judging.judge import SEED
+    from gpt2cli.judge.asking import N_PARALLEL
+    from gpt2cli.judge.client import patience_of
+    from gpt2cli.judge.runner import SEED
 
     if len(targets or ()) > 2:
         raise UsageError(
@@ -134,15 +134,15 @@ def _judge_one(
     as_json: bool,
     given: dict[str, Any],
 ) -> None:
-    from gpt2cli.judging.items import read_items
-    from gpt2cli.judging.judge import judge, judged
-    from gpt2cli.judging.rubric import SCHEMA
-    from gpt2cli.judging.summary import summarize
-    from gpt2cli.judging.terms import terms_of
-    from gpt2cli.prompts import JUDGE_VERSION
+    from gpt2cli.judge.aggregate import summarize
+    from gpt2cli.judge.items import read_items
+    from gpt2cli.judge.rubric import SCHEMA
+    from gpt2cli.judge.runner import judge, judged
+    from gpt2cli.judge.terms import terms_of
+    from gpt2cli.templates import JUDGE_VERSION
     from gpt2cli.ui.console import err, print_json
     from gpt2cli.ui.console import out as stdout
-    from gpt2cli.ui.judging import coverage, print_summary, print_warnings, show_judging
+    from gpt2cli.ui.judge import coverage, print_summary, print_warnings, show_judging
 
     (path,) = found
     items = read_items(path)[:limit]
@@ -186,13 +186,13 @@ def _compare_two(
     as_json: bool,
     given: dict[str, Any],
 ) -> None:
-    from gpt2cli.judging.items import read_items
-    from gpt2cli.judging.pairs import SCHEMA, compare, compared, pairs_of, summarize_pairs
-    from gpt2cli.judging.terms import terms_of
-    from gpt2cli.prompts import PAIR_VERSION
+    from gpt2cli.judge.items import read_items
+    from gpt2cli.judge.pairwise import SCHEMA, compare, compared, pairs_of, summarize_pairs
+    from gpt2cli.judge.terms import terms_of
+    from gpt2cli.templates import PAIR_VERSION
     from gpt2cli.ui.console import err, print_json
     from gpt2cli.ui.console import out as stdout
-    from gpt2cli.ui.judging import pair_coverage, print_pairs, show_judging
+    from gpt2cli.ui.judge import pair_coverage, print_pairs, show_judging
 
     a, b = found
     items = [read_items(path) for path in found]
@@ -227,14 +227,14 @@ def _compare_two(
 
 def _n_done(there: "Sequence[Judgement | Verdict]", terms: "Terms", given: dict[str, Any]) -> int:
     """How many of the judgements that stand will not be asked for again."""
-    from gpt2cli.judging.asking import RETRIED
+    from gpt2cli.judge.asking import RETRIED
 
     left = RETRIED if given["retry"] else ()
     return 0 if given["fresh"] else sum(one.terms == terms and one.status not in left for one in there)
 
 
 def _announce(what: str, server: "Server", n_done: int, n_all: int, n_parallel: int) -> None:
-    from gpt2cli.judging.server import shown
+    from gpt2cli.judge.server import shown
 
     if n_done >= n_all:
         _say(

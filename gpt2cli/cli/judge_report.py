@@ -7,10 +7,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpt2cli.errors import ServiceError
-    from gpt2cli.judging.judge import Judgement
-    from gpt2cli.judging.pairs import Pair, PairSummary, Verdict
-    from gpt2cli.judging.server import Server
-    from gpt2cli.judging.summary import Summary
+    from gpt2cli.judge.aggregate import Summary
+    from gpt2cli.judge.pairwise import Pair, PairSummary, Verdict
+    from gpt2cli.judge.runner import Judgement
+    from gpt2cli.judge.server import Server
 
 
 def nothing(
@@ -30,7 +30,7 @@ def nothing(
 
 
 def judge_of(server: "Server", seed: int) -> dict[str, Any]:
-    from gpt2cli.judging.server import shown
+    from gpt2cli.judge.server import shown
 
     return {"judge": server.model, "base_url": shown(server), "seed": seed}
 

@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2cli import home
+from gpt2cli import paths
 
 if TYPE_CHECKING:
-    from gpt2cli.judging.server import Server
+    from gpt2cli.judge.server import Server
 
 EXAMPLE = "gpt2 judge --ollama llama3.2"
 
 
 def server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "Server":
     from gpt2cli.errors import UsageError
-    from gpt2cli.judging import server
+    from gpt2cli.judge import server
 
     if name is not None and (base_url is not None or judge_model is not None):
         raise UsageError(
@@ -47,14 +47,14 @@ def responses_of(target: str) -> Path:
     if target and os.path.lexists(given) and not given.is_dir():
         return given  # reading it says what is wrong with it
     hidden = any(part.startswith(".") for part in Path(target).parts)
-    for folder in [given, *([] if hidden else [home.runs() / target])]:
+    for folder in [given, *([] if hidden else [paths.runs() / target])]:
         # A checkpoint's answers are its run's.
         for place in (folder, folder.resolve().parent.parent):
-            if (place / home.RESPONSES).is_file() and (place == folder or home.is_run(place)):
-                return place / home.RESPONSES
+            if (place / paths.RESPONSES).is_file() and (place == folder or paths.is_run(place)):
+                return place / paths.RESPONSES
     raise InputError(
         f"{target or repr(target)}: no responses here",
-        f"neither a file, nor a folder or a run under {home.runs()} with a {home.RESPONSES}",
+        f"neither a file, nor a folder or a run under {paths.runs()} with a {paths.RESPONSES}",
         "gpt2 finetune-instruct RECIPE writes them at its end",
     )
 
@@ -63,12 +63,12 @@ def newest_responses() -> Path:
     from gpt2cli.errors import InputError
     from gpt2cli.ui.console import err, printable
 
-    found = [path for path in home.runs().glob(f"*/{home.RESPONSES}") if path.is_file()]
+    found = [path for path in paths.runs().glob(f"*/{paths.RESPONSES}") if path.is_file()]
     found = [path for path in found if not path.parent.name.startswith(".")]
     if not found:
         raise InputError(
             "there are no responses here yet",
-            f"no run under {home.runs()} has a {home.RESPONSES}",
+            f"no run under {paths.runs()} has a {paths.RESPONSES}",
             "gpt2 finetune-instruct RECIPE, or name a file",
         )
     newest = max(found, key=lambda path: path.stat().st_mtime)
@@ -78,7 +78,7 @@ def newest_responses() -> Path:
 
 def label_of(path: Path) -> str:
     """What a file of responses is called in another's name."""
-    name = path.resolve().parent.name if path.name == home.RESPONSES else path.stem
+    name = path.resolve().parent.name if path.name == paths.RESPONSES else path.stem
     return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name)[:100] or "other"
 
 
@@ -87,6 +87,6 @@ def kept_of(path: Path, other: Path | None = None) -> Path:
 
     Only a run's own responses leave out their name, so that two files in one folder do not share one.
     """
-    own = "" if path.name == home.RESPONSES else f"{path.stem}."
+    own = "" if path.name == paths.RESPONSES else f"{path.stem}."
     versus = "" if other is None else f"-vs-{label_of(other)}"
     return path.parent / f"{own}judgements{versus}.jsonl"

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpt2cli.data.tokens import Progress
+    from gpt2cli.data.prepare import Progress
 
 
 def prepare(
@@ -43,9 +43,9 @@ def prepare(
     json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
 ) -> None:
     """Turn text into token files for pretraining. Interrupted, the same command continues."""
-    from gpt2cli.data.tokens import Settings, prepare
+    from gpt2cli.data.prepare import Settings, prepare
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.preparing import show_preparing
+    from gpt2cli.ui.prepare import show_preparing
 
     console = err()
     settings = Settings(tokenizer, tuple(text_field or ["text"]), validation)

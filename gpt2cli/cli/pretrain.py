@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from gpt2cli.cli.training import (
+from gpt2cli.cli.train_command import (
     DryRunOption,
     Lesson,
     NameOption,
@@ -18,9 +18,9 @@ from gpt2cli.cli.training import (
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.schema import PretrainRecipe
-    from gpt2cli.training.pretraining import Pretraining
-    from gpt2cli.training.run import Run
-    from gpt2cli.training.session import Session
+    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.training.run_dir import Run
+    from gpt2cli.training.setup import Session
     from gpt2cli.ui.training import TrainingView
 
 
@@ -48,10 +48,10 @@ def pretrain(
 def _opened(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretraining, dict[str, object]]]":
     """The recipe's text as tokens, prepared into the cache if need be, and where it came from."""
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.tokens import Settings, open_tokens, prepare_cached
-    from gpt2cli.training.pretraining import Pretraining
+    from gpt2cli.data.prepare import Settings, open_tokens, prepare_cached
+    from gpt2cli.training.pretrain_task import Pretraining
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.preparing import show_preparing
+    from gpt2cli.ui.prepare import show_preparing
 
     found = find_corpus(recipe.data.source, offline=offline, allow_bundled=recipe.data.bundled)
     if found.warning:
@@ -102,9 +102,9 @@ def _sample(session: "Session", run: "Run", view: "TrainingView", stop: Callable
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import Decoding
-    from gpt2cli.training.compiling import uncompiled
-    from gpt2cli.training.pretraining import Pretraining
-    from gpt2cli.training.run import add_sample
+    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.training.run_dir import add_sample
+    from gpt2cli.training.torch_compile import uncompiled
 
     assert isinstance(session.task, Pretraining)
     wanted, tokenizer = session.task.recipe.eval, session.task.tokenizer

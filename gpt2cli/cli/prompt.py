@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpt2cli.weights.folder import LoadedModel
+    from gpt2cli.checkpoints.folder import LoadedModel
 
 LONGEST_PROMPT = 1 << 26  # bytes; no context is near it, and a pipe may never end
 
@@ -16,8 +16,8 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     """
     import sys
 
-    from gpt2cli.disk import open_regular
     from gpt2cli.errors import InputError, UsageError
+    from gpt2cli.files import open_regular
 
     if file is not None:
         if prompt is not None:

@@ -57,7 +57,7 @@ def copy(
     """Copy a recipe to a file of your own, to change it."""
     from pathlib import Path
 
-    from gpt2cli import disk
+    from gpt2cli import files
     from gpt2cli.errors import UsageError
     from gpt2cli.recipe.loader import find_recipe, read_recipe
     from gpt2cli.ui.console import err, printable
@@ -71,8 +71,8 @@ def copy(
         if not force:
             raise UsageError(f"{target}: is there already", "", f"gpt2 recipes copy {name} {target} --force")
     content = read_recipe(source)
-    disk.require_writable(target.parent)
-    disk.write_file(target, content)
+    files.require_writable(target.parent)
+    files.write_file(target, content)
     err().print(printable(f"wrote {target}; check a change with: gpt2 recipes check {target}"))
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt2cli import bundled, disk, home
+from gpt2cli import bundled, files
+from gpt2cli import paths as home
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
+from gpt2cli.hub import partials
+from gpt2cli.hub.fetch import fetch
+from gpt2cli.hub.registry import Expected
 from gpt2cli.patience import Patience
-from gpt2cli.weights import partials
-from gpt2cli.weights.download import fetch
-from gpt2cli.weights.published import Expected
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
@@ -152,7 +153,7 @@ def _path(argument: str) -> Found:
 
 def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Found | None:
     """The file, once its content is known to be right; None for a damaged one in our own cache."""
-    digest = disk.sha256_of(path)
+    digest = files.sha256_of(path)
     if digest == corpus.sha256:
         return Found(corpus.name, (path,), origin, digest, None)
     if origin == "cache":
@@ -174,7 +175,7 @@ def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> Found:
 
 def _bundled(name: str, file: str, warning: str | None) -> Found:
     path = Path(bundled.__file__).parent / file
-    return Found(name, (path,), "bundled", disk.sha256_of(path), warning)
+    return Found(name, (path,), "bundled", files.sha256_of(path), warning)
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
@@ -201,7 +202,7 @@ def _download(corpus: Corpus, offline: bool) -> Path:
         raise InputError(f"{corpus.url}: is not {corpus.name}", error.why, _by_hand(corpus)) from None
     if corpus.member:
         try:
-            disk.write_file(path, _unpacked(corpus, zipped))
+            files.write_file(path, _unpacked(corpus, zipped))
         finally:
             zipped.unlink()
     return path

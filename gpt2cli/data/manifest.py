@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2cli import disk
+from gpt2cli import files
 from gpt2cli.errors import InputError
 
 FORMAT = "gpt2cli tokens"
@@ -119,7 +119,7 @@ class Journal:
 
 
 def write_journal(folder: Path, journal: Journal) -> None:
-    disk.write_json(folder / JOURNAL, {"format": FORMAT, "version": VERSION, **asdict(journal)})
+    files.write_json(folder / JOURNAL, {"format": FORMAT, "version": VERSION, **asdict(journal)})
 
 
 def read_journal(folder: Path) -> Journal | None:
@@ -145,7 +145,7 @@ def read_journal(folder: Path) -> Journal | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    disk.write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, **asdict(manifest)})
+    files.write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, **asdict(manifest)})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -213,7 +213,7 @@ def settings_of(record: dict[str, Any]) -> Settings:
 
 def read_record(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError for anything else."""
-    with disk.open_regular(path) as file:
+    with files.open_regular(path) as file:
         data = file.read()
     try:
         record = json.loads(data)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt2cli import disk
+from gpt2cli import files
 from gpt2cli.data.manifest import DTYPES, Shard, StaleError, WriterState
 from gpt2cli.errors import InputError
 
@@ -73,7 +73,7 @@ class ShardWriter:
 
     def flush(self) -> None:
         if self._file:
-            disk.flush(self._file)
+            files.flush(self._file)
 
     def finish(self) -> None:
         """End the open file; `state` then holds finished ones only."""
@@ -87,7 +87,7 @@ class ShardWriter:
     def _create(self) -> BinaryIO:
         self._digest = hashlib.sha256()
         self._file = open(self._folder / self._open_name(), "wb")  # noqa: SIM115
-        disk.flush_directory(self._folder)
+        files.flush_directory(self._folder)
         return self._file
 
     def _reopen(self) -> None:
@@ -95,7 +95,7 @@ class ShardWriter:
         self._require(path, self._n_open)
         self._file = open(path, "r+b")  # noqa: SIM115
         self._file.truncate(self._n_open * DTYPES[self._dtype])
-        while block := self._file.read(disk.CHUNK):
+        while block := self._file.read(files.CHUNK):
             self._digest.update(block)
 
     def _require(self, path: Path, n_tokens: int) -> None:
@@ -107,7 +107,7 @@ class ShardWriter:
 
     def _finish_shard(self) -> None:
         assert self._file
-        disk.flush(self._file)
+        files.flush(self._file)
         self._file.close()
         self._finished.append(Shard(self._open_name(), self._n_open, self._digest.hexdigest()))
         self._file, self._n_open = None, 0
@@ -121,9 +121,9 @@ def copy_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int, target:
     width = DTYPES[dtype]
     skip = sum(shard.n_tokens for shard in shards) - n
     for shard in shards:
-        with disk.open_regular(folder / shard.file) as file:
+        with files.open_regular(folder / shard.file) as file:
             file.seek(min(skip, shard.n_tokens) * width)
-            while block := file.read(disk.CHUNK):
+            while block := file.read(files.CHUNK):
                 target.write(np.frombuffer(block, np.dtype(dtype).newbyteorder("<")))
         skip = max(0, skip - shard.n_tokens)
 
@@ -152,14 +152,14 @@ def cut_to(folder: Path, split: str, shards: Sequence[Shard], dtype: str) -> Non
         if path.stat().st_size != n_bytes:
             with open(path, "r+b") as file:
                 file.truncate(n_bytes)
-                disk.flush(file)
-    disk.flush_directory(folder)
+                files.flush(file)
+    files.flush_directory(folder)
 
 
 def _digest_of_head(path: Path, n_bytes: int) -> str:
     digest = hashlib.sha256()
-    with disk.open_regular(path) as file:
-        while n_bytes and (block := file.read(min(n_bytes, disk.CHUNK))):
+    with files.open_regular(path) as file:
+        while n_bytes and (block := file.read(min(n_bytes, files.CHUNK))):
             digest.update(block)
             n_bytes -= len(block)
     return digest.hexdigest()
@@ -169,10 +169,10 @@ def last_document_length(folder: Path, shards: Sequence[Shard], dtype: str, end_
     """Tokens of the last document, its end-of-text included: what follows the one before."""
     width, seen = DTYPES[dtype], 0
     for shard in reversed(shards):
-        with disk.open_regular(folder / shard.file) as file:
+        with files.open_regular(folder / shard.file) as file:
             right = shard.n_tokens
             while right:
-                left = max(0, right - disk.CHUNK)
+                left = max(0, right - files.CHUNK)
                 file.seek(left * width)
                 ids = np.frombuffer(file.read((right - left) * width), np.dtype(dtype).newbyteorder("<"))
                 ends = np.flatnonzero(ids == end_of_text)

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpt2cli.errors import InputError
-from gpt2cli.generation.text import Reply
-from gpt2cli.prompts import Template, Turn
-from gpt2cli.tokenizer.protocol import Tokenizer
+from gpt2cli.generation.stop_text import Reply
+from gpt2cli.templates import Template, Turn
+from gpt2cli.tokenizer.base import Tokenizer
 
 LEAST_ROOM = 8  # tokens for a question and the beginning of its reply
 

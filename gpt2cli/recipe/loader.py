@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
-from gpt2cli.recipe import yaml_source
-from gpt2cli.recipe.keys import Keys
+from gpt2cli.recipe import yaml_lines
+from gpt2cli.recipe.key_hints import Keys
 from gpt2cli.recipe.schema import RECIPES, Recipe, in_order
-from gpt2cli.recipe.yaml_source import Document, Place, dotted
+from gpt2cli.recipe.yaml_lines import Document, Place, dotted
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Loaded:
     """
     path = find_recipe(source)
     name = shown(path)
-    text = yaml_source.read_text(path, name)
-    document = yaml_source.parse(text, name)
+    text = yaml_lines.read_text(path, name)
+    document = yaml_lines.parse(text, name)
     keys = Keys(RECIPES[_task_of(document, name)])
     values = {
         key: {} if key in keys.sections and value is None else value for key, value in document.values.items()
@@ -83,12 +83,12 @@ def shipped_recipes() -> dict[str, Path]:
 
 def read_recipe(path: Path) -> bytes:
     """The file verbatim, unchecked. Raises InputError where it is no regular file of a recipe's size."""
-    return yaml_source.read_bytes(path, shown(path))
+    return yaml_lines.read_bytes(path, shown(path))
 
 
 def title_of(path: Path) -> str:
     """The first comment line of a recipe: what it is, in one line."""
-    for line in yaml_source.read_text(path, shown(path)).splitlines():
+    for line in yaml_lines.read_text(path, shown(path)).splitlines():
         if title := line.lstrip("# \t").rstrip():
             return title if line.startswith("#") else ""
     return ""
@@ -154,7 +154,7 @@ def _apply(overrides: Sequence[str], values: dict[str, Any], keys: Keys) -> dict
         # A section that is no mapping stays as it is: the check will say so with its line.
         target = values.setdefault(section[0], {}) if section else values
         if isinstance(target, dict):
-            target[field] = yaml_source.parse_value(text, where)
+            target[field] = yaml_lines.parse_value(text, where)
             places[place] = where
     return places
 

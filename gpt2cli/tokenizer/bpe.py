@@ -20,9 +20,9 @@ from typing import Any
 
 import tiktoken
 
-from gpt2cli.disk import open_regular
 from gpt2cli.errors import InputError
-from gpt2cli.tokenizer.protocol import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
+from gpt2cli.files import open_regular
+from gpt2cli.tokenizer.base import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
 
 TABLE, TABLE_BYTES, TABLE_CRC32 = "gpt2-merges.bin", 200_000, 0x508BC279
 VERSION_LINE = "#version: 0.2\n"

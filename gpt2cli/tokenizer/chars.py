@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from gpt2cli.errors import InputError
-from gpt2cli.tokenizer.protocol import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
+from gpt2cli.tokenizer.base import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
 
 
 class Chars:

@@ -5,7 +5,7 @@ Which ids come, and what is safe to print, is decided elsewhere.
 
 import codecs
 
-from gpt2cli.tokenizer.protocol import Tokenizer
+from gpt2cli.tokenizer.base import Tokenizer
 
 
 class TextStream:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gpt2cli.disk import open_regular
+from gpt2cli.checkpoints.folder import RECEIPT, RECIPE
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.home import CHECKPOINTS
-from gpt2cli.recipe import yaml_source
-from gpt2cli.training.state import FACTS
-from gpt2cli.weights.folder import RECEIPT, RECIPE
+from gpt2cli.files import open_regular
+from gpt2cli.paths import CHECKPOINTS
+from gpt2cli.recipe import yaml_lines
+from gpt2cli.training.train_state import FACTS
 
 RUN_RECORD = "run.json"
 LARGEST = 1 << 24  # bytes of a record; ours have some thousand
@@ -79,7 +79,7 @@ def _read_recipe(path: Path, problems: list[str]) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     try:
-        return yaml_source.parse(yaml_source.read_text(path, path.name), path.name).values
+        return yaml_lines.parse(yaml_lines.read_text(path, path.name), path.name).values
     except Gpt2Error as error:
         problems.append(str(error))
         return {}

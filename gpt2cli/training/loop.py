@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from gpt2cli.errors import DivergedError
+from gpt2cli.evaluation.classes import Verdict
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import Runtime
-from gpt2cli.training.compiling import uncompiled
 from gpt2cli.training.events import (
     CheckpointSaved,
     EvalDone,
@@ -27,10 +27,11 @@ from gpt2cli.training.events import (
     StepSkipped,
     Stopped,
 )
-from gpt2cli.training.learner import Learner
 from gpt2cli.training.optim import learning_rate
-from gpt2cli.training.state import RECENT, Progress
-from gpt2cli.training.tasks import RANK, Task, Verdict
+from gpt2cli.training.optimizer_step import Learner
+from gpt2cli.training.task import RANK, Task
+from gpt2cli.training.torch_compile import uncompiled
+from gpt2cli.training.train_state import RECENT, Progress
 from gpt2cli.training.utilisation import utilisation
 
 SPIKE = 5.0  # times the median of the recent losses

@@ -6,7 +6,7 @@ import torch
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.runtime import Runtime
-from gpt2cli.training.tasks import Task
+from gpt2cli.training.task import Task
 
 # Dense 16-bit tensor-core operations a second, by words of the device's name, from the makers' data
 # sheets; the first that matches counts. What is not here gets no share: a guess would mislead.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from gpt2cli import disk
+from gpt2cli import files
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _TRAIN, _VALIDATION = "#3b82b8", "#d1495b"
@@ -48,7 +48,7 @@ def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool 
     _dress(axes, curves, title)
     if tokens_axis and curves.tokens_per_step:
         _add_tokens(axes, curves.tokens_per_step)
-    with disk.replacing_file(out) as file:
+    with files.replacing_file(out) as file:
         figure.savefig(file, format="png")
     return True
 
@@ -76,7 +76,7 @@ def read_curves(metrics: Path) -> Curves:
 
 
 def _records(metrics: Path) -> Iterator[dict[str, Any]]:
-    with disk.open_regular(metrics) as file:
+    with files.open_regular(metrics) as file:
         for line in file:
             try:
                 record = json.loads(line)

@@ -8,10 +8,10 @@ import pytest
 from faulty_server import Site, serving
 from layouts import CONFIG, openai_content, serve_hub, serve_openai, tiny_size, use_hub
 
+from gpt2cli.checkpoints.folder import write_manifest, write_model
+from gpt2cli.hub.registry import Size
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.tokenizer.bpe import gpt2 as bpe
-from gpt2cli.weights.folder import write_manifest, write_model
-from gpt2cli.weights.published import Size
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 from runs import command
 
 from gpt2cli import errors
-from gpt2cli.cli import app, training
+from gpt2cli.cli import app, train_command
 from gpt2cli.errors import Gpt2Error
 
 Gpt2 = Callable[..., Any]
@@ -74,7 +74,7 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def burst(recipe: str) -> None:
         raise error
 
-    monkeypatch.setattr(training, "_name_of", burst)
+    monkeypatch.setattr(train_command, "_name_of", burst)
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ import torch
 from loud import loud
 from speaking import save_model_that_says
 
+from gpt2cli.checkpoints.folder import write_manifest, write_model
+from gpt2cli.checkpoints.template_file import write_prompt
 from gpt2cli.cli import app
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
-from gpt2cli.prompts import TEMPLATES, Turn, prompt_ids
+from gpt2cli.templates import TEMPLATES, Turn, prompt_ids
 from gpt2cli.tokenizer.bpe import gpt2 as bpe
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.weights.folder import write_manifest, write_model
-from gpt2cli.weights.prompt_file import write_prompt
 
 CONTEXT = 128
 MODE = "a base model, never taught to answer: it continues the text (continuation mode)\n"
@@ -396,5 +396,5 @@ def test_files_that_hold_no_conversation_are_refused(
         code, _, err = chat(models / "taught", f"one\n/load {name}\n/show\n")
         assert code == (2 if "\0" in name else 3) and what in err
         assert "turns               1\n" in err, "the conversation is as before"
-    monkeypatch.setattr("gpt2cli.cli.session.LONGEST_FILE", 10)
+    monkeypatch.setattr("gpt2cli.cli.chat_loop.LONGEST_FILE", 10)
     assert "other: is larger than 64 MiB" in chat(models / "taught", "/load other\n")[2]

@@ -18,10 +18,10 @@ from adapters import Lora, save_adapter, save_base
 from lessons import language_model, lesson
 from loud import loud
 
-from gpt2cli.generation import labels
-from gpt2cli.generation.labels import Answer, classify
-from gpt2cli.weights.classifier import LoadedClassifier, load_classifier, write_classifier
-from gpt2cli.weights.folder import write_manifest
+from gpt2cli.checkpoints.classifier import LoadedClassifier, load_classifier, write_classifier
+from gpt2cli.checkpoints.folder import write_manifest
+from gpt2cli.generation import label_texts
+from gpt2cli.generation.label_texts import Answer, classify
 
 Gpt2 = Callable[..., Any]
 
@@ -74,7 +74,7 @@ def test_a_file_of_lines_in_batches_keeps_its_order(
     gpt2: Gpt2, model: Path, loaded: LoadedClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three windows, many lengths: each line gets what it gets alone."""
-    monkeypatch.setattr(labels, "WINDOW", 100)
+    monkeypatch.setattr(label_texts, "WINDOW", 100)
     words = ["win", "cash", "now", "see", "you", "soon", "bill", "due"]
     lines = [" ".join(words[(i + k * k) % 8] for k in range(i % 11)) for i in range(250)]
     path = tmp_path / "lines.txt"

@@ -13,8 +13,8 @@ from gpt2cli import runtime
 from gpt2cli.cli import app
 from gpt2cli.cli.compile import compile_step
 from gpt2cli.errors import Gpt2Error
-from gpt2cli.generation import compiled
-from gpt2cli.generation.compiled import BuildError
+from gpt2cli.generation.cpu import aot_packages
+from gpt2cli.generation.cpu.aot_packages import BuildError
 from gpt2cli.model.config import GPT2Config
 
 EMPTY = "the prompt is empty: starting from the end-of-text token\n"
@@ -40,9 +40,9 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def find(config: GPT2Config, precision: str) -> Path | None:
         return tmp_path / precision if (tmp_path / precision).exists() else None
 
-    monkeypatch.setattr(compiled, "build_package", build)
-    monkeypatch.setattr(compiled, "find_package", find)
-    monkeypatch.setattr(compiled, "can_build", lambda: True)
+    monkeypatch.setattr(aot_packages, "build_package", build)
+    monkeypatch.setattr(aot_packages, "find_package", find)
+    monkeypatch.setattr(aot_packages, "can_build", lambda: True)
     return made
 
 
@@ -108,7 +108,7 @@ def test_a_build_that_fails_is_an_error_here(
     def build(config: GPT2Config, precision: str) -> Path:
         raise BuildError("the compiler failed (no such flag)")
 
-    monkeypatch.setattr(compiled, "build_package", build)
+    monkeypatch.setattr(aot_packages, "build_package", build)
     code, _, err = compile_it()
     assert code == 4
     assert "error: the compiler failed (no such flag)" in err and "fix: gpt2 generate --compile off" in err
@@ -118,7 +118,7 @@ def test_a_build_that_fails_is_an_error_here(
 def test_what_cannot_be_built_is_said_once_and_the_text_comes_all_the_same(
     say: Run, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_compiler", lambda: "")
+    monkeypatch.setattr(aot_packages, "_compiler", lambda: "")
     code, out, err = say("--compile", "on", "--precision", precision)
     assert (code, out) == (0, "well said\n")
     assert err == "there is no C++ compiler; going on without a compiled step\n"
@@ -141,11 +141,11 @@ def test_off_looks_for_no_package(say: Run, builds: list[str], tmp_path: Path) -
 def test_auto_builds_only_where_it_saves_more_than_it_takes(
     say: Run, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "saved_seconds", lambda config, n: float(n))
-    monkeypatch.setattr(compiled, "build_seconds", lambda config: 25.1)
+    monkeypatch.setattr(aot_packages, "saved_seconds", lambda config, n: float(n))
+    monkeypatch.setattr(aot_packages, "build_seconds", lambda config: 25.1)
     say("-n", "50")
     assert builds == []
-    monkeypatch.setattr(compiled, "build_seconds", lambda config: 24.9)
+    monkeypatch.setattr(aot_packages, "build_seconds", lambda config: 24.9)
     say("-n", "50", "--num-samples", "2")  # together they are a batch, which has no compiled step
     assert builds == []
     say("-n", "50")
@@ -155,7 +155,7 @@ def test_auto_builds_only_where_it_saves_more_than_it_takes(
 def test_auto_says_how_to_be_faster_where_that_is_to_be_felt(
     say: Run, folder: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "saved_seconds", lambda config, n: 1.0)
+    monkeypatch.setattr(aot_packages, "saved_seconds", lambda config, n: 1.0)
     monkeypatch.setattr(runtime, "default_threads", lambda: 2)
     code, out, err = say("--precision", "int8")
     assert (code, out, builds) == (0, "well said\n", [])
@@ -176,6 +176,6 @@ def test_fp16_is_never_compiled(say: Run, builds: list[str]) -> None:
 
 def test_what_a_step_saves_grows_with_the_model_and_is_nothing_for_a_small_one() -> None:
     small, large = GPT2Config(n_layer=1, n_embd=12), GPT2Config()
-    assert compiled.saved_seconds(small, 10**9) == 0
-    assert 2 < compiled.saved_seconds(large, 1000) < 10
-    assert compiled.PAYS * compiled.build_seconds(large) > compiled.saved_seconds(large, 10_000)
+    assert aot_packages.saved_seconds(small, 10**9) == 0
+    assert 2 < aot_packages.saved_seconds(large, 1000) < 10
+    assert aot_packages.PAYS * aot_packages.build_seconds(large) > aot_packages.saved_seconds(large, 10_000)

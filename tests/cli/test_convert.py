@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2cli import home
+from gpt2cli import paths
+from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
-from gpt2cli.weights.folder import load_model, verify, write_manifest, write_model
 
 Gpt2 = Callable[..., object]
 
@@ -37,7 +37,7 @@ def run(loud_model: GPT2LMHead, tmp_path: Path) -> Path:
 
 def test_a_foreign_folder_becomes_a_model_by_name(gpt2: Gpt2, foreign: Path, loud_model: GPT2LMHead) -> None:
     done = gpt2("convert", foreign)
-    place = home.models() / "theirs"
+    place = paths.models() / "theirs"
     assert (done.code, done.out) == (0, f"{place}\n")
     verify(place)
     lines = done.err.splitlines()

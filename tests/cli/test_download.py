@@ -15,22 +15,22 @@ from faulty_server import Fault, Site, serving
 from layouts import COMMIT, CONFIG, DATA, REPOSITORY, needs_tensorflow, serve_hub, serve_openai
 from openai_checkpoint import make_checkpoint
 
-from gpt2cli import disk, home
+from gpt2cli import files, paths
+from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
+from gpt2cli.convert import pipeline
+from gpt2cli.hub.registry import Size
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.tokenizer.bpe import gpt2 as bpe
-from gpt2cli.weights import conversion
-from gpt2cli.weights.folder import load_model, verify, write_manifest, write_model
-from gpt2cli.weights.published import Size
 
 
 def test_a_repository_becomes_a_model_ready_to_use(gpt2: Any, site: Site, hub: None) -> None:
     done = gpt2("download", "tiny", "--source", "hf")
     assert done.code == 0, done.err
-    assert done.out == f"{home.models() / 'tiny'}\n"
+    assert done.out == f"{paths.models() / 'tiny'}\n"
     assert "the hub's files are here: 4 of them" in done.err
     assert "logits differ from an independent computation by at most" in done.err
-    verify(home.models() / "tiny")
-    assert load_model(home.models() / "tiny").config.n_embd == CONFIG.n_embd
+    verify(paths.models() / "tiny")
+    assert load_model(paths.models() / "tiny").config.n_embd == CONFIG.n_embd
     said = gpt2("generate", "--model", "tiny", "--json", "-n", "3", "Hello")
     assert json.loads(said.out)["ids"]
     site.requests.clear()
@@ -48,11 +48,11 @@ def test_any_repository_of_the_hub_by_its_name(gpt2: Any, site: Site, model_file
     done = gpt2("download", "other/model", "--revision", "v1.0", "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
-    assert result["model"] == str(home.models() / "other--model@v1.0")
+    assert result["model"] == str(paths.models() / "other--model@v1.0")
     assert (result["source"], result["revision"]) == ("hf", COMMIT)
     assert result["verification"]["max_difference"] < 1e-4
     assert set(result["sha256"]) == set(model_files)
-    assert home.find_model("other/model@v1.0") == home.models() / "other--model@v1.0"
+    assert paths.find_model("other/model@v1.0") == paths.models() / "other--model@v1.0"
     site.requests.clear()
     again = json.loads(gpt2("download", "other/model", "--revision", "v1.0", "--json").out)
     assert {name: again[name] for name in again} == {name: result[name] for name in again}
@@ -63,14 +63,16 @@ def test_another_revision_is_another_model(gpt2: Any, site: Site, model_files: d
     """The same name twice, once at main and once at a tag, must not give the first one's weights."""
     serve_hub(site, model_files, repository="other/model")
     plain = gpt2("download", "other/model", "--json")
-    assert json.loads(plain.out)["model"] == str(home.models() / "other--model")
+    assert json.loads(plain.out)["model"] == str(paths.models() / "other--model")
     same = json.loads(gpt2("download", "other/model", "--revision", COMMIT, "--json").out)
-    assert (same["model"], same["revision"]) == (str(home.models() / "other--model"), COMMIT)
+    assert (same["model"], same["revision"]) == (str(paths.models() / "other--model"), COMMIT)
     site.requests.clear()
     tagged = gpt2("download", "other/model", "--revision", "v2")
     assert tagged.code == 5 and site.requests  # the server is asked, and has no such tag
     serve_hub(site, model_files, repository="other/model", revision="v2")
-    assert gpt2("download", "other/model", "--revision", "v2").out == f"{home.models() / 'other--model@v2'}\n"
+    assert (
+        gpt2("download", "other/model", "--revision", "v2").out == f"{paths.models() / 'other--model@v2'}\n"
+    )
     assert gpt2("download", "other/model", "--revision", "v2", "--verify").code == 0
     assert gpt2("download", "other/model", "--revision", "v3", "--verify").code == 3
 
@@ -101,7 +103,7 @@ def test_files_from_another_server_than_asked_are_refused(
         mirror.files |= site.files
         assert gpt2(*command, mirror.address, "--force").code == 0
         assert len(mirror.requests) == 7
-        (home.downloads() / "openai" / "tiny" / DATA).unlink()
+        (paths.downloads() / "openai" / "tiny" / DATA).unlink()
         shown = json.loads(gpt2(*command, site.address, "--json").out)  # what is missing comes from there
     assert shown["address"] == f"{site.address}/tiny"
 
@@ -109,7 +111,7 @@ def test_files_from_another_server_than_asked_are_refused(
 def test_a_model_that_was_not_downloaded_is_here_but_from_no_source(
     gpt2: Any, size: Size, site: Site, model_files: dict[str, bytes]
 ) -> None:
-    place = home.models() / "tiny"
+    place = paths.models() / "tiny"
     place.mkdir(parents=True)
     for name, data in model_files.items():
         (place / name).write_bytes(data)
@@ -175,10 +177,10 @@ def test_two_downloads_of_one_model_side_by_side_both_succeed(
     ]
     heard = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], heard
-    place = home.models() / REPOSITORY.replace("/", "--")
+    place = paths.models() / REPOSITORY.replace("/", "--")
     assert {out for out, _ in heard} == {f"{place}\n"}
     verify(place)
-    assert sorted(path.name for path in home.models().iterdir()) == [place.name]
+    assert sorted(path.name for path in paths.models().iterdir()) == [place.name]
 
 
 WITHOUT_LOCKS = """
@@ -192,13 +194,13 @@ def test_a_place_that_is_taken_in_the_meantime(
     gpt2: Any, site: Site, hub: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the second of two: the files are here, and the model appears while it is being made."""
-    genuine = conversion.convert
+    genuine = pipeline.convert
 
     def slow(path: Path, out: Path, wish: Any) -> Any:
         list(genuine(path, out, wish))
         return genuine(path, out, wish)
 
-    monkeypatch.setattr(conversion, "convert", slow)
+    monkeypatch.setattr(pipeline, "convert", slow)
     done = gpt2("download", "tiny", "--source", "hf", "--json")
     assert done.code == 0, done.err
     assert "tiny is here already" in done.err
@@ -211,8 +213,8 @@ def test_a_place_that_is_taken_in_the_meantime(
         (out / "conversion.json").write_text(json.dumps(receipt))
         return genuine(path, out, wish)
 
-    shutil.rmtree(home.models() / "tiny")
-    monkeypatch.setattr(conversion, "convert", other)
+    shutil.rmtree(paths.models() / "tiny")
+    monkeypatch.setattr(pipeline, "convert", other)
     taken = gpt2("download", "tiny", "--source", "hf")
     assert taken.code == 2
     assert "another model has come to its place" in taken.err
@@ -221,9 +223,9 @@ def test_a_place_that_is_taken_in_the_meantime(
 
 def test_one_waits_for_the_other(gpt2: Any, site: Site, hub: None) -> None:
     assert gpt2("download", "tiny", "--source", "hf", "--no-convert").code == 0
-    (folder,) = (home.downloads() / "hub" / REPOSITORY.replace("/", "--")).glob(COMMIT)
+    (folder,) = (paths.downloads() / "hub" / REPOSITORY.replace("/", "--")).glob(COMMIT)
     held = ExitStack()
-    held.enter_context(disk.lock(folder))
+    held.enter_context(files.lock(folder))
     Timer(1.0, held.close).start()
     done = gpt2("download", "tiny", "--source", "hf")
     assert done.code == 0, done.err
@@ -243,7 +245,7 @@ def test_openai_first_then_the_hub_and_it_says_which(
     kept = gpt2("download", "tiny", "--base-url", site.address, "--no-convert", "--json")
     result = json.loads(kept.out)
     assert (result["source"], result["model"], result["verification"]) == ("openai", None, None)
-    assert result["files"] == str(home.downloads() / "openai" / "tiny")
+    assert result["files"] == str(paths.downloads() / "openai" / "tiny")
     assert result["address"] == f"{site.address}/tiny"
 
 
@@ -255,6 +257,6 @@ def test_openais_checkpoint_is_converted_at_once(gpt2: Any, site: Site, size: Si
     site.faults[f"/tiny/{DATA}"] = [Fault("cut", 900_000)]
     done = gpt2("download", "tiny", "--source", "openai", "--base-url", site.address)
     assert done.code == 0, done.err
-    assert done.out == f"{home.models() / 'tiny'}\n"
+    assert done.out == f"{paths.models() / 'tiny'}\n"
     assert "OpenAI's files are here: 7 of them" in done.err
-    assert load_model(home.models() / "tiny").config.n_parameters == size.n_parameters
+    assert load_model(paths.models() / "tiny").config.n_parameters == size.n_parameters

@@ -10,10 +10,10 @@ import pytest
 from faulty_server import Fault, Site
 from layouts import COMMIT, CONFIG, DATA, REPOSITORY, needs_tensorflow
 
-from gpt2cli import home
-from gpt2cli.weights import tf_process
-from gpt2cli.weights.folder import load_model
-from gpt2cli.weights.published import Size
+from gpt2cli import paths
+from gpt2cli.checkpoints.folder import load_model
+from gpt2cli.convert import tf_process
+from gpt2cli.hub.registry import Size
 
 
 @needs_tensorflow
@@ -25,10 +25,10 @@ def test_files_that_cannot_be_converted_are_refused_and_fetched_anew(
     hurt = gpt2(*command)
     assert (hurt.code, hurt.out) == (3, "")
     assert "these files are damaged, and the next download fetches them anew" in hurt.err
-    folder = home.downloads() / "openai" / "tiny"
+    folder = paths.downloads() / "openai" / "tiny"
     assert sorted(path.name for path in folder.glob("*.refused"))[0] == "checkpoint.refused"
     assert (folder / "vocab.bpe").exists()
-    assert not home.is_model(home.models() / "tiny")
+    assert not paths.is_model(paths.models() / "tiny")
     site.requests.clear()
     gpt2(*command, "--no-convert")
     assert len(site.requests) == 5
@@ -45,7 +45,7 @@ def test_without_tensorflow_both_ways_on_are_told_before_anything_is_fetched(
     assert site.requests == []
     kept = gpt2("download", "tiny", "--base-url", site.address, "--no-convert")
     assert kept.code == 0
-    assert kept.out == f"{home.downloads() / 'openai' / 'tiny'}\n"
+    assert kept.out == f"{paths.downloads() / 'openai' / 'tiny'}\n"
     assert gpt2("download", "tiny", "--no-convert", "--offline").out == kept.out
 
 
@@ -63,7 +63,7 @@ def test_without_tensorflow_the_hub_is_next_and_offline_what_is_here(
         " taking the Hugging Face hub's files"
     ]
     assert site.requests == []
-    assert load_model(home.models() / "tiny").config.n_embd == CONFIG.n_embd
+    assert load_model(paths.models() / "tiny").config.n_embd == CONFIG.n_embd
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_each_failure_has_its_code_and_few_lines(
     assert (done.code, done.out) == (code, "")
     assert message in done.err
     assert "Traceback" not in done.err
-    assert not home.is_model(home.models() / "tiny")
+    assert not paths.is_model(paths.models() / "tiny")
 
 
 @pytest.mark.parametrize("arguments", [("--offline",), ("--offline", "--source", "hf")])
@@ -95,7 +95,7 @@ def test_offline_the_steps_are_told_in_four_lines(
     error = done.err[done.err.index("error:") :].splitlines()
     assert len(error) <= 4
     assert error[-1].startswith("fix: on another machine fetch ")
-    assert str(home.downloads()) in error[-1]
+    assert str(paths.downloads()) in error[-1]
     assert site.requests == []
 
 
@@ -152,14 +152,14 @@ def test_the_list_needs_no_torch() -> None:
 def test_verify_without_anything_here_and_with_damage(gpt2: Any, site: Site, hub: None) -> None:
     assert gpt2("download", "tiny", "--verify").code == 3
     assert gpt2("download", "tiny", "--source", "hf").code == 0
-    path = home.models() / "tiny" / "model.safetensors"
+    path = paths.models() / "tiny" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     done = gpt2("download", "tiny", "--verify", "--json")
     assert (done.code, done.out) == (3, "")
     assert str(path) in done.err
     assert gpt2("download", "tiny", "--source", "hf", "--force").code == 0
     listed = json.loads(gpt2("download", "tiny", "--verify", "--json").out)
-    assert listed["folder"] == str(home.models() / "tiny")
+    assert listed["folder"] == str(paths.models() / "tiny")
     assert {file["by"] for file in listed["files"]} == {"published", "manifest"}
 
 
@@ -175,7 +175,7 @@ def test_verify_fails_on_a_download_of_which_something_is_missing(
     assert "fix: gpt2 download tiny --source openai\n" in done.err
     assert gpt2("download", "tiny", "--source", "hf").code == 0  # what was begun is no part of this one
     assert gpt2("download", "tiny", "--verify").code == 0
-    folder = home.downloads() / "hub" / REPOSITORY.replace("/", "--") / COMMIT
+    folder = paths.downloads() / "hub" / REPOSITORY.replace("/", "--") / COMMIT
     for name in ("vocab.json", "model.safetensors"):
         (folder / name).unlink()
         broken = gpt2("download", "tiny", "--verify", "--source", "hf")
@@ -189,9 +189,9 @@ def test_ctrl_c_says_that_the_same_command_continues(
     site.faults["/tiny/vocab.bpe"] = [Fault("stall", 100_000)]
     code = f"""
 import sys
-from gpt2cli import home
+from gpt2cli import paths as home
 from gpt2cli.cli.app import main
-from gpt2cli.weights import published
+from gpt2cli.hub import registry as published
 home.ALIASES["tiny"] = "tiny"
 published.SIZES["tiny"] = published.Size("tiny", {size.n_parameters}, "a/b")
 main(sys.argv[1:])
@@ -214,6 +214,6 @@ main(sys.argv[1:])
     assert "Stopped. The same command continues where it was." in err, heard
     site.requests.clear()
     again = subprocess.run([*process.args, "--source", "openai"], capture_output=True, text=True, check=True)  # type: ignore[misc]
-    assert again.stdout == f"{home.downloads() / 'openai' / 'tiny'}\n"
+    assert again.stdout == f"{paths.downloads() / 'openai' / 'tiny'}\n"
     assert (site.starts()[0] or 0) > 50_000
     assert "\x1b" not in again.stderr

@@ -17,18 +17,18 @@ from adapters import Lora, save_adapter, save_base
 from loud import loud
 from rich.console import Console
 
+from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.cli.app import _terminated
+from gpt2cli.convert import open_model as opening
 from gpt2cli.data.corpora import CORPORA
-from gpt2cli.judging import perplexity
-from gpt2cli.judging.perplexity import Scoring
+from gpt2cli.evaluation import perplexity
+from gpt2cli.evaluation.perplexity import Scoring
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.ui import evaluating
-from gpt2cli.weights import folder as folder_module
-from gpt2cli.weights.folder import write_manifest, write_model
+from gpt2cli.ui import evaluate
 
 Gpt2 = Callable[..., Any]
 STORY = "The story begins here, and it's not over yet.\n" * 12
@@ -184,8 +184,8 @@ def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
 ) -> None:
     folders = [model, save(tmp_path / "second"), save(tmp_path / "bytes", gpt2_tokenizer())]
     loaded, read = [], []
-    load, encode = folder_module.load_model, perplexity.text_for
-    monkeypatch.setattr(folder_module, "load_model", lambda folder: loaded.append(folder) or load(folder))
+    load, encode = opening.open_model, perplexity.text_for
+    monkeypatch.setattr(opening, "open_model", lambda folder: loaded.append(folder) or load(folder))
     monkeypatch.setattr(
         perplexity, "text_for", lambda text, t, name: read.append(t.name) or encode(text, t, name)
     )
@@ -210,7 +210,7 @@ def test_a_vocabulary_that_does_not_fit_is_said_before_any_weights_are_read(
     (other / "manifest.json").unlink()
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
-    monkeypatch.setattr(folder_module, "load_model", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(opening, "open_model", lambda _: pytest.fail("loaded"))
     outcome = gpt2("evaluate", model, other, "--on", story)
     assert outcome.code == 3 and "tokens, the model 99" in outcome.err
 
@@ -291,15 +291,15 @@ def scorings(seconds: float = 2.0) -> Iterator[Scoring]:
 
 
 def test_progress_is_lines_in_a_file_and_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(evaluate, "LINE_SECONDS", 0.0)
     file = Console(file=io.StringIO(), force_terminal=False, markup=False)
-    assert evaluating.show_scoring(scorings(), file, "runs/[/x]\x1b").n_tokens == 1000
+    assert evaluate.show_scoring(scorings(), file, "runs/[/x]\x1b").n_tokens == 1000
     assert file.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "runs/[/x]␛:  25%  loss 2.0000, 125 tokens/s",
         "runs/[/x]␛:  50%  loss 2.0000, 250 tokens/s",
     ]
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert evaluating.show_scoring(scorings(), terminal, "runs/[/x]\x1b").n_tokens == 1000
+    assert evaluate.show_scoring(scorings(), terminal, "runs/[/x]\x1b").n_tokens == 1000
     shown = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "runs/[/x]␛" in shown and "100%" in shown and "500 tokens/s" in shown

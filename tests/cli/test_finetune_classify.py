@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from lessons import messages, write_lesson
 
-from gpt2cli import home
-from gpt2cli.generation import labels
-from gpt2cli.weights.classifier import load_classifier
-from gpt2cli.weights.folder import WEIGHTS, read_manifest, verify
+from gpt2cli import paths
+from gpt2cli.checkpoints.classifier import load_classifier
+from gpt2cli.checkpoints.folder import WEIGHTS, read_manifest, verify
+from gpt2cli.generation import label_texts
 
 Gpt2 = Callable[..., Any]
 SHORT = ("optim.steps=6", "eval.every=3")
@@ -30,7 +30,7 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
     assert done.out == "runs/lesson\n", "stdout is data: the run's folder"
     run = Path("runs/lesson")
     verify((run / "best").resolve())
-    assert load_classifier(home.find_model("lesson")).labels == ("bank", "ham", "spam")
+    assert load_classifier(paths.find_model("lesson")).labels == ("bank", "ham", "spam")
     report = json.loads((run / "report.json").read_text())
     assert report["checkpoint"] == (run / "best").resolve().name
     assert report["weights"] == read_manifest(run / "best")[WEIGHTS]
@@ -84,13 +84,13 @@ def test_a_signal_during_the_report_is_heard_and_the_report_comes_with_the_resum
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("gpt2cli.cli.finetune_classify.AT_ONCE", 5)
-        asked = labels.probabilities
+        asked = label_texts.probabilities
 
         def told(*arguments: Any) -> Any:
             signal.raise_signal(signal.SIGTERM)
             return asked(*arguments)
 
-        patch.setattr(labels, "probabilities", told)
+        patch.setattr(label_texts, "probabilities", told)
         done = gpt2("finetune-classify", recipe, *SHORT)
     assert done.code == 143 and "--resume" in done.err
     assert not Path("runs/lesson/report.json").exists()

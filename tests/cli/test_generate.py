@@ -14,9 +14,9 @@ from speaking import CONTEXT, save_model_that_says
 
 from gpt2cli.cli import app
 from gpt2cli.generation.sampling import Decoding
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.protocol import Tokenizer
 
 HOSTILE = "a\x1b[2Jb\x1b]52;c;aGk=\x07c\rd\x08e\x9bf\u202eg😂"
 

@@ -12,9 +12,9 @@ import pytest
 from judge_server import BUSY, FINAL, MODEL, Judge, grade, judging
 
 from gpt2cli.cli.judge import judge as judge_command
-from gpt2cli.judging import client
-from gpt2cli.judging.asking import N_PARALLEL
-from gpt2cli.judging.judge import SEED
+from gpt2cli.judge import client
+from gpt2cli.judge.asking import N_PARALLEL
+from gpt2cli.judge.runner import SEED
 
 Gpt2 = Callable[..., Any]
 Record = dict[str, str]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from judge_server import MODEL, Judge, judging, prefer
 
-from gpt2cli.judging import client
+from gpt2cli.judge import client
 
 Gpt2 = Callable[..., Any]
 N = 6

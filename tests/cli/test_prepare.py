@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpt2cli.data.tokens import open_tokens
+from gpt2cli.data.prepare import open_tokens
 
 Gpt2 = Callable[..., Any]
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from runs import command, losses, write_recipe
 
-from gpt2cli import disk, home
-from gpt2cli.training import loop, session
-from gpt2cli.training.pretraining import Pretraining
-from gpt2cli.training.run import Run, newest_valid_checkpoint
-from gpt2cli.weights.folder import load_model, verify
+from gpt2cli import files, paths
+from gpt2cli.checkpoints.folder import load_model, verify
+from gpt2cli.training import loop, setup
+from gpt2cli.training.pretrain_task import Pretraining
+from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
 
 Gpt2 = Callable[..., Any]
 SHORT = ("optim.steps=6",)
@@ -43,7 +43,7 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
     record = json.loads((run / "run.json").read_text())["sessions"][0]
     assert record["machine"]["threads"] == 2 and record["data"]["origin"] == "path"
     verify((run / "last").resolve())
-    loaded = load_model(home.find_model("tiny"))
+    loaded = load_model(paths.find_model("tiny"))
     assert loaded.tokenizer.name == "chars" and loaded.config.n_positions == 24
     assert "val loss" in done.err and "tok/s" in done.err and "\x1b" not in done.err
     assert "gpt2 generate --model runs/tiny" in done.err
@@ -80,7 +80,7 @@ def test_a_new_start_forgets_what_an_unsaved_one_wrote(
 ) -> None:
     """A run that died before its first save: the same command, with or without --resume, begins anew."""
     with monkeypatch.context() as patch:
-        patch.setattr(session.Session, "save", full_disk)
+        patch.setattr(setup.Session, "save", full_disk)
         assert gpt2("pretrain", recipe, *SHORT, "eval.sample_tokens=3").code == 4
     for again in ([], ["--resume"]):
         assert gpt2("pretrain", recipe, *SHORT, "eval.sample_tokens=3", *again).code == 0
@@ -165,7 +165,7 @@ def tell(monkeypatch: pytest.MonkeyPatch, place: object, name: str, number: int,
         (Pretraining, "fresh_model", 1),  # load
         (loop, "take_step", 4),  # step
         (Pretraining, "evaluation_batches", 2),  # evaluation
-        (session.Session, "save", 1),  # save
+        (setup.Session, "save", 1),  # save
         ("gpt2cli.generation.engine", "generate", 1),  # sampling
     ],
 )
@@ -233,7 +233,7 @@ def test_a_file_size_limit_keeps_the_checkpoint_before(gpt2: Gpt2, recipe: Path)
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert "larger than this system allows" in checked_end(process, run)
-    assert not list(run.rglob(f"{disk.TEMPORARY}*"))
+    assert not list(run.rglob(f"{files.TEMPORARY}*"))
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(gpt2: Gpt2, recipe: Path, tmp_path: Path) -> None:
@@ -284,12 +284,12 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_holder_is_not_feared(
 ) -> None:
     folder = Path("runs/tiny")
     folder.mkdir(parents=True)
-    with disk.lock(folder):
+    with files.lock(folder):
         done = gpt2("pretrain", recipe, *SHORT)
     assert done.code == 4 and str(os.getpid()) in done.err
     child = os.fork()
     if child == 0:
-        with disk.lock(folder):
+        with files.lock(folder):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert (folder / ".lock").read_text().strip() == str(child)
@@ -298,7 +298,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_holder_is_not_feared(
 
 def test_orphans_of_a_killed_save_are_swept_at_the_start(gpt2: Gpt2, recipe: Path) -> None:
     run = two_starts(gpt2, recipe)
-    orphans = [run / f"{disk.TEMPORARY}run.json-1", run / "checkpoints" / f"{disk.TEMPORARY}step-000009-1"]
+    orphans = [run / f"{files.TEMPORARY}run.json-1", run / "checkpoints" / f"{files.TEMPORARY}step-000009-1"]
     orphans[0].write_text("{")
     orphans[1].mkdir()
     assert gpt2("pretrain", recipe, "--resume").code == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.data.tokens import Progress, Settings, prepare
+from gpt2cli.data.prepare import Progress, Settings, prepare
 
 SETTINGS = Settings("gpt2", ("text",), 0.1, 1337, 100_000)
 TEXT = "the sea is grey and the boat, 1,200 miles out, doesn't turn: «héé» 数字 🚢 x_y\n\n  so\tit   goes "

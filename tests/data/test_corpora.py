@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli import home
+from gpt2cli import paths
 from gpt2cli.data import corpora
 from gpt2cli.data.corpora import CORPORA, Corpus, find_corpus
 from gpt2cli.errors import InputError, ServiceError
@@ -145,7 +145,7 @@ def test_path_then_mirror_then_cache_then_download_then_bundled(
         address(monkeypatch, url)
         fresh = find_corpus("text", offline=False, allow_bundled=True)
     assert (fresh.origin, fresh.warning) == ("download", None)
-    assert fresh.paths == (home.corpora() / "text.txt",)
+    assert fresh.paths == (paths.corpora() / "text.txt",)
     assert fresh.paths[0].read_bytes() == TEXT
     assert find_corpus("text", offline=False, allow_bundled=True).origin == "cache"
     monkeypatch.setenv("GPT2_MIRROR", str(tmp_path / "mirror"))
@@ -171,12 +171,12 @@ def test_a_wrong_file_in_the_mirror_is_an_error_with_both_hashes(
 
 
 def test_a_damaged_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    home.corpora().mkdir(parents=True)
-    (home.corpora() / "text.txt").write_bytes(TEXT[:-1])
+    paths.corpora().mkdir(parents=True)
+    (paths.corpora() / "text.txt").write_bytes(TEXT[:-1])
     with serving("redirect") as url:
         address(monkeypatch, url)
         assert find_corpus("text", offline=False, allow_bundled=False).origin == "download"
-    assert (home.corpora() / "text.txt").read_bytes() == TEXT
+    assert (paths.corpora() / "text.txt").read_bytes() == TEXT
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_failed_download_leaves_nothing_and_the_bundled_text_steps_in(
     error = caught.value
     assert isinstance(error, (ServiceError, InputError))
     assert __import__("re").search(message, f"{error.what} {error.why}")
-    assert list(home.corpora().iterdir()) == []
+    assert list(paths.corpora().iterdir()) == []
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -216,7 +216,7 @@ def test_without_network_the_error_says_which_file_goes_where(offline: bool) -> 
         find_corpus("text", offline=offline, allow_bundled=False)
     assert time.monotonic() - begin < 2
     assert "text.txt" in caught.value.fix
-    assert str(home.corpora()) in caught.value.fix
+    assert str(paths.corpora()) in caught.value.fix
     assert "GPT2_MIRROR" in caught.value.fix
     assert ("forbidden" in caught.value.why) == offline
 

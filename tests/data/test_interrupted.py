@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.data import pieces, pipeline, tasks
-from gpt2cli.data.tokens import Progress, Settings, prepare
+from gpt2cli.data import prepare_pipeline, text_reader
+from gpt2cli.data import text_chunks as tasks
+from gpt2cli.data.prepare import Progress, Settings, prepare
 from gpt2cli.errors import InputError, UsageError
 
 # Small tasks, a journal after each, and small files: hundreds of moments that differ.
 SCRIPT = """
 import sys
 from pathlib import Path
-from gpt2cli.data import pieces, tasks
-from gpt2cli.data.tokens import Settings, prepare
+from gpt2cli.data import text_reader as pieces, text_chunks as tasks
+from gpt2cli.data.prepare import Settings, prepare
 tasks.TASK_CHARACTERS, pieces.PIECE, pieces.CAP = 3000, 2000, 8000
 settings = Settings(sys.argv[2], ("text",), 0.1, 5, 4000)
 steps = prepare(sys.argv[3:], Path(sys.argv[1]), settings, journal_seconds=0)
@@ -88,8 +89,8 @@ def test_sigkill_at_many_random_moments(tmp_path: Path, sources: list[str]) -> N
 @pytest.fixture
 def fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "TASK_CHARACTERS", 3000)
-    monkeypatch.setattr(pieces, "PIECE", 2000)
-    monkeypatch.setattr(pieces, "CAP", 8000)
+    monkeypatch.setattr(text_reader, "PIECE", 2000)
+    monkeypatch.setattr(text_reader, "CAP", 8000)
 
 
 SETTINGS = Settings("gpt2", ("text",), 0.1, 1337, 4000)
@@ -125,13 +126,13 @@ def test_interrupted_while_the_tail_moves(
     for place in ("copy_tail", "cut_to", "save_tokenizer", "write_manifest"):
         out = tmp_path / place
         with monkeypatch.context() as patch:
-            real = getattr(pipeline, place)
+            real = getattr(prepare_pipeline, place)
 
             def fail(*arguments: object, real: Callable[..., object] = real) -> None:
                 real(*arguments)
                 raise KeyboardInterrupt
 
-            patch.setattr(pipeline, place, fail)
+            patch.setattr(prepare_pipeline, place, fail)
             with pytest.raises(KeyboardInterrupt):
                 run(sources[:1], out, shard_tokens=4000)
         assert (out / "journal.json").exists()

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
 from gpt2cli.generation.engine import Past, continue_row, generate, new_past
-from gpt2cli.generation.packing import pack_for_decoding
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.gpt2 import GPT2LMHead
 

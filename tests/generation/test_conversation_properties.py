@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.generation.conversation import Conversation
+from gpt2cli.generation.chat_session import Conversation
 from gpt2cli.generation.engine import Past
 from gpt2cli.model.gpt2 import GPT2LMHead
 

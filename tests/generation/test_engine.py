@@ -5,13 +5,13 @@ import torch
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 
+from gpt2cli.checkpoints.folder import TRANSPOSED
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
 from gpt2cli.generation.engine import Step, generate
-from gpt2cli.generation.packing import pack_for_decoding
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.config import to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, initialize
-from gpt2cli.weights.folder import TRANSPOSED
 
 GREEDY = Decoding(temperature=0)
 LIMIT = 64

@@ -17,10 +17,10 @@ from conversing import (
     written,
 )
 
-from gpt2cli.generation.conversation import Conversation, Dropped, Event, Piece
+from gpt2cli.generation.chat_session import Conversation, Dropped, Event, Piece
 from gpt2cli.generation.engine import n_common
 from gpt2cli.model.gpt2 import GPT2LMHead
-from gpt2cli.prompts import Template
+from gpt2cli.templates import Template
 
 LIMIT = 128
 

@@ -14,8 +14,8 @@ from gpt2cli.generation.history import (
     require_room,
     require_room_beside,
 )
-from gpt2cli.generation.text import Reply
-from gpt2cli.prompts import TEMPLATES, Template, Turn, prompt_ids
+from gpt2cli.generation.stop_text import Reply
+from gpt2cli.templates import TEMPLATES, Template, Turn, prompt_ids
 from gpt2cli.tokenizer.bpe import gpt2
 
 END = gpt2().end_of_text

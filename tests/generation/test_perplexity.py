@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2cli.generation.blocked import can_block
-from gpt2cli.generation.packing import Use, pack_for_decoding
+from gpt2cli.generation.cpu.blocked import can_block
+from gpt2cli.generation.cpu.swap_linears import Use, pack_for_decoding
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gpt2cli.generation.text import Reply
+from gpt2cli.generation.stop_text import Reply
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.stream import TextStream
 from gpt2cli.ui.console import printable

@@ -18,7 +18,7 @@ from gpt2cli.model.lora import (
     load_adapter_state,
     merge_adapters,
 )
-from gpt2cli.training.cross_entropy import cross_entropy_sum
+from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
 ALL = ("c_attn", "c_proj", "c_fc")

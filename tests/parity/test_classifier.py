@@ -8,14 +8,14 @@ import torch
 import transformers
 from loud import loud
 
-from gpt2cli.generation.labels import classify
+from gpt2cli.checkpoints.classifier import load_classifier, write_classifier
+from gpt2cli.checkpoints.folder import write_manifest
+from gpt2cli.generation.label_texts import classify
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import empty_classifier
+from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.protocol import END_OF_TEXT, Tokenizer
-from gpt2cli.weights.classifier import load_classifier, write_classifier
-from gpt2cli.weights.folder import write_manifest
 
 TEXTS = [
     "Win £5 cash now!",

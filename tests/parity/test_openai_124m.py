@@ -18,7 +18,7 @@ import pytest
 import torch
 from openai_checkpoint import GPT2_124M, make_checkpoint
 
-from gpt2cli.weights.folder import load_model
+from gpt2cli.checkpoints.folder import load_model
 
 pytestmark = pytest.mark.proofs
 WEIGHTS = 4 * 124_439_808  # bytes

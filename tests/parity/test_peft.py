@@ -11,10 +11,10 @@ import transformers
 from adapters import CONFIG, IDS, Base, Lora, save_adapter, save_base
 from torch.nn.functional import cross_entropy
 
+from gpt2cli.convert.open_model import open_model
 from gpt2cli.errors import InputError
 from gpt2cli.model.lora import adapter_state, add_adapters
-from gpt2cli.training.cross_entropy import cross_entropy_sum
-from gpt2cli.weights.folder import load_model
+from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
 LORAS = [
     Lora(targets=("c_attn",)),
@@ -54,7 +54,7 @@ def test_peft_opens_our_folder(base: Base, lora: Lora, tmp_path: Path) -> None:
     plain, wanted = theirs_over(base)(IDS).logits, reference(IDS).logits
     assert (plain - wanted).abs().max() > 0.5, "a correction this small would hide mistakes"
     torch.testing.assert_close(ours(IDS), wanted, atol=1e-4, rtol=0)
-    torch.testing.assert_close(load_model(tmp_path / "adapter").model(IDS), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(open_model(tmp_path / "adapter").model(IDS), wanted, atol=1e-4, rtol=0)
     merged = reference.merge_and_unload()
     torch.testing.assert_close(merged(IDS).logits, wanted, atol=1e-4, rtol=0)
 
@@ -96,7 +96,7 @@ def test_we_open_their_folder(base: Base, settings: dict[str, Any], tmp_path: Pa
     reference = save_theirs(tmp_path / "theirs", base, **settings)
     wanted = reference(IDS).logits
     assert (theirs_over(base)(IDS).logits - wanted).abs().max() > 0.5
-    torch.testing.assert_close(load_model(tmp_path / "theirs").model(IDS), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(open_model(tmp_path / "theirs").model(IDS), wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_what_we_cannot_express_is_refused_by_its_field(
 ) -> None:
     save_theirs(tmp_path / "theirs", base, r=4, target_modules=["c_attn"], **settings)
     with pytest.raises(InputError, match=rf"adapter_config\.json: {field} is "):
-        load_model(tmp_path / "theirs")
+        open_model(tmp_path / "theirs")
 
 
 def test_adapters_beyond_the_blocks_are_refused_by_name(base: Base, tmp_path: Path) -> None:
     save_theirs(tmp_path / "theirs", base, r=4, target_modules=["c_attn", "wte"])
     with pytest.raises(InputError, match="the tensors are not those") as caught:
-        load_model(tmp_path / "theirs")
+        open_model(tmp_path / "theirs")
     assert "unknown: base_model.model.transformer.wte" in caught.value.why
 
 
@@ -133,7 +133,7 @@ def test_another_kind_of_adapter_is_refused(base: Base, tmp_path: Path) -> None:
     config = peft.IA3Config(task_type="CAUSAL_LM", target_modules=["c_attn"], feedforward_modules=[])
     peft.get_peft_model(theirs_over(base), config).save_pretrained(tmp_path / "theirs")
     with pytest.raises(InputError, match="peft_type is 'IA3'"):
-        load_model(tmp_path / "theirs")
+        open_model(tmp_path / "theirs")
 
 
 def test_a_training_step_is_pefts(base: Base, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_fresh_adapter_begins_as_pefts_does(base: Base) -> None:
     theirs = peft.get_peft_model(
         theirs_over(base), peft.LoraConfig(r=16, target_modules=["c_proj"], fan_in_fan_out=True)
     )
-    fresh = load_model(base.folder).model  # type: ignore[arg-type]
+    fresh = open_model(base.folder).model  # type: ignore[arg-type]
     add_adapters(fresh, rank=16, alpha=1.0, dropout=0.0, targets=("c_proj",), seed=0)
     for name, tensor in adapter_state(fresh).items():
         other = theirs.get_parameter(f"base_model.model.{name}.default.weight")

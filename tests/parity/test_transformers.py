@@ -9,15 +9,15 @@ import transformers
 from loud import loud
 from torch.nn.functional import cross_entropy
 
+from gpt2cli.checkpoints.folder import TRANSPOSED, load_model, write_manifest, write_model
 from gpt2cli.generation.engine import generate
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.training.cross_entropy import cross_entropy_sum
-from gpt2cli.weights.folder import TRANSPOSED, load_model, write_manifest, write_model
+from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
 Reference = transformers.GPT2LMHeadModel
 
@@ -122,7 +122,7 @@ def test_transformers_opens_our_folder(make: Callable[[], Tokenizer], tmp_path: 
 @torch.no_grad()
 def test_we_open_their_folder(theirs: Reference, ids: torch.Tensor, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
-    from gpt2cli.tokenizer.folder import save_tokenizer
+    from gpt2cli.tokenizer.files import save_tokenizer
 
     save_tokenizer(gpt2_tokenizer(), tmp_path)
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)  # as they would store it

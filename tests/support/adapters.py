@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from loud import loud
 
-from gpt2cli.disk import sha256_of
+from gpt2cli.checkpoints.folder import write_manifest, write_model
+from gpt2cli.checkpoints.lora_adapter import write_adapter
+from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
+from gpt2cli.convert.open_model import open_model
+from gpt2cli.files import sha256_of
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.model.lora import adapter_state, add_adapters
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.adapter import write_adapter
-from gpt2cli.weights.folder import load_model, write_manifest, write_model
-from gpt2cli.weights.tensor_file import read_tensors, write_tensors
 
 TOKENIZER = Chars.from_text(["abcdefghijklmnopqrstuvwxyz .,\n"])
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=TOKENIZER.n_vocab)
@@ -58,7 +59,7 @@ def make_loud(model: GPT2LMHead) -> GPT2LMHead:
 def adapted(base: Base, lora: Lora) -> GPT2LMHead:
     """The base with loud adapters, apart."""
     assert base.folder is not None
-    model = load_model(base.folder).model
+    model = open_model(base.folder).model
     add_adapters(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=3)
     return make_loud(model)
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from loud import loud
 
-from gpt2cli.generation.conversation import Conversation, Done, Event
+from gpt2cli.generation.chat_session import Conversation, Done, Event
 from gpt2cli.generation.engine import Past, generate, new_past, read
 from gpt2cli.generation.history import Exchange
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.generation.settings import Settings
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.prompts import TEMPLATES, Template, Turn, prompt_ids
+from gpt2cli.templates import TEMPLATES, Template, Turn, prompt_ids
 from gpt2cli.tokenizer.chars import Chars
 
 LETTERS = Chars.from_text("\n .:#?0123456789" + "abcdefghijklmnopqrstuvwxyz" + "ABCDEFGHIJKLMNOPQRSTUVWXYZ")

@@ -8,9 +8,9 @@ import pytest
 from faulty_server import Site
 
 from gpt2cli.errors import Gpt2Error
+from gpt2cli.hub.fetch import Transferred, fetch
+from gpt2cli.hub.registry import Expected
 from gpt2cli.patience import Patience
-from gpt2cli.weights.download import Transferred, fetch
-from gpt2cli.weights.published import Expected
 
 CONTENT = random.Random(1).randbytes(20_000)
 KNOWN = Expected(len(CONTENT), sha256(CONTENT).hexdigest())

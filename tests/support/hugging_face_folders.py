@@ -10,7 +10,7 @@ import torch
 import transformers
 from openai_checkpoint import bytes_only
 
-from gpt2cli.tokenizer.folder import save_tokenizer
+from gpt2cli.tokenizer.files import save_tokenizer
 
 SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 24, "vocab_size": 257}
 WEIGHTS, BIN, INDEX = "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"

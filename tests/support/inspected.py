@@ -5,11 +5,11 @@ from typing import Any
 
 from loud import loud
 
+from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.folder import write_manifest, write_model
 
 CHARS = Chars.from_text("abcdefghijklmnopqrstuvwxyz $\n\x1b")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from judge_server import MODEL, Judge, grade
 
-from gpt2cli.judging.client import PATIENCE
-from gpt2cli.judging.items import Item
-from gpt2cli.judging.judge import Judgement, judge
-from gpt2cli.judging.rubric import Score
-from gpt2cli.judging.server import openai_compatible
+from gpt2cli.judge.client import PATIENCE
+from gpt2cli.judge.items import Item
+from gpt2cli.judge.rubric import Score
+from gpt2cli.judge.runner import Judgement, judge
+from gpt2cli.judge.server import openai_compatible
 
 QUICK = replace(PATIENCE, stall=2.0, window=2.0, total=2.0, first_pause=0.0, attempts=3)
 ITEMS = [Item(index, f"ask {index}", "", "right", f"say {index}") for index in range(4)]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from faulty_server import Site
 
-from gpt2cli import home
+from gpt2cli import paths
+from gpt2cli.hub import registry
+from gpt2cli.hub.registry import Size, openai_files
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.bpe import gpt2
-from gpt2cli.weights import published
-from gpt2cli.weights.published import Size, openai_files
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=24)  # of the model that is served
 DATA = "model.ckpt.data-00000-of-00001"
@@ -28,8 +28,8 @@ REPOSITORY = "somebody/tiny-gpt2"
 def tiny_size(monkeypatch: pytest.MonkeyPatch, n_parameters: int = 500) -> Size:
     """A fifth published size, "tiny", for the length of a test."""
     size = Size("tiny", n_parameters, REPOSITORY)
-    monkeypatch.setitem(published.SIZES, "tiny", size)
-    monkeypatch.setitem(home.ALIASES, "tiny", "tiny")
+    monkeypatch.setitem(registry.SIZES, "tiny", size)
+    monkeypatch.setitem(paths.ALIASES, "tiny", "tiny")
     return size
 
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 from loud import loud
 
-from gpt2cli.data.classify import prepare, read_labelled
+from gpt2cli.checkpoints.folder import write_manifest, write_model
+from gpt2cli.data.labelled_texts import prepare, read_labelled
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.training.classification import Classification
-from gpt2cli.training.starting import find_start
-from gpt2cli.weights.folder import write_manifest, write_model
+from gpt2cli.training.base_model import find_start
+from gpt2cli.training.classify_task import Classification
 
 RECIPE = """\
 task: finetune-classify

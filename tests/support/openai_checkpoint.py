@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2cli.tokenizer.base import END_OF_TEXT
 from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF, gpt2
-from gpt2cli.tokenizer.protocol import END_OF_TEXT
 
 TINY = {"n_vocab": 257, "n_ctx": 24, "n_embd": 32, "n_head": 4, "n_layer": 2}
 GPT2_124M = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.data.stored import TokenData, open_tokens
-from gpt2cli.data.tokens import Settings, prepare
+from gpt2cli.data.prepare import Settings, prepare
+from gpt2cli.data.token_dataset import TokenData, open_tokens
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import PretrainRecipe
 

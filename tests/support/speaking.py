@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
+from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
-from gpt2cli.tokenizer.protocol import Tokenizer
-from gpt2cli.weights.folder import write_manifest, write_model
 
 CONTEXT = 64
 

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.data.instruct import Fields, read_records
+from gpt2cli.checkpoints.folder import write_manifest, write_model
+from gpt2cli.data.instructions import Fields, read_records
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.tokenizer.bpe import gpt2
-from gpt2cli.training.instruction import Instruction, examples_of
-from gpt2cli.training.starting import find_start
-from gpt2cli.weights.folder import write_manifest, write_model
+from gpt2cli.training.base_model import find_start
+from gpt2cli.training.sft_task import Instruction, examples_of
 
 RECIPE = """\
 task: finetune-instruct

@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gpt2cli.tokenizer.bpe import BPE, gpt2
-from gpt2cli.tokenizer.folder import save_tokenizer
+from gpt2cli.tokenizer.files import save_tokenizer
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and then the dog jumps over the fox.\n" * 3,

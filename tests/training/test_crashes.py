@@ -14,12 +14,12 @@ from lessons import write_lesson
 from runs import command, losses, tiny, weights_of, write_recipe
 from teaching import write_teaching
 
-from gpt2cli import disk, home
-from gpt2cli.training.pretraining import Pretraining
-from gpt2cli.training.run import Run, newest_valid_checkpoint, sweep
-from gpt2cli.training.session import open_session
-from gpt2cli.training.state import read_facts
-from gpt2cli.weights.folder import load_model
+from gpt2cli import files, paths
+from gpt2cli.checkpoints.folder import load_model
+from gpt2cli.training.pretrain_task import Pretraining
+from gpt2cli.training.run_dir import Run, newest_valid_checkpoint, sweep
+from gpt2cli.training.setup import open_session
+from gpt2cli.training.train_state import read_facts
 
 WATCHED = {
     "open",
@@ -83,8 +83,8 @@ def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(step: int
         for pointer in (run.folder / "best", run.folder / "last"):
             if pointer.is_symlink():
                 load_model(pointer.resolve())
-        load_model(home.best_checkpoint(run.folder))
-        assert not list(run.folder.rglob(f"{disk.TEMPORARY}*"))
+        load_model(paths.best_checkpoint(run.folder))
+        assert not list(run.folder.rglob(f"{files.TEMPORARY}*"))
         shutil.rmtree(run.folder)
         shutil.copytree(before, run.folder, symlinks=True)
         n += 1
@@ -112,10 +112,10 @@ def kill_loop(task: str, folder: Path, kills: int, steps: int, seed: int) -> Non
     while killed < kills and not (run.checkpoints / f"step-{steps:06d}").exists():
         resume = ["--resume"] if run.record.exists() else []
         process = command(task, recipe, *([] if resume else saving_always), "--name", run.folder, *resume)
-        first = home.checkpoints(run.folder)[-1:]
+        first = paths.checkpoints(run.folder)[-1:]
         # The start takes seconds in which nothing is saved; most kills should hit the saving.
         deadline = time.monotonic() + 60
-        while home.checkpoints(run.folder)[-1:] == first and process.poll() is None:
+        while paths.checkpoints(run.folder)[-1:] == first and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(rng.random() * 0.25)
@@ -128,7 +128,7 @@ def kill_loop(task: str, folder: Path, kills: int, steps: int, seed: int) -> Non
     process = command(task, recipe, "--name", run.folder, "--resume")
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    assert not list(run.folder.rglob(f"{disk.TEMPORARY}*")), "an orphan outlived the next start"
+    assert not list(run.folder.rglob(f"{files.TEMPORARY}*")), "an orphan outlived the next start"
     assert losses(run.folder) == losses(folder / "whole")
     assert weights_of(run.folder) == weights_of(folder / "whole")
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gpt2cli.training.lineage import LONGEST, trace
-from gpt2cli.training.run import Run, write_record
+from gpt2cli.training.run_dir import Run, write_record
 
 RECEIPT = {
     "source": {"path": "/models/124M", "format": "openai-tf", "files": {"hparams.json": {}, "vocab.bpe": {}}},

@@ -8,7 +8,6 @@ import torch
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.schema import Optim
-from gpt2cli.training.learner import Learner
 from gpt2cli.training.optim import (
     clip_gradients,
     gradient_norm,
@@ -16,6 +15,7 @@ from gpt2cli.training.optim import (
     make_optimizer,
     parameter_names,
 )
+from gpt2cli.training.optimizer_step import Learner
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:

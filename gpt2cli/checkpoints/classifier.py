@@ -1,0 +1,193 @@
+"""Owns a classifier's folder: Hugging Face's GPT2ForSequenceClassification, with our manifest.
+
+The trunk is stored as in `folder.py`; `score` takes the place of the output layer. Labels lie in
+config.json. tokenizer_config.json has the length at which texts were cut and the token that fills
+rows, so that transformers' pipeline cuts and fills as `gpt2 classify` does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2cli.checkpoints.folder import (
+    CLASSIFIER,
+    CONFIG,
+    LANGUAGE_MODEL,
+    RECIPE,
+    TRANSPOSED,
+    WEIGHTS,
+    read_manifest,
+    require_exactly,
+)
+from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
+from gpt2cli.errors import InputError
+from gpt2cli.files import sha256_of, write_file, write_json
+from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
+from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
+from gpt2cli.paths import is_adapter
+from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
+from gpt2cli.tokenizer.bpe import read_table
+from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
+from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
+
+SCORE = "score.weight"
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    model: GPT2Classifier
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    max_tokens: int  # longer texts are cut there, as they were in training
+    folder: Path
+
+
+def write_classifier(
+    folder: Path,
+    model: GPT2Classifier,
+    labels: tuple[str, ...],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    recipe: str,
+) -> dict[str, str]:
+    """Write the files into an existing folder; returns {file name: SHA-256} for the manifest."""
+    state = model.state_dict()
+    shapes = _stored_shapes(model.config, len(labels))
+    tensors = {name: state[name].T if name.endswith(TRANSPOSED) else state[name] for name in shapes}
+    hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
+    write_json(
+        folder / CONFIG,
+        to_hugging_face(model.config, tokenizer.end_of_text)
+        | {
+            "architectures": [CLASSIFIER],
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "num_labels": len(labels),
+            "problem_type": "single_label_classification",
+            # By this id Hugging Face finds a row's last token; no text of ours encodes to it.
+            "pad_token_id": tokenizer.end_of_text,
+        },
+    )
+    write_file(folder / RECIPE, recipe)
+    names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
+    settings = read_table(folder / TOKENIZER_CONFIG)
+    settings |= {"pad_token": END_OF_TEXT, "padding_side": "right", "model_max_length": max_tokens}
+    write_json(folder / TOKENIZER_CONFIG, settings)
+    return hashes | {name: sha256_of(folder / name) for name in names}
+
+
+def load_classifier(
+    folder: Path, *, attention: str = "sdpa", dropout: float | None = None, remembered: bool = False
+) -> LoadedClassifier:
+    """Load and verify a classifier, in fp32 and evaluation mode, on the CPU; the rest as `load_model`.
+
+    Raises InputError where a file is missing, damaged or fits the others badly, and for a folder
+    that holds a language model or an adapter to one.
+    """
+    _refuse_adapters(folder)
+    values = read_table(folder / CONFIG)
+    _require_classifier(folder, values)
+    config = from_hugging_face(values)
+    if dropout is not None:
+        config = replace(config, dropout=dropout)
+    hashes = read_manifest(folder)
+    for name, sha256 in hashes.items():
+        if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
+            found = sha256_of(folder / name)
+            if found != sha256:
+                raise changed(folder / name, found, sha256)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.n_vocab > config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
+            "they were not made for each other",
+            "copy the tokenizer files that the model was trained with into the folder",
+        )
+    tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS), remembered=remembered)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    labels = _labels(folder, values, _n_classes(shapes, config))
+    model = empty_classifier(config, len(labels), attention)
+    require_exactly(folder / WEIGHTS, _stored_shapes(config, len(labels)), shapes)
+    model.load_state_dict({name: _turned(name, tensor) for name, tensor in tensors.items()}, assign=True)
+    max_tokens = _max_tokens(folder, config.n_positions)
+    return LoadedClassifier(model.eval(), tokenizer, labels, max_tokens, folder)
+
+
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    tensor = tensor.to(torch.float32)
+    return tensor.T if name.endswith(TRANSPOSED) else tensor
+
+
+def _stored_shapes(config: GPT2Config, n_classes: int) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(t.shape) for name, t in empty_classifier(config, n_classes).state_dict().items()}
+    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
+
+
+def _n_classes(shapes: Mapping[str, tuple[int, ...]], config: GPT2Config) -> int:
+    """As many as `score` has rows. 0 for one of another form, whose shape `require_exactly` refuses then."""
+    shape = shapes.get(SCORE, ())
+    return shape[0] if len(shape) == 2 and shape[1] == config.n_embd else 0
+
+
+def _labels(folder: Path, values: dict[str, Any], n_classes: int) -> tuple[str, ...]:
+    """The classes' names in order; Hugging Face leaves them out where they are LABEL_0, LABEL_1, ..."""
+    named = values.get("id2label")
+    if named is None:
+        return tuple(f"LABEL_{i}" for i in range(max(2, n_classes)))
+    fits = isinstance(named, dict) and set(named) == {str(i) for i in range(len(named))}
+    if not fits or not all(isinstance(label, str) for label in named.values()) or len(named) < 2:
+        raise InputError(
+            f"{folder / CONFIG}: id2label is {str(named)[:80]}",
+            "it must name each class, of which there are at least two, by its number from 0",
+        )
+    return tuple(named[str(i)] for i in range(len(named)))
+
+
+def _max_tokens(folder: Path, context: int) -> int:
+    path = folder / TOKENIZER_CONFIG
+    limit = read_table(path).get("model_max_length") if path.exists() else None
+    # true is an int to Python, and no length.
+    return min(limit, context) if type(limit) is int and limit > 0 else context
+
+
+def _refuse_adapters(folder: Path) -> None:
+    """A classifier's own adapters are stored merged: what lies apart belongs to a language model."""
+    if is_adapter(folder):
+        raise InputError(
+            f"{folder}: is an adapter of a language model, not a classifier",
+            "it writes texts and knows no classes",
+            f"gpt2 generate --model {folder}; or gpt2 convert {folder} --merge, and make a classifier of the"
+            " result: gpt2 finetune-classify spam init=RESULT",
+        )
+
+
+def _require_classifier(folder: Path, values: Mapping[str, Any]) -> None:
+    """The `values` of a config.json are those of a GPT-2 that gives a text one class."""
+    named = values.get("architectures")
+    named = [LANGUAGE_MODEL] if named is None or named == [] else named
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise InputError(
+            f"{folder / CONFIG}: architectures is {str(named)[:80]}",
+            "it must be a list of names",
+            f'"architectures": ["{CLASSIFIER}"], if it is one',
+        )
+    if CLASSIFIER not in named:
+        writes = LANGUAGE_MODEL in named
+        raise InputError(
+            f"{folder}: holds a {named[0][:80]}, not a classifier",
+            "it writes texts and knows no classes" if writes else f"only {CLASSIFIER} can be read",
+            f"make one of it: gpt2 finetune-classify spam init={folder}; or gpt2 generate --model {folder}"
+            if writes
+            else "gpt2 finetune-classify spam-tiny",
+        )
+    kind = values.get("problem_type") or "single_label_classification"
+    if kind != "single_label_classification":
+        raise InputError(
+            f"{folder}: its problem_type is {str(kind)[:80]!r}",
+            "here a text has one class",
+            "gpt2 finetune-classify spam-tiny",
+        )

@@ -1,0 +1,288 @@
+"""Owns the model folder: a Hugging Face GPT-2 folder with a manifest that proves its content.
+
+`config.json`, `model.safetensors` with Hugging Face's names and (in, out) matrices, tokenizer
+files, `recipe.yaml`, and `manifest.json` with the SHA-256 of each file, written last.
+transformers opens every folder written here; a folder without a manifest is somebody else's and
+is read without that proof. Training state beside the model belongs to `training/state.py`.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2cli import __version__
+from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
+from gpt2cli.errors import InputError
+from gpt2cli.files import sha256_of, write_file, write_json
+from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
+from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
+from gpt2cli.paths import is_adapter
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.bpe import read_table
+from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
+
+CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
+RECEIPT = "conversion.json"  # beside a converted model: what it was made from, and the proof
+FORMAT = 1
+COPY = "copy the tokenizer files that the model was trained with into the folder"
+# Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
+# matrices of each block turn over here and nowhere else. attn.c_proj is square: saved the wrong
+# way round it loads without a complaint and computes nonsense.
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+EMBEDDING = "transformer.wte.weight"
+HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
+# The causal mask, which transformers stored with the weights until version 4.30.
+MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
+# Hugging Face's names of the model, of the model without its output layer, of the one that labels texts.
+LANGUAGE_MODEL, TRUNK, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: GPT2LMHead
+    tokenizer: Tokenizer
+    folder: Path
+
+    @property
+    def config(self) -> GPT2Config:
+        return self.model.config
+
+
+def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: str) -> dict[str, str]:
+    """Write the model's files into an existing folder; returns {file name: SHA-256}.
+
+    For the caller to complete: add what else lies in the folder, then `write_manifest`.
+    """
+    state = model.state_dict()
+    tensors = {
+        name: state[name].T if name.endswith(TRANSPOSED) else state[name]
+        for name in stored_shapes(model.config)
+    }
+    hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
+    write_json(folder / CONFIG, to_hugging_face(model.config, tokenizer.end_of_text))
+    write_file(folder / RECIPE, recipe)
+    names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
+    return hashes | {name: sha256_of(folder / name) for name in names}
+
+
+def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """The tensors of the weights file, in its order: Hugging Face's names and (in, out) shapes."""
+    return _stored_shapes_of(empty_model(config))
+
+
+def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
+    """The last file of a folder: what is in it and which bytes."""
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256}
+        for name, sha256 in sorted(hashes.items())
+    }
+    write_json(folder / MANIFEST, {"format": FORMAT, "written_by": f"gpt2cli {__version__}", "files": files})
+
+
+def load_model(
+    folder: Path, *, attention: str = "sdpa", dropout: float | None = None, remembered: bool = False
+) -> LoadedModel:
+    """Load and verify a language model, in fp32 and evaluation mode, on the CPU.
+
+    The transposed matrices are views of what was read: whoever trains on makes them contiguous.
+    `dropout` takes the place of the folder's rate, for whoever trains on. With `remembered`, which
+    is for generating, weights that were hashed before and not touched since are not hashed again.
+    Raises InputError where a file is missing, damaged or fits the others badly, and for an adapter,
+    whose folder `open_model.py` takes too.
+    """
+    config = read_config(folder)
+    if dropout is not None:
+        config = replace(config, dropout=dropout)
+    hashes = read_manifest(folder)
+    for name, sha256 in hashes.items():
+        if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
+            _check(folder / name, sha256)
+    tokenizer = load_tokenizer(folder)
+    require_fitting(folder, tokenizer, config.vocab_size)
+    require_weights(folder)
+    tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS), remembered=remembered)
+    return LoadedModel(model_of(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
+
+
+def model_of(
+    path: Path, config: GPT2Config, tensors: dict[str, Tensor], attention: str = "sdpa"
+) -> GPT2LMHead:
+    """A model in fp32 and evaluation mode with tensors of Hugging Face's names and layout.
+
+    `path` is where they come from. Raises InputError where they are not those of `config`.
+    """
+    model = empty_model(config, attention)
+    model.load_state_dict(_as_modules(path, tensors, model), assign=True)
+    model.tie()
+    return model.eval()
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The numbers of a language model's folder, without its weights."""
+    if is_adapter(folder):
+        raise InputError(
+            f"{folder}: is an adapter, which has no weights of its own",
+            "a whole model is needed here",
+            f"gpt2 convert {folder} --merge, and take the result",
+        )
+    values = read_table(folder / CONFIG)
+    require_language_model(folder, values)
+    return from_hugging_face(values)
+
+
+def require_language_model(folder: Path, config: Mapping[str, Any], *, or_trunk: bool = False) -> None:
+    """The `config` of a folder is that of a GPT-2 that writes; `or_trunk`: or of one without its output
+    layer, which may be the embedding. Raises InputError that says which command takes the folder.
+    """
+    named = config.get("architectures") or [LANGUAGE_MODEL]
+    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_trunk and TRUNK in named)):
+        return
+    what = str(named[0] if isinstance(named, list) else named)[:80]
+    wrong = "not a language model" if what.startswith("GPT2") else "not a GPT-2 language model"
+    fix = "gpt2 download 124M"
+    if what == CLASSIFIER:
+        why = "it scores texts and has no output layer that could write one"
+        fix = f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>"
+    elif what == TRUNK:
+        why = "it is a trunk, which writes once the embedding is its output layer too"
+        fix = f"gpt2 convert {folder}"
+    elif what.startswith("GPT2"):
+        why = "it has another head, which scores or labels texts and cannot write one"
+    else:
+        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRUNK}, its trunk"
+    raise InputError(f"{folder}: holds a {what}, {wrong}", why, fix)
+
+
+def require_weights(folder: Path) -> None:
+    """The weights are in the one form that is loaded. Raises InputError with the command that makes it."""
+    if not os.path.lexists(folder / WEIGHTS):
+        raise InputError(
+            f"{folder}: there is no {WEIGHTS}",
+            "weights in another form must be converted first",
+            f"gpt2 convert {folder}",
+        )
+
+
+def require_stored(path: Path, config: GPT2Config, found: Mapping[str, tuple[int, ...]]) -> None:
+    """The weights file at `path` has just the tensors of `config`, by {name: shape}. A head that is tied
+    may be there for a second time.
+
+    Raises InputError, with the command that helps where it is only an older program's file.
+    """
+    _require_stored(path, stored_shapes(config), found)
+
+
+def require_exactly(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Every wanted tensor is there in its shape, and no other is. Names are the source's own.
+
+    Raises InputError that names the tensors and both shapes.
+    """
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    if missing or extra:
+        lists = [
+            f"{label}: {', '.join(f'{name} {list(shapes[name])}' for name in names[:4])}"
+            + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            for label, names, shapes in (("missing", missing, wanted), ("unknown", extra, found))
+            if names
+        ]
+        raise InputError(f"{path}: the tensors are not those of a GPT-2", "; ".join(lists))
+    for name, shape in wanted.items():
+        if tuple(found[name]) != tuple(shape):
+            turned = tuple(found[name]) == tuple(reversed(shape)) and len(shape) > 1
+            raise InputError(
+                f"{path}: {name} has shape {list(found[name])}",
+                f"{list(shape)} is needed" + ("; it is stored the wrong way round" if turned else ""),
+            )
+
+
+def require_fitting(where: Path | str, tokenizer: Tokenizer, n_rows: int, fix: str = COPY) -> None:
+    """There is one token for each of the embedding's rows. Raises InputError about the model at `where`."""
+    n_tokens = tokenizer.n_vocab
+    if n_tokens == n_rows:
+        return
+    why = "they were not made for each other"
+    if n_tokens < n_rows:
+        why += ", or rows are padding, which would be generated as tokens of no text"
+        fix += f"; padding goes with transformers: model.resize_token_embeddings({n_tokens})"
+    raise InputError(f"{where}: the tokenizer has {n_tokens} tokens, the model {n_rows}", why, fix)
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """{file name: SHA-256}; empty for a folder that somebody else wrote."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    manifest = read_table(path)
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: format {manifest.get('format')!r} is unknown",
+            f"this program, {__version__}, reads format {FORMAT}",
+            "pip install --upgrade gpt2cli",
+        )
+    try:
+        return {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(f"{path}: is not a manifest of a model folder") from None
+
+
+def verify(folder: Path) -> None:
+    """Check every file against the manifest. Raises InputError for the first that differs."""
+    hashes = read_manifest(folder)
+    if not hashes:
+        raise InputError(f"{folder}: has no manifest", "the save that made it was not finished")
+    for name, sha256 in hashes.items():
+        _check(folder / name, sha256)
+
+
+def _check(path: Path, sha256: str) -> None:
+    found = sha256_of(path)
+    if found != sha256:
+        raise changed(path, found, sha256)
+
+
+def _stored_shapes_of(model: GPT2LMHead) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del shapes[HEAD]
+    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
+
+
+def _require_stored(
+    path: Path, wanted: dict[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
+    older = ['its names lack "transformer."'] if "wte.weight" in found else []
+    older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
+    if older:
+        raise InputError(
+            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
+        )
+    tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
+    require_exactly(path, tied | wanted, found)
+
+
+def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
+    """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
+    config, stored = model.config, dict(tensors)
+    _require_stored(path, _stored_shapes_of(model), {name: tuple(t.shape) for name, t in stored.items()})
+    if config.tie_word_embeddings and HEAD in stored:
+        head, embedding = stored.pop(HEAD), stored[EMBEDDING]
+        if not torch.equal(head, embedding):
+            raise InputError(
+                f"{path}: {HEAD} is not {EMBEDDING}", "config.json says that one matrix reads and writes"
+            )
+    # Turned over by their strides alone: a copy would cost a third of the time that reading costs.
+    found = {
+        name: t.to(torch.float32).T if name.endswith(TRANSPOSED) else t.to(torch.float32)
+        for name, t in stored.items()
+    }
+    return found | ({HEAD: found[EMBEDDING]} if config.tie_word_embeddings else {})

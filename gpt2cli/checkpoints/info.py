@@ -1,0 +1,216 @@
+"""Owns what a model folder says of itself without being run: its modules, sizes, tokenizer and
+manifest, and the numbers in its tensors. Of the weights only the header is read, unless those
+numbers are asked for; then one tensor at a time.
+
+What the model was made from is in training/lineage.py, how all of it is shown in ui/inspecting.py.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt2cli.checkpoints.folder import (
+    CONFIG,
+    MANIFEST,
+    TRANSPOSED,
+    WEIGHTS,
+    read_config,
+    read_manifest,
+    require_fitting,
+    require_stored,
+    require_weights,
+    stored_shapes,
+)
+from gpt2cli.checkpoints.safetensors_file import Entry, TensorFile, changed, read_entries
+from gpt2cli.errors import InputError
+from gpt2cli.files import sha256_of
+from gpt2cli.model.config import PRESETS, GPT2Config, size_of
+from gpt2cli.model.gpt2 import empty_model
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.bpe import read_table
+from gpt2cli.tokenizer.files import load_tokenizer
+
+CHUNK = 1 << 18  # values that are widened to float64 at a time
+TRUNK = "transformer."  # before each name but the output layer's
+BESIDE_BLOCKS = ("n_positions", "vocab_size", "tie_word_embeddings")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module that has parameters. Shapes are as the model multiplies them, matrices (out, in)."""
+
+    name: str  # "h.0.attn.c_attn": Hugging Face's, without "transformer."
+    weight: tuple[int, ...]
+    stored: tuple[int, ...]  # of the weight in the file
+    transposed: bool  # the file has it as (in, out); a square matrix does not show that
+    bias: tuple[int, ...] | None
+    n_parameters: int  # 0 where the weight is another module's
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What our manifest.json says. The small files are verified; `sha256` is the weights' own."""
+
+    written_by: str
+    n_files: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    folder: Path
+    config: GPT2Config
+    modules: tuple[Module, ...]  # in order of computation, every block written out
+    dtypes: dict[str, int]  # {"float32": how many tensors of the file}
+    n_bytes: int  # the weights file
+    tokenizer: Tokenizer
+    manifest: Manifest | None  # None: somebody else wrote the folder
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(module.n_parameters for module in self.modules)
+
+    def weight_bytes(self, width: int) -> int:
+        """Memory of the weights at `width` bytes a number."""
+        return self.n_parameters * width
+
+    def cache_bytes(self, width: int, n_tokens: int = 1) -> int:
+        """Memory of the keys and values of `n_tokens` in all blocks, for one row."""
+        return 2 * self.config.n_layer * self.config.n_embd * n_tokens * width
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the finite values; None where there is no such. `std` is that of all values, not of a sample."""
+
+    mean: float | None
+    std: float | None
+    min: float | None
+    max: float | None
+    n_nan: int
+    n_inf: int
+
+
+@dataclass(frozen=True)
+class TensorNumbers:
+    """One tensor of the file, its shape as stored."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    statistics: Statistics
+
+
+def summarize(folder: Path) -> Summary:
+    """Read all of a model folder but the weights themselves.
+
+    Raises InputError where a file is missing, damaged or fits the others badly.
+    """
+    config = read_config(folder)
+    hashes = read_manifest(folder)
+    for name, sha256 in hashes.items():
+        if not name.endswith(".safetensors"):
+            found = sha256_of(folder / name)
+            if found != sha256:
+                raise changed(folder / name, found, sha256)
+    tokenizer = load_tokenizer(folder)
+    require_fitting(folder, tokenizer, config.vocab_size)
+    require_weights(folder)
+    entries, n_bytes = read_entries(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size
+    _check_shapes(folder / WEIGHTS, config, entries, n_bytes)
+    dtypes = Counter(_name_of(entry.dtype) for entry in entries.values())
+    manifest = _manifest(folder, hashes) if hashes else None
+    return Summary(folder, config, modules_of(config), dict(dtypes), n_bytes, tokenizer, manifest)
+
+
+def modules_of(config: GPT2Config) -> tuple[Module, ...]:
+    """Every module of the language model that has parameters, in order of computation."""
+    stored = stored_shapes(config)
+    found = []
+    for name, module in empty_model(config).named_modules():
+        own = {key: tuple(parameter.shape) for key, parameter in module.named_parameters(recurse=False)}
+        if own:
+            # A tied output layer is in no file: it has the shape of the matrix that it shares.
+            in_file = stored.get(f"{name}.weight")
+            n_parameters = sum(p.numel() for p in module.parameters(recurse=False)) if in_file else 0
+            bias, weight = own.get("bias"), own["weight"]
+            turned = f"{name}.weight".endswith(TRANSPOSED)
+            short = name.removeprefix(TRUNK)
+            found.append(Module(short, weight, in_file or weight, turned, bias, n_parameters))
+    return tuple(found)
+
+
+def known_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
+    """OpenAI's size with just these blocks, "124M" and the like, and the other numbers that differ."""
+    for size, preset in PRESETS.items():
+        beside = {name: getattr(preset, name) for name in BESIDE_BLOCKS}
+        if size_of(replace(config, **beside)) == size:
+            return size, tuple(name for name, value in beside.items() if getattr(config, name) != value)
+    return None
+
+
+def tensor_numbers(summary: Summary) -> Iterator[TensorNumbers]:
+    """The tensors of the weights file in its order, read one by one.
+
+    Raises InputError where the file is not the one that the manifest describes.
+    """
+    path = summary.folder / WEIGHTS
+    with TensorFile(path) as file:
+        wanted = summary.manifest and summary.manifest.sha256
+        if wanted and file.sha256 != wanted:
+            raise changed(path, file.sha256, wanted)
+        for name, entry in file.entries.items():
+            yield TensorNumbers(name, entry.shape, _name_of(entry.dtype), statistics(file.read(name)))
+
+
+def statistics(tensor: Tensor) -> Statistics:
+    """Computed in float64, a part at a time; the parts' means and spreads are joined without the
+    cancellation of sum(x^2) - sum(x)^2 / n (Chan, Golub and LeVeque 1979).
+    """
+    n, mean, spread = 0, 0.0, 0.0  # spread: sum of squared distances from the mean
+    lowest, highest, n_nan, n_inf = float("inf"), float("-inf"), 0, 0
+    for part in torch.split(tensor.detach().flatten(), CHUNK):
+        values = part.double()
+        low, high = (float(t) for t in torch.aminmax(part))  # both are NaN where one value is
+        if not math.isfinite(low) or not math.isfinite(high):
+            n_nan += int(values.isnan().sum())
+            n_inf += int(values.isinf().sum())
+            values = values[values.isfinite()]
+            low, high = (float(t) for t in torch.aminmax(values)) if values.numel() else (low, high)
+        if not values.numel():
+            continue
+        variance, center = (float(t) for t in torch.var_mean(values, correction=0))
+        n_more = values.numel()
+        away = center - mean
+        mean += away * n_more / (n + n_more)
+        spread += variance * n_more + away * away * n * n_more / (n + n_more)
+        n += n_more
+        lowest, highest = min(lowest, low), max(highest, high)
+    if not n:
+        return Statistics(None, None, None, None, n_nan, n_inf)
+    return Statistics(mean, (spread / n) ** 0.5, lowest, highest, n_nan, n_inf)
+
+
+def _check_shapes(path: Path, config: GPT2Config, entries: Mapping[str, Entry], n_bytes: int) -> None:
+    # A wild config.json must not make us build a billion blocks only to see that they are missing.
+    if config.n_layer > len(entries) or config.n_parameters > n_bytes:
+        raise InputError(
+            f"{path}: is too small for the model of {CONFIG}",
+            f"{config.n_parameters:,} parameters in {config.n_layer:,} blocks,"
+            f" and {n_bytes:,} bytes in {len(entries):,} tensors",
+        )
+    require_stored(path, config, {name: entry.shape for name, entry in entries.items()})
+
+
+def _manifest(folder: Path, hashes: Mapping[str, str]) -> Manifest:
+    written_by = read_table(folder / MANIFEST).get("written_by")
+    return Manifest(str(written_by or "an unnamed program"), len(hashes), hashes.get(WEIGHTS))
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,328 @@
+"""Owns what a line does in `gpt2 chat`: a message is answered, a slash command obeyed, an error said.
+
+Where lines come from is in chat.py; turns and replies are `generation/conversation.py`'s work, and
+how all of it looks is `ui/chatting.py`'s.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from gpt2cli.cli import chat_commands
+
+if TYPE_CHECKING:
+    from gpt2cli.checkpoints.folder import LoadedModel
+    from gpt2cli.errors import Gpt2Error
+    from gpt2cli.generation.chat_session import Conversation, Stop
+    from gpt2cli.generation.events import Event
+
+LONGEST_MESSAGE = 1 << 20  # bytes; no context is near it
+LONGEST_FILE = 1 << 26  # bytes of a saved conversation
+
+
+class Source(Protocol):
+    """Where messages come from."""
+
+    def read(self) -> str:
+        """The next message. Raises EOFError at the end, InputError for one that is no message."""
+
+
+class Signals:
+    """While a command or a reply is under way, Ctrl-C and SIGTERM ask it to end.
+
+    Before the first token there is nothing to keep, and reading may take long: then they end it
+    at once, by an exception.
+    """
+
+    def __init__(self) -> None:
+        self.received: set[int] = set()
+        self.is_reading = False
+
+    def __enter__(self) -> "Signals":
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def have_come(self) -> bool:
+        return bool(self.received)
+
+    def obey(self, is_talk: bool) -> None:
+        """Afterwards: at a terminal Ctrl-C has ended the reply and no more; all else ends the program."""
+        if signal.SIGTERM in self.received:
+            raise SystemExit(128 + signal.SIGTERM)
+        if self.received and not is_talk:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_urgent = self.is_reading or (number == signal.SIGTERM and number in self.received)
+        self.received.add(number)
+        self.is_reading = False  # a second exception would disturb what the first has begun
+        if is_urgent:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+@dataclass
+class Session:
+    """A conversation, and what each line does to it."""
+
+    conversation: "Conversation"
+    loaded: "LoadedModel"
+    is_talk: bool  # somebody is at the terminal
+    as_json: bool
+
+    def greet(self, keys: str) -> None:
+        from gpt2cli.ui import chat
+
+        if self.is_talk:
+            chat.introduce(self.loaded)
+        if self.is_talk or self.conversation.template is None:
+            chat.say_mode(self.conversation.template)
+        if self.is_talk:
+            chat.note(f"/help lists the commands; {keys}")
+
+    def run(self, source: Source) -> int:
+        """Until the end of the source or /exit. Through a pipe the first error gives the exit code."""
+        from gpt2cli.errors import DivergedError, Gpt2Error
+        from gpt2cli.ui import chat
+        from gpt2cli.ui.console import print_error
+
+        code, hint = 0, "Ctrl-D or /exit ends the program"
+        while True:
+            is_turn = True
+            try:
+                line = source.read()
+                if not line.strip():
+                    continue
+                is_turn = False
+                call = chat_commands.parse(line)
+                if call.name == "exit":
+                    break
+                is_turn = call.name in _TURNS
+                with Signals() as signals:
+                    try:
+                        self._do(call, signals)
+                    finally:  # also where it has failed
+                        signals.obey(self.is_talk)
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                if not self.is_talk:
+                    raise
+                chat.note(hint)
+                hint = ""
+            except Gpt2Error as error:
+                if is_turn and self.as_json:
+                    chat.show_failure(len(self.conversation.exchanges) + 1, error)
+                if isinstance(error, DivergedError):  # every further reply would end so
+                    raise
+                print_error(error)
+                code = code or error.exit_code
+        return 0 if self.is_talk else code
+
+    def _do(self, call: chat_commands.Call, signals: Signals) -> None:
+        if call.name in _TURNS:
+            self._answer(_TURNS[call.name](self, call.argument, signals.have_come), signals)
+        else:
+            _DO[call.name](self, call.argument)
+
+    def _say(self, text: str, stop: "Stop") -> "Iterator[Event]":
+        if len(text.encode("utf-8", "surrogatepass")) > LONGEST_MESSAGE:
+            raise too_long("the message")
+        return self.conversation.say(text, stop)
+
+    def _retry(self, argument: str, stop: "Stop") -> "Iterator[Event]":
+        return self.conversation.retry(stop)
+
+    def _continue(self, argument: str, stop: "Stop") -> "Iterator[Event]":
+        from gpt2cli.errors import UsageError
+
+        if self.conversation.template:
+            raise UsageError("/continue: this model answers", "only one without a template just goes on")
+        return self.conversation.say("", stop)
+
+    def _answer(self, ask: "Iterator[Event]", signals: Signals) -> None:
+        from gpt2cli.generation.events import Done, Piece
+        from gpt2cli.ui.chat import ReplyView
+        from gpt2cli.ui.console import err
+        from gpt2cli.ui.spinner import waiting
+
+        view = ReplyView(self.conversation.settings["seed"], self.is_talk, self.as_json)
+        # Closed at once, whatever passes: the conversation waits for the end of a reply.
+        events, before = cast("Generator[Event, None, None]", ask), self.conversation.exchanges
+        try:
+            with contextlib.closing(events), waiting(err(), "reading") as end_waiting:
+                signals.is_reading = True
+                for event in events:
+                    signals.is_reading = False
+                    end_waiting()
+                    view.show(event)
+                    signals.is_reading = not isinstance(event, Piece | Done)
+        except BaseException as error:
+            signals.is_reading = False
+            view.break_off()
+            if not (self.is_talk and isinstance(error, KeyboardInterrupt)):
+                raise
+            view.say_stopped(self.conversation.exchanges != before)
+
+    def _help(self, argument: str) -> None:
+        from gpt2cli.ui.chat import note, show_pairs
+
+        show_pairs((command.usage, command.help) for command in chat_commands.COMMANDS)
+        note("! does as / does; a message that begins with one of them begins with two")
+
+    def _clear(self, argument: str) -> None:
+        from gpt2cli.ui.chat import note
+
+        self.conversation.clear()
+        note("all turns are forgotten")
+
+    def _undo(self, argument: str) -> None:
+        from gpt2cli.ui.chat import note, quoted
+
+        note(f"forgotten: {quoted(self.conversation.undo().question)}")
+
+    def _set(self, argument: str) -> None:
+        from gpt2cli.errors import UsageError
+        from gpt2cli.ui.chat import note
+
+        name, value = chat_commands.parse_setting(argument, self.conversation.settings)
+        try:
+            self.conversation.set(name, value)
+        except UsageError as error:
+            raise UsageError(f"{name} is {value[:40]}", error.why, f"/set {name}=VALUE") from None
+        note(f"{name} is {self.conversation.settings[name]}")
+
+    def _show(self, argument: str) -> None:
+        from gpt2cli.ui.chat import show_pairs
+
+        conversation = self.conversation
+        n_turns, n_out = len(conversation.exchanges), conversation.n_dropped
+        out = f", of which {n_out} ha{'s' if n_out == 1 else 've'} left the context" if n_out else ""
+        template = conversation.template
+        show_pairs(
+            {
+                "model": str(self.loaded.folder),
+                "template": template.name if template else "none: it continues the text",
+                "system": "none" if conversation.system is None else conversation.system,
+                **{name: str(value) for name, value in conversation.settings.items()},
+                "turns": f"{n_turns}{out}",
+                "context": f"{len(conversation.past.ids)} of {self.loaded.config.n_positions} tokens",
+            }.items()
+        )
+
+    def _system(self, argument: str) -> None:
+        from gpt2cli.ui.chat import note
+
+        if argument:
+            self.conversation.set_system(None if argument == "-" else argument)
+        system = self.conversation.system
+        note("there is no system text" if system is None else f"system text: {system}")
+
+    def _save(self, argument: str) -> None:
+        from gpt2cli.errors import UsageError
+        from gpt2cli.files import write_json
+        from gpt2cli.ui.chat import note
+
+        name, force = chat_commands.parse_save(argument)
+        path = _path(name)
+        if os.path.lexists(path):
+            if not path.is_file():
+                raise UsageError(f"{path}: is not a regular file", fix="/save FILE")
+            if not force:
+                raise UsageError(f"{path}: is there already", fix=f"/save {name} {chat_commands.FORCE}")
+        elif not path.parent.is_dir():
+            raise UsageError(f"{path.parent}: there is no such folder", fix="/save FILE")
+        with _system_errors():
+            write_json(path, self.conversation.transcript(str(self.loaded.folder)))
+        note(f"saved {_turns(self.conversation)} in {path}")
+
+    def _load(self, argument: str) -> None:
+        from gpt2cli.ui.chat import LONGEST_NAME, note, quoted
+
+        path = _path(argument)
+        with _system_errors():
+            value = _read_json(path)
+        self.conversation.restore(value, str(path))
+        note(f"loaded {_turns(self.conversation)} from {path}")
+        if "\0" in value["model"] or _path(value["model"]).resolve() != self.loaded.folder.resolve():
+            note(f"they were with {quoted(value['model'], LONGEST_NAME)}", "warn")
+        ours = self.conversation.template.name if self.conversation.template else None
+        if value["template"] != ours:
+            theirs = "no template" if value["template"] is None else f"the template '{value['template']}'"
+            here = "has none" if ours is None else f"has '{ours}'"
+            note(f"they had {quoted(theirs)}, this model {here}", "warn")
+        for last in self.conversation.exchanges[-1:]:
+            note(f"the last was: {quoted(last.question)}\n{quoted(last.reply)}")
+
+
+# What a reply comes of, and all else.
+_TURNS: "dict[str, Callable[[Session, str, Stop], Iterator[Event]]]" = {
+    chat_commands.SAY: Session._say,
+    "retry": Session._retry,
+    "continue": Session._continue,
+}
+_DO: dict[str, Callable[[Session, str], None]] = {
+    "help": Session._help,
+    "clear": Session._clear,
+    "undo": Session._undo,
+    "set": Session._set,
+    "show": Session._show,
+    "system": Session._system,
+    "save": Session._save,
+    "load": Session._load,
+}
+
+
+def too_long(what: str) -> "Gpt2Error":
+    from gpt2cli.errors import InputError
+
+    return InputError(f"{what} is longer than 1 MiB", "no context is near that", "shorten it")
+
+
+def _path(name: str) -> Path:
+    from gpt2cli.errors import UsageError
+
+    if "\0" in name:
+        raise UsageError("a file's name cannot hold a NUL byte")
+    return Path(os.path.expanduser(name))
+
+
+def _read_json(path: Path) -> Any:
+    import json
+
+    from gpt2cli.errors import InputError
+    from gpt2cli.files import open_regular
+
+    with open_regular(path) as file:
+        data = file.read(LONGEST_FILE + 1)
+    if len(data) > LONGEST_FILE:
+        raise InputError(f"{path}: is larger than 64 MiB", "no saved conversation is near that")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: is not JSON", "a saved conversation is", "/save FILE writes one") from None
+
+
+def _turns(conversation: "Conversation") -> str:
+    n = len(conversation.exchanges)
+    return f"{n} turn{'s' * (n != 1)}"
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """What the operating system refuses is said as everywhere, and the conversation goes on."""
+    from gpt2cli.cli.failures import explain
+
+    try:
+        yield
+    except OSError as error:
+        raise explain(error) from None

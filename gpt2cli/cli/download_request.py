@@ -1,0 +1,122 @@
+"""Owns what `gpt2 download` was asked for: which model, from where, under which name, and what forbids it.
+
+All of it is settled before anything is fetched.
+"""
+
+import difflib
+import os
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from gpt2cli import paths
+from gpt2cli.checkpoints.provenance import Origin
+from gpt2cli.convert.tf_process import require_tensorflow
+from gpt2cli.errors import UsageError
+from gpt2cli.hub.downloads import SOURCES, command, model_name, origin_of
+from gpt2cli.hub.fetching import check_revision
+from gpt2cli.hub.registry import SIZES, Size
+from gpt2cli.hub.transport import shown
+
+WHO = {"openai": "OpenAI", "hf": "the Hugging Face hub"}
+
+
+def find(name: str | None) -> tuple[Size | None, str]:
+    """One of the four sizes or None, and the repository of the hub."""
+    if name is None:
+        raise UsageError("which model?", f"there are {', '.join(SIZES)}", "gpt2 download 124M")
+    size = SIZES.get(paths.canonical(name) or "")
+    if size:
+        return size, size.repository
+    plain, at, revision = name.partition("@")
+    if at:
+        raise UsageError(
+            f"{name}: a revision is an option here", "", command(plain, revision=revision, force=False)
+        )
+    if "/" not in name:
+        near = difflib.get_close_matches(name, paths.ALIASES, n=1)
+        raise UsageError(
+            f"{name}: no such model",
+            f"there are {', '.join(SIZES)}, and owner/name of the Hugging Face hub",
+            f"gpt2 download {near[0]}" if near else "gpt2 download --list",
+        )
+    return None, name
+
+
+def sources(repository: str, source: str | None, size: Size | None, revision: str | None) -> tuple[str, ...]:
+    """Where to look, in order."""
+    if source is not None and source not in SOURCES:
+        raise UsageError(f"--source {source} is unknown", f"there are {' and '.join(SOURCES)}")
+    if source == "openai" and size is None:
+        raise UsageError(
+            "OpenAI has only its own sizes",
+            "owner/name is of the Hugging Face hub",
+            command(repository, revision=revision, force=False),
+        )
+    if source == "openai" and revision is not None:
+        raise UsageError(
+            "--revision goes with --source hf",
+            "OpenAI's files have no revisions",
+            command(repository, "hf", revision=revision, force=False),
+        )
+    if source:
+        return (source,)
+    return ("hf",) if revision is not None or size is None else SOURCES
+
+
+def called(name: str, revision: str | None) -> str:
+    """The model's name: NAME@REVISION, unless the model NAME is here and was made of that commit."""
+    if revision is None:
+        return name
+    check_revision(revision)
+    plain = paths.model_place(name)
+    origin = origin_of(plain) if paths.is_model(plain) else None
+    return name if origin and origin.revision == revision else model_name(name, revision)
+
+
+def require_asked(
+    name: str, origin: Origin | None, source: str | None, base_url: str | None, again: str
+) -> None:
+    """Refuse a model that is here but came from elsewhere than was asked."""
+    if source and (origin is None or origin.source != source):
+        where = f"from {WHO[origin.source]}" if origin and origin.source in WHO else "not from a download"
+        raise UsageError(
+            f"{name} is here already, {where}", f"--source {source} asks for another; this replaces it", again
+        )
+    require_address(name, origin.address if origin else "", base_url, again)
+
+
+def require_address(name: str, address: str, base_url: str | None, again: str) -> None:
+    """Refuse files that are here but came from another server than was asked."""
+    if base_url and not f"{address}/".startswith(f"{shown(base_url).rstrip('/')}/"):
+        raise UsageError(
+            f"{name} is here already, from {address or 'an unknown place'}",
+            "--base-url asks for another; this replaces it",
+            again,
+        )
+
+
+def require_place(model: Path) -> None:
+    """Refuse before anything is fetched what could not be replaced afterwards."""
+    if os.path.lexists(model) and not paths.is_model(model):
+        raise UsageError(
+            f"{model}: is in the model's place, and no model",
+            "it would be deleted",
+            shlex.join(["mv", str(model), f"{model}.old"]),
+        )
+
+
+def readable(sources: tuple[str, ...], size: Size | None, console: Console) -> tuple[str, ...]:
+    """The sources whose files can be converted here. Raises UsageError, before anything is fetched."""
+    if "openai" not in sources:
+        return sources
+    assert size is not None
+    try:
+        require_tensorflow(command(size.name, "hf", force=False))
+    except UsageError as error:
+        if sources == ("openai",):
+            raise
+        console.print(f"{error}; taking {WHO['hf']}'s files", style="warn")
+        return ("hf",)
+    return sources

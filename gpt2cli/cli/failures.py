@@ -1,0 +1,60 @@
+"""Any exception as an error with an exit code and a fix, for the program's end and for chat's next line."""
+
+import errno
+import os
+import time
+import traceback
+
+import typer
+
+from gpt2cli import paths
+from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
+
+# What the operating system says when a disk, a quota, a right or a handle is missing.
+_RESOURCES = {
+    errno.ENOSPC: ("the disk is full", "free some space, or choose another place"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space"),
+    errno.EFBIG: ("the file would be larger than this system allows", "ulimit -f unlimited"),
+    errno.EIO: ("the disk answered with an error", "look at the system log; keep a copy elsewhere"),
+    errno.EROFS: ("the file system is read-only", "choose another place"),
+    errno.EACCES: ("permission denied", "choose another place, or change the rights"),
+    errno.EPERM: ("permission denied", "choose another place, or change the rights"),
+    errno.EMFILE: ("too many open files", "ulimit -n 4096"),
+    errno.EBADF: ("it is closed", "start the program with stdout open"),
+}
+_BAD_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
+
+
+def explain(error: Exception) -> Gpt2Error:
+    """Any exception as an error that a user can act on."""
+    if isinstance(error, Gpt2Error):
+        return error
+    if isinstance(error, typer.TyperException):
+        return UsageError(error.format_message().rstrip("."), fix=_help_for(error))
+    if is_out_of_memory(error):
+        return ResourceError("out of memory", fix="close other programs, or use a smaller model or batch")
+    if isinstance(error, OSError) and error.errno in _RESOURCES:
+        why, fix = _RESOURCES[error.errno]
+        return ResourceError(
+            f"{error.filename or 'stdout or a file'}: {why}", str(error.strerror or error), fix
+        )
+    if isinstance(error, OSError) and error.errno in _BAD_PATHS:
+        return InputError(f"{error.filename}: {str(error.strerror).lower()}", fix="name another path")
+    return _our_bug(error)
+
+
+def _our_bug(error: Exception) -> Gpt2Error:
+    text = "".join(traceback.format_exception(error))
+    path = paths.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="replace")
+        fix = f"please report it with {path}, or add --debug to see it"
+    except OSError:
+        fix = "add --debug to see the traceback"
+    return Gpt2Error("this is a bug in gpt2cli", f"{type(error).__name__}: {str(error)[:200]}", fix)
+
+
+def _help_for(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context else "gpt2 --help"

@@ -1,0 +1,219 @@
+"""Owns finding out what a file or folder is, by what is in it, and opening it as a source.
+
+Names are only a hint: a checkpoint may be called anything. The formats themselves are in files of
+their own, one each.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpt2cli.checkpoints.folder import CONFIG, EMBEDDING
+from gpt2cli.convert.archive import unpacked
+from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.hf_folder import PLACES, open_hugging_face
+from gpt2cli.convert.llms_from_scratch import is_llms_from_scratch, llms_from_scratch_source
+from gpt2cli.convert.merge_lora import open_adapter
+from gpt2cli.convert.nanogpt import is_nanogpt, nanogpt_source
+from gpt2cli.convert.openai_checkpoint import open_openai
+from gpt2cli.convert.state_dict import bare
+from gpt2cli.convert.torch_file import is_pickled, read_pickled
+from gpt2cli.errors import Gpt2Error, InputError, UsageError
+from gpt2cli.files import open_regular
+from gpt2cli.paths import best_checkpoint, is_adapter, is_run
+
+KNOWN = (
+    "OpenAI's TensorFlow files, a Hugging Face folder, nanoGPT's ckpt.pt, a .pth of LLMs-from-scratch,"
+    " a run or folder of gpt2cli, or a zip of one of them"
+)
+_MAX_DEPTH = 3  # folders in folders; Kaggle's downloads need two
+_MAX_ENTRIES = 10_000
+_OPENAI_INDEX, _OPENAI_SIZES = "model.ckpt.index", "hparams.json"
+_PICKLES = (".pt", ".pth")
+# Files that are one part of a model, which is recognised by its folder.
+_PARTS = (CONFIG, _OPENAI_SIZES, "encoder.json", "vocab.bpe", "vocab.json", "merges.txt", "checkpoint")
+_PREFIXES = ("model.ckpt", "model.safetensors", "pytorch_model")
+_ZIP, _EMPTY_ZIP, _GGUF = b"PK\x03\x04", b"PK\x05\x06", b"GGUF"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A model in a folder, and how it is opened."""
+
+    path: Path
+    open: Callable[[Path], AbstractContextManager[Source]]
+
+
+@contextlib.contextmanager
+def open_source(path: Path, *, n_head: int | None = None, merge: bool = False) -> Iterator[Source]:
+    """The model at `path`, whatever its format. `n_head` is for formats that do not store it; an
+    adapter is a model with `merge`, which adds it into its base.
+
+    Raises InputError where nothing known is there, or several models are, or it is damaged;
+    UsageError for an adapter alone.
+    """
+    adapter = _adapter_at(path)
+    if adapter and not merge:
+        raise UsageError(
+            f"{path}: is an adapter, which has no weights of its own",
+            "a whole model is its base with it added in",
+            f"gpt2 convert {path} --merge",
+        )
+    opening: AbstractContextManager[Source]
+    if adapter:
+        opening = open_adapter(adapter)
+    else:
+        opening = _open_folder(path, n_head) if path.is_dir() else _open_file(path, n_head)
+    with opening as source:
+        yield source
+
+
+def _adapter_at(path: Path) -> Path | None:
+    folder = best_checkpoint(path) if is_run(path) else path
+    return folder if is_adapter(folder) else None
+
+
+def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Source]:
+    with open_regular(path) as file:
+        start = file.peek(16)
+        pickled = is_pickled(path, file)
+    if pickled:
+        return _open_pickled(path, n_head)
+    if start.startswith((_ZIP, _EMPTY_ZIP)):
+        return _open_zip(path, n_head)
+    if start.startswith(_GGUF):
+        raise InputError(
+            f"{path}: is a GGUF file",
+            "GGUF is an export only: its numbers may have been rounded",
+            "convert the model that it was made from",
+        )
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:  # safetensors
+        return _open_beside(path)
+    if start.startswith(b"\x80"):
+        raise InputError(
+            f"{path}: is a pickle that torch.save did not write",
+            "such a file can run any code when it is opened, so it is not",
+            "where it was made: torch.save(model.state_dict(), 'weights.pt')",
+        )
+    if path.name in _PARTS or path.name.startswith(_PREFIXES):
+        raise _is_a_part(path)
+    raise InputError(
+        f"{path}: is no model that is known",
+        f"it begins with {start[:8].hex(' ') or 'nothing'}; known are {KNOWN}",
+        "gpt2 convert --help",
+    )
+
+
+def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[Source]:
+    loaded = read_pickled(path)
+    if is_nanogpt(loaded):
+        return nanogpt_source(path, loaded, n_head)
+    if is_llms_from_scratch(loaded):
+        return llms_from_scratch_source(path, loaded, n_head)
+    if _has_hugging_face_names(loaded):
+        del loaded
+        return _open_beside(path)
+    names = [str(name)[:60] for name in loaded][:6] if isinstance(loaded, dict) else []
+    raise InputError(
+        f"{path}: torch.save wrote it, but not as a GPT-2",
+        f"it holds {', '.join(names) if names else f'a {type(loaded).__name__}'}; known are nanoGPT's and"
+        " LLMs-from-scratch's checkpoints, and Hugging Face's in their folder",
+    )
+
+
+def _has_hugging_face_names(loaded: Any) -> bool:
+    names = {bare(name) for name in loaded if isinstance(name, str)} if isinstance(loaded, dict) else set()
+    return EMBEDDING in names or EMBEDDING.removeprefix("transformer.") in names
+
+
+def _open_beside(path: Path) -> AbstractContextManager[Source]:
+    """Weights alone, of Hugging Face's: what they are is in the config.json beside them."""
+    if path.name.startswith(_PREFIXES) and (path.parent / CONFIG).is_file():
+        return open_hugging_face(path.parent)
+    raise InputError(
+        f"{path}: are weights of Hugging Face's names without the rest of their folder",
+        f"sizes and the number of heads are in {CONFIG}, which belongs beside a model.safetensors or a"
+        " pytorch_model.bin",
+        "put both into one folder, then: gpt2 convert FOLDER",
+    )
+
+
+@contextlib.contextmanager
+def _open_zip(path: Path, n_head: int | None) -> Iterator[Source]:
+    """What is in the zip, unpacked while the block lasts; errors speak of the zip."""
+    with unpacked(path) as folder:
+        try:
+            with _open_folder(folder, n_head, zipped=path) as source:
+                yield replace(source, path=path, files=(path, *source.files))
+        except Gpt2Error as error:
+            what, why, fix = (
+                text.replace(str(folder), str(path)) for text in (error.what, error.why, error.fix)
+            )
+            raise type(error)(what, why, fix) from None
+
+
+def _open_folder(
+    folder: Path, n_head: int | None, zipped: Path | None = None
+) -> AbstractContextManager[Source]:
+    if is_run(folder):
+        return open_hugging_face(best_checkpoint(folder))
+    found = _models(folder, n_head)
+    if not found:
+        raise InputError(f"{folder}: holds no model that is known", f"known are {KNOWN}", f"ls {folder}")
+    if len(found) > 1:
+        names = sorted(str(model.path.relative_to(folder)) for model in found)
+        place = "FOLDER" if zipped else str(folder)
+        raise InputError(
+            f"{folder}: holds several models",
+            ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
+            (f"unzip {zipped} -d FOLDER, then " if zipped else "") + f"gpt2 convert {place}/{names[0]}",
+        )
+    return found[0].open(found[0].path)
+
+
+def _models(folder: Path, n_head: int | None) -> list[_Found]:
+    """The models in `folder`, at most three levels below it; nothing is looked for inside a model."""
+    found: list[_Found] = []
+    level, n_entries = [folder], 0
+    for _ in range(_MAX_DEPTH + 1):
+        below: list[Path] = []
+        for place in level:
+            here = _models_here(place, n_head)
+            found += here
+            if here:
+                continue
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    n_entries += 1
+                    if n_entries > _MAX_ENTRIES:
+                        raise InputError(
+                            f"{folder}: holds more than {_MAX_ENTRIES} files",
+                            "no model was found among them",
+                            "name the model's own folder",
+                        )
+                    if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                        below.append(Path(entry))
+        level = below
+    return found
+
+
+def _models_here(folder: Path, n_head: int | None) -> list[_Found]:
+    """The model whose files lie in `folder` itself, or several checkpoints that do."""
+    if (folder / _OPENAI_INDEX).is_file():
+        return [_Found(folder, open_openai)]
+    if any((folder / name).is_file() for name in (CONFIG, *PLACES)):
+        return [_Found(folder, open_hugging_face)]
+    if (folder / _OPENAI_SIZES).is_file():
+        return [_Found(folder, open_openai)]
+    pickles = [path for path in folder.iterdir() if path.suffix in _PICKLES and path.is_file()]
+    return [_Found(path, lambda path: _open_pickled(path, n_head)) for path in pickles]
+
+
+def _is_a_part(path: Path) -> InputError:
+    return InputError(
+        f"{path}: is one part of a model", "its folder is needed whole", f"gpt2 convert {path.parent}"
+    )

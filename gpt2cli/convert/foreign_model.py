@@ -1,0 +1,108 @@
+"""Owns what a model is before it is ours: GPT-2's tensors under Hugging Face's names, wherever they lie.
+
+Each format file (`openai_tf.py`, `huggingface.py`, `nanogpt.py`, `llms_from_scratch.py`) turns a file
+or folder into a `Source` by a table of names; `conversion.py` turns any Source into any target. A
+Source holds no weights: each tensor is read when it is asked for, so that one at a time is in memory.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt2cli.errors import InputError
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.tokenizer.base import Tokenizer
+
+LAYER = "{}"  # stands for the number of a block in a table's names
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor of GPT-2: where it comes from, and how to have it in Hugging Face's layout."""
+
+    source: str  # its name there; several that are joined stand as "a + b + c"
+    shape: tuple[int, ...]  # Hugging Face's, matrices as (in, out)
+    transposed: bool  # the source keeps it as (out, in)
+    load: Callable[[], Tensor]  # of `shape`, floating, on the CPU, in the precision it is stored in
+
+
+class RawTensors(Mapping[str, NDArray[np.floating]]):
+    """The source's own tensors by its own names, untouched; each is read when it is asked for."""
+
+    def __init__(self, names: Collection[str], read: Callable[[str], NDArray[np.floating]]) -> None:
+        self._names, self._read = names, read
+
+    def __getitem__(self, name: str) -> NDArray[np.floating]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A GPT-2 in somebody's format. `tensors` has exactly the names of `folder.stored_shapes(config)`."""
+
+    path: Path
+    format: str  # "openai-tf", "huggingface", "nanogpt", "llms-from-scratch" or "gpt2cli"
+    config: GPT2Config
+    tokenizer: Tokenizer
+    tensors: dict[str, SourceTensor]
+    raw: RawTensors  # what the independent check reads
+    files: tuple[Path, ...]  # what it was read from, for the receipt
+    notes: tuple[str, ...] = ()  # what was left out, assumed or filled in, a sentence each
+
+
+def as_array(tensor: Tensor) -> NDArray[np.floating]:
+    """For `raw`: the tensor as NumPy has it. NumPy has no bfloat16, whose numbers float32 holds exactly."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def expand(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
+    """A table of names with "{}" for the block's number, written out for every block, in its order.
+
+    The rows before the first block's come first, each block's rows together, the others last.
+    """
+    rows = list(table.items())
+    of_blocks = [(target, source) for target, source in rows if LAYER in target]
+    first = rows.index(of_blocks[0])
+    before, after = rows[:first], [row for row in rows[first:] if row not in of_blocks]
+    blocks = [
+        (target.format(layer), source.format(layer))
+        for layer in range(n_layer)
+        for target, source in of_blocks
+    ]
+    return dict([*before, *blocks, *after])
+
+
+def require_plain(
+    config: GPT2Config, dtype: str, what: str, others: Mapping[str, bool], has_place_for: str
+) -> None:
+    """Five sizes and fp32 say all of the model; `others` are further {reason against it: whether it holds}.
+
+    Raises InputError, in which the model cannot be `what`, which `has_place_for` so much.
+    """
+    reasons = {
+        "the output layer is a matrix of its own": not config.tie_word_embeddings,
+        f"the MLP has {config.mlp_width} channels": config.mlp_width != 4 * config.n_embd,
+        f"layer_norm_epsilon is {config.layer_norm_epsilon}": (
+            config.layer_norm_epsilon != GPT2Config().layer_norm_epsilon
+        ),
+        **others,
+        f"{dtype} is wanted": dtype != "f32",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise InputError(
+                f"this model cannot be {what}: {reason}", has_place_for, "gpt2 convert MODEL --to folder"
+            )

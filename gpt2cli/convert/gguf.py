@@ -1,0 +1,246 @@
+"""Owns the GGUF file: a model as llama.cpp and Ollama read it, the tokenizer inside.
+
+The header is written by the `gguf` package (an extra), the tensors follow one at a time. The format
+is described in ggml's docs/gguf.md; names and keys are those of llama.cpp's architecture "gpt2".
+Nothing is read here: a GGUF file is a way out.
+"""
+
+import contextlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpt2cli.checkpoints.folder import HEAD, TRANSPOSED, require_fitting
+from gpt2cli.convert.foreign_model import Source, expand
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.files import replacing_file
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
+from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF
+from gpt2cli.tokenizer.chars import Chars
+
+# Hugging Face's names -> llama.cpp's. A head that is tied has no row: llama.cpp takes token_embd then.
+NAMES = {
+    "transformer.wte.weight": "token_embd.weight",
+    "transformer.wpe.weight": "position_embd.weight",
+    "transformer.h.{}.ln_1.weight": "blk.{}.attn_norm.weight",
+    "transformer.h.{}.ln_1.bias": "blk.{}.attn_norm.bias",
+    "transformer.h.{}.attn.c_attn.weight": "blk.{}.attn_qkv.weight",
+    "transformer.h.{}.attn.c_attn.bias": "blk.{}.attn_qkv.bias",
+    "transformer.h.{}.attn.c_proj.weight": "blk.{}.attn_output.weight",
+    "transformer.h.{}.attn.c_proj.bias": "blk.{}.attn_output.bias",
+    "transformer.h.{}.ln_2.weight": "blk.{}.ffn_norm.weight",
+    "transformer.h.{}.ln_2.bias": "blk.{}.ffn_norm.bias",
+    "transformer.h.{}.mlp.c_fc.weight": "blk.{}.ffn_up.weight",
+    "transformer.h.{}.mlp.c_fc.bias": "blk.{}.ffn_up.bias",
+    "transformer.h.{}.mlp.c_proj.weight": "blk.{}.ffn_down.weight",
+    "transformer.h.{}.mlp.c_proj.bias": "blk.{}.ffn_down.bias",
+    "transformer.ln_f.weight": "output_norm.weight",
+    "transformer.ln_f.bias": "output_norm.bias",
+    HEAD: "output.weight",
+}
+# llama.cpp adds these to fp32 numbers without a product; its own converter keeps them in fp32 too.
+ALWAYS_F32 = ("bias", "norm.weight", "position_embd.weight")
+F16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How matrices are stored. `largest` is the greatest magnitude that can be expressed."""
+
+    file_type: str  # of gguf.LlamaFileType
+    tensor_type: str  # of gguf.GGMLQuantizationType
+    dtype: torch.dtype  # of the numbers, or of those that a block of them is made from
+    block: int  # numbers that share a scale; a row is made of whole blocks
+    largest: float
+
+
+KINDS = {
+    "f32": Kind("ALL_F32", "F32", torch.float32, 1, math.inf),
+    "f16": Kind("MOSTLY_F16", "F16", torch.float16, 1, F16_MAX),
+    "bf16": Kind("MOSTLY_BF16", "BF16", torch.bfloat16, 1, math.inf),
+    "q8_0": Kind("MOSTLY_Q8_0", "Q8_0", torch.float32, 32, 127 * F16_MAX),  # a block's scale is an f16
+}
+
+
+def write_gguf(path: Path, source: Source, dtype: str, name: str) -> None:
+    """Write the model to `path`, whole or not at all; `name` is what llama.cpp shows for it.
+
+    dtype "f32", "f16", "bf16" or "q8_0" is that of the matrices; vectors and positions stay f32.
+    Raises UsageError where the package is missing, InputError for a model that cannot be expressed.
+    """
+    require_expressible(source.config, source.tokenizer, dtype)
+    gguf, kind = _gguf(), KINDS[dtype]
+    table = expand(NAMES, source.config.n_layer)
+    names = {target: table[target] for target in source.tensors}
+    vocabulary = vocabulary_of(source.tokenizer)
+    with replacing_file(path) as file:
+        # The writer opens the file of this name itself; flushing and renaming it stay with us.
+        with contextlib.closing(gguf.GGUFWriter(file.name, "gpt2")) as writer:
+            _add_values(writer, gguf, source.config, vocabulary, kind, name)
+            _add_layout(writer, gguf, source, names, kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        file.seek(0, os.SEEK_END)
+        for target, theirs in names.items():
+            _pad(file, writer.data_alignment)
+            # Not by the writer: numpy's tofile, which it uses, hides that the disk is full (no errno).
+            file.write(_encoded(source, target, _kind_of(theirs, kind), dtype).data)
+        _pad(file, writer.data_alignment)
+
+
+def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
+    """What can be known before a tensor is read: the vocabulary and the width of rows fit, gguf is there.
+
+    Raises InputError for a model that cannot be expressed, UsageError without the package.
+    """
+    require_fitting("this model", tokenizer, config.vocab_size)
+    block = KINDS[dtype].block
+    for label, width in {"n_embd": config.n_embd, "n_inner": config.mlp_width}.items():
+        if width % block:
+            raise InputError(
+                f"this model cannot be a GGUF file in {dtype}: {label} is {width}",
+                f"its rows are made of blocks of {block} weights",
+                "gpt2 convert MODEL --to gguf --dtype f16",
+            )
+    _gguf()
+
+
+def modelfile(gguf: str, n_positions: int) -> str:
+    """Ollama's recipe for a base model: the text is continued, no chat template is put around it."""
+    return f"FROM ./{gguf}\nTEMPLATE {{{{ .Prompt }}}}\nPARAMETER num_ctx {n_positions}\n"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer as llama.cpp's byte-pair encoder wants it, in the byte-to-character spelling."""
+
+    tokens: list[str]
+    controls: set[int]  # ids that no text is encoded to
+    merges: list[str]
+    end_of_text: int
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Tokens and merges by which llama.cpp encodes every text to the ids that `tokenizer` gives.
+
+    A character that a character vocabulary lacks is an error here; llama.cpp passes over it.
+    """
+    match tokenizer:
+        case BPE():
+            controls = set(tokenizer.specials)
+            tokens = [
+                token.decode() if i in controls else _spelled(token)
+                for i, token in enumerate(tokenizer.tokens)
+            ]
+            merges = [f"{tokens[left]} {tokens[right]}" for left, right in tokenizer.merges]
+            return Vocabulary(tokens, controls, merges, tokenizer.end_of_text)
+        case Chars():
+            tokens = [_spelled(character.encode()) for character in tokenizer.characters]
+            return Vocabulary(
+                [*tokens, END_OF_TEXT],
+                {tokenizer.end_of_text},
+                _merges_of_characters(tokens),
+                tokenizer.end_of_text,
+            )
+        case _:
+            raise AssertionError(f"no GGUF vocabulary is known for a {type(tokenizer).__name__}")
+
+
+def _merges_of_characters(tokens: list[str]) -> list[str]:
+    """Merges that join the bytes of each character, from the left, and never those of two.
+
+    In UTF-8 a first byte is never inside a character, so what begins with one stays in its own.
+    llama.cpp wants at least one merge: a pair of bytes that UTF-8 does not have changes nothing.
+    """
+    joins = [f"{token[:n]} {token[n]}" for token in tokens for n in range(1, len(token))]
+    return list(dict.fromkeys(joins)) or [f"{CHARACTER_OF[0xFE]} {CHARACTER_OF[0xFF]}"]
+
+
+def _spelled(token: bytes) -> str:
+    return "".join([CHARACTER_OF[byte] for byte in token])
+
+
+def _add_values(
+    writer: Any, gguf: ModuleType, config: GPT2Config, vocabulary: Vocabulary, kind: Kind, name: str
+) -> None:
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType[kind.file_type])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.mlp_width)
+    writer.add_block_count(config.n_layer)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(
+        [control if i in vocabulary.controls else normal for i in range(len(vocabulary.tokens))]
+    )
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_bos_token_id(vocabulary.end_of_text)
+    writer.add_eos_token_id(vocabulary.end_of_text)
+    writer.add_add_bos_token(False)
+
+
+def _add_layout(writer: Any, gguf: ModuleType, source: Source, names: dict[str, str], kind: Kind) -> None:
+    for target, theirs in names.items():
+        shape = source.tensors[target].shape
+        if target.endswith(TRANSPOSED):  # a row is one output's weights
+            shape = shape[::-1]
+        tensor_type = gguf.GGMLQuantizationType[_kind_of(theirs, kind).tensor_type]
+        n_numbers, n_bytes = gguf.GGML_QUANT_SIZES[tensor_type]  # of a block
+        size = math.prod(shape) // n_numbers * n_bytes
+        writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, tensor_type)
+
+
+def _kind_of(theirs: str, kind: Kind) -> Kind:
+    return KINDS["f32"] if theirs.endswith(ALWAYS_F32) else kind
+
+
+def _encoded(source: Source, name: str, kind: Kind, dtype: str) -> NDArray[np.uint8]:
+    """The bytes of one tensor, row by row."""
+    tensor = source.tensors[name].load()
+    largest = tensor.abs().max().item()
+    if kind.largest < largest < math.inf:
+        raise InputError(
+            f"{source.path}: {name} holds {largest:g}",
+            f"numbers end at {kind.largest:g} in {dtype}",
+            f"gpt2 convert {source.path} --to gguf --dtype bf16",
+        )
+    rows = (tensor.T if name.endswith(TRANSPOSED) else tensor).to(kind.dtype).contiguous()
+    if kind.block > 1:
+        gguf = _gguf()
+        blocks: NDArray[np.uint8] = gguf.quants.quantize(
+            rows.numpy(), gguf.GGMLQuantizationType[kind.tensor_type]
+        )
+        return blocks
+    return rows.view(torch.uint8).numpy()
+
+
+def _pad(file: BinaryIO, alignment: int) -> None:
+    file.write(bytes(-file.tell() % alignment))
+
+
+def _gguf() -> ModuleType:
+    try:
+        import gguf
+    except ImportError:
+        raise UsageError(
+            "GGUF needs the package gguf", "it is not installed here", "pip install 'gpt2cli[gguf]'"
+        ) from None
+    return gguf

@@ -1,0 +1,60 @@
+"""Owns config.json as other people write it: whether it is that of a GPT-2 which can be read here.
+
+It is asked before weights are fetched, and again when they are opened. Imports no torch.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2cli.errors import InputError
+from gpt2cli.files import open_regular
+from gpt2cli.model.config import GPT2Config, from_hugging_face
+
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
+_LARGEST_JSON = 1 << 24
+
+
+def read_gpt2_config(path: Path, model: str) -> GPT2Config:
+    """The config.json at `path`; errors call what it belongs to `model`.
+
+    Raises InputError where it is damaged, or of another model than a GPT-2 that writes.
+    """
+    values = read_table(path)
+    _require_language_model(model, values)
+    return from_hugging_face(values)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A JSON object in which no key stands twice. Raises InputError."""
+    with open_regular(path) as file:
+        try:
+            value = json.loads(file.read(_LARGEST_JSON), object_pairs_hook=_each_once)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: is not valid JSON", str(error)) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is not a JSON object")
+    return value
+
+
+def _require_language_model(model: str, values: Mapping[str, Any]) -> None:
+    names = values.get("architectures") or [ARCHITECTURES[0]]
+    if not isinstance(names, list) or not set(map(str, names)) & set(ARCHITECTURES):
+        what = str(names[0] if isinstance(names, list) else names)[:80]
+        raise InputError(
+            f"{model}: holds a {what}, not a GPT-2 language model",
+            "it has another head, which scores or labels texts and cannot write one"
+            if what.startswith("GPT2")
+            else "only GPT-2 can be read: GPT2LMHeadModel, or GPT2Model, its trunk",
+            "gpt2 download 124M",
+        )
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"{key!r} stands there twice"[:80])
+        table[key] = value
+    return table

@@ -1,0 +1,277 @@
+"""Owns Hugging Face folders as a source: whoever wrote them, whichever way the weights are stored.
+
+One file or shards, safetensors or pickles, names with and without `transformer.`, old mask buffers.
+A folder of ours is one of them, and its manifest is held against every file that is read. Writing
+and loading our own folder is folder.py's.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt2cli import paths
+from gpt2cli.checkpoints.folder import (
+    CONFIG,
+    EMBEDDING,
+    HEAD,
+    MANIFEST,
+    read_manifest,
+    require_exactly,
+    stored_shapes,
+)
+from gpt2cli.checkpoints.safetensors_file import TensorFile, changed
+from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+from gpt2cli.convert.hf_config import read_gpt2_config, read_table
+from gpt2cli.convert.torch_file import floating_tensors, read_pickled
+from gpt2cli.errors import InputError
+from gpt2cli.files import sha256_of
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.bpe import gpt2
+from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON, load_tokenizer
+
+INDEX = ".index.json"
+# Where weights may lie, the best first: safetensors are read a tensor at a time and run no code.
+PLACES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+TRUNK = "transformer."  # GPT2Model alone, and OpenAI's own repository of 124M, leave it out
+# The causal mask, which transformers stored with the weights until version 4.30.
+MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
+BLOCK = re.compile(r"(?:transformer\.)?h\.(\d+)\.")
+_WRITER = "gpt2cli "  # how `written_by` begins in a manifest of ours
+_STATE = "train_state"  # what only resuming needs: large, and often left behind
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file, which is read when it is asked for."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@contextlib.contextmanager
+def open_hugging_face(folder: Path) -> Iterator[Source]:
+    """The GPT-2 in `folder`. Tensors of safetensors are read one at a time; pickles are held in memory.
+
+    Raises InputError where it is damaged, another model, or its files disagree.
+    """
+    config = read_gpt2_config(folder / CONFIG, str(folder))
+    hashes = _checked_manifest(folder)
+    tokenizer, notes = _tokenizer(folder, config)
+    if not hashes and os.path.lexists(folder / MANIFEST):
+        notes.append(f"{MANIFEST} is another program's and was not looked at")
+    with contextlib.ExitStack() as opened:
+        places = [name for name in PLACES if os.path.lexists(folder / name)]
+        if len(places) > 1:
+            notes.append(f"{places[0]} is read, {' and '.join(places[1:])} not")
+        found = _stored_tensors(folder, places, hashes, opened)
+        masks = [name for name in found if MASKS.fullmatch(name)]
+        for name in masks:
+            del found[name]
+        if masks:
+            notes.append(f"{len(masks)} mask buffers (h.*.attn.bias and the like) were left out")
+        names = _checked_names(folder, config, found)
+        indexes = [name for name in places[:1] if name.endswith(INDEX)]
+        yield Source(
+            path=folder,
+            format="gpt2cli" if hashes and _is_our_place(folder) else "huggingface",
+            config=config,
+            tokenizer=tokenizer,
+            tensors={target: _source_tensor(name, found[name]) for target, name in names.items()},
+            raw=RawTensors(found.keys(), lambda name: _array(found[name].read())),
+            files=(
+                *(folder / name for name in (CONFIG, *indexes, *_tokenizer_files(folder))),
+                *dict.fromkeys(stored.file for stored in found.values()),
+            ),
+            notes=tuple(notes),
+        )
+
+
+def _is_our_place(folder: Path) -> bool:
+    """Whether it is a model of the home or a checkpoint of a run. Elsewhere a manifest proves nothing:
+    whoever makes a folder can write one that fits."""
+    path = folder.resolve()
+    roots = (paths.models().resolve(), paths.runs().resolve())
+    is_of_run = any(
+        ancestor.parent.name == paths.CHECKPOINTS and paths.is_run(ancestor.parent.parent)
+        for ancestor in (path, *path.parents)
+    )
+    return is_of_run or any(root in path.parents for root in roots)
+
+
+def _checked_manifest(folder: Path) -> dict[str, str]:
+    """{file name: SHA-256} of a folder of ours, whose files but the weights are just that; else empty.
+
+    What the model does without may be missing, as in a checkpoint that was published.
+    """
+    if not _has_our_manifest(folder):
+        return {}
+    hashes = read_manifest(folder)
+    for name in (CONFIG, PLACES[0]):
+        if name not in hashes:
+            raise InputError(f"{folder / MANIFEST}: does not list {name}", "it is not ours, or was edited")
+    needed = {CONFIG, PLACES[0], TOKENIZER_JSON, *(name for pair in PAIRS for name in pair)}
+    for name, sha256 in hashes.items():
+        if name != Path(name).name:
+            raise InputError(f"{folder / MANIFEST}: lists {name!r}", "a manifest speaks of its own folder")
+        if name.startswith(_STATE) or not (name in needed or os.path.lexists(folder / name)):
+            continue
+        if name != PLACES[0]:  # read only once: TensorFile hashes it anyway
+            _check(folder / name, sha256_of(folder / name), sha256)
+    return hashes
+
+
+def _has_our_manifest(folder: Path) -> bool:
+    """Other programs call files manifest.json too."""
+    if not os.path.lexists(folder / MANIFEST):
+        return False
+    try:
+        return str(read_table(folder / MANIFEST).get("written_by")).startswith(_WRITER)
+    except InputError:
+        if _is_our_place(folder):  # there it is ours, and damaged
+            raise
+        return False
+
+
+def _check(path: Path, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise changed(path, found, wanted)
+
+
+def _tokenizer(folder: Path, config: GPT2Config) -> tuple[Tokenizer, list[str]]:
+    """The folder's tokenizer, or GPT-2's where none is there; and what there is to say about it."""
+    if config.vocab_size == gpt2().n_vocab and not _tokenizer_files(folder):
+        return gpt2(), [f"no tokenizer files: GPT-2's vocabulary of {config.vocab_size} is taken"]
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.n_vocab != config.vocab_size:
+        padded = "rows of the embedding that stand for no text would be generated as tokens"
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
+            padded if tokenizer.n_vocab < config.vocab_size else "they were not made for each other",
+            f"in transformers: model.resize_token_embeddings({tokenizer.n_vocab})",
+        )
+    return tokenizer, []
+
+
+def _tokenizer_files(folder: Path) -> list[str]:
+    names = (TOKENIZER_JSON, *(name for pair in PAIRS for name in pair))
+    return [name for name in names if os.path.lexists(folder / name)]
+
+
+def _stored_tensors(
+    folder: Path, places: list[str], hashes: Mapping[str, str], opened: contextlib.ExitStack
+) -> dict[str, _Stored]:
+    """Every tensor of the file, or of all shards, each of which has what the index says and no more."""
+    if not places:
+        raise InputError(
+            f"{folder}: there are no weights", f"looked for {', '.join(PLACES)}", f"ls -l {folder}"
+        )
+    path = folder / places[0]
+    if not path.name.endswith(INDEX):
+        return _open_file(path, hashes, opened)
+    weight_map = _read_weight_map(path)
+    found: dict[str, _Stored] = {}
+    for shard in dict.fromkeys(weight_map.values()):
+        for name, stored in _open_file(folder / shard, hashes, opened).items():
+            if name in found:
+                raise InputError(f"{folder / shard}: {name} is in {found[name].file.name} too", str(path))
+            if weight_map.get(name) != shard:
+                raise InputError(
+                    f"{folder / shard}: holds {name}",
+                    f"{path.name} looks for it in {weight_map.get(name, 'no file')}",
+                )
+            found[name] = stored
+    for name, shard in weight_map.items():
+        if name not in found:
+            raise InputError(f"{folder / shard}: does not hold {name}", f"{path.name} says so")
+    return found
+
+
+def _read_weight_map(path: Path) -> dict[str, str]:
+    """{tensor: file name}; the files lie beside the index and are of its kind."""
+    weight_map = read_table(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path}: has no weight_map", "an index says which shard has which tensor")
+    suffix = Path(path.name.removesuffix(INDEX)).suffix
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+", shard) or Path(shard).suffix != suffix:
+            raise InputError(
+                f"{path}: {name} is said to be in {shard!r}"[:200],
+                f"a {suffix} file in this folder is needed",
+            )
+    return weight_map
+
+
+def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitStack) -> dict[str, _Stored]:
+    if path.suffix == ".safetensors":
+        file = opened.enter_context(TensorFile(path))
+        if hashes:
+            _check(path, file.sha256, hashes.get(path.name, "none"))
+        return {
+            name: _Stored(path, entry.dtype, entry.shape, partial(file.read, name))
+            for name, entry in file.entries.items()
+        }
+    state = read_pickled(path)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
+    masks = {name: t for name, t in state.items() if MASKS.fullmatch(name) and isinstance(t, Tensor)}
+    held = masks | floating_tensors(path, {name: t for name, t in state.items() if name not in masks})
+    return {
+        name: _Stored(path, tensor.dtype, tuple(tensor.shape), partial(held.__getitem__, name))
+        for name, tensor in held.items()
+    }
+
+
+def _checked_names(folder: Path, config: GPT2Config, found: Mapping[str, _Stored]) -> dict[str, str]:
+    """{our name: the name there}, after making sure that the tensors are just those of `config`."""
+    blocks = {match[1] for name in found if (match := BLOCK.match(name))}
+    if len(blocks) != config.n_layer:
+        raise InputError(
+            f"{folder / CONFIG}: n_layer is {config.n_layer}", f"the weights have {len(blocks)} blocks"
+        )
+    bare = not any(name.startswith(TRUNK) for name in found)
+    shapes = stored_shapes(config)
+    names = {target: target.removeprefix(TRUNK) if bare else target for target in shapes}
+    shared = {HEAD} & found.keys() if config.tie_word_embeddings else set()
+    require_exactly(
+        folder,
+        {names[target]: shape for target, shape in shapes.items()},
+        {name: stored.shape for name, stored in found.items() if name not in shared},
+    )
+    for name, stored in found.items():
+        if stored.dtype not in FLOATS:
+            kind = str(stored.dtype).removeprefix("torch.")
+            raise InputError(f"{stored.file}: {name} is of type {kind}", "floating-point numbers are needed")
+    if shared and not _same_bits(found[HEAD], found[names[EMBEDDING]]):
+        raise InputError(
+            f"{found[HEAD].file}: {HEAD} is not {names[EMBEDDING]}",
+            f"{CONFIG} says that one matrix reads and writes",
+            f'if the head was trained apart: "tie_word_embeddings": false in {CONFIG}',
+        )
+    return names
+
+
+def _same_bits(one: _Stored, other: _Stored) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return torch.equal(one.read().view(torch.uint8), other.read().view(torch.uint8))
+
+
+def _source_tensor(name: str, stored: _Stored) -> SourceTensor:
+    return SourceTensor(name, stored.shape, False, stored.read)
+
+
+def _array(tensor: Tensor) -> NDArray[np.floating]:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -1,0 +1,82 @@
+"""Owns checkpoints of GPTModel from the book "Build a Large Language Model (From Scratch)", in.
+
+Raschka's module (rasbt/LLMs-from-scratch, ch04) keeps query, key and value apart, may leave out their
+biases, and has an output head of its own. Its LayerNorm and its GELU are GPT-2's: 1e-5, and tanh.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from re import compile
+from typing import Any
+
+from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.state_dict import Layout, bare, heads, opened, sizes, state_dict
+from gpt2cli.convert.torch_file import read_pickled
+from gpt2cli.errors import InputError
+
+STATE = "model_state_dict"  # where the book's checkpoints with an optimizer have it
+TOKENS = "tok_emb.weight"
+_PARTS = ("W_query", "W_key", "W_value")
+LAYOUT = Layout(
+    format="llms-from-scratch",
+    table={
+        "transformer.wte.weight": TOKENS,
+        "transformer.wpe.weight": "pos_emb.weight",
+        "transformer.h.{}.ln_1.weight": "trf_blocks.{}.norm1.scale",
+        "transformer.h.{}.ln_1.bias": "trf_blocks.{}.norm1.shift",
+        "transformer.h.{}.attn.c_attn.weight": " + ".join(f"trf_blocks.{{0}}.att.{p}.weight" for p in _PARTS),
+        "transformer.h.{}.attn.c_attn.bias": " + ".join(f"trf_blocks.{{0}}.att.{p}.bias" for p in _PARTS),
+        "transformer.h.{}.attn.c_proj.weight": "trf_blocks.{}.att.out_proj.weight",
+        "transformer.h.{}.attn.c_proj.bias": "trf_blocks.{}.att.out_proj.bias",
+        "transformer.h.{}.ln_2.weight": "trf_blocks.{}.norm2.scale",
+        "transformer.h.{}.ln_2.bias": "trf_blocks.{}.norm2.shift",
+        "transformer.h.{}.mlp.c_fc.weight": "trf_blocks.{}.ff.layers.0.weight",
+        "transformer.h.{}.mlp.c_fc.bias": "trf_blocks.{}.ff.layers.0.bias",
+        "transformer.h.{}.mlp.c_proj.weight": "trf_blocks.{}.ff.layers.2.weight",
+        "transformer.h.{}.mlp.c_proj.bias": "trf_blocks.{}.ff.layers.2.bias",
+        "transformer.ln_f.weight": "final_norm.scale",
+        "transformer.ln_f.bias": "final_norm.shift",
+        "lm_head.weight": "out_head.weight",
+    },
+    masks=compile(r"trf_blocks\.\d+\.att\.mask"),
+    optional=compile(r"trf_blocks\.\d+\.att\.W_(?:query|key|value)\.bias"),
+    optional_are="biases of query, key and value",
+)
+
+
+@contextlib.contextmanager
+def open_llms_from_scratch(path: Path, n_head: int | None = None) -> Iterator[Source]:
+    """The model of a .pth file of the book, in memory while the block lasts.
+
+    The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
+    InputError where the file is damaged or another model's, or the heads do not divide the channels.
+    """
+    with llms_from_scratch_source(path, read_pickled(path), n_head) as source:
+        yield source
+
+
+def is_llms_from_scratch(loaded: Any) -> bool:
+    """Whether what torch.load gave is the book's model, with its optimizer or without."""
+    state = _state_of(loaded)
+    return state is not None and any(isinstance(name, str) and bare(name) == TOKENS for name in state)
+
+
+@contextlib.contextmanager
+def llms_from_scratch_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[Source]:
+    """`loaded` is what torch.load gave; it is emptied, so that the optimizer's memory is free."""
+    found = _state_of(loaded)
+    if found is None or not is_llms_from_scratch(loaded):
+        raise InputError(f"{path}: is no checkpoint of LLMs-from-scratch", f"it has no {TOKENS}")
+    state = state_dict(path, LAYOUT, found)
+    loaded.clear()
+    n_head, notes = heads(path, n_head, sizes(state).n_embd)
+    with opened(state, n_head, 0.0, notes) as source:
+        yield source
+
+
+def _state_of(loaded: Any) -> Mapping[Any, Any] | None:
+    if not isinstance(loaded, Mapping):
+        return None
+    state = loaded.get(STATE, loaded)
+    return state if isinstance(state, Mapping) else None

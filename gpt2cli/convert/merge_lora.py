@@ -1,0 +1,163 @@
+"""Owns an adapter and its base as one model: finding the base, proving that it is the one, adding.
+
+An adapter's folder does not hold the weights that it corrects. It says where they were, and which:
+another model under the same name would compute something else without a complaint.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt2cli import paths
+from gpt2cli.checkpoints.folder import WEIGHTS, LoadedModel, load_model, read_config, read_manifest
+from gpt2cli.checkpoints.lora_adapter import (
+    ADAPTER_WEIGHTS,
+    BASE,
+    StoredAdapter,
+    checked_manifest,
+    read_adapter,
+)
+from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_object, read_peft_config
+from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+from gpt2cli.convert.hf_folder import open_hugging_face
+from gpt2cli.errors import InputError
+from gpt2cli.files import sha256_of
+from gpt2cli.model.lora import PARTS, add_adapters, load_adapter_state, merge_adapters
+
+
+def load_merged(
+    folder: Path, *, attention: str = "sdpa", dropout: float | None = None, remembered: bool = False
+) -> LoadedModel:
+    """The base with the adapter added into its weights: a plain model, as `load_model` gives it.
+
+    Raises InputError where the base is not to be found or has changed, or the adapter is damaged.
+    """
+    base = find_base(folder)
+    stored = read_adapter(folder, read_config(base))  # before the large file is read
+    loaded = load_model(base, attention=attention, dropout=dropout, remembered=remembered)
+    rank, alpha = stored.config.rank, stored.config.alpha
+    add_adapters(loaded.model, rank=rank, alpha=alpha, dropout=0.0, targets=stored.matrices, seed=0)
+    load_adapter_state(loaded.model, stored.tensors)
+    merge_adapters(loaded.model)
+    for name in stored.matrices:
+        if not loaded.model.get_parameter(f"{name}.weight").isfinite().all():
+            raise InputError(
+                f"{folder}: with the adapter added, {name} is beyond the range of fp32",
+                "numbers this large come from training that diverged, or from damage",
+                "use another checkpoint",
+            )
+    return replace(loaded, folder=folder)
+
+
+def find_base(folder: Path) -> Path:
+    """The folder of the model that an adapter belongs to: where it was, or a model of its name.
+
+    Raises InputError where none is there, or what is there has other weights.
+    """
+    checked_manifest(folder)
+    asked, names, wanted = read_peft_config(folder).base, [], None
+    if (folder / BASE).exists():
+        record = read_object(folder / BASE)
+        path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
+        if not all(isinstance(value, str) for value in (path, name, wanted)):
+            raise InputError(f"{folder / BASE}: path, name and sha256 are needed, texts all of them")
+        asked, names = str(path), [str(name)]
+    others = []
+    for name in dict.fromkeys([asked, *names]):
+        place = _model_called(name)
+        if place is None:
+            continue
+        if paths.is_adapter(place):
+            raise InputError(
+                f"{folder}: its base model, {place}, is an adapter itself",
+                "an adapter is added to a whole model",
+                f"gpt2 convert {place} --merge",
+            )
+        if wanted is None:
+            return place  # peft writes down no hash
+        found = read_manifest(place).get(WEIGHTS) or sha256_of(place / WEIGHTS)
+        if found == wanted:
+            return place
+        others.append(f"{place} has {found[:16]}...")
+    if others:
+        raise InputError(
+            f"{folder}: the model that this adapter was trained over has changed",
+            f"its weights had SHA-256 {str(wanted)[:16]}...; {', '.join(others)}",
+            f"put the old weights back at {asked}",
+        )
+    name = names[0] if names else asked
+    size = paths.canonical(name)
+    new_place = asked if os.path.isabs(name) else paths.model_place(name or "NAME")
+    raise InputError(
+        f"{folder}: the model that this adapter was trained over is not here",
+        f"it was {asked}" if asked else f"{ADAPTER_CONFIG} names none in base_model_name_or_path",
+        f"gpt2 download {size}" if size else f"put its folder at {new_place}",
+    )
+
+
+@contextmanager
+def open_adapter(folder: Path) -> Iterator[Source]:
+    """The base with the adapter added, as a source to convert: one tensor at a time is in memory."""
+    with open_hugging_face(find_base(folder)) as base:
+        yield merged_source(folder, base)
+
+
+def merged_source(folder: Path, base: Source) -> Source:
+    """`base` with the tensors that the adapter corrects replaced.
+
+    `raw` is corrected too, by NumPy from the same two factors, so that what is compared in the end
+    is the base and the correction as somebody else would add them.
+    """
+    stored = read_adapter(folder, base.config)
+    weights = {f"{matrix}.weight": matrix for matrix in stored.matrices}
+
+    def load(tensor: SourceTensor, matrix: str) -> Tensor:
+        return (tensor.load().double() + stored.correction(matrix).T).float()
+
+    def read(name: str) -> NDArray[np.floating]:
+        array = base.raw[name]
+        return array + _product(stored, corrected[name]) if name in corrected else array
+
+    corrected = {base.tensors[name].source: matrix for name, matrix in weights.items()}
+    tensors = {
+        name: replace(tensor, load=partial(load, tensor, weights[name])) if name in weights else tensor
+        for name, tensor in base.tensors.items()
+    }
+    peft = stored.config
+    note = f"{folder}: rank {peft.rank}, alpha {peft.alpha:g}, added to {len(weights)} matrices"
+    own = [folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE) if (folder / name).exists()]
+    return replace(
+        base,
+        path=folder,
+        format="huggingface",  # how `raw` is spelled
+        tensors=tensors,
+        raw=RawTensors(list(base.raw), read),
+        files=(*base.files, *own),
+        notes=(*base.notes, note),
+    )
+
+
+def _product(stored: StoredAdapter, matrix: str) -> NDArray[np.float64]:
+    """The correction in Hugging Face's layout, (in, out): A^T B^T * alpha / rank."""
+    a, b = (stored.tensors[f"{matrix}.{part}"].numpy().astype(np.float64) for part in PARTS)
+    return a.T @ b.T * (stored.config.alpha / stored.config.rank)
+
+
+def _model_called(name: str) -> Path | None:
+    """Where a model of this path or name is; names come from files, so nothing in one may surprise."""
+    if not name or not name.isprintable() or len(os.fsencode(name)) > 1000:
+        return None
+    place = Path(name)
+    if paths.is_model(place):
+        return place
+    try:
+        return paths.find_model(name)
+    except InputError:
+        return None

@@ -1,0 +1,169 @@
+"""Owns nanoGPT's ckpt.pt, in and out.
+
+Karpathy's model.py has Hugging Face's module names, with nn.Linear's (out, in) matrices; train.py
+saves {"model": state dict, "model_args", "optimizer", "iter_num", "best_val_loss", "config"}.
+Since 2023 its GELU is the exact one, while GPT-2's, and ours, is the tanh approximation: a model that
+was trained there gives logits here that differ by some 1e-3. Sources carry a note of it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from re import compile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED
+from gpt2cli.convert.foreign_model import Source, require_plain
+from gpt2cli.convert.state_dict import Layout, Sizes, StateDict, bare, heads, opened, sizes, state_dict
+from gpt2cli.convert.torch_file import read_pickled
+from gpt2cli.errors import InputError
+from gpt2cli.files import replacing_file
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.tokenizer.base import Tokenizer
+
+_NAMES = (
+    "transformer.wte.weight",
+    "transformer.wpe.weight",
+    *(
+        f"transformer.h.{{}}.{module}.{part}"
+        for module in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+        for part in ("weight", "bias")
+    ),
+    "transformer.ln_f.weight",
+    "transformer.ln_f.bias",
+    "lm_head.weight",
+)
+LAYOUT = Layout(
+    format="nanogpt",
+    table={name: name for name in _NAMES},
+    masks=compile(r"transformer\.h\.\d+\.attn\.bias"),
+    optional=compile(r".*\.bias"),
+    optional_are="biases",
+)
+_NOT_INITIALISED = 1e9  # what train.py calls the best loss before it has measured one
+_GELU = (
+    "nanoGPT computes GELU exactly (since 2023), GPT-2 and this program by its tanh approximation: logits"
+    " differ from nanoGPT's own by about 0.001"
+)
+
+
+@contextlib.contextmanager
+def open_nanogpt(path: Path) -> Iterator[Source]:
+    """The model of a ckpt.pt, in memory while the block lasts.
+
+    Raises InputError where the file is damaged, another model's, or says what its tensors do not.
+    """
+    with nanogpt_source(path, read_pickled(path)) as source:
+        yield source
+
+
+def is_nanogpt(loaded: Any) -> bool:
+    """Whether what torch.load gave is nanoGPT's: a ckpt.pt, or its bare state dict."""
+    if not isinstance(loaded, Mapping):
+        return False
+    if isinstance(loaded.get("model"), Mapping) and "model_args" in loaded:
+        return True
+    # Hugging Face's names are the same; only nn.Linear's matrices tell the two apart.
+    for name, tensor in loaded.items():
+        if isinstance(name, str) and bare(name) == "transformer.h.0.attn.c_attn.weight":
+            return isinstance(tensor, Tensor) and tensor.dim() == 2 and tensor.shape[0] == 3 * tensor.shape[1]
+    return False
+
+
+@contextlib.contextmanager
+def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[Source]:
+    """`loaded` is what torch.load gave; it is emptied, so that the optimizer's memory is free.
+
+    `n_head` is for a bare state dict, which does not hold it.
+    """
+    if not is_nanogpt(loaded):
+        raise InputError(f"{path}: is no checkpoint of nanoGPT", "it has no 'model' with 'model_args'")
+    whole = "model_args" in loaded
+    state = state_dict(path, LAYOUT, loaded["model"] if whole else loaded)
+    size = sizes(state)
+    notes, dropout = [_GELU], 0.0
+    if whole:
+        n_head, dropout = _read_arguments(path, loaded["model_args"], size, state)
+    else:
+        n_head, about_heads = heads(path, n_head, size.n_embd)
+        notes += about_heads
+    loaded.clear()
+    with opened(state, n_head, dropout, notes) as source:
+        yield source
+
+
+def write_nanogpt(path: Path, source: Source) -> None:
+    """Write a ckpt.pt in float32 that nanoGPT's sample.py opens, and `--init_from=resume` does not.
+
+    There is no optimizer to go on with, and no tokenizer: nanoGPT takes GPT-2's where a checkpoint
+    names no dataset. Raises InputError for what nanoGPT's model cannot be.
+    """
+    require_expressible(source.config, source.tokenizer, "f32")
+    model: dict[str, Tensor] = {}
+    for name, tensor in source.tensors.items():
+        value = tensor.load().to(torch.float32)
+        model[name] = value.T.contiguous() if name.endswith(TRANSPOSED) else value
+    model[HEAD] = model[EMBEDDING]
+    checkpoint = {
+        "model": model,
+        "model_args": _arguments(source.config),
+        "iter_num": 0,
+        "best_val_loss": _NOT_INITIALISED,
+        "config": {},
+    }
+    # torch.save over an existing path leaves neither the old nor the new file when it is cut short.
+    with replacing_file(path) as file:
+        torch.save(checkpoint, file)
+
+
+def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
+    """What can be known before a tensor is read. Raises InputError for what nanoGPT's model cannot be."""
+    why = (
+        "nanoGPT's model.py ties the head to the embedding, and fixes the width at 4 * n_embd and the"
+        " epsilon at 1e-5"
+    )
+    require_plain(config, dtype, "a checkpoint of nanoGPT", {}, why)
+
+
+def _arguments(config: GPT2Config) -> dict[str, int | float | bool]:
+    return {
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "block_size": config.n_positions,
+        "bias": True,
+        "vocab_size": config.vocab_size,
+        "dropout": config.dropout,
+    }
+
+
+def _read_arguments(path: Path, values: Any, size: Sizes, state: StateDict) -> tuple[int, float]:
+    """n_head and dropout; everything else the tensors say too, and must say the same."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{path}: model_args is a {type(values).__name__}, not a table")
+    has_biases = any(LAYOUT.optional.fullmatch(name) for name in state.tensors)
+    found = {
+        "n_layer": size.n_layer,
+        "n_embd": size.n_embd,
+        "block_size": size.n_positions,
+        "vocab_size": size.n_rows,
+        "bias": has_biases,
+    }
+    for name, ours in found.items():
+        value = values.get(name, has_biases if name == "bias" else None)  # the first nanoGPT had no choice
+        if type(value) is not type(ours) or value != ours:
+            raise InputError(f"{path}: model_args has {name} {value!r}"[:300], f"the tensors say {ours}")
+    n_head, dropout = values.get("n_head"), values.get("dropout", 0.0)
+    if type(n_head) is not int or n_head < 1 or size.n_embd % n_head:
+        raise InputError(
+            f"{path}: model_args has n_head {n_head!r}"[:300],
+            f"a number is needed that divides n_embd, {size.n_embd}",
+        )
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise InputError(
+            f"{path}: model_args has dropout {dropout!r}"[:300], "a rate from 0 to 1 is needed here"
+        )
+    return n_head, float(dropout)

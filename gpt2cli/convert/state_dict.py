@@ -1,0 +1,233 @@
+"""Owns what checkpoints of plain PyTorch modules have in common: a state dict, read by a table of names.
+
+Their matrices are nn.Linear's, (out, in). The names themselves, and what else such a file says, are
+for `nanogpt.py` and `llms_from_scratch.py`.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED, require_exactly, stored_shapes
+from gpt2cli.convert.foreign_model import LAYER, RawTensors, Source, SourceTensor, as_array, expand
+from gpt2cli.convert.torch_file import floating_tensors
+from gpt2cli.convert.vocabulary import tokenizer_for
+from gpt2cli.errors import InputError
+from gpt2cli.model.config import GPT2Config
+
+POSITIONS = "transformer.wpe.weight"
+HEAD_WIDTH = 64  # channels, in each of OpenAI's models
+JOIN = " + "
+ZEROS = "zeros"  # instead of a source name
+# What torch.compile and DistributedDataParallel put before every name.
+_WRAPPED = re.compile(r"(?:_orig_mod\.|module\.)+")
+_MAX_BLOCKS, _MAX_WIDTH = 1000, 1 << 20  # torch would take minutes for the shapes of more, or overflow
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a format spells a GPT-2: {Hugging Face's name: its own}, with "{}" for the block's number."""
+
+    format: str
+    table: Mapping[str, str]  # what is joined is "a + b + c", each with "{0}"
+    masks: re.Pattern[str]  # buffers that hold nothing learned
+    optional: re.Pattern[str]  # biases that a model may lack, all of them together
+    optional_are: str
+
+    def own(self, target: str) -> str:
+        return self.table[target]
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """The tensors of a checkpoint by their bare names, and what these were before."""
+
+    path: Path
+    layout: Layout
+    tensors: dict[str, Any]  # without masks
+    originals: dict[str, str]  # {bare name: name in the file}
+    n_masks: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the shapes say of a model. `n_rows` are those of its embedding, tokens or not."""
+
+    n_layer: int
+    n_embd: int
+    n_positions: int
+    n_rows: int
+
+
+def state_dict(path: Path, layout: Layout, state: Mapping[Any, Any]) -> StateDict:
+    """The tensors of `state`, wrappers' prefixes and mask buffers taken away. InputError for a clash."""
+    tensors: dict[str, Any] = {}
+    originals: dict[str, str] = {}
+    n_masks = 0
+    for original, value in state.items():
+        if not isinstance(original, str):
+            raise InputError(f"{path}: has an entry {original!r}", "tensors have names")
+        name = bare(original)
+        if layout.masks.fullmatch(name):
+            n_masks += 1
+        elif name in tensors:
+            raise InputError(f"{path}: {original!r} and {originals[name]!r} are the same tensor's name")
+        else:
+            tensors[name], originals[name] = value, original
+    return StateDict(path, layout, tensors, originals, n_masks)
+
+
+def bare(name: str) -> str:
+    return _WRAPPED.sub("", name, count=1) if _WRAPPED.match(name) else name
+
+
+def sizes(state: StateDict) -> Sizes:
+    """The model's sizes, from the embeddings and the number of blocks. Raises InputError without them."""
+    shapes = []
+    for target in (EMBEDDING, POSITIONS):
+        name = state.layout.own(target)
+        tensor = state.tensors.get(name)
+        if not isinstance(tensor, Tensor) or tensor.dim() != 2:
+            raise InputError(f"{state.path}: {name} is no matrix", "the tensors are not those of a GPT-2")
+        shapes.append(tuple(tensor.shape))
+    (n_rows, n_embd), (n_positions, _) = shapes
+    block = re.compile(re.escape(_block_prefix(state.layout)).replace(r"\{\}", r"(\d+)"))
+    n_layer = len({match[1] for name in state.tensors if (match := block.match(name))})
+    if not 1 <= n_layer <= _MAX_BLOCKS or not 1 <= n_embd <= _MAX_WIDTH:
+        raise InputError(
+            f"{state.path}: {n_layer} blocks of width {n_embd}", "the tensors are not those of a GPT-2"
+        )
+    return Sizes(n_layer, n_embd, n_positions, n_rows)
+
+
+def heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[str]]:
+    """The number of heads, which no shape shows: what the user says, else 64 channels each; and a note."""
+    if n_head is None:
+        if n_embd % HEAD_WIDTH:
+            raise InputError(
+                f"{path}: the number of attention heads is not in the file",
+                f"GPT-2's {HEAD_WIDTH} channels a head do not divide the model's {n_embd}",
+                "gpt2 convert ... --n-head N",
+            )
+        n_head = n_embd // HEAD_WIDTH
+        return n_head, [
+            f"the file does not say how many heads attention has: {n_head} are taken, {HEAD_WIDTH} channels"
+            " each as in GPT-2; --n-head N says otherwise"
+        ]
+    if n_head < 1 or n_embd % n_head:
+        raise InputError(
+            f"{path}: {n_head} attention heads do not divide {n_embd} channels",
+            "each head takes an equal share",
+            f"--n-head {max(1, n_embd // HEAD_WIDTH)}",
+        )
+    return n_head, [f"{n_head} attention heads, as --n-head says"]
+
+
+@contextlib.contextmanager
+def opened(state: StateDict, n_head: int, dropout: float, notes: list[str]) -> Iterator[Source]:
+    """The Source of a state dict, every tensor accounted for. Its memory is let go at the end.
+
+    Raises InputError that names the tensors where they are not those of a GPT-2.
+    """
+    path, layout, size = state.path, state.layout, sizes(state)
+    tokenizer, files, about_tokens = tokenizer_for(path, size.n_rows)
+    found = floating_tensors(path, state.tensors)
+    state.tensors.clear()
+    head = layout.own(HEAD)
+    tied = head not in found or _same(found[head], found[layout.own(EMBEDDING)])
+    config = GPT2Config(
+        size.n_layer,
+        n_head,
+        size.n_embd,
+        size.n_positions,
+        size.n_rows,
+        None,
+        dropout,
+        tie_word_embeddings=tied,
+    )
+    table = expand(layout.table, size.n_layer)
+    has_optional = any(layout.optional.fullmatch(name) for name in found)
+    wanted = _own_shapes(config, table)
+    if not has_optional:
+        wanted = {name: shape for name, shape in wanted.items() if not layout.optional.fullmatch(name)}
+    if head in found:
+        wanted[head] = (size.n_rows, size.n_embd)
+    require_exactly(path, wanted, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    config = replace(config, vocab_size=tokenizer.n_vocab)
+    named = {state.originals[name]: tensor for name, tensor in found.items()}
+    try:
+        yield Source(
+            path=path,
+            format=layout.format,
+            config=config,
+            tokenizer=tokenizer,
+            tensors={
+                target: _source_tensor(target, shape, table[target], state.originals, named)
+                for target, shape in stored_shapes(config).items()
+            },
+            raw=RawTensors(tuple(named), lambda name: as_array(named[name])),
+            files=(path, *files),
+            notes=(*_about(state, tied=tied, without=not has_optional), *about_tokens, *notes),
+        )
+    finally:
+        found.clear()
+        named.clear()
+
+
+def _own_shapes(config: GPT2Config, table: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The format's own names and shapes; of joined tensors, each has an equal part of the rows."""
+    shapes = {}
+    for target, shape in stored_shapes(config).items():
+        if target.endswith(TRANSPOSED):
+            shape = shape[::-1]
+        parts = table[target].split(JOIN)
+        shapes.update(dict.fromkeys(parts, (shape[0] // len(parts), *shape[1:])))
+    return shapes
+
+
+def _source_tensor(
+    target: str,
+    shape: tuple[int, ...],
+    own: str,
+    originals: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+) -> SourceTensor:
+    names = [originals[part] for part in own.split(JOIN) if part in originals]
+    transposed = target.endswith(TRANSPOSED)
+
+    def load() -> Tensor:
+        if not names:
+            return torch.zeros(shape, dtype=next(iter(tensors.values())).dtype)
+        parts = [tensors[name] for name in names]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        # Rows beyond the vocabulary are padding; elsewhere the slice takes all there is.
+        return (tensor.T if transposed else tensor)[: shape[0]].contiguous()
+
+    return SourceTensor(JOIN.join(names) or ZEROS, shape, transposed, load)
+
+
+def _about(state: StateDict, *, tied: bool, without: bool) -> Iterator[str]:
+    if state.n_masks:
+        yield f"{state.n_masks} mask buffer(s), which hold nothing learned, were left out"
+    if without:
+        yield f"the model has no {state.layout.optional_are}: zeros are written"
+    if not tied:
+        yield f"{state.layout.own(HEAD)} is not the token embedding: the model keeps a head of its own"
+
+
+def _same(head: Tensor, embedding: Tensor) -> bool:
+    """Bit for bit: a head that was trained apart may differ anywhere."""
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return False
+    return torch.equal(head.view(torch.uint8), embedding.view(torch.uint8))
+
+
+def _block_prefix(layout: Layout) -> str:
+    own = next(own for own in layout.table.values() if LAYER in own)
+    return own[: own.index(LAYER) + len(LAYER)] + "."

@@ -1,0 +1,61 @@
+"""Owns which tokenizer belongs to a model: whether one fits, and which where the model's file, a pickle
+of PyTorch's, holds none.
+
+Files of tokenizers and what is in them are `tokenizer/folder.py`'s.
+"""
+
+import os
+from pathlib import Path
+
+from gpt2cli.errors import InputError
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.bpe import gpt2
+from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON, load_tokenizer
+
+# Embeddings are made larger than the vocabulary because such sizes multiply faster (nanoGPT: 50304).
+PADDED_TO = (64, 128, 256, 512, 1024)
+
+
+def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...], list[str]]:
+    """The tokenizer of the model at `path`, whose embedding has `n_rows`; its files; what to say of it.
+
+    One that lies beside the model and fits goes first, then GPT-2's. It fits with as many tokens as
+    there are rows, or with so many that the rows are the next round number. Raises InputError else.
+    """
+    files = _files_beside(path)
+    beside = [load_tokenizer(path.parent)] if files else []
+    for tokenizer in (*beside, gpt2()):
+        n_vocab = tokenizer.n_vocab
+        if n_rows == n_vocab or n_rows in {-(-n_vocab // step) * step for step in PADDED_TO}:
+            taken = files if tokenizer in beside else ()
+            return tokenizer, taken, _notes(tokenizer, n_rows, taken)
+    raise InputError(
+        f"{path}: the model has {n_rows} tokens, and no tokenizer with as many is known",
+        f"the one beside it has {beside[0].n_vocab}, GPT-2's {gpt2().n_vocab}"
+        if beside
+        else "the file holds none; characters of nanoGPT are in a meta.pkl, a pickle that is not opened,"
+        " and lack the <|endoftext|> that models have here",
+        "put its tokenizer.json, or vocab.json and merges.txt, beside the file;"
+        " characters are trained here by: gpt2 pretrain shakespeare-char",
+    )
+
+
+def _files_beside(path: Path) -> tuple[Path, ...]:
+    """What load_tokenizer would read."""
+    for names in ((TOKENIZER_JSON,), *PAIRS):
+        found = tuple(path.parent / name for name in names if os.path.lexists(path.parent / name))
+        if found:
+            return found
+    return ()
+
+
+def _notes(tokenizer: Tokenizer, n_rows: int, files: tuple[Path, ...]) -> list[str]:
+    names = " and ".join(file.name for file in files)
+    of = f"the tokenizer beside it ({names})" if files else "GPT-2's tokenizer"
+    notes = [f"the file holds no tokenizer: {of} is taken, {tokenizer.n_vocab} tokens"]
+    if n_rows > tokenizer.n_vocab:
+        notes.append(
+            f"{n_rows - tokenizer.n_vocab} rows of the embedding from {tokenizer.n_vocab} on stand for no"
+            " token and were cut off"
+        )
+    return notes

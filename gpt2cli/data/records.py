@@ -1,0 +1,239 @@
+"""Owns small tables on disk: a CSV, TSV or JSONL file -> its columns and rows, each with its line.
+
+CSV is RFC 4180: commas, and quotes around what holds a comma, a quote or a line end. TSV is plain:
+tabs separate and a quote is a character like any other, as in the SMS Spam Collection, whose
+messages hold lone ones. JSONL has an object a line. The first row of CSV and TSV names the columns,
+or the caller does. What the columns mean is not known here.
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from gpt2cli import files
+from gpt2cli.data.json_records import each_line, kind_of
+from gpt2cli.errors import InputError
+
+Kind = Literal["csv", "tsv", "jsonl"]
+KIND_OF_SUFFIX: dict[str, Kind] = {
+    **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv"},
+    **{".jsonl": "jsonl", ".ndjson": "jsonl"},
+}
+LARGEST = 1 << 30  # bytes; the rows are held in memory
+LONGEST = 131_072  # characters of a field, the csv module's own limit
+
+
+@dataclass(frozen=True)
+class Row:
+    line: int  # where it begins, from 1
+    values: tuple[str | None, ...]  # None where a JSON record has no such field, or null
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    kind: Kind
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    sha256: str  # of the file
+
+    def where(self, line: int) -> str:
+        return f"{self.name}:{line}"
+
+    def column(self, name: str, naming: str = "") -> int:
+        """The place of a column. Raises InputError with those that there are, and with what the user
+        writes to name them, `naming`, where the first row may hold none.
+        """
+        if name in self.columns:
+            return self.columns.index(name)
+        there = ", ".join(map(repr, self.columns[:8])) or "nothing"
+        if len(self.columns) == 1 and ";" in self.columns[0]:
+            there += "; the columns of a CSV file are separated by commas here"
+        raise InputError(
+            f"{self.where(1)}: no column {name!r}",
+            f"the file has: {there}",
+            "name one of these"
+            + (f"; if that is a row of data, {naming}" if naming and self.kind != "jsonl" else ""),
+        )
+
+
+def read_table(
+    path: Path,
+    headerless: tuple[str, ...] = (),
+    columns: Sequence[str] = (),
+    stream: BinaryIO | None = None,
+) -> Table:
+    """Read a whole table; from `stream` where one is given, and `path` is what to call it then.
+
+    `columns` are the names of the columns of a file without a row of names. Where they are not given,
+    `headerless` names those of a TSV file that begins with its data: such a file has just so many
+    fields in its first line, none of them one of those names, and its first word stands at the head
+    of a later line too. Raises InputError naming FILE:LINE.
+    """
+    text, sha256 = read_text(path, stream)
+    kind = kind_by_name(path) or _kind_by_content(text)
+    given = tuple(columns)
+    if kind == "jsonl":
+        if given:
+            raise InputError(
+                f"{path}:1: JSON records name their fields themselves",
+                f"and are to be named {', '.join(map(repr, given[:8]))}",
+                "leave the names of columns out",
+            )
+        columns, rows = _json_rows(str(path), text)
+        return Table(str(path), kind, columns, tuple(rows), sha256)
+    found = list(_csv_rows(str(path), text, kind))
+    if not found:
+        raise InputError(f"{path}:1: there are no rows", "the file is empty")
+    first = tuple(value.strip() for value in found[0].values if value is not None)
+    if given:
+        if set(first) == set(given):
+            raise InputError(
+                f"{path}:{found[0].line}: the columns are named in this row",
+                "with names given besides it would be taken for data",
+                "leave the names of columns out",
+            )
+        columns = given
+    elif kind == "tsv" and headerless and _begins_with_data(found, headerless):
+        columns = headerless
+    else:
+        columns = first
+        del found[0]
+        twice = [name for i, name in enumerate(columns) if name in columns[:i]]
+        if twice:
+            raise InputError(f"{path}:1: the column {twice[0]!r} is there twice", fix="rename one of them")
+    for row in found:
+        if len(row.values) != len(columns):
+            few = len(row.values) < len(columns)
+            raise InputError(
+                f"{path}:{row.line}: too {'few' if few else 'many'} fields, {len(row.values)}",
+                f"the file has {len(columns)} columns: {', '.join(map(repr, columns[:8]))}",
+                "put quotes around a text that holds a comma" if kind == "csv" and not few else "",
+            )
+    return Table(str(path), kind, columns, tuple(found), sha256)
+
+
+def read_text(path: Path, stream: BinaryIO | None = None) -> tuple[str, str]:
+    """The text of a file, or of `stream` called `path`, line ends as they are, and its SHA-256.
+
+    Raises InputError naming FILE:LINE.
+    """
+    with files.open_regular(path) if stream is None else contextlib.nullcontext(stream) as file:
+        data = file.read(LARGEST + 1)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if path.suffix.lower() == ".gz":
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
+                data = unpacked.read(LARGEST + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path}:1: damaged gzip data", str(error), "fetch the file again") from None
+    if len(data) > LARGEST:
+        raise InputError(f"{path}: larger than {LARGEST >> 30} GiB", "a table is held in memory whole")
+    place, what = data.find(b"\0"), "a NUL byte"
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if place < 0 or error.start < place:
+            place, what = error.start, "not UTF-8"
+    if place >= 0:
+        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        line = data.count(b"\n", 0, place) + 1
+        raise InputError(
+            f"{path}:{line}: {what} at byte {place}",
+            "it begins like UTF-16"
+            if utf16
+            else "a table is UTF-8 text; this is binary, or another encoding",
+            f"iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 FILE > NEW-FILE",
+        )
+    return text.removeprefix("\ufeff"), sha256
+
+
+def kind_by_name(path: Path) -> Kind | None:
+    """What a file's name, packed or not, says of it; None where it need not be a table."""
+    inner = Path(path.stem) if path.suffix.lower() == ".gz" else path
+    return KIND_OF_SUFFIX.get(inner.suffix.lower())
+
+
+def _kind_by_content(text: str) -> Kind:
+    first = text.lstrip().split("\n", 1)[0]
+    return "jsonl" if first.startswith("{") else "tsv" if "\t" in first else "csv"
+
+
+def _csv_rows(name: str, text: str, kind: Kind) -> Iterator[Row]:
+    # newline="": line ends inside of quotes must reach the reader as they are.
+    if kind == "csv":
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    else:
+        reader = csv.reader(io.StringIO(text, newline=None), delimiter="\t", quoting=csv.QUOTE_NONE)
+    line = 1
+    while True:
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise _malformed(f"{name}:{line}", str(error)) from None
+        if values is None:
+            return
+        if any(len(value) > LONGEST for value in values):  # another library may have raised csv's limit
+            raise _malformed(f"{name}:{line}", "field larger than field limit")
+        if values:  # an empty line is nothing
+            yield Row(line, tuple(values))
+        line = reader.line_num + 1
+
+
+def _malformed(where: str, said: str) -> InputError:
+    if "field limit" in said:
+        return InputError(
+            f"{where}: a field of more than {LONGEST:,} characters",
+            "no context is near that; perhaps a quote that is never closed opens in this row",
+            "close the quote, or shorten the text",
+        )
+    if "unexpected end" in said:
+        return InputError(
+            f"{where}: a quote that opens in this row is never closed",
+            "everything behind it, to the end of the file, would be one text",
+            'close it; a quote inside of quotes is written twice: ""',
+        )
+    return InputError(f"{where}: is not a row of CSV", said, 'a quote inside of quotes is written twice: ""')
+
+
+def _begins_with_data(rows: list[Row], names: tuple[str, ...]) -> bool:
+    first = rows[0].values
+    known = {value.strip() for value in first if value is not None} & set(names)
+    return len(first) == len(names) and not known and any(row.values[0] == first[0] for row in rows[1:])
+
+
+def _json_rows(name: str, text: str) -> tuple[tuple[str, ...], list[Row]]:
+    records: list[tuple[int, dict[str, Any]]] = []
+    for number, record in each_line(text, name):
+        if not isinstance(record, dict):
+            raise InputError(f"{name}:{number}: a JSON object is needed, not {kind_of(record)}")
+        records.append((number, record))
+    if not records:
+        raise InputError(f"{name}:1: there are no rows", "the file is empty")
+    columns = tuple(dict.fromkeys(key for _, record in records for key in record))
+    return columns, [
+        Row(number, tuple(_plain(record.get(key), f"{name}:{number}", key) for key in columns))
+        for number, record in records
+    ]
+
+
+def _plain(value: Any, where: str, key: str) -> str | None:
+    """A JSON value as text: strings as they are, the rest as JSON."""
+    if value is None:
+        return None
+    found = value if isinstance(value, str) else json.dumps(value)
+    if len(found) > LONGEST:
+        raise InputError(
+            f"{where}: field {key!r} has more than {LONGEST:,} characters", fix="shorten the text"
+        )
+    if any("\ud800" <= char <= "\udfff" for char in found + key):
+        raise InputError(f"{where}: half a surrogate pair in field {key!r}", "it is not a character")
+    return found

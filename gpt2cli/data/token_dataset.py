@@ -1,0 +1,157 @@
+"""Owns reading a prepared folder: verified once when it is opened, then read by position.
+
+Reads go through `os.pread` on descriptors that stay open, not through a memory map: a file that
+is truncated under a map kills the process with SIGBUS, here it is an InputError.
+"""
+
+import bisect
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+
+from gpt2cli import files
+from gpt2cli.data.manifest import DTYPES, Manifest, Shard, read_manifest
+from gpt2cli.errors import InputError
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.files import load_tokenizer
+
+Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """An open prepared folder. Close it, or use it in a `with` block."""
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    train: "Tokens"
+    validation: "Tokens"
+
+    def close(self) -> None:
+        self.train.close()
+        self.validation.close()
+
+    def __enter__(self) -> "TokenData":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_tokens(folder: Path) -> TokenData:
+    """Open and verify a prepared folder: sizes, SHA-256 and ids of every file (about 1 GB/s).
+
+    Raises InputError naming the file that is missing, truncated, changed, or holds an id that
+    the vocabulary does not have.
+    """
+    manifest = read_manifest(folder)
+    tokenizer = load_tokenizer(folder)
+    if (tokenizer.fingerprint, tokenizer.n_vocab) != (manifest.fingerprint, manifest.n_vocab):
+        raise InputError(
+            f"{folder}: the tokenizer there is not the one that made its tokens",
+            f"{tokenizer.n_vocab} tokens where the manifest says {manifest.n_vocab}, or other ones",
+            _repair(folder),
+        )
+    train = Tokens(folder, manifest.train, manifest.dtype, manifest.n_vocab)
+    try:
+        validation = Tokens(folder, manifest.validation, manifest.dtype, manifest.n_vocab)
+    except InputError:
+        train.close()
+        raise
+    return TokenData(folder, manifest, tokenizer, train, validation)
+
+
+class Tokens:
+    """The ids of one split, as one row of `n_tokens`."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str, n_vocab: int) -> None:
+        """Opens and verifies every shard. Raises InputError."""
+        self._folder, self._shards, self._n_vocab = folder, tuple(shards), n_vocab
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._width = DTYPES[dtype]
+        self._starts = list(itertools.accumulate((shard.n_tokens for shard in shards), initial=0))
+        self._files: list[BinaryIO] = []
+        try:
+            for shard in shards:
+                self._files.append(files.open_regular(folder / shard.file))
+                self._verify(shard, self._files[-1])
+        except InputError:
+            self.close()
+            raise
+
+    @property
+    def n_tokens(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, n: int) -> Int64s:
+        """Ids start .. start + n - 1, (n,) int64, across the edges of shards.
+
+        Raises IndexError outside the split, InputError where a file changed since it was opened.
+        """
+        if not 0 <= start <= start + n <= self.n_tokens:
+            raise IndexError(f"tokens {start} to {start + n} of {self.n_tokens}")
+        ids = np.empty(n, np.int64)
+        filled = 0
+        index = bisect.bisect_right(self._starts, start) - 1
+        while filled < n:
+            inside = start + filled - self._starts[index]
+            count = min(n - filled, self._shards[index].n_tokens - inside)
+            ids[filled : filled + count] = self._read_shard(index, inside, count)
+            filled += count
+            index += 1
+        return ids
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def _read_shard(self, index: int, start: int, n: int) -> np.ndarray:
+        data = bytearray()
+        while len(data) < n * self._width:
+            at = start * self._width + len(data)
+            block = os.pread(self._files[index].fileno(), n * self._width - len(data), at)
+            if not block:
+                raise self._error(self._shards[index], "truncated since it was opened")
+            data += block
+        ids = np.frombuffer(data, self._dtype)
+        if n and int(ids.max()) >= self._n_vocab:
+            raise self._error(self._shards[index], f"changed since it was opened: id {int(ids.max())}")
+        return ids
+
+    def _verify(self, shard: Shard, file: BinaryIO) -> None:
+        size = os.fstat(file.fileno()).st_size
+        if size != shard.n_tokens * self._width:
+            odd = f", which is no multiple of {self._width}" if size % self._width else ""
+            raise self._error(
+                shard, "damaged: wrong size", f"{size} bytes{odd}, not {shard.n_tokens * self._width}"
+            )
+        digest, largest = hashlib.sha256(), 0
+        while block := file.read(files.CHUNK):
+            digest.update(block)
+            largest = max(largest, int(np.frombuffer(block, self._dtype).max()))
+        # Before the digest: a manifest made elsewhere can vouch for ids that no vocabulary has.
+        if largest >= self._n_vocab:
+            raise self._error(
+                shard, f"holds the id {largest}", f"the vocabulary has the ids 0 to {self._n_vocab - 1}"
+            )
+        if digest.hexdigest() != shard.sha256:
+            raise self._error(
+                shard, "damaged: its content changed", f"SHA-256 is {digest.hexdigest()}, not {shard.sha256}"
+            )
+
+    def _error(self, shard: Shard, what: str, why: str = "") -> InputError:
+        return InputError(f"{self._folder / shard.file}: {what}", why, _repair(self._folder))
+
+
+def _repair(folder: Path) -> str:
+    return f"prepare the text again with --force, or delete {folder} if it is in the cache"

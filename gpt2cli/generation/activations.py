@@ -1,0 +1,141 @@
+"""Owns the view into one forward pass: what goes in and out of each module, and who attends to whom.
+
+The real model runs; hooks look on. Nothing in `model/` knows of it, and nothing is kept but
+shapes and statistics, except for the attention that was asked for.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt2cli.checkpoints.info import Statistics, statistics
+from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.model.layers import attention_formula
+
+# The modules in order of computation, each with the names of its input and its output. An input
+# has a name where no module makes it: a sum, or a function written out in the forward pass.
+BEFORE_BLOCKS = {"transformer.wte": ("", "wte"), "transformer.wpe": ("", "wpe")}
+BLOCK = {
+    "ln_1": ("", "ln_1"),
+    "attn.c_attn": ("", "attn.c_attn"),
+    "attn.c_proj": ("attn.y", "attn.c_proj"),
+    "ln_2": ("after_attn", "ln_2"),
+    "mlp.c_fc": ("", "mlp.c_fc"),
+    "mlp.c_proj": ("mlp.gelu", "mlp.c_proj"),
+    "": ("", "after_mlp"),
+}
+AFTER_BLOCKS = {"transformer.ln_f": ("", "ln_f"), "lm_head": ("", "logits")}
+SUM = "wte+wpe"  # the input of the first block
+SPLIT = "attn.c_attn"  # its output is q, k and v side by side
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One tensor on its way. `statistics` is None for ids, which are names and no quantities."""
+
+    name: str  # "h.0.attn.q"
+    shape: tuple[int, ...]
+    statistics: Statistics | None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    ids: tuple[int, ...]  # the T tokens that went in
+    activations: tuple[Activation, ...]  # in order of computation
+    attention: Tensor  # (n_layer, H, n, n) among the last n tokens, as many as were asked for
+    logits: Tensor  # (V,), after the last token
+
+
+@dataclass(frozen=True)
+class NextToken:
+    id: int
+    probability: float
+
+
+@torch.inference_mode()
+def watch(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> Anatomy:
+    """Run input_ids (1, T) through the model and note each activation.
+
+    Attention weights are kept for the last `n_drawn` tokens: all of them would be 5 GB for 48
+    layers of 25 heads at T = 1024.
+    """
+    assert input_ids.shape[0] == 1 and not model.training
+    T = input_ids.shape[1]
+    activations = [Activation("input_ids", tuple(input_ids.shape), None)]
+    attention: list[Tensor] = []
+
+    def note(name: str, tensor: Tensor) -> None:
+        activations.append(Activation(name, tuple(tensor.shape), statistics(tensor)))
+
+    def note_heads(block: str, qkv: Tensor) -> None:
+        q, k, v = heads(qkv, model.config.n_head)
+        weights = attention_weights(q, k)
+        for name, tensor in (("q", q), ("k", k), ("v", v), ("weights", weights)):
+            note(f"{block}.attn.{name}", tensor)
+        first = max(T - n_drawn, 0)
+        attention.append(weights[0, :, first:, first:].clone())
+
+    with contextlib.ExitStack() as hooks:
+        for module, names in _places(model.config.n_layer).items():
+            hook = _hook(names, note, note_heads)
+            handle = model.get_submodule(module).register_forward_hook(hook)
+            hooks.callback(handle.remove)
+        logits = model(input_ids)  # (1, T, V)
+    ids = tuple(input_ids[0].tolist())
+    return Anatomy(ids, tuple(activations), torch.stack(attention), logits[0, -1].clone())
+
+
+def heads(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """c_attn's output (B, T, 3C) as q, k and v, (B, H, T, D) each."""
+    B, T, width = qkv.shape
+    q, k, v = (t.view(B, T, n_head, -1).transpose(1, 2) for t in torch.split(qkv, width // 3, dim=2))
+    return q, k, v
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Row t of (B, H, T, S) says how much query t takes from each position; causal, rows sum to 1.
+
+    The model's own formula with the identity for values: what comes out are its weights.
+    """
+    return attention_formula(q, k, torch.eye(k.shape[2], dtype=q.dtype), None, 0.0)
+
+
+def next_tokens(logits: Tensor, n: int) -> list[NextToken]:
+    """The `n` likeliest ids after logits (V,), likeliest first, at most V; none where one is not finite."""
+    if not logits.isfinite().all():
+        return []
+    top = logits.double().softmax(dim=-1).topk(min(n, len(logits)))
+    return [
+        NextToken(token, probability)
+        for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def _places(n_layer: int) -> dict[str, tuple[str, str]]:
+    """{module: (name of its input or "", name of its output)} for all blocks."""
+    places = dict(BEFORE_BLOCKS)
+    for layer in range(n_layer):
+        for module, (before, after) in BLOCK.items():
+            path = f"transformer.h.{layer}.{module}".rstrip(".")
+            places[path] = (before and f"h.{layer}.{before}", f"h.{layer}.{after}")
+    places["transformer.h.0.ln_1"] = (SUM, "h.0.ln_1")
+    return places | AFTER_BLOCKS
+
+
+def _hook(
+    names: tuple[str, str], note: Callable[[str, Tensor], None], note_heads: Callable[[str, Tensor], None]
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    before, after = names
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if before:
+            note(before, inputs[0])
+        note(after, output)
+        if after.endswith(SPLIT):
+            note_heads(after.removesuffix(f".{SPLIT}"), output)
+
+    return hook

@@ -1,0 +1,144 @@
+"""Owns what a stored conversation looks like: a JSON object, written whole and read strictly.
+
+Where it is stored is the caller's business, what it says conversation.py's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.generation.history import Exchange, Speech
+from gpt2cli.generation.settings import SETTINGS, Settings, from_values
+from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
+
+FORMAT = 1
+# What is wrong, by pydantic's word for it.
+_WRONG = {
+    "missing": "it is missing",
+    "extra_forbidden": "there is no such field",
+    "string_type": "it must be a text",
+    "value_error": "it holds half a surrogate pair",
+    "int_type": "it must be a whole number",
+    "float_type": "it must be a number",
+    "list_type": "it must be a list",
+    "greater_than_equal": "it is too small",
+    "less_than_equal": "it is too large",
+    "model_type": "it must be an object",
+}
+
+
+@dataclass(frozen=True)
+class Transcript:
+    system: str | None
+    settings: Settings
+    exchanges: tuple[Exchange, ...]
+    n_dropped: int
+
+
+def to_json(transcript: Transcript, speech: Speech, model: str) -> dict[str, Any]:
+    """For `from_json`; a reply is there as text and as the ids that the model chose."""
+    return {
+        "format": FORMAT,
+        "model": model,
+        "tokenizer": speech.tokenizer.fingerprint,
+        "template": speech.template.name if speech.template else None,
+        "system": transcript.system,
+        "settings": transcript.settings.values,
+        "dropped": transcript.n_dropped,
+        "turns": [
+            {
+                "question": exchange.question,
+                "reply": exchange.reply,
+                "ids": list(exchange.ids),
+                "finish_reason": exchange.finish_reason,
+                "attempt": exchange.attempt,
+                "dropped": exchange.n_dropped,
+            }
+            for exchange in transcript.exchanges
+        ],
+    }
+
+
+def from_json(value: Any, tokenizer: Tokenizer, where: str) -> Transcript:
+    """Read it back; with another vocabulary the replies are encoded anew.
+
+    Raises InputError for everything that `to_json` does not make, but that ids may be left out.
+    """
+    try:
+        file = _File.model_validate(value)
+        settings = from_values(file.settings.model_dump())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        expected = first.get("ctx", {}).get("expected")
+        why = f"it must be {expected}" if expected else _WRONG.get(first["type"], "it has another form")
+        raise _wrong(where, place, why) from None
+    except UsageError as error:
+        raise _wrong(where, "settings", str(error)) from None
+    _check_drops(where, [turn.dropped for turn in file.turns], file.dropped)
+    same = file.tokenizer == tokenizer.fingerprint
+    exchanges = [_exchange(turn, n, tokenizer, same, where) for n, turn in enumerate(file.turns)]
+    return Transcript(file.system, settings, tuple(exchanges), file.dropped)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _whole(text: str) -> str:
+    if text != without_surrogates(text):
+        raise ValueError
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_whole)]
+
+
+class _Turn(_Strict):
+    question: _Text
+    reply: _Text
+    ids: list[int] | None = None
+    finish_reason: Literal["end_of_text", "stop", "length", "context", "interrupted"]
+    attempt: int = Field(default=0, ge=0)
+    dropped: int = Field(default=0, ge=0)
+
+
+_fields: dict[str, Any] = {name: (kind, ...) for name, kind in SETTINGS.items()}
+_Settings: Any = create_model("_Settings", __base__=_Strict, **_fields)
+
+
+class _File(_Strict):
+    format: int = Field(ge=FORMAT, le=FORMAT)
+    model: _Text
+    tokenizer: str
+    template: _Text | None
+    system: _Text | None
+    settings: _Settings
+    dropped: int = Field(ge=0)
+    turns: list[_Turn]
+
+
+def _exchange(turn: _Turn, number: int, tokenizer: Tokenizer, same: bool, where: str) -> Exchange:
+    if same and turn.ids is not None:
+        ids = turn.ids
+        if not all(0 <= token < tokenizer.n_vocab for token in ids) or tokenizer.decode(ids) != turn.reply:
+            raise _wrong(where, f"turns.{number}.ids", "they do not say what the reply says")
+    else:
+        ids = tokenizer.encode(turn.reply)
+    tokenizer.encode(turn.question)  # a character model may not know it; better said now
+    return Exchange(turn.question, turn.reply, tuple(ids), turn.finish_reason, turn.attempt, turn.dropped)
+
+
+def _check_drops(where: str, before: Sequence[int], after: int) -> None:
+    """What has left the context is behind the turn that was asked, and never comes back."""
+    drops = [*before, after]
+    if drops != sorted(drops) or any(n > number for number, n in enumerate(drops)):
+        raise _wrong(where, "dropped", "more turns have left the context than there were")
+
+
+def _wrong(where: str, place: str, why: str) -> InputError:
+    at = f"{where}: {place}" if place else where
+    return InputError(f"{at}: is no part of a saved conversation", why, "/save FILE writes one")

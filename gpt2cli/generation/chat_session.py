@@ -1,0 +1,264 @@
+"""Owns a conversation with a model: turns, what the model has read of them, and what a reply costs.
+
+A reply is a function of the turns in the context before it, the settings, its number and its attempt;
+what was said and taken back plays no part. This holds to the bit where what was taken back had only
+been added to the cache. Where the cache has been read anew in between, as when turns leave the
+context, it holds up to rounding: the last bits of keys and values depend on how many ids were read
+together. How turns become ids is in history.py, how ids are chosen in engine.py, how a conversation
+is stored in transcript.py.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpt2cli.errors import UsageError
+from gpt2cli.generation.chat_file import Transcript, from_json, to_json
+from gpt2cli.generation.engine import continue_row, cut, n_common, new_past
+from gpt2cli.generation.events import Done, Dropped, Event, Piece
+from gpt2cli.generation.history import (
+    Exchange,
+    Speech,
+    first_that_fits,
+    own_ids,
+    require_room,
+    require_room_beside,
+)
+from gpt2cli.generation.pace import Pace
+from gpt2cli.generation.sampling import chance
+from gpt2cli.generation.settings import Settings
+from gpt2cli.generation.stop_text import Reply
+from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.templates import Template
+from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
+
+__all__ = ["Conversation", "Done", "Dropped", "Event", "Piece"]
+
+Stop = Callable[[], object]
+
+
+@dataclass
+class _Effort:
+    """What a reply has cost so far."""
+
+    n_prompt: int = 0
+    n_prefilled: int = 0
+    n_dropped: int = 0
+    pace: Pace = field(default_factory=Pace)
+
+
+def never() -> bool:
+    return False
+
+
+class Conversation:
+    """One reply at a time: an iterator of events is read to its end or closed before anything else.
+
+    The model is put into evaluation mode. Raises InputError for a system text that leaves no room.
+    """
+
+    def __init__(
+        self,
+        model: GPT2LMHead,
+        tokenizer: Tokenizer,
+        template: Template | None,
+        system: str | None,
+        settings: Settings,
+    ) -> None:
+        self._model, self._settings = model.eval(), settings
+        self._speech = _speaking(model, Speech(tokenizer, template, None), system)
+        self.past = new_past(model)  # what the model has read
+        self._exchanges: list[Exchange] = []
+        self._n_dropped = 0
+        self._in_reply = False
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """All turns, oldest first, with those that have left the context."""
+        return tuple(self._exchanges)
+
+    @property
+    def n_dropped(self) -> int:
+        """How many of the oldest turns have left the context."""
+        return self._n_dropped
+
+    @property
+    def template(self) -> Template | None:
+        return self._speech.template
+
+    @property
+    def system(self) -> str | None:
+        return self._speech.system
+
+    @property
+    def settings(self) -> dict[str, int | float]:
+        """Their values, by the names of settings.py."""
+        return self._settings.values
+
+    def say(self, text: str, stop: Stop = never) -> Iterator[Event]:
+        """Stream the reply. Where `stop` says so before a token, it ends "interrupted".
+
+        What was made stays, also when the iterator is closed or an exception passes; a signal's passes
+        after Done. Raises InputError, at the first event, for a text that has no place in the context
+        or holds what a character model does not know; the conversation is then as before.
+        """
+        self._require_silence()
+        yield from self._ask(without_surrogates(text), 0, stop, self.exchanges, self._n_dropped)
+
+    def retry(self, stop: Stop = never) -> Iterator[Event]:
+        """Ask the last question again, with other chance. UsageError at the first event where there
+        is none. The old reply stays until the new one has a token.
+        """
+        self._require_silence()
+        exchanges, n_dropped = self.exchanges, self._n_dropped
+        last = self.undo()
+        yield from self._ask(last.question, last.attempt + 1, stop, exchanges, n_dropped)
+
+    def undo(self) -> Exchange:
+        """Forget the last question and its reply, which are returned. UsageError where there is none."""
+        self._require_silence()
+        if not self._exchanges:
+            raise UsageError("there is no turn yet", "nothing has been said")
+        last = self._exchanges[-1]
+        self._return_to(self._exchanges[:-1], last.n_dropped, last.n_held)
+        return last
+
+    def clear(self) -> None:
+        """Forget every turn; system text and settings stay."""
+        self._require_silence()
+        self._return_to((), 0, 0)
+
+    def set(self, name: str, value: str) -> None:
+        """Change one of SETTINGS from its text; UsageError says what it can be, and nothing is changed."""
+        self._require_silence()
+        self._settings = self._settings.changed(name, value)
+
+    def set_system(self, text: str | None) -> None:
+        """Replace the text that stands before all turns; None takes it away. InputError for one that
+        leaves no room.
+        """
+        self._require_silence()
+        self._speech = _speaking(self._model, self._speech, text)
+
+    def transcript(self, model: str) -> dict[str, Any]:
+        """A JSON object of the whole conversation; `model` is its name for a reader."""
+        self._require_silence()
+        stored = Transcript(self.system, self._settings, self.exchanges, self._n_dropped)
+        return to_json(stored, self._speech, model)
+
+    def restore(self, value: Any, where: str) -> None:
+        """Become the conversation of a transcript: turns, system text, settings.
+
+        Raises InputError, naming the place in `where`, for anything that `transcript` does not
+        make, and for a system text that leaves no room; the conversation is then as before.
+        """
+        self._require_silence()
+        stored = from_json(value, self._speech.tokenizer, where)
+        self.set_system(stored.system)
+        self._settings = stored.settings
+        self._return_to(stored.exchanges, stored.n_dropped, 0)
+
+    def _ask(
+        self, question: str, attempt: int, stop: Stop, exchanges: Sequence[Exchange], n_dropped: int
+    ) -> Iterator[Event]:
+        """Ask; where nothing comes of it, return to `exchanges` and `n_dropped`."""
+        asked = Exchange(question, "", (), "", attempt, self._n_dropped, len(self.past.ids))
+        turn = len(self._exchanges) + 1
+        reply, effort = Reply(self._speech.tokenizer, self._speech.stops), _Effort()
+        reason, signal = "interrupted", None
+        self._in_reply = True
+        try:
+            reason = yield from self._answer(asked, reply, effort, stop)
+        except (KeyboardInterrupt, SystemExit) as error:
+            signal = error
+        finally:
+            self._in_reply = False
+            rest = reply.finish(reason)
+            is_kept = bool(reply.ids) or reply.finish_reason != "interrupted"
+            if is_kept:
+                self._keep(asked, reply)
+            else:
+                self._return_to(exchanges, n_dropped, asked.n_held)
+        if rest:
+            yield Piece(rest)
+        yield Done(
+            reply=reply.text,
+            finish_reason=reply.finish_reason,
+            turn=turn,
+            attempt=attempt,
+            n_prompt=effort.n_prompt,
+            n_prefilled=effort.n_prefilled,
+            n_new=len(reply.ids),
+            n_dropped=effort.n_dropped,
+            seconds=effort.pace.seconds,
+            prefill_seconds=effort.pace.reading_seconds,
+            tokens_per_second=effort.pace.tokens_per_second,
+            is_kept=is_kept,
+        )
+        if signal:
+            raise signal
+
+    def _answer(
+        self, asked: Exchange, reply: Reply, effort: _Effort, stop: Stop
+    ) -> Generator[Event, None, str]:
+        """Feed the reply until it ends by itself, or return why it ends."""
+        limit, end = self._model.config.n_positions, self._speech.tokenizer.end_of_text
+        decoding, max_new_tokens = self._settings.decoding, self._settings.max_new_tokens
+        generator = chance(decoding.seed, len(self._exchanges), asked.attempt)
+        require_room(self._speech, asked.question, limit)
+        n_dropped = self._n_dropped
+        while True:
+            left = max_new_tokens - len(reply.ids)
+            most = limit - len(reply.ids) - min(left, limit // 4)  # a reply needs room of its own
+            n_dropped = first_that_fits(self._speech, self._exchanges, asked.question, n_dropped, most)
+            prompt = [*self._speech.prompt(self._exchanges[n_dropped:], asked.question), *reply.ids]
+            if len(prompt) > limit:
+                return "context"
+            if n_dropped > self._n_dropped:
+                n_new, self._n_dropped = n_dropped - self._n_dropped, n_dropped
+                effort.n_dropped += n_new
+                yield Dropped(n_new)
+            if stop():
+                return "interrupted"
+            effort.n_prompt = effort.n_prompt or len(prompt)
+            effort.pace.reads()
+            chosen = continue_row(self._model, self.past, prompt, decoding, left, {end}, generator)
+            with closing(chosen):
+                for n, token in enumerate(chosen):
+                    effort.pace.came()
+                    effort.n_prefilled += self.past.n_read if n == 0 else 0
+                    piece = reply.feed(token)
+                    if piece:
+                        yield Piece(piece)
+                    if reply.finish_reason:
+                        return reply.finish_reason
+                    if stop():
+                        return "interrupted"
+            if len(reply.ids) == max_new_tokens:
+                return "length"
+            if n_dropped == len(self._exchanges):
+                return "context"
+            n_dropped += 1
+
+    def _keep(self, asked: Exchange, reply: Reply) -> None:
+        """Note the turn; what was read and will not stand before the next question is forgotten."""
+        ids = own_ids(reply, self._speech.tokenizer)
+        prompt = self._speech.prompt(self._exchanges[self._n_dropped :], asked.question)
+        next_prompt = [*prompt, *ids, self._speech.tokenizer.end_of_text]
+        cut(self.past, n_common(self.past.ids, next_prompt))
+        self._exchanges.append(replace(asked, reply=reply.text, ids=ids, finish_reason=reply.finish_reason))
+
+    def _return_to(self, exchanges: Sequence[Exchange], n_dropped: int, n_held: int) -> None:
+        self._exchanges, self._n_dropped = list(exchanges), n_dropped
+        cut(self.past, n_held)
+
+    def _require_silence(self) -> None:
+        assert not self._in_reply, "a reply is read to its end or closed before anything else"
+
+
+def _speaking(model: GPT2LMHead, speech: Speech, system: str | None) -> Speech:
+    """With this system text; InputError for one that leaves no room."""
+    speech = replace(speech, system=None if system is None else without_surrogates(system))
+    require_room_beside(speech, model.config.n_positions)
+    return speech

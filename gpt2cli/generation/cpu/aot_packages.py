@@ -1,0 +1,300 @@
+"""Owns compiled decode steps: the packages under GPT2_HOME/compiled, when one is worth building, and its use.
+
+A package is machine code for one config, precision, processor and torch; it holds no weights. Because
+it is code, it lies in a folder of the user's own, and is run only if its SHA-256 is the one that was
+stored when it was built here; anything else there is built anew. What is compiled is tracing.py's.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2cli import paths
+from gpt2cli.errors import Gpt2Error
+from gpt2cli.files import (
+    discard,
+    flush,
+    lock,
+    new_folder,
+    sha256_of,
+    sweep,
+    write_json,
+)
+from gpt2cli.generation.cpu import export_step, linear, quantizing, swap_linears
+from gpt2cli.model import gpt2, layers
+from gpt2cli.model.config import GPT2Config, size_of
+from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.model.layers import KVCache
+from gpt2cli.runtime import find_compiler
+
+PACKAGE, FACTS = "step.pt2", "facts.json"
+LONGEST_BUILD = 3600.0  # seconds
+# What a compiled token saves over an eager one, in seconds a parameter: 4 to 6 ms at 124M. Below
+# SMALL parameters any way is fast enough.
+SAVED, SMALL = 4e-11, 20_000_000
+BUILD_SECONDS, BUILD_SECONDS_A_BLOCK = 15.0, 3.0  # 50 s for 124M on two cores
+PAYS = 2  # a build must save so many times what it takes: most texts end before their limit
+WORTH_SAYING = 0.25  # seconds; below, nobody needs to hear how to save them
+
+
+class BuildError(Gpt2Error):
+    """The compiler is missing or failed; the caller goes on without. `what` is a sentence."""
+
+
+def build_seconds(config: GPT2Config) -> float:
+    """About how long a build takes."""
+    return BUILD_SECONDS + BUILD_SECONDS_A_BLOCK * config.n_layer
+
+
+def saved_seconds(config: GPT2Config, n_tokens: int) -> float:
+    """About how much time a compiled step saves over that many tokens."""
+    return n_tokens * config.n_parameters * SAVED if config.n_parameters >= SMALL else 0.0
+
+
+def can_build() -> bool:
+    """Whether there is a compiler."""
+    return bool(_compiler())
+
+
+def require_compiler() -> None:
+    """Raises BuildError where there is none."""
+    if not can_build():
+        raise BuildError("there is no C++ compiler", fix="install g++ or clang++")
+
+
+def find_package(config: GPT2Config, precision: str) -> Path | None:
+    """The package for this config, precision, machine and thread count, if it is whole and our own."""
+    folder = _folder(config, precision)
+    try:
+        if not _is_private(folder.parent):
+            return None
+        stored = json.loads((folder / FACTS).read_bytes())
+        package = folder / PACKAGE
+        if stored == {"facts": _facts(config, precision), "sha256": sha256_of(package)}:
+            return package
+    except (OSError, ValueError, Gpt2Error):  # missing or damaged: as if it were not there
+        return None
+    return None
+
+
+def build_package(config: GPT2Config, precision: str) -> Path:
+    """Build it, in place of whatever is there, and return it. Takes about `build_seconds`.
+
+    Raises BuildError where it cannot be built or kept, ResourceError while another process builds.
+    """
+    require_compiler()
+    folder = _folder(config, precision)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.parent.stat().st_uid == os.geteuid():
+            folder.parent.chmod(0o700)
+        if not _is_private(folder.parent):
+            raise BuildError(f"{folder.parent}: is not a folder of your own", "compiled code is run from it")
+        with lock(folder.parent):
+            sweep(folder.parent)
+            _failure(folder).unlink(missing_ok=True)
+            _build(config, precision, folder)
+            _forget_older(folder)
+    except OSError as error:
+        raise BuildError(f"the compiled step cannot be kept ({_first_line(error)})") from error
+    return folder / PACKAGE
+
+
+def has_failed(config: GPT2Config, precision: str) -> bool:
+    """Whether the last build of this package failed: with the same compiler it would again."""
+    return os.path.lexists(_failure(_folder(config, precision)))
+
+
+def _build(config: GPT2Config, precision: str, folder: Path) -> None:
+    with new_folder(folder) as temporary:
+        temporary.chmod(0o700)
+        scratch = temporary / "scratch"
+        scratch.mkdir()
+        try:
+            _compile(config, precision, temporary / PACKAGE, scratch)
+        except BuildError:
+            _failure(folder).touch()
+            raise
+        shutil.rmtree(scratch)
+        with open(temporary / PACKAGE, "rb") as file:
+            flush(file)
+        facts = {"facts": _facts(config, precision), "sha256": sha256_of(temporary / PACKAGE)}
+        write_json(temporary / FACTS, facts)
+
+
+def _failure(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".failed")
+
+
+def _forget_older(folder: Path) -> None:
+    """Delete what other versions of torch, the compiler or this code built for the same shape and threads."""
+    facts = json.loads((folder / FACTS).read_bytes())["facts"]
+    for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
+        try:
+            theirs = json.loads((other / FACTS).read_bytes())["facts"]
+            is_older = all(theirs[name] == facts[name] for name in ("config", "threads")) and theirs != facts
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not a package, or one that is not whole: nothing that is known about it
+        if is_older:
+            discard(other)
+
+
+def use_package(model: GPT2LMHead, precision: str, package: Path) -> None:
+    """Let a model that was packed for it decode with the package, which `find_package` gave.
+
+    Raises BuildError where torch cannot open it.
+    """
+    try:
+        step = CompiledStep(model, precision, package)
+    except (RuntimeError, OSError, ImportError, AttributeError) as error:
+        raise BuildError(f"the compiled step does not open ({_first_line(error)})") from error
+    model.extend = step  # type: ignore[method-assign]
+    model.new_cache = step.new_cache  # type: ignore[method-assign]
+
+
+class CompiledStep:
+    """`GPT2LMHead.extend` through a package, for one id in one row at places 1 to n_positions - 2."""
+
+    def __init__(self, model: GPT2LMHead, precision: str, package: Path) -> None:
+        # Not torch's public loader: importing it imports the whole compiler, 2.5 s.
+        from torch._C._aoti import AOTIModelPackageLoader  # type: ignore[import-not-found, unused-ignore]
+
+        self._config = config = model.config
+        self._precision = precision
+        self._eager, self._other_cache = model.extend, model.new_cache
+        self._weights = export_step.weights_of(model)
+        found = [f"{n} {tuple(p.shape)} {p.dtype}" for n, p in model.named_parameters()]
+        assert found == export_step.signature(config, precision), "the model is packed for another step"
+        assert all(weight.is_contiguous() for weight in self._weights)
+        self._shortest, self._longest = export_step.SHORTEST, export_step.longest(config)
+        self._shape = (1, config.n_head, config.n_positions, config.head_width)
+        self._dtype = export_step.cache_dtype(precision)
+        self._places = torch.arange(config.n_positions)
+        # torch unpacks it into TMPDIR and deletes that in a destructor, which not every end of a program
+        # comes to. Once opened the code is in memory.
+        before = os.environ.get("TMPDIR")
+        with tempfile.TemporaryDirectory() as unpacked:
+            os.environ["TMPDIR"] = unpacked
+            try:
+                self._run = AOTIModelPackageLoader(str(package), "model", False, 1, -1).run
+            finally:
+                os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+
+    def __call__(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        S = cache.length + 1
+        keys = cache.keys[0]
+        fits = keys.shape == self._shape and keys.dtype is self._dtype and keys.is_contiguous()
+        if not fits or input_ids.shape != (1, 1) or not self._shortest <= S <= self._longest:
+            return self._eager(input_ids, cache)
+        inputs = [input_ids, self._places[:S], *self._weights, *cache.keys, *cache.values]
+        logits: Tensor = self._run(inputs)[0]  # (1, V)
+        cache.length = S
+        return logits
+
+    def new_cache(self, n_rows: int, n_positions: int) -> KVCache:
+        """For one row always of full length: strides are part of the code."""
+        if n_rows == 1:
+            return export_step.full_cache(self._config, self._precision, n_positions)
+        return self._other_cache(n_rows, n_positions)
+
+
+def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> None:
+    """In a process of its own, whose caches nobody else can have filled."""
+    request = {
+        "config": asdict(config),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "path": str(path),
+    }
+    places = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor")}
+    places["CXX"] = find_compiler() or ""  # torch by itself would only look for g++
+    package_root = str(Path(__file__).parents[2])
+    search = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", export_step.__name__],
+            env=os.environ | places | {"PYTHONPATH": search},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=scratch,
+            process_group=0,
+        )
+        try:
+            _, errors = process.communicate(json.dumps(request), timeout=LONGEST_BUILD)
+        finally:  # the compiler that it has started, too, whatever ended the wait
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"the compiler does not run ({_first_line(error)})") from error
+    if process.returncode or not path.is_file():
+        lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
+        told = next((line for line in reversed(lines) if "rror" in line), lines[-1])
+        raise BuildError(f"the compiler failed ({told.strip()[:160]})")
+
+
+def _folder(config: GPT2Config, precision: str) -> Path:
+    facts = json.dumps(_facts(config, precision), sort_keys=True)
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    name = size_of(config) or f"{config.n_layer}x{config.n_embd}"
+    return paths.home() / "compiled" / f"{name}-{precision}-{digest}"
+
+
+def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
+    """All that the code depends on."""
+    sources = [
+        Path(str(module.__file__)) for module in (export_step, swap_linears, linear, quantizing, gpt2, layers)
+    ]
+    return {
+        "torch": torch.__version__,
+        "processor": _processor(),
+        "compiler": _compiler(),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "config": asdict(config) | {"dropout": 0.0, "initializer_range": 0.0},  # only training has them
+        "code": hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest(),
+    }
+
+
+def _processor() -> str:
+    """What the code may use: -march=native is in it."""
+    lines = []
+    if os.path.exists("/proc/cpuinfo"):
+        wanted = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU implementer", "CPU part")
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = sorted({line for line in file if line.startswith(wanted)})
+    name = "\n".join([os.uname().machine, torch.backends.cpu.get_cpu_capability(), *lines])
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _compiler() -> str:
+    """The compiler, and which version of it: its file's size and time. Empty where there is none."""
+    found = find_compiler()
+    if found is None:
+        return ""
+    file = os.stat(found)
+    return f"{os.path.realpath(found)} {file.st_size} {file.st_mtime_ns}"
+
+
+def _is_private(folder: Path) -> bool:
+    found = folder.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

@@ -1,0 +1,149 @@
+"""Owns the graph of one decode step and its translation into machine code.
+
+The graph is the model of `model/` itself, run once by torch.export with three of its parts exchanged:
+products that are sums the compiler turns into one loop (packing.py), attention of a single query, and
+a cache that is written in place. Nothing of the weights is in it: they are inputs, so one package
+serves every model of a config. Run as a program it builds one package, in a process of its own:
+the compiler takes seconds to import, hundreds of megabytes, and may crash. compiled.py owns the packages.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt2cli.generation.cpu.large_pages import in_huge_pages
+from gpt2cli.generation.cpu.swap_linears import exchange_products
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
+from gpt2cli.model.layers import Attention, KVCache
+
+# The length that the graph is traced with. Lengths 0 and 1 are constants for torch.export, so the first
+# token of a text is not for it; nor is the last place, where a slice is the whole and has other strides.
+TRACED_LENGTH, SHORTEST = 5, 2
+INDUCTOR = {
+    "realize_reads_threshold": 0,  # otherwise layer norm and GELU are computed anew inside each row's sum
+    "cpp.enable_floating_point_contract_flag": "fast",  # int8's sums wait for the arithmetic, not the memory
+    "compile_threads": 1,
+    # Both take longer than the one file that they are for; a wrong guess fails the build, which is caught.
+    "cpp_cache_precompile_headers": False,
+    "cpp.vec_isa_ok": True,
+}
+
+
+def longest(config: GPT2Config) -> int:
+    """How many positions the compiled step can see."""
+    return config.n_positions - 1
+
+
+def cache_dtype(precision: str) -> torch.dtype:
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
+def full_cache(config: GPT2Config, precision: str, n_wanted: int) -> KVCache:
+    """What the step writes: one row, all positions, of which `n_wanted` will be used.
+
+    Where most of them will, in large pages: at 900 positions that is 10 percent of an int8 token. They
+    are all cleared at the first touch, 50 ms at 124M, while of small ones most are never touched.
+    """
+    like = torch.empty(0, dtype=cache_dtype(precision))
+    if 4 * n_wanted < 3 * config.n_positions:
+        return KVCache(config, 1, like)
+    cache = KVCache(config, 1, like.to("meta"))
+    tensors = [*cache.keys, *cache.values]
+    memory = in_huge_pages((len(tensors), *tensors[0].shape), tensors[0].dtype)
+    cache.keys, cache.values = list(memory[: config.n_layer]), list(memory[config.n_layer :])
+    return cache
+
+
+def weights_of(model: GPT2LMHead) -> list[Tensor]:
+    """The weights of a packed model in the order in which the step takes them."""
+    return [parameter.detach() for _, parameter in model.named_parameters()]
+
+
+def signature(config: GPT2Config, precision: str) -> list[str]:
+    """The weights that the step takes, in words: a package built for others must never be run."""
+    model = exchange_products(empty_model(config), precision, "compiled")
+    return [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.named_parameters()]
+
+
+class Step(nn.Module):
+    """One token in, the scores of the next one out."""
+
+    def __init__(self, config: GPT2Config, precision: str) -> None:
+        super().__init__()
+        model = exchange_products(empty_model(config), precision, "compiled").eval()
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.attend = attend_one
+        self.weights = dict(model.named_parameters())  # shapes alone
+        self._model = (model,)  # in a tuple it is no part of this module: its weights are inputs
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        places: Tensor,
+        weights: Sequence[Tensor],
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+    ) -> Tensor:
+        """Logits (1, V) after input_ids (1, 1), which is written to the last of `places` (S,)."""
+        cache = StepCache(places, keys, values)
+        named = dict(zip(self.weights, weights, strict=True))
+        logits: Tensor = torch.func.functional_call(self._model[0], named, (input_ids, cache))
+        return logits[:, -1]
+
+
+class StepCache(KVCache):
+    """The memory of a cache of full length, written at a place that is known only at run time.
+
+    What is written is the whole of an input, and contiguous: of another the compiler copies all, each time.
+    """
+
+    def __init__(self, places: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        self.keys, self.values = list(keys), list(values)
+        self.length = places.shape[0] - 1
+        self._last = places[-1:]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.keys[layer], self.values[layer]
+        keys.index_copy_(2, self._last, k.to(keys.dtype))
+        values.index_copy_(2, self._last, v.to(values.dtype))
+        end = self.length + 1
+        return keys[:, :, :end], values[:, :, :end]
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """`attention_formula` for a query that sees everything, as sums in fp32.
+
+    The exponentials are divided by their sum at the end: D divisions a head instead of S.
+    """
+    scores = (q / math.sqrt(q.shape[3]) * k.float()).sum(dim=3)  # (1, H, S)
+    weights = (scores - scores.amax(dim=2, keepdim=True)).exp()  # (1, H, S)
+    y = (weights[..., None] * v.float()).sum(dim=2, keepdim=True)  # (1, H, 1, D)
+    return y / weights.sum(dim=2)[..., None, None]
+
+
+def build(config: GPT2Config, precision: str, path: str) -> None:
+    """Compile the step into a package at `path`, which ends in .pt2."""
+    from torch._inductor import aoti_compile_and_package
+
+    step = Step(config, precision)
+    places = torch.arange(TRACED_LENGTH)
+    weights = [torch.empty(p.shape, dtype=p.dtype) for p in step.weights.values()]
+    cache = full_cache(config, precision, n_wanted=TRACED_LENGTH)
+    S = torch.export.Dim("S", min=SHORTEST, max=longest(config))
+    shapes: Any = (None, {0: S}, *([None] * len(tensors) for tensors in (weights, cache.keys, cache.values)))
+    arguments = (torch.zeros(1, 1, dtype=torch.long), places, weights, cache.keys, cache.values)
+    exported = torch.export.export(step, arguments, dynamic_shapes=shapes, strict=False)
+    aoti_compile_and_package(exported, package_path=path, inductor_configs=INDUCTOR)
+
+
+if __name__ == "__main__":
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    build(GPT2Config(**request["config"]), request["precision"], request["path"])

@@ -1,0 +1,68 @@
+"""Owns turning the ids of one row into text as they come, and where that text ends.
+
+Ids come from engine.py; halves of characters wait in tokenizer/stream.py. What is safe to show
+on a terminal is decided in ui/console.py.
+"""
+
+from collections.abc import Sequence
+
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.stream import TextStream
+
+
+class Reply:
+    """One continuation. The pieces that `feed` and `finish` return, put together, are `text`.
+
+    Nothing of a stop string is ever returned: text that may be the beginning of one waits until
+    the next ids decide. `finish_reason` is "" while the reply goes on, then "end_of_text",
+    "stop" (a stop string), or what `finish` was told.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
+        assert all(stop_strings), "an empty stop string would stop everything"
+        self.ids: list[int] = []  # without the end-of-text token; with the ids of a stop string
+        self.text = ""
+        self.finish_reason = ""
+        self._end_of_text = tokenizer.end_of_text
+        self._stream = TextStream(tokenizer)
+        self._stops = tuple(stop_strings)
+        self._waiting = ""  # text that may be the beginning of a stop string
+
+    def feed(self, token_id: int) -> str:
+        """The text that this id makes certain. After the end ids are ignored."""
+        if self.finish_reason:
+            return ""
+        if token_id == self._end_of_text:
+            return self.finish("end_of_text")
+        piece = self._stream.feed(token_id)
+        self.ids.append(token_id)  # none that is not in the vocabulary
+        return self._release(piece)
+
+    def finish(self, reason: str = "length") -> str:
+        """What is still waiting, when no more ids will come. The first reason stays."""
+        if self.finish_reason:
+            return ""
+        piece = self._release(self._stream.finish())
+        if not self.finish_reason:
+            self.finish_reason = reason
+            piece += self._waiting
+            self.text += self._waiting
+        return piece
+
+    def _release(self, piece: str) -> str:
+        text = self._waiting + piece
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            self.finish_reason = "stop"
+            end = min(found)
+        else:
+            end = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._waiting = text[end:]
+        self.text += text[:end]
+        return text[:end]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

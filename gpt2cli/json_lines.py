@@ -1,0 +1,147 @@
+"""Owns files of JSON lines that only grow: an object a line, each one whole however the writing ends.
+
+What the lines mean is the business of whoever reads them: `parse` makes a value of a line's
+object, and raises ValueError, TypeError or KeyError for one that is none of its own.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from gpt2cli import files
+from gpt2cli.errors import ResourceError
+
+T = TypeVar("T")
+Parse = Callable[[dict[str, Any]], T]
+
+
+@dataclass(frozen=True)
+class Content(Generic[T]):
+    """What a file holds. `tail` is what follows the last line's end, unless it is a whole value."""
+
+    values: tuple[T, ...]
+    strays: tuple[int, ...]  # numbers, from 1, of lines that are none of ours
+    tail: bytes
+    n_bytes: int  # up to the tail
+    lacks_end: bool  # the last value is whole, but for its line's end
+
+
+@dataclass(frozen=True)
+class Ledger(Generic[T]):
+    """An open file. `values` is what it holds, in the order of its lines."""
+
+    path: Path
+    descriptor: int = field(repr=False)
+    values: list[T]
+
+    def add(self, value: T) -> None:
+        """Append a line and hand it to the system: a killed process loses none.
+
+        Where the disk is full the line is taken back whole, and OSError raised.
+        """
+        end = os.fstat(self.descriptor).st_size
+        try:
+            _write(self.descriptor, line_of(value))
+        except BaseException:
+            os.ftruncate(self.descriptor, end)
+            raise
+        self.values.append(value)
+
+
+def read_ledger(path: Path, parse: Parse[T]) -> Content[T]:
+    """The values of a file that need not be there. Raises InputError for what is no regular file."""
+    if not os.path.lexists(path):
+        return Content((), (), b"", 0, False)
+    with files.open_regular(path) as file:
+        return _content(file.read(), parse)
+
+
+@contextmanager
+def appending(
+    path: Path, parse: Parse[T], allow: Callable[[Content[T]], None], *, fresh: bool = False
+) -> Iterator[Ledger[T]]:
+    """Open a file to add to it, made if it is missing, and held for this process alone.
+
+    `allow` sees what the file holds before anything is changed, and raises where it is not to be
+    written to. Then its torn last line is cut off, or with `fresh` all of it. Raises ResourceError
+    where another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        files.open_regular(path).close()
+    # The file itself is the lock: it is never replaced by another, and nothing is left beside it.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        _hold(descriptor, path)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = _content(file.read(), parse)
+        allow(content)
+        if fresh:
+            content = Content((), (), b"", 0, False)
+        os.ftruncate(descriptor, content.n_bytes)
+        if content.lacks_end:
+            _write(descriptor, b"\n")
+        yield Ledger(path, descriptor, list(content.values))
+    finally:
+        os.close(descriptor)
+
+
+def rewrite(path: Path, values: Sequence[T]) -> None:
+    """Replace a file by these values, at once or not at all. Only for whoever holds its folder."""
+    files.write_file(path, b"".join(map(line_of, values)))
+
+
+def line_of(value: Any) -> bytes:
+    text = json.dumps(asdict(value), ensure_ascii=False, allow_nan=False) + "\n"
+    # Half a surrogate pair has no UTF-8; what Python writes for it is just JSON's own escape.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def digest_of(value: Any) -> str:
+    """What a line is known by: 64 bits of a digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()[:16]
+
+
+def _content(data: bytes, parse: Parse[T]) -> Content[T]:
+    *lines, tail = data.split(b"\n")
+    values, strays = [], []
+    for number, line in enumerate(lines, 1):
+        value = _value(line, parse)
+        if value is None:
+            strays.append(number)
+        else:
+            values.append(value)
+    last = _value(tail, parse)  # a prefix of an object is never one
+    if last is None:
+        return Content(tuple(values), tuple(strays), tail, len(data) - len(tail), False)
+    return Content((*values, last), tuple(strays), b"", len(data), True)
+
+
+def _value(line: bytes, parse: Parse[T]) -> T | None:
+    try:
+        value = json.loads(line.decode("utf-8"))
+        return parse(value) if isinstance(value, dict) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _hold(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ResourceError(
+            f"{path}: another process writes in it",
+            "two judges in one file would ask everything twice",
+            "wait for it, or name another file",
+        ) from None

@@ -1,0 +1,79 @@
+"""Owns what a finetune starts from: `init` in a recipe becomes a config, a tokenizer and weights."""
+
+import contextlib
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpt2cli import paths
+from gpt2cli.checkpoints.folder import WEIGHTS, load_model, read_config, read_manifest
+from gpt2cli.errors import InputError
+from gpt2cli.files import sha256_of
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.recipe.schema import Finetune
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.bpe import gpt2
+from gpt2cli.tokenizer.files import load_tokenizer
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A language model to begin with. Its weights are read when `model` is called."""
+
+    config: GPT2Config
+    tokenizer: Tokenizer
+    folder: Path | None  # None is random weights
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return str(self.folder) if self.folder else SCRATCH
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights, or of what makes them; part of a run's identity."""
+        if self.folder is None:
+            return hashlib.sha256(f"{self.config} {self.seed}".encode()).hexdigest()
+        return read_manifest(self.folder).get(WEIGHTS) or sha256_of(self.folder / WEIGHTS)
+
+    def model(self, attention: str) -> GPT2LMHead:
+        """The language model on the CPU, in fp32."""
+        if self.folder is None:
+            return new_model(self.config, self.seed, attention)
+        return load_model(self.folder, attention=attention, dropout=self.config.dropout).model
+
+
+def find_start(recipe: Finetune) -> Start:
+    """What `recipe.init` means. Raises InputError, with the ways there are, where it is not here."""
+    dropout = recipe.model.dropout
+    if recipe.init == SCRATCH:
+        return Start(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)
+    try:
+        folder = newest_start() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
+        config, tokenizer = read_config(folder), load_tokenizer(folder)
+    except InputError as error:
+        raise InputError(
+            f"init: {error.what}",
+            error.why,
+            f"{error.fix}; or begin with a model of yours: init=newest, init=runs/NAME; or init={SCRATCH}",
+        ) from None
+    return Start(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
+
+
+def newest_start() -> Path:
+    """The newest whole language model: a classifier or an adapter is nothing to begin with.
+
+    Raises InputError where there is none.
+    """
+    for folder in paths.newest_first():
+        with contextlib.suppress(InputError):  # something else, or damaged: the next is looked at
+            read_config(folder)
+            return folder
+    raise InputError(
+        "there is no language model here yet",
+        f"neither {paths.runs()} nor {paths.models()} holds a whole one",
+        "gpt2 pretrain verdict",
+    )

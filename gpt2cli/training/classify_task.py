@@ -1,0 +1,208 @@
+"""Owns classification as a task: a trained model learns the classes of labelled texts."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt2cli.checkpoints.classifier import load_classifier, write_classifier
+from gpt2cli.checkpoints.folder import read_manifest, require_exactly
+from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
+from gpt2cli.data.labelled_texts import ClassifySplits, Examples, by_length, class_weights, padded
+from gpt2cli.data.windows import first_sample
+from gpt2cli.evaluation.classes import Verdict, score
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
+from gpt2cli.recipe.schema import ClassifyRecipe
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.training.base_model import Start
+from gpt2cli.training.task import RANK, WORLD, Batch
+from gpt2cli.training.train_state import Identity
+
+ADAPTERS = "adapters.safetensors"  # beside the merged weights of train: lora, what a resume goes on with
+
+
+@dataclass(frozen=True)
+class ClassifyBatch(Batch):
+    """`targets` (B,) are classes; `lengths` (B,) say where each row ends."""
+
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Predict the class of a text from the hidden state of its last token."""
+
+    recipe: ClassifyRecipe
+    data: ClassifySplits
+    start: Start
+
+    @cached_property
+    def config(self) -> GPT2Config:
+        # There is no output layer that could have weights of its own.
+        return replace(self.start.config, tie_word_embeddings=True)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.start.tokenizer
+
+    @property
+    def row_length(self) -> None:
+        return None
+
+    @property
+    def tokens_per_step(self) -> int:
+        mean = sum(map(len, self.data.train.ids)) / len(self.data.train)
+        return max(1, round(mean * self._rows_per_step))
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return len(self.data.train) / self._rows_per_step
+
+    @property
+    def size(self) -> str:
+        return f"{len(self.data.train):,} training texts"
+
+    @property
+    def validation_size(self) -> str:
+        return f"validation {len(self.data.validation):,}, test {len(self.data.test):,}"
+
+    @property
+    def _rows_per_step(self) -> int:
+        return self.recipe.batch.micro_batch * self.recipe.batch.accumulation
+
+    @cached_property
+    def _weights(self) -> tuple[float, ...] | None:
+        if self.recipe.data.balance != "weights":
+            return None
+        return class_weights(self.data.train.classes, len(self.data.labels))
+
+    def identity(self) -> Identity:
+        lora, learning = self.recipe.lora, self.recipe.train
+        facts: Identity = {
+            "init": self.start.sha256[:16],
+            "data": self.data.digest[:16],
+            "labels": ", ".join(self.data.labels),
+            "train": learning,
+            "data.balance": self.recipe.data.balance,
+        }
+        if learning == "lora":
+            facts |= {"lora": f"rank {lora.rank}, alpha {lora.alpha:g}, on {' '.join(lora.targets)}"}
+        return facts
+
+    def fresh_model(self, attention: str) -> GPT2Classifier:
+        model = empty_classifier(self.config, len(self.data.labels), attention)
+        model.transformer = self.start.model(attention).transformer
+        head = torch.empty(len(self.data.labels), self.config.n_embd)
+        head.normal_(
+            0.0, self.config.initializer_range, generator=torch.Generator().manual_seed(self.recipe.seed)
+        )
+        model.score.weight = torch.nn.Parameter(head)
+        self._choose_what_learns(model)
+        return model
+
+    def saved_model(self, checkpoint: Path, attention: str) -> GPT2Classifier:
+        if self.recipe.train == "lora":
+            model = self.fresh_model(attention)
+            state = read_tensors(checkpoint / ADAPTERS, read_manifest(checkpoint).get(ADAPTERS))
+            learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            shapes = {name: tuple(tensor.shape) for name, tensor in learnt.items()}
+            found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+            require_exactly(checkpoint / ADAPTERS, shapes, found)
+            model.load_state_dict(state, strict=False)
+            return model
+        model = load_classifier(checkpoint, attention=attention, dropout=self.config.dropout).model
+        self._choose_what_learns(model)
+        return model
+
+    def write_model(self, folder: Path, model: GPT2Classifier, recipe: str) -> dict[str, str]:
+        hashes: dict[str, str] = {}
+        if self.recipe.train == "lora":
+            from gpt2cli.model.lora import merge_adapters
+
+            learnt = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+            hashes = {ADAPTERS: write_tensors(folder / ADAPTERS, learnt, {"format": "pt"})}
+            model = deepcopy(model)  # training goes on with the adapters apart
+            merge_adapters(model)
+        labels, max_tokens = self.data.labels, self.data.max_tokens
+        return hashes | write_classifier(folder, model, labels, self.tokenizer, max_tokens, recipe)
+
+    def batch(self, step: int, micro: int) -> ClassifyBatch:
+        """Each epoch has every text once, in an order of its own; a batch may reach into the next."""
+        batch, n = self.recipe.batch, len(self.data.train)
+        first = first_sample(
+            step,
+            micro,
+            rank=RANK,
+            world=WORLD,
+            micro_batch=batch.micro_batch,
+            accumulation=batch.accumulation,
+        )
+        places = [divmod(sample, n) for sample in range(first, first + batch.micro_batch)]
+        rows = [int(_order(self.recipe.seed, epoch, n)[position]) for epoch, position in places]
+        return self._batch(self.data.train, rows)
+
+    def evaluation_batches(self) -> Iterator[ClassifyBatch]:
+        """The whole validation split, texts of like length together."""
+        validation, n_rows = self.data.validation, self.recipe.batch.micro_batch
+        for rows in by_length(validation.ids, n_rows, n_rows * self.config.n_positions):
+            yield self._batch(validation, rows)
+
+    def n_targets(self, batch: ClassifyBatch) -> int:
+        return len(batch.targets)
+
+    def loss_sum(self, model: GPT2Classifier, batch: ClassifyBatch, dtype: torch.dtype) -> Tensor:
+        return self._loss_sum(model(batch.input_ids, batch.lengths), batch)
+
+    def judge(
+        self, model: GPT2Classifier, batch: ClassifyBatch, dtype: torch.dtype
+    ) -> tuple[Tensor, list[Verdict]]:
+        logits = model(batch.input_ids, batch.lengths)  # (B, K)
+        said = logits.argmax(dim=-1).tolist()
+        return self._loss_sum(logits, batch), list(zip(batch.targets.tolist(), said, strict=True))
+
+    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
+        scores = score(verdicts, len(self.data.labels))
+        return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
+
+    def _loss_sum(self, logits: Tensor, batch: ClassifyBatch) -> Tensor:
+        weight = torch.tensor(self._weights, device=logits.device) if self._weights else None
+        return F.cross_entropy(logits.float(), batch.targets, weight=weight, reduction="sum")
+
+    def _batch(self, examples: Examples, rows: list[int]) -> ClassifyBatch:
+        input_ids, lengths = padded([examples.ids[i] for i in rows], self.tokenizer.end_of_text)
+        return ClassifyBatch(input_ids, torch.tensor([examples.classes[i] for i in rows]), lengths)
+
+    def _choose_what_learns(self, model: GPT2Classifier) -> None:
+        """Set `requires_grad`. Autograd keeps nothing of the blocks below the lowest one that learns,
+        so that training the last block costs little more than a forward.
+        """
+        if self.recipe.train == "lora":
+            from gpt2cli.model.lora import add_adapters
+
+            lora, seed = self.recipe.lora, self.recipe.seed
+            add_adapters(
+                model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed
+            )
+            model.score.weight.requires_grad_(True)
+            return
+        learning = {
+            "head": (model.score,),
+            "last-block": (model.score, model.transformer.ln_f, model.transformer.h[-1]),
+            "all": (model,),
+        }[self.recipe.train]
+        model.requires_grad_(False)
+        for part in learning:
+            part.requires_grad_(True)
+
+
+@lru_cache(maxsize=2)  # a batch may touch two epochs
+def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)

@@ -1,0 +1,151 @@
+"""Owns what a person and a script see of a chat: the greeting, replies as they come, tables.
+
+Replies go to stdout, all else to stderr. What is typed is editing.py's business, what a reply is
+`generation/`'s.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpt2cli.checkpoints.folder import LoadedModel
+from gpt2cli.errors import Gpt2Error
+from gpt2cli.generation.events import Done, Dropped, Event, Piece
+from gpt2cli.templates import Template
+from gpt2cli.ui.console import err, print_json, printable
+
+LONGEST_QUOTE = 60  # characters of a message in a notice
+LONGEST_NAME = 400
+NARROW = 60  # columns; below, what is explained gets the line under what it explains
+CONTINUES = "a base model, never taught to answer: it continues the text (continuation mode)"
+_STOPPED_BEFORE = "stopped before the first token; the conversation is as before"
+_STOPPED = "stopped, and kept as it is"
+_ENDS = {
+    "length": "; cut at max_new_tokens",
+    "context": "; the reply fills the context",
+    "interrupted": f"; {_STOPPED}",
+}
+
+
+def introduce(loaded: LoadedModel) -> None:
+    size = f"{loaded.config.n_parameters / 1e6:,.1f} million parameters"
+    note(f"{loaded.folder}: {size}, context {loaded.config.n_positions:,} tokens", "")
+
+
+def say_mode(template: Template | None) -> None:
+    """How the model answers, in one line."""
+    note(CONTINUES if template is None else f"it answers in the template {template.name!r}", "")
+
+
+@dataclass
+class ReplyView:
+    """One reply: its text as it comes, or with `as_json` an object at its end.
+
+    `is_talk`: somebody is at the terminal, and reads how much it was and how fast.
+    """
+
+    seed: int | float
+    is_talk: bool
+    as_json: bool
+    _is_open: bool = False  # on stdout, the line of a reply
+    _ends_line: bool = True
+    _is_done: bool = False
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Piece(text):
+                self._write(text)
+            case Dropped(n_turns):
+                turns = f"{n_turns} oldest turns are" if n_turns > 1 else "oldest turn is"
+                self._note(f"the context is full: the {turns} dropped", "warn")
+            case Done():
+                self._end(event)
+
+    def break_off(self) -> None:
+        """When an exception ends the reply: what comes next begins on a line of its own."""
+        if self._is_open:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            self._is_open = False
+
+    def say_stopped(self, is_kept: bool) -> None:
+        """When Ctrl-C has ended it, if its end has not been shown."""
+        if not self._is_done:
+            note(_STOPPED if is_kept else _STOPPED_BEFORE)
+
+    def _write(self, text: str) -> None:
+        if self.as_json or not text:
+            return
+        sys.stdout.write(printable(text))
+        sys.stdout.flush()
+        self._is_open, self._ends_line = True, text.endswith("\n")
+
+    def _note(self, text: str, style: str) -> None:
+        # On a terminal the reply's own line is open; what goes into a pipe stays as it is.
+        ahead = "" if self._ends_line or not sys.stdout.isatty() else "\n"
+        self._ends_line = True
+        err().print(f"{ahead}{text}", style=style)
+
+    def _end(self, done: Done) -> None:
+        self._is_open, self._is_done = False, True
+        if done.is_kept and self.as_json:
+            print_json(_facts(done, self.seed))
+        elif done.is_kept:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        if self.is_talk:
+            err().print(_summary(done), style="faint")
+
+
+def _facts(done: Done, seed: int | float) -> dict[str, str | int | float]:
+    return {
+        "reply": done.reply,
+        "finish_reason": done.finish_reason,
+        "prompt_tokens": done.n_prompt,
+        "prefilled_tokens": done.n_prefilled,
+        "new_tokens": done.n_new,
+        "tokens_per_second": round(done.tokens_per_second, 2),
+        "dropped_turns": done.n_dropped,
+        "turn": done.turn,
+        "seed": seed,
+    }
+
+
+def _summary(done: Done) -> str:
+    if not done.is_kept:
+        return _STOPPED_BEFORE
+    return f"{pace_line(done.n_new, done.tokens_per_second)}{_ENDS.get(done.finish_reason, '')}"
+
+
+def pace_line(n_tokens: int, tokens_per_second: float) -> str:
+    """How much it was and how fast, as it stands under everything that a model has written."""
+    pace = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
+    return f"{n_tokens} token{'s' * (n_tokens != 1)}{pace}"
+
+
+def show_failure(turn: int, error: Gpt2Error) -> None:
+    """For a script, in the place of the reply that a message does not get."""
+    print_json({"turn": turn, "error": {"what": error.what, "why": error.why, "fix": error.fix}})
+
+
+def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Names and what they are, in two columns, or in a narrow terminal under each other."""
+    console, rows = err(), [(printable(name), printable(value)) for name, value in pairs]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        if console.width < NARROW:
+            console.print(f"{name}\n  {value}")
+        else:
+            console.print(f"{name:<{width}}  {value}")
+
+
+def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
+    """The beginning of a message or a name in one line, safe to show."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def note(text: str, style: str = "faint") -> None:
+    """A line of talk, if there is anything to say."""
+    if text:
+        err().print(printable(text), style=style)

@@ -1,0 +1,363 @@
+"""Owns how a model that was looked into is shown: plain aligned lines, on a terminal and in a pipe.
+
+Lines are never cut or folded here: a name that was cut cannot be looked for. What is shown is
+gathered in weights/summary.py, training/lineage.py and generation/anatomy.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from gpt2cli.checkpoints.info import Module, Statistics, Summary, TensorNumbers, known_size
+from gpt2cli.generation.activations import Activation, Anatomy, NextToken
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.training.lineage import Facts, Lineage
+from gpt2cli.ui.console import out, printable
+
+Row = Sequence[str]
+
+SIZES = {"124M": "small", "355M": "medium", "774M": "large", "1558M": "XL"}
+WHAT = {
+    "wte": "token embedding",
+    "wpe": "position embedding",
+    "ln_1": "layer norm",
+    "attn.c_attn": "q, k and v in one",
+    "attn.c_proj": "the heads joined",
+    "ln_2": "layer norm",
+    "mlp.c_fc": "wider, then GELU",
+    "mlp.c_proj": "and back",
+    "ln_f": "the last layer norm",
+}
+ON_THE_WAY = {
+    "input_ids": "a number a token",
+    "wte": "what the token is",
+    "wpe": "where it stands",
+    "wte+wpe": "the residual stream begins",
+    "attn.c_attn": "q, k and v side by side",
+    "attn.q": "what a token asks for",
+    "attn.k": "what it can be asked for",
+    "attn.v": "what it then gives",
+    "attn.weights": "who attends to whom",
+    "attn.y": "what each gets, heads joined",
+    "attn.c_proj": "to be added to the stream",
+    "after_attn": "the residual stream",
+    "mlp.c_proj": "to be added to the stream",
+    "after_mlp": "the residual stream",
+    "logits": "a score for each next token",
+}
+MOST_TOKENS = 64  # of a prompt, listed one a line
+BAR = 24  # characters of a probability of 1
+
+
+def show_summary(summary: Summary, lineage: Lineage) -> None:
+    """The model as a whole, to stdout."""
+    _print_heading(summary, proved=False)
+    _print_table("modules", outline(summary), right=(3, 4))
+    for line in _matrices(summary.modules):
+        _print(f"  {line}", "faint")
+    _print_table("memory", _memory(summary), right=(1, 2))
+    _print_table("config.json", _config(summary), right=(1,))
+    _print_table("tokenizer", _tokenizer(summary.tokenizer))
+    _print_table("where it comes from", _origin(summary, lineage))
+
+
+def show_tensors(summary: Summary, tensors: Sequence[TensorNumbers]) -> None:
+    """The numbers in each tensor of the file."""
+    _print_heading(summary, proved=True)
+    rows = [
+        (printable(t.name), _shape(t.shape), t.dtype, *_numbers(t.statistics, t.statistics.mean))
+        for t in tensors
+    ]
+    _print_table("tensors, as the file stores them", _with_trouble(NUMBERS, rows), right=range(3, 9))
+
+
+def show_prompt(summary: Summary, anatomy: Anatomy, likeliest: Sequence[NextToken]) -> None:
+    """One forward pass: tokens, activations, and what comes next."""
+    tokenizer, ids = summary.tokenizer, anatomy.ids
+    _print_heading(summary, proved=True)
+    _print_table(f"prompt: {len(ids)} token{'s'[: len(ids) > 1]}", _tokens(tokenizer, ids), right=(0, 1))
+    _print_table("activations, in order of computation", activations(anatomy), right=range(2, 6))
+    if likeliest:
+        rows = [("", "id", "probability", "token"), *_next(tokenizer, likeliest)]
+        _print_table("next token", rows, right=(0, 1, 2))
+
+
+def outline(summary: Summary) -> list[Row]:
+    """The table of modules: the first block in full, the others, which are the same, in one line."""
+    rows: list[Row] = [("module", "weight", "bias", "parameters", "share", "")]
+    blocks = [module for module in summary.modules if module.name.startswith("h.")]
+    first = [module for module in blocks if module.name.startswith("h.0.")]
+    n_layer, each = summary.config.n_layer, sum(module.n_parameters for module in first)
+
+    def share(n: int) -> tuple[str, str]:
+        return f"{n:,}", f"{n / summary.n_parameters:.1%}"
+
+    for module in summary.modules:
+        if module not in blocks:
+            rows.append((module.name, *_weights(module), *share(module.n_parameters), _what(module)))
+        elif module == first[0]:
+            rows.append(("h.0", "", "", *share(each), "a block"))
+        if module in first:
+            name = module.name.removeprefix("h.0.")
+            rows.append((f"  {name}", *_weights(module), *share(module.n_parameters), WHAT[name]))
+        if module == blocks[-1] and n_layer > 1:
+            name = "h.1" if n_layer == 2 else f"h.1 ... h.{n_layer - 1}"
+            rows.append(
+                (name, "the same" if n_layer == 2 else "each the same", "", *share(each * (n_layer - 1)), "")
+            )
+    return [*rows, ("in all", "", "", *share(summary.n_parameters), "")]
+
+
+def activations(anatomy: Anatomy) -> list[Row]:
+    """The table of activations: the first block in full, of the others what they leave behind."""
+    rows: list[Row] = []
+    for activation in anatomy.activations:
+        layer = _layer_of(activation)
+        if layer > 0 and not activation.name.endswith(".after_mlp"):
+            continue
+        if layer == 1:
+            rows.append(("the other blocks do the same, and leave behind:",))
+        numbers = _numbers(activation.statistics) if activation.statistics else ("", "", "", "")
+        note = ON_THE_WAY.get(activation.name.removeprefix("h.0."), "")
+        rows.append((activation.name, _shape(activation.shape), *numbers, note))
+    header = _with_trouble(("activation", "shape", "std", "min", "max"), rows)[0]
+    return [(*header, ""), *rows]
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """A token as Python would write it: ' the', '\\n', or b'\\xe6' where it is no whole character."""
+    data = tokenizer.decode_bytes([token])
+    try:
+        return printable(repr(data.decode("utf-8")))
+    except UnicodeDecodeError:
+        return repr(data)
+
+
+NUMBERS = ("tensor", "shape", "dtype", "mean", "std", "min", "max")
+
+
+def _numbers(statistics: Statistics, *first: float | None) -> Row:
+    """Cells of a table whose last columns are std, min, max and, where there are such, NaN and Inf."""
+    values = (*first, statistics.std, statistics.min, statistics.max)
+    trouble = (("NaN", statistics.n_nan), ("Inf", statistics.n_inf))
+    return (
+        *("-" if value is None else f"{value:.4g}" for value in values),
+        ", ".join(f"{n:,} {kind}" for kind, n in trouble if n),
+    )
+
+
+def _with_trouble(header: Row, rows: Sequence[Row]) -> list[Row]:
+    """The last column is only there for those who need it."""
+    n = len(header)
+    return [(*header, "not finite" if any(row[n:] and row[n] for row in rows) else ""), *rows]
+
+
+def _print_heading(summary: Summary, *, proved: bool) -> None:
+    _print(printable(str(summary.folder)), "strong")
+    _print(f"GPT-2 of {summary.n_parameters:,} parameters{_size(summary)}")
+    _print(_proof(summary, proved), "faint")
+
+
+def _size(summary: Summary) -> str:
+    known = known_size(summary.config)
+    if not known:
+        return ", a shape of its own"
+    size, other = known
+    numbers = [f"{name} {getattr(summary.config, name)}" for name in other]
+    but = f", but with {' and '.join(numbers)}" if numbers else ""
+    return f", {size}: the shape of OpenAI's {SIZES[size]} model{but}"
+
+
+def _proof(summary: Summary, proved: bool) -> str:
+    manifest = summary.manifest
+    if not manifest:
+        return "no manifest: somebody else's folder, read without proof of its content"
+    by = printable(manifest.written_by)
+    if proved:
+        return f"verified: tokenizer, config and weights are as {by} wrote them"
+    return (
+        f"manifest of {by}: the small ones of {manifest.n_files} files are verified,"
+        " the weights with --tensors or --prompt"
+    )
+
+
+def _weights(module: Module) -> tuple[str, str]:
+    return _shape(module.weight), _shape(module.bias) if module.bias else "-"
+
+
+def _what(module: Module) -> str:
+    if module.name != "lm_head":
+        return WHAT[module.name]
+    return "scores of its own" if module.n_parameters else "the token embedding again"
+
+
+def _matrices(modules: Sequence[Module]) -> Row:
+    names = dict.fromkeys(m.name.split(".", 2)[2] for m in modules if m.transposed)
+    return (
+        "Matrices are (out, in), as the model multiplies them: y = x W^T + b.",
+        f"The file keeps {', '.join(names)} as (in, out).",
+    )
+
+
+def _memory(summary: Summary) -> list[Row]:
+    n = summary.config.n_positions
+    dtypes = ", ".join(f"{count} tensors in {name}" for name, count in summary.dtypes.items())
+    rows = [
+        ("weights", *(_bytes(summary.weight_bytes(width)) for width in (4, 2))),
+        ("KV cache, a token", *(_bytes(summary.cache_bytes(width)) for width in (4, 2))),
+        (f"KV cache, {n:,} tokens", *(_bytes(summary.cache_bytes(width, n)) for width in (4, 2))),
+    ]
+    return [("", "fp32", "bf16"), *rows, (f"model.safetensors holds {dtypes}: {_bytes(summary.n_bytes)}",)]
+
+
+def _config(summary: Summary) -> list[Row]:
+    c = summary.config
+    return [
+        ("n_layer", f"{c.n_layer}", "blocks"),
+        ("n_head", f"{c.n_head}", f"heads of {c.head_width} channels"),
+        ("n_embd", f"{c.n_embd}", "channels of the residual stream"),
+        ("n_inner", f"{c.mlp_width}", "channels inside the MLP"),
+        ("n_positions", f"{c.n_positions}", "tokens of context"),
+        ("vocab_size", f"{c.vocab_size}", "tokens there are"),
+        ("dropout", f"{c.dropout:g}", "in training only"),
+        ("layer_norm_epsilon", f"{c.layer_norm_epsilon:g}", ""),
+        ("initializer_range", f"{c.initializer_range:g}", "std of fresh matrices"),
+        ("tie_word_embeddings", "yes" if c.tie_word_embeddings else "no", "lm_head is wte"),
+    ]
+
+
+def _tokenizer(tokenizer: Tokenizer) -> list[Row]:
+    kinds = {"gpt2": "GPT-2's byte pairs", "bpe": "byte pairs", "chars": "single characters"}
+    return [
+        ("kind", f"{tokenizer.name}: {kinds.get(tokenizer.name, 'its own')}"),
+        ("tokens", f"{tokenizer.n_vocab:,}"),
+        ("end of text", f"{tokenizer.end_of_text}  {token_text(tokenizer, tokenizer.end_of_text)}"),
+        ("fingerprint", tokenizer.fingerprint[:16]),
+    ]
+
+
+def _origin(summary: Summary, lineage: Lineage) -> list[Row]:
+    rows = [
+        *_recipe(lineage.recipe, lineage.progress),
+        *((("run", str(lineage.run)),) if lineage.run else ()),
+        *(row for session in lineage.sessions for row in _session(session)),
+        *_conversion(lineage),
+        *(("problem", problem) for problem in lineage.problems),
+    ] or [("unknown", "no recipe, run or conversion is recorded beside it")]
+    return [tuple(printable(cell).replace("\n", " ") for cell in row) for row in rows]
+
+
+def _recipe(recipe: dict[str, Any], progress: Facts) -> Iterator[Row]:
+    if recipe:
+        data, optim = (_section(recipe, name) for name in ("data", "optim"))
+        parts = [str(recipe.get("task", "a task without a name"))]
+        parts += [f"on {data['source']}"] if "source" in data else []
+        parts += [f"{optim['steps']} steps"] if "steps" in optim else []
+        parts += [f"seed {recipe['seed']}"] if "seed" in recipe else []
+        yield "recipe", ", ".join(parts)
+    if "progress.step" in progress:
+        best = progress.get("progress.best_loss")
+        at = progress.get("progress.best_step")
+        said = f"; best validation loss {best:.3f} at step {at}" if isinstance(best, float) else ""
+        yield "saved at", f"step {progress['progress.step']}{said}"
+    n_tokens = progress.get("identity.train tokens")
+    if isinstance(n_tokens, int):
+        digest = f", digest {progress['identity.data']}" if "identity.data" in progress else ""
+        yield "trained on", f"{n_tokens:,} tokens{digest}"
+
+
+def _section(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    section = recipe.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _session(session: Facts) -> Iterator[Row]:
+    machine = [session.get(f"machine.{name}") for name in ("device", "precision")]
+    versions = [
+        f"{name} {session[key]}"
+        for name, key in (("gpt2cli", "gpt2cli"), ("torch", "machine.torch"), ("Python", "machine.python"))
+        if key in session
+    ]
+    when = f"{session.get('started', 'once')} from step {session.get('from_step', '?')}"
+    yield "session", ", ".join([when, *(str(word) for word in machine if word), *versions])
+    if "data.source" in session:
+        origin = f" ({session['data.origin']})" if "data.origin" in session else ""
+        sha256 = f", SHA-256 {str(session['data.sha256'])[:16]}" if "data.sha256" in session else ""
+        yield "data", f"{session['data.source']}{origin}{sha256}"
+
+
+def _conversion(lineage: Lineage) -> Iterator[Row]:
+    facts = lineage.conversion
+    if not facts:
+        return
+    yield "converted", f"from {facts.get('source.path', 'somewhere')} ({facts.get('source.format', '?')})"
+    if lineage.sources:
+        yield "files", ", ".join(lineage.sources)
+    verdicts = {True: "passed", False: "FAILED"}
+    passed = facts.get("verification.passed")
+    proof = [verdicts[passed] if isinstance(passed, bool) else "not made"]
+    for key, label in (("max_difference", "logits differ by at most"), ("perplexity", "perplexity")):
+        value = facts.get(f"verification.{key}")
+        proof += [f"{label} {value:.4g}"] if isinstance(value, float) else []
+    yield "verification", ", ".join(proof)
+    for note in lineage.notes:
+        yield "note", note
+
+
+def _tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[Row]:
+    n_hidden = max(len(ids) - MOST_TOKENS, 0)
+    first = MOST_TOKENS // 2
+    for place, token in enumerate(ids):
+        if n_hidden and place == first:
+            yield "...", "", f"{n_hidden} more"
+        if not n_hidden or not first <= place < first + n_hidden:
+            yield f"{place}", f"{token}", token_text(tokenizer, token)
+
+
+def _next(tokenizer: Tokenizer, likeliest: Sequence[NextToken]) -> Iterator[Row]:
+    width = max(len(token_text(tokenizer, token.id)) for token in likeliest)
+    for place, token in enumerate(likeliest, 1):
+        text = token_text(tokenizer, token.id)
+        bar = "#" * round(token.probability * BAR)
+        yield f"{place}", f"{token.id}", f"{token.probability:.2%}", f"{text:<{width}}  {bar}"
+
+
+def _layer_of(activation: Activation) -> int:
+    """The number of the block; -1 outside of the blocks."""
+    parts = activation.name.split(".")
+    return int(parts[1]) if parts[0] == "h" else -1
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _bytes(n: int) -> str:
+    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if n >= size:
+            return f"{n / size:,.1f} {unit}"
+    return f"{n / 1024:,.1f} KiB"
+
+
+def _print_table(title: str, rows: Iterator[Row] | Sequence[Row], right: Sequence[int] = ()) -> None:
+    """Cells under one another. A row of a single cell has no columns and may be as long as it likes."""
+    rows = list(rows)
+    n_columns = max(map(len, rows))
+    widths = [
+        max((cell_len(row[i]) for row in rows if i < len(row) and len(row) > 1), default=0)
+        for i in range(n_columns)
+    ]
+    _print("")
+    _print(title, "strong")
+    for row in rows:
+        cells = [
+            " " * (width - cell_len(cell)) + cell if i in right else cell + " " * (width - cell_len(cell))
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        _print(f"  {'  '.join(cells)}".rstrip())
+
+
+def _print(line: str, style: str = "") -> None:
+    out().print(Text(line), style=style)

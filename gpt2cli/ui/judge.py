@@ -1,0 +1,221 @@
+"""Owns what a person sees of a judge: the progress, and the tables of what it said."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gpt2cli.judge.aggregate import FEWEST, N_BINS, Summary
+from gpt2cli.judge.items import Item
+from gpt2cli.judge.pairwise import PairSummary
+from gpt2cli.judge.runner import CANARIES, Judgement
+from gpt2cli.ui.console import is_terminal, printable
+
+LINE_SECONDS = 10.0  # between plain progress lines
+BAR_WIDTH = 30
+LONGEST = 100  # characters of a text in the table
+COLUMN = 13  # where the values begin
+_TOO_FEW = f"n/a below {FEWEST}"
+Answer = TypeVar("Answer")
+
+
+def show_judging(
+    answers: Iterable[Answer],
+    console: Console,
+    n_done: int,
+    n_all: int,
+    what: str,
+    counts: Callable[[Answer], bool] = lambda answer: True,
+    is_asked: Callable[[Answer], bool] = lambda answer: True,
+) -> Iterator[Answer]:
+    """The same answers; `n_done` of `n_all` were there before. `what` is counted: "responses".
+
+    The rate is of those that count and were asked for; what does not count comes before them.
+    """
+    pace = _Pace(n_done, n_all)
+    if not is_terminal(console):
+        said = time.monotonic()
+        for answer in answers:
+            yield answer
+            pace.add(counts(answer), is_asked(answer))
+            if time.monotonic() - said >= LINE_SECONDS and pace.n_done < n_all:
+                console.print(f"{pace.n_done:,} of {n_all:,} {what}, {pace}")
+                said = time.monotonic()
+        return
+    columns = (
+        TextColumn("judging"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[pace]}"),
+    )
+    with Progress(*columns, console=console, redirect_stdout=False, transient=True) as bar:
+        task = bar.add_task("", total=n_all, completed=n_done, pace=str(pace))
+        for answer in answers:
+            yield answer
+            pace.add(counts(answer), is_asked(answer))
+            bar.update(task, completed=pace.n_done, pace=str(pace))
+
+
+def print_summary(summary: Summary, items: Mapping[int, Item], console: Console) -> None:
+    """The same on a terminal and in a file; `items` by their index."""
+    _row(console, "score", _mean(summary))
+    _row(console, "coverage", coverage(summary))
+    for name, value in summary.criteria.items():
+        _row(console, name, f"{value:.1f}")
+    if summary.n_scored:
+        _histogram(summary, console)
+    for title, judgements in (("best", summary.best), ("worst", summary.worst)):
+        for place, one in enumerate(judgements):
+            _print_extreme("" if place else title, one, items, console)
+    for one in summary.lost:
+        _row(console, one.status, f"record {one.index}: {_short(one.why)}")
+    if summary.n_flagged:
+        _row(console, "flagged", f"{summary.n_flagged} {_responses(summary.n_flagged)} to speak to its judge")
+    for place, one in enumerate(summary.canaries):
+        said = f"{one.score.score:3}" if one.score else "  -"
+        _row(console, "" if place else "canaries", f"{said}  {CANARIES[one.index]}")
+
+
+def print_warnings(summary: Summary, console: Console) -> None:
+    """What the canaries show of the judge; for stderr, so that it is not missed with --json either."""
+    for one in summary.fooled:
+        assert one.score is not None
+        said = f"the judge gave {one.score.score} of 100 to {CANARIES[one.index]}"
+        console.print(printable(f"warning: {said}: do not trust its scores"), style="bad")
+    if summary.is_no_better and not summary.fooled:
+        said = "the responses score no higher than the worthless answers mixed in among them"
+        console.print(f"warning: {said}: they are as bad, or this judge cannot tell", style="bad")
+
+
+def coverage(summary: Summary) -> str:
+    """How many of the items the mean is over, and what became of the others."""
+    others = (
+        (summary.n_unscored, "unscored"),
+        (summary.n_truncated, "truncated"),
+        (summary.n_empty, "empty"),
+        (summary.n_missing, "not judged yet"),
+    )
+    return _counts(summary.n_scored, summary.n_items, "scored", others)
+
+
+def print_pairs(summary: PairSummary, a: str, b: str, console: Console) -> None:
+    """A's wins and losses against B."""
+    rate = "n/a" if summary.win_rate is None else f"{summary.win_rate:.1%}  95% interval "
+    if summary.win_rate is not None:
+        ends = [f"{end:.1%}" for end in summary.interval or ()]
+        rate += " to ".join(ends) or _TOO_FEW
+    _row(console, "A", a)
+    _row(console, "B", b)
+    _row(console, "A's rate", f"{rate}  (a tie is half a win)")
+    _row(console, "coverage", pair_coverage(summary))
+    _row(console, "A wins", f"{summary.wins:,}")
+    n_turned = summary.n_for_first + summary.n_for_second
+    _row(console, "ties", f"{summary.ties:,}" + (f", {summary.n_same} the same text" * bool(summary.n_same)))
+    _row(console, "B wins", f"{summary.losses:,}")
+    if summary.p_value is not None:
+        _row(console, "sign test", f"p = {summary.p_value:.3g}")
+    if n_turned:
+        _row(
+            console,
+            "position",
+            f"{n_turned} of the ties because the judge kept to one place whoever stood there:"
+            f" {summary.n_for_first} times the first, {summary.n_for_second} times the second",
+        )
+
+
+def pair_coverage(summary: PairSummary) -> str:
+    others = (
+        (summary.n_unscored, "unscored"),
+        (summary.n_truncated, "truncated"),
+        (summary.n_empty, "with an empty response"),
+        (summary.n_missing, "not judged yet"),
+    )
+    return _counts(summary.n_compared, summary.n_pairs, "compared", others)
+
+
+class _Pace:
+    """How fast answers come, and how long the rest will take at that rate."""
+
+    def __init__(self, n_done: int, n_all: int) -> None:
+        self.n_done, self._n_before, self._n_all = n_done, n_done, n_all
+        self._started = time.monotonic()
+
+    def add(self, counts: bool, is_asked: bool) -> None:
+        self.n_done += counts
+        if not (counts and is_asked):
+            self._n_before += counts
+            if self.n_done == self._n_before:
+                self._started = time.monotonic()
+
+    def __str__(self) -> str:
+        seconds, n_new = time.monotonic() - self._started, self.n_done - self._n_before
+        if not n_new or seconds <= 0:
+            return "waiting for the first answer"
+        rate = n_new / seconds
+        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+        return f"{pace}, {duration((self._n_all - self.n_done) / rate)} left"
+
+
+def duration(seconds: float) -> str:
+    """For people: 8 s, 2 min 05 s, 1 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _mean(summary: Summary) -> str:
+    if summary.mean is None or summary.median is None:
+        return "n/a"
+    ends = [f"{end:.1f}" for end in summary.interval or ()]
+    interval = " to ".join(ends) or _TOO_FEW
+    return f"{summary.mean:.1f} of 100  95% interval {interval}  median {summary.median:g}"
+
+
+def _counts(n: int, n_all: int, what: str, others: Iterable[tuple[int, str]]) -> str:
+    return ", ".join(
+        [f"{n:,} of {n_all:,} {what}", *(f"{count:,} {name}" for count, name in others if count)]
+    )
+
+
+def _histogram(summary: Summary, console: Console) -> None:
+    most, width = max(summary.histogram), 100 // N_BINS
+    for place, count in enumerate(summary.histogram):
+        last = 100 if place + 1 == N_BINS else (place + 1) * width - 1
+        bar = "#" * -(-count * BAR_WIDTH // most)  # what is there shows, however little
+        _row(
+            console,
+            "" if place else "histogram",
+            f"{place * width:3} to {last:3}  {count:4,}  {bar}".rstrip(),
+        )
+
+
+def _print_extreme(title: str, one: Judgement, items: Mapping[int, Item], console: Console) -> None:
+    assert one.score is not None
+    item = items[one.index]
+    flag = "  (seems to speak to its judge)" if one.flagged else ""
+    _row(console, title, f"{one.score.score:3}  record {one.index}: {_short(_question(item))}{flag}")
+    _row(console, "", f"     -> {_short(item.response)}")
+    _row(console, "", f"     because: {_short(one.score.reason)}")
+
+
+def _question(item: Item) -> str:
+    return f"{item.instruction} {item.input}".strip()
+
+
+def _responses(n: int) -> str:
+    return "response seems" if n == 1 else "responses, each of which seems"
+
+
+def _short(text: str) -> str:
+    line = " ".join(printable(text).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+
+
+def _row(console: Console, title: str, value: str) -> None:
+    console.print(f"{title:{COLUMN}}{printable(value)}".rstrip())

@@ -1,0 +1,198 @@
+"""Owns how a message is typed at a terminal: the keys, the lines of one message, and the history file.
+
+Built on prompt_toolkit, so this file is imported only where somebody types. What a message means
+is not known here.
+"""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import Application
+from prompt_toolkit.data_structures import Size
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
+from prompt_toolkit.history import History
+from prompt_toolkit.input import create_input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output.color_depth import ColorDepth
+from prompt_toolkit.output.vt100 import Vt100_Output
+
+from gpt2cli.errors import InputError
+from gpt2cli.files import open_regular, replacing_file
+from gpt2cli.tokenizer.base import without_surrogates
+from gpt2cli.ui.console import err, printable
+
+PROMPT = "> "
+MORE = "  "  # before the further lines of a message
+LONGEST_ENTRY = 20_000  # characters; a longer paste is not for recalling
+MOST_HISTORY, MOST_ENTRIES = 1 << 20, 10_000  # bytes and entries that stay, the newest
+
+
+class Editor:
+    """Reads messages, each of one or more lines, and keeps them in the file `history`.
+
+    Enter ends a message; Alt-Enter, or a backslash before Enter, begins another line of it, and
+    what is pasted is one message whatever its lines. Keys are otherwise those of Emacs.
+    """
+
+    def __init__(self, history: Path, terminal: TextIO) -> None:
+        """`terminal` is the stream on which the typed text appears; keys come from stdin."""
+        self._history = _Entries(history)
+        self._session: PromptSession[str] = PromptSession(
+            PROMPT,
+            multiline=True,
+            prompt_continuation=MORE,
+            key_bindings=_keys(),
+            history=self._history,
+            enable_suspend=True,
+            input=create_input(),
+            output=_output(terminal),
+        )
+
+    def read(self) -> str:
+        """The next message. Raises EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
+        try:
+            with _in_order(self._session.app) as begin:
+                text = self._session.prompt(pre_run=begin)
+        finally:  # not before: the line was the editor's
+            if notice := self._history.take_notice():
+                err().print(printable(notice), style="warn")
+        return without_surrogates(text)  # such as bytes that are no UTF-8 arrive
+
+
+@contextlib.contextmanager
+def _in_order(app: Application[str]) -> Iterator[Callable[[], None]]:
+    """SIGTERM ends the editor as Ctrl-D does, and then the program. An exception out of its event loop
+    would be reported as a fault. Gives what the editor calls when it begins.
+    """
+    is_terminated = False
+
+    def leave() -> None:
+        if is_terminated and app.future is not None and not app.future.done():
+            app.exit(exception=EOFError)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal is_terminated
+        is_terminated = True
+        if app.loop is not None:
+            app.loop.call_soon_threadsafe(leave)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield leave
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if is_terminated:
+            raise SystemExit(128 + signal.SIGTERM)
+
+
+def _output(terminal: TextIO) -> Vt100_Output:
+    def size() -> Size:
+        try:
+            columns, rows = os.get_terminal_size(terminal.fileno())
+        except OSError:  # the terminal has gone; the end of its keys will say so
+            columns = rows = 0
+        return Size(rows=rows or 24, columns=columns or 80)
+
+    return Vt100_Output(
+        terminal,
+        size,
+        term=os.environ.get("TERM"),
+        default_color_depth=ColorDepth.from_env(),
+        # A terminal that is asked where its cursor is may answer late, into the next message, or never.
+        enable_cpr=False,
+    )
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+    writing = has_focus(DEFAULT_BUFFER)  # and not, say, searching the history
+
+    @keys.add("enter", filter=writing)
+    def _end_or_continue(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\") and buffer.document.is_cursor_at_the_end:
+            buffer.delete_before_cursor()
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter", filter=writing)
+    def _another_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    return keys
+
+
+class _Entries(History):
+    """A JSON string a line, so that a message of several lines is one entry. For its owner's eyes only.
+
+    A history that cannot be read or written is a notice, once; the messages of this session stay.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._is_broken, self._notice = path, False, ""
+
+    def take_notice(self) -> str:
+        """What there is to say, once."""
+        notice, self._notice = self._notice, ""
+        return notice
+
+    def load_history_strings(self) -> Iterable[str]:
+        """Newest first. What is too old is taken out of the file too."""
+        try:
+            if not os.path.lexists(self._path):
+                return []
+            with open_regular(self._path) as file:
+                start = max(0, file.seek(0, os.SEEK_END) - MOST_HISTORY)
+                file.seek(start)
+                lines = file.read(MOST_HISTORY).split(b"\n")[1 if start else 0 :]
+            kept = [(line, entry) for line in lines if (entry := _entry(line))][-MOST_ENTRIES:]
+            if start or len(lines) > MOST_ENTRIES + 1:
+                with replacing_file(self._path) as rest:
+                    os.fchmod(rest.fileno(), 0o600)
+                    rest.writelines(line + b"\n" for line, _ in kept)
+        except (InputError, OSError) as error:
+            self._fail(error)
+            return []
+        return [entry for _, entry in reversed(kept)]
+
+    def store_string(self, string: str) -> None:
+        if self._is_broken or len(string) > LONGEST_ENTRY:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # O_NONBLOCK: opening a FIFO with no reader would otherwise block for ever.
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self._path, flags, 0o600)
+            try:
+                os.fchmod(descriptor, 0o600)
+                size = os.fstat(descriptor).st_size
+                is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+                os.write(descriptor, b"\n" * is_torn + json.dumps(string).encode("ascii") + b"\n")
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: InputError | OSError) -> None:
+        self._is_broken = True
+        why = error.what if isinstance(error, InputError) else f"{self._path}: {error.strerror}"
+        self._notice = f"what you type is not kept: {why}"
+
+
+def _entry(line: bytes) -> str:
+    """ "" for a line that was torn, or written by something else."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""
+    return value if isinstance(value, str) else ""

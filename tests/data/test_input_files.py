@@ -1,0 +1,68 @@
+"""Which files are meant: globs, directories, what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt2cli.data.input_files import expand
+from gpt2cli.errors import InputError, UsageError
+
+
+def names(sources: list[str | Path], out: Path = Path("out")) -> list[str]:
+    return [source.name for source in expand(sources, out=out)]
+
+
+def test_directory_gives_texts_sorted_by_parts_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.md", "c.py", "sub/z.txt.gz", "sub/a.txt", "a.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)  # must not be followed
+    found = [Path(name).relative_to(tmp_path).as_posix() for name in names([tmp_path])]
+    assert found == ["a.md", "b.txt", "sub/a.txt", "sub/z.txt.gz"]
+
+
+def test_the_folder_that_is_written_is_never_a_source(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "merges.txt").write_text("x")
+    (tmp_path / "a.txt").write_text("x")
+    assert names([tmp_path], tmp_path / "out") == [str(tmp_path / "a.txt")]
+    assert names([f"{tmp_path}/**/*.txt"], tmp_path / "out") == [str(tmp_path / "a.txt")]
+
+
+def test_glob_is_sorted_and_a_file_with_brackets_is_a_file(tmp_path: Path) -> None:
+    for name in ("2.txt", "1.txt", "[x].txt"):
+        (tmp_path / name).write_text("x")
+    assert names([f"{tmp_path}/?.txt"]) == [str(tmp_path / "1.txt"), str(tmp_path / "2.txt")]
+    assert names([f"{tmp_path}/[x].txt"]) == [str(tmp_path / "[x].txt")]
+
+
+def test_kind_and_gzip_follow_the_name(tmp_path: Path) -> None:
+    sources = expand(["a.jsonl.gz", "b.parquet", "c.txt", "d", "-"], out=tmp_path, stdin_is_jsonl=True)
+    assert [(s.kind, s.gzipped) for s in sources] == [
+        ("jsonl", True),
+        ("parquet", False),
+        ("text", False),
+        ("text", False),
+        ("jsonl", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "kind", "message"),
+    [
+        ([], UsageError, "no source given"),
+        (["*.none"], InputError, "no file matches"),
+        (["empty"], InputError, "no text in this directory"),
+        (["a.txt", "./a.txt"], UsageError, "named twice"),
+        (["-", "-"], UsageError, "named twice"),
+        (["x.parquet.gz"], InputError, "gzipped parquet"),
+    ],
+)
+def test_refusals(
+    sources: list[str], kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(kind, match=message):
+        expand(sources, out=Path("out"))

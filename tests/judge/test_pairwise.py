@@ -1,0 +1,175 @@
+"""Which of two answers better: what is met with what, what counts as a win, and what chance would do."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from judge_server import MODEL, judging, n_tokens
+
+from gpt2cli.errors import InputError
+from gpt2cli.judge.asking import Status
+from gpt2cli.judge.client import PATIENCE
+from gpt2cli.judge.items import Item
+from gpt2cli.judge.pairwise import (
+    Pair,
+    Verdict,
+    compare,
+    compared,
+    pairs_of,
+    parse_preference,
+    sign_test,
+    summarize_pairs,
+)
+from gpt2cli.judge.rubric import AnswerError
+from gpt2cli.judge.server import openai_compatible
+from gpt2cli.judge.terms import Terms
+
+TERMS = Terms("m", "ollama", "p", "s", 0.0, 1)
+
+
+def item(index: int, question: str, response: str, input: str = "") -> Item:
+    return Item(index, question, input, "right", response)
+
+
+def pair(index: int, a: str = "yes", b: str = "no") -> Pair:
+    return Pair(index, f"question {index}", "", "right", a, b)
+
+
+def verdict(of: Pair, a_is_first: bool, better: str, status: Status = "scored") -> Verdict:
+    return Verdict(of.index, a_is_first, status, better, "r", "", 1, 0.1, 9, of.asked, TERMS)
+
+
+def both(of: Pair, better: str, swapped: str) -> list[Verdict]:
+    return [verdict(of, True, better), verdict(of, False, swapped)]
+
+
+def test_what_both_answered_meets_by_its_question_and_not_by_its_place() -> None:
+    a = [
+        item(0, "x", "a0"),
+        item(3, "y", "a3", "in"),
+        item(4, "y", "a4"),
+        item(5, "x", "a5"),
+        item(9, "x", "a9"),
+    ]
+    b = [item(0, "y", "b0"), item(1, "x", "b1"), item(2, "x", "b2"), item(7, "z", "b7")]
+    assert [(p.index, p.a, p.b) for p in pairs_of(a, b)] == [
+        (0, "a0", "b1"),
+        (4, "a4", "b0"),
+        (5, "a5", "b2"),
+    ]
+
+
+def test_no_question_in_common_is_refused() -> None:
+    with pytest.raises(InputError, match=r"one\.json and two\.json have no question in common"):
+        others = [item(0, "y", "a"), item(1, "x", "a", "in")]
+        pairs_of([item(0, "x", "a")], others, ("one.json", "two.json"))
+
+
+def test_only_a_preference_that_outlives_the_swap_counts() -> None:
+    expected = {("a", "a"): "win", ("b", "b"): "loss"}
+    for index, (one, swapped) in enumerate(itertools.product(("a", "b", "tie"), repeat=2)):
+        summary = summarize_pairs([pair(index)], both(pair(index), one, swapped))
+        assert summary.outcomes == {index: expected.get((one, swapped), "tie")}
+        assert (summary.n_for_first, summary.n_for_second) == (
+            int((one, swapped) == ("a", "b")),
+            int((one, swapped) == ("b", "a")),
+        )
+
+
+def test_everything_is_counted_once() -> None:
+    pairs = [pair(i) for i in range(7)] + [
+        pair(7, "", "x"),
+        pair(8, " \n", ""),
+        pair(9, "same", "same"),
+        pair(10),
+    ]
+    verdicts = both(pairs[0], "a", "a") + both(pairs[1], "a", "a") + both(pairs[2], "b", "b")
+    verdicts += both(pairs[3], "tie", "a")
+    verdicts += [verdict(pairs[4], True, "a"), verdict(pairs[4], False, "", "unscored")]
+    verdicts += [verdict(pairs[5], True, "", "truncated"), verdict(pairs[6], False, "b")]
+    summary = summarize_pairs(pairs, verdicts)
+    assert (summary.n_pairs, summary.n_compared, summary.n_missing) == (11, 5, 2)
+    assert (summary.wins, summary.ties, summary.losses, summary.n_same) == (2, 2, 1, 1)
+    assert (summary.n_unscored, summary.n_truncated, summary.n_empty) == (1, 1, 2)
+    assert summary.win_rate == pytest.approx(0.6) and summary.interval is not None
+    assert summary.interval[0] < 0.6 < summary.interval[1]
+    assert summary.p_value == 1.0
+
+
+def test_nothing_compared_is_no_rate() -> None:
+    summary = summarize_pairs([pair(0), pair(1, "")], [])
+    assert (summary.n_compared, summary.win_rate, summary.interval, summary.p_value) == (0, None, None, None)
+
+
+def test_the_sign_test_is_what_counting_all_outcomes_gives() -> None:
+    for n in range(11):
+        outcomes = [sum(signs) for signs in itertools.product((0, 1), repeat=n)]
+        for wins in range(n + 1):
+            uneven = [abs(2 * other - n) >= abs(2 * wins - n) for other in outcomes]
+            assert sign_test(wins, n - wins) == pytest.approx(sum(uneven) / len(uneven))
+    assert sign_test(9_000, 11_000) == pytest.approx(math.erfc(1999 / math.sqrt(2 * 20_000)), rel=1e-2)
+    assert sign_test(0, 20_000) == 0.0 or sign_test(0, 20_000) < 1e-300
+
+
+@pytest.mark.parametrize("place", ["first", "second", "tie"])
+def test_a_preference_is_read(place: str) -> None:
+    assert parse_preference(json.dumps({"reason": "It is right.", "better": place})) == (
+        place,
+        "It is right.",
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "first",
+        '{"better": "first"}',
+        '{"reason": "r", "better": "First"}',
+        '{"reason": "r", "better": "a"}',
+        '{"reason": "r", "better": 1}',
+        '{"reason": "", "better": "tie"}',
+        '{"reason": "r", "better": "first", "better": "second"}',
+        '{"reason": "r", "better": "tie", "score": 1}',
+        '```json\n{"reason": "r", "better": "tie"}\n```',
+    ],
+)
+def test_what_is_no_preference_is_refused(text: str) -> None:
+    with pytest.raises(AnswerError):
+        parse_preference(text)
+
+
+def test_verdicts_of_changed_texts_and_of_other_pairs_do_not_stand(tmp_path: Path) -> None:
+    from gpt2cli.json_lines import line_of
+
+    pairs = [pair(0), pair(1)]
+    kept = [verdict(pairs[1], False, "b"), verdict(pairs[0], True, "a")]
+    stray = [verdict(replace(pairs[0], b="other"), False, "b"), verdict(pair(2), True, "a")]
+    path = tmp_path / "verdicts.jsonl"
+    path.write_bytes(b"".join(map(line_of, [*stray[:1], *kept, *stray[1:]])) + b'{"index": 1, "a_is')
+    assert compared(pairs, path) == [kept[1], kept[0]]
+    assert compared(pairs, tmp_path / "absent.jsonl") == []
+    path.write_text('{"index": 0, "score": 7}\n')
+    with pytest.raises(InputError, match="not a judgement of this kind"):
+        compared(pairs, path)
+
+
+def test_a_long_pair_that_is_not_read_whole_is_noticed_also_after_a_rerun(tmp_path: Path) -> None:
+    pairs = [pair(0, "It goes on and on. " * 400), pair(1), pair(2), pair(3)]
+    path = tmp_path / "v.jsonl"
+    with judging() as server:
+        server.tokens = lambda messages: min(n_tokens(messages), 2200)
+        judge = openai_compatible(server.base_url, MODEL)
+        patience = replace(PATIENCE, first_pause=0.0)
+        assert len(" ".join(pairs[0].a).split()) > 2200 > len(pairs[0].a.split())
+        assert len(list(compare(pairs[1:], judge, path, seed=1, patience=patience))) == 6
+        (one, two) = compare(pairs, judge, path, seed=1, patience=patience)
+        assert (one.index, one.status, two.status) == (0, "truncated", "truncated")
+        server.tokens = n_tokens
+        again = list(compare(pairs, judge, path, seed=1, patience=patience, retry=True))
+        assert [verdict.status for verdict in again] == ["scored", "scored"]
+        fresh = list(compare(pairs, judge, tmp_path / "w.jsonl", seed=1, patience=patience))
+        assert {v.index for v in fresh[:4]} == {1, 2}, "the shortest show how the server counts"
+    assert len(compared(pairs, path)) == 8

@@ -1,0 +1,95 @@
+"""The strict reader: what is an answer, and that nothing near one is."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from judge_server import TEXTS, grade
+
+from gpt2cli.judge.rubric import (
+    LONGEST_REASON,
+    NAMES,
+    SCHEMA,
+    AnswerError,
+    Score,
+    one_of,
+    parse_score,
+    strict_object,
+)
+
+GOOD = grade({"instruction": "a", "input": "", "reference": "b", "response": "c"})
+
+
+def test_a_right_answer_is_read_as_it_is() -> None:
+    assert parse_score(json.dumps(GOOD)) == Score(**GOOD)
+    assert parse_score(f" \n{json.dumps(GOOD, indent=1)}\r\n") == Score(**GOOD)
+    floats = {name: float(value) if isinstance(value, int) else value for name, value in GOOD.items()}
+    read = parse_score(json.dumps(floats))
+    assert read == Score(**GOOD) and type(read.score) is int
+    assert parse_score(json.dumps({**GOOD, "score": 0, "clarity": 100})).score == 0
+    assert (
+        parse_score(json.dumps({**GOOD, "reason": "half \ud800, whole \U0001f600"})).reason
+        == "half ?, whole 😀"
+    )
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_what_is_nearly_an_answer_is_none(kind: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        parse_score(TEXTS[kind](GOOD))
+    assert 0 < len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("score", '"85/100"', "score is '85/100', not a whole number"),
+        ("score", "101", "score is 101, not from 0 to 100"),
+        ("clarity", "-1", "clarity is -1, not from 0 to 100"),
+        ("score", "1e400", "score is inf, not a whole number"),
+        ("score", "-Infinity", "-Infinity is no number in JSON"),
+        ("score", "9" * 4000, "score is a huge number, not from 0 to 100"),
+        ("score", "true", "score is True, not a whole number"),
+        ("reason", '""', "the reason is empty"),
+        ("reason", "7", "the reason is no text"),
+        ("reason", f'"{"x" * (LONGEST_REASON + 1)}"', "the reason has 2001 characters, more than 2000"),
+    ],
+)
+def test_it_says_what_is_wrong(name: str, text: str, why: str) -> None:
+    with pytest.raises(AnswerError, match=f"^{why}$"):
+        parse_score(json.dumps({**GOOD, name: "@"}).replace('"@"', text))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
+def test_whatever_stands_for_a_number_is_a_score_or_an_error(value: object) -> None:
+    text = json.dumps({**GOOD, "score": value})
+    is_right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
+    if is_right and value == int(value):  # type: ignore[call-overload]
+        assert parse_score(text).score == value
+    else:
+        with pytest.raises(AnswerError):
+            parse_score(text)
+
+
+@given(st.text())
+def test_any_other_text_is_an_error(text: str) -> None:
+    with pytest.raises(AnswerError):
+        parse_score(text)
+
+
+def test_objects_for_other_parsers() -> None:
+    assert strict_object('{"b": [1], "a": null}', ("a", "b")) == {"a": None, "b": [1]}
+    with pytest.raises(AnswerError, match=r"^the object lacks 'a' and has 'c'$"):
+        strict_object('{"c": 1}', ("a",))
+    with pytest.raises(AnswerError, match="a key stands there twice"):
+        strict_object('{"a": {"x": 1, "x": 2}}', ("a",))
+    assert one_of("tie", "better", ("first", "tie")) == "tie"
+    for wrong in ("Tie", " tie", None, ["tie"]):
+        with pytest.raises(AnswerError, match="not one of first, tie"):
+            one_of(wrong, "better", ("first", "tie"))
+
+
+def test_the_schema_asks_for_what_the_reader_wants_reason_first() -> None:
+    assert tuple(SCHEMA["properties"]) == tuple(SCHEMA["required"]) == NAMES
+    assert NAMES[0] == "reason" and SCHEMA["additionalProperties"] is False

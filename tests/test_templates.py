@@ -1,0 +1,120 @@
+"""Templates: what they write, and that asking repeats training to the id."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2cli import templates
+from gpt2cli.templates import (
+    PREAMBLE,
+    TEMPLATES,
+    Part,
+    Turn,
+    encoded,
+    judge_messages,
+    pair_messages,
+    prompt_ids,
+)
+from gpt2cli.tokenizer.bpe import gpt2
+
+TALK = (
+    Turn("system", "Be brief."),
+    Turn("user", "Hello"),
+    Turn("assistant", "\nHi "),
+    Turn("user", " And now?", "It rains."),
+    Turn("assistant", " Umbrella"),
+)
+
+
+def test_alpaca_is_the_well_known_text() -> None:
+    alpaca = TEMPLATES["alpaca"]
+    asked = (Turn("user", "Name a colour.", "red or blue"), Turn("assistant", "red"))
+    assert alpaca.parts(asked) == [
+        Part(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the"
+            " request.\n\n### Instruction:\nName a colour.\n\n### Input:\nred or blue\n\n### Response:\n",
+            False,
+        ),
+        Part("red", True),
+    ]
+    without = alpaca.prompt((Turn("user", "Name a colour."),))
+    assert "### Input" not in without and without.endswith("Name a colour.\n\n### Response:\n")
+
+
+def test_a_system_text_takes_the_place_of_the_preamble_and_stands_before_a_chat() -> None:
+    alpaca, chat = (TEMPLATES[name].prompt(TALK[:2]) for name in ("alpaca", "chat"))
+    assert alpaca.startswith("Be brief.\n\n### Instruction:\nHello") and PREAMBLE not in alpaca
+    assert chat == "System:\nBe brief.\n\nUser:\nHello\n\nAssistant:\n"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_text_before_an_answer_is_the_prompt_in_characters_and_in_ids(name: str) -> None:
+    template, tokenizer = TEMPLATES[name], gpt2()
+    parts = template.parts(TALK)
+    assert [part.is_answer for part in parts] == [False, True, False, True]
+    assert template.prompt(TALK[:-1]) == "".join(part.text for part in parts[:-1])
+    trained = encoded(parts, tokenizer.encode, tokenizer.end_of_text)
+    asked = prompt_ids(template, TALK[:-1], tokenizer.encode, tokenizer.end_of_text)
+    assert asked == [token for ids, _ in trained[:-1] for token in ids]
+    assert asked.count(tokenizer.end_of_text) == 1, "the first answer has ended"
+    assert trained[-1][0] == [*tokenizer.encode(" Umbrella"), tokenizer.end_of_text]
+
+
+def test_no_byte_pair_crosses_the_border_of_an_answer() -> None:
+    """Encoded as one, the line feeds of the header and of this answer become other ids."""
+    template, tokenizer = TEMPLATES["alpaca"], gpt2()
+    parts = template.parts((Turn("user", "x"), Turn("assistant", "\n\nyes")))
+    apart = [token for ids, _ in encoded(parts, tokenizer.encode, tokenizer.end_of_text) for token in ids]
+    together = tokenizer.encode("".join(part.text for part in parts))
+    assert apart[:-1] != together and tokenizer.decode(apart[:-1]) == tokenizer.decode(together)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_begins_the_next_question_is_a_stop(name: str) -> None:
+    template = TEMPLATES[name]
+    following = template.prompt(TALK[3:4]).removeprefix(template.opening(None))
+    assert any(("\n\n" + following).startswith(stop) for stop in template.stops)
+
+
+# What chat templates put between turns; in the text of a message a tokenizer would take it for its own.
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<<SYS>>", "<start_of_turn>", "[INST]", "[/INST]", "[gMASK]"]
+
+
+@given(
+    st.lists(st.text() | st.sampled_from(SPECIAL) | st.characters(categories=["Cs"]), min_size=4, max_size=4)
+)
+def test_what_is_judged_stays_what_it_is_inside_of_a_json_string(texts: list[str]) -> None:
+    system, user = judge_messages(*texts)
+    assert (system["role"], user["role"]) == ("system", "user")
+    assert system == judge_messages("", "", "", "")[0], "nothing of it among the rules"
+    assert list(json.loads(user["content"]).values()) == texts
+    assert not any(token in user["content"] for token in SPECIAL)
+    user["content"].encode("utf-8")
+    assert len(user["content"].split("\n")) == 6, "no line of it begins where a line begins"
+
+
+def test_lists_stay_readable() -> None:
+    assert '"[1, 2], [[3]], [ ]"' in judge_messages("", "", "", "[1, 2], [[3]], [ ]")[1]["content"]
+
+
+def test_two_answers_are_named_by_their_place() -> None:
+    system, user = pair_messages("ask", "it", "right", "<a>", "[B]")
+    assert json.loads(user["content"]) == {
+        "instruction": "ask",
+        "input": "it",
+        "reference": "right",
+        "first": "<a>",
+        "second": "[B]",
+    }
+    assert '"better": "first" or "second" or "tie"' in system["content"]
+
+
+def test_a_version_follows_the_wording(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version() -> str:
+        return templates._version(judge_messages("a", "b", "c", "<d [e"))
+
+    assert version() == templates.JUDGE_VERSION != templates.PAIR_VERSION
+    monkeypatch.setattr(templates, "_JUDGE", templates._JUDGE.replace("100", "10"))
+    assert version() != templates.JUDGE_VERSION
