@@ -135,13 +135,13 @@ def _ours(options: argparse.Namespace) -> Run:
 
     from gpt2cli.checkpoints.folder import load_model
     from gpt2cli.generation.cpu.aot_packages import build_package, find_package, use_package
-    from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+    from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import Decoding
 
     torch.set_num_threads(options.threads)
     use, precision = USES[options.engine], options.precision
-    model = pack_for_decoding(load_model(Path(options.file)).model, precision, use)
+    model = swap_for_decoding(load_model(Path(options.file)).model, precision, use)
     if options.engine == COMPILED:
         package = find_package(model.config, precision) or build_package(model.config, precision)
         use_package(model, precision, package)

@@ -32,13 +32,13 @@ def compile_step(
     from gpt2cli.convert.merge_lora import find_base
     from gpt2cli.errors import ResourceError, UsageError
     from gpt2cli.generation.cpu.aot_packages import BuildError, find_package
-    from gpt2cli.generation.cpu.swap_linears import PRODUCTS
+    from gpt2cli.generation.cpu.swap_linears import LAYERS
     from gpt2cli.paths import is_adapter
     from gpt2cli.runtime import choose_runtime
 
     wanted = list(dict.fromkeys(precision or ["fp32"]))  # what generate takes by itself
     for name in wanted:
-        if name not in PRODUCTS["compiled"]:
+        if name not in LAYERS["compiled"]:
             raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8")
     folder = find(model)
     choose_runtime("cpu", threads=threads)

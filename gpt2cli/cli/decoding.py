@@ -41,7 +41,7 @@ def make_ready(
     which has a line of its own on the terminal.
     """
     from gpt2cli.generation.cpu.aot_packages import BuildError, use_package
-    from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+    from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
     from gpt2cli.ui.console import err, printable
 
     model.to(device=runtime.device)
@@ -55,10 +55,10 @@ def make_ready(
     if n_rows > 1:
         if compile == "on":
             err().print("a compiled step writes one continuation at a time; going on without", style="warn")
-        pack_for_decoding(model, runtime.precision, "rows")
+        swap_for_decoding(model, runtime.precision, "rows")
         return
     package = _package(model.config, runtime, compile, n_tokens, folder, before_build)
-    pack_for_decoding(model, runtime.precision, "row" if package is None else "compiled")
+    swap_for_decoding(model, runtime.precision, "row" if package is None else "compiled")
     if package is not None:
         try:
             use_package(model, runtime.precision, package)

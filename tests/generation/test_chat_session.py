@@ -25,7 +25,7 @@ from speaking import save_model_that_says
 from gpt2cli.checkpoints.folder import load_model
 from gpt2cli.errors import DivergedError, InputError, UsageError
 from gpt2cli.generation.chat_session import Conversation, Done, Piece
-from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.settings import Settings
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.templates import TEMPLATES, Template, Turn
@@ -96,7 +96,7 @@ def test_pieces_are_the_reply_and_done_says_what_it_cost(model: GPT2LMHead) -> N
 def test_a_reply_after_undo_is_that_of_a_conversation_without_the_turn(
     model: GPT2LMHead, decoding: object, dtype: torch.dtype
 ) -> None:
-    packed = pack_for_decoding(copy.deepcopy(model).to(dtype))
+    packed = swap_for_decoding(copy.deepcopy(model).to(dtype))
     ours, theirs = (conversing(packed, decoding, 20) for _ in range(2))
     for talk in (ours, theirs):
         done(talk.say("How are you?"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
-from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import Past, continue_row, generate, new_past
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.gpt2 import GPT2LMHead
@@ -42,7 +42,7 @@ def test_ids_are_those_of_generate(model: GPT2LMHead, decoding: Decoding) -> Non
 
 def test_a_packed_model_continues_the_same(model: GPT2LMHead) -> None:
     expected = generated(model, PROMPT * 5, 30)
-    packed = pack_for_decoding(model)
+    packed = swap_for_decoding(model)
     past = new_past(packed)
     continued(packed, past, PROMPT * 2, 9)
     assert continued(packed, past, PROMPT * 5, 30) == expected

@@ -7,7 +7,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt2cli.checkpoints.folder import TRANSPOSED
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
-from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import Step, generate
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.config import to_hugging_face
@@ -208,7 +208,7 @@ def test_the_cache_is_no_longer_than_what_can_be_used(model: GPT2LMHead) -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_follows_the_scores_of_fp32(model: GPT2LMHead, dtype: torch.dtype) -> None:
     """Every id that half precision takes is among the best of fp32 at that place."""
-    half = pack_for_decoding(copy.deepcopy(model).to(dtype))
+    half = swap_for_decoding(copy.deepcopy(model).to(dtype))
     ids = PROMPTS[2] + ids_of(run(half, [PROMPTS[2]], 40))
     with torch.no_grad():
         logits = model(torch.tensor([ids[:-1]]))[0]

@@ -12,7 +12,7 @@ import torch
 
 from gpt2cli.generation.cpu import aot_packages, export_step
 from gpt2cli.generation.cpu.aot_packages import BuildError, build_package, find_package, use_package
-from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import generate
 from gpt2cli.generation.sampling import Decoding
 from gpt2cli.model.config import GPT2Config
@@ -49,7 +49,7 @@ def at_home(built: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def compiled_model(model: GPT2LMHead, precision: str = "fp32") -> GPT2LMHead:
     package = find_package(model.config, precision)
     assert package is not None
-    packed = pack_for_decoding(copy.deepcopy(model), precision, use="compiled")
+    packed = swap_for_decoding(copy.deepcopy(model), precision, use="compiled")
     use_package(packed, precision, package)
     return packed
 
@@ -165,7 +165,7 @@ def test_what_is_not_exactly_ours_is_never_run(copied: Path, damage: Callable[[P
 
 def test_a_package_that_does_not_open_is_an_error_to_go_on_from(model: GPT2LMHead, tmp_path: Path) -> None:
     (tmp_path / "step.pt2").write_bytes(b"no archive")
-    packed = pack_for_decoding(model, "fp32", use="compiled")
+    packed = swap_for_decoding(model, "fp32", use="compiled")
     with pytest.raises(BuildError, match="does not open"):
         use_package(packed, "fp32", tmp_path / "step.pt2")
     assert len(ids_of(packed, [1, 2], 5)) == 5
