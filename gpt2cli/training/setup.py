@@ -113,7 +113,7 @@ def open_session(task: Task, recipe: Recipe, checkpoint: Path | None) -> Session
             model = task.saved_model(checkpoint, attention)
         for parameter in model.parameters():  # laid out like a fresh model's, to round like it
             parameter.data = parameter.data.contiguous()
-        model.transformer.recompute = asked.recompute == "on"
+        model.transformer.activation_checkpointing = asked.recompute == "on"
         model.to(runtime.device)
         optimizer = make_optimizer(model, recipe.optim, runtime.device)
         if checkpoint is not None:

@@ -33,7 +33,7 @@ from gpt2cli.files import (
     write_json,
 )
 from gpt2cli.generation.cpu import export_step, linear, swap_linears
-from gpt2cli.model import gpt2, layers
+from gpt2cli.model import cpu_ops, gpt2, layers
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
@@ -256,7 +256,8 @@ def _folder(config: GPT2Config, precision: str) -> Path:
 
 def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
     """All that the code depends on."""
-    sources = [Path(str(module.__file__)) for module in (export_step, swap_linears, linear, gpt2, layers)]
+    modules = (export_step, swap_linears, linear, gpt2, layers, cpu_ops)
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return {
         "torch": torch.__version__,
         "processor": _processor(),
@@ -264,7 +265,7 @@ def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": precision,
         "config": asdict(config) | {"dropout": 0.0, "initializer_range": 0.0},  # only training has them
-        "code": hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest(),
+        "code": hashlib.sha256(code).hexdigest(),
     }
 
 
