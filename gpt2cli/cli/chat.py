@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, Session, Source, too_long
-from gpt2cli.cli.choose_model import decoding_of, found, load
+from gpt2cli.cli.choose_model import found, load, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -29,7 +29,7 @@ from gpt2cli.cli.options import (
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.generation.chat_session import Conversation
-    from gpt2cli.generation.settings import Settings
+    from gpt2cli.generation.chat_settings import ChatSettings
 
 LONGEST_LINE = 1 << 26  # bytes that are skipped in search of a line's end; a pipe may never have one
 # What somebody who sits down to talk will read in a few evenings: the compiled step stays, so it is built
@@ -84,10 +84,10 @@ def chat(
             found(model) as folder,
             waiting(err(), f"loading {folder}", patience=0) as end,
         ):
-            from gpt2cli.generation.settings import Settings
+            from gpt2cli.generation.chat_settings import ChatSettings
 
-            decoding = decoding_of(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-            settings = Settings(decoding, max_new_tokens)
+            sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+            settings = ChatSettings(sampling, max_new_tokens)
             n_tokens = TALK_TOKENS if screen else 0
             loaded = load(folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end)
             conversation = _begin(loaded, system, settings)
@@ -108,7 +108,7 @@ def _screen() -> TextIO | None:
     return next((stream for console, stream in streams if is_terminal(console)), None)
 
 
-def _begin(loaded: "LoadedModel", system: str | None, settings: "Settings") -> "Conversation":
+def _begin(loaded: "LoadedModel", system: str | None, settings: "ChatSettings") -> "Conversation":
     from gpt2cli.checkpoints.template_file import template_of
     from gpt2cli.generation.chat_session import Conversation
 

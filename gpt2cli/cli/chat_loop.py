@@ -18,8 +18,7 @@ from gpt2cli.cli import chat_commands
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.errors import Gpt2Error
-    from gpt2cli.generation.chat_session import Conversation, Stop
-    from gpt2cli.generation.events import Event
+    from gpt2cli.generation.chat_session import ChatEvent, Conversation, Stop
 
 LONGEST_MESSAGE = 1 << 20  # bytes; no context is near it
 LONGEST_FILE = 1 << 26  # bytes of a saved conversation
@@ -134,30 +133,30 @@ class Session:
         else:
             _DO[call.name](self, call.argument)
 
-    def _say(self, text: str, stop: "Stop") -> "Iterator[Event]":
+    def _say(self, text: str, stop: "Stop") -> "Iterator[ChatEvent]":
         if len(text.encode("utf-8", "surrogatepass")) > LONGEST_MESSAGE:
             raise too_long("the message")
         return self.conversation.say(text, stop)
 
-    def _retry(self, argument: str, stop: "Stop") -> "Iterator[Event]":
+    def _retry(self, argument: str, stop: "Stop") -> "Iterator[ChatEvent]":
         return self.conversation.retry(stop)
 
-    def _continue(self, argument: str, stop: "Stop") -> "Iterator[Event]":
+    def _continue(self, argument: str, stop: "Stop") -> "Iterator[ChatEvent]":
         from gpt2cli.errors import UsageError
 
         if self.conversation.template:
             raise UsageError("/continue: this model answers", "only one without a template just goes on")
         return self.conversation.say("", stop)
 
-    def _answer(self, ask: "Iterator[Event]", signals: Signals) -> None:
-        from gpt2cli.generation.events import Done, Piece
+    def _answer(self, ask: "Iterator[ChatEvent]", signals: Signals) -> None:
+        from gpt2cli.generation.chat_session import ReplyDone, TextDelta
         from gpt2cli.ui.chat import ReplyView
         from gpt2cli.ui.console import err
         from gpt2cli.ui.spinner import waiting
 
         view = ReplyView(self.conversation.settings["seed"], self.is_talk, self.as_json)
         # Closed at once, whatever passes: the conversation waits for the end of a reply.
-        events, before = cast("Generator[Event, None, None]", ask), self.conversation.exchanges
+        events, before = cast("Generator[ChatEvent, None, None]", ask), self.conversation.exchanges
         try:
             with contextlib.closing(events), waiting(err(), "reading") as end_waiting:
                 signals.is_reading = True
@@ -165,7 +164,7 @@ class Session:
                     signals.is_reading = False
                     end_waiting()
                     view.show(event)
-                    signals.is_reading = not isinstance(event, Piece | Done)
+                    signals.is_reading = not isinstance(event, TextDelta | ReplyDone)
         except BaseException as error:
             signals.is_reading = False
             view.break_off()
@@ -215,7 +214,7 @@ class Session:
                 "system": "none" if conversation.system is None else conversation.system,
                 **{name: str(value) for name, value in conversation.settings.items()},
                 "turns": f"{n_turns}{out}",
-                "context": f"{len(conversation.past.ids)} of {self.loaded.config.n_positions} tokens",
+                "context": f"{len(conversation.prefix.ids)} of {self.loaded.config.n_positions} tokens",
             }.items()
         )
 
@@ -265,7 +264,7 @@ class Session:
 
 
 # What a reply comes of, and all else.
-_TURNS: "dict[str, Callable[[Session, str, Stop], Iterator[Event]]]" = {
+_TURNS: "dict[str, Callable[[Session, str, Stop], Iterator[ChatEvent]]]" = {
     chat_commands.SAY: Session._say,
     "retry": Session._retry,
     "continue": Session._continue,

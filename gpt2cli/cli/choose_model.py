@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.model.config import GPT2Config
 
 
@@ -91,18 +91,18 @@ def load(
     )
 
 
-def decoding_of(
+def sampling_options(
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,
     min_p: float | None,
     repetition_penalty: float | None,
     seed: int | None,
-) -> "Decoding":
+) -> "SamplingOptions":
     """What was given on the command line, for the rest the defaults, and a seed by chance."""
     import secrets
 
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.sampling import SamplingOptions
 
     given = {
         "temperature": temperature,
@@ -112,7 +112,7 @@ def decoding_of(
         "repetition_penalty": repetition_penalty,
         "seed": secrets.randbelow(2**31) if seed is None else seed,
     }
-    return Decoding(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return SamplingOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def _refuse_file(name: str) -> None:

@@ -95,7 +95,7 @@ def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import score
-    from gpt2cli.generation.label_texts import probabilities
+    from gpt2cli.generation.label_texts import label_probabilities
     from gpt2cli.paths import best_checkpoint
     from gpt2cli.training.classify_task import Classification
     from gpt2cli.ui.console import err
@@ -110,7 +110,7 @@ def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     for first in range(0, len(test), AT_ONCE):
         if signal := stop():
             return signal
-        for found in probabilities(loaded, list(test.ids[first : first + AT_ONCE])):
+        for found in label_probabilities(loaded, list(test.ids[first : first + AT_ONCE])):
             verdicts.append((test.classes[len(verdicts)], found.index(max(found))))
     scores = score(verdicts, len(loaded.labels))
     new = [verdict for verdict, ids in zip(verdicts, test.ids, strict=True) if ids not in seen]

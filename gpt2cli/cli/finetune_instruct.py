@@ -108,7 +108,7 @@ def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Call
     """Let the model answer a record of the validation split, on the screen and in samples.txt."""
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.batch import answer_batch
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.sft_task import Instruction
     from gpt2cli.training.torch_compile import uncompiled
@@ -122,7 +122,7 @@ def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Call
             task.tokenizer,
             [shown.ids],
             task.template.stops,
-            Decoding(temperature=0),
+            SamplingOptions(temperature=0),
             SHOWN_TOKENS,
             stop,
         )
@@ -136,8 +136,8 @@ def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Call
 def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
     from gpt2cli.evaluation.responses import appending
-    from gpt2cli.generation.batch import answers
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.batch import answer_prompts
+    from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.sft_task import Instruction
     from gpt2cli.ui.answers import show_answering
     from gpt2cli.ui.console import err
@@ -151,12 +151,12 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     with appending(run.folder / paths.RESPONSES, key) as file:
         missing = [question for question in test if question.record.index not in file.responses]
         if missing:
-            replies = answers(
+            replies = answer_prompts(
                 _best_model(session, best),
                 task.tokenizer,
                 [question.ids for question in missing],
                 stops=task.template.stops,
-                decoding=Decoding(temperature=asked.temperature, seed=session.recipe.seed),
+                options=SamplingOptions(temperature=asked.temperature, seed=session.recipe.seed),
                 max_new_tokens=asked.max_new_tokens,
                 n_rows=session.recipe.batch.micro_batch,
                 stop=stop,

@@ -2,9 +2,10 @@
 
 Keys and values stay in a cache, so each token goes through the model once; a conversation's row keeps
 its cache from prompt to prompt. How an id is chosen is in sampling.py, what the ids say in text.py, what
-the prompts of a conversation are in conversation.py.
+the prompts of a conversation are in chat_prompt.py.
 """
 
+import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.generation.sampling import Decoding, Sampler, to_list
+from gpt2cli.generation.sampling import Sampler, SamplingOptions, to_list
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """One new id per row; None for a row that has ended. A stop id is the last id of its row.
 
     `window_moved`: some row had filled the context, and this step and the following see only
@@ -41,10 +42,10 @@ class Padding:
 def generate(
     model: GPT2LMHead,
     prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
+    options: SamplingOptions,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
-) -> Iterator[Step]:
+) -> Iterator[DecodeStep]:
     """Continue each prompt until a stop id or for `max_new_tokens`.
 
     Learned positions end at n_positions. A row that would pass it goes on from its last
@@ -58,7 +59,7 @@ def generate(
     rows = [list(prompt) for prompt in prompts]  # the ids in the window of each row
     active = [True] * len(rows)
     cache = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
-    sampler = Sampler(decoding, rows, model.config.vocab_size, _device(model))
+    sampler = Sampler(options, rows, model.config.vocab_size, _device(model))
     n_left, moved = max_new_tokens, False
 
     was_training = model.training
@@ -71,7 +72,8 @@ def generate(
                 n_left -= 1
                 for row, token in zip(rows, chosen, strict=True):
                     row.append(token)
-                yield Step(tuple(t if on else None for t, on in zip(chosen, active, strict=True)), moved)
+                ids = tuple(token if on else None for token, on in zip(chosen, active, strict=True))
+                yield DecodeStep(ids, moved)
                 active = [on and t not in stop_ids for t, on in zip(chosen, active, strict=True)]
                 if not any(active):
                     return
@@ -84,50 +86,50 @@ def generate(
 
 
 @dataclass
-class Past:
-    """What one row has read. `ids` is what the cache holds, whatever exception has passed."""
+class PrefixCache:
+    """The KV cache of one row, kept from prompt to prompt. It holds `ids`, also after an exception."""
 
-    cache: KVCache
+    kv: KVCache
     ids: list[int] = field(default_factory=list)
-    n_read: int = 0  # ids of the last prompt that the cache did not hold
+    n_prefilled: int = 0  # ids of the last prompt that the cache did not hold
 
 
-def new_past(model: GPT2LMHead) -> Past:
+def new_prefix_cache(model: GPT2LMHead) -> PrefixCache:
     """An empty one, with room for the whole context."""
-    return Past(model.new_cache(1, model.config.n_positions))
+    return PrefixCache(model.new_cache(1, model.config.n_positions))
 
 
 def continue_row(
     model: GPT2LMHead,
-    past: Past,
+    prefix: PrefixCache,
     prompt: Sequence[int],
-    decoding: Decoding,
+    options: SamplingOptions,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     generator: torch.Generator | None = None,
 ) -> Generator[int, None, None]:
     """Continue one prompt until a stop id, for `max_new_tokens`, or to the end of the context.
 
-    Of the prompt only what comes after its common beginning with `past.ids` goes through the model.
-    The last id that comes out has not been read yet. Chance is `generator`'s; without one it is that
+    Of the prompt only what comes after its common beginning with `prefix.ids` goes through the model.
+    The last id that comes out is not in the cache yet. Chance is `generator`'s; without one it is that
     of `generate`. A repetition penalty does not weigh the stop ids: the prompt of a conversation has
     one after every reply. May be closed at any place. Raises what `generate` raises.
     """
     _check([prompt], model, max_new_tokens)
     generators = None if generator is None else [generator]
-    sampler = Sampler(decoding, [prompt], model.config.vocab_size, _device(model), generators, stop_ids)
+    sampler = Sampler(options, [prompt], model.config.vocab_size, _device(model), generators, stop_ids)
 
     was_training = model.training
     model.eval()
     try:
-        kept = min(n_common(past.ids, prompt), len(prompt) - 1)  # logits come from reading something
-        cut(past, kept)
-        past.n_read = len(prompt) - kept
-        logits = read(model, past, prompt[kept:])
+        kept = min(common_length(prefix.ids, prompt), len(prompt) - 1)  # logits need at least one id
+        truncate(prefix, kept)
+        prefix.n_prefilled = len(prompt) - kept
+        logits = extend_row(model, prefix, prompt[kept:])
         n_most = min(max_new_tokens, model.config.n_positions - len(prompt) + 1)
 
         def extend(ids: Tensor) -> Tensor:
-            return read(model, past, ids.tolist())
+            return extend_row(model, prefix, ids.tolist())
 
         for (token,) in _decode(extend, logits, sampler, n_most):
             yield token
@@ -140,9 +142,9 @@ def continue_row(
 def _decode(
     extend: Callable[[Tensor], Tensor], logits: Tensor, sampler: Sampler, n_steps: int
 ) -> Iterator[list[int]]:
-    """The new ids of all rows, step by step: chosen from logits (B, V), then read for the next logits.
+    """The new ids of all rows, step by step: chosen from logits (B, V), then run for the next logits.
 
-    The ids of the last step are not read.
+    The ids of the last step are not run.
     """
     for n in range(1, n_steps + 1):
         ids = sampler(logits)  # (B,)
@@ -152,35 +154,69 @@ def _decode(
 
 
 @torch.inference_mode()
-def read(model: GPT2LMHead, past: Past, ids: Sequence[int]) -> Tensor:
-    """Let the model read ids behind what the cache holds; logits of the next token, (1, V)."""
+def extend_row(model: GPT2LMHead, prefix: PrefixCache, ids: Sequence[int]) -> Tensor:
+    """Append ids to the cache; logits of the next token, (1, V)."""
     input_ids = torch.tensor([ids], device=_device(model))  # (1, T)
-    past.cache.length = len(past.ids)
+    prefix.kv.length = len(prefix.ids)
     try:
-        logits = model.extend(input_ids, past.cache)
-        past.ids += ids
+        logits = model.extend(input_ids, prefix.kv)
+        prefix.ids += ids
     finally:  # interrupted, it holds what it held
-        cut(past, len(past.ids))
+        truncate(prefix, len(prefix.ids))
     return logits
 
 
-def cut(past: Past, n: int) -> None:
+def truncate(prefix: PrefixCache, n: int) -> None:
     """Forget all but the first n ids."""
-    del past.ids[n:]
-    past.cache.length = len(past.ids)
+    del prefix.ids[n:]
+    prefix.kv.length = len(prefix.ids)
 
 
-def n_common(first: Sequence[int], second: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """The length of their common beginning."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+class Throughput:
+    """How fast tokens come: prefill apart, end-of-text included, counted alike wherever it is said."""
+
+    def __init__(self) -> None:
+        self.start = self._last = time.perf_counter()
+        self.prefill_seconds = 0.0
+        self._seconds, self._n_tokens = 0.0, 0
+        self._is_prefill = True
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    @property
+    def tokens_per_second(self) -> float:
+        """0 where it cannot be told."""
+        return self._n_tokens / self._seconds if self._seconds > 0 else 0.0
+
+    def start_prefill(self) -> None:
+        """What passes until the next token is prefill's."""
+        self._is_prefill = True
+
+    def add(self, n_tokens: int = 1) -> None:
+        """So many came together, one per row; what passed before them is theirs."""
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        if self._is_prefill:
+            self.prefill_seconds += passed
+        else:
+            self._seconds += passed
+            self._n_tokens += n_tokens
+        self._is_prefill = False
 
 
 @torch.inference_mode()
 def prefill(
     model: GPT2LMHead, cache: KVCache, rows: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Padding | None]:
-    """Fill an empty cache with the rows; logits of the next token, (B, V). Equal rows are read once."""
+    """Fill an empty cache with the rows; logits of the next token, (B, V). Equal rows run once."""
     distinct = list(dict.fromkeys(map(tuple, rows)))
     if len(distinct) == len(rows):
         return _prefill_each(model, cache, rows)

@@ -26,7 +26,7 @@ FIRST_LOOK = 512  # tokens sorted before top_p sorts them all; a whole sort is 4
 
 
 @dataclass(frozen=True)
-class Decoding:
+class SamplingOptions:
     """How the next token is chosen. Raises UsageError for values that mean nothing.
 
     With equal settings and seed a row's tokens depend on nothing but its place among the rows.
@@ -61,17 +61,17 @@ class Sampler:
 
     def __init__(
         self,
-        decoding: Decoding,
+        options: SamplingOptions,
         rows: Sequence[Sequence[int]],
         n_vocab: int,
         device: torch.device,
         generators: Sequence[torch.Generator] | None = None,
         unweighed: Collection[int] = (),
     ) -> None:
-        self._decoding = decoding
-        self._generators = row_generators(decoding.seed, len(rows)) if generators is None else generators
+        self._options = options
+        self._generators = row_generators(options.seed, len(rows)) if generators is None else generators
         self._seen: Tensor | None = None
-        if decoding.repetition_penalty != 1:
+        if options.repetition_penalty != 1:
             self._seen = torch.zeros(len(rows), n_vocab, dtype=torch.bool, device=device)  # (B, V)
             for row, ids in zip(self._seen, rows, strict=True):
                 row[torch.tensor(ids, device=device)] = True
@@ -80,13 +80,13 @@ class Sampler:
     @torch.inference_mode()
     def __call__(self, logits: Tensor) -> Tensor:
         """The next id of each row, (B,), on the device of logits (B, V); NOT_FINITE as in `choose`."""
-        ids = choose(logits, self._decoding, uniforms(self._generators), self._seen)
+        ids = choose(logits, self._options, uniforms(self._generators), self._seen)
         if self._seen is not None:
             self._seen.scatter_(1, ids.clamp(min=0)[:, None], True)
         return ids
 
 
-def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
+def choose(logits: Tensor, options: SamplingOptions, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
     """The next id of each row, (B,), from raw logits (B, V); NOT_FINITE where not all of a row are finite.
 
     `uniforms` (B,) in [0, 1) are used where chance plays a part; `seen` (B, V) is True for the tokens
@@ -96,16 +96,16 @@ def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | 
     low, high = logits.aminmax(dim=1)  # (B,) each; they pass NaN on
     is_finite = low.isfinite() & high.isfinite()
     if seen is not None:
-        logits = penalize_repetition(logits, seen, decoding.repetition_penalty)
-    if decoding.temperature < TINY:
+        logits = penalize_repetition(logits, seen, options.repetition_penalty)
+    if options.temperature < TINY:
         ids = logits.argmax(dim=1)
-    elif 0 < decoding.top_k < logits.shape[1]:
+    elif 0 < options.top_k < logits.shape[1]:
         # Top-k first: dividing by a temperature moves no rank, and the rest costs nothing on k tokens.
-        kept = top_k_ids(logits, decoding.top_k)  # (B, k)
-        places = _draw_filtered(logits.gather(1, kept), decoding, uniforms)  # (B,), of 0 to k - 1
+        kept = top_k_ids(logits, options.top_k)  # (B, k)
+        places = _draw_filtered(logits.gather(1, kept), options, uniforms)  # (B,), of 0 to k - 1
         ids = kept.gather(1, places[:, None]).squeeze(1)
     else:
-        ids = _draw_filtered(logits, decoding, uniforms)
+        ids = _draw_filtered(logits, options, uniforms)
     return ids.where(is_finite, NOT_FINITE)
 
 
@@ -121,18 +121,18 @@ def to_list(ids: Tensor) -> list[int]:
     return chosen
 
 
-def filters(decoding: Decoding) -> list[Filter]:
+def filters(options: SamplingOptions) -> list[Filter]:
     """The filters behind top-k, in order; each works on as many tokens as are left, (B, n)."""
-    chain: list[Filter] = [partial(scale, temperature=decoding.temperature)]
-    if decoding.top_p < 1:
-        chain.append(partial(top_p, p=decoding.top_p))
-    if decoding.min_p > 0:
-        chain.append(partial(min_p, p=decoding.min_p))
+    chain: list[Filter] = [partial(scale, temperature=options.temperature)]
+    if options.top_p < 1:
+        chain.append(partial(top_p, p=options.top_p))
+    if options.min_p > 0:
+        chain.append(partial(min_p, p=options.min_p))
     return chain
 
 
-def _draw_filtered(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
-    for apply in filters(decoding):
+def _draw_filtered(logits: Tensor, options: SamplingOptions, uniforms: Tensor) -> Tensor:
+    for apply in filters(options):
         logits = apply(logits)  # (B, n)
     return draw(logits, uniforms)
 

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from gpt2cli.checkpoints.info import Module, Statistics, Summary, TensorNumbers, known_size
-from gpt2cli.generation.activations import Activation, Anatomy, NextToken
+from gpt2cli.generation.activations import Activation, ForwardTrace, NextToken
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.lineage import Facts, Lineage
 from gpt2cli.ui.console import out, printable
@@ -73,7 +73,7 @@ def show_tensors(summary: Summary, tensors: Sequence[TensorNumbers]) -> None:
     _print_table("tensors, as the file stores them", _with_trouble(NUMBERS, rows), right=range(3, 9))
 
 
-def show_prompt(summary: Summary, anatomy: Anatomy, likeliest: Sequence[NextToken]) -> None:
+def show_prompt(summary: Summary, anatomy: ForwardTrace, likeliest: Sequence[NextToken]) -> None:
     """One forward pass: tokens, activations, and what comes next."""
     tokenizer, ids = summary.tokenizer, anatomy.ids
     _print_heading(summary, proved=True)
@@ -110,7 +110,7 @@ def outline(summary: Summary) -> list[Row]:
     return [*rows, ("in all", "", "", *share(summary.n_parameters), "")]
 
 
-def activations(anatomy: Anatomy) -> list[Row]:
+def activations(anatomy: ForwardTrace) -> list[Row]:
     """The table of activations: the first block in full, of the others what they leave behind."""
     rows: list[Row] = []
     for activation in anatomy.activations:

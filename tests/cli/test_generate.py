@@ -13,7 +13,7 @@ import pytest
 from speaking import CONTEXT, save_model_that_says
 
 from gpt2cli.cli import app
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
@@ -344,7 +344,7 @@ def test_the_defaults_in_the_help_are_those_of_decoding(capsys: pytest.CaptureFi
 
     from gpt2cli.cli import options
 
-    decoding = Decoding()
+    decoding = SamplingOptions()
     for name, option in {
         "temperature": options.TemperatureOption,
         "top_k": options.TopKOption,

@@ -14,12 +14,12 @@ from gpt2cli.generation.cpu import aot_packages, export_step
 from gpt2cli.generation.cpu.aot_packages import BuildError, build_package, find_package, use_package
 from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import generate
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 
 CONFIG = GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=64, vocab_size=211)
-GREEDY = Decoding(temperature=0)
+GREEDY = SamplingOptions(temperature=0)
 Packed = Callable[[str], GPT2LMHead]
 
 
@@ -54,7 +54,9 @@ def compiled_model(model: GPT2LMHead, precision: str = "fp32") -> GPT2LMHead:
     return packed
 
 
-def ids_of(model: GPT2LMHead, prompt: list[int], n: int, decoding: Decoding = GREEDY) -> list[int | None]:
+def ids_of(
+    model: GPT2LMHead, prompt: list[int], n: int, decoding: SamplingOptions = GREEDY
+) -> list[int | None]:
     return [step.ids[0] for step in generate(model, [prompt], decoding, n)]
 
 
@@ -76,7 +78,7 @@ def test_greedy_ids_are_those_of_the_plain_model(
 
 
 def test_sampled_ids_are_those_of_the_plain_model(model: GPT2LMHead, at_home: Path) -> None:
-    decoding = Decoding(temperature=1.2, top_k=20, repetition_penalty=1.1, seed=5)
+    decoding = SamplingOptions(temperature=1.2, top_k=20, repetition_penalty=1.1, seed=5)
     assert ids_of(compiled_model(model), [9, 9], 60, decoding) == ids_of(model, [9, 9], 60, decoding)
 
 

@@ -15,7 +15,7 @@ from gpt2cli.generation.cpu.linear import (
 )
 from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import generate
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import Linear
 
@@ -23,7 +23,9 @@ from gpt2cli.model.layers import Linear
 def test_a_packed_model_writes_the_same_and_holds_no_second_copy(model: GPT2LMHead) -> None:
     packed = swap_for_decoding(copy.deepcopy(model))
     prompts = [[5, 80, 210], [17], list(range(30))]
-    ours, expected = (list(generate(m, prompts, Decoding(temperature=0), 120)) for m in (packed, model))
+    ours, expected = (
+        list(generate(m, prompts, SamplingOptions(temperature=0), 120)) for m in (packed, model)
+    )
     assert ours == expected
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in packed.parameters()}
     assert sum(storages.values()) == 4 * model.config.n_parameters
@@ -111,7 +113,7 @@ def test_a_row_does_not_depend_on_the_others(model: GPT2LMHead, precision: str) 
     require_blocks(precision)
     packed = swap_for_decoding(model, precision, "rows")
     prompts = [[5, 80, 210], [17, 3, 3], [9, 100, 2]]
-    greedy = Decoding(temperature=0)
+    greedy = SamplingOptions(temperature=0)
     together = list(generate(packed, prompts, greedy, 20))
     for row, prompt in enumerate(prompts):
         alone = list(generate(packed, [prompt], greedy, 20))
