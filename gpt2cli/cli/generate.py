@@ -25,8 +25,9 @@ from gpt2cli.cli.prompt import prompt_ids, read_prompt
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gpt2cli.generation.engine import DecodeStep, Throughput
+    from gpt2cli.generation.engine import DecodeStep
     from gpt2cli.generation.stop_text import Continuation
+    from gpt2cli.generation.throughput import Throughput
 
 LONGEST_ECHO = 2000  # characters of the prompt that are repeated on a terminal
 
@@ -86,8 +87,8 @@ def generate(
     text = read_prompt(prompt, file)
     with found(model) as folder:
         from gpt2cli.generation import engine
-        from gpt2cli.generation.engine import Throughput
         from gpt2cli.generation.stop_text import Continuation
+        from gpt2cli.generation.throughput import Throughput
 
         sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         loaded = load(

@@ -24,9 +24,10 @@ from gpt2cli.generation.chat_prompt import (
     require_room_beside,
 )
 from gpt2cli.generation.chat_settings import ChatSettings
-from gpt2cli.generation.engine import Throughput, common_length, continue_row, new_prefix_cache, truncate
+from gpt2cli.generation.engine import common_length, continue_row, new_prefix_cache, truncate
 from gpt2cli.generation.sampling import chance
 from gpt2cli.generation.stop_text import Continuation
+from gpt2cli.generation.throughput import Throughput
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.templates import Template
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates

@@ -5,7 +5,6 @@ its cache from prompt to prompt. How an id is chosen is in sampling.py, what the
 the prompts of a conversation are in chat_prompt.py.
 """
 
-import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,14 +30,6 @@ class DecodeStep:
     window_moved: bool
 
 
-@dataclass(frozen=True)
-class Padding:
-    """Rows of unequal length end together: the shorter ones begin with padding that no token attends to."""
-
-    n_pads: Tensor  # (B, 1)
-    visible: Tensor  # (B, n_positions), True for the places of real tokens
-
-
 def generate(
     model: GPT2LMHead,
     prompts: Sequence[Sequence[int]],
@@ -58,7 +49,7 @@ def generate(
     _check(prompts, model, max_new_tokens)
     rows = [list(prompt) for prompt in prompts]  # the ids in the window of each row
     active = [True] * len(rows)
-    cache = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
+    kv = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
     sampler = Sampler(options, rows, model.config.vocab_size, _device(model))
     n_left, moved = max_new_tokens, False
 
@@ -66,9 +57,9 @@ def generate(
     model.eval()
     try:
         while True:
-            logits, padding = prefill(model, cache, rows)
-            extend = partial(decode_one, model, cache, padding)
-            for chosen in _decode(extend, logits, sampler, min(n_left, limit - cache.length + 1)):
+            logits, batch = prefill(model, kv, rows)
+            extend = partial(decode_one, model, batch)
+            for chosen in _decode(extend, logits, sampler, min(n_left, limit - kv.length + 1)):
                 n_left -= 1
                 for row, token in zip(rows, chosen, strict=True):
                     row.append(token)
@@ -178,69 +169,51 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-class Throughput:
-    """How fast tokens come: prefill apart, end-of-text included, counted alike wherever it is said."""
+@dataclass(frozen=True)
+class Padding:
+    """Rows of unequal length end together: the shorter ones begin with padding that no token attends to."""
 
-    def __init__(self) -> None:
-        self.start = self._last = time.perf_counter()
-        self.prefill_seconds = 0.0
-        self._seconds, self._n_tokens = 0.0, 0
-        self._is_prefill = True
+    n_pads: Tensor  # (B, 1)
+    visible: Tensor  # (B, n_positions), True for the places of real tokens
 
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
 
-    @property
-    def tokens_per_second(self) -> float:
-        """0 where it cannot be told."""
-        return self._n_tokens / self._seconds if self._seconds > 0 else 0.0
+@dataclass
+class BatchCache:
+    """The KV cache of B rows. Equal prompts are prefilled once; each row gets its copy at the first decode
+    step, so that the first token does not wait for the copies.
+    """
 
-    def start_prefill(self) -> None:
-        """What passes until the next token is prefill's."""
-        self._is_prefill = True
-
-    def add(self, n_tokens: int = 1) -> None:
-        """So many came together, one per row; what passed before them is theirs."""
-        now = time.perf_counter()
-        passed, self._last = now - self._last, now
-        if self._is_prefill:
-            self.prefill_seconds += passed
-        else:
-            self._seconds += passed
-            self._n_tokens += n_tokens
-        self._is_prefill = False
+    kv: KVCache
+    padding: Padding | None
+    distinct: KVCache | None = None  # of the distinct prompts, until it is copied
+    sources: Sequence[int] = ()  # which of them each row continues
 
 
 @torch.inference_mode()
-def prefill(
-    model: GPT2LMHead, cache: KVCache, rows: Sequence[Sequence[int]]
-) -> tuple[Tensor, Padding | None]:
-    """Fill an empty cache with the rows; logits of the next token, (B, V). Equal rows run once."""
-    distinct = list(dict.fromkeys(map(tuple, rows)))
-    if len(distinct) == len(rows):
-        return _prefill_each(model, cache, rows)
-    T = max(map(len, rows))
-    place = {row: n for n, row in enumerate(distinct)}
-    sources = [place[tuple(row)] for row in rows]  # of B rows, each one's among the distinct
-    first = model.new_cache(len(distinct), T)
-    logits, padding = _prefill_each(model, first, distinct)
-    for ours, theirs in zip(cache.keys + cache.values, first.keys + first.values, strict=True):
-        for row, source in enumerate(sources):
-            ours[row, :, :T] = theirs[source, :, :T]  # (H, T, D)
-    cache.length = T
-    return logits[sources], padding and Padding(padding.n_pads[sources], padding.visible[sources])
+def prefill(model: GPT2LMHead, kv: KVCache, rows: Sequence[Sequence[int]]) -> tuple[Tensor, BatchCache]:
+    """Fill a cache of B rows, whatever it holds; logits of the next token, (B, V)."""
+    prompts = list(dict.fromkeys(map(tuple, rows)))
+    if len(prompts) == len(rows):
+        logits, padding = _prefill_each(model, kv, rows)
+        return logits, BatchCache(kv, padding)
+    place = {prompt: n for n, prompt in enumerate(prompts)}
+    sources = [place[tuple(row)] for row in rows]
+    distinct = model.new_cache(len(prompts), max(map(len, prompts)))
+    logits, padding = _prefill_each(model, distinct, prompts)
+    kv.length = distinct.length
+    padding = padding and Padding(padding.n_pads[sources], padding.visible[sources])
+    return logits[sources], BatchCache(kv, padding, distinct, sources)
 
 
 def _prefill_each(
-    model: GPT2LMHead, cache: KVCache, rows: Sequence[Sequence[int]]
+    model: GPT2LMHead, kv: KVCache, rows: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Padding | None]:
-    cache.length = 0
+    kv.length = 0
     device = _device(model)
     T = max(map(len, rows))
     input_ids = torch.tensor([[0] * (T - len(row)) + list(row) for row in rows], device=device)  # (B, T)
     if all(len(row) == T for row in rows):
-        return model.extend(input_ids, cache), None
+        return model.extend(input_ids, kv), None
 
     places = torch.arange(model.config.n_positions, device=device)
     n_pads = torch.tensor([[T - len(row)] for row in rows], device=device)  # (B, 1)
@@ -250,19 +223,30 @@ def _prefill_each(
     mask = mask & padding.visible[:, None, None, :T]  # (B, 1, T, T)
     # A query of padding sees itself: a softmax over nothing is NaN, and would spread.
     mask = mask | torch.eye(T, dtype=torch.bool, device=device)
-    hidden = model.transformer(input_ids, cache, positions, mask)
+    hidden = model.transformer(input_ids, kv, positions, mask)  # (B, T, C)
     return model.lm_head(hidden[:, -1]), padding
 
 
 @torch.inference_mode()
-def decode_one(model: GPT2LMHead, cache: KVCache, padding: Padding | None, ids: Tensor) -> Tensor:
+def decode_one(model: GPT2LMHead, batch: BatchCache, ids: Tensor) -> Tensor:
     """Append one id per row, (B,), to the cache; logits of the next token, (B, V)."""
+    kv, padding = batch.kv, batch.padding
+    if batch.distinct is not None:
+        _copy_rows(batch.distinct, batch.sources, kv)
+        batch.distinct = None
     if padding is None:
-        return model.extend(ids[:, None], cache)
-    S = cache.length + 1
+        return model.extend(ids[:, None], kv)
+    S = kv.length + 1
     mask = padding.visible[:, None, None, :S]  # (B, 1, 1, S)
-    hidden = model.transformer(ids[:, None], cache, cache.length - padding.n_pads, mask)
+    hidden = model.transformer(ids[:, None], kv, kv.length - padding.n_pads, mask)  # (B, 1, C)
     return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
+
+
+def _copy_rows(distinct: KVCache, sources: Sequence[int], kv: KVCache) -> None:
+    T = kv.length
+    for theirs, ours in zip(distinct.keys + distinct.values, kv.keys + kv.values, strict=True):
+        for row, source in enumerate(sources):
+            ours[row, :, :T] = theirs[source, :, :T]  # (H, T, D)
 
 
 def _move_window(rows: list[list[int]], active: Sequence[bool], limit: int) -> bool:
