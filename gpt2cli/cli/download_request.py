@@ -8,11 +8,8 @@ import os
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
 from gpt2cli import paths
 from gpt2cli.checkpoints.provenance import Origin
-from gpt2cli.convert.tf_process import require_tensorflow
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.downloads import SOURCES, command, model_name, origin_of
 from gpt2cli.hub.fetching import check_revision
@@ -26,7 +23,7 @@ def find(name: str | None) -> tuple[Size | None, str]:
     """One of the four sizes or None, and the repository of the hub."""
     if name is None:
         raise UsageError("which model?", f"there are {', '.join(SIZES)}", "gpt2 download 124M")
-    size = SIZES.get(paths.canonical(name) or "")
+    size = SIZES.get(paths.canonical_size(name) or "")
     if size:
         return size, size.repository
     plain, at, revision = name.partition("@")
@@ -70,7 +67,7 @@ def called(name: str, revision: str | None) -> str:
     if revision is None:
         return name
     check_revision(revision)
-    plain = paths.model_place(name)
+    plain = paths.model_path(name)
     origin = origin_of(plain) if paths.is_model(plain) else None
     return name if origin and origin.revision == revision else model_name(name, revision)
 
@@ -105,18 +102,3 @@ def require_place(model: Path) -> None:
             "it would be deleted",
             shlex.join(["mv", str(model), f"{model}.old"]),
         )
-
-
-def readable(sources: tuple[str, ...], size: Size | None, console: Console) -> tuple[str, ...]:
-    """The sources whose files can be converted here. Raises UsageError, before anything is fetched."""
-    if "openai" not in sources:
-        return sources
-    assert size is not None
-    try:
-        require_tensorflow(command(size.name, "hf", force=False))
-    except UsageError as error:
-        if sources == ("openai",):
-            raise
-        console.print(f"{error}; taking {WHO['hf']}'s files", style="warn")
-        return ("hf",)
-    return sources

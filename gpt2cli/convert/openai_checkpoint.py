@@ -1,26 +1,36 @@
-"""Owns OpenAI's checkpoint: a folder of seven files, its names of tensors, and hparams.json, both ways.
+"""OpenAI's checkpoint, read and written: a folder of seven files, its names of tensors, and hparams.json.
 
 OpenAI's matrices are (1, in, out), kernels of a convolution of width 1 (openai/gpt-2, src/model.py);
-without the 1 they are Hugging Face's. TensorFlow itself reads and writes, in tf_process.py's child.
+without the 1 they are Hugging Face's. How tensors lie in TensorFlow's files is in tensorflow_bundle.py.
 """
 
 import contextlib
 import json
-import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from gpt2cli.checkpoints.folder import TRANSPOSED, require_exactly, require_fitting, stored_shapes
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor, as_array, expand, require_plain
-from gpt2cli.convert.tf_process import AGAIN, Checkpoint, reading, require_tensorflow, write
+from gpt2cli.checkpoints.folder import TRANSPOSED, require_matching_vocabulary, require_tensors, stored_shapes
+from gpt2cli.convert.foreign_model import (
+    ForeignModel,
+    ForeignTensor,
+    RawTensors,
+    as_array,
+    expand_blocks,
+    require_standard_gpt2,
+)
+from gpt2cli.convert.tensorflow_bundle import (
+    DTYPES,
+    Entry,
+    read_index,
+    read_tensor,
+    require_tensorflow,
+    write_checkpoint,
+)
 from gpt2cli.errors import InputError
 from gpt2cli.files import flush, open_regular, write_file
-from gpt2cli.model.config import GPT2Config, size_of
+from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import BPE, read_table
 from gpt2cli.tokenizer.files import load_tokenizer
@@ -53,56 +63,46 @@ NAMES = {
     "transformer.ln_f.weight": "model/ln_f/g",
     "transformer.ln_f.bias": "model/ln_f/b",
 }
-DTYPES = {
-    "float32": torch.float32,  # OpenAI's
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-_LARGEST_INDEX = 16 << 20  # bytes; GPT-2 XL's has 15 KB
 
 
 @contextlib.contextmanager
-def open_openai(folder: Path) -> Iterator[Source]:
+def open_openai(folder: Path) -> Iterator[ForeignModel]:
     """The checkpoint in `folder`, each tensor read when it is asked for.
 
     The file called `checkpoint` is not read: it may name a place anywhere on the disk.
-    Raises InputError where files are missing, damaged or disagree; UsageError without TensorFlow.
+    Raises InputError where files are missing, damaged or disagree.
     """
     config = _read_hparams(folder / HPARAMS)
     prefix = _prefix(folder)
-    files = [folder / HPARAMS, prefix.with_name(f"{prefix.name}.index"), *_data_files(prefix, config)]
     tokenizer = load_tokenizer(folder)
-    files += [folder / name for name in (VOCABULARY, MERGES) if (folder / name).exists()]
     copy = f"copy {VOCABULARY} and {MERGES} from where the checkpoint came from"
-    require_fitting(folder, tokenizer, config.vocab_size, copy)
-    require_tensorflow(f"gpt2 download {size_of(config) or '124M'} --source hf")
-    with reading(prefix) as checkpoint:
-        shapes = _checked_shapes(folder, prefix, config, checkpoint)
-        names = expand(NAMES, config.n_layer)
-        yield Source(
-            path=folder,
-            format="openai-tf",
-            config=config,
-            tokenizer=tokenizer,
-            tensors={name: _source_tensor(checkpoint, names[name], shape) for name, shape in shapes.items()},
-            raw=RawTensors(checkpoint.entries.keys(), lambda name: as_array(_read(checkpoint, name))),
-            files=tuple(files),
-        )
+    require_matching_vocabulary(folder, tokenizer, config.vocab_size, copy)
+    index = prefix.with_name(f"{prefix.name}.index")
+    entries = read_index(prefix)
+    shapes = _checked_shapes(folder, index, config, entries)
+    names = expand_blocks(NAMES, config.n_layer)
+    texts = [folder / name for name in (VOCABULARY, MERGES) if (folder / name).exists()]
+    yield ForeignModel(
+        path=folder,
+        format="openai-tf",
+        config=config,
+        tokenizer=tokenizer,
+        tensors={name: _source_tensor(entries[names[name]], shape) for name, shape in shapes.items()},
+        raw=RawTensors(entries.keys(), lambda name: as_array(read_tensor(entries[name]))),
+        files=(folder / HPARAMS, index, *sorted({entry.path for entry in entries.values()}), *texts),
+    )
 
 
-def write_openai(out: Path, source: Source) -> None:
+def write_openai(out: Path, source: ForeignModel) -> None:
     """Write OpenAI's seven files into the empty folder `out`, in float32, flushed to the device.
 
     Raises InputError for what the format has no place for, UsageError without TensorFlow.
     """
     require_expressible(source.config, source.tokenizer, "f32")
     assert isinstance(source.tokenizer, BPE)
-    names = expand(NAMES, source.config.n_layer)
-    # The largest first: TensorFlow holds what it was given and needs two more copies of the next.
-    order = sorted(source.tensors.items(), key=lambda item: -math.prod(item[1].shape))
-    shapes = {names[name]: _openai_shape(name, tensor.shape) for name, tensor in order}
-    write(out / PREFIX, shapes, (_float32_bytes(tensor.load()) for _, tensor in order))
+    names = expand_blocks(NAMES, source.config.n_layer)
+    shapes = {names[name]: _openai_shape(name, tensor.shape) for name, tensor in source.tensors.items()}
+    write_checkpoint(out / PREFIX, shapes, (tensor.load() for tensor in source.tensors.values()))
     for path in out.iterdir():
         with open_regular(path) as file:
             flush(file)
@@ -125,8 +125,8 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
         ),
     }
     why = "the format has a place for five sizes, tied byte-pair embeddings and nothing else"
-    require_plain(config, dtype, "an OpenAI checkpoint", others, why)
-    require_fitting("this model", tokenizer, config.vocab_size)
+    require_standard_gpt2(config, dtype, "an OpenAI checkpoint", others, why)
+    require_matching_vocabulary("this model", tokenizer, config.vocab_size)
     require_tensorflow()
 
 
@@ -158,46 +158,24 @@ def _prefix(folder: Path) -> Path:
     return folder / found[0]
 
 
-def _data_files(prefix: Path, config: GPT2Config) -> list[Path]:
-    """The files beside the index, which are regular and can hold such a model."""
-    index_bytes = _regular_size(prefix.with_name(f"{prefix.name}.index"))
-    if index_bytes > _LARGEST_INDEX:
-        raise InputError(f"{prefix}.index: has {index_bytes} bytes", "an index of a GPT-2 has about 15,000")
-    first = f"{prefix.name}.data-"
-    files = sorted(path for path in prefix.parent.iterdir() if path.name.startswith(first))
-    if not files:
-        raise InputError(f"{prefix}.data-00000-of-00001: no such file", fix=f"ls -l {prefix.parent}")
-    n_bytes = sum(_regular_size(path) for path in files)
-    if n_bytes < config.n_parameters * torch.float16.itemsize:
-        raise InputError(
-            f"{files[0]}: {n_bytes:,} bytes are too few",
-            f"{HPARAMS} describes {config.n_parameters:,} parameters of 4 bytes",
-            AGAIN,
-        )
-    return files
-
-
-def _regular_size(path: Path) -> int:
-    with open_regular(path) as file:
-        return os.fstat(file.fileno()).st_size
-
-
 def _checked_shapes(
-    folder: Path, prefix: Path, config: GPT2Config, checkpoint: Checkpoint
+    folder: Path, index: Path, config: GPT2Config, entries: Mapping[str, Entry]
 ) -> dict[str, tuple[int, ...]]:
     """Hugging Face's names and shapes, after making sure that the checkpoint has just these tensors."""
-    blocks = {match[1] for name in checkpoint.entries if (match := re.match(r"model/h(\d+)/", name))}
+    blocks = {match[1] for name in entries if (match := re.match(r"model/h(\d+)/", name))}
     if len(blocks) != config.n_layer:
         raise InputError(
             f"{folder / HPARAMS}: n_layer is {config.n_layer}", f"the checkpoint has {len(blocks)} blocks"
         )
     shapes = stored_shapes(config)
-    names = expand(NAMES, config.n_layer)
+    names = expand_blocks(NAMES, config.n_layer)
     wanted = {names[name]: _openai_shape(name, shape) for name, shape in shapes.items()}
-    require_exactly(prefix, wanted, {name: shape for name, (_, shape) in checkpoint.entries.items()})
-    for name, (dtype, _) in checkpoint.entries.items():
-        if dtype not in DTYPES:
-            raise InputError(f"{prefix}: {name} is of type {dtype}", "GPT-2's are floating-point numbers")
+    require_tensors(index, wanted, {name: entry.shape for name, entry in entries.items()})
+    for entry in entries.values():
+        if entry.dtype not in DTYPES:
+            raise InputError(
+                f"{index}: {entry.name} is of type {entry.dtype}", "GPT-2's are floating-point numbers"
+            )
     return shapes
 
 
@@ -205,16 +183,5 @@ def _openai_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, *shape) if name.endswith(TRANSPOSED) else shape
 
 
-def _source_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> SourceTensor:
-    return SourceTensor(name, shape, False, lambda: _read(checkpoint, name).view(shape))
-
-
-def _read(checkpoint: Checkpoint, name: str) -> Tensor:
-    """The tensor as TensorFlow has it; its memory is what came through the pipe."""
-    dtype, shape = checkpoint.entries[name]
-    data = checkpoint.read(name, math.prod(shape) * DTYPES[dtype].itemsize)
-    return torch.frombuffer(data, dtype=DTYPES[dtype]).view(shape)
-
-
-def _float32_bytes(tensor: Tensor) -> memoryview:
-    return tensor.to(torch.float32).contiguous().flatten().view(torch.uint8).numpy().data
+def _source_tensor(entry: Entry, shape: tuple[int, ...]) -> ForeignTensor:
+    return ForeignTensor(entry.name, shape, False, lambda: read_tensor(entry).view(shape))

@@ -1,26 +1,27 @@
-"""Owns the proof that a converted model is the model it was made from.
+"""The proof that a converted model is the model it was made from.
 
-Both compute logits for the same fixed texts in float64: the source through `reference.py`, the
+Both compute logits for the same fixed texts in float64: the source through `numpy_gpt2.py`, the
 converted model through its own modules. In float64 rounding can neither hide a mistake nor feign
 one: an exact conversion differs by 1e-10, a wrong one by whole units. What the converted model
-does in fp32, as it is used, stands beside it in the receipt.
+computes in fp32, as it is used, stands beside it in the receipt.
 """
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.numpy_gpt2 import ROWS, Array, loss_of, reference_logits
 from gpt2cli.errors import InputError
-from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.gpt2 import empty_model
 from gpt2cli.tokenizer.base import Tokenizer
 
 TOLERANCE = 1e-4
@@ -59,18 +60,18 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What the source computes; taken down before its tensors are let go."""
+class ExpectedLogits:
+    """What the source computes; recorded before its tensors are freed."""
 
     prompts: list[list[int]]  # the last is the paragraph
     logits: list[NDArray[np.float64]]  # (T, V) each
 
 
-def expect(source: Source, dtype: torch.dtype) -> Expected:
+def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     """The source's logits, its tensors brought to `dtype` as the converted ones are.
 
-    Raises InputError where the source itself holds the attention's square matrices turned over:
-    no shape can show that, only that the model makes sense the other way round.
+    Raises InputError where the source itself holds the attention's square matrices transposed: no
+    shape shows that, only that the model makes sense the other way round.
     """
     prompts = [_encode(text, source.tokenizer, source.config.n_positions) for text in (*PROMPTS, PARAGRAPH)]
 
@@ -89,55 +90,75 @@ def expect(source: Source, dtype: torch.dtype) -> Expected:
         if turned < 0.95 * knows_nothing and turned < loss - 0.5:
             name = next(t.source for n, t in source.tensors.items() if n.endswith("attn.c_proj.weight"))
             raise InputError(
-                f"{source.path}: {name} and its like in each block are stored the wrong way round",
-                f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them turned over",
+                f"{source.path}: {name} and its like in each block are stored transposed",
+                f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them transposed",
                 "write the checkpoint again with these square matrices transposed",
             )
-    return Expected(prompts, logits)
+    return ExpectedLogits(prompts, logits)
 
 
-def compare(expected: Expected, model: GPT2LMHead) -> Verification:
+def compare_logits(expected: ExpectedLogits, converted: ForeignModel) -> Verification:
     """Run the converted model on the same ids. Raises nothing: the caller decides what a failure means."""
-    in_float64 = logits_in_float64(model, expected.prompts)
-    with torch.inference_mode():
-        in_fp32 = [model(torch.tensor([ids]))[0].double().numpy() for ids in expected.prompts]
-    paragraph = expected.prompts[-1]
-    difference, in_use = _largest(expected.logits, in_float64), _largest(expected.logits, in_fp32)
+    prompts, differences, losses = expected.prompts, [], []
+
+    def logits(dtype: torch.dtype) -> Iterator[NDArray[np.float64]]:
+        return converted_logits(converted.config, lambda name: converted.tensors[name].load(), prompts, dtype)
+
+    for ids, wanted, found in zip(prompts, expected.logits, logits(torch.float64), strict=True):
+        differences.append(_difference(wanted, found))
+        losses.append(loss_of(found, ids))
+    difference = _largest(differences)
+    pairs = zip(expected.logits, logits(torch.float32), strict=True)
+    in_use = _largest(_difference(wanted, found) for wanted, found in pairs)
     return Verification(
-        tokens=sum(len(ids) for ids in expected.prompts),
+        tokens=sum(len(ids) for ids in prompts),
         max_difference=difference,
         max_difference_fp32=in_use,
         tolerance=TOLERANCE,
         passed=difference < TOLERANCE and math.isfinite(in_use),  # False for NaN too
-        perplexity=_perplexity(in_float64[-1], paragraph),
-        perplexity_of_source=_perplexity(expected.logits[-1], paragraph),
+        perplexity=_perplexity(losses[-1]),
+        perplexity_of_source=_perplexity(loss_of(expected.logits[-1], prompts[-1])),
     )
 
 
 @torch.inference_mode()
-def logits_in_float64(model: GPT2LMHead, prompts: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
-    """Logits (T, V) of the model's own modules in float64, of which one block at a time is in memory."""
-    trunk = model.transformer
-    streams: list[Tensor] = []
-    for ids in prompts:
-        tokens, positions = torch.tensor([ids]), torch.arange(len(ids))
-        streams.append(trunk.wte(tokens).double() + trunk.wpe(positions).double())  # (1, T, C)
-    wide = copy.deepcopy(trunk.h[0]).double()
-    for block in trunk.h:
-        wide.load_state_dict(block.state_dict())  # widens while it copies
-        streams = [wide(x) for x in streams]
-    last_norm = copy.deepcopy(trunk.ln_f).double()
-    streams = [last_norm(x) for x in streams]
-    return [_scores(x[0], model.lm_head.weight).numpy() for x in streams]
+def converted_logits(
+    config: GPT2Config, load: Callable[[str], Tensor], prompts: Sequence[Sequence[int]], dtype: torch.dtype
+) -> Iterator[NDArray[np.float64]]:
+    """Logits (T, V) of each prompt of T ids, by the model's own modules in `dtype`.
+
+    `load` gives a tensor by Hugging Face's name, in Hugging Face's layout. Two blocks
+    and one embedding are in memory at most: a machine that can convert a model can prove it.
+    """
+    transformer = empty_model(config).eval().transformer
+    block, last_norm = transformer.h[0], transformer.ln_f
+    del transformer  # whose other blocks stay empty
+
+    def fill(module: nn.Module, prefix: str) -> None:
+        state = {name: load(f"{prefix}.{name}").to(torch.float32).to(dtype) for name in module.state_dict()}
+        module.load_state_dict(
+            {name: t.T if name.endswith(TRANSPOSED) else t for name, t in state.items()}, assign=True
+        )
+
+    tokens, positions = load(EMBEDDING), load("transformer.wpe.weight")
+    streams = [(tokens[[*ids]].to(dtype) + positions[: len(ids)].to(dtype))[None] for ids in prompts]
+    del tokens, positions  # streams: (1, T, C) each
+    for layer in range(config.n_layer):
+        fill(block, f"transformer.h.{layer}")
+        streams = [block(x) for x in streams]
+    del block
+    fill(last_norm, "transformer.ln_f")
+    head = load(EMBEDDING if config.tie_word_embeddings else HEAD)  # (V, C)
+    for x in streams:
+        yield _logits(last_norm(x)[0], head).double().numpy()
 
 
-def _scores(x: Tensor, weight: Tensor) -> Tensor:
-    """x (T, C) times weight (V, C) turned over, in float64, with few rows of it widened at a time."""
-    scores, wide = x.new_empty(len(x), len(weight)), x.new_empty(ROWS, x.shape[1])
-    for row in range(0, len(weight), ROWS):
-        rows = weight[row : row + ROWS]
-        scores[:, row : row + ROWS] = x @ wide[: len(rows)].copy_(rows).T
-    return scores  # (T, V)
+def _logits(x: Tensor, head: Tensor) -> Tensor:
+    """x (T, C) times head (V, C) transposed, in the precision of x, with few rows of it cast at a time."""
+    logits = x.new_empty(len(x), len(head))
+    for row in range(0, len(head), ROWS):
+        logits[:, row : row + ROWS] = x @ head[row : row + ROWS].to(torch.float32).to(x.dtype).T
+    return logits  # (T, V)
 
 
 def _encode(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:
@@ -155,10 +176,14 @@ def _encode(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:
     return ids if len(ids) > 1 else [0, tokenizer.end_of_text][:limit]
 
 
-def _largest(wanted: Sequence[NDArray[np.float64]], found: Sequence[NDArray[np.float64]]) -> float:
-    return float(max(np.abs(a - b).max() for a, b in zip(wanted, found, strict=True)))
+def _difference(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    difference = wanted - found
+    return float(np.abs(difference, out=difference).max())
 
 
-def _perplexity(logits: NDArray[np.float64], ids: Sequence[int]) -> float:
-    loss = loss_of(logits, ids)
+def _largest(differences: Iterable[float]) -> float:
+    return float(np.max([*differences]))  # NaN where one is NaN, unlike max()
+
+
+def _perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf

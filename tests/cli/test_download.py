@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from faulty_server import Fault, Site, serving
-from layouts import COMMIT, CONFIG, DATA, REPOSITORY, needs_tensorflow, serve_hub, serve_openai
-from openai_checkpoint import make_checkpoint
+from layouts import COMMIT, CONFIG, DATA, REPOSITORY, serve_hub, serve_openai
+from openai_checkpoint import imitate_checkpoint
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
@@ -232,7 +232,6 @@ def test_one_waits_for_the_other(gpt2: Any, site: Site, hub: None) -> None:
     assert done.err.count("waiting for it") == 1
 
 
-@needs_tensorflow
 def test_openai_first_then_the_hub_and_it_says_which(
     gpt2: Any, site: Site, hub: None, openai: dict[str, bytes]
 ) -> None:
@@ -249,10 +248,9 @@ def test_openai_first_then_the_hub_and_it_says_which(
     assert result["address"] == f"{site.address}/tiny"
 
 
-@needs_tensorflow
 def test_openais_checkpoint_is_converted_at_once(gpt2: Any, site: Site, size: Size, tmp_path: Path) -> None:
     hparams = {"n_vocab": 50257, "n_ctx": 24, "n_embd": 8, "n_head": 2, "n_layer": 2}
-    folder = make_checkpoint(tmp_path / "checkpoint", hparams, truth=False)
+    folder = imitate_checkpoint(tmp_path / "checkpoint", hparams)
     serve_openai(site, size, {path.name: path.read_bytes() for path in folder.iterdir()})
     site.faults[f"/tiny/{DATA}"] = [Fault("cut", 900_000)]
     done = gpt2("download", "tiny", "--source", "openai", "--base-url", site.address)

@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 from faulty_server import Fault, Site
-from layouts import COMMIT, CONFIG, DATA, REPOSITORY, needs_tensorflow
+from layouts import COMMIT, DATA, REPOSITORY
 
 from gpt2cli import paths
-from gpt2cli.checkpoints.folder import load_model
-from gpt2cli.convert import tf_process
 from gpt2cli.hub.registry import Size
 
 
-@needs_tensorflow
 def test_files_that_cannot_be_converted_are_refused_and_fetched_anew(
     gpt2: Any, site: Site, openai: dict[str, bytes]
 ) -> None:
@@ -32,38 +29,6 @@ def test_files_that_cannot_be_converted_are_refused_and_fetched_anew(
     site.requests.clear()
     gpt2(*command, "--no-convert")
     assert len(site.requests) == 5
-
-
-def test_without_tensorflow_both_ways_on_are_told_before_anything_is_fetched(
-    gpt2: Any, site: Site, openai: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tf_process.importlib.util, "find_spec", lambda name: None)
-    done = gpt2("download", "tiny", "--source", "openai", "--base-url", site.address)
-    assert done.code == 2
-    assert "pip install 'gpt2cli[tensorflow]'" in done.err
-    assert "gpt2 download tiny --source hf" in done.err
-    assert site.requests == []
-    kept = gpt2("download", "tiny", "--base-url", site.address, "--no-convert")
-    assert kept.code == 0
-    assert kept.out == f"{paths.downloads() / 'openai' / 'tiny'}\n"
-    assert gpt2("download", "tiny", "--no-convert", "--offline").out == kept.out
-
-
-def test_without_tensorflow_the_hub_is_next_and_offline_what_is_here(
-    gpt2: Any, site: Site, hub: None, openai: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tf_process.importlib.util, "find_spec", lambda name: None)
-    assert gpt2("download", "tiny", "--source", "hf", "--no-convert").code == 0
-    site.requests.clear()
-    done = gpt2("download", "tiny", "--offline")
-    assert done.code == 0, done.err
-    lines = [line for line in done.err.splitlines() if "TensorFlow" in line]
-    assert lines == [
-        "OpenAI's checkpoint format needs TensorFlow: it is not installed here;"
-        " taking the Hugging Face hub's files"
-    ]
-    assert site.requests == []
-    assert load_model(paths.models() / "tiny").config.n_embd == CONFIG.n_embd
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from foreign import BookGPT, NanoGPT, fill, nano_checkpoint
 from loud import loud
+from openai_checkpoint import COMMITTED, TRUTH
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors
-from gpt2cli.convert.detect_format import open_source
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import expand_blocks
+from gpt2cli.convert.openai_checkpoint import NAMES
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
@@ -78,7 +82,7 @@ def made(place: Path, kind: Kind) -> Path:
 def survives(place: Path, kind: Kind, what: str) -> bool:
     """Whether the source was accepted; then every number is the library's. Any other error fails."""
     try:
-        with open_source(place / kind.opened, n_head=2) as source:
+        with open_foreign(place / kind.opened, n_head=2) as source:
             found = {name: tensor.load() for name, tensor in source.tensors.items()}
             for array in source.raw.values():
                 assert array.dtype.kind == "f"
@@ -236,6 +240,20 @@ def zipped(make: Callable[[Path], None]) -> Callable[[Path], None]:
     return make_zip
 
 
+def make_openai(place: Path) -> None:
+    shutil.copytree(COMMITTED / "gpt2", place, dirs_exist_ok=True)
+
+
+def read_openai(place: Path) -> dict[str, Tensor]:
+    """What TensorFlow was given: its checksums let no other number through."""
+    with np.load(place / TRUTH) as arrays:
+        found = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {
+        target: found[source].view(found[source].shape[-2:])
+        for target, source in expand_blocks(NAMES, 2).items()
+    }
+
+
 def read_safetensors(place: Path) -> dict[str, Tensor]:
     return {
         name: tensor
@@ -301,6 +319,13 @@ KINDS = (
         "",
         ("model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"),
         read_safetensors,
+    ),
+    Kind(
+        "openai",
+        make_openai,
+        "",
+        ("model.ckpt.index", *(f"model.ckpt.data-0000{n}-of-00002" for n in (0, 1)), "hparams.json"),
+        read_openai,
     ),
     Kind("bin", make_bin, "", ("pytorch_model.bin",), read_bin),
     Kind("nanogpt", make_nano, "ckpt.pt", ("ckpt.pt",), read_nano),

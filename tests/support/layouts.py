@@ -1,7 +1,6 @@
 """The two layouts in which GPT-2 is served, for a loopback server: OpenAI's store, and the hub."""
 
 import hashlib
-import importlib.util
 import json
 import random
 from collections.abc import Collection, Mapping
@@ -18,9 +17,6 @@ from gpt2cli.tokenizer.bpe import gpt2
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=24)  # of the model that is served
 DATA = "model.ckpt.data-00000-of-00001"
-needs_tensorflow = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is None, reason="tensorflow is not installed"
-)
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 REPOSITORY = "somebody/tiny-gpt2"
 

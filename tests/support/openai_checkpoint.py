@@ -1,8 +1,12 @@
 """A checkpoint as OpenAI published them, made by TensorFlow alone; and one read by TensorFlow alone.
 
 Run as a program, in a process of its own, so that the tests' process never imports TensorFlow:
-    python openai_checkpoint.py make FOLDER '{"n_layer": 2, ...}'
+    python openai_checkpoint.py make FOLDER '{"n_layer": 2, ...}' [truth [sharded]]
+    python openai_checkpoint.py mixed FOLDER SEED N_TENSORS
+    python openai_checkpoint.py read PREFIX OUT.npz
     python openai_checkpoint.py dump FOLDER OUT.npz
+It made what lies in tests/convert/tensorflow, for tests without TensorFlow:
+    make gpt2 SMALLEST truth sharded; mixed mixed 1 24
 """
 
 import json
@@ -12,13 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from bundle_writer import write_bundle
 
 from gpt2cli.tokenizer.base import END_OF_TEXT
 from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF, gpt2
 
+SMALLEST = {"n_vocab": 257, "n_ctx": 8, "n_embd": 4, "n_head": 2, "n_layer": 2}
 TINY = {"n_vocab": 257, "n_ctx": 24, "n_embd": 32, "n_head": 4, "n_layer": 2}
 GPT2_124M = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
 TRUTH = "truth.npz"
+COMMITTED = Path(__file__).parents[1] / "convert" / "tensorflow"
 
 
 def bytes_only() -> BPE:
@@ -43,9 +50,32 @@ def make_checkpoint(folder: Path, hparams: dict[str, int] = TINY, *, truth: bool
     return folder
 
 
+def imitate_checkpoint(folder: Path, hparams: dict[str, int] = TINY, n_shards: int = 1) -> Path:
+    """What `make_checkpoint` makes, without TensorFlow; the graph is a mere name."""
+    write_texts(folder, hparams)
+    write_bundle(folder / "model.ckpt", dict(weights(hparams)), n_shards)
+    (folder / "model.ckpt.meta").write_bytes(b"a graph, which is not read")
+    (folder / "checkpoint").write_text('model_checkpoint_path: "/nowhere/model.ckpt"\n')
+    return folder
+
+
+def make_mixed(folder: Path, seed: int, n_tensors: int) -> Path:
+    """Tensors of random types, shapes and bits in three data files, as TensorFlow merges them."""
+    folder.mkdir(parents=True)
+    _run("mixed", str(folder), str(seed), str(n_tensors))
+    return folder
+
+
 def dump_checkpoint(folder: Path, out: Path) -> dict[str, np.ndarray]:
     """{name: array} by `tf.train.load_checkpoint`, and by importing the graph and restoring it."""
     _run("dump", str(folder), str(out))
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def dump_tensors(prefix: Path, out: Path) -> dict[str, np.ndarray]:
+    """{name: array} by TensorFlow's reader of checkpoints alone."""
+    _run("read", str(prefix), str(out))
     with np.load(out) as arrays:
         return dict(arrays)
 
@@ -87,18 +117,60 @@ def _run(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def _make(folder: str, shape: str, truth: str = "") -> None:
+def _make(folder: str, shape: str, truth: str = "", sharded: str = "") -> None:
     import tensorflow.compat.v1 as tf
 
     hparams = json.loads(shape)
-    with tf.Graph().as_default(), tf.Session() as session:
-        for name, array in weights(hparams):
-            value = tf.placeholder(tf.float32, array.shape)
-            variable = tf.get_variable(name, array.shape, initializer=tf.zeros_initializer())
-            session.run(tf.assign(variable, value), {value: array})
-        tf.train.Saver().save(session, f"{folder}/model.ckpt")
+    n_devices = 2 if sharded else 1  # TensorFlow makes a data file for each
+    config = tf.ConfigProto(device_count={"CPU": n_devices})
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
+        for n, (name, array) in enumerate(weights(hparams)):
+            with tf.device(f"/cpu:{n % n_devices}"):
+                value = tf.placeholder(tf.float32, array.shape)
+                variable = tf.get_variable(name, array.shape, initializer=tf.zeros_initializer())
+                session.run(tf.assign(variable, value), {value: array})
+        tf.train.Saver(sharded=bool(sharded)).save(session, f"{folder}/model.ckpt")
     if truth:
         np.savez(f"{folder}/{TRUTH}", **dict(weights(hparams)))
+
+
+def _mixed(folder: str, seed: str, n_tensors: str) -> None:
+    import tensorflow as tf
+
+    rng = np.random.default_rng(int(seed))
+    kinds = [
+        (tf.float32, "u4"),
+        (tf.float64, "u8"),
+        (tf.float16, "u2"),
+        (tf.bfloat16, "u2"),
+        (tf.int64, "u8"),
+    ]
+    truth, parts = {}, {0: {}, 1: {}, 2: {}}
+    for n in range(int(n_tensors)):
+        kind, bits = kinds[n % len(kinds)]
+        shape = tuple(rng.integers(0, 6, rng.integers(0, 5)))
+        array = rng.integers(0, 1 << 8 * np.dtype(bits).itemsize, shape, bits)  # NaN and infinity too
+        letters = rng.choice(list("ab/xyz_é"), rng.integers(1, 100))
+        name = f"model/{''.join(letters)}{n}"
+        truth[f"{kind.name} {name}"] = array
+        parts[n % 3][name] = tf.constant(array.view(kind.as_numpy_dtype))
+    for part, tensors in parts.items():
+        tf.raw_ops.SaveV2(
+            prefix=f"{folder}/part-{part}",
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(tensors.values()),
+        )
+    prefixes = [f"{folder}/part-{part}" for part in parts]
+    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=f"{folder}/mixed")
+    np.savez_compressed(f"{folder}/{TRUTH}", **truth)
+
+
+def _read(prefix: str, out: str) -> None:
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(prefix)
+    np.savez(out, **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
 
 
 def _dump(folder: str, out: str) -> None:
@@ -115,4 +187,4 @@ def _dump(folder: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    {"make": _make, "dump": _dump}[sys.argv[1]](*sys.argv[2:])
+    {"make": _make, "mixed": _mixed, "read": _read, "dump": _dump}[sys.argv[1]](*sys.argv[2:])
