@@ -1,4 +1,4 @@
-"""Owns `gpt2 generate`: a prompt in, continuations out. Decoding itself is `generation/`'s work."""
+"""`gpt2 generate`: a prompt in, continuations out."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

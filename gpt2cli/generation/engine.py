@@ -1,8 +1,8 @@
 """The decode engine: from prompts of ids to new ids, one step for all rows at a time.
 
 Keys and values stay in a cache, so each token goes through the model once; a conversation's row keeps
-its cache from prompt to prompt. How an id is chosen is in sampling.py, what the ids say in text.py, what
-the prompts of a conversation are in chat_prompt.py.
+its cache from prompt to prompt. How an id is chosen is in sampling.py, what the ids say in stop_text.py,
+what the prompts of a conversation are in chat_prompt.py.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
