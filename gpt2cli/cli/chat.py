@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, Session, Source, too_long
-from gpt2cli.cli.choose_model import found, load, sampling_options
+from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, MessageSource, too_long
+from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
     DeviceOption,
     JsonOption,
     MinPOption,
+    ModelArgument,
     RepetitionPenaltyOption,
     SeedOption,
     TemperatureOption,
@@ -79,8 +80,10 @@ def chat(
 
             sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
             settings = ChatSettings(sampling, max_new_tokens)
-            n_tokens = TALK_TOKENS if screen else 0
-            loaded = load(folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end)
+            n_tokens = TERMINAL_TOKENS if screen else 0
+            loaded = load_for_decoding(
+                folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
+            )
             conversation = _begin(loaded, system, settings)
         source, keys = _source(screen)
         loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json)

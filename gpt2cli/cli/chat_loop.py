@@ -149,7 +149,7 @@ class ChatLoop:
         from gpt2cli.ui.console import err
         from gpt2cli.ui.spinner import waiting
 
-        view = ReplyView(self.conversation.settings["seed"], self.is_talk, self.as_json)
+        view = ReplyView(self.conversation.settings["seed"], self.is_terminal, self.as_json)
         # Closed at once, whatever passes: the conversation waits for the end of a reply.
         events, before = cast("Generator[ChatEvent, None, None]", ask), self.conversation.exchanges
         try:
@@ -159,7 +159,7 @@ class ChatLoop:
                     signals.is_prefill = False
                     end_waiting()
                     view.show(event)
-                    signals.is_reading = not isinstance(event, TextDelta | ReplyDone)
+                    signals.is_prefill = not isinstance(event, TextDelta | ReplyDone)
         except BaseException as error:
             signals.is_prefill = False
             view.break_off()
@@ -260,10 +260,10 @@ class ChatLoop:
 
 
 # What a reply comes of, and all else.
-_TURNS: "dict[str, Callable[[Session, str, Stop], Iterator[ChatEvent]]]" = {
-    chat_commands.SAY: Session._say,
-    "retry": Session._retry,
-    "continue": Session._continue,
+_TURNS: "dict[str, Callable[[ChatLoop, str, Stop], Iterator[ChatEvent]]]" = {
+    chat_commands.SAY: ChatLoop._say,
+    "retry": ChatLoop._retry,
+    "continue": ChatLoop._continue,
 }
 _DO: dict[str, Callable[[ChatLoop, str], None]] = {
     "help": ChatLoop._help,

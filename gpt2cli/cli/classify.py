@@ -157,7 +157,10 @@ class _Writer:
         from gpt2cli.ui.progress import counting, track
 
         self._limit = loaded.max_tokens
-        for answer in tracked(label_texts.predict_labels(loaded, texts, where), len(texts), err()):
+        answers = label_texts.predict_labels(loaded, texts, where)
+        if len(texts) > FEW:
+            answers = track(answers, err(), counting("classifying", len(texts)))
+        for answer in answers:
             self._n_cut += answer.was_cut
             yield answer
 

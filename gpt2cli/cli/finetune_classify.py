@@ -92,7 +92,7 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
     """Evaluate the best checkpoint on the test split: a table, report.json and confusion.png."""
     from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
-    from gpt2cli.evaluation.classes import score
+    from gpt2cli.evaluation.classes import classification_metrics
     from gpt2cli.generation.label_texts import label_probabilities
     from gpt2cli.paths import best_checkpoint
     from gpt2cli.training.classify_task import ClassifyTask
@@ -110,9 +110,9 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
         if signal := stop():
             return signal
         for found in label_probabilities(loaded, list(test.ids[first : first + AT_ONCE])):
-            verdicts.append((test.classes[len(verdicts)], found.index(max(found))))
-    scores = score(verdicts, len(loaded.labels))
-    new = [verdict for verdict, ids in zip(verdicts, test.ids, strict=True) if ids not in seen]
+            predictions.append((test.classes[len(predictions)], found.index(max(found))))
+    scores = classification_metrics(predictions, len(loaded.labels))
+    new = [verdict for verdict, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
     plot_confusion(scores, loaded.labels, run.folder / PICTURE, title=run.name)
     report = _as_report(scores, loaded.labels) | {
         "checkpoint": folder.name,

@@ -135,13 +135,12 @@ def _answer_one(
     add_sample(run, session.state.step, task.template.prompt(shown.record.question) + text)
 
 
-def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
+def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
     """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
-    from gpt2cli.evaluation.responses import appending
+    from gpt2cli.evaluation.responses import open_responses
     from gpt2cli.generation.batch import answer_prompts
     from gpt2cli.generation.sampling import SamplingOptions
-    from gpt2cli.training.sft_task import Instruction
-    from gpt2cli.ui.answers import show_answering
+    from gpt2cli.training.sft_task import SftTask
     from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import counting, track
 

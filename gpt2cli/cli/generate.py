@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.choose_model import found, load, sampling_options
+from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -99,7 +99,7 @@ def generate(
         from gpt2cli.generation.throughput import Throughput
 
         sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        loaded = load(
+        loaded = load_for_decoding(
             folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
         )
     cut = None if truncate else "gpt2 generate --truncate, which keeps only its last tokens"

@@ -159,7 +159,7 @@ def _watch(folder: Path, prompt: str, *, draw: bool) -> "ForwardTrace":
     from gpt2cli.ui.attention_map import MOST_TOKENS
 
     loaded = open_model(folder, attention="formula")
-    ids = prompt_ids(prompt, loaded, "inspect a shorter one")
+    ids = encode_prompt(prompt, loaded, "give a shorter prompt")
     return trace_forward(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
 
 

@@ -104,7 +104,7 @@ def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop:
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import SamplingOptions
-    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
 

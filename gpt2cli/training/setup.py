@@ -64,7 +64,7 @@ def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None)
         model = task.saved_model(checkpoint, attention) if checkpoint else task.fresh_model(attention)
         for parameter in model.parameters():  # the memory layout of a new model: the same rounding
             parameter.data = parameter.data.contiguous()
-        model.transformer.activation_checkpointing = asked.recompute == "on"
+        model.transformer.activation_checkpointing = run.activation_checkpointing == "on"
         model.to(runtime.device)
 
         optimizer = make_optimizer(model, recipe.optim, runtime.device)
