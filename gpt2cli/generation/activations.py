@@ -1,4 +1,4 @@
-"""Owns the view into one forward pass: what goes in and out of each module, and who attends to whom.
+"""Activations of one forward pass: what goes in and out of each module, and which token attends to which.
 
 The real model runs; hooks look on. Nothing in `model/` knows of it, and nothing is kept but
 shapes and statistics, except for the attention that was asked for.
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2cli.checkpoints.finite import is_finite
 from gpt2cli.checkpoints.info import TensorStatistics, statistics
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import attention_formula
@@ -43,7 +44,9 @@ class Activation:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ForwardTrace:
+    """What hooks saw of one forward pass."""
+
     ids: tuple[int, ...]  # the T tokens that went in
     activations: tuple[Activation, ...]  # in order of computation
     attention: Tensor  # (n_layer, H, n, n) among the last n tokens, as many as were asked for
@@ -57,7 +60,7 @@ class NextToken:
 
 
 @torch.inference_mode()
-def watch(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> Anatomy:
+def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> ForwardTrace:
     """Run input_ids (1, T) through the model and note each activation.
 
     Attention weights are kept for the last `n_drawn` tokens: all of them would be 5 GB for 48
@@ -86,7 +89,7 @@ def watch(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> Anatomy:
             hooks.callback(handle.remove)
         logits = model(input_ids)  # (1, T, V)
     ids = tuple(input_ids[0].tolist())
-    return Anatomy(ids, tuple(activations), torch.stack(attention), logits[0, -1].clone())
+    return ForwardTrace(ids, tuple(activations), torch.stack(attention), logits[0, -1].clone())
 
 
 def heads(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +109,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 def next_tokens(logits: Tensor, n: int) -> list[NextToken]:
     """The `n` likeliest ids after logits (V,), likeliest first, at most V; none where one is not finite."""
-    if not logits.isfinite().all():
+    if not is_finite(logits):
         return []
     top = logits.double().softmax(dim=-1).topk(min(n, len(logits)))
     return [

@@ -1,0 +1,117 @@
+"""The prompt of a conversation: what has been said, a template and a system text become ids."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gpt2cli.errors import InputError
+from gpt2cli.generation.stop_text import Continuation
+from gpt2cli.templates import Template, Turn
+from gpt2cli.tokenizer.base import Tokenizer
+
+LEAST_ROOM = 8  # tokens for a question and the beginning of its reply
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its reply: one turn of the conversation."""
+
+    question: str
+    reply: str
+    ids: tuple[int, ...]  # what the model chose for the reply, without end-of-text
+    finish_reason: str
+    attempt: int = 0  # how often the question had been asked before
+    n_dropped: int = 0  # the turns out of the context when it was asked
+    n_held: int = field(default=0, compare=False)  # tokens that the model had read by then
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How turns are written for a model. Without a template a text simply goes on: each side's words
+    follow the other's.
+    """
+
+    tokenizer: Tokenizer
+    template: Template | None
+    system: str | None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return self.template.stops if self.template else ()
+
+    def prompt(self, exchanges: Sequence[Exchange], question: str) -> list[int]:
+        """What a reply to the question follows: what training has put before it, with replies in
+        the ids that the model chose. An empty text begins with end-of-text.
+        """
+        if self.template:
+            return [*_written(self, self.template, exchanges, question)]
+        encode, end = self.tokenizer.encode, self.tokenizer.end_of_text
+        ids = encode(f"{self.system}\n\n") if self.system else []
+        if not ids and not (exchanges[0].question if exchanges else question):
+            ids = [end]
+        for exchange in exchanges:
+            ids += [*encode(exchange.question), *exchange.ids]
+            ids += [end] * (exchange.finish_reason == "end_of_text")
+        return [*ids, *encode(question)]
+
+
+def _written(
+    chat_format: ChatFormat, template: Template, exchanges: Sequence[Exchange], question: str
+) -> Iterator[int]:
+    turns = [] if chat_format.system is None else [Turn("system", chat_format.system)]
+    for exchange in exchanges:
+        turns += [Turn("user", exchange.question), Turn("assistant", exchange.reply)]
+    replies = (exchange.ids for exchange in exchanges)
+    for text, is_answer in template.parts([*turns, Turn("user", question)]):
+        if is_answer:
+            yield from next(replies)
+            yield chat_format.tokenizer.end_of_text  # ended, as every answer in training
+        else:
+            yield from chat_format.tokenizer.encode(text)
+
+
+def first_that_fits(
+    chat_format: ChatFormat, exchanges: Sequence[Exchange], question: str, n_dropped: int, most: int
+) -> int:
+    """The least number of the oldest exchanges that have to go, at least `n_dropped`, so that the
+    prompt has at most `most` ids; all of them where nothing helps.
+    """
+    numbers = range(n_dropped, len(exchanges))
+    return n_dropped + bisect_left(
+        numbers, True, key=lambda n: len(chat_format.prompt(exchanges[n:], question)) <= most
+    )
+
+
+def require_room(chat_format: ChatFormat, question: str, limit: int) -> None:
+    """Raises InputError for a question that has no place in the context even alone."""
+    n = len(chat_format.prompt([], question))
+    if n > limit:
+        beside = n - len(chat_format.tokenizer.encode(question))
+        raise InputError(
+            f"the message has {n} tokens"
+            + f", {beside} of them from template and system text" * (beside > 0),
+            f"this model's context holds {limit}",
+            "shorten it",
+        )
+
+
+def require_room_beside(chat_format: ChatFormat, limit: int) -> None:
+    """Raises InputError for a system text that leaves none."""
+    n = len(chat_format.prompt([], "")) if chat_format.system else 0
+    if n > limit - LEAST_ROOM:
+        raise InputError(
+            f"the system text has {n} tokens" + " with its template" * (chat_format.template is not None),
+            f"this model's context holds {limit}, questions and replies included",
+            "a shorter --system TEXT, or in a chat /system TEXT",
+        )
+
+
+def own_ids(reply: Continuation, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of the reply's text. A stop string at its end does not belong to it, and may begin
+    inside a token: what that token holds of the text is encoded.
+    """
+    ids, text = reply.ids, reply.text
+    if reply.finish_reason != "stop":
+        return tuple(ids)
+    n = next(n for n in range(len(ids), -1, -1) if text.startswith(tokenizer.decode(ids[:n])))
+    return (*ids[:n], *tokenizer.encode(text[len(tokenizer.decode(ids[:n])) :]))
