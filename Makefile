@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo tour test check lint proofs bench clean
+.PHONY: help demo tour test check lint mutations proofs bench clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -34,6 +34,9 @@ lint: .venv/dev.stamp      ## style, types, layers
 	$(BIN)/lint-imports
 
 check: lint test           ## lint and test: what CI runs
+
+mutations: .venv/dev.stamp ## put known faults into a copy of the tree: each must fail a test
+	$(BIN)/python tests/mutations.py
 
 proofs: .venv/dev.stamp    ## the slow proofs: long kill loops, full-size shapes; builds llama.cpp for its own
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[llama]' || echo 'no llama.cpp: its tests are skipped'

@@ -67,7 +67,7 @@ def transformers_model(size: str) -> Any:
 def write_gguf_file(folder: Path, size: str, precision: str) -> Path:
     """The same weights for llama.cpp."""
     from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
-    from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+    from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
     from gpt2cli.convert.gguf import write_gguf
     from gpt2cli.tokenizer.bpe import gpt2
 
@@ -78,12 +78,12 @@ def write_gguf_file(folder: Path, size: str, precision: str) -> Path:
         return state[name].T if name.endswith(TRANSPOSED) else state[name]
 
     tensors = {
-        name: SourceTensor(name, shape, False, lambda name=name: stored(name))
+        name: ForeignTensor(name, shape, False, lambda name=name: stored(name))
         for name, shape in stored_shapes(model.config).items()
     }
     raw = RawTensors(list(tensors), lambda name: stored(name).numpy())
     path = folder / f"{GGUF[precision]}.gguf"
-    source = Source(folder, "gpt2cli", model.config, gpt2(), tensors, raw, ())
+    source = ForeignModel(folder, "gpt2cli", model.config, gpt2(), tensors, raw, ())
     write_gguf(path, source, GGUF[precision], size)
     return path
 

@@ -1,8 +1,7 @@
-"""Owns what can go wrong for a user and the exit code that each kind carries.
+"""Errors that a user can act on, one class per exit code.
 
-Library code raises one of these; `cli/app.py` is the only place that prints them and exits.
-An error says what happened (with file:line or the field), why, and a command that fixes it.
-Imports nothing.
+Library code raises them; `cli/app.py` alone prints them and exits. An error says what happened
+(with file:line or the field), why, and a command that fixes it. Imports nothing.
 """
 
 
@@ -32,25 +31,25 @@ class InputError(Gpt2Error):
 
 
 class ResourceError(Gpt2Error):
-    """Disk, memory or a lock is not to be had."""
+    """Disk space, memory or a lock is not available."""
 
     exit_code = 4
 
 
 class ServiceError(Gpt2Error):
-    """A remote service failed or is out of reach."""
+    """A remote service failed or cannot be reached."""
 
     exit_code = 5
 
 
 class DivergedError(Gpt2Error):
-    """Training or inference left the finite numbers."""
+    """Training or inference produced NaN or infinity."""
 
     exit_code = 6
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, Python or the system says in its own way that memory has run out."""
+    """Whether this is how torch, Python or the system says that memory has run out."""
     if isinstance(error, OSError):
         return error.errno == 12  # ENOMEM
     says = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")

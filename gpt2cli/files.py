@@ -1,9 +1,9 @@
-"""Owns how bytes reach the disk: whole or not at all, hashed, and by one writer at a time.
+"""Atomic files and folders: complete or absent, hashed, written by one process at a time.
 
-Every file and folder that gpt2cli leaves behind is built under a temporary name in the same
-directory, flushed to the device, and renamed. A crash between any two system calls leaves
-either the old content or the new, plus an orphan with a name that tells who left it: the next
-write of the same name, or `sweep`, clears it up. What the files mean is not known here.
+Everything that gpt2cli leaves behind is built under a temporary name in the same directory,
+flushed to the device, and renamed. A crash between any two system calls leaves the old content
+or the new, plus an orphan whose name says which process left it: the next write of the same
+name, or `sweep`, removes it. What the files mean is not known here.
 """
 
 import contextlib
@@ -69,8 +69,8 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends, or what the link `path` points to.
 
     A folder that is there then is replaced; without `replace` it stays, and ResourceError is
-    raised, as for a file that is there. UsageError is raised as by `place_of`. The files in the
-    folder must be flushed by whoever writes them (`write_file` does). Replacing takes two renames;
+    raised, as for a file that is there. UsageError is raised as by `place_of`. The caller must
+    flush the files in the folder (`write_file` does). Replacing takes two renames;
     after a crash between them `recover` or `sweep` puts the old folder back.
     """
     path = place_of(path)
@@ -107,9 +107,9 @@ def place_of(path: Path) -> Path:
 
 
 def recover(path: Path) -> None:
-    """Clear up what interrupted writes of `path` left beside it, unless a living process owns it.
+    """Remove what interrupted writes of `path` left beside it, unless a living process owns it.
 
-    A folder whose replacement did not come in time gets its name back. What cannot be cleared up
+    A folder whose replacement did not come in time gets its name back. What cannot be removed
     stays: nothing is raised.
     """
     _drop_orphans(path)
@@ -230,6 +230,8 @@ def lock(folder: Path) -> Iterator[None]:
                 "two runs that write in one folder would destroy each other's files",
                 f"wait for it, or stop it: kill {holder}",
             ) from None
+        if not os.fstat(descriptor).st_nlink:  # its holder has failed, and deleted it before it let go
+            raise ResourceError(f"{folder}: in use by another process", "it is just ending", "start again")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         yield
@@ -245,7 +247,7 @@ def _install(temporary: Path, path: Path, replace: bool) -> None:
             if os.path.lexists(path):
                 if not replace or path.is_symlink() or not path.is_dir():
                     raise _appeared(path)
-                _settle(old, path)  # of the attempt before, which somebody else's folder has replaced
+                _settle(old, path)  # of the attempt before, which another process has replaced
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(path, old)
             try:
@@ -262,8 +264,8 @@ def _install(temporary: Path, path: Path, replace: bool) -> None:
 
 def _appeared(path: Path) -> ResourceError:
     return ResourceError(
-        f"{path}: exists by now",
-        "somebody made it meanwhile, and it was not to be replaced",
+        f"{path}: exists now",
+        "another process made it meanwhile, and --force was not given",
         "choose another place, or remove it first",
     )
 
@@ -297,8 +299,8 @@ def _leftovers(path: Path, mark: str) -> list[Path]:
     for name in names:
         if name.startswith(mark):
             whose, owner = _name_and_owner(name.removeprefix(mark))
-            # Without an owner it may be anybody's half-written file, but of a folder put aside the
-            # name says enough.
+            # Without an owner it may be any process's half-written file; for a folder put aside the
+            # name is enough.
             is_ours = whose == path.name and (owner is not None or mark == REPLACED)
             if is_ours and not _is_alive(owner):
                 found.append(path.with_name(name))

@@ -1,7 +1,7 @@
-"""Owns files of JSON lines that only grow: an object a line, each one whole however the writing ends.
+"""Append-only files of JSON lines: one object per line, every line complete however the writing ends.
 
-What the lines mean is the business of whoever reads them: `parse` makes a value of a line's
-object, and raises ValueError, TypeError or KeyError for one that is none of its own.
+The caller gives the lines their meaning: `parse` turns a line's object into a value, and raises
+ValueError, TypeError or KeyError for a line that is not one.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
-"""Owns where things live: downloaded models, corpora and caches under GPT2_HOME, runs under ./runs.
+"""Where things live: models, downloads, corpora and caches under GPT2_HOME, runs under ./runs.
 
 Turns what a user typed (a run, a folder, a name, nothing) into the path of one model folder.
-It does not read what is in the folder; `weights/folder.py` does.
+What is in the folder is `checkpoints/folder.py`'s business.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 from gpt2cli.errors import InputError
 
 CHECKPOINTS = "checkpoints"
-RESPONSES = "responses.jsonl"  # in a run that was taught to answer: what it answered
+RESPONSES = "responses.jsonl"  # in an instruction-tuned run: the model's responses
 NEWEST = "newest"  # the name, in a recipe, of the model that changed last
-# What people call OpenAI's models, and what they are called here: by their parameters, counted right.
+# OpenAI's models under each of their names; here they are named by their true parameter counts.
 ALIASES = {
     alias: size
     for size, names in {
@@ -26,32 +26,32 @@ ALIASES = {
 }
 
 
-def home() -> Path:
+def gpt2_home() -> Path:
     """GPT2_HOME, or ~/.cache/gpt2cli."""
     return Path(os.environ.get("GPT2_HOME") or Path.home() / ".cache" / "gpt2cli").expanduser()
 
 
 def models() -> Path:
-    return home() / "models"
+    return gpt2_home() / "models"
 
 
 def downloads() -> Path:
-    """What was downloaded, as it came: OpenAI's files, a folder each."""
-    return home() / "downloads"
+    """Downloads as they came: OpenAI's files, one folder per size."""
+    return gpt2_home() / "downloads"
 
 
 def corpora() -> Path:
-    return home() / "corpora"
+    return gpt2_home() / "corpora"
 
 
 def prepared() -> Path:
-    """Corpora that `pretrain` tokenised on the fly, one folder a digest."""
-    return home() / "prepared"
+    """Corpora that `pretrain` tokenised on the fly, one folder per digest."""
+    return gpt2_home() / "prepared"
 
 
 def logs() -> Path:
     """Tracebacks of our own bugs."""
-    return home() / "logs"
+    return gpt2_home() / "logs"
 
 
 def mirror() -> Path | None:
@@ -60,7 +60,7 @@ def mirror() -> Path | None:
     return Path(value).expanduser() if value else None
 
 
-def canonical(name: str) -> str | None:
+def canonical_size(name: str) -> str | None:
     """One of OpenAI's sizes under any of its names as "124M", "355M", "774M" or "1558M"; else None."""
     return ALIASES.get(name.lower())
 
@@ -70,18 +70,18 @@ def runs() -> Path:
     return Path(os.environ.get("GPT2_RUNS") or "runs").expanduser()
 
 
-def model_place(name: str) -> Path:
+def model_path(name: str) -> Path:
     """Where a downloaded or converted model of this name lives; "owner/name" becomes one folder."""
-    return models() / (canonical(name) or name.replace("/", "--"))
+    return models() / (canonical_size(name) or name.replace("/", "--"))
 
 
 def is_model(folder: Path) -> bool:
-    """A whole model, or an adapter to one. False, like `is_run`, for what cannot be a path at all."""
+    """A whole model, or an adapter. False, like `is_run`, for what cannot be a path."""
     return os.path.isfile(folder / "config.json") or is_adapter(folder)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds only what is added to another model's weights."""
+    """Whether the folder holds an adapter alone, without the weights of its base."""
     return os.path.isfile(folder / "adapter_config.json") and not os.path.exists(folder / "model.safetensors")
 
 
@@ -105,10 +105,10 @@ def find_model(name: str | None) -> Path:
     """
     if name is None:
         return _newest()
-    size = canonical(name)
+    size = canonical_size(name)
     places = [Path(os.path.expanduser(name))] if name else []
     if name and not any(part.startswith(".") for part in Path(name).parts):
-        places += [runs() / name, model_place(name)]
+        places += [runs() / name, model_path(name)]
     for place in places:
         if is_run(place):
             return best_checkpoint(place)
@@ -152,10 +152,10 @@ def _newest() -> Path:
             f"neither {runs()} nor {models()} holds one",
             "gpt2 pretrain verdict",
         )
-    return newest_first()[0]
+    return models_newest_first()[0]
 
 
-def newest_first() -> list[Path]:
+def models_newest_first() -> list[Path]:
     """The model folders of every run that has a checkpoint, and of every model, newest first."""
     found = sorted(_candidates(), key=lambda path: path.stat().st_mtime, reverse=True)
     return [best_checkpoint(path) if is_run(path) else path for path in found]

@@ -1,7 +1,7 @@
-"""Owns what the machine is and what we ask of it: device, precision, threads, compiler.
+"""The machine and what we ask of it: device, precision, threads, compiler.
 
-`choose_runtime` turns the words of a recipe or a flag ("auto") into a frozen Runtime; every
-other module is handed one and asks the machine nothing.
+`choose_runtime` resolves "auto" from a recipe or a flag into a frozen Runtime; every other
+module is given one and asks the machine nothing.
 """
 
 import ctypes
@@ -25,20 +25,20 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how to compute. `dtype` is that of the products; weights stay fp32 in training."""
+    """Where and how to compute. Matmuls run in `dtype`; weights stay fp32 in training."""
 
     device: torch.device
     precision: str  # "fp32", "bf16" or "fp16"; decoding also "int8"
     threads: int
     compile: bool
-    notices: tuple[str, ...] = ()  # what was asked for and cannot be had, one sentence each
+    notices: tuple[str, ...] = ()  # what was asked for and is not available, one sentence each
 
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES["fp32" if self.precision == INT8 else self.precision]
 
     def autocast(self) -> torch.autocast:
-        """The block in which products over fp32 weights are computed in `dtype`."""
+        """A context in which matmuls over fp32 weights run in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.precision != "fp32")
 
 
@@ -55,8 +55,8 @@ def choose_runtime(
     """Resolve "auto" for this machine and set torch's thread count.
 
     `flops` is the work ahead: with compile "auto" the compiler is used where that is worth it.
-    Raises UsageError for a device that is not there or a word that means nothing. A precision
-    or a compiler that is missing becomes a notice, never a failure.
+    Raises UsageError for a missing device or an unknown word. A precision or a compiler that the
+    machine lacks becomes a notice, never a failure.
     """
     chosen = _choose_device(device)
     notices: list[str] = []
@@ -72,7 +72,7 @@ def choose_runtime(
 
 
 def default_threads() -> int:
-    """One a core that this process may use."""
+    """One per core that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -83,7 +83,7 @@ def find_compiler() -> str | None:
 
 
 def choose_attention(attention: str, device: torch.device, context: int, *, compiled: bool = False) -> str:
-    """Resolve "auto": on a CPU, plain products beat torch's fused kernel where rows are short, and
+    """Resolve "auto": on a CPU, plain matmuls beat torch's fused kernel where rows are short, and
     compiled ones everywhere.
     """
     if attention != "auto":
@@ -128,8 +128,8 @@ def _choose_precision(precision: str, device: torch.device, training: bool, noti
     if precision not in ("auto", *DTYPES):
         raise UsageError(f"precision {precision!r} is unknown", fix="use auto, fp32, bf16 or fp16")
     if precision == "auto":
-        # Training keeps fp32 weights beside the bf16 products. Decoding would round the weights
-        # themselves: on a CPU that nearly doubles the speed and changes some texts, so it is asked for.
+        # Training keeps fp32 weights beside the bf16 matmuls. Decoding would round the weights
+        # themselves: on a CPU that nearly doubles the speed and changes some texts, so the user asks for it.
         return "bf16" if _has_fast_bf16(device) and (training or device.type != "cpu") else "fp32"
     if precision == "fp16" and device.type != "cuda" and training:
         notices.append("fp16 training needs a CUDA device for its loss scaling; fp32 is used instead")

@@ -1,13 +1,12 @@
-"""Owns how a conversation becomes one text, for training and for asking alike.
+"""Chat templates: how a conversation becomes one text, in training and in generation alike.
 
-A template turns turns into parts: what is given, and what the model says. Everything before an
-answer is the same text in training and in asking, and the same ids, because each part is encoded
-by itself: no byte pair crosses a border. Markers are ordinary text, so GPT-2 needs no new tokens;
-an end-of-text id after each answer is what ends it. A user's text that holds a marker is not
-changed: what it says is the user's.
+A template turns a conversation into parts: what is given, and what the model answers. Everything
+before an answer is the same text, and the same ids, in training and in generation, because each part
+is encoded by itself: no byte pair crosses a border. Markers are ordinary text, so GPT-2 needs no new
+tokens; an end-of-text id ends each answer. A user's text that holds a marker is left unchanged.
 
-What a judge is asked is here too. A response that is judged is data: it stands in a JSON string in
-which nothing can be taken for one of a chat's special tokens.
+What the LLM judge is asked is here too. A response that is judged is data: it stands in a JSON string
+in which nothing can be taken for one of a chat's special tokens.
 """
 
 import hashlib
@@ -26,22 +25,22 @@ PREAMBLE = (
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says. `input` is what a user's instruction is to be applied to, if given apart."""
+    """One message. `input` is what a user's instruction applies to, where it is given apart."""
 
     role: Role
     text: str
     input: str = ""
 
 
-class Part(NamedTuple):
+class TemplatePart(NamedTuple):
     text: str
     is_answer: bool
 
 
 @dataclass(frozen=True)
 class Template:
-    """One way of writing conversations. `stops` are texts that end an answer besides end-of-text:
-    with them the model begins to speak for the other side.
+    """One chat format. `stops` are texts that end an answer besides end-of-text: with them the
+    model begins to write the user's turn.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Template:
     opening: Callable[[str | None], str]  # with the system's text, where there is one
     question: Callable[[Turn], str]  # up to the place where the answer begins
 
-    def parts(self, turns: Sequence[Turn]) -> list[Part]:
+    def parts(self, turns: Sequence[Turn]) -> list[TemplatePart]:
         """The turns as parts, in order; after a last question the answer may begin."""
         system = turns[0].text if turns and turns[0].role == "system" else None
         parts, given = [], self.opening(system)
@@ -57,17 +56,17 @@ class Template:
             if turn.role == "user":
                 given += self.question(turn)
             elif turn.role == "assistant":
-                parts += [Part(given, False), Part(turn.text, True)]
+                parts += [TemplatePart(given, False), TemplatePart(turn.text, True)]
                 given = ""
-        return [*parts, Part(given, False)] if given else parts
+        return [*parts, TemplatePart(given, False)] if given else parts
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """What an answer to the last question follows, for a person to read."""
+        """The prompt for the last question as text, for a person to read."""
         return "".join(part.text for part in self.parts(turns))
 
 
-def encoded(
-    parts: Sequence[Part], encode: Callable[[str], list[int]], end_of_text: int
+def encode_parts(
+    parts: Sequence[TemplatePart], encode: Callable[[str], list[int]], end_of_text: int
 ) -> list[tuple[list[int], bool]]:
     """The ids of each part, and whether it is an answer; answers end with end-of-text."""
     return [(encode(text) + [end_of_text] * is_answer, is_answer) for text, is_answer in parts]
@@ -76,8 +75,8 @@ def encoded(
 def prompt_ids(
     template: Template, turns: Sequence[Turn], encode: Callable[[str], list[int]], end_of_text: int
 ) -> list[int]:
-    """What the model is given to answer the last question: just what training has put before it."""
-    return [token for ids, _ in encoded(template.parts(turns), encode, end_of_text) for token in ids]
+    """The prompt for the last question: the ids that training puts before an answer."""
+    return [token for ids, _ in encode_parts(template.parts(turns), encode, end_of_text) for token in ids]
 
 
 def _alpaca_question(turn: Turn) -> str:

@@ -1,6 +1,7 @@
 """What every test may use: pinned threads, a private home, and the command line in-process."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ os.environ.update(
 )
 # On a busy machine, threads that spin while they wait cost more than the work they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell starts a background job with SIGINT ignored, and so would each process of a test be.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 from loud import loud
@@ -33,6 +38,12 @@ def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.chdir(tmp_path)
     yield
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a generator of its own is the same in every run of it."""
+    torch.manual_seed(1)
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def test_what_cannot_be_cleared_up_hinders_nobody(
 def test_what_appeared_meanwhile_is_not_replaced_unasked(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "m"
     with (
-        pytest.raises(ResourceError, match="exists by now"),
+        pytest.raises(ResourceError, match="exists now"),
         files.new_folder(path, replace=kind == "file") as folder,
     ):
         files.write_file(folder / "f", "mine")

@@ -138,7 +138,7 @@ WRITER = """
 import os, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_ledger import Note, anything, note
+from {module} import Note, anything, note
 from gpt2cli.json_lines import appending
 write = os.write
 def in_two(descriptor, data):
@@ -154,11 +154,18 @@ with appending(Path(sys.argv[1]), note, anything) as file:
 
 def kill_until_done(path: Path, n: int, generator: random.Random, delay: Callable[[], float]) -> int:
     """Run the writer again and again, killed at a random moment each time; returns the kills."""
-    command = [sys.executable, "-c", WRITER.format(here=str(Path(__file__).parent)), str(path), str(n)]
+    here = Path(__file__)
+    command = [
+        sys.executable,
+        "-c",
+        WRITER.format(here=str(here.parent), module=here.stem),
+        str(path),
+        str(n),
+    ]
     for kills in range(1000):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        process.stdout.readline()  # it has begun
+        assert process.stdout.readline(), "it has begun"
         time.sleep(delay())
         process.kill()
         said = process.stdout.read().split()
@@ -175,7 +182,8 @@ def kill_until_done(path: Path, n: int, generator: random.Random, delay: Callabl
 
 def test_killed_while_it_appends(tmp_path: Path) -> None:
     generator = random.Random(5)
-    kill_until_done(tmp_path / "notes.jsonl", 6000, generator, lambda: generator.uniform(0, 0.06))
+    n_kills = kill_until_done(tmp_path / "notes.jsonl", 6000, generator, lambda: generator.uniform(0, 0.02))
+    assert n_kills >= 2
 
 
 @pytest.mark.proofs

@@ -10,9 +10,9 @@ from gpt2cli import templates
 from gpt2cli.templates import (
     PREAMBLE,
     TEMPLATES,
-    Part,
+    TemplatePart,
     Turn,
-    encoded,
+    encode_parts,
     judge_messages,
     pair_messages,
     prompt_ids,
@@ -32,12 +32,12 @@ def test_alpaca_is_the_well_known_text() -> None:
     alpaca = TEMPLATES["alpaca"]
     asked = (Turn("user", "Name a colour.", "red or blue"), Turn("assistant", "red"))
     assert alpaca.parts(asked) == [
-        Part(
+        TemplatePart(
             "Below is an instruction that describes a task. Write a response that appropriately completes the"
             " request.\n\n### Instruction:\nName a colour.\n\n### Input:\nred or blue\n\n### Response:\n",
             False,
         ),
-        Part("red", True),
+        TemplatePart("red", True),
     ]
     without = alpaca.prompt((Turn("user", "Name a colour."),))
     assert "### Input" not in without and without.endswith("Name a colour.\n\n### Response:\n")
@@ -55,7 +55,7 @@ def test_the_text_before_an_answer_is_the_prompt_in_characters_and_in_ids(name: 
     parts = template.parts(TALK)
     assert [part.is_answer for part in parts] == [False, True, False, True]
     assert template.prompt(TALK[:-1]) == "".join(part.text for part in parts[:-1])
-    trained = encoded(parts, tokenizer.encode, tokenizer.end_of_text)
+    trained = encode_parts(parts, tokenizer.encode, tokenizer.end_of_text)
     asked = prompt_ids(template, TALK[:-1], tokenizer.encode, tokenizer.end_of_text)
     assert asked == [token for ids, _ in trained[:-1] for token in ids]
     assert asked.count(tokenizer.end_of_text) == 1, "the first answer has ended"
@@ -66,7 +66,9 @@ def test_no_byte_pair_crosses_the_border_of_an_answer() -> None:
     """Encoded as one, the line feeds of the header and of this answer become other ids."""
     template, tokenizer = TEMPLATES["alpaca"], gpt2()
     parts = template.parts((Turn("user", "x"), Turn("assistant", "\n\nyes")))
-    apart = [token for ids, _ in encoded(parts, tokenizer.encode, tokenizer.end_of_text) for token in ids]
+    apart = [
+        token for ids, _ in encode_parts(parts, tokenizer.encode, tokenizer.end_of_text) for token in ids
+    ]
     together = tokenizer.encode("".join(part.text for part in parts))
     assert apart[:-1] != together and tokenizer.decode(apart[:-1]) == tokenizer.decode(together)
 

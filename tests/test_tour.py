@@ -138,8 +138,8 @@ def after(said: str, command: str) -> str:
 def test_every_training_leaves_a_model_that_loads(said: str, place: Path) -> None:
     with open_tokens(place / "runs/tour-text") as data:
         assert (data.train.n_tokens, data.validation.n_tokens) == (5080, 564)
-    for name in ("tour", "tour-assistant"):
-        assert "finished at step 3 of 3; best validation loss" in said
+    for command, name in (("pretrain", "tour"), ("finetune-instruct", "tour-assistant")):
+        assert "finished at step 3 of 3; best validation loss" in after(said, f"gpt2 {command} ")
         assert load_model(place / "runs" / name / "best").config.n_embd == 128
     assert load_classifier(place / "runs/tour-spam/best").labels == ("ham", "spam")
 

@@ -1,8 +1,8 @@
-"""Owns a classifier's folder: Hugging Face's GPT2ForSequenceClassification, with our manifest.
+"""A classifier's folder: Hugging Face's GPT2ForSequenceClassification, with our manifest.
 
-The trunk is stored as in `folder.py`; `score` takes the place of the output layer. Labels lie in
-config.json. tokenizer_config.json has the length at which texts were cut and the token that fills
-rows, so that transformers' pipeline cuts and fills as `gpt2 classify` does.
+The transformer body is stored as in `folder.py`; `score` takes the place of the output layer. Labels
+are in config.json. tokenizer_config.json has the length at which texts were cut and the padding
+token, so that transformers' pipeline cuts and pads as `gpt2 classify` does.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from gpt2cli.checkpoints.folder import (
     TRANSPOSED,
     WEIGHTS,
     read_manifest,
-    require_exactly,
+    require_tensors,
 )
 from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
 from gpt2cli.errors import InputError
@@ -111,13 +111,15 @@ def load_classifier(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = _labels(folder, values, _n_classes(shapes, config))
     model = empty_classifier(config, len(labels), attention)
-    require_exactly(folder / WEIGHTS, _stored_shapes(config, len(labels)), shapes)
-    model.load_state_dict({name: _turned(name, tensor) for name, tensor in tensors.items()}, assign=True)
+    require_tensors(folder / WEIGHTS, _stored_shapes(config, len(labels)), shapes)
+    model.load_state_dict(
+        {name: _untransposed(name, tensor) for name, tensor in tensors.items()}, assign=True
+    )
     max_tokens = _max_tokens(folder, config.n_positions)
     return LoadedClassifier(model.eval(), tokenizer, labels, max_tokens, folder)
 
 
-def _turned(name: str, tensor: Tensor) -> Tensor:
+def _untransposed(name: str, tensor: Tensor) -> Tensor:
     tensor = tensor.to(torch.float32)
     return tensor.T if name.endswith(TRANSPOSED) else tensor
 
@@ -155,11 +157,11 @@ def _max_tokens(folder: Path, context: int) -> int:
 
 
 def _refuse_adapters(folder: Path) -> None:
-    """A classifier's own adapters are stored merged: what lies apart belongs to a language model."""
+    """A classifier's own adapters are stored merged: an adapter folder belongs to a language model."""
     if is_adapter(folder):
         raise InputError(
             f"{folder}: is an adapter of a language model, not a classifier",
-            "it writes texts and knows no classes",
+            "it generates text and has no classes",
             f"gpt2 generate --model {folder}; or gpt2 convert {folder} --merge, and make a classifier of the"
             " result: gpt2 finetune-classify spam init=RESULT",
         )
@@ -179,7 +181,7 @@ def _require_classifier(folder: Path, values: Mapping[str, Any]) -> None:
         writes = LANGUAGE_MODEL in named
         raise InputError(
             f"{folder}: holds a {named[0][:80]}, not a classifier",
-            "it writes texts and knows no classes" if writes else f"only {CLASSIFIER} can be read",
+            "it generates text and has no classes" if writes else f"only {CLASSIFIER} can be read",
             f"make one of it: gpt2 finetune-classify spam init={folder}; or gpt2 generate --model {folder}"
             if writes
             else "gpt2 finetune-classify spam-tiny",
@@ -188,6 +190,6 @@ def _require_classifier(folder: Path, values: Mapping[str, Any]) -> None:
     if kind != "single_label_classification":
         raise InputError(
             f"{folder}: its problem_type is {str(kind)[:80]!r}",
-            "here a text has one class",
+            "only single-label classification is supported",
             "gpt2 finetune-classify spam-tiny",
         )

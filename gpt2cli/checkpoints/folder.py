@@ -1,9 +1,9 @@
-"""Owns the model folder: a Hugging Face GPT-2 folder with a manifest that proves its content.
+"""The model folder: a Hugging Face GPT-2 folder with a manifest that lists the hash of each file.
 
 `config.json`, `model.safetensors` with Hugging Face's names and (in, out) matrices, tokenizer
 files, `recipe.yaml`, and `manifest.json` with the SHA-256 of each file, written last.
-transformers opens every folder written here; a folder without a manifest is somebody else's and
-is read without that proof. Training state beside the model belongs to `training/state.py`.
+transformers opens every folder written here; a folder without a manifest comes from another
+program and is read without that check. Training state beside the model is `training/train_state.py`'s.
 """
 
 import os
@@ -32,15 +32,15 @@ RECEIPT = "conversion.json"  # beside a converted model: what it was made from, 
 FORMAT = 1
 COPY = "copy the tokenizer files that the model was trained with into the folder"
 # Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
-# matrices of each block turn over here and nowhere else. attn.c_proj is square: saved the wrong
-# way round it loads without a complaint and computes nonsense.
+# matrices of each block are named here and nowhere else. attn.c_proj is square: stored untransposed
+# it loads without an error and computes nonsense.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
-# Hugging Face's names of the model, of the model without its output layer, of the one that labels texts.
-LANGUAGE_MODEL, TRUNK, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
+# Hugging Face's names of the model, of the model without its output layer, of the text classifier.
+LANGUAGE_MODEL, TRANSFORMER_BODY, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LoadedModel:
 def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: str) -> dict[str, str]:
     """Write the model's files into an existing folder; returns {file name: SHA-256}.
 
-    For the caller to complete: add what else lies in the folder, then `write_manifest`.
+    The caller completes it: add what else belongs in the folder, then `write_manifest`.
     """
     state = model.state_dict()
     tensors = {
@@ -77,7 +77,7 @@ def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
-    """The last file of a folder: what is in it and which bytes."""
+    """Write the folder's last file: the size and SHA-256 of each of the others."""
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256}
         for name, sha256 in sorted(hashes.items())
@@ -90,9 +90,9 @@ def load_model(
 ) -> LoadedModel:
     """Load and verify a language model, in fp32 and evaluation mode, on the CPU.
 
-    The transposed matrices are views of what was read: whoever trains on makes them contiguous.
-    `dropout` takes the place of the folder's rate, for whoever trains on. With `remembered`, which
-    is for generating, weights that were hashed before and not touched since are not hashed again.
+    The transposed matrices are views of what was read: training makes them contiguous first.
+    `dropout` replaces the folder's rate, for training. With `remembered`, for generation, weights
+    that were hashed before and not touched since are not hashed again.
     Raises InputError where a file is missing, damaged or fits the others badly, and for an adapter,
     whose folder `open_model.py` takes too.
     """
@@ -104,13 +104,13 @@ def load_model(
         if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
             _check(folder / name, sha256)
     tokenizer = load_tokenizer(folder)
-    require_fitting(folder, tokenizer, config.vocab_size)
+    require_matching_vocabulary(folder, tokenizer, config.vocab_size)
     require_weights(folder)
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS), remembered=remembered)
-    return LoadedModel(model_of(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
+    return LoadedModel(build_model(folder / WEIGHTS, config, tensors, attention), tokenizer, folder)
 
 
-def model_of(
+def build_model(
     path: Path, config: GPT2Config, tensors: dict[str, Tensor], attention: str = "sdpa"
 ) -> GPT2LMHead:
     """A model in fp32 and evaluation mode with tensors of Hugging Face's names and layout.
@@ -136,26 +136,26 @@ def read_config(folder: Path) -> GPT2Config:
     return from_hugging_face(values)
 
 
-def require_language_model(folder: Path, config: Mapping[str, Any], *, or_trunk: bool = False) -> None:
-    """The `config` of a folder is that of a GPT-2 that writes; `or_trunk`: or of one without its output
+def require_language_model(folder: Path, config: Mapping[str, Any], *, or_body: bool = False) -> None:
+    """The `config` of a folder describes a GPT-2 language model; `or_body`: or one without its output
     layer, which may be the embedding. Raises InputError that says which command takes the folder.
     """
     named = config.get("architectures") or [LANGUAGE_MODEL]
-    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_trunk and TRUNK in named)):
+    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_body and TRANSFORMER_BODY in named)):
         return
     what = str(named[0] if isinstance(named, list) else named)[:80]
     wrong = "not a language model" if what.startswith("GPT2") else "not a GPT-2 language model"
     fix = "gpt2 download 124M"
     if what == CLASSIFIER:
-        why = "it scores texts and has no output layer that could write one"
+        why = "it classifies texts and has no output layer to generate with"
         fix = f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>"
-    elif what == TRUNK:
-        why = "it is a trunk, which writes once the embedding is its output layer too"
+    elif what == TRANSFORMER_BODY:
+        why = "it is a transformer body, which generates once the embedding is its output layer too"
         fix = f"gpt2 convert {folder}"
     elif what.startswith("GPT2"):
-        why = "it has another head, which scores or labels texts and cannot write one"
+        why = "it has another head, which classifies texts and cannot generate"
     else:
-        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRUNK}, its trunk"
+        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRANSFORMER_BODY}, its body"
     raise InputError(f"{folder}: holds a {what}, {wrong}", why, fix)
 
 
@@ -178,7 +178,7 @@ def require_stored(path: Path, config: GPT2Config, found: Mapping[str, tuple[int
     _require_stored(path, stored_shapes(config), found)
 
 
-def require_exactly(
+def require_tensors(
     path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Every wanted tensor is there in its shape, and no other is. Names are the source's own.
@@ -200,24 +200,26 @@ def require_exactly(
             turned = tuple(found[name]) == tuple(reversed(shape)) and len(shape) > 1
             raise InputError(
                 f"{path}: {name} has shape {list(found[name])}",
-                f"{list(shape)} is needed" + ("; it is stored the wrong way round" if turned else ""),
+                f"{list(shape)} is needed" + ("; it is stored transposed" if turned else ""),
             )
 
 
-def require_fitting(where: Path | str, tokenizer: Tokenizer, n_rows: int, fix: str = COPY) -> None:
-    """There is one token for each of the embedding's rows. Raises InputError about the model at `where`."""
+def require_matching_vocabulary(
+    where: Path | str, tokenizer: Tokenizer, n_rows: int, fix: str = COPY
+) -> None:
+    """The tokenizer has one token per row of the embedding. Raises InputError about the model at `where`."""
     n_tokens = tokenizer.n_vocab
     if n_tokens == n_rows:
         return
     why = "they were not made for each other"
     if n_tokens < n_rows:
-        why += ", or rows are padding, which would be generated as tokens of no text"
-        fix += f"; padding goes with transformers: model.resize_token_embeddings({n_tokens})"
+        why += ", or rows are padding, which would be generated as tokens without text"
+        fix += f"; to remove padding, in transformers: model.resize_token_embeddings({n_tokens})"
     raise InputError(f"{where}: the tokenizer has {n_tokens} tokens, the model {n_rows}", why, fix)
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """{file name: SHA-256}; empty for a folder that somebody else wrote."""
+    """{file name: SHA-256}; empty for a folder from another program."""
     path = folder / MANIFEST
     if not path.exists():
         return {}
@@ -267,7 +269,7 @@ def _require_stored(
             f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
         )
     tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
-    require_exactly(path, tied | wanted, found)
+    require_tensors(path, tied | wanted, found)
 
 
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
@@ -277,10 +279,8 @@ def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> di
     if config.tie_word_embeddings and HEAD in stored:
         head, embedding = stored.pop(HEAD), stored[EMBEDDING]
         if not torch.equal(head, embedding):
-            raise InputError(
-                f"{path}: {HEAD} is not {EMBEDDING}", "config.json says that one matrix reads and writes"
-            )
-    # Turned over by their strides alone: a copy would cost a third of the time that reading costs.
+            raise InputError(f"{path}: {HEAD} is not {EMBEDDING}", "config.json says that they are tied")
+    # Transposed by their strides alone: a copy would cost a third of the time that reading costs.
     found = {
         name: t.to(torch.float32).T if name.endswith(TRANSPOSED) else t.to(torch.float32)
         for name, t in stored.items()

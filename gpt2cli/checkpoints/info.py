@@ -1,8 +1,8 @@
-"""Owns what a model folder says of itself without being run: its modules, sizes, tokenizer and
-manifest, and the numbers in its tensors. Of the weights only the header is read, unless those
-numbers are asked for; then one tensor at a time.
+"""What a model folder says about itself without being run: modules, sizes, tokenizer, manifest,
+tensor statistics. Only the header of the weights is read, unless statistics are asked for; then
+one tensor at a time.
 
-What the model was made from is in training/lineage.py, how all of it is shown in ui/inspecting.py.
+What the model was made from is in training/lineage.py, how all of it is shown in ui/inspect.py.
 """
 
 import math
@@ -21,7 +21,7 @@ from gpt2cli.checkpoints.folder import (
     WEIGHTS,
     read_config,
     read_manifest,
-    require_fitting,
+    require_matching_vocabulary,
     require_stored,
     require_weights,
     stored_shapes,
@@ -36,12 +36,12 @@ from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.files import load_tokenizer
 
 CHUNK = 1 << 18  # values that are widened to float64 at a time
-TRUNK = "transformer."  # before each name but the output layer's
+BODY_PREFIX = "transformer."  # before each name but the output layer's
 BESIDE_BLOCKS = ("n_positions", "vocab_size", "tie_word_embeddings")
 
 
 @dataclass(frozen=True)
-class Module:
+class ModuleInfo:
     """One module that has parameters. Shapes are as the model multiplies them, matrices (out, in)."""
 
     name: str  # "h.0.attn.c_attn": Hugging Face's, without "transformer."
@@ -53,7 +53,7 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ManifestInfo:
     """What our manifest.json says. The small files are verified; `sha256` is the weights' own."""
 
     written_by: str
@@ -62,21 +62,21 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ModelInfo:
     folder: Path
     config: GPT2Config
-    modules: tuple[Module, ...]  # in order of computation, every block written out
+    modules: tuple[ModuleInfo, ...]  # in order of computation, every block written out
     dtypes: dict[str, int]  # {"float32": how many tensors of the file}
     n_bytes: int  # the weights file
     tokenizer: Tokenizer
-    manifest: Manifest | None  # None: somebody else wrote the folder
+    manifest: ManifestInfo | None  # None: another program wrote the folder
 
     @property
     def n_parameters(self) -> int:
         return sum(module.n_parameters for module in self.modules)
 
     def weight_bytes(self, width: int) -> int:
-        """Memory of the weights at `width` bytes a number."""
+        """Memory of the weights at `width` bytes per number."""
         return self.n_parameters * width
 
     def cache_bytes(self, width: int, n_tokens: int = 1) -> int:
@@ -85,7 +85,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class TensorStatistics:
     """Of the finite values; None where there is no such. `std` is that of all values, not of a sample."""
 
     mean: float | None
@@ -97,16 +97,16 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class TensorNumbers:
+class TensorInfo:
     """One tensor of the file, its shape as stored."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    statistics: Statistics
+    statistics: TensorStatistics
 
 
-def summarize(folder: Path) -> Summary:
+def read_model_info(folder: Path) -> ModelInfo:
     """Read all of a model folder but the weights themselves.
 
     Raises InputError where a file is missing, damaged or fits the others badly.
@@ -119,16 +119,16 @@ def summarize(folder: Path) -> Summary:
             if found != sha256:
                 raise changed(folder / name, found, sha256)
     tokenizer = load_tokenizer(folder)
-    require_fitting(folder, tokenizer, config.vocab_size)
+    require_matching_vocabulary(folder, tokenizer, config.vocab_size)
     require_weights(folder)
     entries, n_bytes = read_entries(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size
     _check_shapes(folder / WEIGHTS, config, entries, n_bytes)
     dtypes = Counter(_name_of(entry.dtype) for entry in entries.values())
     manifest = _manifest(folder, hashes) if hashes else None
-    return Summary(folder, config, modules_of(config), dict(dtypes), n_bytes, tokenizer, manifest)
+    return ModelInfo(folder, config, modules_of(config), dict(dtypes), n_bytes, tokenizer, manifest)
 
 
-def modules_of(config: GPT2Config) -> tuple[Module, ...]:
+def modules_of(config: GPT2Config) -> tuple[ModuleInfo, ...]:
     """Every module of the language model that has parameters, in order of computation."""
     stored = stored_shapes(config)
     found = []
@@ -140,12 +140,12 @@ def modules_of(config: GPT2Config) -> tuple[Module, ...]:
             n_parameters = sum(p.numel() for p in module.parameters(recurse=False)) if in_file else 0
             bias, weight = own.get("bias"), own["weight"]
             turned = f"{name}.weight".endswith(TRANSPOSED)
-            short = name.removeprefix(TRUNK)
-            found.append(Module(short, weight, in_file or weight, turned, bias, n_parameters))
+            short = name.removeprefix(BODY_PREFIX)
+            found.append(ModuleInfo(short, weight, in_file or weight, turned, bias, n_parameters))
     return tuple(found)
 
 
-def known_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
+def nearest_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
     """OpenAI's size with just these blocks, "124M" and the like, and the other numbers that differ."""
     for size, preset in PRESETS.items():
         beside = {name: getattr(preset, name) for name in BESIDE_BLOCKS}
@@ -154,7 +154,7 @@ def known_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
     return None
 
 
-def tensor_numbers(summary: Summary) -> Iterator[TensorNumbers]:
+def tensor_statistics(summary: ModelInfo) -> Iterator[TensorInfo]:
     """The tensors of the weights file in its order, read one by one.
 
     Raises InputError where the file is not the one that the manifest describes.
@@ -165,10 +165,10 @@ def tensor_numbers(summary: Summary) -> Iterator[TensorNumbers]:
         if wanted and file.sha256 != wanted:
             raise changed(path, file.sha256, wanted)
         for name, entry in file.entries.items():
-            yield TensorNumbers(name, entry.shape, _name_of(entry.dtype), statistics(file.read(name)))
+            yield TensorInfo(name, entry.shape, _name_of(entry.dtype), statistics(file.read(name)))
 
 
-def statistics(tensor: Tensor) -> Statistics:
+def statistics(tensor: Tensor) -> TensorStatistics:
     """Computed in float64, a part at a time; the parts' means and spreads are joined without the
     cancellation of sum(x^2) - sum(x)^2 / n (Chan, Golub and LeVeque 1979).
     """
@@ -192,8 +192,8 @@ def statistics(tensor: Tensor) -> Statistics:
         n += n_more
         lowest, highest = min(lowest, low), max(highest, high)
     if not n:
-        return Statistics(None, None, None, None, n_nan, n_inf)
-    return Statistics(mean, (spread / n) ** 0.5, lowest, highest, n_nan, n_inf)
+        return TensorStatistics(None, None, None, None, n_nan, n_inf)
+    return TensorStatistics(mean, (spread / n) ** 0.5, lowest, highest, n_nan, n_inf)
 
 
 def _check_shapes(path: Path, config: GPT2Config, entries: Mapping[str, Entry], n_bytes: int) -> None:
@@ -207,9 +207,9 @@ def _check_shapes(path: Path, config: GPT2Config, entries: Mapping[str, Entry], 
     require_stored(path, config, {name: entry.shape for name, entry in entries.items()})
 
 
-def _manifest(folder: Path, hashes: Mapping[str, str]) -> Manifest:
+def _manifest(folder: Path, hashes: Mapping[str, str]) -> ManifestInfo:
     written_by = read_table(folder / MANIFEST).get("written_by")
-    return Manifest(str(written_by or "an unnamed program"), len(hashes), hashes.get(WEIGHTS))
+    return ManifestInfo(str(written_by or "an unnamed program"), len(hashes), hashes.get(WEIGHTS))
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -1,8 +1,8 @@
-"""Owns the folder of an adapter: peft's two files, and which model they belong to.
+"""An adapter's folder: peft's two files, and which base model they belong to.
 
 `adapter_config.json`, `adapter_model.safetensors` with peft's names and (rank, in), (out, rank)
 matrices, tokenizer files, `recipe.yaml`, and `base.json`: where the base model was and the SHA-256
-of its weights. Finding that model again, and the two as one, is merging.py's.
+of its weights. Finding that model again, and merging the two, is `convert/merge_lora.py`'s.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from gpt2cli import paths
-from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, read_manifest, require_exactly, stored_shapes
+from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, read_manifest, require_tensors, stored_shapes
 from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config, write_peft_config
 from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.lora import PARTS, adapter_state, adapters, correction, load_adapter_state
+from gpt2cli.model.lora import PARTS, correction, load_lora_state, lora_layers, lora_state
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import save_tokenizer
 
@@ -28,7 +28,7 @@ ADAPTER_WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
 _PREFIX = "base_model.model."  # peft's wrappers, which stand before each of its names
 
 
-class Lora(Protocol):
+class LoraSettings(Protocol):
     """An adapter's numbers, as a recipe has them."""
 
     @property
@@ -41,7 +41,7 @@ class Lora(Protocol):
     def targets(self) -> Collection[str]: ...
 
 
-class Base(Protocol):
+class AdapterBase(Protocol):
     """The model that an adapter is trained over; its folder is None for random weights."""
 
     @property
@@ -72,25 +72,27 @@ class StoredAdapter:
         return correction(a, b, self.config.alpha / self.config.rank)
 
 
-def write_adapter(folder: Path, model: nn.Module, lora: Lora, base: Base, recipe: str) -> dict[str, str]:
+def write_adapter(
+    folder: Path, model: nn.Module, lora: LoraSettings, base: AdapterBase, recipe: str
+) -> dict[str, str]:
     """Write the adapters of a model into an existing folder; returns {file name: SHA-256}.
 
-    For the caller to complete, as with `weights.folder.write_model`. Raises UsageError where the
-    base is nowhere to be loaded from again.
+    The caller completes it, as with `folder.write_model`. Raises UsageError where the base is in
+    no folder.
     """
     if base.folder is None:
         raise UsageError(
             "train: lora over random weights",
-            "an adapter is stored without the model that it corrects, and this one is in no folder",
+            "an adapter is stored without its base, and this base is in no folder",
             "train=all, or begin with a model: init=newest",
         )
-    numbers = {(adapter.rank, adapter.alpha) for adapter in adapters(model).values()}
+    numbers = {(adapter.rank, adapter.alpha) for adapter in lora_layers(model).values()}
     assert numbers == {(lora.rank, lora.alpha)}, "these adapters were not made with these numbers"
     place = base.folder.resolve()
     write_peft_config(
         folder, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, base=place
     )
-    tensors = {f"{_PREFIX}{name}.weight": tensor for name, tensor in adapter_state(model).items()}
+    tensors = {f"{_PREFIX}{name}.weight": tensor for name, tensor in lora_state(model).items()}
     hashes = {ADAPTER_WEIGHTS: write_tensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})}
     write_json(folder / BASE, {"path": str(place), "name": _name_of(place), "sha256": base.sha256})
     write_file(folder / RECIPE, recipe)
@@ -104,7 +106,7 @@ def load_adapter(folder: Path, model: nn.Module) -> None:
     Raises InputError where the folder is damaged or its adapters are others.
     """
     stored = read_adapter(folder, model.config)  # type: ignore[arg-type]
-    there = {name: (adapter.rank, adapter.alpha) for name, adapter in adapters(model).items()}
+    there = {name: (adapter.rank, adapter.alpha) for name, adapter in lora_layers(model).items()}
     saved = dict.fromkeys(stored.matrices, (stored.config.rank, stored.config.alpha))
     if there != saved:
         raise InputError(
@@ -112,11 +114,11 @@ def load_adapter(folder: Path, model: nn.Module) -> None:
             f"rank and alpha of each: {_summary(saved)} there, {_summary(there)} here",
             "undo the change in the recipe's lora, or start a new run with --name",
         )
-    load_adapter_state(model, stored.tensors)
+    load_lora_state(model, stored.tensors)
 
 
 def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
-    """An adapter for a model of these numbers, whoever wrote it.
+    """An adapter for a model of this config, from any program.
 
     Raises InputError where a file is damaged, the adapter is of a kind that is not known here, or
     its tensors are not those that the configuration speaks of.
@@ -132,7 +134,7 @@ def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
     found = read_tensors(path, hashes.get(ADAPTER_WEIGHTS))
     shapes = _shapes(folder, peft, config, found)
     theirs = {name: f"{_PREFIX}{name}.weight" for name in shapes}
-    require_exactly(
+    require_tensors(
         path,
         {theirs[name]: shape for name, shape in shapes.items()},
         {name: tuple(tensor.shape) for name, tensor in found.items()},
@@ -144,7 +146,7 @@ def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
         if not tensor.is_floating_point() or not tensors[name].isfinite().all():
             raise InputError(
                 f"{path}: {theirs[name]} holds values that are not finite numbers",
-                "a model with such a correction computes nothing",
+                "a model with such an adapter computes nothing",
                 "use another copy",
             )
     return StoredAdapter(peft, tensors)

@@ -1,7 +1,7 @@
-"""Owns adapter_config.json: what peft writes in it, and which of that is an adapter as it is built here.
+"""adapter_config.json: writing peft's fields, and reading those that an adapter here can express.
 
-peft has dozens of variants. A field that this program does not know is accepted only where it is
-switched off: what it would change is not computed here. The tensors are adapter.py's.
+peft has dozens of variants. An unknown field is accepted only where it is switched off: what it
+would change is not computed here. The tensors are lora_adapter.py's.
 """
 
 import json
@@ -22,8 +22,8 @@ _WITHOUT_EFFECT = (
     "runtime_config",
 )
 _READ = ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "use_rslora", "bias")
-# Other beginnings than these change the base's own weights.
-_BEGINNINGS = (True, False, None, "gaussian", "orthogonal")
+# Other initialisations change the base's own weights.
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PeftConfig:
     rank: int
     alpha: float  # the correction is scaled by alpha / rank
     targets: tuple[str, ...] | None  # ends of names; None where a pattern of peft's chose the matrices
-    base: str  # a path or a name, as it was when the adapter was made; "" where nobody wrote it down
+    base: str  # a path or a name, as it was when the adapter was made; "" where it was not recorded
 
     def means(self, matrix: str) -> bool:
         """Whether a matrix of this name has an adapter, by peft's rule."""
@@ -70,14 +70,14 @@ def read_peft_config(folder: Path) -> PeftConfig:
     """Raises InputError naming the field by which the adapter is another kind, or damaged."""
     path = folder / ADAPTER_CONFIG
     values = read_object(path)
-    _require(path, values, "peft_type", ("LORA",), "adapters of another kind are not known here")
+    _require(path, values, "peft_type", ("LORA",), "only LoRA adapters can be read")
     _require(path, values, "task_type", ("CAUSAL_LM", None), "the adapter belongs to another head")
-    _require(path, values, "bias", ("none", None), "biases were trained too, which adapters here do not")
+    _require(path, values, "bias", ("none", None), "biases were trained too, which is not supported")
     _require(
         path,
         values,
         "init_lora_weights",
-        _BEGINNINGS,
+        _INITIALISATIONS,
         "such an adapter changes the base model's own weights as well",
     )
     for name, value in values.items():
@@ -85,7 +85,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
         if not known and value not in (None, False, [], {}, "", 0):
             raise InputError(
                 f"{path}: {name} is {value!r}"[:300],
-                "this way of adapting is not known here, and without it the model would say other things",
+                "this adapter is not supported, and without it the model would compute something else",
                 "with peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()"
                 ".save_pretrained(FOLDER), then use FOLDER",
             )
@@ -117,7 +117,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _targets(path: Path, value: Any) -> tuple[str, ...] | None:
     if isinstance(value, str) and value:
-        # A regular expression. It is not run: one from a stranger can take for ever. Which
+        # A regular expression. It is not run: a hostile one can run for ever. Which
         # matrices it chose shows in the tensors.
         return None
     if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):

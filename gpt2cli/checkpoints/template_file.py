@@ -1,7 +1,4 @@
-"""Owns prompt.json, by which a model folder says how it wants to be spoken to.
-
-The templates themselves are in `prompts.py`; the folder names one of them.
-"""
+"""prompt.json, the chat template of a model folder: the name of one of `templates.py`'s."""
 
 import json
 from pathlib import Path
@@ -10,22 +7,22 @@ from gpt2cli.errors import InputError
 from gpt2cli.files import open_regular, sha256_of, write_json
 from gpt2cli.templates import TEMPLATES, Template
 
-PROMPT = "prompt.json"
+TEMPLATE_FILE = "prompt.json"
 
 
-def write_prompt(folder: Path, name: str) -> dict[str, str]:
+def write_template(folder: Path, name: str) -> dict[str, str]:
     """Write the template's name; returns {file name: SHA-256} for the manifest."""
     assert name in TEMPLATES
-    write_json(folder / PROMPT, {"template": name})
-    return {PROMPT: sha256_of(folder / PROMPT)}
+    write_json(folder / TEMPLATE_FILE, {"template": name})
+    return {TEMPLATE_FILE: sha256_of(folder / TEMPLATE_FILE)}
 
 
-def read_prompt(folder: Path) -> str | None:
-    """The template's name, or None for a model that was never taught to answer.
+def read_template_name(folder: Path) -> str | None:
+    """The template's name, or None for a model that was never instruction-tuned.
 
     Raises InputError for a file that names none of the templates.
     """
-    path = folder / PROMPT
+    path = folder / TEMPLATE_FILE
     if not path.exists():
         return None
     with open_regular(path) as file:
@@ -35,14 +32,14 @@ def read_prompt(folder: Path) -> str | None:
             name = None
     if not isinstance(name, str) or name not in TEMPLATES:
         raise InputError(
-            f"{path}: names no prompt template that is known here",
+            f"{path}: names no known chat template",
             f"they are {', '.join(TEMPLATES)}",
             "pip install --upgrade gpt2cli, if a newer version wrote it",
         )
     return name
 
 
-def template_of(folder: Path) -> Template | None:
+def read_template(folder: Path) -> Template | None:
     """The template that the folder names, if it names one."""
-    name = read_prompt(folder)
+    name = read_template_name(folder)
     return None if name is None else TEMPLATES[name]

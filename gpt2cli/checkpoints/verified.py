@@ -73,7 +73,7 @@ def remember(status: Status, sha256: str) -> None:
 
 def _table() -> Path:
     """A line a file: device, inode, size, mtime_ns, ctime_ns, SHA-256."""
-    return paths.home() / "verified" / "files.txt"
+    return paths.gpt2_home() / "verified" / "files.txt"
 
 
 def _lines() -> list[str]:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -30,6 +29,7 @@ from gpt2cli.cli import (
     prepare,
     pretrain,
     recipes,
+    signals,
 )
 from gpt2cli.cli.failures import explain
 from gpt2cli.errors import ResourceError
@@ -75,7 +75,7 @@ def _options(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit. Codes are those of `errors.py`, 130 for Ctrl-C, 143 for SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _terminated)
+    signals.exit_on_sigterm()
     make_streams_safe()
     code = run(arguments)
     with contextlib.suppress(OSError):
@@ -119,7 +119,3 @@ def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     kept = [word for word in arguments[:end] if word != "--debug"]
     return kept + arguments[end:], len(kept) < end
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)

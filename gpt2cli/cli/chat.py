@@ -107,21 +107,21 @@ def _screen() -> TextIO | None:
 
 
 def _begin(loaded: "LoadedModel", system: str | None, settings: "Settings") -> "Conversation":
-    from gpt2cli.checkpoints.template_file import template_of
+    from gpt2cli.checkpoints.template_file import read_template
     from gpt2cli.generation.chat_session import Conversation
 
-    template = template_of(loaded.folder)
+    template = read_template(loaded.folder)
     return Conversation(loaded.model, loaded.tokenizer, template, system, settings)
 
 
 def _source(screen: TextIO | None) -> tuple[Source, str]:
     """Where messages come from, and the keys for it, in words."""
-    from gpt2cli.paths import home
+    from gpt2cli.paths import gpt2_home
 
     if screen:
         from gpt2cli.ui.line_editor import Editor
 
-        return Editor(home() / HISTORY, screen), EDITOR_KEYS
+        return Editor(gpt2_home() / HISTORY, screen), EDITOR_KEYS
     return _Lines(prompt="> " if sys.stdin.isatty() else ""), PLAIN_KEYS
 
 

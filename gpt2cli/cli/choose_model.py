@@ -107,10 +107,10 @@ def _refuse_file(name: str) -> None:
     import os
 
     from gpt2cli.errors import InputError
-    from gpt2cli.paths import canonical, is_model
+    from gpt2cli.paths import canonical_size, is_model
 
     path = Path(os.path.expanduser(name))
-    if canonical(name) or not os.path.isfile(path):
+    if canonical_size(name) or not os.path.isfile(path):
         return
     if is_model(path.parent):
         raise InputError(f"{path}: is a file", "a model is its whole folder", f"name that: {path.parent}")

@@ -57,12 +57,12 @@ def convert(
     The receipt says where each tensor comes from and how far the two models' logits are apart.
     """
 
-    from gpt2cli.convert.pipeline import Wish, convert
+    from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.ui.console import err, print_json, printable
     from gpt2cli.ui.console import out as stdout
     from gpt2cli.ui.convert import print_receipt, show_converting
 
-    wish = Wish(to, dtype, force, verify, allow_nonfinite, n_head, merge)
+    wish = ConvertOptions(to, dtype, force, verify, allow_nonfinite, n_head, merge)
     path = _find(source)
     place = out.expanduser() if out else _default_place(path, to)
     receipt = show_converting(convert(path, place, wish), err())
@@ -96,7 +96,7 @@ def _default_place(path: Path, to: str) -> Path:
     """A model under the name of its source; a file or folder of other people's goes to the current one."""
     from gpt2cli.convert.pipeline import TARGETS
     from gpt2cli.convert.placing import default_name
-    from gpt2cli.paths import model_place
+    from gpt2cli.paths import model_path
 
     _, ending = TARGETS[to]
-    return model_place(default_name(path)) if to == "folder" else Path(f"{default_name(path)}{ending}")
+    return model_path(default_name(path)) if to == "folder" else Path(f"{default_name(path)}{ending}")

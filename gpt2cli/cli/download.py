@@ -90,7 +90,7 @@ def download(
         _verify(canonical, revision, sources, base_url, as_json)
         return
     called = wish.called(canonical, revision)
-    model = paths.model_place(called)
+    model = paths.model_path(called)
     again = command(canonical, source, base_url, revision)
     if paths.is_model(model) and not (force or no_convert):
         origin = origin_of(model)
@@ -187,7 +187,7 @@ def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str
 
     Returns the receipt; that of another process where it made the same model in the meantime.
     """
-    from gpt2cli.convert.pipeline import Wish, convert
+    from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.errors import Gpt2Error, InputError
     from gpt2cli.hub.downloads import discard
     from gpt2cli.ui.console import err, printable
@@ -197,7 +197,9 @@ def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str
         if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
             return receipt
         try:
-            receipt = show_converting(convert(fetched.folder, model, Wish(force=force, verify=True)), err())
+            receipt = show_converting(
+                convert(fetched.folder, model, ConvertOptions(force=force, verify=True)), err()
+            )
         except InputError:
             names = discard(fetched.folder)
             if names:
@@ -276,7 +278,7 @@ def _list(as_json: bool) -> None:
             "parameters": size.n_parameters,
             "bytes": sum(known.n_bytes or 0 for known in openai_files(size).values()),
             "repository": size.repository,
-            "ready": paths.is_model(paths.model_place(size.name)),
+            "ready": paths.is_model(paths.model_path(size.name)),
             "files": is_here(size),
             "incomplete": is_begun(size),
         }
@@ -311,7 +313,7 @@ def _verify(
         err().print(printable(f"right ({item.by}): {item.path}"))
         found.append({"path": str(item.path), "sha256": item.sha256, "by": item.by})
     err().print(f"{len(found)} files are what they should be.", style="good")
-    place = paths.model_place(model_name(name, revision))
+    place = paths.model_path(model_name(name, revision))
     folder = place if paths.is_model(place) else Path(found[0]["path"]).parent
     if as_json:
         print_json({"folder": str(folder), "files": found})

@@ -23,7 +23,7 @@ def find(name: str | None) -> tuple[Size | None, str]:
     """One of the four sizes or None, and the repository of the hub."""
     if name is None:
         raise UsageError("which model?", f"there are {', '.join(SIZES)}", "gpt2 download 124M")
-    size = SIZES.get(paths.canonical(name) or "")
+    size = SIZES.get(paths.canonical_size(name) or "")
     if size:
         return size, size.repository
     plain, at, revision = name.partition("@")
@@ -67,7 +67,7 @@ def called(name: str, revision: str | None) -> str:
     if revision is None:
         return name
     check_revision(revision)
-    plain = paths.model_place(name)
+    plain = paths.model_path(name)
     origin = origin_of(plain) if paths.is_model(plain) else None
     return name if origin and origin.revision == revision else model_name(name, revision)
 

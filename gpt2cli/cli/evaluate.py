@@ -121,7 +121,7 @@ def _tasks(
     batch: int | None,
 ) -> list[_Task]:
     """What is wrong with the last model is said before hours go into the first; weights stay unread."""
-    from gpt2cli.checkpoints.folder import read_config, require_fitting
+    from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
     from gpt2cli.convert.merge_lora import find_base
     from gpt2cli.evaluation.perplexity import sliding_for, text_for
     from gpt2cli.paths import is_adapter
@@ -131,7 +131,7 @@ def _tasks(
     for name, folder in named:
         whole = find_base(folder) if is_adapter(folder) else folder
         config, tokenizer = read_config(whole), load_tokenizer(whole)
-        require_fitting(whole, tokenizer, config.vocab_size)
+        require_matching_vocabulary(whole, tokenizer, config.vocab_size)
         if tokenizer.fingerprint not in texts:
             texts[tokenizer.fingerprint] = text_for(text, tokenizer, on)
         sliding = sliding_for(config, context, stride, batch)

@@ -178,10 +178,10 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
 
 def _best_model(session: "Session", best: Path) -> Any:
     """In fp32, where a row's answer is its own: in half precision, rows beside it move a close choice."""
-    from gpt2cli.model.lora import merge_adapters
+    from gpt2cli.model.lora import merge_lora
 
     model = session.task.saved_model(best, session.attention)
-    merge_adapters(model)
+    merge_lora(model)
     return model.to(session.runtime.device)
 
 

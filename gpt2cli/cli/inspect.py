@@ -13,7 +13,7 @@ from gpt2cli.cli.choose_model import find
 from gpt2cli.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from gpt2cli.checkpoints.info import Summary, TensorNumbers
+    from gpt2cli.checkpoints.info import ModelInfo, TensorInfo
     from gpt2cli.generation.activations import Anatomy, NextToken
     from gpt2cli.model.config import GPT2Config
     from gpt2cli.tokenizer.base import Tokenizer
@@ -61,7 +61,7 @@ def inspect(
 
     Without --tensors or --prompt the weights themselves are not read.
     """
-    from gpt2cli.checkpoints.info import summarize
+    from gpt2cli.checkpoints.info import read_model_info
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.activations import next_tokens
     from gpt2cli.training.lineage import trace
@@ -69,7 +69,7 @@ def inspect(
 
     _check_options(prompt, top, attention, layer, head)
     folder = find(model)
-    summary = summarize(folder)
+    summary = read_model_info(folder)
     picture = _plan_picture(summary.config, attention, layer, head)
     numbers = _numbers(summary) if tensors else []
     anatomy = _watch(folder, prompt, draw=picture is not None) if prompt is not None else None
@@ -144,17 +144,17 @@ def _plan_picture(
     return _Picture(path, *chosen)
 
 
-def _numbers(summary: "Summary") -> "list[TensorNumbers]":
+def _numbers(summary: "ModelInfo") -> "list[TensorInfo]":
     """Of every tensor. Aligned columns need all of them; until then a person sees that something happens."""
     import contextlib
 
-    from gpt2cli.checkpoints.info import tensor_numbers
+    from gpt2cli.checkpoints.info import tensor_statistics
     from gpt2cli.ui.console import err, is_terminal
 
     console = err()
     waiting = console.status("reading the weights") if is_terminal(console) else contextlib.nullcontext()
     with waiting:
-        return list(tensor_numbers(summary))
+        return list(tensor_statistics(summary))
 
 
 def _watch(folder: Path, prompt: str, *, draw: bool) -> "Anatomy":
@@ -171,7 +171,7 @@ def _watch(folder: Path, prompt: str, *, draw: bool) -> "Anatomy":
     return watch(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
 
 
-def _draw(picture: _Picture, anatomy: "Anatomy", summary: "Summary") -> None:
+def _draw(picture: _Picture, anatomy: "Anatomy", summary: "ModelInfo") -> None:
     from gpt2cli.ui.attention_map import draw_attention
     from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.inspect import token_text
@@ -202,9 +202,9 @@ def _draw(picture: _Picture, anatomy: "Anatomy", summary: "Summary") -> None:
 
 
 def _print_json(
-    summary: "Summary",
+    summary: "ModelInfo",
     lineage: "Lineage",
-    numbers: "list[TensorNumbers]",
+    numbers: "list[TensorInfo]",
     anatomy: "Anatomy | None",
     likeliest: "list[NextToken]",
     picture: _Picture | None,
@@ -230,10 +230,10 @@ def _print_json(
     print_json(_finite(content))
 
 
-def _model(summary: "Summary", proved: bool) -> dict[str, Any]:
-    from gpt2cli.checkpoints.info import known_size
+def _model(summary: "ModelInfo", proved: bool) -> dict[str, Any]:
+    from gpt2cli.checkpoints.info import nearest_size
 
-    size, other = known_size(summary.config) or (None, ())
+    size, other = nearest_size(summary.config) or (None, ())
     n, manifest, tokenizer = summary.config.n_positions, summary.manifest, summary.tokenizer
     widths = {"fp32": 4, "bf16": 2}
     return {

@@ -1,10 +1,36 @@
-"""Owns what Ctrl-C and SIGTERM mean while a run is under way: the first asks, the second leaves."""
+"""What Ctrl-C and SIGTERM mean, in every command.
+
+A process that was started with SIGINT ignored leaves it ignored: shells start background jobs so, and
+then the terminal's Ctrl-C is meant for another program. SIGTERM always counts.
+"""
 
 import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end the program as Ctrl-C does: by an exception, with its own exit code."""
+    signal.signal(signal.SIGTERM, _exit)
+
+
+def install(handle: Handler) -> Callable[[], None]:
+    """Let `handle` get Ctrl-C and SIGTERM; returns what undoes that."""
+    heard = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        heard.append(signal.SIGINT)
+    before = {number: signal.signal(number, handle) for number in heard}
+
+    def undo() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    return undo
 
 
 @contextlib.contextmanager
@@ -23,9 +49,12 @@ def polite_stop(promise: str) -> Iterator[Callable[[], int]]:
         with contextlib.suppress(OSError):
             os.write(2, f"\n{signal.Signals(number).name}: {promise}\n".encode())
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    undo = install(handle)
     try:
         yield lambda: received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        undo()
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

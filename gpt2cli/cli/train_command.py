@@ -64,7 +64,6 @@ def train(
     offline: bool,
 ) -> None:
     """One training command from its arguments to its exit."""
-    from gpt2cli import files
     from gpt2cli.cli.signals import polite_stop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import open_session
@@ -80,8 +79,7 @@ def train(
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(lesson, recipe, given)
-    files.require_writable(run.folder)
-    with files.lock(run.folder):
+    with runs.starting(run) as begin:
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
         if (
@@ -95,7 +93,12 @@ def train(
             session = open_session(task, loaded.recipe, checkpoint)
             for notice in session.notices:
                 say(f"note: {notice}")
-            _train(lesson, session, run, stop, lambda: _record(run, session, checkpoint, given, origin))
+
+            def record() -> None:
+                _record(run, session, checkpoint, given, origin)
+                begin()
+
+            _train(lesson, session, run, stop, record)
 
 
 def say(text: str) -> None:

@@ -1,7 +1,6 @@
-"""Owns finding out what a file or folder is, by what is in it, and opening it as a source.
+"""What a file or folder is, decided by its content, and opening it as a ForeignModel.
 
-Names are only a hint: a checkpoint may be called anything. The formats themselves are in files of
-their own, one each.
+Names are only a hint: a checkpoint may be called anything. Each format has a file of its own.
 """
 
 import contextlib
@@ -14,13 +13,13 @@ from typing import Any
 
 from gpt2cli.checkpoints.folder import CONFIG, EMBEDDING
 from gpt2cli.convert.archive import unpacked
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.hf_folder import PLACES, open_hugging_face
 from gpt2cli.convert.llms_from_scratch import is_llms_from_scratch, llms_from_scratch_source
 from gpt2cli.convert.merge_lora import open_adapter
 from gpt2cli.convert.nanogpt import is_nanogpt, nanogpt_source
 from gpt2cli.convert.openai_checkpoint import open_openai
-from gpt2cli.convert.state_dict import bare
+from gpt2cli.convert.state_dict import strip_prefix
 from gpt2cli.convert.torch_file import is_pickled, read_pickled
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.files import open_regular
@@ -45,13 +44,13 @@ class _Found:
     """A model in a folder, and how it is opened."""
 
     path: Path
-    open: Callable[[Path], AbstractContextManager[Source]]
+    open: Callable[[Path], AbstractContextManager[ForeignModel]]
 
 
 @contextlib.contextmanager
-def open_source(path: Path, *, n_head: int | None = None, merge: bool = False) -> Iterator[Source]:
+def open_foreign(path: Path, *, n_head: int | None = None, merge: bool = False) -> Iterator[ForeignModel]:
     """The model at `path`, whatever its format. `n_head` is for formats that do not store it; an
-    adapter is a model with `merge`, which adds it into its base.
+    adapter needs `merge`, which adds it into its base.
 
     Raises InputError where nothing known is there, or several models are, or it is damaged;
     UsageError for an adapter alone.
@@ -60,10 +59,10 @@ def open_source(path: Path, *, n_head: int | None = None, merge: bool = False) -
     if adapter and not merge:
         raise UsageError(
             f"{path}: is an adapter, which has no weights of its own",
-            "a whole model is its base with it added in",
+            "merged into its base it is a whole model",
             f"gpt2 convert {path} --merge",
         )
-    opening: AbstractContextManager[Source]
+    opening: AbstractContextManager[ForeignModel]
     if adapter:
         opening = open_adapter(adapter)
     else:
@@ -77,7 +76,7 @@ def _adapter_at(path: Path) -> Path | None:
     return folder if is_adapter(folder) else None
 
 
-def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Source]:
+def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[ForeignModel]:
     with open_regular(path) as file:
         start = file.peek(16)
         pickled = is_pickled(path, file)
@@ -102,13 +101,13 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Source]
     if path.name in _PARTS or path.name.startswith(_PREFIXES):
         raise _is_a_part(path)
     raise InputError(
-        f"{path}: is no model that is known",
+        f"{path}: is not a known model format",
         f"it begins with {start[:8].hex(' ') or 'nothing'}; known are {KNOWN}",
         "gpt2 convert --help",
     )
 
 
-def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[Source]:
+def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[ForeignModel]:
     loaded = read_pickled(path)
     if is_nanogpt(loaded):
         return nanogpt_source(path, loaded, n_head)
@@ -126,16 +125,20 @@ def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[Sour
 
 
 def _has_hugging_face_names(loaded: Any) -> bool:
-    names = {bare(name) for name in loaded if isinstance(name, str)} if isinstance(loaded, dict) else set()
+    names = (
+        {strip_prefix(name) for name in loaded if isinstance(name, str)}
+        if isinstance(loaded, dict)
+        else set()
+    )
     return EMBEDDING in names or EMBEDDING.removeprefix("transformer.") in names
 
 
-def _open_beside(path: Path) -> AbstractContextManager[Source]:
-    """Weights alone, of Hugging Face's: what they are is in the config.json beside them."""
+def _open_beside(path: Path) -> AbstractContextManager[ForeignModel]:
+    """A Hugging Face weights file: config.json beside it says what it is."""
     if path.name.startswith(_PREFIXES) and (path.parent / CONFIG).is_file():
         return open_hugging_face(path.parent)
     raise InputError(
-        f"{path}: are weights of Hugging Face's names without the rest of their folder",
+        f"{path}: holds weights under Hugging Face's names, without the rest of their folder",
         f"sizes and the number of heads are in {CONFIG}, which belongs beside a model.safetensors or a"
         " pytorch_model.bin",
         "put both into one folder, then: gpt2 convert FOLDER",
@@ -143,7 +146,7 @@ def _open_beside(path: Path) -> AbstractContextManager[Source]:
 
 
 @contextlib.contextmanager
-def _open_zip(path: Path, n_head: int | None) -> Iterator[Source]:
+def _open_zip(path: Path, n_head: int | None) -> Iterator[ForeignModel]:
     """What is in the zip, unpacked while the block lasts; errors speak of the zip."""
     with unpacked(path) as folder:
         try:
@@ -158,12 +161,12 @@ def _open_zip(path: Path, n_head: int | None) -> Iterator[Source]:
 
 def _open_folder(
     folder: Path, n_head: int | None, zipped: Path | None = None
-) -> AbstractContextManager[Source]:
+) -> AbstractContextManager[ForeignModel]:
     if is_run(folder):
         return open_hugging_face(best_checkpoint(folder))
     found = _models(folder, n_head)
     if not found:
-        raise InputError(f"{folder}: holds no model that is known", f"known are {KNOWN}", f"ls {folder}")
+        raise InputError(f"{folder}: holds no known model", f"known are {KNOWN}", f"ls {folder}")
     if len(found) > 1:
         names = sorted(str(model.path.relative_to(folder)) for model in found)
         place = "FOLDER" if zipped else str(folder)

@@ -1,4 +1,4 @@
-"""Owns what a model is before it is ours: GPT-2's tensors under Hugging Face's names, wherever they lie.
+"""ForeignModel: GPT-2's tensors under Hugging Face's names, in whatever format they are stored.
 
 Each format file (`openai_checkpoint.py`, `hf_folder.py`, `nanogpt.py`, `llms_from_scratch.py`) turns a file
 or folder into a `Source` by a table of names; `pipeline.py` turns any Source into any target. A
@@ -22,10 +22,10 @@ LAYER = "{}"  # stands for the number of a block in a table's names
 
 
 @dataclass(frozen=True)
-class SourceTensor:
+class ForeignTensor:
     """One tensor of GPT-2: where it comes from, and how to have it in Hugging Face's layout."""
 
-    source: str  # its name there; several that are joined stand as "a + b + c"
+    source: str  # its name there; several that are concatenated stand as "a + b + c"
     shape: tuple[int, ...]  # Hugging Face's, matrices as (in, out)
     transposed: bool  # the source keeps it as (out, in)
     load: Callable[[], Tensor]  # of `shape`, floating, on the CPU, in the precision it is stored in
@@ -50,14 +50,14 @@ class RawTensors(Mapping[str, NDArray[np.floating]]):
 
 
 @dataclass(frozen=True)
-class Source:
-    """A GPT-2 in somebody's format. `tensors` has exactly the names of `folder.stored_shapes(config)`."""
+class ForeignModel:
+    """A GPT-2 in any known format. `tensors` has exactly the names of `folder.stored_shapes(config)`."""
 
     path: Path
     format: str  # "openai-tf", "huggingface", "nanogpt", "llms-from-scratch" or "gpt2cli"
     config: GPT2Config
     tokenizer: Tokenizer
-    tensors: dict[str, SourceTensor]
+    tensors: dict[str, ForeignTensor]
     raw: RawTensors  # what the independent check reads
     files: tuple[Path, ...]  # what it was read from, for the receipt
     notes: tuple[str, ...] = ()  # what was left out, assumed or filled in, a sentence each
@@ -68,7 +68,7 @@ def as_array(tensor: Tensor) -> NDArray[np.floating]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def expand(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
+def expand_blocks(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
     """A table of names with "{}" for the block's number, written out for every block, in its order.
 
     The rows before the first block's come first, each block's rows together, the others last.
@@ -85,12 +85,13 @@ def expand(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
     return dict([*before, *blocks, *after])
 
 
-def require_plain(
-    config: GPT2Config, dtype: str, what: str, others: Mapping[str, bool], has_place_for: str
+def require_standard_gpt2(
+    config: GPT2Config, dtype: str, what: str, others: Mapping[str, bool], limits: str
 ) -> None:
-    """Five sizes and fp32 say all of the model; `others` are further {reason against it: whether it holds}.
+    """Require a GPT-2 that its five sizes in fp32 describe in full, as older formats store it.
 
-    Raises InputError, in which the model cannot be `what`, which `has_place_for` so much.
+    `others` are further {reason against it: whether it holds}. Raises InputError: the model cannot
+    be `what`, for the first reason that holds, because of `limits`.
     """
     reasons = {
         "the output layer is a matrix of its own": not config.tie_word_embeddings,
@@ -104,5 +105,5 @@ def require_plain(
     for reason, holds in reasons.items():
         if holds:
             raise InputError(
-                f"this model cannot be {what}: {reason}", has_place_for, "gpt2 convert MODEL --to folder"
+                f"this model cannot be {what}: {reason}", limits, "gpt2 convert MODEL --to folder"
             )

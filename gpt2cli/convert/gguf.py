@@ -1,8 +1,8 @@
-"""Owns the GGUF file: a model as llama.cpp and Ollama read it, the tokenizer inside.
+"""GGUF export: a model as llama.cpp and Ollama read it, the tokenizer inside.
 
 The header is written by the `gguf` package (an extra), the tensors follow one at a time. The format
 is described in ggml's docs/gguf.md; names and keys are those of llama.cpp's architecture "gpt2".
-Nothing is read here: a GGUF file is a way out.
+Nothing is read here: GGUF is an export only.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt2cli.checkpoints.folder import HEAD, TRANSPOSED, require_fitting
-from gpt2cli.convert.foreign_model import Source, expand
+from gpt2cli.checkpoints.folder import HEAD, TRANSPOSED, require_matching_vocabulary
+from gpt2cli.convert.foreign_model import ForeignModel, expand_blocks
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import replacing_file
 from gpt2cli.model.config import GPT2Config
@@ -46,31 +46,31 @@ NAMES = {
     "transformer.ln_f.bias": "output_norm.bias",
     HEAD: "output.weight",
 }
-# llama.cpp adds these to fp32 numbers without a product; its own converter keeps them in fp32 too.
+# llama.cpp adds these to fp32 numbers without a matmul; its own converter keeps them in fp32 too.
 ALWAYS_F32 = ("bias", "norm.weight", "position_embd.weight")
 F16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
-class Kind:
+class GgufType:
     """How matrices are stored. `largest` is the greatest magnitude that can be expressed."""
 
     file_type: str  # of gguf.LlamaFileType
     tensor_type: str  # of gguf.GGMLQuantizationType
     dtype: torch.dtype  # of the numbers, or of those that a block of them is made from
-    block: int  # numbers that share a scale; a row is made of whole blocks
+    block: int  # values that share a scale; a row is made of whole blocks
     largest: float
 
 
 KINDS = {
-    "f32": Kind("ALL_F32", "F32", torch.float32, 1, math.inf),
-    "f16": Kind("MOSTLY_F16", "F16", torch.float16, 1, F16_MAX),
-    "bf16": Kind("MOSTLY_BF16", "BF16", torch.bfloat16, 1, math.inf),
-    "q8_0": Kind("MOSTLY_Q8_0", "Q8_0", torch.float32, 32, 127 * F16_MAX),  # a block's scale is an f16
+    "f32": GgufType("ALL_F32", "F32", torch.float32, 1, math.inf),
+    "f16": GgufType("MOSTLY_F16", "F16", torch.float16, 1, F16_MAX),
+    "bf16": GgufType("MOSTLY_BF16", "BF16", torch.bfloat16, 1, math.inf),
+    "q8_0": GgufType("MOSTLY_Q8_0", "Q8_0", torch.float32, 32, 127 * F16_MAX),  # a block's scale is an f16
 }
 
 
-def write_gguf(path: Path, source: Source, dtype: str, name: str) -> None:
+def write_gguf(path: Path, source: ForeignModel, dtype: str, name: str) -> None:
     """Write the model to `path`, whole or not at all; `name` is what llama.cpp shows for it.
 
     dtype "f32", "f16", "bf16" or "q8_0" is that of the matrices; vectors and positions stay f32.
@@ -78,7 +78,7 @@ def write_gguf(path: Path, source: Source, dtype: str, name: str) -> None:
     """
     require_expressible(source.config, source.tokenizer, dtype)
     gguf, kind = _gguf(), KINDS[dtype]
-    table = expand(NAMES, source.config.n_layer)
+    table = expand_blocks(NAMES, source.config.n_layer)
     names = {target: table[target] for target in source.tensors}
     vocabulary = vocabulary_of(source.tokenizer)
     with replacing_file(path) as file:
@@ -102,7 +102,7 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
 
     Raises InputError for a model that cannot be expressed, UsageError without the package.
     """
-    require_fitting("this model", tokenizer, config.vocab_size)
+    require_matching_vocabulary("this model", tokenizer, config.vocab_size)
     block = KINDS[dtype].block
     for label, width in {"n_embd": config.n_embd, "n_inner": config.mlp_width}.items():
         if width % block:
@@ -120,7 +120,7 @@ def modelfile(gguf: str, n_positions: int) -> str:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """A tokenizer as llama.cpp's byte-pair encoder wants it, in the byte-to-character spelling."""
 
     tokens: list[str]
@@ -129,7 +129,7 @@ class Vocabulary:
     end_of_text: int
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+def vocabulary_of(tokenizer: Tokenizer) -> GgufVocabulary:
     """Tokens and merges by which llama.cpp encodes every text to the ids that `tokenizer` gives.
 
     A character that a character vocabulary lacks is an error here; llama.cpp passes over it.
@@ -142,10 +142,10 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
                 for i, token in enumerate(tokenizer.tokens)
             ]
             merges = [f"{tokens[left]} {tokens[right]}" for left, right in tokenizer.merges]
-            return Vocabulary(tokens, controls, merges, tokenizer.end_of_text)
+            return GgufVocabulary(tokens, controls, merges, tokenizer.end_of_text)
         case Chars():
             tokens = [_spelled(character.encode()) for character in tokenizer.characters]
-            return Vocabulary(
+            return GgufVocabulary(
                 [*tokens, END_OF_TEXT],
                 {tokenizer.end_of_text},
                 _merges_of_characters(tokens),
@@ -170,7 +170,7 @@ def _spelled(token: bytes) -> str:
 
 
 def _add_values(
-    writer: Any, gguf: ModuleType, config: GPT2Config, vocabulary: Vocabulary, kind: Kind, name: str
+    writer: Any, gguf: ModuleType, config: GPT2Config, vocabulary: GgufVocabulary, kind: GgufType, name: str
 ) -> None:
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
@@ -197,7 +197,9 @@ def _add_values(
     writer.add_add_bos_token(False)
 
 
-def _add_layout(writer: Any, gguf: ModuleType, source: Source, names: dict[str, str], kind: Kind) -> None:
+def _add_layout(
+    writer: Any, gguf: ModuleType, source: ForeignModel, names: dict[str, str], kind: GgufType
+) -> None:
     for target, theirs in names.items():
         shape = source.tensors[target].shape
         if target.endswith(TRANSPOSED):  # a row is one output's weights
@@ -208,11 +210,11 @@ def _add_layout(writer: Any, gguf: ModuleType, source: Source, names: dict[str, 
         writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, tensor_type)
 
 
-def _kind_of(theirs: str, kind: Kind) -> Kind:
+def _kind_of(theirs: str, kind: GgufType) -> GgufType:
     return KINDS["f32"] if theirs.endswith(ALWAYS_F32) else kind
 
 
-def _encoded(source: Source, name: str, kind: Kind, dtype: str) -> NDArray[np.uint8]:
+def _encoded(source: ForeignModel, name: str, kind: GgufType, dtype: str) -> NDArray[np.uint8]:
     """The bytes of one tensor, row by row."""
     tensor = source.tensors[name].load()
     largest = tensor.abs().max().item()

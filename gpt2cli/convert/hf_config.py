@@ -1,6 +1,6 @@
-"""Owns config.json as other people write it: whether it is that of a GPT-2 which can be read here.
+"""config.json from any program: whether it describes a GPT-2 that can be read here.
 
-It is asked before weights are fetched, and again when they are opened. Imports no torch.
+Checked before weights are downloaded, and again when they are opened. Imports no torch.
 """
 
 import json
@@ -44,9 +44,9 @@ def _require_language_model(model: str, values: Mapping[str, Any]) -> None:
         what = str(names[0] if isinstance(names, list) else names)[:80]
         raise InputError(
             f"{model}: holds a {what}, not a GPT-2 language model",
-            "it has another head, which scores or labels texts and cannot write one"
+            "it has another head, which classifies texts and cannot generate"
             if what.startswith("GPT2")
-            else "only GPT-2 can be read: GPT2LMHeadModel, or GPT2Model, its trunk",
+            else "only GPT-2 can be read: GPT2LMHeadModel, or GPT2Model, its transformer body",
             "gpt2 download 124M",
         )
 

@@ -1,8 +1,8 @@
-"""Owns Hugging Face folders as a source: whoever wrote them, whichever way the weights are stored.
+"""Hugging Face GPT-2 folders as a source, from any program and in any of its storage forms.
 
 One file or shards, safetensors or pickles, names with and without `transformer.`, old mask buffers.
-A folder of ours is one of them, and its manifest is held against every file that is read. Writing
-and loading our own folder is folder.py's.
+A folder of ours is one of them, and each file that is read is checked against its manifest.
+Writing and loading our own folder is `checkpoints/folder.py`'s.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from gpt2cli.checkpoints.folder import (
     HEAD,
     MANIFEST,
     read_manifest,
-    require_exactly,
+    require_tensors,
     stored_shapes,
 )
 from gpt2cli.checkpoints.safetensors_file import TensorFile, changed
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_config import read_gpt2_config, read_table
 from gpt2cli.convert.torch_file import floating_tensors, read_pickled
 from gpt2cli.errors import InputError
@@ -43,7 +43,7 @@ INDEX = ".index.json"
 # Where weights may lie, the best first: safetensors are read a tensor at a time and run no code.
 PLACES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-TRUNK = "transformer."  # GPT2Model alone, and OpenAI's own repository of 124M, leave it out
+BODY_PREFIX = "transformer."  # GPT2Model alone, and OpenAI's own repository of 124M, leave it out
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
 BLOCK = re.compile(r"(?:transformer\.)?h\.(\d+)\.")
@@ -62,7 +62,7 @@ class _Stored:
 
 
 @contextlib.contextmanager
-def open_hugging_face(folder: Path) -> Iterator[Source]:
+def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
     """The GPT-2 in `folder`. Tensors of safetensors are read one at a time; pickles are held in memory.
 
     Raises InputError where it is damaged, another model, or its files disagree.
@@ -71,7 +71,7 @@ def open_hugging_face(folder: Path) -> Iterator[Source]:
     hashes = _checked_manifest(folder)
     tokenizer, notes = _tokenizer(folder, config)
     if not hashes and os.path.lexists(folder / MANIFEST):
-        notes.append(f"{MANIFEST} is another program's and was not looked at")
+        notes.append(f"{MANIFEST} belongs to another program and was ignored")
     with contextlib.ExitStack() as opened:
         places = [name for name in PLACES if os.path.lexists(folder / name)]
         if len(places) > 1:
@@ -84,7 +84,7 @@ def open_hugging_face(folder: Path) -> Iterator[Source]:
             notes.append(f"{len(masks)} mask buffers (h.*.attn.bias and the like) were left out")
         names = _checked_names(folder, config, found)
         indexes = [name for name in places[:1] if name.endswith(INDEX)]
-        yield Source(
+        yield ForeignModel(
             path=folder,
             format="gpt2cli" if hashes and _is_our_place(folder) else "huggingface",
             config=config,
@@ -101,7 +101,7 @@ def open_hugging_face(folder: Path) -> Iterator[Source]:
 
 def _is_our_place(folder: Path) -> bool:
     """Whether it is a model of the home or a checkpoint of a run. Elsewhere a manifest proves nothing:
-    whoever makes a folder can write one that fits."""
+    anyone can write one that fits."""
     path = folder.resolve()
     roots = (paths.models().resolve(), paths.runs().resolve())
     is_of_run = any(
@@ -156,7 +156,7 @@ def _tokenizer(folder: Path, config: GPT2Config) -> tuple[Tokenizer, list[str]]:
         return gpt2(), [f"no tokenizer files: GPT-2's vocabulary of {config.vocab_size} is taken"]
     tokenizer = load_tokenizer(folder)
     if tokenizer.n_vocab != config.vocab_size:
-        padded = "rows of the embedding that stand for no text would be generated as tokens"
+        padded = "embedding rows without a token would be generated as text"
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
             padded if tokenizer.n_vocab < config.vocab_size else "they were not made for each other",
@@ -241,11 +241,11 @@ def _checked_names(folder: Path, config: GPT2Config, found: Mapping[str, _Stored
         raise InputError(
             f"{folder / CONFIG}: n_layer is {config.n_layer}", f"the weights have {len(blocks)} blocks"
         )
-    bare = not any(name.startswith(TRUNK) for name in found)
+    bare = not any(name.startswith(BODY_PREFIX) for name in found)
     shapes = stored_shapes(config)
-    names = {target: target.removeprefix(TRUNK) if bare else target for target in shapes}
+    names = {target: target.removeprefix(BODY_PREFIX) if bare else target for target in shapes}
     shared = {HEAD} & found.keys() if config.tie_word_embeddings else set()
-    require_exactly(
+    require_tensors(
         folder,
         {names[target]: shape for target, shape in shapes.items()},
         {name: stored.shape for name, stored in found.items() if name not in shared},
@@ -269,8 +269,8 @@ def _same_bits(one: _Stored, other: _Stored) -> bool:
     return torch.equal(one.read().view(torch.uint8), other.read().view(torch.uint8))
 
 
-def _source_tensor(name: str, stored: _Stored) -> SourceTensor:
-    return SourceTensor(name, stored.shape, False, stored.read)
+def _source_tensor(name: str, stored: _Stored) -> ForeignTensor:
+    return ForeignTensor(name, stored.shape, False, stored.read)
 
 
 def _array(tensor: Tensor) -> NDArray[np.floating]:

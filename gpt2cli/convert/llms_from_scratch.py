@@ -1,4 +1,4 @@
-"""Owns checkpoints of GPTModel from the book "Build a Large Language Model (From Scratch)", in.
+"""Checkpoints of GPTModel from the book "Build a Large Language Model (From Scratch)", reading only.
 
 Raschka's module (rasbt/LLMs-from-scratch, ch04) keeps query, key and value apart, may leave out their
 biases, and has an output head of its own. Its LayerNorm and its GELU are GPT-2's: 1e-5, and tanh.
@@ -10,15 +10,22 @@ from pathlib import Path
 from re import compile
 from typing import Any
 
-from gpt2cli.convert.foreign_model import Source
-from gpt2cli.convert.state_dict import Layout, bare, heads, opened, sizes, state_dict
+from gpt2cli.convert.foreign_model import ForeignModel
+from gpt2cli.convert.state_dict import (
+    StateDictFormat,
+    infer_heads,
+    infer_sizes,
+    open_state_dict,
+    parse_state_dict,
+    strip_prefix,
+)
 from gpt2cli.convert.torch_file import read_pickled
 from gpt2cli.errors import InputError
 
 STATE = "model_state_dict"  # where the book's checkpoints with an optimizer have it
 TOKENS = "tok_emb.weight"
 _PARTS = ("W_query", "W_key", "W_value")
-LAYOUT = Layout(
+LAYOUT = StateDictFormat(
     format="llms-from-scratch",
     table={
         "transformer.wte.weight": TOKENS,
@@ -46,7 +53,7 @@ LAYOUT = Layout(
 
 
 @contextlib.contextmanager
-def open_llms_from_scratch(path: Path, n_head: int | None = None) -> Iterator[Source]:
+def open_llms_from_scratch(path: Path, n_head: int | None = None) -> Iterator[ForeignModel]:
     """The model of a .pth file of the book, in memory while the block lasts.
 
     The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
@@ -59,19 +66,19 @@ def open_llms_from_scratch(path: Path, n_head: int | None = None) -> Iterator[So
 def is_llms_from_scratch(loaded: Any) -> bool:
     """Whether what torch.load gave is the book's model, with its optimizer or without."""
     state = _state_of(loaded)
-    return state is not None and any(isinstance(name, str) and bare(name) == TOKENS for name in state)
+    return state is not None and any(isinstance(name, str) and strip_prefix(name) == TOKENS for name in state)
 
 
 @contextlib.contextmanager
-def llms_from_scratch_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[Source]:
+def llms_from_scratch_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
     """`loaded` is what torch.load gave; it is emptied, so that the optimizer's memory is free."""
     found = _state_of(loaded)
     if found is None or not is_llms_from_scratch(loaded):
         raise InputError(f"{path}: is no checkpoint of LLMs-from-scratch", f"it has no {TOKENS}")
-    state = state_dict(path, LAYOUT, found)
+    state = parse_state_dict(path, LAYOUT, found)
     loaded.clear()
-    n_head, notes = heads(path, n_head, sizes(state).n_embd)
-    with opened(state, n_head, 0.0, notes) as source:
+    n_head, notes = infer_heads(path, n_head, infer_sizes(state).n_embd)
+    with open_state_dict(state, n_head, 0.0, notes) as source:
         yield source
 
 

@@ -1,7 +1,7 @@
-"""Owns an adapter and its base as one model: finding the base, proving that it is the one, adding.
+"""An adapter merged into its base: finding the base, checking that it is the right one, adding.
 
-An adapter's folder does not hold the weights that it corrects. It says where they were, and which:
-another model under the same name would compute something else without a complaint.
+An adapter's folder does not hold the weights that it corrects. It says where they were and their
+hash: another model under the same name would compute something else without any error.
 """
 
 import os
@@ -25,11 +25,11 @@ from gpt2cli.checkpoints.lora_adapter import (
     read_adapter,
 )
 from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_object, read_peft_config
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
-from gpt2cli.model.lora import PARTS, add_adapters, load_adapter_state, merge_adapters
+from gpt2cli.model.lora import PARTS, add_lora, load_lora_state, merge_lora
 
 
 def load_merged(
@@ -43,14 +43,14 @@ def load_merged(
     stored = read_adapter(folder, read_config(base))  # before the large file is read
     loaded = load_model(base, attention=attention, dropout=dropout, remembered=remembered)
     rank, alpha = stored.config.rank, stored.config.alpha
-    add_adapters(loaded.model, rank=rank, alpha=alpha, dropout=0.0, targets=stored.matrices, seed=0)
-    load_adapter_state(loaded.model, stored.tensors)
-    merge_adapters(loaded.model)
+    add_lora(loaded.model, rank=rank, alpha=alpha, dropout=0.0, targets=stored.matrices, seed=0)
+    load_lora_state(loaded.model, stored.tensors)
+    merge_lora(loaded.model)
     for name in stored.matrices:
         if not loaded.model.get_parameter(f"{name}.weight").isfinite().all():
             raise InputError(
                 f"{folder}: with the adapter added, {name} is beyond the range of fp32",
-                "numbers this large come from training that diverged, or from damage",
+                "values this large come from diverged training or a damaged file",
                 "use another checkpoint",
             )
     return replace(loaded, folder=folder)
@@ -67,7 +67,7 @@ def find_base(folder: Path) -> Path:
         record = read_object(folder / BASE)
         path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
         if not all(isinstance(value, str) for value in (path, name, wanted)):
-            raise InputError(f"{folder / BASE}: path, name and sha256 are needed, texts all of them")
+            raise InputError(f"{folder / BASE}: path, name and sha256 are needed, each a string")
         asked, names = str(path), [str(name)]
     others = []
     for name in dict.fromkeys([asked, *names]):
@@ -81,44 +81,44 @@ def find_base(folder: Path) -> Path:
                 f"gpt2 convert {place} --merge",
             )
         if wanted is None:
-            return place  # peft writes down no hash
+            return place  # peft records no hash
         found = read_manifest(place).get(WEIGHTS) or sha256_of(place / WEIGHTS)
         if found == wanted:
             return place
         others.append(f"{place} has {found[:16]}...")
     if others:
         raise InputError(
-            f"{folder}: the model that this adapter was trained over has changed",
+            f"{folder}: the base model of this adapter has changed",
             f"its weights had SHA-256 {str(wanted)[:16]}...; {', '.join(others)}",
             f"put the old weights back at {asked}",
         )
     name = names[0] if names else asked
-    size = paths.canonical(name)
-    new_place = asked if os.path.isabs(name) else paths.model_place(name or "NAME")
+    size = paths.canonical_size(name)
+    new_place = asked if os.path.isabs(name) else paths.model_path(name or "NAME")
     raise InputError(
-        f"{folder}: the model that this adapter was trained over is not here",
+        f"{folder}: the base model of this adapter is not here",
         f"it was {asked}" if asked else f"{ADAPTER_CONFIG} names none in base_model_name_or_path",
         f"gpt2 download {size}" if size else f"put its folder at {new_place}",
     )
 
 
 @contextmanager
-def open_adapter(folder: Path) -> Iterator[Source]:
+def open_adapter(folder: Path) -> Iterator[ForeignModel]:
     """The base with the adapter added, as a source to convert: one tensor at a time is in memory."""
     with open_hugging_face(find_base(folder)) as base:
         yield merged_source(folder, base)
 
 
-def merged_source(folder: Path, base: Source) -> Source:
-    """`base` with the tensors that the adapter corrects replaced.
+def merged_source(folder: Path, base: ForeignModel) -> ForeignModel:
+    """`base` with the adapter added to the tensors that it corrects.
 
-    `raw` is corrected too, by NumPy from the same two factors, so that what is compared in the end
-    is the base and the correction as somebody else would add them.
+    `raw` is corrected too, by NumPy from the same two factors, so that the final comparison is
+    with an independent merge.
     """
     stored = read_adapter(folder, base.config)
     weights = {f"{matrix}.weight": matrix for matrix in stored.matrices}
 
-    def load(tensor: SourceTensor, matrix: str) -> Tensor:
+    def load(tensor: ForeignTensor, matrix: str) -> Tensor:
         return (tensor.load().double() + stored.correction(matrix).T).float()
 
     def read(name: str) -> NDArray[np.floating]:
@@ -151,7 +151,7 @@ def _product(stored: StoredAdapter, matrix: str) -> NDArray[np.float64]:
 
 
 def _model_called(name: str) -> Path | None:
-    """Where a model of this path or name is; names come from files, so nothing in one may surprise."""
+    """Where a model of this path or name is. Names come from files that anyone may have written."""
     if not name or not name.isprintable() or len(os.fsencode(name)) > 1000:
         return None
     place = Path(name)

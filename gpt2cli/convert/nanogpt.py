@@ -1,9 +1,9 @@
-"""Owns nanoGPT's ckpt.pt, in and out.
+"""nanoGPT's ckpt.pt, reading and writing.
 
-Karpathy's model.py has Hugging Face's module names, with nn.Linear's (out, in) matrices; train.py
+Karpathy's model.py has Hugging Face's module names with nn.Linear's (out, in) matrices; train.py
 saves {"model": state dict, "model_args", "optimizer", "iter_num", "best_val_loss", "config"}.
-Since 2023 its GELU is the exact one, while GPT-2's, and ours, is the tanh approximation: a model that
-was trained there gives logits here that differ by some 1e-3. Sources carry a note of it.
+Since 2023 its GELU is the exact one, while GPT-2's, and ours, is the tanh approximation: logits of a
+model that was trained there differ here by about 1e-3, and the notes say so.
 """
 
 import contextlib
@@ -16,8 +16,17 @@ import torch
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED
-from gpt2cli.convert.foreign_model import Source, require_plain
-from gpt2cli.convert.state_dict import Layout, Sizes, StateDict, bare, heads, opened, sizes, state_dict
+from gpt2cli.convert.foreign_model import ForeignModel, require_standard_gpt2
+from gpt2cli.convert.state_dict import (
+    InferredSizes,
+    StateDict,
+    StateDictFormat,
+    infer_heads,
+    infer_sizes,
+    open_state_dict,
+    parse_state_dict,
+    strip_prefix,
+)
 from gpt2cli.convert.torch_file import read_pickled
 from gpt2cli.errors import InputError
 from gpt2cli.files import replacing_file
@@ -36,7 +45,7 @@ _NAMES = (
     "transformer.ln_f.bias",
     "lm_head.weight",
 )
-LAYOUT = Layout(
+LAYOUT = StateDictFormat(
     format="nanogpt",
     table={name: name for name in _NAMES},
     masks=compile(r"transformer\.h\.\d+\.attn\.bias"),
@@ -51,7 +60,7 @@ _GELU = (
 
 
 @contextlib.contextmanager
-def open_nanogpt(path: Path) -> Iterator[Source]:
+def open_nanogpt(path: Path) -> Iterator[ForeignModel]:
     """The model of a ckpt.pt, in memory while the block lasts.
 
     Raises InputError where the file is damaged, another model's, or says what its tensors do not.
@@ -68,13 +77,13 @@ def is_nanogpt(loaded: Any) -> bool:
         return True
     # Hugging Face's names are the same; only nn.Linear's matrices tell the two apart.
     for name, tensor in loaded.items():
-        if isinstance(name, str) and bare(name) == "transformer.h.0.attn.c_attn.weight":
+        if isinstance(name, str) and strip_prefix(name) == "transformer.h.0.attn.c_attn.weight":
             return isinstance(tensor, Tensor) and tensor.dim() == 2 and tensor.shape[0] == 3 * tensor.shape[1]
     return False
 
 
 @contextlib.contextmanager
-def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[Source]:
+def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
     """`loaded` is what torch.load gave; it is emptied, so that the optimizer's memory is free.
 
     `n_head` is for a bare state dict, which does not hold it.
@@ -82,20 +91,20 @@ def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterat
     if not is_nanogpt(loaded):
         raise InputError(f"{path}: is no checkpoint of nanoGPT", "it has no 'model' with 'model_args'")
     whole = "model_args" in loaded
-    state = state_dict(path, LAYOUT, loaded["model"] if whole else loaded)
-    size = sizes(state)
+    state = parse_state_dict(path, LAYOUT, loaded["model"] if whole else loaded)
+    size = infer_sizes(state)
     notes, dropout = [_GELU], 0.0
     if whole:
         n_head, dropout = _read_arguments(path, loaded["model_args"], size, state)
     else:
-        n_head, about_heads = heads(path, n_head, size.n_embd)
+        n_head, about_heads = infer_heads(path, n_head, size.n_embd)
         notes += about_heads
     loaded.clear()
-    with opened(state, n_head, dropout, notes) as source:
+    with open_state_dict(state, n_head, dropout, notes) as source:
         yield source
 
 
-def write_nanogpt(path: Path, source: Source) -> None:
+def write_nanogpt(path: Path, source: ForeignModel) -> None:
     """Write a ckpt.pt in float32 that nanoGPT's sample.py opens, and `--init_from=resume` does not.
 
     There is no optimizer to go on with, and no tokenizer: nanoGPT takes GPT-2's where a checkpoint
@@ -125,7 +134,7 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
         "nanoGPT's model.py ties the head to the embedding, and fixes the width at 4 * n_embd and the"
         " epsilon at 1e-5"
     )
-    require_plain(config, dtype, "a checkpoint of nanoGPT", {}, why)
+    require_standard_gpt2(config, dtype, "a checkpoint of nanoGPT", {}, why)
 
 
 def _arguments(config: GPT2Config) -> dict[str, int | float | bool]:
@@ -140,7 +149,7 @@ def _arguments(config: GPT2Config) -> dict[str, int | float | bool]:
     }
 
 
-def _read_arguments(path: Path, values: Any, size: Sizes, state: StateDict) -> tuple[int, float]:
+def _read_arguments(path: Path, values: Any, size: InferredSizes, state: StateDict) -> tuple[int, float]:
     """n_head and dropout; everything else the tensors say too, and must say the same."""
     if not isinstance(values, Mapping):
         raise InputError(f"{path}: model_args is a {type(values).__name__}, not a table")

@@ -1,9 +1,9 @@
-"""Owns a second GPT-2, in plain NumPy and float64, by which conversions are checked.
+"""A second GPT-2, in plain NumPy and float64, against which conversions are checked.
 
 It shares no code and no table with `model/` or the format files: it has its own names of each
 format's tensors and its own notion of which way round their matrices lie, and reads the source
-itself. A matrix that a format file turns over wrongly, or takes for another, makes its logits differ.
-Slow and small on purpose; nothing is decoded with it.
+itself. A matrix that a format file transposes wrongly or confuses with another changes its logits.
+Slow and small on purpose; nothing is generated with it.
 """
 
 import math
@@ -22,7 +22,7 @@ ROWS = 2048  # of the output matrix that are widened to float64 at a time
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorNames:
     """How one format spells a GPT-2. "{}" is the block's number."""
 
     tokens: str
@@ -38,7 +38,7 @@ class Layout:
     out_first: bool  # matrices are (out, in): y = x W^T + b instead of x W + b
 
 
-_OPENAI = Layout(
+_OPENAI = TensorNames(
     tokens="model/wte",
     positions="model/wpe",
     norm_1=("model/h{}/ln_1/g", "model/h{}/ln_1/b"),
@@ -53,13 +53,13 @@ _OPENAI = Layout(
 )
 
 
-def _pytorch(trunk: str, *, out_first: bool) -> Layout:
+def _pytorch(prefix: str, *, out_first: bool) -> TensorNames:
     def pair(name: str) -> Pair:
-        return f"{trunk}{name}.weight", f"{trunk}{name}.bias"
+        return f"{prefix}{name}.weight", f"{prefix}{name}.bias"
 
-    return Layout(
-        tokens=f"{trunk}wte.weight",
-        positions=f"{trunk}wpe.weight",
+    return TensorNames(
+        tokens=f"{prefix}wte.weight",
+        positions=f"{prefix}wpe.weight",
         norm_1=pair("h.{}.ln_1"),
         query_key_value=(pair("h.{}.attn.c_attn"),),
         attention_out=pair("h.{}.attn.c_proj"),
@@ -72,7 +72,7 @@ def _pytorch(trunk: str, *, out_first: bool) -> Layout:
     )
 
 
-_BOOK = Layout(
+_BOOK = TensorNames(
     tokens="tok_emb.weight",
     positions="pos_emb.weight",
     norm_1=("trf_blocks.{}.norm1.scale", "trf_blocks.{}.norm1.shift"),
@@ -89,7 +89,7 @@ _BOOK = Layout(
     out_first=True,
 )
 _HUGGING_FACE = _pytorch("transformer.", out_first=False)
-LAYOUTS: dict[str, tuple[Layout, ...]] = {
+LAYOUTS: dict[str, tuple[TensorNames, ...]] = {
     "openai-tf": (_OPENAI,),
     "huggingface": (_HUGGING_FACE, _pytorch("", out_first=False)),
     "gpt2cli": (_HUGGING_FACE,),
@@ -158,7 +158,7 @@ def reference_logits(
         streams = [x + linear(h, layout.mlp_out, layer) for x, h in zip(streams, hidden, strict=True)]
     streams = [norm(x, layout.final_norm) for x in streams]
     head = tokens if config.tie_word_embeddings else _head(raw, layout, prefix, rounded)
-    return [_scores(x, head[: config.vocab_size]) for x in streams]
+    return [_project_to_vocabulary(x, head[: config.vocab_size]) for x in streams]
 
 
 def loss_of(logits: NDArray[np.float64], ids: Sequence[int]) -> float:
@@ -168,9 +168,9 @@ def loss_of(logits: NDArray[np.float64], ids: Sequence[int]) -> float:
     """
     if len(ids) < 2:
         return math.inf
-    scores = logits[:-1] - logits[:-1].max(axis=-1, keepdims=True)
-    log_sums = np.log(np.exp(scores).sum(axis=-1))
-    return float((log_sums - scores[np.arange(len(ids) - 1), list(ids[1:])]).mean())
+    shifted = logits[:-1] - logits[:-1].max(axis=-1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(axis=-1))
+    return float((log_sums - shifted[np.arange(len(ids) - 1), list(ids[1:])]).mean())
 
 
 def _attend(qkv: NDArray[np.float64], n_head: int) -> NDArray[np.float64]:
@@ -194,21 +194,23 @@ def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return y
 
 
-def _scores(x: NDArray[np.float64], head: Array) -> NDArray[np.float64]:
-    scores = np.empty((len(x), len(head)))  # (T, V)
+def _project_to_vocabulary(x: NDArray[np.float64], head: Array) -> NDArray[np.float64]:
+    logits = np.empty((len(x), len(head)))  # (T, V)
     for row in range(0, len(head), ROWS):
-        scores[:, row : row + ROWS] = x @ head[row : row + ROWS].astype(np.float64).T
-    return scores
+        logits[:, row : row + ROWS] = x @ head[row : row + ROWS].astype(np.float64).T
+    return logits
 
 
-def _head(raw: Mapping[str, Array], layout: Layout, prefix: str, rounded: Callable[[Array], Array]) -> Array:
+def _head(
+    raw: Mapping[str, Array], layout: TensorNames, prefix: str, rounded: Callable[[Array], Array]
+) -> Array:
     for name in (prefix + layout.head, layout.head):
         if name in raw:
             return rounded(raw[name])
     raise InputError(f"{layout.head} is missing", "the model has an output matrix of its own")
 
 
-def _layout_of(raw: Mapping[str, Array], format: str) -> tuple[Layout, str]:
+def _layout_of(raw: Mapping[str, Array], format: str) -> tuple[TensorNames, str]:
     """The spelling that the source uses, and what stands before each of its names (torch.compile's)."""
     for layout in LAYOUTS[format]:
         for name in raw:

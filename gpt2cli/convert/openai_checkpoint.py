@@ -11,8 +11,15 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gpt2cli.checkpoints.folder import TRANSPOSED, require_exactly, require_fitting, stored_shapes
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor, as_array, expand, require_plain
+from gpt2cli.checkpoints.folder import TRANSPOSED, require_matching_vocabulary, require_tensors, stored_shapes
+from gpt2cli.convert.foreign_model import (
+    ForeignModel,
+    ForeignTensor,
+    RawTensors,
+    as_array,
+    expand_blocks,
+    require_standard_gpt2,
+)
 from gpt2cli.convert.tensorflow_bundle import (
     DTYPES,
     Entry,
@@ -59,7 +66,7 @@ NAMES = {
 
 
 @contextlib.contextmanager
-def open_openai(folder: Path) -> Iterator[Source]:
+def open_openai(folder: Path) -> Iterator[ForeignModel]:
     """The checkpoint in `folder`, each tensor read when it is asked for.
 
     The file called `checkpoint` is not read: it may name a place anywhere on the disk.
@@ -69,13 +76,13 @@ def open_openai(folder: Path) -> Iterator[Source]:
     prefix = _prefix(folder)
     tokenizer = load_tokenizer(folder)
     copy = f"copy {VOCABULARY} and {MERGES} from where the checkpoint came from"
-    require_fitting(folder, tokenizer, config.vocab_size, copy)
+    require_matching_vocabulary(folder, tokenizer, config.vocab_size, copy)
     index = prefix.with_name(f"{prefix.name}.index")
     entries = read_index(prefix)
     shapes = _checked_shapes(folder, index, config, entries)
-    names = expand(NAMES, config.n_layer)
+    names = expand_blocks(NAMES, config.n_layer)
     texts = [folder / name for name in (VOCABULARY, MERGES) if (folder / name).exists()]
-    yield Source(
+    yield ForeignModel(
         path=folder,
         format="openai-tf",
         config=config,
@@ -86,14 +93,14 @@ def open_openai(folder: Path) -> Iterator[Source]:
     )
 
 
-def write_openai(out: Path, source: Source) -> None:
+def write_openai(out: Path, source: ForeignModel) -> None:
     """Write OpenAI's seven files into the empty folder `out`, in float32, flushed to the device.
 
     Raises InputError for what the format has no place for, UsageError without TensorFlow.
     """
     require_expressible(source.config, source.tokenizer, "f32")
     assert isinstance(source.tokenizer, BPE)
-    names = expand(NAMES, source.config.n_layer)
+    names = expand_blocks(NAMES, source.config.n_layer)
     shapes = {names[name]: _openai_shape(name, tensor.shape) for name, tensor in source.tensors.items()}
     write_checkpoint(out / PREFIX, shapes, (tensor.load() for tensor in source.tensors.values()))
     for path in out.iterdir():
@@ -118,8 +125,8 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
         ),
     }
     why = "the format has a place for five sizes, tied byte-pair embeddings and nothing else"
-    require_plain(config, dtype, "an OpenAI checkpoint", others, why)
-    require_fitting("this model", tokenizer, config.vocab_size)
+    require_standard_gpt2(config, dtype, "an OpenAI checkpoint", others, why)
+    require_matching_vocabulary("this model", tokenizer, config.vocab_size)
     require_tensorflow()
 
 
@@ -161,9 +168,9 @@ def _checked_shapes(
             f"{folder / HPARAMS}: n_layer is {config.n_layer}", f"the checkpoint has {len(blocks)} blocks"
         )
     shapes = stored_shapes(config)
-    names = expand(NAMES, config.n_layer)
+    names = expand_blocks(NAMES, config.n_layer)
     wanted = {names[name]: _openai_shape(name, shape) for name, shape in shapes.items()}
-    require_exactly(index, wanted, {name: entry.shape for name, entry in entries.items()})
+    require_tensors(index, wanted, {name: entry.shape for name, entry in entries.items()})
     for entry in entries.values():
         if entry.dtype not in DTYPES:
             raise InputError(
@@ -176,5 +183,5 @@ def _openai_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, *shape) if name.endswith(TRANSPOSED) else shape
 
 
-def _source_tensor(entry: Entry, shape: tuple[int, ...]) -> SourceTensor:
-    return SourceTensor(entry.name, shape, False, lambda: read_tensor(entry).view(shape))
+def _source_tensor(entry: Entry, shape: tuple[int, ...]) -> ForeignTensor:
+    return ForeignTensor(entry.name, shape, False, lambda: read_tensor(entry).view(shape))

@@ -1,8 +1,8 @@
-"""Owns `convert`: a model in any known format in, a proved model in ours, or in somebody else's, out.
+"""`gpt2 convert`: a model in any known format in; a verified model in ours, or in another format, out.
 
-The order of things: refuse what cannot work, open the source, write tensor by tensor, compare what
-was written with what was read, write the receipt, and only then let the result have its name.
-The formats themselves are in files of their own.
+The order: refuse what cannot work, open the source, write tensor by tensor, compare what was
+written with what was read, write the receipt, and only then give the result its name. Each
+format has a file of its own.
 """
 
 import contextlib
@@ -28,24 +28,24 @@ from gpt2cli.checkpoints.folder import (
     write_manifest,
 )
 from gpt2cli.checkpoints.safetensors_file import TensorWriter
-from gpt2cli.checkpoints.template_file import PROMPT
+from gpt2cli.checkpoints.template_file import TEMPLATE_FILE
 from gpt2cli.convert import gguf, nanogpt, openai_checkpoint
-from gpt2cli.convert.detect_format import open_source
-from gpt2cli.convert.foreign_model import Source, SourceTensor
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor
 from gpt2cli.convert.gguf import write_gguf
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.convert.nanogpt import write_nanogpt
 from gpt2cli.convert.openai_checkpoint import write_openai
 from gpt2cli.convert.placing import check_place, check_room
-from gpt2cli.convert.read_back import require_written
-from gpt2cli.convert.verify import Expected, compare, expect
+from gpt2cli.convert.read_back import verify_export
+from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logits
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
 from gpt2cli.tokenizer.bpe import read_json
 from gpt2cli.tokenizer.files import save_tokenizer
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-# What each target can hold, and how the name of what is made ends.
+# What each target can hold, and how the name of the output ends.
 TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
     "folder": (("f32", "f16", "bf16"), ""),
     "gguf": (("f32", "f16", "bf16", "q8_0"), ".gguf"),
@@ -62,8 +62,8 @@ EXPRESSIBLE = {
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What somebody asked for. `verify` None means: for sources that are not ours."""
+class ConvertOptions:
+    """The command's options. `verify` None: verify unless the source is a folder of ours."""
 
     to: str = "folder"
     dtype: str = "f32"
@@ -86,8 +86,8 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Converting:
-    """How far it is, in tensors. The last has the receipt."""
+class ConvertProgress:
+    """Progress, in tensors. The last event holds the receipt."""
 
     phase: str  # "reading", "writing", "verifying" or "done"
     n_done: int = 0
@@ -95,38 +95,38 @@ class Converting:
     receipt: dict[str, Any] = field(default_factory=dict)
 
 
-def convert(path: Path, out: Path, wish: Wish) -> Iterator[Converting]:
-    """Convert the model at `path` to `out`, and prove it.
+def convert(path: Path, out: Path, wish: ConvertOptions) -> Iterator[ConvertProgress]:
+    """Convert the model at `path` to `out`, and verify it.
 
     Raises UsageError where `out` exists, InputError for a source that is damaged or no GPT-2, or
     whose converted model computes something else, ResourceError where the disk has no room.
-    Whatever goes wrong, what was at `out` before is still there.
+    If anything fails, what was at `out` before is still there.
     """
     out = check_place(path, out, wish.to, force=wish.force)
-    yield Converting("reading")
+    yield ConvertProgress("reading")
     # Leaving it closes files and deletes what was unzipped.
     with contextlib.ExitStack() as opened:
-        source = opened.enter_context(open_source(path, n_head=wish.n_head, merge=wish.merge))
+        source = opened.enter_context(open_foreign(path, n_head=wish.n_head, merge=wish.merge))
         _check_heads(source, wish)
         source, wish = _tolerated(source, wish) if wish.allow_nonfinite else (_guarded(source), wish)
         check_room(out, source.config, wish.dtype)
-        if check := EXPRESSIBLE.get(wish.to):  # before the work of a proof
+        if check := EXPRESSIBLE.get(wish.to):  # before the work of verifying
             check(source.config, source.tokenizer, wish.dtype)
         receipt = _receipt_of(source)
         export = _to_folder if wish.to == "folder" else _to_others
         yield from export(source, out, wish, receipt, opened.close)
-    yield Converting("done", len(source.tensors), len(source.tensors), receipt)
+    yield ConvertProgress("done", len(source.tensors), len(source.tensors), receipt)
 
 
 def _to_folder(
-    source: Source, out: Path, wish: Wish, receipt: dict[str, Any], let_go: Callable[[], None]
-) -> Iterator[Converting]:
+    source: ForeignModel, out: Path, wish: ConvertOptions, receipt: dict[str, Any], let_go: Callable[[], None]
+) -> Iterator[ConvertProgress]:
     dtype = DTYPES[wish.dtype]
     with disk.new_folder(out, replace=wish.force) as folder:
         written = yield from _write_folder(source, folder, dtype, wish)
-        if _wants_proof(source, wish):
-            yield Converting("verifying")
-            expected = expect(source, dtype)
+        if _wants_verification(source, wish):
+            yield ConvertProgress("verifying")
+            expected = expected_logits(source, dtype)
             let_go()  # some sources are held in memory
             with open_hugging_face(folder) as converted:
                 _prove(expected, converted, source, receipt)
@@ -136,42 +136,42 @@ def _to_folder(
 
 
 def _write_folder(
-    source: Source, folder: Path, dtype: torch.dtype, wish: Wish
-) -> Generator[Converting, None, dict[str, str]]:
+    source: ForeignModel, folder: Path, dtype: torch.dtype, wish: ConvertOptions
+) -> Generator[ConvertProgress, None, dict[str, str]]:
     layout = {name: (dtype, tensor.shape) for name, tensor in source.tensors.items()}
     with TensorWriter(folder / WEIGHTS, layout, {"format": "pt"}) as writer:
         for n_done, tensor in enumerate(source.tensors.values()):
-            yield Converting("writing", n_done, len(layout))
+            yield ConvertProgress("writing", n_done, len(layout))
             writer.write(_cast(source, tensor, dtype, wish))
     config = to_hugging_face(source.config, source.tokenizer.end_of_text)
     disk.write_json(folder / CONFIG, {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
     names = [CONFIG, *save_tokenizer(source.tokenizer, folder)]
-    for name in _taught_with(source):
+    for name in _training_files(source):
         disk.write_file(folder / name, (source.path / name).read_bytes())
         names.append(name)
     return {WEIGHTS: writer.sha256, **{name: disk.sha256_of(folder / name) for name in names}}
 
 
-def _taught_with(source: Source) -> list[str]:
-    """The recipe and the prompt template of a model that was made here, wherever it lies now."""
-    with contextlib.suppress(InputError, NotADirectoryError):  # somebody else's manifest lists neither
+def _training_files(source: ForeignModel) -> list[str]:
+    """The recipe and the chat template of a model that was trained here, wherever it lies now."""
+    with contextlib.suppress(InputError, NotADirectoryError):  # another program's manifest lists neither
         hashes_of = read_manifest(source.path)
         return [
             name
-            for name in (RECIPE, PROMPT)
+            for name in (RECIPE, TEMPLATE_FILE)
             if name in hashes_of and disk.sha256_of(source.path / name) == hashes_of[name]
         ]
     return []
 
 
 def _to_others(
-    source: Source, out: Path, wish: Wish, receipt: dict[str, Any], let_go: Callable[[], None]
-) -> Iterator[Converting]:
-    if _wants_proof(source, wish):
-        yield Converting("verifying")
-        expected = expect(source, torch.float32)
+    source: ForeignModel, out: Path, wish: ConvertOptions, receipt: dict[str, Any], let_go: Callable[[], None]
+) -> Iterator[ConvertProgress]:
+    if _wants_verification(source, wish):
+        yield ConvertProgress("verifying")
+        expected = expected_logits(source, torch.float32)
         _prove(expected, source, source, receipt)
-    yield Converting("writing", 0, len(source.tensors))
+    yield ConvertProgress("writing", 0, len(source.tensors))
     match wish.to:
         case "gguf":
             write_gguf(out, source, wish.dtype, out.stem)
@@ -180,16 +180,16 @@ def _to_others(
         case "tensorflow":
             with disk.new_folder(out, replace=wish.force) as folder:
                 write_openai(folder, source)
-    yield Converting("verifying")
-    receipt["read_back"] = require_written(out, wish.to, source)
+    yield ConvertProgress("verifying")
+    receipt["read_back"] = verify_export(out, wish.to, source)
     let_go()
     files = [out] if out.is_file() else sorted(out.iterdir())
     receipt["output"] = {"dtype": wish.dtype, "files": {p.name: disk.sha256_of(p) for p in files}}
     disk.write_json(out / RECEIPT if out.is_dir() else out.with_name(f"{out.name}.{RECEIPT}"), receipt)
 
 
-def _cast(source: Source, tensor: SourceTensor, dtype: torch.dtype, wish: Wish) -> Tensor:
-    """The tensor in the precision that is written, which must have room for it."""
+def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, wish: ConvertOptions) -> Tensor:
+    """The tensor in the precision that is written. Raises InputError where it overflows there."""
     values = tensor.load().to(dtype)
     if not wish.allow_nonfinite and _not_finite(values):
         raise InputError(
@@ -200,21 +200,21 @@ def _cast(source: Source, tensor: SourceTensor, dtype: torch.dtype, wish: Wish) 
     return values
 
 
-def _check_heads(source: Source, wish: Wish) -> None:
+def _check_heads(source: ForeignModel, wish: ConvertOptions) -> None:
     if wish.n_head not in (None, source.config.n_head):
         raise UsageError(
-            f"--n-head is {wish.n_head}, but {source.path} says that it has {source.config.n_head} heads",
-            "the option is for formats that do not say it",
+            f"--n-head is {wish.n_head}, but {source.path} says it has {source.config.n_head} heads",
+            "the option is for formats that do not store it",
             "leave out --n-head",
         )
 
 
-def _guarded(source: Source) -> Source:
+def _guarded(source: ForeignModel) -> ForeignModel:
     """The same source, whose tensors refuse to be read where they are not finite."""
 
-    def load(tensor: SourceTensor) -> Tensor:
+    def load(tensor: ForeignTensor) -> Tensor:
         values = tensor.load()
-        # float64 is nowhere kept: what does not fit float32 is lost.
+        # float64 is kept nowhere: what does not fit float32 is lost.
         if n_wrong := _not_finite(values.float() if values.dtype == torch.float64 else values):
             raise InputError(
                 f"{source.path}: {tensor.source} holds {n_wrong} values that are not finite",
@@ -227,7 +227,7 @@ def _guarded(source: Source) -> Source:
     return replace(source, tensors=guarded)
 
 
-def _tolerated(source: Source, wish: Wish) -> tuple[Source, Wish]:
+def _tolerated(source: ForeignModel, wish: ConvertOptions) -> tuple[ForeignModel, ConvertOptions]:
     """Say which tensors are not finite, and compare nothing then: NaN equals nothing."""
     broken = [t.source for t in source.tensors.values() if _not_finite(t.load())]
     if not broken:
@@ -241,26 +241,28 @@ def _not_finite(values: Tensor) -> int:
     return sum(part.numel() - int(part.isfinite().sum()) for part in torch.split(values.flatten(), 1 << 20))
 
 
-def _wants_proof(source: Source, wish: Wish) -> bool:
+def _wants_verification(source: ForeignModel, wish: ConvertOptions) -> bool:
     return source.format != "gpt2cli" if wish.verify is None else wish.verify
 
 
-def _prove(expected: Expected, converted: Source, source: Source, receipt: dict[str, Any]) -> None:
-    verification = compare(expected, converted)
+def _prove(
+    expected: ExpectedLogits, converted: ForeignModel, source: ForeignModel, receipt: dict[str, Any]
+) -> None:
+    verification = compare_logits(expected, converted)
     receipt["verification"] = verification.as_json()
     if not verification.passed:
         overflow = not math.isfinite(verification.max_difference_fp32)
         raise InputError(
-            f"{source.path}: the converted model is not the source's model",
-            "its logits are not finite in fp32: some weight is absurd"
+            f"{source.path}: the converted model does not compute what the source computes",
+            "its logits are not finite in fp32: some weight is far too large"
             if overflow
             else f"their logits differ by up to {verification.max_difference:.3g}; {verification.tolerance:g}"
             " is allowed",
-            "report it, with the file's origin; --no-verify converts without the comparison",
+            "report it, with where the file came from; --no-verify converts without the comparison",
         )
 
 
-def _receipt_of(source: Source) -> dict[str, Any]:
+def _receipt_of(source: ForeignModel) -> dict[str, Any]:
     """What is known before anything is written: where each tensor comes from, and the bytes read."""
     size = size_of(source.config)
     return {
@@ -295,13 +297,13 @@ def _receipt_of(source: Source) -> dict[str, Any]:
     }
 
 
-def _origin(source: Source) -> dict[str, Any] | None:
+def _origin(source: ForeignModel) -> dict[str, Any] | None:
     """What is known of the source's own past: its receipt, or where it was downloaded from."""
     if not source.path.is_dir():
         return None
     known = {}
     for name in (RECEIPT, provenance.NAME):
         if (source.path / name).is_file():
-            with contextlib.suppress(InputError):  # somebody else's file of that name proves nothing
+            with contextlib.suppress(InputError):  # another program's file of that name proves nothing
                 known[name.removesuffix(".json")] = read_json(source.path / name)
     return known or None

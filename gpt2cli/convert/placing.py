@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, RECEIPT, RECIPE, WEIGHTS, read_manifest
-from gpt2cli.checkpoints.template_file import PROMPT
+from gpt2cli.checkpoints.template_file import TEMPLATE_FILE
 from gpt2cli.convert.openai_checkpoint import FIELDS, HPARAMS, PREFIX
 from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
@@ -20,7 +20,7 @@ from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON
 
 # Names of what a model folder holds. A folder with anything else in it is not replaced.
 _OURS = {
-    *(CONFIG, WEIGHTS, MANIFEST, RECEIPT, RECIPE, PROMPT, "generation_config.json"),
+    *(CONFIG, WEIGHTS, MANIFEST, RECEIPT, RECIPE, TEMPLATE_FILE, "generation_config.json"),
     *(TOKENIZER_JSON, TOKENIZER_CONFIG, *PAIRS[0], "special_tokens_map.json", "added_tokens.json"),
 }
 _INDEX = f"{PREFIX}.index"
@@ -91,7 +91,7 @@ def default_name(path: Path) -> str:
         path = path.parent.parent  # the run's name says more than the step's
     # A leading dot would hide it.
     name = (path.name if path.is_dir() else path.stem).lstrip(".") or "model"
-    size = paths.canonical(name)
+    size = paths.canonical_size(name)
     if size is None or _has_numbers_of(path, size):  # a run's own folder has no numbers
         return name
     return f"{name}-converted"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import TRANSPOSED
-from gpt2cli.convert.detect_format import open_source
-from gpt2cli.convert.foreign_model import Source, expand
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import ForeignModel, expand_blocks
 from gpt2cli.convert.gguf import NAMES
 from gpt2cli.errors import InputError
 
@@ -22,7 +22,7 @@ BLOCK, LEVELS = 32, 127  # q8_0: numbers that share a scale, and steps from zero
 ROUNDED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def require_written(out: Path, to: str, source: Source) -> dict[str, Any]:
+def verify_export(out: Path, to: str, source: ForeignModel) -> dict[str, Any]:
     """Compare every tensor of the export at `out` with the source's; returns what the receipt says of it.
 
     Raises InputError for the first that differs.
@@ -34,18 +34,18 @@ def require_written(out: Path, to: str, source: Source) -> dict[str, Any]:
     return {"tensors": len(source.tensors), "equal": True}
 
 
-def _reopen(out: Path, source: Source) -> None:
-    with open_source(out) as written:
+def _reopen(out: Path, source: ForeignModel) -> None:
+    with open_foreign(out) as written:
         for name, tensor in source.tensors.items():
             if not _same_bits(written.tensors[name].load(), tensor.load().to(torch.float32)):
                 raise _differs(out, name)
 
 
-def _read_gguf(out: Path, source: Source) -> None:
+def _read_gguf(out: Path, source: ForeignModel) -> None:
     import gguf
 
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
-    names = expand(NAMES, source.config.n_layer)
+    names = expand_blocks(NAMES, source.config.n_layer)
     if len(stored) != len(source.tensors):
         raise _differs(out, f"the number of tensors, {len(stored)},")
     for name, tensor in source.tensors.items():

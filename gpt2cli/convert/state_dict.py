@@ -1,7 +1,7 @@
-"""Owns what checkpoints of plain PyTorch modules have in common: a state dict, read by a table of names.
+"""State dicts of plain PyTorch modules, read by a table of names; nanoGPT and LLMs-from-scratch share it.
 
-Their matrices are nn.Linear's, (out, in). The names themselves, and what else such a file says, are
-for `nanogpt.py` and `llms_from_scratch.py`.
+Their matrices are nn.Linear's, (out, in). The tables, and what else such a file holds, are in
+`nanogpt.py` and `llms_from_scratch.py`.
 """
 
 import contextlib
@@ -14,8 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED, require_exactly, stored_shapes
-from gpt2cli.convert.foreign_model import LAYER, RawTensors, Source, SourceTensor, as_array, expand
+from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED, require_tensors, stored_shapes
+from gpt2cli.convert.foreign_model import (
+    LAYER,
+    ForeignModel,
+    ForeignTensor,
+    RawTensors,
+    as_array,
+    expand_blocks,
+)
 from gpt2cli.convert.torch_file import floating_tensors
 from gpt2cli.convert.vocabulary import tokenizer_for
 from gpt2cli.errors import InputError
@@ -31,12 +38,12 @@ _MAX_BLOCKS, _MAX_WIDTH = 1000, 1 << 20  # torch would take minutes for the shap
 
 
 @dataclass(frozen=True)
-class Layout:
+class StateDictFormat:
     """How a format spells a GPT-2: {Hugging Face's name: its own}, with "{}" for the block's number."""
 
     format: str
     table: Mapping[str, str]  # what is joined is "a + b + c", each with "{0}"
-    masks: re.Pattern[str]  # buffers that hold nothing learned
+    masks: re.Pattern[str]  # buffers that hold no weights
     optional: re.Pattern[str]  # biases that a model may lack, all of them together
     optional_are: str
 
@@ -49,14 +56,14 @@ class StateDict:
     """The tensors of a checkpoint by their bare names, and what these were before."""
 
     path: Path
-    layout: Layout
+    layout: StateDictFormat
     tensors: dict[str, Any]  # without masks
     originals: dict[str, str]  # {bare name: name in the file}
     n_masks: int
 
 
 @dataclass(frozen=True)
-class Sizes:
+class InferredSizes:
     """What the shapes say of a model. `n_rows` are those of its embedding, tokens or not."""
 
     n_layer: int
@@ -65,7 +72,7 @@ class Sizes:
     n_rows: int
 
 
-def state_dict(path: Path, layout: Layout, state: Mapping[Any, Any]) -> StateDict:
+def parse_state_dict(path: Path, layout: StateDictFormat, state: Mapping[Any, Any]) -> StateDict:
     """The tensors of `state`, wrappers' prefixes and mask buffers taken away. InputError for a clash."""
     tensors: dict[str, Any] = {}
     originals: dict[str, str] = {}
@@ -73,7 +80,7 @@ def state_dict(path: Path, layout: Layout, state: Mapping[Any, Any]) -> StateDic
     for original, value in state.items():
         if not isinstance(original, str):
             raise InputError(f"{path}: has an entry {original!r}", "tensors have names")
-        name = bare(original)
+        name = strip_prefix(original)
         if layout.masks.fullmatch(name):
             n_masks += 1
         elif name in tensors:
@@ -83,11 +90,11 @@ def state_dict(path: Path, layout: Layout, state: Mapping[Any, Any]) -> StateDic
     return StateDict(path, layout, tensors, originals, n_masks)
 
 
-def bare(name: str) -> str:
+def strip_prefix(name: str) -> str:
     return _WRAPPED.sub("", name, count=1) if _WRAPPED.match(name) else name
 
 
-def sizes(state: StateDict) -> Sizes:
+def infer_sizes(state: StateDict) -> InferredSizes:
     """The model's sizes, from the embeddings and the number of blocks. Raises InputError without them."""
     shapes = []
     for target in (EMBEDDING, POSITIONS):
@@ -103,22 +110,22 @@ def sizes(state: StateDict) -> Sizes:
         raise InputError(
             f"{state.path}: {n_layer} blocks of width {n_embd}", "the tensors are not those of a GPT-2"
         )
-    return Sizes(n_layer, n_embd, n_positions, n_rows)
+    return InferredSizes(n_layer, n_embd, n_positions, n_rows)
 
 
-def heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[str]]:
+def infer_heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[str]]:
     """The number of heads, which no shape shows: what the user says, else 64 channels each; and a note."""
     if n_head is None:
         if n_embd % HEAD_WIDTH:
             raise InputError(
                 f"{path}: the number of attention heads is not in the file",
-                f"GPT-2's {HEAD_WIDTH} channels a head do not divide the model's {n_embd}",
+                f"GPT-2's {HEAD_WIDTH} channels per head do not divide the model's {n_embd}",
                 "gpt2 convert ... --n-head N",
             )
         n_head = n_embd // HEAD_WIDTH
         return n_head, [
-            f"the file does not say how many heads attention has: {n_head} are taken, {HEAD_WIDTH} channels"
-            " each as in GPT-2; --n-head N says otherwise"
+            f"the file does not say how many heads attention has: {n_head} are assumed, {HEAD_WIDTH} channels"
+            " each as in GPT-2; --n-head N sets another number"
         ]
     if n_head < 1 or n_embd % n_head:
         raise InputError(
@@ -130,12 +137,14 @@ def heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[str]]:
 
 
 @contextlib.contextmanager
-def opened(state: StateDict, n_head: int, dropout: float, notes: list[str]) -> Iterator[Source]:
-    """The Source of a state dict, every tensor accounted for. Its memory is let go at the end.
+def open_state_dict(
+    state: StateDict, n_head: int, dropout: float, notes: list[str]
+) -> Iterator[ForeignModel]:
+    """The model of a state dict, every tensor accounted for. Its memory is freed at the end.
 
     Raises InputError that names the tensors where they are not those of a GPT-2.
     """
-    path, layout, size = state.path, state.layout, sizes(state)
+    path, layout, size = state.path, state.layout, infer_sizes(state)
     tokenizer, files, about_tokens = tokenizer_for(path, size.n_rows)
     found = floating_tensors(path, state.tensors)
     state.tensors.clear()
@@ -151,18 +160,18 @@ def opened(state: StateDict, n_head: int, dropout: float, notes: list[str]) -> I
         dropout,
         tie_word_embeddings=tied,
     )
-    table = expand(layout.table, size.n_layer)
+    table = expand_blocks(layout.table, size.n_layer)
     has_optional = any(layout.optional.fullmatch(name) for name in found)
     wanted = _own_shapes(config, table)
     if not has_optional:
         wanted = {name: shape for name, shape in wanted.items() if not layout.optional.fullmatch(name)}
     if head in found:
         wanted[head] = (size.n_rows, size.n_embd)
-    require_exactly(path, wanted, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    require_tensors(path, wanted, {name: tuple(tensor.shape) for name, tensor in found.items()})
     config = replace(config, vocab_size=tokenizer.n_vocab)
     named = {state.originals[name]: tensor for name, tensor in found.items()}
     try:
-        yield Source(
+        yield ForeignModel(
             path=path,
             format=layout.format,
             config=config,
@@ -197,7 +206,7 @@ def _source_tensor(
     own: str,
     originals: Mapping[str, str],
     tensors: Mapping[str, Tensor],
-) -> SourceTensor:
+) -> ForeignTensor:
     names = [originals[part] for part in own.split(JOIN) if part in originals]
     transposed = target.endswith(TRANSPOSED)
 
@@ -209,12 +218,12 @@ def _source_tensor(
         # Rows beyond the vocabulary are padding; elsewhere the slice takes all there is.
         return (tensor.T if transposed else tensor)[: shape[0]].contiguous()
 
-    return SourceTensor(JOIN.join(names) or ZEROS, shape, transposed, load)
+    return ForeignTensor(JOIN.join(names) or ZEROS, shape, transposed, load)
 
 
 def _about(state: StateDict, *, tied: bool, without: bool) -> Iterator[str]:
     if state.n_masks:
-        yield f"{state.n_masks} mask buffer(s), which hold nothing learned, were left out"
+        yield f"{state.n_masks} mask buffer(s) were left out: they hold no weights"
     if without:
         yield f"the model has no {state.layout.optional_are}: zeros are written"
     if not tied:
@@ -228,6 +237,6 @@ def _same(head: Tensor, embedding: Tensor) -> bool:
     return torch.equal(head.view(torch.uint8), embedding.view(torch.uint8))
 
 
-def _block_prefix(layout: Layout) -> str:
+def _block_prefix(layout: StateDictFormat) -> str:
     own = next(own for own in layout.table.values() if LAYER in own)
     return own[: own.index(LAYER) + len(LAYER)] + "."

@@ -3,7 +3,7 @@
 Both compute logits for the same fixed texts in float64: the source through `numpy_gpt2.py`, the
 converted model through its own modules. In float64 rounding can neither hide a mistake nor feign
 one: an exact conversion differs by 1e-10, a wrong one by whole units. What the converted model
-does in fp32, as it is used, stands beside it in the receipt.
+computes in fp32, as it is used, stands beside it in the receipt.
 """
 
 import math
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.numpy_gpt2 import ROWS, Array, loss_of, reference_logits
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
@@ -60,18 +60,18 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What the source computes; taken down before its tensors are let go."""
+class ExpectedLogits:
+    """What the source computes; recorded before its tensors are freed."""
 
     prompts: list[list[int]]  # the last is the paragraph
     logits: list[NDArray[np.float64]]  # (T, V) each
 
 
-def expect(source: Source, dtype: torch.dtype) -> Expected:
+def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     """The source's logits, its tensors brought to `dtype` as the converted ones are.
 
-    Raises InputError where the source itself holds the attention's square matrices turned over:
-    no shape can show that, only that the model makes sense the other way round.
+    Raises InputError where the source itself holds the attention's square matrices transposed: no
+    shape shows that, only that the model makes sense the other way round.
     """
     prompts = [_encode(text, source.tokenizer, source.config.n_positions) for text in (*PROMPTS, PARAGRAPH)]
 
@@ -90,14 +90,14 @@ def expect(source: Source, dtype: torch.dtype) -> Expected:
         if turned < 0.95 * knows_nothing and turned < loss - 0.5:
             name = next(t.source for n, t in source.tensors.items() if n.endswith("attn.c_proj.weight"))
             raise InputError(
-                f"{source.path}: {name} and its like in each block are stored the wrong way round",
-                f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them turned over",
+                f"{source.path}: {name} and its like in each block are stored transposed",
+                f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them transposed",
                 "write the checkpoint again with these square matrices transposed",
             )
-    return Expected(prompts, logits)
+    return ExpectedLogits(prompts, logits)
 
 
-def compare(expected: Expected, converted: Source) -> Verification:
+def compare_logits(expected: ExpectedLogits, converted: ForeignModel) -> Verification:
     """Run the converted model on the same ids. Raises nothing: the caller decides what a failure means."""
     prompts, differences, losses = expected.prompts, [], []
 

@@ -1,7 +1,6 @@
-"""Owns which tokenizer belongs to a model: whether one fits, and which where the model's file, a pickle
-of PyTorch's, holds none.
+"""The tokenizer of a checkpoint whose file, like PyTorch's, holds none.
 
-Files of tokenizers and what is in them are `tokenizer/folder.py`'s.
+Tokenizer files and their content are `tokenizer/files.py`'s business.
 """
 
 import os

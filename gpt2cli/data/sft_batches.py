@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpt2cli.data.instructions import Record
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.templates import Template, encoded
+from gpt2cli.templates import Template, encode_parts
 from gpt2cli.tokenizer.base import Tokenizer
 
 POOL = 16  # batches whose records are sorted by length together; more pad less and mix less
@@ -57,7 +57,7 @@ def row_of(
     `mask_prompt` the rest is learnt too.
     """
     try:
-        parts = encoded(template.parts(record.turns), tokenizer.encode, tokenizer.end_of_text)
+        parts = encode_parts(template.parts(record.turns), tokenizer.encode, tokenizer.end_of_text)
     except InputError as error:  # a vocabulary of characters does not know every one
         raise InputError(f"{record.where}: {error.what}", error.why, error.fix) from None
     ids = np.array([token for part, _ in parts for token in part], dtype=np.int64)

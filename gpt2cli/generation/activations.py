@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2cli.checkpoints.info import Statistics, statistics
+from gpt2cli.checkpoints.info import TensorStatistics, statistics
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import attention_formula
 
@@ -39,7 +39,7 @@ class Activation:
 
     name: str  # "h.0.attn.q"
     shape: tuple[int, ...]
-    statistics: Statistics | None
+    statistics: TensorStatistics | None
 
 
 @dataclass(frozen=True)

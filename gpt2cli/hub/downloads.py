@@ -148,8 +148,8 @@ def verify(name: str, revision: str | None = None, sources: Collection[str] = SO
     Raises InputError for the first that differs, for a download of which something is missing (unless
     a model is here that was made of another), or where there is nothing.
     """
-    size = SIZES.get(paths.canonical(name) or "")
-    model = paths.model_place(model_name(name, revision))
+    size = SIZES.get(paths.canonical_size(name) or "")
+    model = paths.model_path(model_name(name, revision))
     is_ready = paths.is_model(model)
     made_of = _made_from(model).get("path") if is_ready else None
     n_found = 0
@@ -175,7 +175,7 @@ def verify(name: str, revision: str | None = None, sources: Collection[str] = SO
     if not n_found:
         raise InputError(
             f"{model_name(name, revision)}: nothing of it is here",
-            f"looked in {paths.home()}",
+            f"looked in {paths.gpt2_home()}",
             command(name, revision=revision, force=False),
         )
 

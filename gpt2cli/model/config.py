@@ -1,6 +1,6 @@
-"""Owns the numbers that define a GPT-2, and their Hugging Face spelling (config.json).
+"""The numbers that define a GPT-2, and their Hugging Face spelling (config.json).
 
-Nothing here knows how the numbers are used; `layers.py` and `gpt2.py` do.
+How they are used is in `layers.py` and `gpt2.py`.
 """
 
 from dataclasses import asdict, dataclass
@@ -39,7 +39,7 @@ class GPT2Config:
 
     @property
     def head_width(self) -> int:
-        """D, channels a head."""
+        """D, channels per head."""
         return self.n_embd // self.n_head
 
     @property
@@ -65,12 +65,12 @@ PRESETS: dict[str, GPT2Config] = {
     "1558M": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
 }
 
-# What of a config the weights' shapes show, and their number.
+# The fields of a config that the weights' names and shapes show.
 _SHAPE = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width", "tie_word_embeddings")
 
 
 def size_of(config: GPT2Config) -> str | None:
-    """Which of OpenAI's models has just this shape, "124M" and the like; rates and epsilon do not count."""
+    """Which of OpenAI's models has just this shape, "124M" and the like; dropout and epsilon do not count."""
     for size, preset in PRESETS.items():
         if all(getattr(config, name) == getattr(preset, name) for name in _SHAPE):
             return size
@@ -87,7 +87,7 @@ _FIXED = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
-# Beyond it a number is a mistake or an attack: modules would be built, and memory asked for, by it.
+# A number beyond it is a mistake or an attack: modules would be built, and memory taken, for it.
 _LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 
 
@@ -108,7 +108,7 @@ def to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
 
 
 def from_hugging_face(values: dict[str, Any]) -> GPT2Config:
-    """Read a config.json that anyone wrote. Raises InputError for a model that is not GPT-2."""
+    """Read a config.json from any program. Raises InputError for a model that is not GPT-2."""
     for name, ours in _FIXED.items():
         theirs = values.get(name, ours)
         if theirs != ours:

@@ -1,7 +1,7 @@
-"""Owns low-rank adapters: what is learnt beside a frozen matrix, W x + B A x * alpha / rank.
+"""Low-rank adapters: a frozen matrix plus a trained correction, W x + B A x * alpha / rank.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Pure torch: which layers get
-one, how they begin, and how they are added into the weights. Their files are `weights/adapter.py`'s.
+one, how they are initialised, and how they are merged. Their files are `checkpoints/lora_adapter.py`'s.
 """
 
 import math
@@ -20,8 +20,8 @@ ADAPTABLE = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 PARTS = ("lora_A", "lora_B")  # an adapter's two matrices, by peft's names
 
 
-class Adapter(nn.Module):
-    """A linear layer that stays as it is, and a correction of rank r that learns.
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus a trainable correction of rank r.
 
     The layer's tensors get other names by it (`c_attn.base.weight`), and so a model with adapters
     cannot be stored as if it had none: every name that a model folder asks for is missing.
@@ -49,21 +49,21 @@ class Adapter(nn.Module):
 def correction(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """B A * scale, (out, in), on the CPU in float64: added there, a weight is rounded once.
 
-    Whatever order the products are summed in, the merged weights come out the same.
+    In float64 the order of summation does not show in the merged weights.
     """
     return b.detach().cpu().double() @ a.detach().cpu().double() * scale
 
 
-def add_adapters(
+def add_lora(
     model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: Collection[str], seed: int
 ) -> list[str]:
     """Freeze the model and put an adapter on each named matrix of each block; returns their names.
 
-    For any model with a `transformer`. A begins as peft's does, uniform within 1 / sqrt(in); B is
-    zero, so that the model computes what it did. The same seed gives the same adapters.
+    For any model with a `transformer`. A starts as peft's does, uniform within 1 / sqrt(in); B is
+    zero, so that the model computes what it did before. The same seed gives the same adapters.
     Raises UsageError where a matrix has no room for the rank, or a target names no matrix.
     """
-    names = adapted_names(model, targets)
+    names = lora_target_names(model, targets)
     for name in names:
         n_out, n_in = cast(nn.Linear, model.get_submodule(name)).weight.shape
         if rank > min(n_out, n_in):
@@ -75,7 +75,7 @@ def add_adapters(
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
-        adapter = Adapter(cast(nn.Linear, model.get_submodule(name)), rank, alpha, dropout)
+        adapter = LoraLinear(cast(nn.Linear, model.get_submodule(name)), rank, alpha, dropout)
         start = torch.empty(adapter.lora_A.shape)
         nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
         with torch.no_grad():
@@ -84,7 +84,7 @@ def add_adapters(
     return names
 
 
-def adapted_names(model: nn.Module, targets: Collection[str]) -> list[str]:
+def lora_target_names(model: nn.Module, targets: Collection[str]) -> list[str]:
     """The full names of the matrices that targets mean, in the model's order.
 
     Raises UsageError for a target that means none.
@@ -94,7 +94,7 @@ def adapted_names(model: nn.Module, targets: Collection[str]) -> list[str]:
         for name, _ in model.named_modules()
         if name.startswith("transformer.h.") and name.endswith(ADAPTABLE)
     ]
-    assert not adapters(model), "the model has adapters already"
+    assert not lora_layers(model), "the model has adapters already"
     for target in targets:
         if not any(_means(target, name) for name in matrices):
             raise UsageError(
@@ -105,36 +105,36 @@ def adapted_names(model: nn.Module, targets: Collection[str]) -> list[str]:
     return [name for name in matrices if any(_means(target, name) for target in targets)]
 
 
-def adapters(model: nn.Module) -> dict[str, Adapter]:
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     """{name of the matrix: its adapter}, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """What was learnt: `<matrix>.lora_A` (rank, in) and `<matrix>.lora_B` (out, rank), sharing memory."""
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' tensors: `<matrix>.lora_A` (rank, in) and `<matrix>.lora_B` (out, rank), shared."""
     return {
         f"{name}.{part}": getattr(adapter, part).detach()
-        for name, adapter in adapters(model).items()
+        for name, adapter in lora_layers(model).items()
         for part in PARTS
     }
 
 
 @torch.no_grad()
-def load_adapter_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_lora_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Fill the adapters with what `adapter_state` gave; names and shapes must be theirs."""
-    state = adapter_state(model)
+    state = lora_state(model)
     assert state.keys() == tensors.keys(), "the adapters are other ones"
     for name, tensor in state.items():
         assert tensor.shape == tensors[name].shape, name
         tensor.copy_(tensors[name])
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Make it a plain model again, in place, that computes the same: W + B A * alpha / rank.
+def merge_lora(model: nn.Module) -> None:
+    """Turn it back into a plain model, in place, that computes the same: W + B A * alpha / rank.
 
-    All of its parameters may learn again.
+    All of its parameters are trainable again.
     """
-    for name, adapter in adapters(model).items():
+    for name, adapter in lora_layers(model).items():
         model.set_submodule(name, adapter.merged())
     model.requires_grad_(True)
 

@@ -1,6 +1,6 @@
-"""Owns what every tokenizer is: text to ids and back, a size, an end-of-text id, a fingerprint.
+"""The Tokenizer protocol: text to ids and back, a size, an end-of-text id, a fingerprint.
 
-The tokenizers themselves are in bpe.py and chars.py, their files in folder.py.
+The tokenizers are in bpe.py and chars.py, their files in files.py.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
-"""Owns GPT-2's byte-level byte-pair encoding: tiktoken over a table that lies on this disk.
+"""GPT-2's byte-level byte-pair encoding: tiktoken over a rank table on this disk.
 
 A vocabulary is its tokens in the order of their ids and the list of merges. GPT-2's own is
 bundled as the merges alone (make_ranks.py in the tests made it), from which tokens, vocab.json
 and merges.txt follow. Other vocabularies come from such a pair of files, checked to belong
-together. Which files a folder holds is known to folder.py only.
+together. Which files a folder holds, only files.py knows.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""Owns the character vocabulary: one id a character, in code point order, and <|endoftext|> last.
+"""The character vocabulary: one id per character in code point order, <|endoftext|> last.
 
-Where the characters come from is the caller's business; their file is written by folder.py.
+The caller supplies the characters; files.py writes the file.
 """
 
 import functools
@@ -50,7 +50,7 @@ class Chars:
         return fingerprint_of(self._tokens)
 
     def encode(self, text: str) -> list[int]:
-        """One id a character. Raises InputError naming the first that is not in the vocabulary."""
+        """One id per character. Raises InputError naming the first that is not in the vocabulary."""
         text = without_surrogates(text)
         codes = _codes(text)
         ids = np.searchsorted(self._codes, codes)

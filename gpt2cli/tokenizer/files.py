@@ -1,9 +1,8 @@
-"""Owns a tokenizer's files in a model folder: which there are, what is in them, and writing them.
+"""Tokenizer files in a model folder: reading each known kind, and writing ours.
 
 Byte-level BPE is saved as vocab.json and merges.txt, characters as a tokenizer.json, each with
-the tokenizer_config.json by which transformers.AutoTokenizer opens the folder. Read are also
-OpenAI's own file names and other people's tokenizer.json. What encoding means is in bpe.py and
-chars.py.
+the tokenizer_config.json by which transformers.AutoTokenizer opens the folder. OpenAI's own file
+names and other programs' tokenizer.json are read too. Encoding itself is in bpe.py and chars.py.
 """
 
 import os
@@ -26,7 +25,7 @@ GPT2_SHA256 = (
 # Every code point is a piece of its own; "." would leave out the line feed.
 EACH_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 
-# What other people's byte-level files must say, because our encoding does just that.
+# What another program's byte-level file must say, because our encoding does exactly that.
 BYTE_LEVEL = {
     ("normalizer", "type"): (None,),
     ("pre_tokenizer", "type"): ("ByteLevel",),
@@ -56,7 +55,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             (missing,) = set(names) - set(there)
             raise InputError(
                 f"{folder}: {missing} is missing",
-                f"{there[0]} is of no use without it",
+                f"{there[0]} cannot be used without it",
                 "fetch both files again",
             )
     raise InputError(
@@ -124,7 +123,7 @@ def _chars(vocab: dict[str, Any], path: Path) -> Chars:
     expected = {token: i for i, token in enumerate([*characters, END_OF_TEXT])}
     if any(len(character) != 1 for character in characters) or vocab != expected or not characters:
         raise InputError(
-            f"{path}: is no character vocabulary of gpt2cli",
+            f"{path}: is not a character vocabulary of gpt2cli",
             f"ids must number the characters in code point order, then {END_OF_TEXT}",
             "copy the file again from where the model was trained",
         )

@@ -68,7 +68,7 @@ def newest_start() -> Path:
 
     Raises InputError where there is none.
     """
-    for folder in paths.newest_first():
+    for folder in paths.models_newest_first():
         with contextlib.suppress(InputError):  # something else, or damaged: the next is looked at
             read_config(folder)
             return folder

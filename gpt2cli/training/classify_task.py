@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli.checkpoints.classifier import load_classifier, write_classifier
-from gpt2cli.checkpoints.folder import read_manifest, require_exactly
+from gpt2cli.checkpoints.folder import read_manifest, require_tensors
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.data.labelled_texts import ClassifySplits, Examples, by_length, class_weights, padded
 from gpt2cli.data.windows import first_sample
@@ -115,7 +115,7 @@ class Classification:
             learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
             shapes = {name: tuple(tensor.shape) for name, tensor in learnt.items()}
             found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-            require_exactly(checkpoint / ADAPTERS, shapes, found)
+            require_tensors(checkpoint / ADAPTERS, shapes, found)
             model.load_state_dict(state, strict=False)
             return model
         model = load_classifier(checkpoint, attention=attention, dropout=self.config.dropout).model
@@ -125,12 +125,12 @@ class Classification:
     def write_model(self, folder: Path, model: GPT2Classifier, recipe: str) -> dict[str, str]:
         hashes: dict[str, str] = {}
         if self.recipe.train == "lora":
-            from gpt2cli.model.lora import merge_adapters
+            from gpt2cli.model.lora import merge_lora
 
             learnt = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
             hashes = {ADAPTERS: write_tensors(folder / ADAPTERS, learnt, {"format": "pt"})}
             model = deepcopy(model)  # training goes on with the adapters apart
-            merge_adapters(model)
+            merge_lora(model)
         labels, max_tokens = self.data.labels, self.data.max_tokens
         return hashes | write_classifier(folder, model, labels, self.tokenizer, max_tokens, recipe)
 
@@ -185,10 +185,10 @@ class Classification:
         so that training the last block costs little more than a forward.
         """
         if self.recipe.train == "lora":
-            from gpt2cli.model.lora import add_adapters
+            from gpt2cli.model.lora import add_lora
 
             lora, seed = self.recipe.lora, self.recipe.seed
-            add_adapters(
+            add_lora(
                 model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed
             )
             model.score.weight.requires_grad_(True)

@@ -6,9 +6,11 @@
 Nothing here trains. What is in a checkpoint belongs to `weights/folder.py` and `training/state.py`.
 """
 
+import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +82,38 @@ def find_run(name: str, *, resume: bool) -> Run:
             f"add --resume to continue it, or --name {_free_name(run.folder)} for a new one",
         )
     return run
+
+
+@contextlib.contextmanager
+def starting(run: Run) -> Iterator[Callable[[], None]]:
+    """Make and lock the run's folder. Gives a function to call once the run has begun.
+
+    A start that fails before that takes back what it made: files, the folder, those above it.
+    Raises ResourceError where nothing can be written, or another process has the folder.
+    """
+    folders = [run.folder, *run.folder.parents]
+    made = [folder for folder in folders if not folder.exists()]  # the innermost first
+    has_begun = False
+
+    def begin() -> None:
+        nonlocal has_begun
+        has_begun = True
+
+    try:
+        files.require_writable(run.folder)
+        before = set(os.listdir(run.folder))
+        with files.lock(run.folder):
+            try:
+                yield begin
+            except BaseException:
+                if not has_begun:
+                    _take_back(run.folder, before)
+                raise
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it may hold the run of another process by now
+                folder.rmdir()
+        raise
 
 
 def sweep(run: Run) -> list[Path]:
@@ -216,6 +250,13 @@ def _put_aside(run: Run, whole: Path) -> None:
     for name in ("last", "best"):
         if not (run.folder / name).exists():
             files.point(run.folder / name, whole)
+
+
+def _take_back(folder: Path, before: set[str]) -> None:
+    """Delete what is in `folder` now and was not `before`: the lock's file too, which the caller holds."""
+    for name in set(os.listdir(folder)) - before:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _free_name(folder: Path) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import load_model, write_model
-from gpt2cli.checkpoints.template_file import write_prompt
+from gpt2cli.checkpoints.template_file import write_template
 from gpt2cli.data.instructions import Record, Records
 from gpt2cli.data.sft_batches import Order, Row, by_length, most_tokens, packed, row_of, sheet_of
 from gpt2cli.data.splits import split
@@ -216,10 +216,10 @@ class Instruction:
         return model
 
     def _add_adapters(self, model: GPT2LMHead) -> None:
-        from gpt2cli.model.lora import add_adapters
+        from gpt2cli.model.lora import add_lora
 
         lora = self.recipe.lora
-        add_adapters(
+        add_lora(
             model,
             rank=lora.rank,
             alpha=lora.alpha,
@@ -236,7 +236,7 @@ class Instruction:
             hashes = write_adapter(folder, model, self.recipe.lora, self.start, recipe)
         else:
             hashes = write_model(folder, model, self.tokenizer, recipe)
-        return hashes | write_prompt(folder, self.recipe.template)
+        return hashes | write_template(folder, self.recipe.template)
 
     def batch(self, step: int, micro: int) -> InstructBatch:
         number = step * self.recipe.batch.accumulation + micro

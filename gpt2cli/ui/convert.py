@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from gpt2cli.convert.pipeline import Converting
+from gpt2cli.convert.pipeline import ConvertProgress
 from gpt2cli.ui.console import is_terminal, printable
 
 
-def show_converting(steps: Iterator[Converting], console: Console) -> dict[str, Any]:
+def show_converting(steps: Iterator[ConvertProgress], console: Console) -> dict[str, Any]:
     """Draw the steps as they come; returns the receipt of the last."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),

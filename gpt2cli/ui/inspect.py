@@ -10,7 +10,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from gpt2cli.checkpoints.info import Module, Statistics, Summary, TensorNumbers, known_size
+from gpt2cli.checkpoints.info import ModelInfo, ModuleInfo, TensorInfo, TensorStatistics, nearest_size
 from gpt2cli.generation.activations import Activation, Anatomy, NextToken
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.lineage import Facts, Lineage
@@ -51,7 +51,7 @@ MOST_TOKENS = 64  # of a prompt, listed one a line
 BAR = 24  # characters of a probability of 1
 
 
-def show_summary(summary: Summary, lineage: Lineage) -> None:
+def show_summary(summary: ModelInfo, lineage: Lineage) -> None:
     """The model as a whole, to stdout."""
     _print_heading(summary, proved=False)
     _print_table("modules", outline(summary), right=(3, 4))
@@ -63,7 +63,7 @@ def show_summary(summary: Summary, lineage: Lineage) -> None:
     _print_table("where it comes from", _origin(summary, lineage))
 
 
-def show_tensors(summary: Summary, tensors: Sequence[TensorNumbers]) -> None:
+def show_tensors(summary: ModelInfo, tensors: Sequence[TensorInfo]) -> None:
     """The numbers in each tensor of the file."""
     _print_heading(summary, proved=True)
     rows = [
@@ -73,7 +73,7 @@ def show_tensors(summary: Summary, tensors: Sequence[TensorNumbers]) -> None:
     _print_table("tensors, as the file stores them", _with_trouble(NUMBERS, rows), right=range(3, 9))
 
 
-def show_prompt(summary: Summary, anatomy: Anatomy, likeliest: Sequence[NextToken]) -> None:
+def show_prompt(summary: ModelInfo, anatomy: Anatomy, likeliest: Sequence[NextToken]) -> None:
     """One forward pass: tokens, activations, and what comes next."""
     tokenizer, ids = summary.tokenizer, anatomy.ids
     _print_heading(summary, proved=True)
@@ -84,7 +84,7 @@ def show_prompt(summary: Summary, anatomy: Anatomy, likeliest: Sequence[NextToke
         _print_table("next token", rows, right=(0, 1, 2))
 
 
-def outline(summary: Summary) -> list[Row]:
+def outline(summary: ModelInfo) -> list[Row]:
     """The table of modules: the first block in full, the others, which are the same, in one line."""
     rows: list[Row] = [("module", "weight", "bias", "parameters", "share", "")]
     blocks = [module for module in summary.modules if module.name.startswith("h.")]
@@ -138,7 +138,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 NUMBERS = ("tensor", "shape", "dtype", "mean", "std", "min", "max")
 
 
-def _numbers(statistics: Statistics, *first: float | None) -> Row:
+def _numbers(statistics: TensorStatistics, *first: float | None) -> Row:
     """Cells of a table whose last columns are std, min, max and, where there are such, NaN and Inf."""
     values = (*first, statistics.std, statistics.min, statistics.max)
     trouble = (("NaN", statistics.n_nan), ("Inf", statistics.n_inf))
@@ -154,14 +154,14 @@ def _with_trouble(header: Row, rows: Sequence[Row]) -> list[Row]:
     return [(*header, "not finite" if any(row[n:] and row[n] for row in rows) else ""), *rows]
 
 
-def _print_heading(summary: Summary, *, proved: bool) -> None:
+def _print_heading(summary: ModelInfo, *, proved: bool) -> None:
     _print(printable(str(summary.folder)), "strong")
     _print(f"GPT-2 of {summary.n_parameters:,} parameters{_size(summary)}")
     _print(_proof(summary, proved), "faint")
 
 
-def _size(summary: Summary) -> str:
-    known = known_size(summary.config)
+def _size(summary: ModelInfo) -> str:
+    known = nearest_size(summary.config)
     if not known:
         return ", a shape of its own"
     size, other = known
@@ -170,7 +170,7 @@ def _size(summary: Summary) -> str:
     return f", {size}: the shape of OpenAI's {SIZES[size]} model{but}"
 
 
-def _proof(summary: Summary, proved: bool) -> str:
+def _proof(summary: ModelInfo, proved: bool) -> str:
     manifest = summary.manifest
     if not manifest:
         return "no manifest: somebody else's folder, read without proof of its content"
@@ -183,17 +183,17 @@ def _proof(summary: Summary, proved: bool) -> str:
     )
 
 
-def _weights(module: Module) -> tuple[str, str]:
+def _weights(module: ModuleInfo) -> tuple[str, str]:
     return _shape(module.weight), _shape(module.bias) if module.bias else "-"
 
 
-def _what(module: Module) -> str:
+def _what(module: ModuleInfo) -> str:
     if module.name != "lm_head":
         return WHAT[module.name]
     return "scores of its own" if module.n_parameters else "the token embedding again"
 
 
-def _matrices(modules: Sequence[Module]) -> Row:
+def _matrices(modules: Sequence[ModuleInfo]) -> Row:
     names = dict.fromkeys(m.name.split(".", 2)[2] for m in modules if m.transposed)
     return (
         "Matrices are (out, in), as the model multiplies them: y = x W^T + b.",
@@ -201,7 +201,7 @@ def _matrices(modules: Sequence[Module]) -> Row:
     )
 
 
-def _memory(summary: Summary) -> list[Row]:
+def _memory(summary: ModelInfo) -> list[Row]:
     n = summary.config.n_positions
     dtypes = ", ".join(f"{count} tensors in {name}" for name, count in summary.dtypes.items())
     rows = [
@@ -212,7 +212,7 @@ def _memory(summary: Summary) -> list[Row]:
     return [("", "fp32", "bf16"), *rows, (f"model.safetensors holds {dtypes}: {_bytes(summary.n_bytes)}",)]
 
 
-def _config(summary: Summary) -> list[Row]:
+def _config(summary: ModelInfo) -> list[Row]:
     c = summary.config
     return [
         ("n_layer", f"{c.n_layer}", "blocks"),
@@ -238,7 +238,7 @@ def _tokenizer(tokenizer: Tokenizer) -> list[Row]:
     ]
 
 
-def _origin(summary: Summary, lineage: Lineage) -> list[Row]:
+def _origin(summary: ModelInfo, lineage: Lineage) -> list[Row]:
     rows = [
         *_recipe(lineage.recipe, lineage.progress),
         *((("run", str(lineage.run)),) if lineage.run else ()),

@@ -16,7 +16,7 @@ from gpt2cli.checkpoints.folder import (
     write_manifest,
     write_model,
 )
-from gpt2cli.checkpoints.info import summarize
+from gpt2cli.checkpoints.info import read_model_info
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
@@ -129,11 +129,11 @@ def test_other_models_are_refused_with_the_command_that_takes_them(
     named: object, said: str, fix: str, folder: Path
 ) -> None:
     change_config(folder, architectures=named)
-    for look in (load_model, read_config, summarize):
+    for look in (load_model, read_config, read_model_info):
         with pytest.raises(InputError) as caught:
             look(folder)
         assert said in caught.value.what and caught.value.fix.startswith(fix)
-    require_language_model(folder, {"architectures": ["GPT2Model"]}, or_trunk=True)
+    require_language_model(folder, {"architectures": ["GPT2Model"]}, or_body=True)
     require_language_model(folder, {"architectures": []})
 
 
@@ -159,7 +159,7 @@ def test_older_programs_folders_are_to_be_converted(
     change: Callable[[Path], None], said: str, folder: Path
 ) -> None:
     change(folder)
-    for look in (load_model, summarize):
+    for look in (load_model, read_model_info):
         with pytest.raises(InputError, match=said) as caught:
             look(folder)
         assert caught.value.fix == f"gpt2 convert {folder}"
@@ -175,7 +175,7 @@ def test_json_that_says_a_thing_twice_is_refused(folder: Path) -> None:
 
 def test_fewer_tokens_than_rows_may_be_padding(folder: Path) -> None:
     change_config(folder, vocab_size=20)
-    for look in (load_model, summarize):
+    for look in (load_model, read_model_info):
         with pytest.raises(InputError, match="the model 20") as caught:
             look(folder)
         assert "padding" in caught.value.why

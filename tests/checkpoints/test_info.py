@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 from gpt2cli.checkpoints import info as module
 from gpt2cli.checkpoints.folder import load_model, write_manifest, write_model
 from gpt2cli.checkpoints.info import (
-    known_size,
     modules_of,
+    nearest_size,
+    read_model_info,
     statistics,
-    summarize,
-    tensor_numbers,
+    tensor_statistics,
 )
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import PRESETS, GPT2Config, size_of
@@ -51,7 +51,7 @@ def foreign(folder: Path) -> Path:
 @pytest.mark.parametrize("tied", [True, False])
 def test_modules_are_those_of_transformers(tied: bool, tmp_path: Path) -> None:
     config = replace(CONFIG, tie_word_embeddings=tied, n_inner=40)
-    ours = summarize(save(tmp_path / "model", config))
+    ours = read_model_info(save(tmp_path / "model", config))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(ours.folder)
     assert ours.n_parameters == sum(p.numel() for p in theirs.parameters())  # a shared one comes once
     reference = dict(theirs.named_modules())
@@ -75,12 +75,12 @@ def test_openai_sizes(size: str) -> None:
             transformers.GPT2Config(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
         )
     assert sum(m.n_parameters for m in modules_of(config)) == theirs.num_parameters()
-    assert known_size(config) == (size, ())
-    assert known_size(replace(config, dropout=0.1)) == (size, ())
+    assert nearest_size(config) == (size, ())
+    assert nearest_size(replace(config, dropout=0.1)) == (size, ())
     short = replace(config, n_positions=256, tie_word_embeddings=False)
-    assert known_size(short) == (size, ("n_positions", "tie_word_embeddings"))
-    assert known_size(replace(config, n_layer=config.n_layer - 1)) is None
-    assert known_size(replace(config, n_inner=64)) is None
+    assert nearest_size(short) == (size, ("n_positions", "tie_word_embeddings"))
+    assert nearest_size(replace(config, n_layer=config.n_layer - 1)) is None
+    assert nearest_size(replace(config, n_inner=64)) is None
     assert size_of(replace(config, dropout=0.1, n_inner=config.mlp_width)) == size
     for number in ("n_positions", "vocab_size", "n_layer"):
         assert size_of(replace(config, **{number: 7})) is None
@@ -88,7 +88,7 @@ def test_openai_sizes(size: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory_is_what_the_tensors_take(folder: Path, dtype: torch.dtype) -> None:
-    summary, model = summarize(folder), load_model(folder).model.to(dtype)
+    summary, model = read_model_info(folder), load_model(folder).model.to(dtype)
     assert summary.weight_bytes(dtype.itemsize) == sum(p.nbytes for p in model.parameters())
     cache = KVCache(summary.config, 1, model.transformer.wpe.weight)
     n_bytes = sum(t.nbytes for t in [*cache.keys, *cache.values])
@@ -97,7 +97,7 @@ def test_memory_is_what_the_tensors_take(folder: Path, dtype: torch.dtype) -> No
 
 
 def test_what_the_files_are(folder: Path) -> None:
-    summary = summarize(folder)
+    summary = read_model_info(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     weights = manifest["files"]["model.safetensors"]
     assert summary.manifest is not None
@@ -105,7 +105,7 @@ def test_what_the_files_are(folder: Path) -> None:
     assert (summary.manifest.sha256, summary.n_bytes) == (weights["sha256"], weights["bytes"])
     assert summary.dtypes == {"float32": len(load_file(folder / "model.safetensors"))}
     assert summary.tokenizer.fingerprint == CHARS.fingerprint
-    assert summarize(foreign(folder)).manifest is None
+    assert read_model_info(foreign(folder)).manifest is None
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -114,7 +114,7 @@ def test_numbers_of_tensors(folder: Path, dtype: type, monkeypatch: pytest.Monke
     path = foreign(folder) / "model.safetensors"
     save_file({name: values.astype(dtype) for name, values in load_file(path).items()}, path)
     wanted = load_file(path)
-    found = list(tensor_numbers(summarize(folder)))
+    found = list(tensor_statistics(read_model_info(folder)))
     assert {tensor.name for tensor in found} == set(wanted)
     for tensor in found:
         values = wanted[tensor.name].astype(np.float64)
@@ -134,13 +134,13 @@ def test_a_spread_that_is_small_beside_its_mean(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_single_value_has_no_spread() -> None:
-    assert statistics(torch.tensor([[3.5]])) == module.Statistics(3.5, 0.0, 3.5, 3.5, 0, 0)
+    assert statistics(torch.tensor([[3.5]])) == module.TensorStatistics(3.5, 0.0, 3.5, 3.5, 0, 0)
 
 
 def test_values_that_are_not_finite_are_counted_and_left_out() -> None:
     values = torch.tensor([1.0, float("nan"), 3.0, float("inf"), float("-inf"), float("nan")])
-    assert statistics(values.to(torch.bfloat16)) == module.Statistics(2.0, 1.0, 1.0, 3.0, 2, 2)
-    assert statistics(torch.full((4,), float("nan"))) == module.Statistics(None, None, None, None, 4, 0)
+    assert statistics(values.to(torch.bfloat16)) == module.TensorStatistics(2.0, 1.0, 1.0, 3.0, 2, 2)
+    assert statistics(torch.full((4,), float("nan"))) == module.TensorStatistics(None, None, None, None, 4, 0)
 
 
 def test_the_weights_stay_unread_until_their_numbers_are_asked_for(folder: Path) -> None:
@@ -148,9 +148,9 @@ def test_the_weights_stay_unread_until_their_numbers_are_asked_for(folder: Path)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    summary = summarize(folder)
+    summary = read_model_info(folder)
     with pytest.raises(InputError, match="content has changed") as caught:
-        list(tensor_numbers(summary))
+        list(tensor_statistics(summary))
     assert str(path) in caught.value.what
 
 
@@ -158,7 +158,7 @@ def test_a_second_copy_of_the_embedding_is_no_stranger(folder: Path) -> None:
     path = foreign(folder) / "model.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}, path)
-    assert summarize(folder).n_parameters == CONFIG.n_parameters
+    assert read_model_info(folder).n_parameters == CONFIG.n_parameters
 
 
 def change_config(folder: Path, **values: object) -> None:
@@ -210,4 +210,4 @@ def test_damage_is_named(name: str, folder: Path) -> None:
     change, said = DAMAGE[name]
     change(folder)
     with pytest.raises(InputError, match=said):
-        summarize(folder)
+        read_model_info(folder)

@@ -27,7 +27,7 @@ from gpt2cli.checkpoints.lora_adapter import load_adapter, write_adapter
 from gpt2cli.checkpoints.safetensors_file import read_tensors
 from gpt2cli.convert.open_model import open_model
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.model.lora import adapter_state, adapters, add_adapters, merge_adapters
+from gpt2cli.model.lora import add_lora, lora_layers, lora_state, merge_lora
 
 A = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
 
@@ -48,9 +48,9 @@ def test_loading_gives_the_plain_model_with_the_adapters_added(folder: Path, bas
     loaded, apart = open_model(folder), adapted(base, Lora())
     verify(folder)
     torch.testing.assert_close(loaded.model(IDS), apart(IDS), atol=1e-5, rtol=0)
-    assert not adapters(loaded.model) and not loaded.model.training
+    assert not lora_layers(loaded.model) and not loaded.model.training
     assert loaded.folder == folder and loaded.tokenizer.fingerprint == TOKENIZER.fingerprint
-    merge_adapters(apart)
+    merge_lora(apart)
     for name, tensor in apart.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
 
@@ -72,10 +72,10 @@ def test_a_model_with_adapters_is_not_stored_as_a_plain_one(base: Base, tmp_path
 
 def test_training_goes_on_with_the_stored_adapters(folder: Path, base: Base) -> None:
     model = open_model(base.folder).model  # type: ignore[arg-type]
-    add_adapters(model, rank=4, alpha=10.0, dropout=0.0, targets=("c_attn", "c_proj", "c_fc"), seed=77)
+    add_lora(model, rank=4, alpha=10.0, dropout=0.0, targets=("c_attn", "c_proj", "c_fc"), seed=77)
     load_adapter(folder, model)
-    wanted = adapter_state(adapted(base, Lora()))
-    for name, tensor in adapter_state(model).items():
+    wanted = lora_state(adapted(base, Lora()))
+    for name, tensor in lora_state(model).items():
         assert torch.equal(tensor, wanted[name]), name
     assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
 
@@ -103,7 +103,7 @@ def test_nothing_but_adapters_changes_in_training(tmp_path: Path) -> None:
     recipe, data = tiny(tmp_path)
     task = Pretraining(recipe, data)
     model = task.fresh_model("sdpa")
-    names = add_adapters(model, rank=2, alpha=16.0, dropout=0.1, targets=("c_attn", "c_proj"), seed=1)
+    names = add_lora(model, rank=2, alpha=16.0, dropout=0.1, targets=("c_attn", "c_proj"), seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     runtime = choose_runtime("cpu", "fp32", 2, "off", training=True, flops=0.0)
     optimizer = make_optimizer(model, recipe.optim, runtime.device)

@@ -93,7 +93,7 @@ def test_an_untouched_file_is_hashed_once(file: tuple[Path, str], hashes: Hashes
 @pytest.mark.usefixtures("settled")
 def test_who_does_not_ask_for_it_hashes_and_writes_nothing(file: tuple[Path, str], hashes: Hashes) -> None:
     read_tensors(*file)
-    assert hashes.n == 1 and not (paths.home() / "verified").exists()
+    assert hashes.n == 1 and not (paths.gpt2_home() / "verified").exists()
     assert [hashes.of(*file) for _ in range(2)] == [1, 0]
     read_tensors(*file)
     assert hashes.n == 3
@@ -204,7 +204,7 @@ def test_a_home_that_cannot_be_written_means_hashing_each_time(
 @pytest.mark.parametrize("kind", ["noise", "long", "folder", "fifo", "link to itself"])
 def test_a_damaged_table_means_hashing(kind: str, file: tuple[Path, str], hashes: Hashes) -> None:
     assert [hashes.of(*file) for _ in range(2)] == [1, 0]
-    table = paths.home() / "verified" / "files.txt"
+    table = paths.gpt2_home() / "verified" / "files.txt"
     line = table.read_bytes()
     table.unlink()
     match kind:

@@ -173,15 +173,23 @@ def test_closed_streams_end_in_a_clean_exit_code(arguments: str) -> None:
         assert code == 4 and "the disk is full" in err and "--name" not in err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["pretrain", "no-such[/x]"]])
-def test_ascii_and_twenty_columns_are_enough(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "| pretrain"),
+        (["recipes"], 0, "\nverdict "),
+        (["pretrain", "no-such[/x]"], 2, "error: no-such[/x]: no such recipe\n"),
+    ],
+)
+def test_ascii_and_twenty_columns_are_enough(arguments: list[str], code: int, said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gpt2cli", *arguments],
         env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "20", "LC_ALL": "C", "PYTHONUTF8": "0"},
         capture_output=True,
         timeout=60,
     )
-    assert done.returncode in (0, 2)
+    assert done.returncode == code
+    assert said in (done.stderr if code else done.stdout).decode("ascii")
     assert b"Traceback" not in done.stderr and b"\x1b" not in done.stdout + done.stderr
 
 

@@ -17,7 +17,7 @@ from loud import loud
 from speaking import save_model_that_says
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.checkpoints.template_file import write_prompt
+from gpt2cli.checkpoints.template_file import write_template
 from gpt2cli.cli import app
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
         hashes = write_model(root / name, model, bpe(), "task: pretrain\n")
         if name == "taught":
-            hashes |= write_prompt(root / name, "chat")
+            hashes |= write_template(root / name, "chat")
         write_manifest(root / name, hashes)
     return root
 

@@ -11,7 +11,7 @@ import pytest
 from speaking import save_model_that_says
 from terminal import Terminal
 
-from gpt2cli.checkpoints.template_file import write_prompt
+from gpt2cli.checkpoints.template_file import write_template
 
 HELLO = "/help lists the commands"
 LONG = " word" * 50_000  # more than anybody waits for
@@ -156,7 +156,7 @@ def test_a_dumb_terminal_gets_lines_alone(folder: Path) -> None:
 def test_with_stdout_in_a_pipe_only_replies_are_in_it(folder: Path, tmp_path: Path) -> None:
     taught = tmp_path / "taught"
     save_model_that_says(taught, LONG, n_positions=64)
-    write_prompt(taught, "chat")
+    write_template(taught, "chat")
     with Terminal(["chat", str(taught), *OPTIONS, "-n", "2"], piped=[1]) as terminal:
         assert "it answers in the template 'chat'" in terminal.ready()
         terminal.type("hello\r")

@@ -18,7 +18,7 @@ from loud import loud
 from rich.console import Console
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.cli.app import _terminated
+from gpt2cli.cli.signals import exit_on_sigterm
 from gpt2cli.convert import open_model as opening
 from gpt2cli.data.corpora import CORPORA
 from gpt2cli.evaluation import perplexity
@@ -275,7 +275,8 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
 
     n_models: list[GPT2LMHead] = []
     monkeypatch.setattr(perplexity, "score", interrupted)
-    before = signal.signal(signal.SIGTERM, _terminated)  # as main() does
+    before = signal.getsignal(signal.SIGTERM)
+    exit_on_sigterm()  # as main() does
     try:
         outcome = gpt2("evaluate", model, second, "--on", story, "--batch", "1")
     finally:

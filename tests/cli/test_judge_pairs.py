@@ -117,7 +117,10 @@ def test_nothing_compared_is_5(gpt2: Gpt2, server: Judge, runs: list[str]) -> No
     server.answer = lambda fields: {"reason": "?", "better": "neither"}
     outcome = compare(gpt2, server, *runs, "--limit", "2")
     assert outcome.code == 5 and "A's rate     n/a" in outcome.out
-    assert "no pair could be compared\nwhy: 0 of 2 compared, 2 unscored: better is 'neither', not one of"
+    assert (
+        "no pair could be compared\nwhy: 0 of 2 compared, 2 unscored: better is 'neither', not one of"
+        in outcome.err
+    )
     assert f"note: {2 * (N - 2)} responses are left out" in outcome.err
 
 

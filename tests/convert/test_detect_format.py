@@ -18,8 +18,8 @@ from openai_checkpoint import TINY, imitate_checkpoint, weights
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors
 from gpt2cli.convert import detect_format
-from gpt2cli.convert.detect_format import open_source
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
@@ -60,7 +60,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders: list[Path] = []
 
     @contextlib.contextmanager
-    def open_openai(folder: Path) -> Iterator[Source]:
+    def open_openai(folder: Path) -> Iterator[ForeignModel]:
         folders.append(folder)
         raise InputError(f"{folder}: was opened")
         yield
@@ -70,7 +70,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def refused(path: Path, **options: Any) -> InputError:
-    with pytest.raises(InputError) as caught, open_source(path, **options):
+    with pytest.raises(InputError) as caught, open_foreign(path, **options):
         pass
     return caught.value
 
@@ -95,7 +95,7 @@ def zip_of(path: Path, folder: Path, *names: str, below: str = "") -> Path:
     ],
 )
 def test_each_format_is_recognised(models: Path, name: str, format: str) -> None:
-    with open_source(models / name, n_head=2) as source:
+    with open_foreign(models / name, n_head=2) as source:
         assert source.format == format and source.config.n_head == 2
         assert source.tensors[W].load().shape == (16, 16)
 
@@ -104,8 +104,8 @@ def test_each_format_is_recognised(models: Path, name: str, format: str) -> None
 def test_the_name_of_a_checkpoint_says_nothing(models: Path, tmp_path: Path, name: str) -> None:
     shutil.copy(models / name, tmp_path / "model.zip")
     with (
-        open_source(models / name, n_head=2) as source,
-        open_source(tmp_path / "model.zip", n_head=2) as other,
+        open_foreign(models / name, n_head=2) as source,
+        open_foreign(tmp_path / "model.zip", n_head=2) as other,
     ):
         assert source.format == other.format
         assert torch.equal(source.tensors[W].load(), other.tensors[W].load())
@@ -115,7 +115,7 @@ def test_a_pickle_is_read_once(models: Path, monkeypatch: pytest.MonkeyPatch) ->
     calls = []
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **k: calls.append(a) or load(*a, **k))
-    with open_source(models / "ckpt.pt"):
+    with open_foreign(models / "ckpt.pt"):
         pass
     assert len(calls) == 1
 
@@ -125,7 +125,7 @@ def test_a_folder_with_one_checkpoint_is_that_checkpoint(models: Path, tmp_path:
     folder.mkdir()
     shutil.copy(models / "ckpt.pt", folder)
     for path in (folder, tmp_path):
-        with open_source(path) as source:
+        with open_foreign(path) as source:
             assert source.format == "nanogpt" and source.path == folder / "ckpt.pt"
     shutil.copy(models / "book.pth", folder)
     error = refused(folder)
@@ -137,7 +137,7 @@ def test_a_run_is_its_best_checkpoint(models: Path, tmp_path: Path) -> None:
     for step in (1, 2):
         shutil.copytree(models / "ours", tmp_path / f"runs/x/checkpoints/step-{step:06}")
     (tmp_path / "runs/x/best").symlink_to("checkpoints/step-000001")
-    with open_source(tmp_path / "runs/x") as source:
+    with open_foreign(tmp_path / "runs/x") as source:
         assert source.path.name == "step-000001" and source.format == "gpt2cli"
 
 
@@ -162,7 +162,7 @@ def test_openais_files_are_found_some_folders_down(tmp_path: Path, opened: list[
 
 def test_further_down_nothing_is_looked_for(tmp_path: Path, opened: list[Path]) -> None:
     openai_folder(tmp_path / "x/1/2/3/4")
-    assert "holds no model that is known" in refused(tmp_path / "x").what and not opened
+    assert "holds no known model" in refused(tmp_path / "x").what and not opened
 
 
 def test_hparams_alone_are_openais_with_something_missing(tmp_path: Path, opened: list[Path]) -> None:
@@ -186,7 +186,7 @@ def test_several_models_are_listed(tmp_path: Path, opened: list[Path]) -> None:
 def test_a_zip_as_kaggle_gives_it(tmp_path: Path, temporary: Path) -> None:
     folder = imitate_checkpoint(tmp_path / "124M")
     path = zip_of(tmp_path / "archive.zip", folder, below="gpt2/124M/")
-    with open_source(path) as source:
+    with open_foreign(path) as source:
         assert source.format == "openai-tf" and source.path == path and source.files[0] == path
         truth = dict(weights(TINY))
         for name, tensor in source.tensors.items():
@@ -201,7 +201,7 @@ def test_a_zip_of_each_format(models: Path, tmp_path: Path, temporary: Path, nam
         path = zip_of(tmp_path / "x.zip", models / name, below="model/")
     else:
         path = zip_of(tmp_path / "x.zip", models, name)
-    with open_source(path, n_head=2) as source, open_source(models / name, n_head=2) as plain:
+    with open_foreign(path, n_head=2) as source, open_foreign(models / name, n_head=2) as plain:
         assert source.format == plain.format and source.path == path
         for tensor in plain.tensors:
             assert torch.equal(source.tensors[tensor].load(), plain.tensors[tensor].load())
@@ -219,7 +219,7 @@ def test_weights_without_their_folder(models: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     shutil.copy(models / "hf/config.json", tmp_path)
     for path in (tmp_path / "pytorch_model.bin", tmp_path):
-        with open_source(path) as source:
+        with open_foreign(path) as source:
             assert source.format == "huggingface" and torch.equal(source.tensors[W].load(), state[W])
 
 
@@ -245,7 +245,7 @@ def test_what_is_no_source_says_what_it_is(models: Path, tmp_path: Path) -> None
     assert refused(models / "hf/vocab.json").fix == f"gpt2 convert {models / 'hf'}"
     assert "no such file" in refused(tmp_path / "missing").what
     (tmp_path / "empty").mkdir()
-    assert "holds no model that is known" in refused(tmp_path / "empty").what
+    assert "holds no known model" in refused(tmp_path / "empty").what
 
 
 def test_a_folder_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,4 +258,4 @@ def test_a_folder_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_folders_that_contain_themselves_do_not_go_on_for_ever(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x/again").symlink_to(tmp_path / "x")
-    assert "holds no model" in refused(tmp_path / "x").what
+    assert "holds no known model" in refused(tmp_path / "x").what

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.convert import pipeline
-from gpt2cli.convert.pipeline import Wish, convert
+from gpt2cli.convert.pipeline import ConvertOptions, convert
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
@@ -34,7 +34,7 @@ def written(folder: Path, model: GPT2LMHead) -> Path:
 
 
 def run(path: Path, out: Path, **wish: Any) -> dict[str, Any]:
-    return list(convert(path, out, Wish(**wish)))[-1].receipt
+    return list(convert(path, out, ConvertOptions(**wish)))[-1].receipt
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_model_keeps_its_recipe_and_its_past(ours: Path, tmp_path: Path) -> No
 
 
 def test_heads_that_the_source_denies(ours: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--n-head is 2, but .* says that it has 4 heads"):
+    with pytest.raises(UsageError, match=r"--n-head is 2, but .* says it has 4 heads"):
         run(ours, tmp_path / "out", n_head=2)
     run(ours, tmp_path / "out", n_head=4)
 

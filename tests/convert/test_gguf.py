@@ -15,7 +15,7 @@ from loud import loud
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import HEAD, TRANSPOSED, stored_shapes
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.gguf import modelfile, require_expressible, write_gguf
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.engine import generate
@@ -49,7 +49,7 @@ def config_for(tokenizer: Tokenizer, **others: Any) -> GPT2Config:
     return GPT2Config(vocab_size=tokenizer.n_vocab, **given)
 
 
-def source_of(model: GPT2LMHead, tokenizer: Tokenizer) -> Source:
+def source_of(model: GPT2LMHead, tokenizer: Tokenizer) -> ForeignModel:
     """What a reader of a folder would give."""
     state = model.state_dict()
 
@@ -57,11 +57,11 @@ def source_of(model: GPT2LMHead, tokenizer: Tokenizer) -> Source:
         return lambda: (state[name].T if name.endswith(TRANSPOSED) else state[name]).clone()
 
     tensors = {
-        name: SourceTensor(name, shape, False, loader(name))
+        name: ForeignTensor(name, shape, False, loader(name))
         for name, shape in stored_shapes(model.config).items()
     }
     raw = RawTensors(list(state), lambda name: state[name].numpy())
-    return Source(Path("a-model"), "gpt2cli", model.config, tokenizer, tensors, raw, ())
+    return ForeignModel(Path("a-model"), "gpt2cli", model.config, tokenizer, tensors, raw, ())
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_one_tensor_at_a_time_is_in_memory(bpe_model: GPT2LMHead, tmp_path: Path
         return call
 
     for name, tensor in source.tensors.items():
-        source.tensors[name] = SourceTensor(name, tensor.shape, False, watched(tensor.load))
+        source.tensors[name] = ForeignTensor(name, tensor.shape, False, watched(tensor.load))
     write_gguf(tmp_path / "m.gguf", source, "f32", "m")
     assert len(alive) == len(source.tensors) and most == 1
 
@@ -271,7 +271,7 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(
     def fail() -> Tensor:
         raise stop("stopped")
 
-    source.tensors[name] = SourceTensor(name, source.tensors[name].shape, False, fail)
+    source.tensors[name] = ForeignTensor(name, source.tensors[name].shape, False, fail)
     path = tmp_path / "m.gguf"
     with pytest.raises(stop):
         write_gguf(path, source, "f32", "m")

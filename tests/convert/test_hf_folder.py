@@ -28,8 +28,8 @@ from hugging_face_folders import (
 from loud import loud
 from openai_checkpoint import bytes_only
 
-from gpt2cli.checkpoints.folder import model_of, stored_shapes, write_manifest, write_model
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.checkpoints.folder import build_model, stored_shapes, write_manifest, write_model
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
@@ -53,7 +53,7 @@ def folder(made: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def require_same(source: Source, theirs: transformers.GPT2LMHeadModel) -> None:
+def require_same(source: ForeignModel, theirs: transformers.GPT2LMHeadModel) -> None:
     """Names, order, bits and logits."""
     state, shapes = state_of(theirs), stored_shapes(source.config)
     assert [(name, t.shape) for name, t in source.tensors.items()] == list(shapes.items())
@@ -65,7 +65,7 @@ def require_same(source: Source, theirs: transformers.GPT2LMHeadModel) -> None:
         assert torch.equal(torch.from_numpy(source.raw[tensor.source]), tensor.load())
     assert not any(name.endswith((".attn.bias", "masked_bias")) for name in source.raw)
     ids = torch.randint(0, 257, (2, 24), generator=torch.Generator().manual_seed(3))
-    model = model_of(source.path, source.config, loaded)
+    model = build_model(source.path, source.config, loaded)
     torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=0)
 
 
@@ -151,12 +151,15 @@ def refused(folder: Path, *said: str) -> None:
         ({"n_embd": 2**20}, ("wte.weight has shape [257, 32]", "is needed")),
         ({"n_head": 5}, ("n_head 5 does not divide n_embd 32",)),
         ({"n_layer": "2"}, ("n_layer is '2'",)),
-        ({"vocab_size": 300}, ("the tokenizer has 257 tokens, the model 300", "stand for no text")),
+        ({"vocab_size": 300}, ("the tokenizer has 257 tokens, the model 300", "without a token")),
         ({"vocab_size": 200}, ("the tokenizer has 257 tokens, the model 200", "not made for each other")),
         ({"tie_word_embeddings": False}, ("missing: lm_head.weight",)),
         ({"model_type": "llama"}, ("model_type is 'llama'",)),
         ({"activation_function": "relu"}, ("activation_function is 'relu'",)),
-        ({"architectures": ["GPT2ForSequenceClassification"]}, ("GPT2ForSequenceClassification", "scores")),
+        (
+            {"architectures": ["GPT2ForSequenceClassification"]},
+            ("GPT2ForSequenceClassification", "another head"),
+        ),
         ({"architectures": ["GPT2DoubleHeadsModel"]}, ("GPT2DoubleHeadsModel", "another head")),
         ({"architectures": ["LlamaForCausalLM"]}, ("LlamaForCausalLM", "only GPT-2")),
         ({"architectures": {"GPT2LMHeadModel": 1}}, ("not a GPT-2 language model",)),
@@ -187,7 +190,10 @@ def test_a_config_that_is_no_table_is_refused(text: str, folder: Path) -> None:
         ({W: torch.zeros(32, 32, dtype=torch.int8)}, (f"{W} is of type int8",)),
         ({"lm_head.weight": torch.zeros(257, 32)}, ("lm_head.weight is not transformer.wte.weight",)),
         ({"lm_head.weight": torch.zeros(256, 32)}, ("lm_head.weight is not transformer.wte.weight",)),
-        ({f"transformer.h.{i}.mlp.c_fc.weight": torch.zeros(128, 32) for i in (0, 1)}, ("wrong way round",)),
+        (
+            {f"transformer.h.{i}.mlp.c_fc.weight": torch.zeros(128, 32) for i in (0, 1)},
+            ("stored transposed",),
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -311,7 +317,7 @@ def test_a_manifest_of_another_program_is_none(text: str, folder: Path, tmp_path
     (folder / "manifest.json").write_text(text)
     with open_hugging_face(folder) as source:
         assert source.format == "huggingface"
-        assert source.notes == ("manifest.json is another program's and was not looked at",)
+        assert source.notes == ("manifest.json belongs to another program and was ignored",)
     place = Path(shutil.copytree(folder, tmp_path / "gpt2-home" / "models" / "x"))
     if text in ("[1]", "{"):  # where only we write, it is ours and damaged
         refused(place, "manifest.json")

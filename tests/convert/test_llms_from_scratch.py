@@ -11,7 +11,7 @@ from foreign import BookGPT, fill
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.llms_from_scratch import open_llms_from_scratch
 from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.errors import InputError
@@ -35,7 +35,7 @@ def saved(folder: Path, value: Any) -> Path:
 
 
 @torch.inference_mode()
-def logits_of(source: Source) -> Tensor:
+def logits_of(source: ForeignModel) -> Tensor:
     assert {name: tensor.shape for name, tensor in source.tensors.items()} == stored_shapes(source.config)
     state = {name: tensor.load() for name, tensor in source.tensors.items()}
     model = empty_model(source.config)
@@ -82,7 +82,7 @@ def test_without_the_option_64_channels_make_a_head(tmp_path: Path) -> None:
     with torch.inference_mode():
         wanted = model(IDS)
     with open_llms_from_scratch(saved(tmp_path, model.state_dict())) as source:
-        assert source.config.n_head == 2 and "--n-head N says otherwise" in " ".join(source.notes)
+        assert source.config.n_head == 2 and "--n-head N sets another number" in " ".join(source.notes)
         assert torch.allclose(logits_of(source), wanted, atol=5e-5, rtol=0)
 
 

@@ -56,7 +56,7 @@ def test_a_base_in_a_run_is_found_by_the_name_of_the_run(tmp_path: Path) -> None
 
 def test_a_base_that_is_gone_is_named_with_where_it_was(folder: Path, base: Base) -> None:
     shutil.rmtree(base.folder)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="trained over is not here") as caught:
+    with pytest.raises(InputError, match="base model of this adapter is not here") as caught:
         open_model(folder)
     assert str(base.folder) in caught.value.why
     assert caught.value.fix == f"put its folder at {paths.models() / 'plain'}"
@@ -65,7 +65,7 @@ def test_a_base_that_is_gone_is_named_with_where_it_was(folder: Path, base: Base
 def test_a_base_that_peft_named_by_its_path_belongs_there(folder: Path) -> None:
     (folder / "base.json").unlink()
     by_somebody_else(folder, base_model_name_or_path="/nowhere/at all")
-    with pytest.raises(InputError, match="trained over is not here") as caught:
+    with pytest.raises(InputError, match="base model of this adapter is not here") as caught:
         open_model(folder)
     assert caught.value.fix == "put its folder at /nowhere/at all"
 
@@ -73,7 +73,7 @@ def test_a_base_that_peft_named_by_its_path_belongs_there(folder: Path) -> None:
 def test_a_base_of_openai_is_asked_for_by_its_name(folder: Path) -> None:
     (folder / "base.json").unlink()
     by_somebody_else(folder, base_model_name_or_path="openai-community/gpt2")
-    with pytest.raises(InputError, match="trained over is not here") as caught:
+    with pytest.raises(InputError, match="base model of this adapter is not here") as caught:
         open_model(folder)
     assert caught.value.fix == "gpt2 download 124M"
 
@@ -104,7 +104,7 @@ def test_an_adapter_over_an_adapter_is_refused(folder: Path, tmp_path: Path) -> 
 def test_a_base_of_a_strange_name_is_not_here(folder: Path, name: str) -> None:
     (folder / "base.json").unlink()
     by_somebody_else(folder, base_model_name_or_path=name)
-    with pytest.raises(InputError, match="trained over is not here"):
+    with pytest.raises(InputError, match="base model of this adapter is not here"):
         open_model(folder)
 
 
@@ -117,20 +117,20 @@ def test_numbers_that_overflow_only_in_the_sum_are_refused(folder: Path) -> None
 
 @torch.no_grad()
 def test_the_source_to_convert_is_the_merged_model(folder: Path, base: Base) -> None:
-    from gpt2cli.checkpoints.folder import model_of
+    from gpt2cli.checkpoints.folder import build_model
     from gpt2cli.convert.hf_folder import open_hugging_face
     from gpt2cli.convert.merge_lora import open_adapter
-    from gpt2cli.convert.verify import compare, expect
+    from gpt2cli.convert.verify import compare_logits, expected_logits
 
     with open_adapter(folder) as source:
         tensors = {name: tensor.load() for name, tensor in source.tensors.items()}
-        expected = expect(source, torch.float32)
+        expected = expected_logits(source, torch.float32)
         names = {path.name for path in source.files}
         assert source.path == folder and source.format != "gpt2cli"  # so that it is compared by default
-        assert compare(expected, source).max_difference < 1e-5
+        assert compare_logits(expected, source).max_difference < 1e-5
     with open_hugging_face(base.folder) as source:
-        assert compare(expected, source).max_difference > 0.1
-    model = model_of(folder, CONFIG, tensors)
+        assert compare_logits(expected, source).max_difference > 0.1
+    model = build_model(folder, CONFIG, tensors)
     merged = open_model(folder).model
     for name, tensor in merged.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name

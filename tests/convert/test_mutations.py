@@ -22,8 +22,8 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.checkpoints.safetensors_file import read_tensors
-from gpt2cli.convert.detect_format import open_source
-from gpt2cli.convert.foreign_model import expand
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import expand_blocks
 from gpt2cli.convert.openai_checkpoint import NAMES
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.model.config import GPT2Config
@@ -82,7 +82,7 @@ def made(place: Path, kind: Kind) -> Path:
 def survives(place: Path, kind: Kind, what: str) -> bool:
     """Whether the source was accepted; then every number is the library's. Any other error fails."""
     try:
-        with open_source(place / kind.opened, n_head=2) as source:
+        with open_foreign(place / kind.opened, n_head=2) as source:
             found = {name: tensor.load() for name, tensor in source.tensors.items()}
             for array in source.raw.values():
                 assert array.dtype.kind == "f"
@@ -249,7 +249,8 @@ def read_openai(place: Path) -> dict[str, Tensor]:
     with np.load(place / TRUTH) as arrays:
         found = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {
-        target: found[source].view(found[source].shape[-2:]) for target, source in expand(NAMES, 2).items()
+        target: found[source].view(found[source].shape[-2:])
+        for target, source in expand_blocks(NAMES, 2).items()
     }
 
 

@@ -13,7 +13,7 @@ from foreign import NANO_ARGS, NanoGPT, fill, nano_checkpoint
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
-from gpt2cli.convert.foreign_model import RawTensors, Source, SourceTensor
+from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.nanogpt import nanogpt_source, open_nanogpt, require_expressible, write_nanogpt
 from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.errors import InputError
@@ -37,7 +37,7 @@ def save(folder: Path, model: NanoGPT, **args: Any) -> Path:
     return folder / "ckpt.pt"
 
 
-def as_ours(source: Source) -> GPT2LMHead:
+def as_ours(source: ForeignModel) -> GPT2LMHead:
     """Our model from a source's tensors, whose names and shapes must be just those of its config."""
     assert {name: tensor.shape for name, tensor in source.tensors.items()} == stored_shapes(source.config)
     model = empty_model(source.config)
@@ -49,7 +49,7 @@ def as_ours(source: Source) -> GPT2LMHead:
     return model.eval()
 
 
-def logits_of(source: Source, ids: Tensor = IDS) -> Tensor:
+def logits_of(source: ForeignModel, ids: Tensor = IDS) -> Tensor:
     with torch.inference_mode():
         return as_ours(source)(ids)
 
@@ -193,15 +193,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]
     assert re.search(said, f"{caught.value}")
 
 
-def source_of(tensors: Mapping[str, Tensor], config: GPT2Config, tokenizer: BPE | None = None) -> Source:
+def source_of(
+    tensors: Mapping[str, Tensor], config: GPT2Config, tokenizer: BPE | None = None
+) -> ForeignModel:
     """A source that holds what it is given."""
-    return Source(
+    return ForeignModel(
         path=Path("somewhere"),
         format="huggingface",
         config=config,
         tokenizer=tokenizer or gpt2(),
         tensors={
-            name: SourceTensor(name, shape, False, lambda name=name: tensors[name])  # type: ignore[misc]
+            name: ForeignTensor(name, shape, False, lambda name=name: tensors[name])  # type: ignore[misc]
             for name, shape in stored_shapes(config).items()
         },
         raw=RawTensors(tensors, lambda name: tensors[name].numpy()),

@@ -28,7 +28,7 @@ from openai_checkpoint import (
 )
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
-from gpt2cli.convert.foreign_model import Source
+from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.openai_checkpoint import open_openai, require_expressible, write_openai
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.gpt2 import empty_model
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Source]:
+def opened() -> Iterator[ForeignModel]:
     with open_openai(MADE) as source:
         yield source
 
@@ -81,7 +81,7 @@ def reference_of(truth: dict[str, np.ndarray], hparams: dict[str, int]) -> trans
 
 
 @torch.no_grad()
-def require_same_logits(source: Source, truth: dict[str, np.ndarray], hparams: dict[str, int]) -> None:
+def require_same_logits(source: ForeignModel, truth: dict[str, np.ndarray], hparams: dict[str, int]) -> None:
     state = {name: tensor.load() for name, tensor in source.tensors.items()}
     model = empty_model(source.config)
     turned = {name: t.T if name.endswith(TRANSPOSED) else t for name, t in state.items()}
@@ -98,7 +98,7 @@ def test_logits_are_those_of_transformers_filled_independently(tmp_path: Path) -
         require_same_logits(source, dict(weights(TINY)), TINY)
 
 
-def test_every_tensor_is_read_bit_for_bit_by_both_names(opened: Source) -> None:
+def test_every_tensor_is_read_bit_for_bit_by_both_names(opened: ForeignModel) -> None:
     truth = truth_of(MADE)
     assert dict(opened.raw).keys() == truth.keys() and len(opened.raw) == 4 + 12 * SMALLEST["n_layer"]
     shapes = {name: tensor.shape for name, tensor in opened.tensors.items()}
@@ -299,7 +299,7 @@ def test_other_precisions_are_kept(folder: Path) -> None:
 def test_what_the_format_cannot_say_is_refused(
     changes: dict[str, object],
     said: str,
-    opened: Source,
+    opened: ForeignModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -320,7 +320,7 @@ def test_what_the_format_cannot_say_is_refused(
 
 
 def test_what_the_format_can_say_needs_fp32_and_tensorflow(
-    opened: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: ForeignModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="bf16 is wanted"):
         require_expressible(opened.config, opened.tokenizer, "bf16")

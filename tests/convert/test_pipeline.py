@@ -16,8 +16,8 @@ from gpt2cli import files as disk
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
 from gpt2cli.convert import pipeline
 from gpt2cli.convert import verify as verification
-from gpt2cli.convert.foreign_model import Source
-from gpt2cli.convert.pipeline import Wish, convert
+from gpt2cli.convert.foreign_model import ForeignModel
+from gpt2cli.convert.pipeline import ConvertOptions, convert
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
@@ -36,13 +36,13 @@ def foreign(loud_model: GPT2LMHead, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def run(path: Path, out: Path, **wish: Any) -> dict[str, Any]:
-    return list(convert(path, out, Wish(**wish)))[-1].receipt
+    return list(convert(path, out, ConvertOptions(**wish)))[-1].receipt
 
 
 def test_a_foreign_folder_is_proved_and_installed(
     foreign: Path, loud_model: GPT2LMHead, tmp_path: Path
 ) -> None:
-    steps = list(convert(foreign, tmp_path / "out", Wish()))
+    steps = list(convert(foreign, tmp_path / "out", ConvertOptions()))
     assert [step.phase for step in (steps[0], steps[-2], steps[-1])] == ["reading", "verifying", "done"]
     assert sum(step.phase == "writing" for step in steps) == len(load_file(foreign / "model.safetensors"))
     receipt = steps[-1].receipt
@@ -99,7 +99,7 @@ def test_our_own_models_are_compared_only_on_request(loud_model: GPT2LMHead, tmp
     assert (tmp_path / "a/model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
 
 
-def break_square(source: Source) -> Source:
+def break_square(source: ForeignModel) -> ForeignModel:
     """What a wrong row in a format's table does: one square matrix comes the other way round."""
     name = "transformer.h.1.attn.c_proj.weight"
     row = source.tensors[name]
@@ -113,7 +113,7 @@ def test_a_wrong_table_is_caught_and_nothing_installed(
 ) -> None:
     guarded = pipeline._guarded
     monkeypatch.setattr(pipeline, "_guarded", lambda source: break_square(guarded(source)))
-    with pytest.raises(InputError, match="not the source's model") as caught:
+    with pytest.raises(InputError, match="does not compute what the source computes") as caught:
         run(foreign, tmp_path / "out", to=to)
     assert "differ by up to" in caught.value.why
     assert list(tmp_path.glob("*out*")) == []
@@ -152,7 +152,7 @@ def test_a_source_with_its_square_matrices_turned_over(tmp_path: Path) -> None:
         if name.endswith("attn.c_proj.weight"):
             tensors[name] = tensors[name].T.contiguous()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"h\.0\.attn\.c_proj\.weight and its like .* the wrong way round"):
+    with pytest.raises(InputError, match=r"h\.0\.attn\.c_proj\.weight and its like .* stored transposed"):
         run(folder, tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 
@@ -223,7 +223,7 @@ def test_killed_at_any_file(foreign: Path, tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from gpt2cli.convert.pipeline import Wish, convert
+from gpt2cli.convert.pipeline import ConvertOptions, convert
 names = []
 def hook(event, arguments):
     if event == "open" and isinstance(arguments[0], (str, os.PathLike)) and ".partial-" in str(arguments[0]):
@@ -232,7 +232,7 @@ def hook(event, arguments):
             if len(names) == int(sys.argv[3]):
                 os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-for _ in convert(Path(sys.argv[1]), Path(sys.argv[2]), Wish(force=True, dtype="bf16")): pass
+for _ in convert(Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(force=True, dtype="bf16")): pass
 """
     codes = []
     for nth in (2, 3, 6):
@@ -266,7 +266,7 @@ def test_no_room(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 )
 def test_wishes_that_cannot_be(wish: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Wish(**wish)
+        ConvertOptions(**wish)
 
 
 def test_characters_are_compared_too(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_only_openais_models_get_openais_names(tmp_path: Path) -> None:
     for name in ("gpt2.pt", "GPT2-Medium.pth", "124M.zip"):
         (tmp_path / name).touch()
         assert default_name(tmp_path / name) == f"{Path(name).stem}-converted"
-        assert paths.canonical(default_name(tmp_path / name)) is None
+        assert paths.canonical_size(default_name(tmp_path / name)) is None
     (tmp_path / "mine.pt").touch()
     assert default_name(tmp_path / "mine.pt") == "mine"
 

@@ -86,7 +86,7 @@ def test_a_prompt_that_was_not_read_whole_is_truncated(tmp_path: Path) -> None:
     assert [found[i].status for i in range(5)] == ["truncated", "truncated", "scored", "scored", "truncated"]
     assert "the judge read 5 tokens of at least" in found[0].why and found[0].score is None
     assert "exceeds the available context" in found[1].why
-    assert len(long.response.split()) > 2200 or "2200 tokens of at least" in found[4].why
+    assert "2200 tokens of at least" in found[4].why and found[4].score is None
 
 
 def test_empty_responses_are_not_sent_and_with_nothing_else_nobody_is_asked(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
 from gpt2cli.model.layers import drop
 from gpt2cli.model.lora import (
-    adapter_state,
-    adapters,
-    add_adapters,
-    load_adapter_state,
-    merge_adapters,
+    add_lora,
+    load_lora_state,
+    lora_layers,
+    lora_state,
+    merge_lora,
 )
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
@@ -29,14 +29,14 @@ def adapted(
     *, seed: int = 3, dropout: float = 0.0, targets: tuple[str, ...] = ALL, rank: int = 4
 ) -> GPT2LMHead:
     model = loud(new_model(CONFIG, 1))
-    add_adapters(model, rank=rank, alpha=10.0, dropout=dropout, targets=targets, seed=seed)
+    add_lora(model, rank=rank, alpha=10.0, dropout=dropout, targets=targets, seed=seed)
     return model
 
 
 def make_loud(model: GPT2LMHead) -> GPT2LMHead:
     """Fill the zeros of B too, so that a mistake anywhere shows in the logits."""
     generator = torch.Generator().manual_seed(8)
-    for tensor in adapter_state(model).values():
+    for tensor in lora_state(model).values():
         tensor.normal_(0.0, 0.3, generator=generator)
     return model
 
@@ -54,7 +54,7 @@ def test_fresh_adapters_change_nothing() -> None:
 @torch.no_grad()
 def test_the_correction_is_that_of_the_paper() -> None:
     model = make_loud(adapted(targets=("c_fc",)))
-    (name, adapter), *_ = adapters(model).items()
+    (name, adapter), *_ = lora_layers(model).items()
     assert name == "transformer.h.0.mlp.c_fc"
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     wanted = adapter.base(x)
@@ -74,9 +74,9 @@ def test_the_correction_is_that_of_the_paper() -> None:
 )
 def test_targets_name_matrices_in_every_block(targets: tuple[str, ...], wanted: list[str]) -> None:
     model = loud(new_model(CONFIG, 1))
-    names = add_adapters(model, rank=2, alpha=1.0, dropout=0.0, targets=targets, seed=0)
+    names = add_lora(model, rank=2, alpha=1.0, dropout=0.0, targets=targets, seed=0)
     assert names == [f"transformer.h.{layer}.{name}" for layer in range(2) for name in wanted]
-    assert list(adapters(model)) == names
+    assert list(lora_layers(model)) == names
 
 
 def test_only_adapters_learn_and_get_gradients() -> None:
@@ -92,9 +92,9 @@ def test_only_adapters_learn_and_get_gradients() -> None:
 
 def test_the_seed_makes_the_adapters_and_the_global_generator_does_not() -> None:
     torch.manual_seed(1)
-    one = adapter_state(adapted(seed=5))
+    one = lora_state(adapted(seed=5))
     torch.manual_seed(2)
-    same, other = adapter_state(adapted(seed=5)), adapter_state(adapted(seed=6))
+    same, other = lora_state(adapted(seed=5)), lora_state(adapted(seed=6))
     for name, tensor in one.items():
         assert torch.equal(tensor, same[name]), name
         if name.endswith("lora_A"):
@@ -129,11 +129,11 @@ def test_merged_weights_compute_the_same_under_the_plain_names() -> None:
     model, before = make_loud(adapted()).double(), loud(new_model(CONFIG, 1)).double()
     logits = model(IDS)
     assert (logits - before(IDS)).abs().max() > 1, "a correction this small would hide mistakes"
-    merge_adapters(model)
+    merge_lora(model)
     torch.testing.assert_close(model(IDS), logits, atol=1e-10, rtol=0)
     assert list(model.state_dict()) == list(before.state_dict())
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not adapters(model)
+    assert not lora_layers(model)
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
@@ -141,20 +141,20 @@ def test_merged_weights_compute_the_same_under_the_plain_names() -> None:
 def test_merged_in_fp32_too() -> None:
     model = adapted()
     generator = torch.Generator().manual_seed(8)
-    for name, tensor in adapter_state(model).items():
+    for name, tensor in lora_state(model).items():
         if name.endswith("lora_B"):
             tensor.normal_(0.0, 0.1, generator=generator)
     logits = model(IDS)
-    merge_adapters(model)
+    merge_lora(model)
     torch.testing.assert_close(model(IDS), logits, atol=1e-5, rtol=0)
 
 
 def test_state_goes_from_one_model_to_another() -> None:
     one, other = make_loud(adapted()), adapted(seed=9)
-    load_adapter_state(other, copy.deepcopy(adapter_state(one)))
+    load_lora_state(other, copy.deepcopy(lora_state(one)))
     assert torch.equal(one(IDS), other(IDS))
     with pytest.raises(AssertionError, match="the adapters are other ones"):
-        load_adapter_state(adapted(targets=("c_fc",)), adapter_state(one))
+        load_lora_state(adapted(targets=("c_fc",)), lora_state(one))
 
 
 def test_a_model_with_adapters_cannot_be_stored_as_a_plain_one() -> None:
@@ -166,13 +166,13 @@ def test_a_model_with_adapters_cannot_be_stored_as_a_plain_one() -> None:
 def test_a_rank_beyond_the_matrix_is_refused_and_the_model_left_alone() -> None:
     model = new_model(CONFIG, 1)
     with pytest.raises(UsageError, match=r"lora\.rank is 17, and transformer\.h\.0\.attn\.c_attn is 16 x 48"):
-        add_adapters(model, rank=17, alpha=1.0, dropout=0.0, targets=("c_attn",), seed=0)
-    assert not adapters(model) and all(parameter.requires_grad for parameter in model.parameters())
+        add_lora(model, rank=17, alpha=1.0, dropout=0.0, targets=("c_attn",), seed=0)
+    assert not lora_layers(model) and all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_target_that_is_no_matrix_is_refused() -> None:
     with pytest.raises(UsageError, match=r"lora\.targets: wte is no matrix"):
-        add_adapters(new_model(CONFIG, 1), rank=1, alpha=1.0, dropout=0.0, targets=("c_attn", "wte"), seed=0)
+        add_lora(new_model(CONFIG, 1), rank=1, alpha=1.0, dropout=0.0, targets=("c_attn", "wte"), seed=0)
 
 
 def test_compiled_blocks_with_adapters_learn_the_same() -> None:
@@ -190,6 +190,6 @@ def test_compiled_blocks_with_adapters_learn_the_same() -> None:
 
 def test_rank_8_on_c_attn_of_124m_is_294912_parameters() -> None:
     model = empty_model(PRESETS["124M"])
-    add_adapters(model, rank=8, alpha=16.0, dropout=0.0, targets=("c_attn",), seed=0)
+    add_lora(model, rank=8, alpha=16.0, dropout=0.0, targets=("c_attn",), seed=0)
     learns = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     assert sum(learns) == 12 * 8 * (768 + 3 * 768) == 294_912

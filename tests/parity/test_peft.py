@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from gpt2cli.convert.open_model import open_model
 from gpt2cli.errors import InputError
-from gpt2cli.model.lora import adapter_state, add_adapters
+from gpt2cli.model.lora import add_lora, lora_state
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
 LORAS = [
@@ -156,7 +156,7 @@ def test_a_training_step_is_pefts(base: Base, tmp_path: Path) -> None:
         if parameter.requires_grad
     }
     learning = {name: p for name, p in ours.named_parameters() if p.requires_grad}
-    assert learning.keys() == reference.keys() == adapter_state(ours).keys()
+    assert learning.keys() == reference.keys() == lora_state(ours).keys()
     for name, parameter in learning.items():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-3, name
         torch.testing.assert_close(
@@ -174,8 +174,8 @@ def test_a_fresh_adapter_begins_as_pefts_does(base: Base) -> None:
         theirs_over(base), peft.LoraConfig(r=16, target_modules=["c_proj"], fan_in_fan_out=True)
     )
     fresh = open_model(base.folder).model  # type: ignore[arg-type]
-    add_adapters(fresh, rank=16, alpha=1.0, dropout=0.0, targets=("c_proj",), seed=0)
-    for name, tensor in adapter_state(fresh).items():
+    add_lora(fresh, rank=16, alpha=1.0, dropout=0.0, targets=("c_proj",), seed=0)
+    for name, tensor in lora_state(fresh).items():
         other = theirs.get_parameter(f"base_model.model.{name}.default.weight")
         assert tensor.shape == other.shape
         bound = 1 / CONFIG.n_embd**0.5 if "attn" in name else 1 / CONFIG.mlp_width**0.5

@@ -15,7 +15,7 @@ from gpt2cli.convert.open_model import open_model
 from gpt2cli.files import sha256_of
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.model.lora import adapter_state, add_adapters
+from gpt2cli.model.lora import add_lora, lora_state
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.chars import Chars
 
@@ -51,7 +51,7 @@ def save_base(folder: Path, seed: int = 1) -> Base:
 def make_loud(model: GPT2LMHead) -> GPT2LMHead:
     """Fill both matrices of each adapter so that a mistake anywhere shows in the logits."""
     generator = torch.Generator().manual_seed(8)
-    for tensor in adapter_state(model).values():
+    for tensor in lora_state(model).values():
         tensor.normal_(0.0, 0.2, generator=generator)
     return model
 
@@ -60,7 +60,7 @@ def adapted(base: Base, lora: Lora) -> GPT2LMHead:
     """The base with loud adapters, apart."""
     assert base.folder is not None
     model = open_model(base.folder).model
-    add_adapters(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=3)
+    add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=3)
     return make_loud(model)
 
 

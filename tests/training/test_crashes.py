@@ -135,7 +135,7 @@ def kill_loop(task: str, folder: Path, kills: int, steps: int, seed: int) -> Non
 
 @pytest.mark.parametrize("task", LESSONS)
 def test_killed_at_random_and_resumed_it_ends_in_the_same_bits(task: str, tmp_path: Path) -> None:
-    kill_loop(task, tmp_path, kills=2, steps=40, seed=random.randrange(10**6))
+    kill_loop(task, tmp_path, kills=2, steps=40, seed=1)
 
 
 @pytest.mark.proofs

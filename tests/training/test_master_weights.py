@@ -12,7 +12,7 @@ from runs import tiny
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.model.lora import add_adapters
+from gpt2cli.model.lora import add_lora
 from gpt2cli.recipe.schema import Optim
 from gpt2cli.runtime import Runtime
 from gpt2cli.training import events as ev
@@ -139,7 +139,7 @@ def test_a_gradient_that_is_not_finite_is_seen_and_forgotten() -> None:
 @pytest.mark.usefixtures("interpreted")
 def test_only_adapters_learn_beside_frozen_copies() -> None:
     model = new_model(CONFIG, 1)
-    add_adapters(model, rank=2, alpha=4.0, dropout=0.0, targets=("c_attn",), seed=1)
+    add_lora(model, rank=2, alpha=4.0, dropout=0.0, targets=("c_attn",), seed=1)
     before = {name: p.clone() for name, p in model.named_parameters()}
     learner = with_copies(model)
     losses = [step(learner, IDS)[0] for _ in range(4)]

@@ -11,11 +11,11 @@ from loud import loud
 from teaching import some_records, teaching
 
 from gpt2cli.checkpoints.folder import read_manifest
-from gpt2cli.checkpoints.template_file import PROMPT, read_prompt
+from gpt2cli.checkpoints.template_file import TEMPLATE_FILE, read_template_name
 from gpt2cli.convert.open_model import open_model
 from gpt2cli.data.sft_batches import Row
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.model.lora import merge_adapters
+from gpt2cli.model.lora import merge_lora
 from gpt2cli.templates import TEMPLATES
 from gpt2cli.training import events as ev
 from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
@@ -168,7 +168,7 @@ def test_the_model_is_stored_with_the_template_in_its_manifest(tmp_path: Path) -
     session, run = open_session(task, recipe, None), Run(tmp_path / "run")
     play(session, run)
     folder = (run.folder / "last").resolve()
-    assert read_prompt(folder) == "chat" and PROMPT in read_manifest(folder)
+    assert read_template_name(folder) == "chat" and TEMPLATE_FILE in read_manifest(folder)
     loaded = open_model(folder).model
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.parameters(), session.model.parameters(), strict=True)
@@ -180,13 +180,13 @@ def test_lora_stores_the_adapters_alone_and_they_make_the_same_model(tmp_path: P
     session, run = open_session(task, recipe, None), Run(tmp_path / "run")
     play(session, run)
     folder = (run.folder / "last").resolve()
-    assert read_prompt(folder) == "chat"
+    assert read_template_name(folder) == "chat"
     assert not (folder / "model.safetensors").exists() and (folder / "adapter_model.safetensors").exists()
     ids = torch.arange(20)[None]
     session.model.eval()
     wanted, base = session.model(ids), task.start.model("sdpa")(ids)
     assert (wanted - base).abs().max() > 1e-3, "something was learnt"
-    merge_adapters(saved := task.saved_model(folder, "sdpa").eval())
+    merge_lora(saved := task.saved_model(folder, "sdpa").eval())
     for model in (saved, open_model(folder).model):
         torch.testing.assert_close(model(ids), wanted, rtol=0, atol=1e-5)
 

@@ -251,7 +251,7 @@ def _folder(config: GPT2Config, precision: str) -> Path:
     facts = json.dumps(_facts(config, precision), sort_keys=True)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
     name = size_of(config) or f"{config.n_layer}x{config.n_embd}"
-    return paths.home() / "compiled" / f"{name}-{precision}-{digest}"
+    return paths.gpt2_home() / "compiled" / f"{name}-{precision}-{digest}"
 
 
 def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:

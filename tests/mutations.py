@@ -1,0 +1,146 @@
+"""Faults that the suite must notice, put into a copy of the tree one by one: `python tests/mutations.py`.
+
+Prints which test falls for each; exits 1 if a fault survives, 2 if the table below is out of date. A name
+given on the command line runs the faults whose names hold it. The tree itself is never touched.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("gpt2cli", "tests", "recipes", "pyproject.toml")
+
+
+class Mutation(NamedTuple):
+    name: str
+    file: str  # below gpt2cli/
+    old: str  # must be there exactly once
+    new: str
+    tests: str  # below tests/
+
+
+MUTATIONS = [
+    Mutation(
+        "targets not shifted",
+        "training/pretrain_task.py",
+        "return Batch(ids[:, :-1], ids[:, 1:])",
+        "return Batch(ids[:, :-1], ids[:, :-1])",
+        "product/test_training_step.py",
+    ),
+    Mutation(
+        "division by the target count dropped",
+        "training/loop.py",
+        "learner.backward(loss_sum / n_targets)",
+        "learner.backward(loss_sum)",
+        "product/test_training_step.py",
+    ),
+    Mutation(
+        "learning rate of the next step",
+        "training/loop.py",
+        "learning_rate(recipe.optim, step)",
+        "learning_rate(recipe.optim, step + 1)",
+        "product/test_training_step.py",
+    ),
+    Mutation(
+        "betas not passed",
+        "training/optim.py",
+        "betas=betas, ",
+        "",
+        "product/test_training_step.py",
+    ),
+    Mutation(
+        "dropout seed constant",
+        "training/loop.py",
+        "seed_dropout(recipe.seed, step, micro, RANK)",
+        "seed_dropout(recipe.seed, 0, 0, RANK)",
+        "product/test_dropout.py",
+    ),
+    Mutation(
+        "decay on biases",
+        "training/optim.py",
+        '{"params": [parameter for _, parameter in plain], "weight_decay": 0.0}',
+        '{"params": [parameter for _, parameter in plain], "weight_decay": optim.weight_decay}',
+        "product/test_training_step.py",
+    ),
+    Mutation(
+        "validation from the training split",
+        "training/pretrain_task.py",
+        "validation, n_rows = self.data.validation, self.recipe.batch.micro_batch",
+        "validation, n_rows = self.data.train, self.recipe.batch.micro_batch",
+        "product/test_evaluation.py",
+    ),
+    Mutation(
+        "end-of-text masked by id",
+        "data/sft_batches.py",
+        "learnt = answered if mask_prompt",
+        "learnt = answered & (ids != tokenizer.end_of_text) if mask_prompt",
+        "product/test_masks.py",
+    ),
+]
+
+
+def main() -> int:
+    wanted = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in sys.argv[1:])]
+    for mutation in wanted:  # all of the table before any of the work
+        mutated(mutation)
+    if fallen := fallen_test(None, *sorted({mutation.tests for mutation in wanted})):
+        print(f"{fallen} fails as it is", file=sys.stderr)
+        return 2
+    survived = 0
+    print(f"{'fault':<40} {'s':>4}  first test that fell")
+    for mutation in wanted:
+        started = time.monotonic()
+        fallen = fallen_test(mutation, mutation.tests)
+        survived += fallen is None
+        seconds = time.monotonic() - started
+        print(f"{mutation.name:<40} {seconds:>4.0f}  {fallen or 'NONE: IT SURVIVES'}", flush=True)
+    print(f"{len(wanted) - survived} of {len(wanted)} faults noticed")
+    return 1 if survived or not wanted else 0
+
+
+def mutated(mutation: Mutation) -> str:
+    """The file's text with the fault in it; exits where the old text is not there exactly once."""
+    path = ROOT / "gpt2cli" / mutation.file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if (n := text.count(mutation.old)) != 1:
+        print(f"{mutation.name}: gpt2cli/{mutation.file} holds its old text {n} times", file=sys.stderr)
+        raise SystemExit(2)
+    return text.replace(mutation.old, mutation.new)
+
+
+def fallen_test(mutation: Mutation | None, *tests: str) -> str | None:
+    """The first of `tests` that fails in a copy of the tree with the fault in it, or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        for name in COPIED:
+            source, copy = ROOT / name, tree / name
+            shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
+        if mutation:
+            (tree / "gpt2cli" / mutation.file).write_text(mutated(mutation), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+            + [f"tests/{name}" for name in tests],
+            cwd=tree,
+            # The copy before what is installed, in the tests' own processes too.
+            env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": folder},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode == 0:
+        return None
+    fallen = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or not fallen:
+        print(done.stdout, done.stderr, f"{mutation}: the tests did not run", sep="\n", file=sys.stderr)
+        raise SystemExit(2)
+    return fallen[1].removeprefix("tests/")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

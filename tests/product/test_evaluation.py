@@ -1,0 +1,43 @@
+"""The validation loss of a training against a plain loop over the held-out text or records."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from plain_loop import load, mean_loss, n_targets, windows_of
+from tiny_run import FROZEN, PRETRAIN, Call, events, random_text, read_tokens, train, write_tokens
+
+CONTEXT = 8
+
+
+@pytest.mark.parametrize(
+    ("batches", "starts"), [(20, range(0, 48, 8)), (1, (0, 16, 32))], ids=["all", "three of six"]
+)
+def test_pretraining_evaluates_on_windows_of_the_validation_split(
+    batches: int, starts: range | tuple[int, ...], gpt2: Call
+) -> None:
+    """52 tokens hold six windows with their targets; fewer are spread over all of it."""
+    write_tokens(gpt2, random_text(260, seed=3))
+    validation = read_tokens("validation")
+    assert len(validation) == 52
+    rows = windows_of(validation, starts, CONTEXT)
+    first = train(gpt2, PRETRAIN, "frozen", *FROZEN, "optim.steps=1")
+    run = train(gpt2, PRETRAIN, "run", f"eval.batches={batches}")
+    for event, model in zip(events(run, "EvalDone"), (first / "last", run / "last"), strict=True):
+        assert event["n_tokens"] == n_targets(rows)
+        with torch.no_grad():
+            wanted = mean_loss(load(Path(model)), rows)
+        assert event["loss"] == pytest.approx(wanted.item(), abs=1e-5)
+        assert event["perplexity"] == pytest.approx(wanted.exp().item(), rel=1e-5)
+
+
+def test_a_validation_split_shorter_than_the_context_is_one_window(gpt2: Call) -> None:
+    write_tokens(gpt2, random_text(100, seed=4), validation=0.06)
+    validation = read_tokens("validation")
+    assert len(validation) == 6
+    rows = windows_of(validation, [0], len(validation) - 1)
+    run = train(gpt2, PRETRAIN, "run", *FROZEN, "optim.steps=1")
+    with torch.no_grad():
+        wanted = mean_loss(load(run / "last"), rows).item()
+    for event in events(run, "EvalDone"):
+        assert (event["loss"], event["n_tokens"]) == (pytest.approx(wanted, abs=1e-5), 5)
