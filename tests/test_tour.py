@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from gpt2cli.checkpoints.classifier import load_classifier
 from gpt2cli.checkpoints.folder import load_model
-from gpt2cli.data.prepare import open_tokens
+from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.evaluation.responses import Response, read_responses
 from gpt2cli.judge.rubric import parse_score
 from gpt2cli.recipe.loader import load_recipe
@@ -136,7 +136,7 @@ def after(said: str, command: str) -> str:
 
 @pytest.mark.timeout(PATIENCE)
 def test_every_training_leaves_a_model_that_loads(said: str, place: Path) -> None:
-    with open_tokens(place / "runs/tour-text") as data:
+    with open_dataset(place / "runs/tour-text") as data:
         assert (data.train.n_tokens, data.validation.n_tokens) == (5080, 564)
     for command, name in (("pretrain", "tour"), ("finetune-instruct", "tour-assistant")):
         assert "finished at step 3 of 3; best validation loss" in after(said, f"gpt2 {command} ")

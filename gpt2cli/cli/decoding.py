@@ -118,7 +118,7 @@ def build_with_a_line(config: "GPT2Config", precision: str, way_out: str = "") -
     shape = size_of(config) or f"{config.n_layer} blocks of {config.n_embd}"
     line = f"compiling the step of {shape} in {precision}, once, about {build_seconds(config):.0f} s{way_out}"
     if is_terminal(console):
-        with waiting(console, line, patience=0):
+        with waiting(console, line, delay=0):
             package = build_package(config, precision)
     else:
         console.print(line, style="faint")

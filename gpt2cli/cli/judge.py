@@ -1,4 +1,4 @@
-"""Owns `gpt2 judge`: responses in, a judge's scores out; or two models' responses, and which are better.
+"""`gpt2 judge`: responses in, an LLM judge's scores out; or two models' responses, and which are better.
 
 How a judge is asked and what its answers mean is `judging/`'s work.
 """
@@ -29,72 +29,73 @@ def judge(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TARGET]...",
-            help="A run, a model folder or a file of responses; otherwise the newest run that has some."
-            " Two of them are compared with each other.",
+            metavar="TARGET",
+            help="A run, a model folder or a file of responses; by default the newest run with responses."
+            " Two are compared with each other.",
             show_default=False,
         ),
     ] = None,
     ollama: Annotated[
         str | None,
-        typer.Option("--ollama", metavar="NAME", help="The judge: a model of Ollama.", show_default=False),
+        typer.Option(
+            "--ollama", metavar="NAME", help="The judge: a model that Ollama serves.", show_default=False
+        ),
     ] = None,
     base_url: Annotated[
         str | None,
         typer.Option(
             "--base-url",
             metavar="URL",
-            help="The judge's server, any OpenAI-compatible one; its key is taken from OPENAI_API_KEY.",
+            help="The judge's server, OpenAI-compatible; its key comes from OPENAI_API_KEY.",
             show_default=False,
         ),
     ] = None,
     judge_model: Annotated[
         str | None,
         typer.Option(
-            "--judge-model", metavar="NAME", help="The judge's name at --base-url.", show_default=False
+            "--judge-model", metavar="NAME", help="The judge: a model at --base-url.", show_default=False
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Of the judge's answers and of the interval.", show_default="123"),
+        typer.Option(
+            "--seed", help="For the judge's sampling and the confidence interval.", show_default="123"
+        ),
     ] = None,
     parallel: Annotated[
         int | None,
-        typer.Option("--parallel", help="How many questions are under way at once.", show_default="4"),
+        typer.Option("--parallel", help="Requests at the same time.", show_default="4"),
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            "--timeout", metavar="SECONDS", help="For each try to get an answer.", show_default="300"
-        ),
+        typer.Option("--timeout", metavar="SECONDS", help="Per attempt.", show_default="300"),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Where the judgements are kept; without it judgements.jsonl in a run,"
+            help="Where to keep the judgements; by default judgements.jsonl in the run, or"
             " NAME.judgements.jsonl beside a file NAME.json.",
             show_default=False,
         ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Empty the file of judgements, and ask for all again.")
+        bool, typer.Option("--fresh", help="Discard earlier judgements and ask for all again.")
     ] = False,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Ask again for what is unscored or truncated.")
+        bool, typer.Option("--retry", help="Ask again where the judgement is unscored or truncated.")
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", help="Judge the first N responses alone.", show_default=False),
+        typer.Option("--limit", metavar="N", help="Judge only the first N responses.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a model grade what another one answered, from 0 to 100; or compare two models' answers.
+    """Let an LLM grade a model's responses from 0 to 100, or compare the responses of two models.
 
-    Judgements are kept as they come: after an interruption the same command goes on.
-
-    stdout gets a table, or with --json one object.
+    If interrupted, run the same command again to continue.
+    Prints a table to stdout, or with --json one object.
     """
     from gpt2cli.errors import UsageError
     from gpt2cli.judge.asking import N_PARALLEL

@@ -10,7 +10,8 @@ from itertools import islice
 import torch
 
 from gpt2cli.checkpoints.classifier import LoadedClassifier
-from gpt2cli.data.labelled_texts import by_length, encoded, padded
+from gpt2cli.data.labelled_texts import encode_text, pad_right
+from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import Gpt2Error, InputError
 
 WINDOW = 2048  # texts that are put in order of length together; answers come a window at a time
@@ -18,7 +19,7 @@ N_ROWS, N_TOKENS = 64, 8192  # of a batch, filling counted
 
 
 @dataclass(frozen=True)
-class Answer:
+class LabelProbabilities:
     """What the classifier makes of a text: a probability for each label, in their order."""
 
     probabilities: tuple[float, ...]
@@ -29,7 +30,9 @@ class Answer:
         return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
 
 
-def classify(loaded: LoadedClassifier, texts: Iterable[str], where: Callable[[int], str]) -> Iterator[Answer]:
+def classify(
+    loaded: LoadedClassifier, texts: Iterable[str], where: Callable[[int], str]
+) -> Iterator[LabelProbabilities]:
     """An answer for each text, in order. `where` names text i in the error for one that cannot be encoded."""
     numbered = enumerate(texts)
     while window := list(islice(numbered, WINDOW)):
@@ -37,7 +40,7 @@ def classify(loaded: LoadedClassifier, texts: Iterable[str], where: Callable[[in
         cut = [row[: loaded.max_tokens] for row in rows]
         found = probabilities(loaded, cut)
         for row, answer in zip(rows, found, strict=True):
-            yield Answer(answer, len(row) > loaded.max_tokens)
+            yield LabelProbabilities(answer, len(row) > loaded.max_tokens)
 
 
 @torch.no_grad()
@@ -45,8 +48,8 @@ def probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -> list
     """The same for texts that are ids already, none longer than the context."""
     device = loaded.model.score.weight.device
     found: list[tuple[float, ...]] = [()] * len(rows)
-    for batch in by_length(rows, N_ROWS, N_TOKENS):
-        input_ids, lengths = padded([rows[i] for i in batch], loaded.tokenizer.end_of_text)
+    for batch in batches_by_length([len(row) for row in rows], N_ROWS, N_TOKENS):
+        input_ids, lengths = pad_right([rows[i] for i in batch], loaded.tokenizer.end_of_text)
         logits = loaded.model(input_ids.to(device), lengths.to(device))  # (B, K)
         for i, row in zip(batch, logits.float().softmax(dim=-1).tolist(), strict=True):
             found[i] = tuple(row)
@@ -55,6 +58,6 @@ def probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -> list
 
 def _encoded(loaded: LoadedClassifier, text: str, where: str) -> tuple[int, ...]:
     try:
-        return encoded(loaded.tokenizer, text)
+        return encode_text(loaded.tokenizer, text)
     except Gpt2Error as error:
         raise InputError(f"{where}: {error.what}", error.why, error.fix) from None

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2cli.errors import DivergedError, UsageError
+from gpt2cli.checkpoints.finite import bad_logits, require_finite
+from gpt2cli.errors import UsageError
 
 REMOVED = float("-inf")  # the score of a token that cannot be chosen any more
 TINY = torch.finfo(torch.float32).tiny  # what is smaller may count as 0 in fp32
@@ -53,7 +54,7 @@ def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | 
     tokens that a repetition penalty weighs. Raises DivergedError for scores that are not finite.
     """
     logits = logits.float()
-    _require_finite(logits)
+    require_finite(logits, bad_logits("", "--precision fp32, or an earlier checkpoint"))
     if seen is not None:
         logits = penalize_repetition(logits, seen, decoding.repetition_penalty)
     if decoding.temperature < TINY:
@@ -149,13 +150,3 @@ def chance(*path: int) -> torch.Generator:
 def uniforms(generators: Sequence[torch.Generator]) -> Tensor:
     """The next number in [0, 1) of each row, (B,)."""
     return torch.cat([torch.rand(1, generator=generator) for generator in generators])
-
-
-def _require_finite(logits: Tensor) -> None:
-    low, high = torch.aminmax(logits)  # passes NaN on, and reads the scores only once
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise DivergedError(
-            "the model's scores for the next token are not finite numbers",
-            "its weights hold NaN or infinity, or overflow in this precision",
-            "--precision fp32, or an earlier checkpoint",
-        )

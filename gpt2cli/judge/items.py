@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.data.json_records import ONE_A_LINE, each_line, whole_list
-from gpt2cli.data.records import kind_by_name, read_text
+from gpt2cli.data.records import ONE_PER_LINE, json_records, read_text
 from gpt2cli.errors import InputError
 from gpt2cli.json_lines import digest_of
 
 RESPONSE = ("response", "model_response")  # what files call what the model has answered
 _RECORD = '{"instruction": "...", "input": "...", "output": "...", "response": "..."}'
-_TORN = f"{ONE_A_LINE}; if the run was stopped while it answered, go on with it: --resume"
+_TORN = f"{ONE_PER_LINE}; if the run was stopped while it answered, go on with it: --resume"
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,8 @@ def read_items(path: Path) -> list[Item]:
 
 def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     """Where each record stands, and what it is."""
-    if kind_by_name(path) == "jsonl":
-        yield from ((f"{path}:{number}", record) for number, record in each_line(text, str(path), _TORN))
-    else:
-        records = whole_list(text, path)
-        yield from ((f"{path}, record {place}", record) for place, record in enumerate(records))
+    for place, (line, record) in enumerate(json_records(text, path, _TORN)):
+        yield f"{path}:{line}, record {place}", record
 
 
 def _item(record: Any, place: int, where: str) -> Item:

@@ -25,8 +25,8 @@ class GPT2(nn.Module):
         self.wpe = Embedding(config.n_positions, config.n_embd)  # position embedding
         self.h = nn.ModuleList(Block(config, layer, attention) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        # In training: keep only each block's input, and run the block again when its backward comes.
-        self.recompute = False
+        # In training: keep only the input of each block, and run its forward again in backward.
+        self.activation_checkpointing = False
 
     def forward(
         self,
@@ -48,7 +48,7 @@ class GPT2(nn.Module):
         x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
         x = drop(x, self.config.dropout if self.training else 0.0)
         for block in self.h:
-            if self.recompute and self.training:
+            if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, cache, mask, use_reentrant=False)
             else:
                 x = block(x, cache, mask)

@@ -21,7 +21,7 @@ from loud import loud
 from gpt2cli.checkpoints.classifier import LoadedClassifier, load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import write_manifest
 from gpt2cli.generation import label_texts
-from gpt2cli.generation.label_texts import Answer, classify
+from gpt2cli.generation.label_texts import LabelProbabilities, classify
 
 Gpt2 = Callable[..., Any]
 
@@ -42,7 +42,7 @@ def loaded(model: Path) -> LoadedClassifier:
     return load_classifier(model)
 
 
-def alone(loaded: LoadedClassifier, text: str) -> Answer:
+def alone(loaded: LoadedClassifier, text: str) -> LabelProbabilities:
     return next(classify(loaded, [text], str))
 
 
@@ -267,7 +267,7 @@ def test_what_a_text_or_label_holds_cannot_steer_a_terminal(gpt2: Gpt2, tmp_path
         (["x", "--columns", "a,b"], 2, "--columns: which column holds the texts?"),
         (["--file", "f.csv", "--column", "a", "--columns", "a,,b"], 2, "--columns is 'a,,b'"),
         (["--file", "f.csv", "--column", "a", "--columns", "a,a"], 2, "--columns is 'a,a'"),
-        (["--file", "f.csv", "--column", "c", "--columns", "a,b"], 2, "--column c is none of --columns"),
+        (["--file", "f.csv", "--column", "c", "--columns", "a,b"], 2, "--column c is"),
         (["--file", "f.csv", "--column", "body"], 3, "--columns label,body"),
         (["x", "--file", "-"], 2, "two sources of texts"),
         (["--file", "nowhere.txt"], 3, "nowhere.txt: no such file"),

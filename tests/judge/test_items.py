@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt2cli.errors import InputError
-from gpt2cli.evaluation.responses import Response, appending
+from gpt2cli.evaluation.responses import Response, open_responses
 from gpt2cli.judge.items import Item, read_items
 
 RECORD = {"instruction": "ask", "input": "it", "output": "right", "response": "said"}
@@ -18,7 +18,7 @@ def written(path: Path, content: object) -> Path:
 
 
 def test_a_runs_responses_keep_their_index(tmp_path: Path) -> None:
-    with appending(tmp_path / "responses.jsonl", "k") as file:
+    with open_responses(tmp_path / "responses.jsonl", "k") as file:
         for index, said in ((7, "said"), (2, ""), (30, "two\u2028lines\n\x1b")):
             file.add(Response(index, "ask", "", "right", said, True, "stop", 1, "k"))
     assert read_items(tmp_path / "responses.jsonl") == [
@@ -77,7 +77,7 @@ BAD = {
         ("", "no record to judge"),
         ("\n \n", "no record to judge"),
         (json.dumps(RECORD) + "\n\n" + json.dumps(RECORD)[:-9], ":3: not a JSON record"),
-        (json.dumps(RECORD) + "\n[]", ":2: not a JSON object"),
+        (json.dumps(RECORD) + "\n[]", ":2, record 1: not a JSON object"),
     ],
 }
 

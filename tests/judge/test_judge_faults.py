@@ -213,11 +213,11 @@ def test_the_sequences_hold_every_fault() -> None:
 JUDGE = """
 import signal, sys
 from pathlib import Path
-from gpt2cli.cli.signals import polite_stop
+from gpt2cli.cli.signals import stop_on_signal
 from gpt2cli.judge.items import read_items
 from gpt2cli.judge.runner import judge
 from gpt2cli.judge.server import openai_compatible
-with polite_stop("what is judged is kept") as stop:
+with stop_on_signal("what is judged is kept") as stop:
     server = openai_compatible(sys.argv[1], sys.argv[2])
     for judgement in judge(read_items(Path(sys.argv[3])), server, Path(sys.argv[4]), n_parallel=2, stop=stop):
         print(judgement.index, flush=True)

@@ -102,9 +102,9 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout() -> None:
     config = GPT2Config(n_layer=3, n_head=2, n_embd=16, n_positions=8, vocab_size=20, dropout=0.3)
     ids = torch.arange(16).view(2, 8)
     results = []
-    for recompute in (False, True):
+    for checkpointing in (False, True):
         model = new_model(config, 1).train()
-        model.transformer.recompute = recompute
+        model.transformer.activation_checkpointing = checkpointing
         torch.manual_seed(6)
         kept = Kept()
         with kept:

