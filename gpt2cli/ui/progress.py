@@ -17,8 +17,8 @@ from gpt2cli.ui.console import is_terminal, printable
 
 if TYPE_CHECKING:
     from gpt2cli.convert.pipeline import ConvertProgress
-    from gpt2cli.data.prepare import Progress as Preparing
-    from gpt2cli.evaluation.perplexity import Scoring
+    from gpt2cli.data.prepare_pipeline import PrepareProgress as Preparing
+    from gpt2cli.evaluation.perplexity import PerplexityProgress
     from gpt2cli.hub.downloads import DownloadProgress
 
 LINE_SECONDS = 5.0  # between plain lines
