@@ -145,6 +145,7 @@ def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Evaluati
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
     from gpt2cli.ui.console import err
+    from gpt2cli.ui.progress import scoring, track
     from gpt2cli.ui.tables import EvaluationRow
 
     loaded = open_model(task.folder)

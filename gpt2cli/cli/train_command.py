@@ -4,6 +4,7 @@
 task as a `TrainCommand`.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def train(
     offline: bool,
 ) -> None:
     """A training command, from its arguments to its exit."""
+    from gpt2cli.cli.signals import stop_on_signal
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import set_up_training
 
@@ -144,6 +146,8 @@ def _name_of(recipe: str) -> str:
 
 def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> None:
     from gpt2cli.training.setup import set_up_training
+    from gpt2cli.ui.console import out
+    from gpt2cli.ui.dry_run import show_dry_run
 
     with command.open_task(loaded.recipe, offline) as (task, _):
         session = set_up_training(task, loaded.recipe, None)

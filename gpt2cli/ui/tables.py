@@ -1,12 +1,14 @@
 """The tables that commands print: a classifier's scores, an evaluation, the receipt of a conversion."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gpt2cli.evaluation import perplexity
 from gpt2cli.evaluation.classes import ClassificationMetrics
 from gpt2cli.ui.console import printable
 
@@ -49,10 +51,15 @@ def print_classes(scores: ClassificationMetrics, labels: Sequence[str], console:
     console.print(matrix)
 
 
-def plot_confusion(
-    scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
-) -> None:
-    """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
+def print_evaluation(rows: Sequence[EvaluationRow], console: Console) -> None:
+    """The table, the same on a terminal and in a file."""
+    with_paper = any(row.paper is not None for row in rows)
+    lines = [[title for title, _ in _evaluation_cells(rows[0], with_paper)]]
+    lines += [[cell for _, cell in _evaluation_cells(row, with_paper)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        console.print("  ".join([first.ljust(widths[0]), *numbers]))
 
 
 def _evaluation_cells(row: EvaluationRow, with_paper: bool) -> list[tuple[str, str]]:
