@@ -1,6 +1,6 @@
-"""The named corpora: URL, size, SHA-256, licence, and the bundled text that may replace each.
+"""The named corpora: what each is called, where it lies, its exact bytes, and what may stand in.
 
-The order of look-up: a path that the user gave, the mirror, the cache, the URL, the bundled text.
+Looked for in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
 """
 
 import difflib
@@ -13,17 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt2cli import bundled, files
-from gpt2cli import paths as home
+from gpt2cli import bundled, files, paths
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
-from gpt2cli.hub import partials
-from gpt2cli.hub.fetch import fetch
+from gpt2cli.hub.fetch import RetryPolicy, fetch
 from gpt2cli.hub.registry import Expected
-from gpt2cli.patience import Patience
 
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 10.0
-TOTAL_SECONDS = 120.0
+# Impatient: a machine without a network has to fall back to the bundled text quickly.
+POLICY = RetryPolicy(connect=5.0, stall=10.0, attempts=1)
 
 Origin = Literal["path", "mirror", "cache", "download", "bundled"]
 
@@ -113,17 +109,17 @@ CORPORA = {corpus.name: corpus for corpus in _ROWS}
 def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> FoundCorpus:
     """The text that `name_or_path` means: a corpus of the table, else a file, directory or glob.
 
-    ./NAME is a file with the name of a corpus. `offline` forbids the network; `allow_bundled` lets a
-    bundled text replace the corpus, with a warning.
-    Raises InputError for an unknown name or a wrong file in the mirror, ServiceError if the corpus
-    cannot be downloaded.
+    A file that bears a corpus's name is reached as ./NAME. `offline` forbids the network;
+    `allow_bundled` lets our own text stand in, with a warning.
+    Raises InputError for an unknown name or a wrong file in the mirror, ServiceError where the
+    corpus cannot be downloaded.
     """
     if name_or_path in BUNDLED:
         return _bundled(name_or_path, BUNDLED[name_or_path], None)
     corpus = CORPORA.get(name_or_path)
     if corpus is None:
         return _path(name_or_path)
-    for origin, folder in (("mirror", home.mirror()), ("cache", home.corpora())):
+    for origin, folder in (("mirror", paths.mirror()), ("cache", paths.corpora())):
         if folder and (folder / corpus.file).exists():
             found = _local(corpus, folder / corpus.file, "mirror" if origin == "mirror" else "cache")
             if found:
@@ -166,8 +162,8 @@ def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Fo
 
 def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> FoundCorpus:
     warning = (
-        f"{corpus.name} is not available ({error.what}); the bundled {file}, another text,"
-        f" replaces it: the results will not be those of {corpus.name}"
+        f"{corpus.name} cannot be downloaded ({error.what}); the bundled {file}, another text,"
+        f" takes its place: the figures will not be those of {corpus.name}"
     )
     return _bundled(corpus.name, file, warning)
 
@@ -178,23 +174,16 @@ def _bundled(name: str, file: str, warning: str | None) -> FoundCorpus:
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
-    """Download the corpus into the cache. A failure leaves no partial file."""
+    """Fetch the corpus into the cache."""
     if offline:
-        raise _unavailable(corpus, "--offline forbids the network")
-    # Short timeouts: without a network, the bundled text must follow quickly. A zip, whose own hash is
-    # unknown, gets a second attempt.
-    attempts = 2 if corpus.member else 1
-    patience = Patience(
-        connect=CONNECT_SECONDS, stall=READ_SECONDS, slowest=0, total=TOTAL_SECONDS, attempts=attempts
-    )
-    path = home.corpora() / corpus.file
+        raise _unavailable(corpus, "the network is forbidden (--offline)")
+    path = paths.corpora() / corpus.file
     zipped = path.with_name(f"{path.name}.zip")
-    expected = Expected(at_most=corpus.n_bytes) if corpus.member else Expected(corpus.n_bytes, corpus.sha256)
+    expected = Expected(max_size=corpus.n_bytes) if corpus.member else Expected(corpus.n_bytes, corpus.sha256)
     try:
-        for _ in fetch(corpus.url, zipped if corpus.member else path, expected=expected, patience=patience):
+        for _ in fetch(corpus.url, zipped if corpus.member else path, expected, policy=POLICY):
             pass
     except ServiceError as error:
-        partials.clean(zipped if corpus.member else path)
         what = error.what.removeprefix(f"{corpus.url}: ")
         raise _unavailable(corpus, f"{what}: {error.why}" if error.why else what) from None
     except InputError as error:
@@ -232,6 +221,6 @@ def _unavailable(corpus: Corpus, why: str) -> ServiceError:
 
 def _by_hand(corpus: Corpus) -> str:
     return (
-        f"download it elsewhere as {corpus.file} ({corpus.n_bytes} bytes) and put it into {home.corpora()},"
+        f"fetch it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {paths.corpora()},"
         " or set GPT2_MIRROR to its folder"
     )

@@ -23,7 +23,7 @@ def compile_blocks(optimizer_step: OptimizerStep, n_rows: int, runtime: Runtime)
     # Inductor reports even what it recovers from, like a damaged cache, with a traceback.
     # Where TORCH_LOGS is set, that holds.
     torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
-    model: Any = optimizer_step.model  # a GPT-2 with the task's head
+    model: Any = optimizer_step.model  # a GPT-2 under the task's head
     config = model.config
     blocks = list(model.transformer.h)
     for block in blocks:

@@ -17,9 +17,9 @@ from gpt2cli.ui.console import is_terminal, printable
 
 if TYPE_CHECKING:
     from gpt2cli.convert.pipeline import ConvertProgress
-    from gpt2cli.data.prepare_pipeline import PrepareProgress as Preparing
-    from gpt2cli.evaluation.perplexity import PerplexityProgress
-    from gpt2cli.hub.collecting import Fetching
+    from gpt2cli.data.prepare import Progress as Preparing
+    from gpt2cli.evaluation.perplexity import Scoring
+    from gpt2cli.hub.downloads import DownloadProgress
 
 LINE_SECONDS = 5.0  # between plain lines
 Step = TypeVar("Step")
@@ -140,11 +140,11 @@ def preparing() -> "Callable[[Preparing], State]":
     return state
 
 
-def fetching() -> "Callable[[Fetching], State]":
+def downloading() -> "Callable[[DownloadProgress], State]":
     """Bytes of all files; where there is no bar, each file is named once."""
     seen = set[str]()
 
-    def state(step: "Fetching") -> State:
+    def state(step: "DownloadProgress") -> State:
         plain = ""
         if step.file and step.n_total and step.file not in seen:
             seen.add(step.file)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gpt2cli.checkpoints.provenance import Origin
 from gpt2cli.convert.pipeline import ConvertProgress
-from gpt2cli.data.prepare import PrepareProgress
-from gpt2cli.evaluation.perplexity import PerplexityProgress
-from gpt2cli.hub.collecting import Fetched, Fetching
+from gpt2cli.data.prepare import Progress
+from gpt2cli.evaluation.perplexity import Scoring
+from gpt2cli.hub.downloads import Downloaded, DownloadProgress
 from gpt2cli.ui.console import THEME
-from gpt2cli.ui.progress import State, converting, counting, fetching, finish, preparing, scoring, track
+from gpt2cli.ui.progress import State, converting, counting, finish, preparing, scoring, track
 
 
 def screen(terminal: bool) -> Console:
@@ -74,26 +75,30 @@ def test_preparing_shows_phases_and_warnings() -> None:
     assert "warning: a ␛ in a document" in shown(preparation(), preparing(), terminal=True)
 
 
-def downloads() -> list[Fetching]:
+def downloads() -> list[DownloadProgress]:
     large = "la\x1brge[/x]"
     return [
-        Fetching("vocab.bpe", note="here already: checking"),
-        Fetching("small", 10, 10, 10, 1_500_010),
-        Fetching(large, 0, 1_500_000, 10, 1_500_010),
-        Fetching(large, 750_000, 1_500_000, 750_010, 1_500_010, "connection lost\x1b; again"),
-        Fetching(large, 1_500_000, 1_500_000, 1_500_010, 1_500_010, "checking"),
-        Fetching(all_done=1_500_010, all_total=1_500_010, fetched=Fetched("openai", Path("x"), "", "")),
+        DownloadProgress("vocab.bpe", note="here already: checking"),
+        DownloadProgress("small", 10, 10, 10, 1_500_010),
+        DownloadProgress(large, 0, 1_500_000, 10, 1_500_010),
+        DownloadProgress(large, 750_000, 1_500_000, 750_010, 1_500_010, "connection lost\x1b; again"),
+        DownloadProgress(large, 1_500_000, 1_500_000, 1_500_010, 1_500_010, "checking"),
+        DownloadProgress(
+            all_done=1_500_010,
+            all_total=1_500_010,
+            result=Downloaded(Path("x"), Origin("openai", "", ""), {}, 0),
+        ),
     ]
 
 
 def test_a_download_names_each_file_once_and_every_trouble() -> None:
-    assert shown(downloads(), fetching(), every=1000.0).splitlines() == [
+    assert shown(downloads(), downloading(), every=1000.0).splitlines() == [
         "small  10 bytes",
         "la␛rge[/x]  1.5 MB",
         "la␛rge[/x]: connection lost␛; again",
     ]
-    assert "la␛rge[/x]  50%  750.0 KB of 1.5 MB" in shown(downloads(), fetching()).splitlines()
-    drawn = shown(downloads(), fetching(), terminal=True)
+    assert "la␛rge[/x]  50%  750.0 KB of 1.5 MB" in shown(downloads(), downloading()).splitlines()
+    drawn = shown(downloads(), downloading(), terminal=True)
     assert "connection lost␛; again" in drawn and "1.5 MB of 1.5 MB" in last_bar(drawn)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,12 @@ from downloads import QUICK
 from faulty_server import Fault, Site, serving
 from layouts import openai_content, serve_openai, tiny_size
 
-from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.folder import RECEIPT
+from gpt2cli.checkpoints.provenance import NAME, Origin
 from gpt2cli.errors import InputError, ResourceError, ServiceError
-from gpt2cli.hub import collecting, downloads
-from gpt2cli.hub.collecting import Fetched, Fetching, Request
-from gpt2cli.hub.downloads import REFUSED, discard, is_here, openai_folder, verify
-from gpt2cli.hub.fetching import fetch_openai
+from gpt2cli.hub import inventory
+from gpt2cli.hub.downloads import Downloaded, DownloadProgress, Request, download_openai, openai_folder
+from gpt2cli.hub.inventory import REFUSED, discard, is_here, verify
 from gpt2cli.hub.registry import SIZES, Size, openai_files
 from gpt2cli.model.config import PRESETS
 
@@ -37,22 +35,19 @@ def content(size: Size) -> dict[str, bytes]:
 
 @pytest.fixture
 def site(size: Size, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
     with serving({}) as site:
         serve_openai(site, size, content)
         yield site
 
 
-def fetch(size: Size, site: Site, **wishes: bool | int) -> tuple[Fetched, list[Fetching]]:
-    steps = list(fetch_openai(size, request(site, **wishes)))
-    assert steps[-1].fetched is not None
-    return steps[-1].fetched, steps
+def fetch(size: Size, site: Site, **options: bool | int) -> tuple[Downloaded, list[DownloadProgress]]:
+    steps = list(download_openai(size, request(site, **options)))
+    assert steps[-1].result is not None
+    return steps[-1].result, steps
 
 
-def request(site: Site, **wishes: bool | int) -> Request:
-    return replace(Request(base_url=site.address + "/", patience=QUICK), **wishes)  # type: ignore[arg-type]
+def request(site: Site, **options: bool | int) -> Request:
+    return replace(Request(base_url=site.address + "/", policy=QUICK), **options)  # type: ignore[arg-type]
 
 
 def test_the_table_agrees_with_the_model_and_names_each_size_once() -> None:
@@ -60,7 +55,7 @@ def test_the_table_agrees_with_the_model_and_names_each_size_once() -> None:
     for name, size in SIZES.items():
         assert size.name == name
         assert size.n_parameters == PRESETS[name].n_parameters
-        assert openai_files(size)[DATA].n_bytes == 4 * PRESETS[name].n_parameters
+        assert openai_files(size)[DATA].size == 4 * PRESETS[name].n_parameters
 
 
 def test_seven_files_come_with_progress_and_a_record(
@@ -69,18 +64,17 @@ def test_seven_files_come_with_progress_and_a_record(
     fetched, steps = fetch(size, site)
     assert fetched.folder == openai_folder(size)
     assert fetched.files == {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-    assert (fetched.source, fetched.origin) == ("openai", f"{site.address}/tiny")
+    assert fetched.origin == Origin("openai", f"{site.address}/tiny", "")
     assert fetched.n_bytes == sum(map(len, content.values()))
     for name, data in content.items():
         assert (fetched.folder / name).read_bytes() == data
     totals = [(step.all_done, step.all_total) for step in steps if step.all_total]
     assert totals[-1] == (fetched.n_bytes, fetched.n_bytes)
     assert [done for done, _ in totals] == sorted(done for done, _ in totals)
-    records = json.loads((fetched.folder / provenance.NAME).read_text())["files"]
+    records = json.loads((fetched.folder / NAME).read_text())["files"]
     assert records[DATA]["by"] == "first seen"
     assert records["vocab.bpe"]["by"] == "published"
     assert records[DATA]["address"] == f"{site.address}/tiny/{DATA}"
-    assert records[DATA]["validator"] == '"first"'
     assert records[DATA]["date"].startswith("20")
     assert is_here(size)
 
@@ -98,6 +92,17 @@ def test_what_is_here_is_compared_and_not_fetched(size: Size, site: Site, conten
     assert (again.files, site.requests) == (fetched.files, [])
     fetch(size, site, fresh=True)
     assert len(site.requests) == 7
+
+
+def test_a_file_put_there_of_the_wrong_size_is_fetched(
+    size: Size, site: Site, content: dict[str, bytes]
+) -> None:
+    folder = openai_folder(size)
+    folder.mkdir(parents=True)
+    (folder / DATA).write_bytes(content[DATA][:-1])  # nothing but its size is known
+    _, steps = fetch(size, site)
+    assert (folder / DATA).read_bytes() == content[DATA]
+    assert any("it has 1,999 bytes, not 2,000" in step.note for step in steps)
 
 
 @pytest.mark.parametrize("name", ["vocab.bpe", DATA])
@@ -182,25 +187,26 @@ def test_without_a_network_the_error_says_what_to_put_where(offline: bool, size:
     with pytest.raises(ServiceError) as caught:
         fetch(size, silent, offline=offline)
     error = caught.value
-    assert error.what == f"{silent.address}/tiny: 2 of 7 files are not to be had"
+    assert error.what == f"{silent.address}/tiny: 2 of 7 files are out of reach"
     assert ("--offline" in error.why) is offline
     for part in (DATA, "vocab.bpe", str(openai_folder(size)), "the same command again"):
         assert part in error.fix
     assert "hparams.json" not in error.fix
 
 
-def test_the_space_for_all_files_is_looked_at_first(
+def test_the_space_for_all_files_and_for_the_model_is_looked_at_first(
     size: Size, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(collecting, "require_space", lambda folder, n_bytes: asked.append(n_bytes))
-    fetch(size, site, room=1_000_000)
-    assert asked == [2000 + 1_042_301 + 456_318 + 1_000_000]
-    monkeypatch.undo()
-    tiny_size(monkeypatch)
-    with pytest.raises(ResourceError, match="too little space") as caught:
-        fetch(size, site, fresh=True, room=1 << 60)
-    assert "are needed" in caught.value.why
+    needed = 2000 + 1_042_301 + 456_318 + 1_000_000  # as far as the sizes are known, and the model
+    for free, is_enough in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        if is_enough:
+            fetch(size, site, room=1_000_000)
+        else:
+            with pytest.raises(ResourceError, match="too little space") as caught:
+                fetch(size, site, room=1_000_000)
+            assert caught.value.why == f"{needed:,} more bytes are needed, {free:,} are free"
+            assert not site.requests
 
 
 def test_verify_names_the_first_file_that_differs(size: Size, site: Site, content: dict[str, bytes]) -> None:
@@ -216,7 +222,7 @@ def test_verify_names_the_first_file_that_differs(size: Size, site: Site, conten
     with pytest.raises(InputError, match="is not the file it was") as caught:
         list(verify("tiny"))
     assert hashlib.sha256(content[DATA]).hexdigest() in caught.value.why
-    assert caught.value.fix == "gpt2 download tiny --source openai --force"
+    assert caught.value.fix == f"gpt2 download tiny --source openai --base-url {site.address}/ --force"
     (folder / DATA).unlink()
     with pytest.raises(InputError, match="is not complete"):
         list(verify("tiny"))
@@ -224,16 +230,16 @@ def test_verify_names_the_first_file_that_differs(size: Size, site: Site, conten
 
 def test_where_the_files_came_from_is_recorded_and_kept(size: Size, site: Site) -> None:
     folder = fetch(size, site)[0].folder
-    origin = provenance.Origin("openai", f"{site.address}/tiny", "")
-    assert provenance.origin(folder) == origin
+    origin = {"source": "openai", "address": f"{site.address}/tiny", "revision": ""}
+    assert json.loads((folder / NAME).read_text())["origin"] == origin
     with serving({}) as elsewhere:
-        assert fetch(size, elsewhere)[0].origin == origin.address  # nothing came from elsewhere
+        assert fetch(size, elsewhere)[0].origin.address == origin["address"]  # nothing came from there
     discard(folder)
-    assert provenance.origin(folder) == origin
+    assert json.loads((folder / NAME).read_text())["origin"] == origin
 
 
 def test_the_name_of_the_receipt_is_the_model_folders() -> None:
-    assert downloads.RECEIPT == RECEIPT
+    assert inventory.RECEIPT == RECEIPT
 
 
 @pytest.mark.parametrize(
@@ -249,7 +255,7 @@ def test_the_name_of_the_receipt_is_the_model_folders() -> None:
     ],
 )
 def test_a_broken_record_is_an_error_with_its_path(text: str, size: Size, site: Site, tmp_path: Path) -> None:
-    path = openai_folder(size) / provenance.NAME
+    path = openai_folder(size) / NAME
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError) as caught:
@@ -259,8 +265,10 @@ def test_a_broken_record_is_an_error_with_its_path(text: str, size: Size, site: 
 
 
 def test_a_record_with_values_of_other_kinds_is_refused(size: Size, site: Site) -> None:
-    path = openai_folder(size) / provenance.NAME
+    path = openai_folder(size) / NAME
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"files": {"a": {"n_bytes": "1", "sha256": "2", "by": "first seen"}}}))
-    with pytest.raises(InputError, match="entry of a is broken"):
+    origin = {"source": "openai", "address": "", "revision": ""}
+    record = {"size": "1", "sha256": "2", "by": "first seen"}
+    path.write_text(json.dumps({"origin": origin, "command": "", "names": [], "files": {"a": record}}))
+    with pytest.raises(InputError, match="cannot be read"):
         fetch(size, site)
