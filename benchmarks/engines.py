@@ -135,17 +135,17 @@ def _ours(options: argparse.Namespace) -> Run:
 
     from gpt2cli.checkpoints.folder import load_model
     from gpt2cli.generation.cpu.aot_packages import build_package, find_package, use_package
-    from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+    from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
     from gpt2cli.generation.engine import generate
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.sampling import SamplingOptions
 
     torch.set_num_threads(options.threads)
     use, precision = USES[options.engine], options.precision
-    model = pack_for_decoding(load_model(Path(options.file)).model, precision, use)
+    model = swap_for_decoding(load_model(Path(options.file)).model, precision, use)
     if options.engine == COMPILED:
         package = find_package(model.config, precision) or build_package(model.config, precision)
         use_package(model, precision, package)
-    decoding = Decoding(temperature=TEMPERATURE, top_k=TOP_K, seed=0)
+    decoding = SamplingOptions(temperature=TEMPERATURE, top_k=TOP_K, seed=0)
 
     def run(prompts: list[list[int]], n: int) -> Times:
         start = time.perf_counter()

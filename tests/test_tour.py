@@ -24,9 +24,9 @@ from gpt2cli.checkpoints.classifier import load_classifier
 from gpt2cli.checkpoints.folder import load_model
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.evaluation.responses import Response, read_responses
-from gpt2cli.judge.rubric import parse_score
+from gpt2cli.judge.grade import parse_grade
+from gpt2cli.judge.prompt import grade_messages
 from gpt2cli.recipe.loader import load_recipe
-from gpt2cli.templates import judge_messages
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("story.txt", "messages.tsv", "instructions.json")
@@ -261,6 +261,6 @@ def test_trivial_answers_get_nothing(trivial: str) -> None:
 
 @given(st.text(), st.text(), st.text(), st.text())
 def test_every_grade_keeps_to_the_schema(instruction: str, input: str, reference: str, response: str) -> None:
-    asked = json.loads(judge_messages(instruction, input, reference, response)[-1]["content"])
+    asked = json.loads(grade_messages(instruction, input, reference, response)[-1]["content"])
     graded = word_judge.grade(*(asked[field] for field in word_judge.FIELDS))
-    assert parse_score(json.dumps(graded)).score == graded["score"]
+    assert parse_grade(json.dumps(graded)).score == graded["score"]

@@ -7,7 +7,6 @@ from typing import Any
 
 from gpt2cli import files
 from gpt2cli.errors import InputError
-from gpt2cli.json_files import read_json_object
 
 NAME = "hashes.json"
 # Who vouches for a hash: somebody else's word was compared, or there is none and it is held from now on.

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, MessageSource, too_long
-from gpt2cli.cli.choose_model import decoding_options, load_for_decoding, preloading
+from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
     DeviceOption,
     JsonOption,
+    MinPOption,
     ModelArgument,
     RepetitionPenaltyOption,
     SeedOption,
@@ -25,7 +26,7 @@ from gpt2cli.cli.options import (
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.generation.chat_session import Conversation
-    from gpt2cli.generation.settings import Settings
+    from gpt2cli.generation.chat_settings import ChatSettings
 
 LONGEST_LINE = 1 << 26  # bytes that are skipped in search of a line's end; a pipe may never have one
 # Tokens of a few evenings of chat: a compiled step is built if it pays over all of them. A pipe never builds.
@@ -47,6 +48,7 @@ def chat(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    min_p: MinPOption = None,
     repetition_penalty: RepetitionPenaltyOption = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -74,10 +76,10 @@ def chat(
             preloading(model) as folder,
             waiting(err(), f"loading {folder}", delay=0) as end,
         ):
-            from gpt2cli.generation.settings import Settings
+            from gpt2cli.generation.chat_settings import ChatSettings
 
-            decoding = decoding_options(temperature, top_k, top_p, repetition_penalty, seed)
-            settings = Settings(decoding, max_new_tokens)
+            sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+            settings = ChatSettings(sampling, max_new_tokens)
             n_tokens = TERMINAL_TOKENS if screen else 0
             loaded = load_for_decoding(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
@@ -100,7 +102,7 @@ def _screen() -> TextIO | None:
     return next((stream for console, stream in streams if is_terminal(console)), None)
 
 
-def _begin(loaded: "LoadedModel", system: str | None, settings: "Settings") -> "Conversation":
+def _begin(loaded: "LoadedModel", system: str | None, settings: "ChatSettings") -> "Conversation":
     from gpt2cli.checkpoints.template_file import read_template
     from gpt2cli.generation.chat_session import Conversation
 

@@ -15,8 +15,7 @@ from gpt2cli.cli.signals import install
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.errors import Gpt2Error
-    from gpt2cli.generation.chat_session import Conversation, Stop
-    from gpt2cli.generation.events import Event
+    from gpt2cli.generation.chat_session import ChatEvent, Conversation, Stop
 
 LONGEST_MESSAGE = 1 << 20  # bytes; no context is that long
 
@@ -127,15 +126,15 @@ class ChatLoop:
         else:
             _DO[call.name](self, call.argument)
 
-    def _say(self, text: str, stop: "Stop") -> "Iterator[Event]":
+    def _say(self, text: str, stop: "Stop") -> "Iterator[ChatEvent]":
         if len(text.encode("utf-8", "surrogatepass")) > LONGEST_MESSAGE:
             raise too_long("the message")
         return self.conversation.say(text, stop)
 
-    def _retry(self, argument: str, stop: "Stop") -> "Iterator[Event]":
+    def _retry(self, argument: str, stop: "Stop") -> "Iterator[ChatEvent]":
         return self.conversation.retry(stop)
 
-    def _continue(self, argument: str, stop: "Stop") -> "Iterator[Event]":
+    def _continue(self, argument: str, stop: "Stop") -> "Iterator[ChatEvent]":
         from gpt2cli.errors import UsageError
 
         if self.conversation.template:
@@ -144,15 +143,15 @@ class ChatLoop:
             )
         return self.conversation.say("", stop)
 
-    def _answer(self, ask: "Iterator[Event]", signals: Signals) -> None:
-        from gpt2cli.generation.events import Done, Piece
+    def _answer(self, ask: "Iterator[ChatEvent]", signals: Signals) -> None:
+        from gpt2cli.generation.chat_session import ReplyDone, TextDelta
         from gpt2cli.ui.chat import ReplyView
         from gpt2cli.ui.console import err
         from gpt2cli.ui.spinner import waiting
 
         view = ReplyView(self.conversation.settings["seed"], self.is_terminal, self.as_json)
-        # Closed at once, whatever happens: the conversation waits for the end of a reply.
-        events, before = cast("Generator[Event, None, None]", ask), self.conversation.exchanges
+        # Closed at once, whatever passes: the conversation waits for the end of a reply.
+        events, before = cast("Generator[ChatEvent, None, None]", ask), self.conversation.exchanges
         try:
             with contextlib.closing(events), waiting(err(), "prefill") as end_waiting:
                 signals.is_prefill = True
@@ -160,7 +159,7 @@ class ChatLoop:
                     signals.is_prefill = False
                     end_waiting()
                     view.show(event)
-                    signals.is_prefill = not isinstance(event, Piece | Done)
+                    signals.is_prefill = not isinstance(event, TextDelta | ReplyDone)
         except BaseException as error:
             signals.is_prefill = False
             view.break_off()
@@ -210,7 +209,7 @@ class ChatLoop:
                 "system": "none" if conversation.system is None else conversation.system,
                 **{name: str(value) for name, value in conversation.settings.items()},
                 "turns": f"{n_turns}{out}",
-                "context": f"{len(conversation.past.ids)} of {self.loaded.config.n_positions} tokens",
+                "context": f"{len(conversation.prefix.ids)} of {self.loaded.config.n_positions} tokens",
             }.items()
         )
 
@@ -260,8 +259,8 @@ class ChatLoop:
             note(f"the last was: {quoted(last.question)}\n{quoted(last.reply)}")
 
 
-# Commands that make a reply, and the others.
-_TURNS: "dict[str, Callable[[ChatLoop, str, Stop], Iterator[Event]]]" = {
+# What a reply comes of, and all else.
+_TURNS: "dict[str, Callable[[ChatLoop, str, Stop], Iterator[ChatEvent]]]" = {
     chat_commands.SAY: ChatLoop._say,
     "retry": ChatLoop._retry,
     "continue": ChatLoop._continue,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.sampling import SamplingOptions
+    from gpt2cli.model.config import GPT2Config
 
 
 def find_folder(name: str | None) -> Path:
@@ -64,41 +65,52 @@ def load_for_decoding(
     n_tokens: int,
     before_build: Callable[[], None] = lambda: None,
 ) -> "LoadedModel":
-    """The model on its device, in its precision, ready to decode about `n_tokens` for each of `n_rows`."""
-    from gpt2cli.cli.decoding import make_ready, require_compile_word
-    from gpt2cli.convert.open_model import open_model
-    from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.console import err
+    """The model, ready to write about `n_tokens` in each of `n_rows`; notices go to stderr.
 
-    require_compile_word(compile)
-    runtime = choose_runtime(device, precision, threads, decoding=True)
-    for notice in runtime.notices:
-        err().print(notice, style="warn")
-    loaded = open_model(folder, remembered=True)
-    make_ready(loaded.model, runtime, compile, n_rows, n_tokens, folder, before_build)
-    return loaded
+    `before_build` is called before a build, which has a line of its own on the terminal.
+    """
+    from gpt2cli.generation.load import load_for_decoding
+    from gpt2cli.ui.compile import show_compiling
+    from gpt2cli.ui.console import err, printable
+
+    def notice(sentence: str, kind: str) -> None:
+        err().print(printable(sentence), style="warn" if kind == "warning" else "faint")
+
+    def build(config: "GPT2Config", precision: str) -> Path:
+        before_build()
+        return show_compiling(config, precision, "; --compile off starts without")
+
+    return load_for_decoding(
+        *(folder, device, precision, threads, compile),
+        n_rows=n_rows,
+        n_tokens=n_tokens,
+        notice=notice,
+        build=build,
+    )
 
 
-def decoding_options(
+def sampling_options(
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    min_p: float | None,
     repetition_penalty: float | None,
     seed: int | None,
-) -> "Decoding":
-    """The options as given, defaults for the rest, and a random seed where none is given."""
+) -> "SamplingOptions":
+    """What was given on the command line, for the rest the defaults, and a seed by chance."""
     import secrets
 
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.sampling import SamplingOptions
 
     given = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
+        "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "seed": secrets.randbelow(2**31) if seed is None else seed,
     }
-    return Decoding(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return SamplingOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def _refuse_file(name: str) -> None:

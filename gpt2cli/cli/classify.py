@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from gpt2cli.checkpoints.classifier import LoadedClassifier
     from gpt2cli.data.records import Table
-    from gpt2cli.generation.label_texts import LabelProbabilities
+    from gpt2cli.generation.label_texts import LabelPrediction
 
 LONGEST_LINE = 1 << 26  # bytes; no context is that long, and a pipe may never end
 FEW = 200  # texts; fewer are done before a bar could be read
@@ -122,7 +122,7 @@ class _Writer:
     def texts(
         self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
     ) -> None:
-        for text, answer in zip(texts, self._answers(loaded, texts, where), strict=True):
+        for text, answer in zip(texts, self._predictions(loaded, texts, where), strict=True):
             self._line(
                 self._object(text, answer, loaded) if self._as_json else self._row(text, answer, loaded)
             )
@@ -130,7 +130,7 @@ class _Writer:
     def table(self, loaded: "LoadedClassifier", table: "Table", place: int) -> None:
         """Every row as it came, as CSV with label and probability appended; or objects, with --json."""
         texts = [row.values[place] or "" for row in table.rows]
-        answers = self._answers(loaded, texts, lambda i: table.where(table.rows[i].line))
+        answers = self._predictions(loaded, texts, lambda i: table.where(table.rows[i].line))
         if self._as_json:
             for text, answer in zip(texts, answers, strict=True):
                 self._line(self._object(text, answer, loaded))
@@ -149,31 +149,31 @@ class _Writer:
                 f" {self._limit} tokens and cut there"
             )
 
-    def _answers(
+    def _predictions(
         self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
-    ) -> "Iterator[LabelProbabilities]":
+    ) -> "Iterator[LabelPrediction]":
         from gpt2cli.generation import label_texts
         from gpt2cli.ui.console import err
         from gpt2cli.ui.progress import counting, track
 
         self._limit = loaded.max_tokens
-        answers: Iterator[LabelProbabilities] = label_texts.classify(loaded, texts, where)
+        answers = label_texts.predict_labels(loaded, texts, where)
         if len(texts) > FEW:
             answers = track(answers, err(), counting("classifying", len(texts)))
         for answer in answers:
             self._n_cut += answer.was_cut
             yield answer
 
-    def _is_unsure(self, answer: "LabelProbabilities") -> bool:
+    def _is_unsure(self, answer: "LabelPrediction") -> bool:
         return answer.probabilities[answer.best] < self._threshold
 
-    def _row(self, text: str, answer: "LabelProbabilities", loaded: "LoadedClassifier") -> str:
+    def _row(self, text: str, answer: "LabelPrediction", loaded: "LoadedClassifier") -> str:
         from gpt2cli.ui.console import printable
 
         label = UNSURE if self._is_unsure(answer) else _one_line(printable(loaded.labels[answer.best]))
         return f"{label}\t{answer.probabilities[answer.best]:.4f}\t{_one_line(printable(text))}"
 
-    def _object(self, text: str, answer: "LabelProbabilities", loaded: "LoadedClassifier") -> str:
+    def _object(self, text: str, answer: "LabelPrediction", loaded: "LoadedClassifier") -> str:
         import json
 
         value = {

@@ -25,17 +25,17 @@ def compile_step(
     Prints its path to stdout.
     """
     from gpt2cli.checkpoints.folder import read_config
-    from gpt2cli.cli.decoding import build_with_a_line
     from gpt2cli.convert.merge_lora import find_base
     from gpt2cli.errors import ResourceError, UsageError
     from gpt2cli.generation.cpu.aot_packages import BuildError, find_package
-    from gpt2cli.generation.cpu.swap_linears import PRODUCTS
+    from gpt2cli.generation.cpu.swap_linears import LAYERS
     from gpt2cli.paths import is_adapter
     from gpt2cli.runtime import choose_runtime
+    from gpt2cli.ui.compile import show_compiling
 
-    wanted = list(dict.fromkeys(precision or ["fp32"]))  # the default of generate
-    for name in wanted:  # Typer knows no list of fixed words
-        if name not in PRODUCTS["compiled"]:
+    wanted = list(dict.fromkeys(precision or ["fp32"]))  # what generate takes by itself
+    for name in wanted:
+        if name not in LAYERS["compiled"]:
             raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8")
     folder = find_folder(model)
     choose_runtime("cpu", threads=threads)
@@ -43,7 +43,7 @@ def compile_step(
     for name in wanted:
         package = None if force else find_package(config, name)
         try:
-            print(package or build_with_a_line(config, name), flush=True)  # noqa: T201
+            print(package or show_compiling(config, name), flush=True)  # noqa: T201
         except BuildError as error:
             fix = error.fix or "gpt2 generate --compile off, which needs none"
             raise ResourceError(error.what, error.why, fix) from error

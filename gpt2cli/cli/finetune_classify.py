@@ -93,7 +93,7 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
     from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import classification_metrics
-    from gpt2cli.generation.label_texts import probabilities
+    from gpt2cli.generation.label_texts import label_probabilities
     from gpt2cli.paths import best_checkpoint
     from gpt2cli.training.classify_task import ClassifyTask
     from gpt2cli.ui.console import err
@@ -109,10 +109,10 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
     for first in range(0, len(test), AT_ONCE):
         if signal := stop():
             return signal
-        for found in probabilities(loaded, list(test.ids[first : first + AT_ONCE])):
+        for found in label_probabilities(loaded, list(test.ids[first : first + AT_ONCE])):
             predictions.append((test.classes[len(predictions)], found.index(max(found))))
     scores = classification_metrics(predictions, len(loaded.labels))
-    new = [one for one, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
+    new = [verdict for verdict, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
     plot_confusion(scores, loaded.labels, run.folder / PICTURE, title=run.name)
     report = _as_report(scores, loaded.labels) | {
         "checkpoint": folder.name,

@@ -110,7 +110,7 @@ def _answer_one(
     """Answer a record of the validation split, to the screen and samples.txt."""
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.batch import answer_batch
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.sft_task import SftTask
     from gpt2cli.training.torch_compile import uncompiled
@@ -124,7 +124,7 @@ def _answer_one(
             task.tokenizer,
             [shown.ids],
             task.template.stops,
-            Decoding(temperature=0),
+            SamplingOptions(temperature=0),
             SHOWN_TOKENS,
             stop,
         )
@@ -136,10 +136,10 @@ def _answer_one(
 
 
 def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
-    """Let the best checkpoint answer the rest of the test split. Returns the number of a signal, or 0."""
+    """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
     from gpt2cli.evaluation.responses import open_responses
-    from gpt2cli.generation.batch import answers
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.batch import answer_prompts
+    from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.sft_task import SftTask
     from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import counting, track
@@ -153,12 +153,12 @@ def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]
     with open_responses(run.folder / paths.RESPONSES, key) as file:
         missing = [question for question in test if question.record.index not in file.responses]
         if missing:
-            replies = answers(
+            replies = answer_prompts(
                 _best_model(session, best),
                 task.tokenizer,
                 [question.ids for question in missing],
                 stops=task.template.stops,
-                decoding=Decoding(temperature=asked.temperature, seed=session.recipe.seed),
+                options=SamplingOptions(temperature=asked.temperature, seed=session.recipe.seed),
                 max_new_tokens=asked.max_new_tokens,
                 n_rows=session.recipe.batch.micro_batch,
                 stop=stop,

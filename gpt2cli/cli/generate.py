@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.choose_model import decoding_options, load_for_decoding, preloading
+from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
     DeviceOption,
     JsonOption,
+    MinPOption,
     ModelOption,
     RepetitionPenaltyOption,
     SeedOption,
@@ -25,9 +26,9 @@ from gpt2cli.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gpt2cli.generation.engine import Step
-    from gpt2cli.generation.pace import Pace
-    from gpt2cli.generation.stop_text import Reply
+    from gpt2cli.generation.engine import DecodeStep
+    from gpt2cli.generation.stop_text import Continuation
+    from gpt2cli.generation.throughput import Throughput
 
 LONGEST_ECHO = 2000  # characters of the prompt that a terminal repeats
 
@@ -49,6 +50,7 @@ def generate(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    min_p: MinPOption = None,
     repetition_penalty: RepetitionPenaltyOption = None,
     seed: SeedOption = None,
     num_samples: Annotated[
@@ -93,25 +95,25 @@ def generate(
     text = prompt_text(prompt, file)
     with preloading(model) as folder:
         from gpt2cli.generation import engine
-        from gpt2cli.generation.pace import Pace
-        from gpt2cli.generation.stop_text import Reply
+        from gpt2cli.generation.stop_text import Continuation
+        from gpt2cli.generation.throughput import Throughput
 
-        decoding = decoding_options(temperature, top_k, top_p, repetition_penalty, seed)
+        sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         loaded = load_for_decoding(
             folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
         )
     cut = None if truncate else "gpt2 generate --truncate, which keeps only its last tokens"
     ids = encode_prompt(text, loaded, cut)
 
-    replies = [Reply(loaded.tokenizer, stop or ()) for _ in range(num_samples)]
+    replies = [Continuation(loaded.tokenizer, stop or ()) for _ in range(num_samples)]
     steps = engine.generate(
-        loaded.model, [ids] * num_samples, decoding, max_new_tokens, {loaded.tokenizer.end_of_text}
+        loaded.model, [ids] * num_samples, sampling, max_new_tokens, {loaded.tokenizer.end_of_text}
     )
     screen = None if as_json else _Screen(text, raw)
-    pace = Pace()
+    throughput = Throughput()
     reason = "error"
     try:
-        for step in _timed(steps, pace):
+        for step in _timed(steps, throughput):
             for reply, token in zip(replies, step.ids, strict=True):
                 if token is not None:
                     reply.feed(token)
@@ -127,10 +129,10 @@ def generate(
         for reply in replies:
             reply.finish(reason)
         facts = {
-            "tokens_per_second": round(pace.tokens_per_second, 2),
+            "tokens_per_second": round(throughput.tokens_per_second, 2),
             "prompt_tokens": len(ids),
             "model": str(loaded.folder),
-            "seed": decoding.seed,
+            "seed": sampling.seed,
         }
         if screen:
             screen.end(replies, facts)
@@ -138,8 +140,8 @@ def generate(
             _print_json(replies, facts)
 
 
-def _print_json(replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:
-    """One object per continuation and line."""
+def _print_json(replies: "Sequence[Continuation]", facts: dict[str, Any]) -> None:
+    """One object a line for each continuation."""
     from gpt2cli.ui.console import print_json
 
     for number, reply in enumerate(replies, 1):
@@ -147,18 +149,18 @@ def _print_json(replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:
         print_json(own | facts | {"sample": number})
 
 
-def _timed(steps: "Iterator[Step]", pace: "Pace") -> "Iterator[Step]":
-    """The same steps, timed; says once that the context window has moved."""
+def _timed(steps: "Iterator[DecodeStep]", throughput: "Throughput") -> "Iterator[DecodeStep]":
+    """The same steps; says once that the window has moved."""
     from gpt2cli.ui.console import err
 
     moved = False
     for step in steps:
         if step.window_moved:
-            pace.reads()
+            throughput.start_prefill()
             if not moved:
                 err().print("the context is full: continuing from its last half", style="warn")
             moved = True
-        pace.came(sum(token is not None for token in step.ids))
+        throughput.add(sum(token is not None for token in step.ids))
         yield step
 
 
@@ -178,7 +180,7 @@ class _Screen:
         self._err, self._on_terminal = err(), err().is_terminal and sys.stdout.isatty()
         self._row, self._n_shown = 0, -1  # the continuation that is shown; -1: not begun
 
-    def update(self, replies: "Sequence[Reply]") -> None:
+    def update(self, replies: "Sequence[Continuation]") -> None:
         for row in range(self._row, len(replies)):
             if self._n_shown < 0:
                 self._introduce(row, len(replies))
@@ -189,16 +191,16 @@ class _Screen:
             self._write("\n")
             self._row, self._n_shown = row + 1, -1
 
-    def end(self, replies: "Sequence[Reply]", facts: dict[str, Any]) -> None:
+    def end(self, replies: "Sequence[Continuation]", facts: dict[str, Any]) -> None:
         if not any(reply.ids for reply in replies):
             return
         self.update(replies)
         self._write("" if self._raw else "\n")
         if self._on_terminal:
-            from gpt2cli.ui.chat import pace_line
+            from gpt2cli.ui.chat import throughput_line
 
-            pace = pace_line(sum(len(reply.ids) for reply in replies), facts["tokens_per_second"])
-            self._err.print(f"{pace}, seed {facts['seed']}", style="faint")
+            throughput = throughput_line(sum(len(reply.ids) for reply in replies), facts["tokens_per_second"])
+            self._err.print(f"{throughput}, seed {facts['seed']}", style="faint")
 
     def _introduce(self, row: int, n_rows: int) -> None:
         from gpt2cli.ui.console import printable

@@ -13,7 +13,7 @@ from gpt2cli.cli.options import JsonOption, ModelArgument
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.info import ModelInfo, TensorInfo
-    from gpt2cli.generation.activations import Anatomy, NextToken
+    from gpt2cli.generation.activations import ForwardTrace, NextToken
     from gpt2cli.model.config import GPT2Config
     from gpt2cli.tokenizer.base import Tokenizer
     from gpt2cli.training.lineage import Lineage
@@ -149,21 +149,21 @@ def _numbers(summary: "ModelInfo") -> "list[TensorInfo]":
     return list(track(tensor_statistics(summary), err(), counting("reading the weights", n)))
 
 
-def _watch(folder: Path, prompt: str, *, draw: bool) -> "Anatomy":
-    """One forward pass over the prompt; to draw, with the attention weights of the last tokens."""
+def _watch(folder: Path, prompt: str, *, draw: bool) -> "ForwardTrace":
+    """One forward pass over the prompt, with the attention of as many tokens as a picture holds."""
     import torch
 
     from gpt2cli.cli.options import encode_prompt
     from gpt2cli.convert.open_model import open_model
-    from gpt2cli.generation.activations import watch
+    from gpt2cli.generation.activations import trace_forward
     from gpt2cli.ui.attention_map import MOST_TOKENS
 
     loaded = open_model(folder, attention="formula")
     ids = encode_prompt(prompt, loaded, "give a shorter prompt")
-    return watch(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
+    return trace_forward(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
 
 
-def _draw(picture: _Picture, anatomy: "Anatomy", summary: "ModelInfo") -> None:
+def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> None:
     from gpt2cli.ui.attention_map import draw_attention
     from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.inspect import token_text
@@ -197,7 +197,7 @@ def _print_json(
     summary: "ModelInfo",
     lineage: "Lineage",
     numbers: "list[TensorInfo]",
-    anatomy: "Anatomy | None",
+    anatomy: "ForwardTrace | None",
     likeliest: "list[NextToken]",
     picture: _Picture | None,
 ) -> None:
@@ -257,7 +257,7 @@ def _model(summary: "ModelInfo", proved: bool) -> dict[str, Any]:
     }
 
 
-def _pass(tokenizer: "Tokenizer", anatomy: "Anatomy", likeliest: "list[NextToken]") -> dict[str, Any]:
+def _pass(tokenizer: "Tokenizer", anatomy: "ForwardTrace", likeliest: "list[NextToken]") -> dict[str, Any]:
     def token(number: int) -> dict[str, Any]:
         data = tokenizer.decode_bytes([number])
         return {"id": number, "text": data.decode("utf-8", "replace"), "bytes": data.hex()}

@@ -94,6 +94,12 @@ TopPOption = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+MinPOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p", help="Drop tokens less than P times as likely as the likeliest.", show_default="0.0"
+    ),
+]
 RepetitionPenaltyOption = Annotated[
     float | None,
     typer.Option(

@@ -103,7 +103,7 @@ def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop:
     """Sample from the model, to the screen and samples.txt."""
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
-    from gpt2cli.generation.sampling import Decoding
+    from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
@@ -112,11 +112,11 @@ def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop:
     wanted, tokenizer = session.task.recipe.eval, session.task.tokenizer
     if not wanted.sample_tokens:
         return
-    decoding = Decoding(temperature=wanted.temperature, top_k=wanted.top_k, seed=session.recipe.seed)
+    sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=session.recipe.seed)
     prompt, ids = _prompt(session.task), list[int]()
     with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
         for step in generate(
-            session.model, [prompt], decoding, wanted.sample_tokens, {tokenizer.end_of_text}
+            session.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}
         ):
             if stop():
                 return

@@ -15,7 +15,6 @@ from gpt2cli.convert.openai_checkpoint import FIELDS, HPARAMS, PREFIX
 from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
-from gpt2cli.tokenizer.bpe import read_table
 
 _INDEX = f"{PREFIX}.index"
 _FOLDERS = ("folder", "tensorflow")  # targets that are folders
@@ -132,7 +131,7 @@ def _listed(folder: Path) -> set[str]:
         return {MANIFEST, *read_manifest(folder)}
     if not (folder / RECEIPT).exists():
         return set()
-    output = read_table(folder / RECEIPT).get("output")
+    output = read_json_object(folder / RECEIPT).get("output")
     written = output.get("files") if isinstance(output, dict) else None
     return {RECEIPT, *written} if isinstance(written, dict) else set()
 

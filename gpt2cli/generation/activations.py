@@ -1,4 +1,4 @@
-"""Owns the view into one forward pass: what goes in and out of each module, and who attends to whom.
+"""Activations of one forward pass: what goes in and out of each module, and which token attends to which.
 
 The real model runs; hooks look on. Nothing in `model/` knows of it, and nothing is kept but
 shapes and statistics, except for the attention that was asked for.
@@ -44,7 +44,9 @@ class Activation:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ForwardTrace:
+    """What hooks saw of one forward pass."""
+
     ids: tuple[int, ...]  # the T tokens that went in
     activations: tuple[Activation, ...]  # in order of computation
     attention: Tensor  # (n_layer, H, n, n) among the last n tokens, as many as were asked for
@@ -58,7 +60,7 @@ class NextToken:
 
 
 @torch.inference_mode()
-def watch(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> Anatomy:
+def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> ForwardTrace:
     """Run input_ids (1, T) through the model and note each activation.
 
     Attention weights are kept for the last `n_drawn` tokens: all of them would be 5 GB for 48
@@ -87,7 +89,7 @@ def watch(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> Anatomy:
             hooks.callback(handle.remove)
         logits = model(input_ids)  # (1, T, V)
     ids = tuple(input_ids[0].tolist())
-    return Anatomy(ids, tuple(activations), torch.stack(attention), logits[0, -1].clone())
+    return ForwardTrace(ids, tuple(activations), torch.stack(attention), logits[0, -1].clone())
 
 
 def heads(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,38 +1,35 @@
-"""Owns answering many questions: in batches of like length, each row ending where it would alone.
-
-Where the questions come from and where the answers go is the caller's business.
-"""
+"""Replies to many prompts: in batches of like length, each row ending where it would end alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 from gpt2cli.generation.engine import generate
-from gpt2cli.generation.sampling import Decoding
-from gpt2cli.generation.stop_text import Reply
+from gpt2cli.generation.sampling import SamplingOptions
+from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.base import Tokenizer
 
 
-def answers(
+def answer_prompts(
     model: GPT2LMHead,
     tokenizer: Tokenizer,
-    questions: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     *,
     stops: Sequence[str],
-    decoding: Decoding,
+    options: SamplingOptions,
     max_new_tokens: int,
     n_rows: int,
     stop: Callable[[], int],
-) -> Iterator[tuple[int, Reply]]:
-    """(number of the question, its finished answer), the shortest questions first.
+) -> Iterator[tuple[int, Continuation]]:
+    """(number of the prompt, its finished reply), the shortest prompts first, `n_rows` in a batch.
 
-    An answer has at most `max_new_tokens`, and ends with the context. Ends early where `stop` asks
-    for it. Raises what `generate` raises.
+    A reply has at most `max_new_tokens`, ends before a text in `stops`, and ends with the context.
+    Ends early where `stop` asks for it. Raises what `generate` raises.
     """
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), n_rows):
         batch = order[start : start + n_rows]
         replies = answer_batch(
-            model, tokenizer, [questions[i] for i in batch], stops, decoding, max_new_tokens, stop
+            model, tokenizer, [prompts[i] for i in batch], stops, options, max_new_tokens, stop
         )
         if replies is None:
             return
@@ -42,18 +39,18 @@ def answers(
 def answer_batch(
     model: GPT2LMHead,
     tokenizer: Tokenizer,
-    questions: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     stops: Sequence[str],
-    decoding: Decoding,
+    options: SamplingOptions,
     max_new_tokens: int,
     stop: Callable[[], int],
-) -> list[Reply] | None:
-    """The answers to questions that are read together; None where `stop` came first."""
+) -> list[Continuation] | None:
+    """The replies to prompts in one batch; None where `stop` came first."""
     context = model.config.n_positions
-    # A position for each token that is read; the last one of an answer is not read any more.
-    room = [min(max_new_tokens, context + 1 - len(question)) for question in questions]
-    replies = [Reply(tokenizer, stops) for _ in questions]
-    for n, step in enumerate(generate(model, questions, decoding, max(room), {tokenizer.end_of_text}), 1):
+    # A position for each token that is read; the last one of a reply is not read any more.
+    room = [min(max_new_tokens, context + 1 - len(prompt)) for prompt in prompts]
+    replies = [Continuation(tokenizer, stops) for _ in prompts]
+    for n, step in enumerate(generate(model, prompts, options, max(room), {tokenizer.end_of_text}), 1):
         if stop():
             return None
         for reply, token, most in zip(replies, step.ids, room, strict=True):

@@ -1,7 +1,4 @@
-"""Owns what a stored conversation looks like: a JSON object, written whole and read strictly.
-
-Where it is stored is the caller's business, what it says conversation.py's.
-"""
+"""The file of a stored conversation: a JSON object, written whole and read strictly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.generation.history import Exchange, Speech
-from gpt2cli.generation.settings import SETTINGS, Settings, from_values
+from gpt2cli.generation.chat_prompt import ChatFormat, Exchange
+from gpt2cli.generation.chat_settings import SETTINGS, ChatSettings, from_values
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
 
 FORMAT = 1
@@ -32,19 +29,21 @@ _WRONG = {
 
 @dataclass(frozen=True)
 class Transcript:
+    """What a file stores; chat_session.py makes a conversation of it."""
+
     system: str | None
-    settings: Settings
+    settings: ChatSettings
     exchanges: tuple[Exchange, ...]
     n_dropped: int
 
 
-def to_json(transcript: Transcript, speech: Speech, model: str) -> dict[str, Any]:
+def to_json(transcript: Transcript, chat_format: ChatFormat, model: str) -> dict[str, Any]:
     """For `from_json`; a reply is there as text and as the ids that the model chose."""
     return {
         "format": FORMAT,
         "model": model,
-        "tokenizer": speech.tokenizer.fingerprint,
-        "template": speech.template.name if speech.template else None,
+        "tokenizer": chat_format.tokenizer.fingerprint,
+        "template": chat_format.template.name if chat_format.template else None,
         "system": transcript.system,
         "settings": transcript.settings.values,
         "dropped": transcript.n_dropped,

@@ -1,11 +1,11 @@
-"""Owns a conversation with a model: turns, what the model has read of them, and what a reply costs.
+"""A conversation with a model: turns, the cache of what the model has read, and what a reply costs.
 
 A reply is a function of the turns in the context before it, the settings, its number and its attempt;
 what was said and taken back plays no part. This holds to the bit where what was taken back had only
-been added to the cache. Where the cache has been read anew in between, as when turns leave the
-context, it holds up to rounding: the last bits of keys and values depend on how many ids were read
-together. How turns become ids is in history.py, how ids are chosen in engine.py, how a conversation
-is stored in transcript.py.
+been added to the cache. Where the cache was prefilled again in between, as when turns leave the
+context, it holds up to rounding: the last bits of keys and values depend on how many ids were prefilled
+together. How turns become ids is in chat_prompt.py, how ids are chosen in engine.py, how a conversation
+is stored in chat_file.py.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,37 +15,71 @@ from typing import Any
 
 from gpt2cli.errors import UsageError
 from gpt2cli.generation.chat_file import Transcript, from_json, to_json
-from gpt2cli.generation.engine import continue_row, cut, n_common, new_past
-from gpt2cli.generation.events import Done, Dropped, Event, Piece
-from gpt2cli.generation.history import (
+from gpt2cli.generation.chat_prompt import (
+    ChatFormat,
     Exchange,
-    Speech,
     first_that_fits,
     own_ids,
     require_room,
     require_room_beside,
 )
-from gpt2cli.generation.pace import Pace
+from gpt2cli.generation.chat_settings import ChatSettings
+from gpt2cli.generation.engine import common_length, continue_row, new_prefix_cache, truncate
 from gpt2cli.generation.sampling import chance
-from gpt2cli.generation.settings import Settings
-from gpt2cli.generation.stop_text import Reply
+from gpt2cli.generation.stop_text import Continuation
+from gpt2cli.generation.throughput import Throughput
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.templates import Template
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
 
-__all__ = ["Conversation", "Done", "Dropped", "Event", "Piece"]
-
 Stop = Callable[[], object]
 
 
+@dataclass(frozen=True)
+class TextDelta:
+    """Text of the reply that is certain; not yet safe for a terminal."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TurnsDropped:
+    """The context is full: so many of the oldest turns have just left it."""
+
+    n_turns: int
+
+
+@dataclass(frozen=True)
+class ReplyDone:
+    """The last event of a reply. `finish_reason` is "end_of_text", "stop" (a stop string of the
+    template), "length", "context" (nothing is left to drop) or "interrupted".
+    """
+
+    reply: str
+    finish_reason: str
+    turn: int  # from 1
+    attempt: int  # from 0
+    n_prompt: int  # tokens of the prompt
+    n_prefilled: int  # tokens that went through the model, of the prompt and after drops
+    n_new: int  # tokens of the reply
+    n_dropped: int  # turns that left the context for this reply
+    seconds: float
+    prefill_seconds: float  # of these, until the first token and for prefilling again after drops
+    tokens_per_second: float  # without prefill; 0 where it cannot be told
+    is_kept: bool  # an interrupted reply without a single token leaves the conversation as it was
+
+
+ChatEvent = TextDelta | TurnsDropped | ReplyDone
+
+
 @dataclass
-class _Effort:
+class _Cost:
     """What a reply has cost so far."""
 
     n_prompt: int = 0
     n_prefilled: int = 0
     n_dropped: int = 0
-    pace: Pace = field(default_factory=Pace)
+    throughput: Throughput = field(default_factory=Throughput)
 
 
 def never() -> bool:
@@ -64,11 +98,11 @@ class Conversation:
         tokenizer: Tokenizer,
         template: Template | None,
         system: str | None,
-        settings: Settings,
+        settings: ChatSettings,
     ) -> None:
         self._model, self._settings = model.eval(), settings
-        self._speech = _speaking(model, Speech(tokenizer, template, None), system)
-        self.past = new_past(model)  # what the model has read
+        self._format = _with_system(model, ChatFormat(tokenizer, template, None), system)
+        self.prefix = new_prefix_cache(model)  # what the model has read
         self._exchanges: list[Exchange] = []
         self._n_dropped = 0
         self._in_reply = False
@@ -85,28 +119,28 @@ class Conversation:
 
     @property
     def template(self) -> Template | None:
-        return self._speech.template
+        return self._format.template
 
     @property
     def system(self) -> str | None:
-        return self._speech.system
+        return self._format.system
 
     @property
     def settings(self) -> dict[str, int | float]:
-        """Their values, by the names of settings.py."""
+        """Their values, by the names of chat_settings.py."""
         return self._settings.values
 
-    def say(self, text: str, stop: Stop = never) -> Iterator[Event]:
+    def say(self, text: str, stop: Stop = never) -> Iterator[ChatEvent]:
         """Stream the reply. Where `stop` says so before a token, it ends "interrupted".
 
         What was made stays, also when the iterator is closed or an exception passes; a signal's passes
-        after Done. Raises InputError, at the first event, for a text that has no place in the context
+        after ReplyDone. Raises InputError, at the first event, for a text that has no place in the context
         or holds what a character model does not know; the conversation is then as before.
         """
         self._require_silence()
         yield from self._ask(without_surrogates(text), 0, stop, self.exchanges, self._n_dropped)
 
-    def retry(self, stop: Stop = never) -> Iterator[Event]:
+    def retry(self, stop: Stop = never) -> Iterator[ChatEvent]:
         """Ask the last question again, with other chance. UsageError at the first event where there
         is none. The old reply stays until the new one has a token.
         """
@@ -139,13 +173,13 @@ class Conversation:
         leaves no room.
         """
         self._require_silence()
-        self._speech = _speaking(self._model, self._speech, text)
+        self._format = _with_system(self._model, self._format, text)
 
     def transcript(self, model: str) -> dict[str, Any]:
         """A JSON object of the whole conversation; `model` is its name for a reader."""
         self._require_silence()
         stored = Transcript(self.system, self._settings, self.exchanges, self._n_dropped)
-        return to_json(stored, self._speech, model)
+        return to_json(stored, self._format, model)
 
     def restore(self, value: Any, where: str) -> None:
         """Become the conversation of a transcript: turns, system text, settings.
@@ -154,22 +188,22 @@ class Conversation:
         make, and for a system text that leaves no room; the conversation is then as before.
         """
         self._require_silence()
-        stored = from_json(value, self._speech.tokenizer, where)
+        stored = from_json(value, self._format.tokenizer, where)
         self.set_system(stored.system)
         self._settings = stored.settings
         self._return_to(stored.exchanges, stored.n_dropped, 0)
 
     def _ask(
         self, question: str, attempt: int, stop: Stop, exchanges: Sequence[Exchange], n_dropped: int
-    ) -> Iterator[Event]:
+    ) -> Iterator[ChatEvent]:
         """Ask; where nothing comes of it, return to `exchanges` and `n_dropped`."""
-        asked = Exchange(question, "", (), "", attempt, self._n_dropped, len(self.past.ids))
+        asked = Exchange(question, "", (), "", attempt, self._n_dropped, len(self.prefix.ids))
         turn = len(self._exchanges) + 1
-        reply, effort = Reply(self._speech.tokenizer, self._speech.stops), _Effort()
+        reply, cost = Continuation(self._format.tokenizer, self._format.stops), _Cost()
         reason, signal = "interrupted", None
         self._in_reply = True
         try:
-            reason = yield from self._answer(asked, reply, effort, stop)
+            reason = yield from self._answer(asked, reply, cost, stop)
         except (KeyboardInterrupt, SystemExit) as error:
             signal = error
         finally:
@@ -181,56 +215,56 @@ class Conversation:
             else:
                 self._return_to(exchanges, n_dropped, asked.n_held)
         if rest:
-            yield Piece(rest)
-        yield Done(
+            yield TextDelta(rest)
+        yield ReplyDone(
             reply=reply.text,
             finish_reason=reply.finish_reason,
             turn=turn,
             attempt=attempt,
-            n_prompt=effort.n_prompt,
-            n_prefilled=effort.n_prefilled,
+            n_prompt=cost.n_prompt,
+            n_prefilled=cost.n_prefilled,
             n_new=len(reply.ids),
-            n_dropped=effort.n_dropped,
-            seconds=effort.pace.seconds,
-            prefill_seconds=effort.pace.reading_seconds,
-            tokens_per_second=effort.pace.tokens_per_second,
+            n_dropped=cost.n_dropped,
+            seconds=cost.throughput.seconds,
+            prefill_seconds=cost.throughput.prefill_seconds,
+            tokens_per_second=cost.throughput.tokens_per_second,
             is_kept=is_kept,
         )
         if signal:
             raise signal
 
     def _answer(
-        self, asked: Exchange, reply: Reply, effort: _Effort, stop: Stop
-    ) -> Generator[Event, None, str]:
+        self, asked: Exchange, reply: Continuation, cost: _Cost, stop: Stop
+    ) -> Generator[ChatEvent, None, str]:
         """Feed the reply until it ends by itself, or return why it ends."""
-        limit, end = self._model.config.n_positions, self._speech.tokenizer.end_of_text
-        decoding, max_new_tokens = self._settings.decoding, self._settings.max_new_tokens
-        generator = chance(decoding.seed, len(self._exchanges), asked.attempt)
-        require_room(self._speech, asked.question, limit)
+        limit, end = self._model.config.n_positions, self._format.tokenizer.end_of_text
+        sampling, max_new_tokens = self._settings.sampling, self._settings.max_new_tokens
+        generator = chance(sampling.seed, len(self._exchanges), asked.attempt)
+        require_room(self._format, asked.question, limit)
         n_dropped = self._n_dropped
         while True:
             left = max_new_tokens - len(reply.ids)
             most = limit - len(reply.ids) - min(left, limit // 4)  # a reply needs room of its own
-            n_dropped = first_that_fits(self._speech, self._exchanges, asked.question, n_dropped, most)
-            prompt = [*self._speech.prompt(self._exchanges[n_dropped:], asked.question), *reply.ids]
+            n_dropped = first_that_fits(self._format, self._exchanges, asked.question, n_dropped, most)
+            prompt = [*self._format.prompt(self._exchanges[n_dropped:], asked.question), *reply.ids]
             if len(prompt) > limit:
                 return "context"
             if n_dropped > self._n_dropped:
                 n_new, self._n_dropped = n_dropped - self._n_dropped, n_dropped
-                effort.n_dropped += n_new
-                yield Dropped(n_new)
+                cost.n_dropped += n_new
+                yield TurnsDropped(n_new)
             if stop():
                 return "interrupted"
-            effort.n_prompt = effort.n_prompt or len(prompt)
-            effort.pace.reads()
-            chosen = continue_row(self._model, self.past, prompt, decoding, left, {end}, generator)
+            cost.n_prompt = cost.n_prompt or len(prompt)
+            cost.throughput.start_prefill()
+            chosen = continue_row(self._model, self.prefix, prompt, sampling, left, {end}, generator)
             with closing(chosen):
                 for n, token in enumerate(chosen):
-                    effort.pace.came()
-                    effort.n_prefilled += self.past.n_read if n == 0 else 0
+                    cost.throughput.add()
+                    cost.n_prefilled += self.prefix.n_prefilled if n == 0 else 0
                     piece = reply.feed(token)
                     if piece:
-                        yield Piece(piece)
+                        yield TextDelta(piece)
                     if reply.finish_reason:
                         return reply.finish_reason
                     if stop():
@@ -241,24 +275,24 @@ class Conversation:
                 return "context"
             n_dropped += 1
 
-    def _keep(self, asked: Exchange, reply: Reply) -> None:
+    def _keep(self, asked: Exchange, reply: Continuation) -> None:
         """Note the turn; what was read and will not stand before the next question is forgotten."""
-        ids = own_ids(reply, self._speech.tokenizer)
-        prompt = self._speech.prompt(self._exchanges[self._n_dropped :], asked.question)
-        next_prompt = [*prompt, *ids, self._speech.tokenizer.end_of_text]
-        cut(self.past, n_common(self.past.ids, next_prompt))
+        ids = own_ids(reply, self._format.tokenizer)
+        prompt = self._format.prompt(self._exchanges[self._n_dropped :], asked.question)
+        next_prompt = [*prompt, *ids, self._format.tokenizer.end_of_text]
+        truncate(self.prefix, common_length(self.prefix.ids, next_prompt))
         self._exchanges.append(replace(asked, reply=reply.text, ids=ids, finish_reason=reply.finish_reason))
 
     def _return_to(self, exchanges: Sequence[Exchange], n_dropped: int, n_held: int) -> None:
         self._exchanges, self._n_dropped = list(exchanges), n_dropped
-        cut(self.past, n_held)
+        truncate(self.prefix, n_held)
 
     def _require_silence(self) -> None:
         assert not self._in_reply, "a reply is read to its end or closed before anything else"
 
 
-def _speaking(model: GPT2LMHead, speech: Speech, system: str | None) -> Speech:
+def _with_system(model: GPT2LMHead, chat_format: ChatFormat, system: str | None) -> ChatFormat:
     """With this system text; InputError for one that leaves no room."""
-    speech = replace(speech, system=None if system is None else without_surrogates(system))
-    require_room_beside(speech, model.config.n_positions)
-    return speech
+    chat_format = replace(chat_format, system=None if system is None else without_surrogates(system))
+    require_room_beside(chat_format, model.config.n_positions)
+    return chat_format

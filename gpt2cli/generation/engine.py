@@ -1,25 +1,26 @@
-"""Owns decoding: from prompts of ids to new ids, one step for all rows at a time.
+"""The decode engine: from prompts of ids to new ids, one step for all rows at a time.
 
-The past is kept in a cache, so each token goes through the model once; one row can keep it from
-prompt to prompt. How an id is chosen is in sampling.py, what the ids say in text.py, what the
-prompts of a conversation are in conversation.py.
+Keys and values stay in a cache, so each token goes through the model once; a conversation's row keeps
+its cache from prompt to prompt. How an id is chosen is in sampling.py, what the ids say in stop_text.py,
+what the prompts of a conversation are in chat_prompt.py.
 """
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.generation.sampling import Decoding, choose, row_generators, uniforms
+from gpt2cli.generation.sampling import Sampler, SamplingOptions, to_list
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
 
 
 @dataclass(frozen=True)
-class Step:
-    """One new id a row; None for a row that has ended. A stop id is the last id of its row.
+class DecodeStep:
+    """One new id per row; None for a row that has ended. A stop id is the last id of its row.
 
     `window_moved`: some row had filled the context, and this step and the following see only
     the last half of it.
@@ -29,151 +30,190 @@ class Step:
     window_moved: bool
 
 
-@dataclass(frozen=True)
-class Padding:
-    """Rows of unequal length end together: the shorter ones begin with padding that nobody sees."""
-
-    n_pads: Tensor  # (B, 1)
-    visible: Tensor  # (B, n_positions), True for the places of real tokens
-
-
 def generate(
     model: GPT2LMHead,
     prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
+    options: SamplingOptions,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
-) -> Iterator[Step]:
+) -> Iterator[DecodeStep]:
     """Continue each prompt until a stop id or for `max_new_tokens`.
 
     Learned positions end at n_positions. A row that would pass it goes on from its last
-    n_positions // 2 ids. A batch gives each row what the row would get alone. The model is in
-    evaluation mode until the iterator ends or is closed.
-    Raises InputError for a prompt that is empty, too long or holds an unknown id; UsageError for
-    max_new_tokens below 1; DivergedError for scores that are not finite.
+    n_positions // 2 ids. A batch gives each row what the row would get alone; a prompt that stands
+    there several times is prefilled once. The model is in evaluation mode until the iterator ends or
+    is closed. Raises InputError for a prompt that is empty, too long or holds an unknown id; UsageError
+    for max_new_tokens below 1; DivergedError for logits that are not finite.
     """
     limit = model.config.n_positions
     _check(prompts, model, max_new_tokens)
     rows = [list(prompt) for prompt in prompts]  # the ids in the window of each row
     active = [True] * len(rows)
-    cache = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
-    generators = row_generators(decoding.seed, len(rows))
-    seen = _seen(rows, model) if decoding.repetition_penalty != 1 else None
+    kv = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
+    sampler = Sampler(options, rows, model.config.vocab_size, _device(model))
+    n_left, moved = max_new_tokens, False
 
     was_training = model.training
     model.eval()
     try:
-        moved = False
-        logits, padding = prefill(model, cache, rows)
-        for n in range(1, max_new_tokens + 1):
-            ids = sample(logits, decoding, generators, seen)  # (B,)
-            chosen = ids.tolist()
-            for row, token in zip(rows, chosen, strict=True):
-                row.append(token)
-            yield Step(tuple(t if on else None for t, on in zip(chosen, active, strict=True)), moved)
-            active = [on and t not in stop_ids for t, on in zip(chosen, active, strict=True)]
-            if n == max_new_tokens or not any(active):
-                return
-            if cache.length < limit:
+        while True:
+            logits, batch = prefill(model, kv, rows)
+            extend = partial(decode_one, model, batch)
+            for chosen in _decode(extend, logits, sampler, min(n_left, limit - kv.length + 1)):
+                n_left -= 1
+                for row, token in zip(rows, chosen, strict=True):
+                    row.append(token)
+                ids = tuple(token if on else None for token, on in zip(chosen, active, strict=True))
+                yield DecodeStep(ids, moved)
+                active = [on and t not in stop_ids for t, on in zip(chosen, active, strict=True)]
+                if not any(active):
+                    return
                 moved = False
-                logits = decode_one(model, cache, ids, padding)
-            else:
-                moved = _move_window(rows, active, limit)
-                logits, padding = prefill(model, cache, rows)
+            if not n_left:
+                return
+            moved = _move_window(rows, active, limit)
     finally:
         model.train(was_training)
 
 
 @dataclass
-class Past:
-    """What one row has read. `ids` is what the cache holds, whatever exception has passed."""
+class PrefixCache:
+    """The KV cache of one row, kept from prompt to prompt. It holds `ids`, also after an exception."""
 
-    cache: KVCache
+    kv: KVCache
     ids: list[int] = field(default_factory=list)
-    n_read: int = 0  # ids of the last prompt that the cache did not hold
+    n_prefilled: int = 0  # ids of the last prompt that the cache did not hold
 
 
-def new_past(model: GPT2LMHead) -> Past:
+def new_prefix_cache(model: GPT2LMHead) -> PrefixCache:
     """An empty one, with room for the whole context."""
-    return Past(model.new_cache(1, model.config.n_positions))
+    return PrefixCache(model.new_cache(1, model.config.n_positions))
 
 
 def continue_row(
     model: GPT2LMHead,
-    past: Past,
+    prefix: PrefixCache,
     prompt: Sequence[int],
-    decoding: Decoding,
+    options: SamplingOptions,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     generator: torch.Generator | None = None,
 ) -> Generator[int, None, None]:
     """Continue one prompt until a stop id, for `max_new_tokens`, or to the end of the context.
 
-    Of the prompt only what comes after its common beginning with `past.ids` goes through the model.
-    The last id that comes out has not been read yet. Chance is `generator`'s; without one it is that
+    Of the prompt only what comes after its common beginning with `prefix.ids` goes through the model.
+    The last id that comes out is not in the cache yet. Chance is `generator`'s; without one it is that
     of `generate`. A repetition penalty does not weigh the stop ids: the prompt of a conversation has
     one after every reply. May be closed at any place. Raises what `generate` raises.
     """
     _check([prompt], model, max_new_tokens)
-    generators = row_generators(decoding.seed, 1) if generator is None else [generator]
-    seen = _seen([prompt], model) if decoding.repetition_penalty != 1 else None
-    if seen is not None:
-        seen[:, list(stop_ids)] = False
+    generators = None if generator is None else [generator]
+    sampler = Sampler(options, [prompt], model.config.vocab_size, _device(model), generators, stop_ids)
 
     was_training = model.training
     model.eval()
     try:
-        kept = min(n_common(past.ids, prompt), len(prompt) - 1)  # scores come from reading something
-        cut(past, kept)
-        past.n_read = len(prompt) - kept
-        logits = read(model, past, prompt[kept:])
-        for n in range(1, max_new_tokens + 1):
-            ids = sample(logits, decoding, generators, seen)  # (1,)
-            token = int(ids)
+        kept = min(common_length(prefix.ids, prompt), len(prompt) - 1)  # logits need at least one id
+        truncate(prefix, kept)
+        prefix.n_prefilled = len(prompt) - kept
+        logits = extend_row(model, prefix, prompt[kept:])
+        n_most = min(max_new_tokens, model.config.n_positions - len(prompt) + 1)
+
+        def extend(ids: Tensor) -> Tensor:
+            return extend_row(model, prefix, ids.tolist())
+
+        for (token,) in _decode(extend, logits, sampler, n_most):
             yield token
-            if n == max_new_tokens or token in stop_ids or len(past.ids) == model.config.n_positions:
+            if token in stop_ids:
                 return
-            logits = read(model, past, [token])
     finally:
         model.train(was_training)
 
 
+def _decode(
+    extend: Callable[[Tensor], Tensor], logits: Tensor, sampler: Sampler, n_steps: int
+) -> Iterator[list[int]]:
+    """The new ids of all rows, step by step: chosen from logits (B, V), then run for the next logits.
+
+    The ids of the last step are not run.
+    """
+    for n in range(1, n_steps + 1):
+        ids = sampler(logits)  # (B,)
+        yield to_list(ids)
+        if n < n_steps:
+            logits = extend(ids)  # (B, V)
+
+
 @torch.inference_mode()
-def read(model: GPT2LMHead, past: Past, ids: Sequence[int]) -> Tensor:
-    """Let the model read ids behind what the cache holds; scores of the next token, (1, V)."""
-    input_ids = torch.tensor([ids], device=model.transformer.wpe.weight.device)  # (1, T)
-    past.cache.length = len(past.ids)
+def extend_row(model: GPT2LMHead, prefix: PrefixCache, ids: Sequence[int]) -> Tensor:
+    """Append ids to the cache; logits of the next token, (1, V)."""
+    input_ids = torch.tensor([ids], device=_device(model))  # (1, T)
+    prefix.kv.length = len(prefix.ids)
     try:
-        logits = model.extend(input_ids, past.cache)
-        past.ids += ids
+        logits = model.extend(input_ids, prefix.kv)
+        prefix.ids += ids
     finally:  # interrupted, it holds what it held
-        cut(past, len(past.ids))
+        truncate(prefix, len(prefix.ids))
     return logits
 
 
-def cut(past: Past, n: int) -> None:
+def truncate(prefix: PrefixCache, n: int) -> None:
     """Forget all but the first n ids."""
-    del past.ids[n:]
-    past.cache.length = len(past.ids)
+    del prefix.ids[n:]
+    prefix.kv.length = len(prefix.ids)
 
 
-def n_common(first: Sequence[int], second: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """The length of their common beginning."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
+@dataclass(frozen=True)
+class Padding:
+    """Rows of unequal length end together: the shorter ones begin with padding that no token attends to."""
+
+    n_pads: Tensor  # (B, 1)
+    visible: Tensor  # (B, n_positions), True for the places of real tokens
+
+
+@dataclass
+class BatchCache:
+    """The KV cache of B rows. Equal prompts are prefilled once; each row gets its copy at the first decode
+    step, so that the first token does not wait for the copies.
+    """
+
+    kv: KVCache
+    padding: Padding | None
+    distinct: KVCache | None = None  # of the distinct prompts, until it is copied
+    sources: Sequence[int] = ()  # which of them each row continues
+
+
 @torch.inference_mode()
-def prefill(
-    model: GPT2LMHead, cache: KVCache, rows: Sequence[Sequence[int]]
+def prefill(model: GPT2LMHead, kv: KVCache, rows: Sequence[Sequence[int]]) -> tuple[Tensor, BatchCache]:
+    """Fill a cache of B rows, whatever it holds; logits of the next token, (B, V)."""
+    prompts = list(dict.fromkeys(map(tuple, rows)))
+    if len(prompts) == len(rows):
+        logits, padding = _prefill_each(model, kv, rows)
+        return logits, BatchCache(kv, padding)
+    place = {prompt: n for n, prompt in enumerate(prompts)}
+    sources = [place[tuple(row)] for row in rows]
+    distinct = model.new_cache(len(prompts), max(map(len, prompts)))
+    logits, padding = _prefill_each(model, distinct, prompts)
+    kv.length = distinct.length
+    padding = padding and Padding(padding.n_pads[sources], padding.visible[sources])
+    return logits[sources], BatchCache(kv, padding, distinct, sources)
+
+
+def _prefill_each(
+    model: GPT2LMHead, kv: KVCache, rows: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Padding | None]:
-    """Run the rows through the model from an empty cache; scores of the next token, (B, V)."""
-    cache.length = 0
-    device = model.transformer.wpe.weight.device
+    kv.length = 0
+    device = _device(model)
     T = max(map(len, rows))
     input_ids = torch.tensor([[0] * (T - len(row)) + list(row) for row in rows], device=device)  # (B, T)
     if all(len(row) == T for row in rows):
-        return model.extend(input_ids, cache), None
+        return model.extend(input_ids, kv), None
 
     places = torch.arange(model.config.n_positions, device=device)
     n_pads = torch.tensor([[T - len(row)] for row in rows], device=device)  # (B, 1)
@@ -183,30 +223,30 @@ def prefill(
     mask = mask & padding.visible[:, None, None, :T]  # (B, 1, T, T)
     # A query of padding sees itself: a softmax over nothing is NaN, and would spread.
     mask = mask | torch.eye(T, dtype=torch.bool, device=device)
-    hidden = model.transformer(input_ids, cache, positions, mask)
+    hidden = model.transformer(input_ids, kv, positions, mask)  # (B, T, C)
     return model.lm_head(hidden[:, -1]), padding
 
 
 @torch.inference_mode()
-def decode_one(model: GPT2LMHead, cache: KVCache, ids: Tensor, padding: Padding | None) -> Tensor:
-    """Append one id a row, (B,), to the cache; scores of the next token, (B, V)."""
+def decode_one(model: GPT2LMHead, batch: BatchCache, ids: Tensor) -> Tensor:
+    """Append one id per row, (B,), to the cache; logits of the next token, (B, V)."""
+    kv, padding = batch.kv, batch.padding
+    if batch.distinct is not None:
+        _copy_rows(batch.distinct, batch.sources, kv)
+        batch.distinct = None
     if padding is None:
-        return model.extend(ids[:, None], cache)
-    S = cache.length + 1
+        return model.extend(ids[:, None], kv)
+    S = kv.length + 1
     mask = padding.visible[:, None, None, :S]  # (B, 1, 1, S)
-    hidden = model.transformer(ids[:, None], cache, cache.length - padding.n_pads, mask)
+    hidden = model.transformer(ids[:, None], kv, kv.length - padding.n_pads, mask)  # (B, 1, C)
     return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
 
 
-@torch.inference_mode()
-def sample(
-    logits: Tensor, decoding: Decoding, generators: Sequence[torch.Generator], seen: Tensor | None
-) -> Tensor:
-    """The next id of each row, (B,), noted in `seen`. A row draws one number a step."""
-    ids = choose(logits, decoding, uniforms(generators), seen)
-    if seen is not None:
-        seen.scatter_(1, ids[:, None], True)
-    return ids
+def _copy_rows(distinct: KVCache, sources: Sequence[int], kv: KVCache) -> None:
+    T = kv.length
+    for theirs, ours in zip(distinct.keys + distinct.values, kv.keys + kv.values, strict=True):
+        for row, source in enumerate(sources):
+            ours[row, :, :T] = theirs[source, :, :T]  # (H, T, D)
 
 
 def _move_window(rows: list[list[int]], active: Sequence[bool], limit: int) -> bool:
@@ -224,13 +264,8 @@ def _move_window(rows: list[list[int]], active: Sequence[bool], limit: int) -> b
     return moved
 
 
-def _seen(rows: Sequence[Sequence[int]], model: GPT2LMHead) -> Tensor:
-    """Which tokens each row holds, (B, V)."""
-    device = model.transformer.wpe.weight.device
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
-    for row, ids in zip(seen, rows, strict=True):
-        row[torch.tensor(ids, device=device)] = True
-    return seen
+def _device(model: GPT2LMHead) -> torch.device:
+    return model.transformer.wpe.weight.device
 
 
 def _check(prompts: Sequence[Sequence[int]], model: GPT2LMHead, max_new_tokens: int) -> None:

@@ -1,7 +1,4 @@
-"""Owns asking a classifier about many texts: in batches by length, answered in the order given.
-
-Training measures itself through its own task; what is printed is the commands' business.
-"""
+"""Labels for many texts from a classifier: predicted in batches by length, in the order given."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,13 +11,13 @@ from gpt2cli.data.labelled_texts import encode_text, pad_right
 from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import Gpt2Error, InputError
 
-WINDOW = 2048  # texts that are put in order of length together; answers come a window at a time
-N_ROWS, N_TOKENS = 64, 8192  # of a batch, filling counted
+WINDOW = 2048  # texts that are sorted by length together; predictions come a window at a time
+N_ROWS, N_TOKENS = 64, 8192  # of a batch, padding counted
 
 
 @dataclass(frozen=True)
-class LabelProbabilities:
-    """What the classifier makes of a text: a probability for each label, in their order."""
+class LabelPrediction:
+    """What the classifier predicts for a text: a probability for each label, in their order."""
 
     probabilities: tuple[float, ...]
     was_cut: bool  # the text was longer than the classifier reads
@@ -30,21 +27,23 @@ class LabelProbabilities:
         return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
 
 
-def classify(
+def predict_labels(
     loaded: LoadedClassifier, texts: Iterable[str], where: Callable[[int], str]
-) -> Iterator[LabelProbabilities]:
-    """An answer for each text, in order. `where` names text i in the error for one that cannot be encoded."""
+) -> Iterator[LabelPrediction]:
+    """A prediction for each text, in order.
+
+    Raises InputError for a text that cannot be encoded; `where` names text i in it.
+    """
     numbered = enumerate(texts)
     while window := list(islice(numbered, WINDOW)):
         rows = [_encoded(loaded, text, where(i)) for i, text in window]
-        cut = [row[: loaded.max_tokens] for row in rows]
-        found = probabilities(loaded, cut)
-        for row, answer in zip(rows, found, strict=True):
-            yield LabelProbabilities(answer, len(row) > loaded.max_tokens)
+        found = label_probabilities(loaded, [row[: loaded.max_tokens] for row in rows])
+        for row, probabilities in zip(rows, found, strict=True):
+            yield LabelPrediction(probabilities, was_cut=len(row) > loaded.max_tokens)
 
 
 @torch.no_grad()
-def probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -> list[tuple[float, ...]]:
+def label_probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -> list[tuple[float, ...]]:
     """The same for texts that are ids already, none longer than the context."""
     device = loaded.model.score.weight.device
     found: list[tuple[float, ...]] = [()] * len(rows)

@@ -1,28 +1,33 @@
-"""Owns the choice of the next token: how a row of scores becomes one id.
+"""Sampling: how a row of logits becomes the id of the next token.
 
-Every function is pure: scores in, scores or ids out, (B, V) with V the vocabulary. Chance comes
-in as one uniform number a row. Where the scores come from is engine.py's business.
+Logits (B, V) pass a chain of small filters, each a plain function from logits to logits: repetition
+penalty, top-k, temperature, top-p, min-p, in this order. Then one id per row is drawn. Chance comes in
+as one uniform number per row, so every function here is pure; `Sampler` keeps what lasts from step to step.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.finite import bad_logits, require_finite
+from gpt2cli.checkpoints.finite import bad_logits
 from gpt2cli.errors import UsageError
 
-REMOVED = float("-inf")  # the score of a token that cannot be chosen any more
+Filter = Callable[[Tensor], Tensor]  # logits (B, n) to logits (B, n), REMOVED where a token drops out
+
+REMOVED = float("-inf")  # the logit of a token that cannot be chosen any more
+NOT_FINITE = -1  # in the place of an id: the logits of this row hold NaN or infinity
 TINY = torch.finfo(torch.float32).tiny  # what is smaller may count as 0 in fp32
-BLOCK = 64  # scores whose maximum is looked at first
+BLOCK = 64  # logits whose maximum is looked at first
 FIRST_LOOK = 512  # tokens sorted before top_p sorts them all; a whole sort is 40 times as long
 
 
 @dataclass(frozen=True)
-class Decoding:
+class SamplingOptions:
     """How the next token is chosen. Raises UsageError for values that mean nothing.
 
     With equal settings and seed a row's tokens depend on nothing but its place among the rows.
@@ -31,6 +36,7 @@ class Decoding:
     temperature: float = 0.8  # 0 is greedy: always the most likely token
     top_k: int = 40  # only the k most likely tokens; 0 is all of them
     top_p: float = 1.0  # only the most likely tokens that together reach this probability
+    min_p: float = 0.0  # only tokens at least this many times as likely as the most likely one
     repetition_penalty: float = 1.0  # above 1 makes tokens that are there already less likely
     seed: int = 0
 
@@ -39,6 +45,7 @@ class Decoding:
             ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or a positive number"),
             ("top_k", self.top_k >= 0, "0 (every token) or a positive whole number"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 (every token) to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number"),
             ("seed", self.seed >= 0, "0 or a positive whole number"),
         ):
@@ -47,70 +54,130 @@ class Decoding:
                 raise UsageError(f"{option} is {getattr(self, name)}", f"it must be {range_}")
 
 
-def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
-    """The next id of each row, (B,), from raw scores (B, V).
+class Sampler:
+    """Chooses the next id of each of B rows, step after step; each row draws one number per step.
 
-    `uniforms` (B,) in [0, 1) are used where chance plays a part; `seen` (B, V) is True for the
-    tokens that a repetition penalty weighs. Raises DivergedError for scores that are not finite.
+    `rows` are the prompts, whose ids a repetition penalty weighs, but for those in `unweighed`.
+    """
+
+    def __init__(
+        self,
+        options: SamplingOptions,
+        rows: Sequence[Sequence[int]],
+        n_vocab: int,
+        device: torch.device,
+        generators: Sequence[torch.Generator] | None = None,
+        unweighed: Collection[int] = (),
+    ) -> None:
+        self._options = options
+        self._generators = row_generators(options.seed, len(rows)) if generators is None else generators
+        self._seen: Tensor | None = None
+        if options.repetition_penalty != 1:
+            self._seen = torch.zeros(len(rows), n_vocab, dtype=torch.bool, device=device)  # (B, V)
+            for row, ids in zip(self._seen, rows, strict=True):
+                row[torch.tensor(ids, device=device)] = True
+            self._seen[:, list(unweighed)] = False
+
+    @torch.inference_mode()
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The next id of each row, (B,), on the device of logits (B, V); NOT_FINITE as in `choose`."""
+        ids = choose(logits, self._options, uniforms(self._generators), self._seen)
+        if self._seen is not None:
+            self._seen.scatter_(1, ids.clamp(min=0)[:, None], True)
+        return ids
+
+
+def choose(logits: Tensor, options: SamplingOptions, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
+    """The next id of each row, (B,), from raw logits (B, V); NOT_FINITE where not all of a row are finite.
+
+    `uniforms` (B,) in [0, 1) are used where chance plays a part; `seen` (B, V) is True for the tokens
+    that a repetition penalty weighs. Nothing waits for the device; `to_list` does, and raises.
     """
     logits = logits.float()
-    require_finite(logits, bad_logits("", "--precision fp32, or an earlier checkpoint"))
+    low, high = logits.aminmax(dim=1)  # (B,) each; they pass NaN on
+    is_finite = low.isfinite() & high.isfinite()
     if seen is not None:
-        logits = penalize_repetition(logits, seen, decoding.repetition_penalty)
-    if decoding.temperature < TINY:
-        return logits.argmax(dim=-1)  # (B,)
-    if not 0 < decoding.top_k < logits.shape[1]:
-        return _draw_warm(logits, decoding, uniforms)
-    ids = top_k_ids(logits, decoding.top_k)  # (B, k); what follows costs nothing on so few
-    places = _draw_warm(logits.gather(1, ids), decoding, uniforms)  # (B,), of 0 to k - 1
-    return ids.gather(1, places[:, None]).squeeze(1)
+        logits = penalize_repetition(logits, seen, options.repetition_penalty)
+    if options.temperature < TINY:
+        ids = logits.argmax(dim=1)
+    elif 0 < options.top_k < logits.shape[1]:
+        # Top-k first: dividing by a temperature moves no rank, and the rest costs nothing on k tokens.
+        kept = top_k_ids(logits, options.top_k)  # (B, k)
+        places = _draw_filtered(logits.gather(1, kept), options, uniforms)  # (B,), of 0 to k - 1
+        ids = kept.gather(1, places[:, None]).squeeze(1)
+    else:
+        ids = _draw_filtered(logits, options, uniforms)
+    return ids.where(is_finite, NOT_FINITE)
 
 
-def _draw_warm(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
-    """One of all tokens that scores (B, n) are for, (B,)."""
-    # The highest score becomes 0 first: divided by a small temperature it would leave the numbers.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / decoding.temperature
-    return draw(top_p(logits, decoding.top_p), uniforms)
+def to_list(ids: Tensor) -> list[int]:
+    """The chosen ids (B,) as numbers. Raises DivergedError where a row's logits were not finite."""
+    chosen: list[int] = ids.tolist()
+    if NOT_FINITE in chosen:
+        raise bad_logits("", "--precision fp32, or an earlier checkpoint")
+    return chosen
+
+
+def filters(options: SamplingOptions) -> list[Filter]:
+    """The filters behind top-k, in order; each works on as many tokens as are left, (B, n)."""
+    chain: list[Filter] = [partial(scale, temperature=options.temperature)]
+    if options.top_p < 1:
+        chain.append(partial(top_p, p=options.top_p))
+    if options.min_p > 0:
+        chain.append(partial(min_p, p=options.min_p))
+    return chain
+
+
+def _draw_filtered(logits: Tensor, options: SamplingOptions, uniforms: Tensor) -> Tensor:
+    for apply in filters(options):
+        logits = apply(logits)  # (B, n)
+    return draw(logits, uniforms)
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Scores (B, V) with those of `seen` tokens made lower (Keskar et al. 2019, CTRL, section 4.1).
+    """Logits (B, V) with those of `seen` tokens made lower (Keskar et al. 2019, CTRL, section 4.1).
 
-    A negative score is multiplied, because dividing it would make the token more likely.
+    A negative logit is multiplied, because dividing it would make the token more likely.
     """
     penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, penalized.nan_to_num(), logits)  # an extreme penalty leaves the numbers
 
 
-def top_k_ids(scores: Tensor, k: int) -> Tensor:
-    """The ids (B, k), rising, of the k highest of each row of scores (B, V).
+def top_k_ids(logits: Tensor, k: int) -> Tensor:
+    """The ids (B, k), rising, of the k highest of each row of logits (B, V).
 
     Each of them lies in one of the k blocks with the highest maxima, so only these are looked through.
-    Of equal scores at the limit some are left out, for the same scores the same ones.
+    Of equal logits at the limit some are left out, for the same logits the same ones.
     """
-    B, V = scores.shape
+    B, V = logits.shape
     n_blocks = V // BLOCK
     if n_blocks <= k:
-        return scores.topk(k, dim=1).indices.sort(dim=1).values
+        return logits.topk(k, dim=1).indices.sort(dim=1).values
     end = n_blocks * BLOCK
-    blocks = scores[:, :end].view(B, n_blocks, BLOCK)
+    blocks = logits[:, :end].view(B, n_blocks, BLOCK)
     best = blocks.amax(dim=2).topk(k, dim=1, sorted=False).indices  # (B, k), numbers of blocks
-    ids = (best[:, :, None] * BLOCK + torch.arange(BLOCK, device=scores.device)).flatten(1)  # (B, k * BLOCK)
-    found = torch.cat([scores.gather(1, ids), scores[:, end:]], dim=1)
-    ids = torch.cat([ids, torch.arange(end, V, device=scores.device).expand(B, -1)], dim=1)
+    ids = (best[:, :, None] * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1)  # (B, k * BLOCK)
+    found = torch.cat([logits.gather(1, ids), logits[:, end:]], dim=1)
+    ids = torch.cat([ids, torch.arange(end, V, device=logits.device).expand(B, -1)], dim=1)
     return ids.gather(1, found.topk(k, dim=1).indices).sort(dim=1).values
 
 
+def scale(logits: Tensor, temperature: float) -> Tensor:
+    """Logits (B, V) divided by a temperature, the highest of each row at 0.
+
+    It becomes 0 before: divided by a small temperature it would leave the numbers.
+    """
+    return (logits - logits.amax(dim=1, keepdim=True)) / temperature
+
+
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Scores (B, V) with only the fewest tokens left whose probabilities reach p (Holtzman et al. 2019).
+    """Logits (B, V) with only the fewest tokens left whose probabilities reach p (Holtzman et al. 2019).
 
     The most likely token always stays.
     """
-    if p >= 1:
-        return logits
     kept = torch.zeros_like(logits, dtype=torch.bool)
-    for row, probabilities in zip(kept, logits.softmax(dim=-1), strict=True):
-        # Each row by itself: how far one is sorted decides which of its equal scores come first.
+    for row, probabilities in zip(kept, logits.softmax(dim=1), strict=True):
+        # Each row by itself: how far one is sorted decides which of its equal logits come first.
         V = len(probabilities)
         for n in (min(FIRST_LOOK, V), V):
             highest, ids = probabilities.topk(n)  # (n,), falling
@@ -121,8 +188,16 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(~kept, REMOVED)
 
 
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (B, V) without the tokens that are less than p times as likely as the most likely one
+    (Nguyen et al. 2024, arXiv 2407.01082).
+    """
+    highest = logits.amax(dim=1, keepdim=True)  # (B, 1)
+    return logits.masked_fill(logits - highest < math.log(p), REMOVED)  # a ratio's logarithm is a difference
+
+
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One id a row, (B,), with the probabilities softmax(logits).
+    """One id per row, (B,), with the probabilities softmax(logits).
 
     The inverse of the distribution function: the first token at which the running sum passes the
     uniform number. In double precision, where a removed token never moves the sum; Apple's GPUs

@@ -1,4 +1,4 @@
-"""Owns turning the ids of one row into text as they come, and where that text ends.
+"""Text from the ids of one row as they come, which ends at end-of-text or before a stop string.
 
 Ids come from engine.py; halves of characters wait in tokenizer/stream.py. What is safe to show
 on a terminal is decided in ui/console.py.
@@ -10,7 +10,7 @@ from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.stream import TextStream
 
 
-class Reply:
+class Continuation:
     """One continuation. The pieces that `feed` and `finish` return, put together, are `text`.
 
     Nothing of a stop string is ever returned: text that may be the beginning of one waits until

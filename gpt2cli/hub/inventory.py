@@ -13,7 +13,6 @@ from typing import Any
 from gpt2cli import paths
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.provenance import PUBLISHED, Origin, Provenance
-from gpt2cli.convert.hf_config import read_table
 from gpt2cli.errors import InputError
 from gpt2cli.hub.downloads import (
     HUB,
@@ -27,6 +26,7 @@ from gpt2cli.hub.downloads import (
 )
 from gpt2cli.hub.hf_hub import CONFIG, read_listing
 from gpt2cli.hub.registry import SIZES, Expected, Size, hub_files, openai_files
+from gpt2cli.json_files import read_json_object
 
 REFUSED = ".refused"  # the end of the name of a file that turned out to be damaged
 RECEIPT = "conversion.json"  # as in folder.py, which costs an import of torch; a test compares
@@ -184,5 +184,5 @@ def _made_from(model: Path) -> dict[str, Any]:
     """What a model's receipt says about its source; empty where there is no receipt."""
     if not (model / RECEIPT).is_file():
         return {}
-    source = read_table(model / RECEIPT).get("source")
+    source = read_json_object(model / RECEIPT).get("source")
     return source if isinstance(source, dict) else {}

@@ -1,4 +1,4 @@
-"""Owns GPT-2 as a whole: the trunk of blocks, its two heads, and how weights begin.
+"""GPT-2 as a whole: the transformer, its two heads, and how weights begin.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Pure torch: no files,
 no loss, no sampling. Shapes use the letters of `layers.py`, and V for the vocabulary.
@@ -12,20 +12,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.layers import Block, Embedding, KVCache, Linear, drop
+from gpt2cli.model.layers import Block, Dropout, Embedding, KVCache, Linear
 
 
 class GPT2(nn.Module):
-    """The trunk: token ids in, one vector of C channels a position out."""
+    """The transformer: token ids in, one vector of C channels per position out."""
 
     def __init__(self, config: GPT2Config, attention: str = "sdpa") -> None:
         super().__init__()
         self.config = config
         self.wte = Embedding(config.vocab_size, config.n_embd)  # token embedding, (V, C)
-        self.wpe = Embedding(config.n_positions, config.n_embd)  # position embedding
+        self.wpe = Embedding(config.n_positions, config.n_embd)  # position embedding, (n_positions, C)
+        self.dropout = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer, attention) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        # In training: keep only the input of each block, and run its forward again in backward.
+        # In training: keep only each block's input, and run the block again when its backward comes.
         self.activation_checkpointing = False
 
     def forward(
@@ -41,24 +42,23 @@ class GPT2(nn.Module):
         (B, 1, T, S) are for rows of unequal length; without them a row starts at position 0 (or
         where the cache ends) and attention is causal.
         """
-        past = 0 if cache is None else cache.length
-        T = input_ids.shape[1]
+        start = 0 if cache is None else cache.length
+        end = start + input_ids.shape[1]
         if positions is None:
-            positions = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
-        x = drop(x, self.config.dropout if self.training else 0.0)
+            positions = torch.arange(start, end, device=input_ids.device)  # (T,)
+        x = self.dropout(self.wte(input_ids) + self.wpe(positions))  # (B, T, C)
         for block in self.h:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, cache, mask, use_reentrant=False)
             else:
                 x = block(x, cache, mask)
         if cache is not None:
-            cache.length = past + T
-        return self.ln_f(x)  # type: ignore[no-any-return]
+            cache.length = end
+        return self.ln_f(x)  # type: ignore[no-any-return]  # (B, T, C)
 
 
 class GPT2LMHead(nn.Module):
-    """GPT-2 as a language model: the hidden state times the token embedding scores each next token."""
+    """GPT-2 as a language model: a hidden state times the token embedding gives the next token's logits."""
 
     def __init__(self, config: GPT2Config, attention: str = "sdpa") -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class GPT2LMHead(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, T, V): row t scores the token after position t."""
+        """Logits (B, T, V): those at position t are for the token after it."""
         return self.lm_head(self.transformer(input_ids, cache, positions, mask))  # type: ignore[no-any-return]
 
     def new_cache(self, n_rows: int, n_positions: int) -> KVCache:
@@ -88,12 +88,12 @@ class GPT2LMHead(nn.Module):
         return KVCache(config, n_rows, like=self.transformer.wpe.weight)
 
     def extend(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Append input_ids (B, T), rows of one length, to the cache; scores of the next token, (B, V)."""
+        """Append input_ids (B, T), rows of one length, to the cache; logits of the next token, (B, V)."""
         return self.lm_head(self.transformer(input_ids, cache)[:, -1])  # type: ignore[no-any-return]
 
 
 class GPT2Classifier(nn.Module):
-    """GPT-2 as a judge of whole texts: the hidden state of a text's last token scores each class.
+    """GPT-2 as a classifier of whole texts: the hidden state of a text's last token gives each class a logit.
 
     Only that position has seen the whole text. Hugging Face's GPT2ForSequenceClassification.
     """

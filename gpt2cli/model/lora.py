@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2cli.errors import UsageError
-from gpt2cli.model.layers import drop
+from gpt2cli.model.layers import Dropout
 
 # The matrices of a block. A target is the end of a name, as peft matches it: c_proj is both.
 ADAPTABLE = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -29,13 +29,14 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
-        self.base, self.rank, self.alpha, self.dropout = base, rank, alpha, dropout
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.dropout = Dropout(dropout)
         like = base.weight
         self.lora_A = nn.Parameter(like.new_empty(rank, base.in_features))
         self.lora_B = nn.Parameter(like.new_zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(drop(x, self.dropout if self.training else 0.0), self.lora_A)  # (B, T, rank)
+        low = F.linear(self.dropout(x), self.lora_A)  # (B, T, rank)
         return cast(Tensor, self.base(x)) + F.linear(low, self.lora_B) * (self.alpha / self.rank)
 
     @torch.no_grad()

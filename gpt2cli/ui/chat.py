@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpt2cli.checkpoints.folder import LoadedModel
 from gpt2cli.errors import Gpt2Error
-from gpt2cli.generation.events import Done, Dropped, Event, Piece
+from gpt2cli.generation.chat_session import ChatEvent, ReplyDone, TextDelta, TurnsDropped
 from gpt2cli.templates import Template
 from gpt2cli.ui.console import err, print_json, printable
 
@@ -47,14 +47,14 @@ class ReplyView:
     _ends_line: bool = True
     _is_done: bool = False
 
-    def show(self, event: Event) -> None:
+    def show(self, event: ChatEvent) -> None:
         match event:
-            case Piece(text):
+            case TextDelta(text):
                 self._write(text)
-            case Dropped(n_turns):
+            case TurnsDropped(n_turns):
                 turns = f"{n_turns} oldest turns are" if n_turns > 1 else "oldest turn is"
                 self._note(f"the context is full: the {turns} dropped", "warn")
-            case Done():
+            case ReplyDone():
                 self._end(event)
 
     def break_off(self) -> None:
@@ -82,7 +82,7 @@ class ReplyView:
         self._ends_line = True
         err().print(f"{ahead}{text}", style=style)
 
-    def _end(self, done: Done) -> None:
+    def _end(self, done: ReplyDone) -> None:
         self._is_open, self._is_done = False, True
         if done.is_kept and self.as_json:
             print_json(_facts(done, self.seed))
@@ -93,7 +93,7 @@ class ReplyView:
             err().print(_summary(done), style="faint")
 
 
-def _facts(done: Done, seed: int | float) -> dict[str, str | int | float]:
+def _facts(done: ReplyDone, seed: int | float) -> dict[str, str | int | float]:
     return {
         "reply": done.reply,
         "finish_reason": done.finish_reason,
@@ -107,14 +107,14 @@ def _facts(done: Done, seed: int | float) -> dict[str, str | int | float]:
     }
 
 
-def _summary(done: Done) -> str:
+def _summary(done: ReplyDone) -> str:
     if not done.is_kept:
         return _STOPPED_BEFORE
-    return f"{pace_line(done.n_new, done.tokens_per_second)}{_ENDS.get(done.finish_reason, '')}"
+    return f"{throughput_line(done.n_new, done.tokens_per_second)}{_ENDS.get(done.finish_reason, '')}"
 
 
-def pace_line(n_tokens: int, tokens_per_second: float) -> str:
-    """The number of tokens and the speed, under everything that a model writes."""
+def throughput_line(n_tokens: int, tokens_per_second: float) -> str:
+    """How much it was and how fast, as it stands under everything that a model has written."""
     pace = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
     return f"{n_tokens} token{'s' * (n_tokens != 1)}{pace}"
 

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from gpt2cli.checkpoints.info import ModelInfo, ModuleInfo, TensorInfo, TensorStatistics, nearest_size
-from gpt2cli.generation.activations import Activation, Anatomy, NextToken
+from gpt2cli.generation.activations import Activation, ForwardTrace, NextToken
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.lineage import Facts, Lineage
 from gpt2cli.ui.console import out, printable
@@ -72,7 +72,7 @@ def show_tensors(summary: ModelInfo, tensors: Sequence[TensorInfo]) -> None:
     _print_table("tensors, as stored in the file", _with_not_finite(TENSOR_COLUMNS, rows), right=range(3, 9))
 
 
-def show_prompt(summary: ModelInfo, anatomy: Anatomy, likeliest: Sequence[NextToken]) -> None:
+def show_prompt(summary: ModelInfo, anatomy: ForwardTrace, likeliest: Sequence[NextToken]) -> None:
     """One forward pass: tokens, activations, and what comes next."""
     tokenizer, ids = summary.tokenizer, anatomy.ids
     _print_heading(summary, proved=True)
@@ -109,8 +109,8 @@ def outline(summary: ModelInfo) -> list[Row]:
     return [*rows, ("total", "", "", *share(summary.n_parameters), "")]
 
 
-def activations(anatomy: Anatomy) -> list[Row]:
-    """The table of activations: the first block in full, the output of the others."""
+def activations(anatomy: ForwardTrace) -> list[Row]:
+    """The table of activations: the first block in full, of the others what they leave behind."""
     rows: list[Row] = []
     for activation in anatomy.activations:
         layer = _layer_of(activation)

@@ -17,8 +17,8 @@ from gpt2cli.ui.console import is_terminal, printable
 
 if TYPE_CHECKING:
     from gpt2cli.convert.pipeline import ConvertProgress
-    from gpt2cli.data.prepare import Progress as Preparing
-    from gpt2cli.evaluation.perplexity import Scoring
+    from gpt2cli.data.prepare_pipeline import PrepareProgress as Preparing
+    from gpt2cli.evaluation.perplexity import PerplexityProgress
     from gpt2cli.hub.downloads import DownloadProgress
 
 LINE_SECONDS = 5.0  # between plain lines
@@ -47,9 +47,8 @@ def track(
 
     A generator of steps is closed at the end, whatever the end is.
     """
-    view = _bar(console) if is_terminal(console) else _lines(console, every)
     try:
-        with view as show:
+        with showing(console, every) as show:
             for step in steps:
                 now = state(step)
                 show(now)
@@ -71,6 +70,13 @@ def finish(
     with contextlib.closing(track(steps, console, state, every)) as tracked:
         *_, last = tracked
     return last
+
+
+def showing(
+    console: Console, every: float = LINE_SECONDS
+) -> contextlib.AbstractContextManager[Callable[[State], None]]:
+    """For a job that calls back instead of yielding steps: gives the function that shows a state."""
+    return _bar(console) if is_terminal(console) else _lines(console, every)
 
 
 @contextlib.contextmanager

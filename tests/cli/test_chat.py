@@ -221,6 +221,7 @@ def test_a_reader_that_leaves_is_no_error(chat: Chat, models: Path, monkeypatch:
         ("temperature", "-1", "-1", "it must be 0 (greedy) or a positive number"),
         ("temperature", "nan", "nan", "it must be 0 (greedy) or a positive number"),
         ("top-p", "0", "0", "it must be above 0 and at most 1"),
+        ("min-p", "2", "2", "it must be from 0 (every token) to 1"),
         ("top-k", "-1", "-1", "it must be 0 (every token) or a positive whole number"),
         ("repetition-penalty", "0", "0", "it must be a positive number"),
         ("seed", "-1", "-1", "it must be 0 or a positive whole number"),

@@ -21,7 +21,7 @@ from loud import loud
 from gpt2cli.checkpoints.classifier import LoadedClassifier, load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import write_manifest
 from gpt2cli.generation import label_texts
-from gpt2cli.generation.label_texts import LabelProbabilities, classify
+from gpt2cli.generation.label_texts import LabelPrediction, predict_labels
 
 Gpt2 = Callable[..., Any]
 
@@ -42,8 +42,8 @@ def loaded(model: Path) -> LoadedClassifier:
     return load_classifier(model)
 
 
-def alone(loaded: LoadedClassifier, text: str) -> LabelProbabilities:
-    return next(classify(loaded, [text], str))
+def alone(loaded: LoadedClassifier, text: str) -> LabelPrediction:
+    return next(predict_labels(loaded, [text], str))
 
 
 def row(loaded: LoadedClassifier, text: str) -> str:

@@ -84,13 +84,13 @@ def test_a_signal_during_the_report_is_heard_and_the_report_comes_with_the_resum
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("gpt2cli.cli.finetune_classify.AT_ONCE", 5)
-        asked = label_texts.probabilities
+        asked = label_texts.label_probabilities
 
         def told(*arguments: Any) -> Any:
             signal.raise_signal(signal.SIGTERM)
             return asked(*arguments)
 
-        patch.setattr(label_texts, "probabilities", told)
+        patch.setattr(label_texts, "label_probabilities", told)
         done = gpt2("finetune-classify", recipe, *SHORT)
     assert done.code == 143 and "--resume" in done.err
     assert not Path("runs/lesson/report.json").exists()

@@ -117,7 +117,7 @@ def test_a_signal_while_answering_ends_politely_and_a_resume_finishes(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "answers", _through(told))
+        patch.setattr(answering, "answer_prompts", _through(told))
         done = gpt2(COMMAND, recipe, *SHORT, "batch.micro_batch=1")
     assert done.code == code, done.err
     assert len(responses()) == 1 and not (FOLDER / "scores.json").exists()
@@ -127,8 +127,8 @@ def test_a_signal_while_answering_ends_politely_and_a_resume_finishes(
 
 
 def _through(answer_batch: Callable[..., Any]) -> Callable[..., Any]:
-    """`answers` with another way of answering a batch."""
-    original = answering.answers
+    """`answer_prompts` with another way of answering a batch."""
+    original = answering.answer_prompts
 
     def answers(*arguments: Any, **options: Any) -> Any:
         before = answering.answer_batch

@@ -13,7 +13,7 @@ import pytest
 from speaking import CONTEXT, save_model_that_says
 
 from gpt2cli.cli import app
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
@@ -144,6 +144,13 @@ def test_samples_in_json_are_a_line_each_and_repeat_with_the_seed(say: Say) -> N
     assert json.loads(say("text", *alone)[1])["ids"] == values[0]["ids"]
 
 
+def test_min_p_of_one_leaves_the_likeliest_token_alone(say: Say) -> None:
+    wild = ["", "--json", "--temperature", "9", "--top-k", "0", "--seed", "4", "-n", "8"]
+    greedy = json.loads(say("text", "", "--json", "--temperature", "0", "-n", "8")[1])["ids"]
+    assert json.loads(say("text", *wild, "--min-p", "1")[1])["ids"] == greedy
+    assert json.loads(say("text", *wild)[1])["ids"] != greedy
+
+
 def test_without_a_seed_chance_decides_and_is_recorded(say: Say) -> None:
     wild = ["", "--json", "--temperature", "9", "--top-k", "0", "-n", "8"]
     first, second = (json.loads(say("text", *wild)[1]) for _ in range(2))
@@ -158,6 +165,7 @@ def test_without_a_seed_chance_decides_and_is_recorded(say: Say) -> None:
         (["--temperature", "nan"], "--temperature is nan"),
         (["--top-p", "0"], "--top-p is 0.0"),
         (["--top-k", "-1"], "--top-k is -1"),
+        (["--min-p", "1.5"], "--min-p is 1.5"),
         (["--repetition-penalty", "0"], "--repetition-penalty is 0.0"),
         (["--seed", "-1"], "--seed is -1"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
@@ -336,11 +344,12 @@ def test_the_defaults_in_the_help_are_those_of_decoding(capsys: pytest.CaptureFi
 
     from gpt2cli.cli import options
 
-    decoding = Decoding()
+    decoding = SamplingOptions()
     for name, option in {
         "temperature": options.TemperatureOption,
         "top_k": options.TopKOption,
         "top_p": options.TopPOption,
+        "min_p": options.MinPOption,
         "repetition_penalty": options.RepetitionPenaltyOption,
     }.items():
         assert get_args(option)[1].show_default == str(getattr(decoding, name))

@@ -19,7 +19,7 @@ from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensor
 from gpt2cli.convert.gguf import modelfile, require_expressible, write_gguf
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.engine import generate
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
@@ -205,7 +205,7 @@ def test_llama_computes_the_same_logits_and_greedy_continuations(
     llama = opened(files["f32"])
     for prompt in ("Every effort moves you", "1 2 3", "naïve 😀", "The"):
         ids = gpt2().encode(prompt)
-        steps = generate(bpe_model, [ids], Decoding(temperature=0.0), 64)
+        steps = generate(bpe_model, [ids], SamplingOptions(temperature=0.0), 64)
         ours = ids + [token for step in steps for token in step.ids if token is not None]
         theirs = list(ids)
         llama.reset()

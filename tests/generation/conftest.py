@@ -12,9 +12,10 @@ SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 64, "vocab_size
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread_and_a_seed() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
 

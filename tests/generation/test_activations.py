@@ -9,7 +9,7 @@ from loud import loud
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import load_model, write_manifest, write_model
-from gpt2cli.generation.activations import Anatomy, attention_weights, heads, next_tokens, watch
+from gpt2cli.generation.activations import ForwardTrace, attention_weights, heads, next_tokens, trace_forward
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.chars import Chars
@@ -37,8 +37,8 @@ def ids() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def anatomy(model: GPT2LMHead, ids: Tensor) -> Anatomy:
-    return watch(model, ids, n_drawn=T)
+def anatomy(model: GPT2LMHead, ids: Tensor) -> ForwardTrace:
+    return trace_forward(model, ids, n_drawn=T)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def theirs(folder: Path, ids: Tensor) -> transformers.modeling_outputs.CausalLMO
 Theirs = transformers.modeling_outputs.CausalLMOutputWithCrossAttentions
 
 
-def test_attention_is_that_of_transformers(anatomy: Anatomy, theirs: Theirs) -> None:
+def test_attention_is_that_of_transformers(anatomy: ForwardTrace, theirs: Theirs) -> None:
     wanted = torch.cat(theirs.attentions)
     assert wanted.std() > 0.1, "weights this even would hide mistakes"
     torch.testing.assert_close(anatomy.attention, wanted, atol=1e-5, rtol=0)
@@ -59,7 +59,7 @@ def test_attention_is_that_of_transformers(anatomy: Anatomy, theirs: Theirs) -> 
 
 
 @torch.no_grad()
-def test_what_is_drawn_is_what_the_model_used(model: GPT2LMHead, ids: Tensor, anatomy: Anatomy) -> None:
+def test_what_is_drawn_is_what_the_model_used(model: GPT2LMHead, ids: Tensor, anatomy: ForwardTrace) -> None:
     seen: dict[str, Tensor] = {}
     for layer, block in enumerate(model.transformer.h):
         handles = [
@@ -75,7 +75,7 @@ def test_what_is_drawn_is_what_the_model_used(model: GPT2LMHead, ids: Tensor, an
             handle.remove()
 
 
-def test_the_residual_stream_is_that_of_transformers(anatomy: Anatomy, theirs: Theirs) -> None:
+def test_the_residual_stream_is_that_of_transformers(anatomy: ForwardTrace, theirs: Theirs) -> None:
     found = {a.name: a for a in anatomy.activations}
     names = ["wte+wpe", "h.0.after_mlp", "h.1.after_mlp", "ln_f"]  # their last one is normalised
     for name, hidden in zip(names, theirs.hidden_states, strict=True):
@@ -109,14 +109,14 @@ def block(layer: int) -> dict[str, tuple[int, ...]]:
     return {f"h.{layer}.{name}": shape for name, shape in shapes.items()}
 
 
-def test_every_activation_in_order(anatomy: Anatomy) -> None:
+def test_every_activation_in_order(anatomy: ForwardTrace) -> None:
     wanted = {"input_ids": (1, T), "wte": (1, T, 32), "wpe": (T, 32), "wte+wpe": (1, T, 32)}
     wanted |= block(0) | block(1) | block(2) | {"ln_f": (1, T, 32), "logits": (1, T, CHARS.n_vocab)}
     assert [(a.name, a.shape) for a in anatomy.activations] == list(wanted.items())
 
 
 @torch.no_grad()
-def test_values_between_the_modules(model: GPT2LMHead, ids: Tensor, anatomy: Anatomy) -> None:
+def test_values_between_the_modules(model: GPT2LMHead, ids: Tensor, anatomy: ForwardTrace) -> None:
     """What no module returns is rebuilt by hand for the first block."""
     trunk = model.transformer
     x = trunk.wte(ids) + trunk.wpe(torch.arange(T))
@@ -128,41 +128,43 @@ def test_values_between_the_modules(model: GPT2LMHead, ids: Tensor, anatomy: Ana
         assert found[name].max == pytest.approx(float(tensor.max()), rel=1e-5)
 
 
-def test_the_likeliest_are_those_of_transformers(anatomy: Anatomy, theirs: Theirs) -> None:
+def test_the_likeliest_are_those_of_transformers(anatomy: ForwardTrace, theirs: Theirs) -> None:
     wanted = theirs.logits[0, -1].softmax(dim=-1).topk(10)
     found = next_tokens(anatomy.logits, 10)
     assert [token.id for token in found] == wanted.indices.tolist()
     assert [token.probability for token in found] == pytest.approx(wanted.values.tolist(), abs=1e-6)
 
 
-def test_no_more_tokens_than_there_are(anatomy: Anatomy) -> None:
+def test_no_more_tokens_than_there_are(anatomy: ForwardTrace) -> None:
     found = next_tokens(anatomy.logits, 10**6)
     assert sorted(token.id for token in found) == list(range(CHARS.n_vocab))
     assert sum(token.probability for token in found) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_not_finite_have_no_order(anatomy: Anatomy, value: float) -> None:
+def test_scores_that_are_not_finite_have_no_order(anatomy: ForwardTrace, value: float) -> None:
     logits = anatomy.logits.clone()
     logits[3] = value
     assert next_tokens(logits, 5) == []
 
 
 @pytest.mark.parametrize("n", [0, 1, 4, 100])
-def test_attention_of_the_last_tokens_alone(model: GPT2LMHead, ids: Tensor, anatomy: Anatomy, n: int) -> None:
-    kept = watch(model, ids, n).attention
+def test_attention_of_the_last_tokens_alone(
+    model: GPT2LMHead, ids: Tensor, anatomy: ForwardTrace, n: int
+) -> None:
+    kept = trace_forward(model, ids, n).attention
     first = max(T - n, 0)
     assert kept.shape == (3, 4, T - first, T - first)
     torch.testing.assert_close(kept, anatomy.attention[:, :, first:, first:], atol=1e-6, rtol=0)
 
 
 def test_nothing_is_left_in_the_model(model: GPT2LMHead, ids: Tensor) -> None:
-    watch(model, ids)
+    trace_forward(model, ids)
     assert all(not module._forward_hooks for module in model.modules())
 
 
-def test_the_fused_kernel_shows_the_same(folder: Path, ids: Tensor, anatomy: Anatomy) -> None:
-    fused = watch(load_model(folder).model, ids, T)
+def test_the_fused_kernel_shows_the_same(folder: Path, ids: Tensor, anatomy: ForwardTrace) -> None:
+    fused = trace_forward(load_model(folder).model, ids, T)
     torch.testing.assert_close(fused.attention, anatomy.attention, atol=1e-5, rtol=0)
 
 
@@ -170,7 +172,7 @@ def test_where_numbers_stop_being_finite(folder: Path, ids: Tensor) -> None:
     model = load_model(folder, attention="formula").model
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.bias[5] = float("nan")
-    found = watch(model, ids)
+    found = trace_forward(model, ids)
     broken = [a.name for a in found.activations if a.statistics and a.statistics.n_nan]
     assert broken[:2] == ["h.1.mlp.c_fc", "h.1.mlp.gelu"]
     assert broken[-1] == "logits"

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from gpt2cli.generation.batch import answer_batch, answers
-from gpt2cli.generation.sampling import Decoding
-from gpt2cli.generation.stop_text import Reply
+from gpt2cli.generation.batch import answer_batch, answer_prompts
+from gpt2cli.generation.sampling import SamplingOptions
+from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.bpe import gpt2
 
 TOKENIZER = gpt2()
-GREEDY = Decoding(temperature=0)
+GREEDY = SamplingOptions(temperature=0)
 LENGTHS = (5, 60, 1, 33, 64, 7, 12)  # 64 is the whole context
 
 
@@ -19,11 +19,11 @@ def asked(n: int) -> list[int]:
     return [(7919 * i * n) % 50256 for i in range(1, n + 1)]
 
 
-def said(reply: Reply) -> tuple[list[int], str, str]:
+def said(reply: Continuation) -> tuple[list[int], str, str]:
     return reply.ids, reply.text, reply.finish_reason
 
 
-def alone(model: GPT2LMHead, question: Sequence[int], stops: Sequence[str] = ()) -> Reply:
+def alone(model: GPT2LMHead, question: Sequence[int], stops: Sequence[str] = ()) -> Continuation:
     found = answer_batch(model, TOKENIZER, [question], stops, GREEDY, 20, lambda: 0)
     assert found
     return found[0]
@@ -36,12 +36,12 @@ def test_batched_answers_are_those_of_each_alone(n_rows: int, loud_model: GPT2LM
     stop_text = single[3].text[2:5]  # so that one of them ends by a stop text
     for stops in ((), (stop_text,)):
         wanted = {i: said(alone(loud_model, question, stops)) for i, question in enumerate(questions)}
-        found = answers(
+        found = answer_prompts(
             loud_model,
             TOKENIZER,
             questions,
             stops=stops,
-            decoding=GREEDY,
+            options=GREEDY,
             max_new_tokens=20,
             n_rows=n_rows,
             stop=lambda: 0,
@@ -58,12 +58,12 @@ def test_an_answer_ends_with_the_context_and_sees_all_of_its_question(loud_model
 
 def test_a_stop_ends_it_with_whole_batches_only(loud_model: GPT2LMHead) -> None:
     calls = iter(range(100))
-    found = answers(
+    found = answer_prompts(
         loud_model,
         TOKENIZER,
         [asked(n) for n in (3, 4, 5, 6)],
         stops=(),
-        decoding=GREEDY,
+        options=GREEDY,
         max_new_tokens=4,
         n_rows=2,
         stop=lambda: 15 if next(calls) > 5 else 0,

@@ -10,7 +10,7 @@ from conversing import CHAT, GREEDY, LETTERS, WILD, after, conversing, done, tin
 
 from gpt2cli.errors import InputError
 from gpt2cli.generation.chat_session import Conversation
-from gpt2cli.generation.settings import Settings
+from gpt2cli.generation.chat_settings import ChatSettings
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.chars import Chars
 
@@ -58,10 +58,10 @@ def test_what_was_there_before_is_gone(model: GPT2LMHead) -> None:
 def test_with_another_vocabulary_the_text_counts(model: GPT2LMHead) -> None:
     stored = said(model).transcript("m")
     other = Chars("".join(sorted({*LETTERS.characters, "é"})))
-    talk = Conversation(model, other, CHAT, None, Settings(GREEDY, 3))
+    talk = Conversation(model, other, CHAT, None, ChatSettings(GREEDY, 3))
     talk.restore(stored, "a.json")
     assert [other.decode(e.ids) for e in talk.exchanges] == [e.reply for e in talk.exchanges]
-    few = Conversation(model, Chars("abc"), CHAT, None, Settings(GREEDY, 3))
+    few = Conversation(model, Chars("abc"), CHAT, None, ChatSettings(GREEDY, 3))
     with pytest.raises(InputError, match="not in the vocabulary"):
         few.restore(stored, "a.json")
     assert few.exchanges == ()
@@ -131,12 +131,12 @@ def test_anything_else_is_refused_with_its_place(
     spoil(stored)
     talk = conversing(model)
     done(talk.say("Before"))
-    before = (talk.exchanges, talk.settings, talk.system, list(talk.past.ids))
+    before = (talk.exchanges, talk.settings, talk.system, list(talk.prefix.ids))
     with pytest.raises(InputError) as caught:
         talk.restore(stored, "a.json")
     assert caught.value.what == f"a.json: {place}: is no part of a saved conversation"
     assert caught.value.why.startswith(("it ", "there is no", "they do not", "more turns", "--"))
-    assert (talk.exchanges, talk.settings, talk.system, list(talk.past.ids)) == before
+    assert (talk.exchanges, talk.settings, talk.system, list(talk.prefix.ids)) == before
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 3, {}])

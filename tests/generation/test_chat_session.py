@@ -24,9 +24,9 @@ from speaking import save_model_that_says
 
 from gpt2cli.checkpoints.folder import load_model
 from gpt2cli.errors import DivergedError, InputError, UsageError
-from gpt2cli.generation.chat_session import Conversation, Done, Piece
-from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
-from gpt2cli.generation.settings import Settings
+from gpt2cli.generation.chat_session import Conversation, ReplyDone, TextDelta
+from gpt2cli.generation.chat_settings import ChatSettings
+from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.templates import TEMPLATES, Template, Turn
 from gpt2cli.tokenizer.bpe import gpt2
@@ -54,7 +54,7 @@ def test_over_ten_turns_each_token_is_read_once(
     n_written = 0
     with counted(model) as widths:
         for turn in range(10):
-            held = list(talk.past.ids)
+            held = list(talk.prefix.ids)
             prompt = written(talk, talk.exchanges, f"question {turn}?")
             assert prompt[: len(held)] == held
             del widths[:]
@@ -65,8 +65,8 @@ def test_over_ten_turns_each_token_is_read_once(
             assert (last.n_prompt, last.turn, last.n_dropped) == (len(prompt), turn + 1, 0)
             n_written += sum(widths)
     # A reply without end-of-text ends in a token that only the next question makes the model read.
-    assert n_written == len(talk.past.ids)
-    require_true(model, talk.past)
+    assert n_written == len(talk.prefix.ids)
+    require_true(model, talk.prefix)
 
 
 @pytest.mark.parametrize("template", TEMPLATES_AND_NONE)
@@ -84,8 +84,8 @@ def test_pieces_are_the_reply_and_done_says_what_it_cost(model: GPT2LMHead) -> N
     talk = conversing(model, WILD, 30)
     events = list(talk.say("hello"))
     last = events[-1]
-    assert isinstance(last, Done) and all(isinstance(event, Piece) for event in events[:-1])
-    assert "".join(event.text for event in events[:-1] if isinstance(event, Piece)) == last.reply
+    assert isinstance(last, ReplyDone) and all(isinstance(event, TextDelta) for event in events[:-1])
+    assert "".join(event.text for event in events[:-1] if isinstance(event, TextDelta)) == last.reply
     assert talk.exchanges[0].reply == last.reply and last.is_kept
     assert 0 < last.prefill_seconds < last.seconds and last.tokens_per_second > 0
     assert done(conversing(model, WILD, 1).say("hello")).tokens_per_second == 0
@@ -96,7 +96,7 @@ def test_pieces_are_the_reply_and_done_says_what_it_cost(model: GPT2LMHead) -> N
 def test_a_reply_after_undo_is_that_of_a_conversation_without_the_turn(
     model: GPT2LMHead, decoding: object, dtype: torch.dtype
 ) -> None:
-    packed = pack_for_decoding(copy.deepcopy(model).to(dtype))
+    packed = swap_for_decoding(copy.deepcopy(model).to(dtype))
     ours, theirs = (conversing(packed, decoding, 20) for _ in range(2))
     for talk in (ours, theirs):
         done(talk.say("How are you?"))
@@ -106,7 +106,7 @@ def test_a_reply_after_undo_is_that_of_a_conversation_without_the_turn(
     assert [ours.undo().question, ours.undo().question] == ["And this?", "What is this?"]
     assert done(ours.say("What else?")).reply == done(theirs.say("What else?")).reply
     assert ours.exchanges == theirs.exchanges
-    require_same(ours.past, theirs.past)
+    require_same(ours.prefix, theirs.prefix)
 
 
 def test_retry_gives_other_replies_that_are_always_the_same(model: GPT2LMHead) -> None:
@@ -140,10 +140,10 @@ def test_clear_and_system_are_conversations_that_were_so_from_the_beginning(mode
     talk.set_system("Be kind.")
     fresh = conversing(model, WILD, system="Be kind.")
     assert done(talk.say("Why?")).reply == done(fresh.say("Why?")).reply
-    require_same(talk.past, fresh.past)
+    require_same(talk.prefix, fresh.prefix)
     talk.set_system(None)
     assert done(talk.say("Why?")).n_prefilled == len(written(talk, talk.exchanges[:1], "Why?"))
-    require_true(model, talk.past)
+    require_true(model, talk.prefix)
 
 
 def test_interrupted_the_part_that_was_made_is_the_reply(small: GPT2LMHead) -> None:
@@ -151,11 +151,11 @@ def test_interrupted_the_part_that_was_made_is_the_reply(small: GPT2LMHead) -> N
     last = done(talk.say("How?", after(6)))
     assert (last.finish_reason, last.is_kept) == ("interrupted", True) and last.n_new == 6
     assert talk.exchanges[0].reply == last.reply and len(talk.exchanges[0].ids) == 6
-    require_true(small, talk.past)
-    held = len(talk.past.ids)
+    require_true(small, talk.prefix)
+    held = len(talk.prefix.ids)
     again = done(talk.say("Why?"))
     assert again.n_prefilled == len(written(talk, talk.exchanges[:1], "Why?")) - held
-    require_true(small, talk.past)
+    require_true(small, talk.prefix)
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -166,12 +166,12 @@ def test_closed_or_broken_off_the_part_that_was_made_is_the_reply(small: GPT2LMH
     events.close()  # type: ignore[attr-defined]
     exchange = talk.exchanges[0]
     assert exchange.finish_reason == "interrupted"
-    assert exchange.reply == "".join(piece.text for piece in pieces if isinstance(piece, Piece))
-    require_true(small, talk.past)
+    assert exchange.reply == "".join(piece.text for piece in pieces if isinstance(piece, TextDelta))
+    require_true(small, talk.prefix)
     with failing(small, 2, layer=0, error=KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         done(talk.say("Why?"))
     assert len(talk.exchanges[1].ids) == 2
-    require_true(small, talk.past)
+    require_true(small, talk.prefix)
     assert done(talk.say("And?")).finish_reason != "interrupted"
 
 
@@ -187,7 +187,7 @@ def test_interrupted_before_a_token_the_conversation_is_as_before(small: GPT2LMH
     assert done(ours.retry(after(0))).is_kept is False
     assert ours.exchanges == before  # the reply that was to be made anew is still there
     assert done(ours.say("Who?")).reply == done(theirs.say("Who?")).reply
-    require_true(small, ours.past)
+    require_true(small, ours.prefix)
 
 
 @pytest.mark.parametrize("template", [CHAT, None])
@@ -196,13 +196,13 @@ def test_a_message_over_the_context_is_refused_and_leaves_no_trace(
 ) -> None:
     talk = conversing(small, GREEDY, 5, template, "Be short.")
     done(talk.say("How?"))
-    before, held = talk.exchanges, list(talk.past.ids)
+    before, held = talk.exchanges, list(talk.prefix.ids)
     n = len(written(talk, [], "x" * 90))
     with pytest.raises(InputError) as caught:
         done(talk.say("x" * 90))
     assert caught.value.what == f"the message has {n} tokens, {n - 90} of them from template and system text"
     assert caught.value.why == "this model's context holds 96"
-    assert (talk.exchanges, talk.past.ids, talk.n_dropped) == (before, held, 0)
+    assert (talk.exchanges, talk.prefix.ids, talk.n_dropped) == (before, held, 0)
     with pytest.raises(InputError, match="U\\+00E9"):
         done(talk.say("é"))
     assert done(talk.say("Why?")).turn == 2
@@ -262,7 +262,7 @@ def test_a_base_model_goes_on_with_one_text(small: GPT2LMHead) -> None:
     first, second = done(talk.say("Once upon")), done(talk.say(""))
     assert first.finish_reason == second.finish_reason == "length"
     assert done(both.say("Once upon")).reply == first.reply + second.reply
-    require_same(talk.past, both.past)
+    require_same(talk.prefix, both.prefix)
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def stopping(tmp_path_factory: pytest.TempPathFactory) -> Conversation:
     text = " word" * (n - 1) + " fine?\n\nUser:\nhello"
     folder = save_model_that_says(tmp_path_factory.mktemp("stop") / "model", text, n_positions=200)
     loaded = load_model(folder)
-    return Conversation(loaded.model, loaded.tokenizer, CHAT, None, Settings(GREEDY, 40))
+    return Conversation(loaded.model, loaded.tokenizer, CHAT, None, ChatSettings(GREEDY, 40))
 
 
 def test_a_stop_string_ends_the_reply_and_is_not_part_of_the_history(stopping: Conversation) -> None:
@@ -281,8 +281,8 @@ def test_a_stop_string_ends_the_reply_and_is_not_part_of_the_history(stopping: C
     exchange = stopping.exchanges[0]
     assert gpt2().decode(exchange.ids) == " fine?"
     prompt = gpt2().encode("User:\nhi\n\nAssistant:\n")
-    assert stopping.past.ids == [*prompt, *exchange.ids]  # what was read of the stop string is forgotten
-    require_true(stopping._model, stopping.past)
+    assert stopping.prefix.ids == [*prompt, *exchange.ids]  # what was read of the stop string is forgotten
+    require_true(stopping._model, stopping.prefix)
     second = done(stopping.say("so"))
     assert second.n_prefilled == 1 + len(gpt2().encode("User:\nso\n\nAssistant:\n"))
 

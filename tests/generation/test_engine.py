@@ -7,22 +7,24 @@ from transformers import GPT2LMHeadModel
 
 from gpt2cli.checkpoints.folder import TRANSPOSED
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
-from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
-from gpt2cli.generation.engine import Step, generate
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
+from gpt2cli.generation.engine import DecodeStep, generate
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.config import to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, initialize
 
-GREEDY = Decoding(temperature=0)
+GREEDY = SamplingOptions(temperature=0)
 LIMIT = 64
 PROMPTS = [[5, 80, 210, 3], [17], [9, 9, 30, 41, 100, 2, 77], [200, 1]]
 
 
-def ids_of(steps: list[Step], row: int = 0) -> list[int]:
+def ids_of(steps: list[DecodeStep], row: int = 0) -> list[int]:
     return [token for step in steps if (token := step.ids[row]) is not None]
 
 
-def run(model: GPT2LMHead, prompts: list[list[int]], n: int, decoding: Decoding = GREEDY) -> list[Step]:
+def run(
+    model: GPT2LMHead, prompts: list[list[int]], n: int, decoding: SamplingOptions = GREEDY
+) -> list[DecodeStep]:
     return list(generate(model, prompts, decoding, n))
 
 
@@ -75,7 +77,7 @@ def test_a_batch_of_unequal_prompts_equals_its_rows_alone(model: GPT2LMHead, att
 
 
 def test_a_batch_of_equal_prompts_samples_each_row_as_in_any_other_batch(model: GPT2LMHead) -> None:
-    decoding = Decoding(temperature=1.5, top_k=0, seed=11)
+    decoding = SamplingOptions(temperature=1.5, top_k=0, seed=11)
     three, one = run(model, [PROMPTS[0]] * 3, 30, decoding), run(model, [PROMPTS[0]], 30, decoding)
     rows = [ids_of(three, row) for row in range(3)]
     assert rows[0] == ids_of(one)
@@ -83,8 +85,24 @@ def test_a_batch_of_equal_prompts_samples_each_row_as_in_any_other_batch(model: 
     assert rows == [ids_of(run(model, [PROMPTS[0]] * 3, 30, decoding), row) for row in range(3)]
 
 
+def test_a_prompt_that_stands_there_several_times_is_read_once(model: GPT2LMHead) -> None:
+    shapes: list[tuple[int, ...]] = []
+    model.transformer.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    wild = SamplingOptions(temperature=1.5, top_k=0, seed=11)
+    run(model, [PROMPTS[2]] * 16, 3, wild)
+    assert shapes == [(1, 7), (16, 1), (16, 1)]
+    del shapes[:]
+    mixed = [PROMPTS[2], PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1]]
+    together = run(model, mixed, 60, GREEDY)
+    assert shapes[:2] == [(3, 7), (5, 1)]
+    for row, prompt in enumerate(mixed):
+        assert ids_of(together, row) == ids_of(run(model, [prompt], 60, GREEDY))
+
+
 def test_another_seed_gives_another_text(model: GPT2LMHead) -> None:
-    texts = {tuple(ids_of(run(model, PROMPTS[:1], 20, Decoding(seed=seed, top_k=0)))) for seed in range(4)}
+    texts = {
+        tuple(ids_of(run(model, PROMPTS[:1], 20, SamplingOptions(seed=seed, top_k=0)))) for seed in range(4)
+    }
     assert len(texts) == 4
 
 
@@ -116,7 +134,7 @@ def test_each_token_goes_through_the_model_once(model: GPT2LMHead) -> None:
 @pytest.mark.parametrize("rows", [PROMPTS[:1], PROMPTS])
 def test_repetition_penalty_weighs_what_prompt_and_row_hold(model: GPT2LMHead, rows: list[list[int]]) -> None:
     reference = theirs(model)
-    steps = run(model, rows, 40, Decoding(temperature=0, repetition_penalty=1.7))
+    steps = run(model, rows, 40, SamplingOptions(temperature=0, repetition_penalty=1.7))
     for row, prompt in enumerate(rows):
         expected = reference.generate(
             torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0,
@@ -194,7 +212,7 @@ def test_the_cache_is_no_longer_than_what_can_be_used(model: GPT2LMHead) -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_follows_the_scores_of_fp32(model: GPT2LMHead, dtype: torch.dtype) -> None:
     """Every id that half precision takes is among the best of fp32 at that place."""
-    half = pack_for_decoding(copy.deepcopy(model).to(dtype))
+    half = swap_for_decoding(copy.deepcopy(model).to(dtype))
     ids = PROMPTS[2] + ids_of(run(half, [PROMPTS[2]], 40))
     with torch.no_grad():
         logits = model(torch.tensor([ids[:-1]]))[0]

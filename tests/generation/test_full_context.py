@@ -17,8 +17,8 @@ from conversing import (
     written,
 )
 
-from gpt2cli.generation.chat_session import Conversation, Dropped, Event, Piece
-from gpt2cli.generation.engine import n_common
+from gpt2cli.generation.chat_session import ChatEvent, Conversation, TextDelta, TurnsDropped
+from gpt2cli.generation.engine import common_length
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.templates import Template
 
@@ -35,7 +35,7 @@ def filled(model: GPT2LMHead, n_turns: int, **more: object) -> Conversation:
     talk = conversing(model, **{"max_new_tokens": 8, "template": None, **more})  # type: ignore[arg-type]
     for turn in range(n_turns):
         done(talk.say(f"turn {turn} says this much "))
-        require_true(model, talk.past)
+        require_true(model, talk.prefix)
     return talk
 
 
@@ -47,9 +47,9 @@ def test_before_a_reply_the_oldest_turns_go_until_it_has_room(
     talk = conversing(model, GREEDY, 8, template, system)
     n_drops = 0
     for turn in range(9):
-        question, n_before, held = f"turn {turn} says this much ", talk.n_dropped, list(talk.past.ids)
+        question, n_before, held = f"turn {turn} says this much ", talk.n_dropped, list(talk.prefix.ids)
         events = list(talk.say(question))
-        n_said = sum(event.n_turns for event in events if isinstance(event, Dropped))
+        n_said = sum(event.n_turns for event in events if isinstance(event, TurnsDropped))
         assert talk.n_dropped - n_before == n_said == done(events).n_dropped
         n_drops += n_said
         exchanges = talk.exchanges
@@ -57,9 +57,9 @@ def test_before_a_reply_the_oldest_turns_go_until_it_has_room(
         assert len(kept) + 8 <= LIMIT
         if n_said:  # no turn went without need
             assert len(written(talk, exchanges[talk.n_dropped - 1 : -1], question)) + 8 > LIMIT
-            assert done(events).n_prefilled == len(kept) - n_common(held, kept)
-        require_true(model, talk.past)
-        assert talk.past.ids[: len(kept)] == kept
+            assert done(events).n_prefilled == len(kept) - common_length(held, kept)
+        require_true(model, talk.prefix)
+        assert talk.prefix.ids[: len(kept)] == kept
         talk.undo()
         talk._n_dropped = n_before + n_said  # the same remaining turns, without a cache
         expected = uncached(talk, question, 8)
@@ -71,12 +71,14 @@ def test_before_a_reply_the_oldest_turns_go_until_it_has_room(
 
 
 @torch.no_grad()
-def expected_over_the_end(talk: Conversation, events: list[Event], n_before: int) -> tuple[list[int], int]:
+def expected_over_the_end(
+    talk: Conversation, events: list[ChatEvent], n_before: int
+) -> tuple[list[int], int]:
     """Greedy ids that an uncached model chooses with the turns that were left at each token, and how
     often the context was full.
     """
     *_, exchange = talk.exchanges
-    drops = [event.n_turns for event in events if isinstance(event, Dropped)]
+    drops = [event.n_turns for event in events if isinstance(event, TurnsDropped)]
     ids: list[int] = []
     n_dropped, n_moves = n_before, 0
     for _ in exchange.ids:
@@ -109,9 +111,9 @@ def test_inside_a_reply_the_oldest_turns_go_and_it_goes_on(
     assert last.n_prefilled == sum(width for width in widths if width > 1)
     alone = written(talk, [], "x")
     assert last.n_new == LIMIT + 1 - len(alone)  # the last token needs no place
-    assert "".join(event.text for event in events if isinstance(event, Piece)) == last.reply
-    require_true(model, talk.past)
-    first_drop = next(n for n, event in enumerate(events) if isinstance(event, Dropped))
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == last.reply
+    require_true(model, talk.prefix)
+    first_drop = next(n for n, event in enumerate(events) if isinstance(event, TurnsDropped))
     assert first_drop > 5  # pieces came before it
     assert done(talk.say("y")).n_dropped == 1  # the long reply went with its question
 
@@ -121,10 +123,10 @@ def test_a_reply_alone_at_the_end_of_the_context_ends(model: GPT2LMHead) -> None
     events = list(talk.say("Once upon a time"))
     last = done(events)
     assert (last.finish_reason, last.n_new, last.n_dropped) == ("context", LIMIT + 1 - 16, 0)
-    assert not any(isinstance(event, Dropped) for event in events)
+    assert not any(isinstance(event, TurnsDropped) for event in events)
     exact = conversing(model, GREEDY, 1000, None)
     assert done(exact.say("x" * LIMIT)).n_new == 1
-    require_true(model, exact.past)
+    require_true(model, exact.prefix)
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, WILD])
@@ -148,7 +150,7 @@ def test_undo_brings_back_the_turns_that_it_had_cost(
     assert widths[0] == again.n_prefilled and set(widths[1:]) <= {1}  # what is missing is read at once
     assert again.reply == done(theirs.say("why")).reply
     assert ours.exchanges == theirs.exchanges
-    require_true(model, ours.past)
+    require_true(model, ours.prefix)
 
 
 def test_undo_of_several_turns_over_several_drops(model: GPT2LMHead) -> None:
@@ -160,22 +162,22 @@ def test_undo_of_several_turns_over_several_drops(model: GPT2LMHead) -> None:
     assert (ours.exchanges, ours.n_dropped) == (theirs.exchanges, theirs.n_dropped)
     for question in ("a", "and this one is long again"):
         assert done(ours.say(question)).reply == done(theirs.say(question)).reply
-        require_true(model, ours.past)
+        require_true(model, ours.prefix)
 
 
 def test_a_reply_closed_as_it_drops_turns_leaves_a_true_cache(model: GPT2LMHead) -> None:
     ours, theirs = (filled(model, 3, decoding=WILD) for _ in range(2))
     ours.set("max_new_tokens", "60")
     events = ours.say("y")
-    while not isinstance(next(events), Dropped):
+    while not isinstance(next(events), TurnsDropped):
         pass
     events.close()  # type: ignore[attr-defined]
     assert ours.exchanges[-1].finish_reason == "interrupted"
-    require_true(model, ours.past)
+    require_true(model, ours.prefix)
     ours.undo()
     ours.set("max_new_tokens", "8")
     assert done(ours.say("why")).reply == done(theirs.say("why")).reply
-    require_true(model, ours.past)
+    require_true(model, ours.prefix)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
@@ -184,15 +186,15 @@ def test_a_signal_while_it_reads_after_a_drop_passes_behind_the_end_of_the_reply
 ) -> None:
     talk = filled(model, 3)
     talk.set("max_new_tokens", "60")
-    events: list[Event] = []
+    events: list[ChatEvent] = []
     with pytest.raises(type(error)):
         for event in talk.say("y"):
             events.append(event)
-            if isinstance(event, Dropped):
+            if isinstance(event, TurnsDropped):
                 breaks = failing(model, 0, layer=0, error=error)
                 breaks.__enter__()
     breaks.__exit__(None, None, None)
     last = done(events)
     assert (last.finish_reason, last.is_kept) == ("interrupted", True)
     assert last.reply == talk.exchanges[-1].reply != ""
-    require_true(model, talk.past)
+    require_true(model, talk.prefix)

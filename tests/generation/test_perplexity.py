@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2cli.generation.cpu.blocked import can_block
-from gpt2cli.generation.cpu.swap_linears import Use, pack_for_decoding
+from gpt2cli.generation.cpu.linear import can_block
+from gpt2cli.generation.cpu.swap_linears import Use, swap_for_decoding
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 
@@ -48,5 +48,5 @@ def test_perplexity_stays_within_half_a_percent(
     model, rows = taught
     expected = loss_of(model, rows)
     assert expected < 2.8  # it has learnt: ignorance is ln 256 = 5.5
-    found = loss_of(pack_for_decoding(copy.deepcopy(model), precision, use), rows)
+    found = loss_of(swap_for_decoding(copy.deepcopy(model), precision, use), rows)
     assert abs(found - expected) < most  # a difference of losses is a ratio of perplexities

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -13,7 +14,7 @@ from transformers import (
 
 from gpt2cli.errors import DivergedError, UsageError
 from gpt2cli.generation import sampling
-from gpt2cli.generation.sampling import Decoding, choose
+from gpt2cli.generation.sampling import SamplingOptions, choose
 
 V = 700  # more than sampling.FIRST_LOOK, so that top_p has both of its ways
 
@@ -33,7 +34,7 @@ def test_top_k_equals_transformers_in_every_row(k: int) -> None:
 @pytest.mark.parametrize("k", [0, V, V + 1])
 def test_top_k_zero_and_above_the_vocabulary_keep_every_token(k: int) -> None:
     chance = (torch.arange(V) + 0.5) / V
-    chosen = choose(torch.zeros(V, V), Decoding(temperature=1, top_k=k), chance)
+    chosen = choose(torch.zeros(V, V), SamplingOptions(temperature=1, top_k=k), chance)
     assert torch.equal(chosen, torch.arange(V))
 
 
@@ -56,6 +57,15 @@ def test_top_p_of_a_row_does_not_depend_on_how_far_another_is_sorted() -> None:
     assert torch.equal(together[:1], sampling.top_p(row, 0.9))
 
 
+@pytest.mark.parametrize("p", [1e-3, 0.05, 0.97, 1.0])
+@pytest.mark.parametrize("scale", [0.01, 3.0])
+def test_min_p_equals_transformers_in_every_row(p: float, scale: float) -> None:
+    logits = scores(3, scale)
+    found = sampling.min_p(logits, p)
+    assert torch.equal(found, MinPLogitsWarper(p)(None, logits))
+    assert (found == sampling.REMOVED).any() == (p > 0.9 or scale == 3.0)
+
+
 def test_top_p_of_one_keeps_every_token() -> None:
     logits = scores(2)
     assert torch.equal(sampling.top_p(logits, 1.0), logits)
@@ -69,12 +79,20 @@ def test_repetition_penalty_equals_transformers(penalty: float) -> None:
     assert torch.allclose(sampling.penalize_repetition(logits, seen, penalty), theirs)
 
 
-def test_draw_has_the_probabilities_of_a_softmax_over_what_the_filters_left() -> None:
-    logits, decoding = scores(1, 1.0)[:, :12], Decoding(temperature=0.7, top_k=8, top_p=0.9)
-    warped = TopPLogitsWarper(0.9)(
-        None, TopKLogitsWarper(8)(None, TemperatureLogitsWarper(0.7)(None, logits))
-    )
-    expected = warped.softmax(-1)[0]
+@pytest.mark.parametrize("top_k", [0, 8])
+def test_draw_has_the_probabilities_of_a_softmax_over_what_the_filters_left(top_k: int) -> None:
+    logits = scores(1, 1.0)[:, :12]
+    decoding = SamplingOptions(temperature=0.7, top_k=top_k, top_p=0.9, min_p=0.3)
+    expected, n_left = logits, list[int]()
+    for warper in (
+        TemperatureLogitsWarper(0.7),
+        TopKLogitsWarper(top_k or 12),
+        TopPLogitsWarper(0.9),
+        MinPLogitsWarper(0.3),
+    ):
+        n_left.append(int((expected := warper(None, expected)).isfinite().sum()))
+    assert n_left[-3] > n_left[-2] > n_left[-1] > 1, "each filter has work to do"
+    expected = expected.softmax(-1)[0]
     n = 4000
     uniforms = (torch.arange(n) + 0.5) / n  # evenly spread instead of drawn: no chance in the test
     found = choose(logits.expand(n, -1), decoding, uniforms).bincount(minlength=12) / n
@@ -91,7 +109,7 @@ def test_draw_never_takes_a_removed_token_at_the_edges() -> None:
 
 def test_temperature_zero_takes_the_most_likely_token_whatever_the_number() -> None:
     logits = scores(3)
-    ids = choose(logits, Decoding(temperature=0, top_k=5), torch.tensor([0.0, 0.5, 0.99]))
+    ids = choose(logits, SamplingOptions(temperature=0, top_k=5), torch.tensor([0.0, 0.5, 0.99]))
     assert torch.equal(ids, logits.argmax(-1))
 
 
@@ -106,7 +124,7 @@ def test_no_allowed_setting_leaves_the_vocabulary(temperature: float, penalty: f
     seen = torch.zeros_like(logits, dtype=torch.bool)
     seen[:, :20] = True
     for top_p in (5e-324, 0.5, 1.0):
-        decoding = Decoding(temperature, 40, top_p, penalty)
+        decoding = SamplingOptions(temperature, 40, top_p, repetition_penalty=penalty)
         ids = choose(logits, decoding, torch.tensor([0.0, 0.5, 1 - 2**-24]), seen)
         assert ((ids >= 0) & (ids < V)).all()
         assert penalty <= 1 or temperature > 1 or not seen.gather(1, ids[:, None]).any()
@@ -115,11 +133,18 @@ def test_no_allowed_setting_leaves_the_vocabulary(temperature: float, penalty: f
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.floats(0.05, 4), st.integers(0, 900), st.floats(0.01, 1), st.floats(0.5, 2), st.integers(0, 2**31))
+@given(
+    st.floats(0.05, 4),
+    st.integers(0, 900),
+    st.floats(0.01, 1),
+    st.floats(0, 1),
+    st.floats(0.5, 2),
+    st.integers(0, 2**31),
+)
 def test_a_row_is_chosen_as_if_it_were_alone(
-    temperature: float, top_k: int, top_p: float, penalty: float, seed: int
+    temperature: float, top_k: int, top_p: float, min_p: float, penalty: float, seed: int
 ) -> None:
-    decoding = Decoding(temperature, top_k, top_p, penalty, seed)
+    decoding = SamplingOptions(temperature, top_k, top_p, min_p, penalty, seed)
     logits = scores(3, seed=seed)
     seen = logits > 4
     chance = sampling.uniforms(sampling.row_generators(seed, 3))
@@ -150,8 +175,10 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
 def test_scores_that_are_not_finite_are_refused(wrong: float, temperature: float) -> None:
     logits = scores(2)
     logits[1, 3] = wrong
+    ids = choose(logits, SamplingOptions(temperature=temperature), torch.zeros(2))
+    assert (ids == sampling.NOT_FINITE).tolist() == [False, True]
     with pytest.raises(DivergedError, match="not finite") as caught:
-        choose(logits, Decoding(temperature=temperature), torch.zeros(2))
+        sampling.to_list(ids)
     assert caught.value.exit_code == 6
     assert caught.value.fix == "--precision fp32, or an earlier checkpoint"
 
@@ -166,6 +193,9 @@ def test_scores_that_are_not_finite_are_refused(wrong: float, temperature: float
         ({"top_p": 0.0}, "--top-p is 0.0"),
         ({"top_p": 1.1}, "--top-p is 1.1"),
         ({"top_p": math.nan}, "--top-p is nan"),
+        ({"min_p": -0.1}, "--min-p is -0.1"),
+        ({"min_p": 1.1}, "--min-p is 1.1"),
+        ({"min_p": math.nan}, "--min-p is nan"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty is 0.0"),
         ({"repetition_penalty": math.nan}, "--repetition-penalty is nan"),
         ({"seed": -1}, "--seed is -1"),
@@ -173,7 +203,7 @@ def test_scores_that_are_not_finite_are_refused(wrong: float, temperature: float
 )
 def test_settings_that_mean_nothing_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Decoding(**values)  # type: ignore[arg-type]
+        SamplingOptions(**values)  # type: ignore[arg-type]
     assert caught.value.what == message
     assert caught.value.why.startswith("it must be")
 

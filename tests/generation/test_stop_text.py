@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2cli.errors import InputError
-from gpt2cli.generation.stop_text import Reply
+from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.tokenizer.bpe import gpt2
 
 
-def feed(ids: list[int], stops: tuple[str, ...] = ()) -> tuple[Reply, list[str]]:
-    reply = Reply(gpt2(), stops)
+def feed(ids: list[int], stops: tuple[str, ...] = ()) -> tuple[Continuation, list[str]]:
+    reply = Continuation(gpt2(), stops)
     return reply, [*(reply.feed(token) for token in ids), reply.finish()]
 
 
@@ -65,7 +65,7 @@ def test_a_stop_string_ends_the_text_before_it(text: str, stops: tuple[str, ...]
 
 
 def test_no_part_of_a_stop_string_is_shown_before_it_is_decided() -> None:
-    reply = Reply(gpt2(), ("###END",))
+    reply = Continuation(gpt2(), ("###END",))
     shown = ""
     for token in gpt2().encode("text ## more ###EN"):
         shown += reply.feed(token)
@@ -97,7 +97,7 @@ def test_random_cuts_agree_with_a_search_in_the_whole_text() -> None:
 
 
 def test_the_first_reason_stays() -> None:
-    reply = Reply(gpt2(), ("b",))
+    reply = Continuation(gpt2(), ("b",))
     reply.feed(gpt2().encode("b")[0])
     assert reply.finish("interrupted") == ""
     assert reply.feed(gpt2().encode("c")[0]) == ""
@@ -105,7 +105,7 @@ def test_the_first_reason_stays() -> None:
 
 
 def test_an_id_that_is_not_in_the_vocabulary_does_not_stay() -> None:
-    reply = Reply(gpt2())
+    reply = Continuation(gpt2())
     with pytest.raises(InputError):
         reply.feed(50257)
     assert reply.ids == []

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gpt2cli.generation.stop_text import Reply
+from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.stream import TextStream
 from gpt2cli.ui.console import printable
@@ -23,8 +23,8 @@ FRAGMENTS = [i for i, token in enumerate(gpt2().tokens) if token[:1] >= b"\x80" 
 CONTROLS = [i for i, token in enumerate(gpt2().tokens) if len(token) == 1 and (token < b" " or token > b"~")]
 
 
-def streamed(ids: list[int], stops: tuple[str, ...] = ()) -> tuple[Reply, list[str]]:
-    reply = Reply(gpt2(), stops)
+def streamed(ids: list[int], stops: tuple[str, ...] = ()) -> tuple[Continuation, list[str]]:
+    reply = Continuation(gpt2(), stops)
     return reply, [*map(reply.feed, ids), reply.finish()]
 
 

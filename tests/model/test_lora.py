@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gpt2cli.errors import UsageError
 from gpt2cli.model.config import PRESETS, GPT2Config
+from gpt2cli.model.cpu_ops import drop
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
-from gpt2cli.model.layers import drop
 from gpt2cli.model.lora import (
     add_lora,
     load_lora_state,

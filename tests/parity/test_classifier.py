@@ -10,7 +10,7 @@ from loud import loud
 
 from gpt2cli.checkpoints.classifier import load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import write_manifest
-from gpt2cli.generation.label_texts import classify
+from gpt2cli.generation.label_texts import predict_labels
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import empty_classifier
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
@@ -43,7 +43,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_the_pipeline_gives_our_labels_and_scores(folder: Path) -> None:
     loaded = load_classifier(folder)
-    ours = list(classify(loaded, TEXTS, str))
+    ours = list(predict_labels(loaded, TEXTS, str))
     assert any(answer.was_cut for answer in ours)
     assert max(answer.probabilities[answer.best] for answer in ours) > 0.6, "no wonder if all were a third"
     pipeline = transformers.pipeline("text-classification", str(folder), device="cpu")
@@ -78,5 +78,5 @@ def test_we_open_what_they_save(folder: Path, tmp_path: Path) -> None:
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
     first, again = load_classifier(folder), load_classifier(tmp_path / "again")
     assert again.labels == first.labels and again.max_tokens == first.max_tokens
-    for one, other in zip(classify(first, TEXTS, str), classify(again, TEXTS, str), strict=True):
+    for one, other in zip(predict_labels(first, TEXTS, str), predict_labels(again, TEXTS, str), strict=True):
         assert one == other

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, load_model, write_manifest, write_model
 from gpt2cli.generation.engine import generate
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.base import Tokenizer
@@ -94,7 +94,7 @@ def test_greedy_continuations_are_identical(loud_model: GPT2LMHead, theirs: Refe
             eos_token_id=None,
             pad_token_id=0,
         )[0, 16:]
-        steps = generate(model, [prompt[0].tolist()], Decoding(temperature=0.0), 64)
+        steps = generate(model, [prompt[0].tolist()], SamplingOptions(temperature=0.0), 64)
         assert [step.ids[0] for step in steps] == wanted.tolist()
 
 

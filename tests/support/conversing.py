@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from loud import loud
 
-from gpt2cli.generation.chat_session import Conversation, Done, Event
-from gpt2cli.generation.engine import Past, generate, new_past, read
-from gpt2cli.generation.history import Exchange
-from gpt2cli.generation.sampling import Decoding
-from gpt2cli.generation.settings import Settings
+from gpt2cli.generation.chat_prompt import Exchange
+from gpt2cli.generation.chat_session import ChatEvent, Conversation, ReplyDone
+from gpt2cli.generation.chat_settings import ChatSettings
+from gpt2cli.generation.engine import PrefixCache, extend_row, generate, new_prefix_cache
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.templates import TEMPLATES, Template, Turn, prompt_ids
@@ -19,7 +19,7 @@ from gpt2cli.tokenizer.chars import Chars
 
 LETTERS = Chars.from_text("\n .:#?0123456789" + "abcdefghijklmnopqrstuvwxyz" + "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 CHAT = TEMPLATES["chat"]
-GREEDY, WILD = Decoding(temperature=0), Decoding(temperature=1.5, top_k=0, seed=5)
+GREEDY, WILD = SamplingOptions(temperature=0), SamplingOptions(temperature=1.5, top_k=0, seed=5)
 
 
 def tiny(n_positions: int, seed: int = 0, attention: str = "sdpa") -> GPT2LMHead:
@@ -30,17 +30,17 @@ def tiny(n_positions: int, seed: int = 0, attention: str = "sdpa") -> GPT2LMHead
 
 def conversing(
     model: GPT2LMHead,
-    decoding: Decoding = GREEDY,
+    decoding: SamplingOptions = GREEDY,
     max_new_tokens: int = 12,
     template: Template | None = CHAT,
     system: str | None = None,
 ) -> Conversation:
-    return Conversation(model, LETTERS, template, system, Settings(decoding, max_new_tokens))
+    return Conversation(model, LETTERS, template, system, ChatSettings(decoding, max_new_tokens))
 
 
-def done(events: Iterable[Event]) -> Done:
+def done(events: Iterable[ChatEvent]) -> ReplyDone:
     last = list(events)[-1]
-    assert isinstance(last, Done)
+    assert isinstance(last, ReplyDone)
     return last
 
 
@@ -111,24 +111,24 @@ def after(n: int) -> Callable[[], bool]:
     return stop
 
 
-def require_true(model: GPT2LMHead, past: Past) -> None:
-    """The cache holds `past.ids`: keys and values are those of a fresh forward pass."""
-    assert past.cache.length == len(past.ids)
-    if not past.ids:
+def require_true(model: GPT2LMHead, prefix: PrefixCache) -> None:
+    """The cache holds `prefix.ids`: keys and values are those of a fresh forward pass."""
+    assert prefix.kv.length == len(prefix.ids)
+    if not prefix.ids:
         return
-    fresh = new_past(model)
+    fresh = new_prefix_cache(model)
     with torch.no_grad():
-        read(model, fresh, past.ids)
+        extend_row(model, fresh, prefix.ids)
     for name in ("keys", "values"):
-        for ours, theirs in zip(getattr(past.cache, name), getattr(fresh.cache, name), strict=True):
-            end = len(past.ids)
+        for ours, theirs in zip(getattr(prefix.kv, name), getattr(fresh.kv, name), strict=True):
+            end = len(prefix.ids)
             torch.testing.assert_close(ours[:, :, :end], theirs[:, :, :end], atol=1e-4, rtol=1e-3)
 
 
-def require_same(ours: Past, theirs: Past) -> None:
+def require_same(ours: PrefixCache, theirs: PrefixCache) -> None:
     """To the last bit."""
     assert ours.ids == theirs.ids
     end = len(ours.ids)
     for name in ("keys", "values"):
-        for one, other in zip(getattr(ours.cache, name), getattr(theirs.cache, name), strict=True):
+        for one, other in zip(getattr(ours.kv, name), getattr(theirs.kv, name), strict=True):
             assert torch.equal(one[:, :, :end], other[:, :, :end])

@@ -69,7 +69,7 @@ def test_a_batch_loses_what_its_records_lose_alone(mask: str, tmp_path: Path) ->
 def test_packed_records_lose_what_they_lose_alone(attention: str, tmp_path: Path) -> None:
     _, task = teaching(tmp_path, "packing=true", "batch.micro_batch=2")
     model = loud(task.fresh_model(attention))
-    plain = model.transformer.h[0].attn.dropout
+    plain = model.transformer.h[0].attn.dropout.rate
     batch = task.batch(0, 0)
     assert max(map(len, batch.rows)) > 1 and plain > 0 and not model.training
     # One record's targets at a time, so that no error of one hides behind another's.

@@ -7,13 +7,13 @@ import time
 import pytest
 from rich.console import Console
 
-from gpt2cli.generation.events import Done, Dropped, Event, Piece
+from gpt2cli.generation.chat_session import ChatEvent, ReplyDone, TextDelta, TurnsDropped
 from gpt2cli.ui.chat import ReplyView, quoted
 from gpt2cli.ui.spinner import waiting
 
 
-def done(reason: str, n_new: int = 3, *, is_kept: bool = True) -> Done:
-    return Done("text", reason, 1, 0, 5, 5, n_new, 0, 3.0, 1.0, float(n_new > 1), is_kept)
+def done(reason: str, n_new: int = 3, *, is_kept: bool = True) -> ReplyDone:
+    return ReplyDone("text", reason, 1, 0, 5, 5, n_new, 0, 3.0, 1.0, float(n_new > 1), is_kept)
 
 
 @pytest.mark.parametrize(
@@ -30,15 +30,15 @@ def done(reason: str, n_new: int = 3, *, is_kept: bool = True) -> Done:
         ),
     ],
 )
-def test_the_line_after_a_reply(event: Done, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    ReplyView(seed=1, is_terminal=True, as_json=False).show(event)
+def test_the_line_after_a_reply(event: ReplyDone, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ReplyView(seed=1, is_talk=True, as_json=False).show(event)
     shown = capsys.readouterr()
     assert shown.err == f"{line}\n"
     assert shown.out == ("\n" if event.is_kept else "")
 
 
-EVENTS: tuple[Event, ...] = (
-    Dropped(1), Piece("one"), Dropped(2), Piece(" two\n"), Piece("three"), done("stop"),
+EVENTS: tuple[ChatEvent, ...] = (
+    TurnsDropped(1), TextDelta("one"), TurnsDropped(2), TextDelta(" two\n"), TextDelta("three"), done("stop"),
 )  # fmt: skip
 
 

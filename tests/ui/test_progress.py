@@ -11,11 +11,11 @@ from rich.console import Console
 
 from gpt2cli.checkpoints.provenance import Origin
 from gpt2cli.convert.pipeline import ConvertProgress
-from gpt2cli.data.prepare import Progress
-from gpt2cli.evaluation.perplexity import Scoring
+from gpt2cli.data.prepare_pipeline import PrepareProgress
+from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.hub.downloads import Downloaded, DownloadProgress
 from gpt2cli.ui.console import THEME
-from gpt2cli.ui.progress import State, converting, counting, finish, preparing, scoring, track
+from gpt2cli.ui.progress import State, converting, counting, downloading, finish, preparing, scoring, track
 
 
 def screen(terminal: bool) -> Console:

@@ -1,8 +1,8 @@
-"""Owns compiled decode steps: the packages under GPT2_HOME/compiled, when one is worth building, and its use.
+"""Compiled decode steps: the packages under GPT2_HOME/compiled, when one is worth building, and its use.
 
 A package is machine code for one config, precision, processor and torch; it holds no weights. Because
 it is code, it lies in a folder of the user's own, and is run only if its SHA-256 is the one that was
-stored when it was built here; anything else there is built anew. What is compiled is tracing.py's.
+stored when it was built here; anything else there is built anew. export_step.py says what is compiled.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ from gpt2cli.files import (
     sweep,
     write_json,
 )
-from gpt2cli.generation.cpu import export_step, linear, quantizing, swap_linears
-from gpt2cli.model import gpt2, layers
+from gpt2cli.generation.cpu import export_step, linear, swap_linears
+from gpt2cli.model import cpu_ops, gpt2, layers
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
@@ -41,12 +41,12 @@ from gpt2cli.runtime import find_compiler
 
 PACKAGE, FACTS = "step.pt2", "facts.json"
 LONGEST_BUILD = 3600.0  # seconds
-# What a compiled token saves over an eager one, in seconds a parameter: 4 to 6 ms at 124M. Below
+# What a compiled token saves over an eager one, in seconds per parameter: 4 to 6 ms at 124M. Below
 # SMALL parameters any way is fast enough.
 SAVED, SMALL = 4e-11, 20_000_000
-BUILD_SECONDS, BUILD_SECONDS_A_BLOCK = 15.0, 3.0  # 50 s for 124M on two cores
+BUILD_SECONDS, BUILD_SECONDS_PER_BLOCK = 15.0, 3.0  # 50 s for 124M on two cores
 PAYS = 2  # a build must save so many times what it takes: most texts end before their limit
-WORTH_SAYING = 0.25  # seconds; below, nobody needs to hear how to save them
+WORTH_SAYING = 0.25  # seconds; below, it is not worth a line on the terminal
 
 
 class BuildError(Gpt2Error):
@@ -55,7 +55,7 @@ class BuildError(Gpt2Error):
 
 def build_seconds(config: GPT2Config) -> float:
     """About how long a build takes."""
-    return BUILD_SECONDS + BUILD_SECONDS_A_BLOCK * config.n_layer
+    return BUILD_SECONDS + BUILD_SECONDS_PER_BLOCK * config.n_layer
 
 
 def saved_seconds(config: GPT2Config, n_tokens: int) -> float:
@@ -152,7 +152,7 @@ def _forget_older(folder: Path) -> None:
 
 
 def use_package(model: GPT2LMHead, precision: str, package: Path) -> None:
-    """Let a model that was packed for it decode with the package, which `find_package` gave.
+    """Let a model that was swapped for it decode with the package, which `find_package` gave.
 
     Raises BuildError where torch cannot open it.
     """
@@ -176,7 +176,7 @@ class CompiledStep:
         self._eager, self._other_cache = model.extend, model.new_cache
         self._weights = export_step.weights_of(model)
         found = [f"{n} {tuple(p.shape)} {p.dtype}" for n, p in model.named_parameters()]
-        assert found == export_step.signature(config, precision), "the model is packed for another step"
+        assert found == export_step.signature(config, precision), "the model is swapped for another step"
         assert all(weight.is_contiguous() for weight in self._weights)
         self._shortest, self._longest = export_step.SHORTEST, export_step.longest(config)
         self._shape = (1, config.n_head, config.n_positions, config.head_width)
@@ -211,7 +211,7 @@ class CompiledStep:
 
 
 def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> None:
-    """In a process of its own, whose caches nobody else can have filled."""
+    """In a process of its own, whose caches no other process can have filled."""
     request = {
         "config": asdict(config),
         "precision": precision,
@@ -220,7 +220,7 @@ def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> N
     }
     places = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor")}
     places["CXX"] = find_compiler() or ""  # torch by itself would only look for g++
-    package_root = str(Path(__file__).parents[2])
+    package_root = str(Path(__file__).parents[3])
     search = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     try:
         process = subprocess.Popen(
@@ -256,9 +256,8 @@ def _folder(config: GPT2Config, precision: str) -> Path:
 
 def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
     """All that the code depends on."""
-    sources = [
-        Path(str(module.__file__)) for module in (export_step, swap_linears, linear, quantizing, gpt2, layers)
-    ]
+    modules = (export_step, swap_linears, linear, gpt2, layers, cpu_ops)
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return {
         "torch": torch.__version__,
         "processor": _processor(),
@@ -266,7 +265,7 @@ def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": precision,
         "config": asdict(config) | {"dropout": 0.0, "initializer_range": 0.0},  # only training has them
-        "code": hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest(),
+        "code": hashlib.sha256(code).hexdigest(),
     }
 
 

@@ -1,10 +1,10 @@
-"""Owns the graph of one decode step and its translation into machine code.
+"""The export of one decode step: the model's graph, and its translation into machine code.
 
-The graph is the model of `model/` itself, run once by torch.export with three of its parts exchanged:
-products that are sums the compiler turns into one loop (packing.py), attention of a single query, and
-a cache that is written in place. Nothing of the weights is in it: they are inputs, so one package
-serves every model of a config. Run as a program it builds one package, in a process of its own:
-the compiler takes seconds to import, hundreds of megabytes, and may crash. compiled.py owns the packages.
+The graph is the model of `model/` itself, run once by torch.export with three of its parts swapped:
+matmuls that are sums, which the compiler turns into one loop (linear.py), attention of a single query,
+and a cache that is written in place. Weights are inputs of the graph, so one package serves every model
+of a config. Run as a program it builds one package, in a process of its own: the compiler takes seconds
+to import, hundreds of megabytes, and may crash. aot_packages.py keeps the packages.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2cli.generation.cpu.large_pages import in_huge_pages
-from gpt2cli.generation.cpu.swap_linears import exchange_products
+from gpt2cli.generation.cpu.linear import in_huge_pages
+from gpt2cli.generation.cpu.swap_linears import swap_layers
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.model.layers import Attention, KVCache
@@ -61,22 +61,22 @@ def full_cache(config: GPT2Config, precision: str, n_wanted: int) -> KVCache:
 
 
 def weights_of(model: GPT2LMHead) -> list[Tensor]:
-    """The weights of a packed model in the order in which the step takes them."""
+    """The weights of a swapped model in the order in which the step takes them."""
     return [parameter.detach() for _, parameter in model.named_parameters()]
 
 
 def signature(config: GPT2Config, precision: str) -> list[str]:
     """The weights that the step takes, in words: a package built for others must never be run."""
-    model = exchange_products(empty_model(config), precision, "compiled")
+    model = swap_layers(empty_model(config), precision, "compiled")
     return [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.named_parameters()]
 
 
-class Step(nn.Module):
-    """One token in, the scores of the next one out."""
+class DecodeGraph(nn.Module):
+    """One token in, the logits of the next one out."""
 
     def __init__(self, config: GPT2Config, precision: str) -> None:
         super().__init__()
-        model = exchange_products(empty_model(config), precision, "compiled").eval()
+        model = swap_layers(empty_model(config), precision, "compiled").eval()
         for module in model.modules():
             if isinstance(module, Attention):
                 module.attend = attend_one
@@ -99,7 +99,7 @@ class Step(nn.Module):
 
 
 class StepCache(KVCache):
-    """The memory of a cache of full length, written at a place that is known only at run time.
+    """A cache of full length, written at a place that is known only at run time.
 
     What is written is the whole of an input, and contiguous: of another the compiler copies all, each time.
     """
@@ -120,7 +120,7 @@ class StepCache(KVCache):
 def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """`attention_formula` for a query that sees everything, as sums in fp32.
 
-    The exponentials are divided by their sum at the end: D divisions a head instead of S.
+    The exponentials are divided by their sum at the end: D divisions per head instead of S.
     """
     scores = (q / math.sqrt(q.shape[3]) * k.float()).sum(dim=3)  # (1, H, S)
     weights = (scores - scores.amax(dim=2, keepdim=True)).exp()  # (1, H, S)
@@ -132,7 +132,7 @@ def build(config: GPT2Config, precision: str, path: str) -> None:
     """Compile the step into a package at `path`, which ends in .pt2."""
     from torch._inductor import aoti_compile_and_package
 
-    step = Step(config, precision)
+    step = DecodeGraph(config, precision)
     places = torch.arange(TRACED_LENGTH)
     weights = [torch.empty(p.shape, dtype=p.dtype) for p in step.weights.values()]
     cache = full_cache(config, precision, n_wanted=TRACED_LENGTH)

@@ -1,34 +1,40 @@
-"""Owns the products that decoding one row on a CPU uses in the place of `nn.Linear`.
+"""Linear layers and embeddings that take the place of `nn.Linear` and `nn.Embedding` to decode on a CPU.
 
-At batch 1 a token costs one read of every weight, and `F.linear` reads at a quarter of the
-memory's speed. The modules here compute the same products with kernels that read faster, from
-weights in fp32, bf16 or int8. For several rows there is blocked.py; packing.py puts them in place.
+At batch 1 a token costs one read of every weight, and `F.linear` reads at a quarter of the memory's
+speed: SplitLinear, RowLinear, Bf16Linear and Int8Linear read faster, from weights in fp32, bf16 or int8.
+With 2 to some 100 rows a matmul is too much arithmetic for these kernels and too little for `F.linear`,
+which brings the weights into the blocks of oneDNN's kernels again at every call: the Blocked layers
+keep them there. swap_linears.py puts the layers into a model.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2cli.generation.cpu.large_pages import in_huge_pages
-from gpt2cli.generation.cpu.quantizing import CHUNK, quantize_rows
+from gpt2cli.checkpoints.safetensors_bytes import private_memory
 
-FEW_ROWS = 16  # up to here a product waits for the memory; beyond, F.linear is as fast
+FEW_ROWS = 16  # up to here a matmul waits for the memory; beyond, F.linear is as fast
 MOST_PARTS = 16
+ROWS_HINT = 8  # that oneDNN's blocks are chosen for; between 1 and 512 rows it made no difference
+LARGEST = 127  # of int8; -128 stays unused, so that both signs reach equally far
+MIDDLE = 128  # the unsigned number that stands for 0: the processor multiplies unsigned by signed
+CHUNK = 4096  # rows converted at a time: the temporary copies stay small
+HUGE_PAGE = 1 << 21  # bytes, on x86-64 and most of arm64
 
 
-class Packed(nn.Module):
-    """A product that takes the place of a linear layer."""
+class DecodeLinear(nn.Module):
+    """A matmul that takes the place of a linear layer; its weights no longer train."""
 
     def as_embedding(self) -> nn.Module | None:
         """The token embedding on the same matrix; None where its layout is not made for reading a row."""
         return None
 
 
-class SplitLinear(Packed):
+class SplitLinear(DecodeLinear):
     """For fp32: x W^T + b with the channels of x split among the threads, and the parts added up.
 
     W is kept as (K, N), K channels in and N out, so that each part is a block of whole rows: a
-    batched product gives every thread one of them to read from end to end.
+    batched matmul gives every thread one of them to read from end to end.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -65,7 +71,7 @@ class ColumnEmbedding(nn.Module):
         return F.embedding(input_ids, self.weight.t())  # (B, T, C)
 
 
-class RowLinear(Packed):
+class RowLinear(DecodeLinear):
     """x W^T + b with W (N, K) in fp32 or bf16. Whatever comes in is rounded to the weights' precision.
 
     For a single row in bf16 oneDNN is left out: it reads at half the speed of torch's own kernel for
@@ -76,7 +82,7 @@ class RowLinear(Packed):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        # A loaded model's matrices are turned over by their strides; here each row lies together.
+        # A loaded model's matrices are transposed by their strides; here each row lies together.
         self.weight = _fixed(linear.weight.detach(), self.dtype)  # (N, K)
         self.bias = _vector(linear.bias)  # (N,)
 
@@ -103,8 +109,8 @@ class Bf16Linear(RowLinear):
     dtype = torch.bfloat16
 
 
-class Int8Linear(Packed):
-    """x W^T + b with W (N, K) as whole numbers and a scale a row. In and out in bf16, like its sums."""
+class Int8Linear(DecodeLinear):
+    """x W^T + b with W (N, K) as whole numbers and a scale per row. In and out in bf16, like its sums."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -159,8 +165,102 @@ class Int8Embedding(nn.Module):
         return self.weight[input_ids].float() * self.scale[input_ids][..., None]  # (B, T, C)
 
 
+class BlockedLinear(DecodeLinear):
+    """x W^T + b in fp32; what comes out is always fp32."""
+
+    dtype = torch.float32
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().to(self.dtype).contiguous()  # (N, K)
+        self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(self.dtype)  # (N,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.bias, "none", [], "")
+        return y.float()
+
+
+class BlockedBf16Linear(BlockedLinear):
+    """The same with x and W rounded to bf16, and sums in fp32."""
+
+    dtype = torch.bfloat16
+
+
+class BlockedInt8Linear(DecodeLinear):
+    """x W^T + b with W and each row of x as whole numbers and a scale per row, and whole sums.
+
+    A row of x has a scale of its own (Dettmers et al. 2022, LLM.int8(), section 2.1), so that no row
+    depends on the others.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        whole, self.scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight)).float()
+        quantize_rows(weight, whole, self.scale)
+        self.blocks = torch.ops.onednn.qlinear_prepack(whole.contiguous(), None)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64)  # (N,), what stands for 0 in W
+        self.bias = None if linear.bias is None else linear.bias.detach().float()  # (N,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        largest = rows.abs().amax(dim=1, keepdim=True)  # (n, 1); torch's norm takes ten times as long
+        scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
+        # The cast cuts off what follows the point; half a step more makes that rounding.
+        whole = (rows / scale).add_(MIDDLE + 0.5).to(torch.uint8)  # (n, K)
+        y = torch.ops.onednn.qlinear_pointwise(
+            *(whole, 1.0, MIDDLE),
+            *(self.blocks, self.scale, self.zeros, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+        y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
+        return y.view(*x.shape[:-1], -1)
+
+
+def can_block(precision: str) -> bool:
+    """Whether oneDNN is there, with kernels for this precision on this processor."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if precision == "bf16":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return precision == "fp32" or bool(torch.cpu._is_vnni_supported())
+
+
+@torch.no_grad()
+def quantize_rows(weight: Tensor, whole: Tensor, scale: Tensor) -> None:
+    """Fill `whole` (N, K) int8 and `scale` (N,) fp32 from `weight` (N, K), which is about scale * whole.
+
+    Symmetric and per row, from -127 to 127 ("absmax"; Dettmers et al. 2022, LLM.int8(), section 2.1,
+    there per column). A row of zeros has scale 0. `whole` may be the beginning of the weight's own
+    memory, if that is contiguous.
+    """
+    for start in range(0, len(weight), CHUNK):
+        rows = weight[start : start + CHUNK].float()  # (n, K)
+        largest = rows.abs().amax(dim=1)  # (n,)
+        scale[start : start + CHUNK] = largest / LARGEST
+        # Of a row of zeros nothing may become 0 / 0.
+        steps = rows * (LARGEST / largest.clamp(min=torch.finfo(torch.float32).tiny))[:, None]
+        whole[start : start + CHUNK] = steps.round_().to(torch.int8)
+
+
+def in_huge_pages(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a tensor in pages of 2 MB where the system has them.
+
+    A processor finds 4 KiB pages by tables of its own, which are too small for hundreds of megabytes;
+    large pages it finds at once: weights are read at 34 GB/s instead of 24 (two cores of an AMD EPYC).
+    """
+    n_bytes = torch.Size(shape).numel() * dtype.itemsize
+    if n_bytes < HUGE_PAGE:
+        return torch.empty(shape, dtype=dtype)
+    whole = torch.frombuffer(private_memory(n_bytes + 2 * HUGE_PAGE), dtype=torch.uint8)
+    start = -whole.data_ptr() % HUGE_PAGE
+    return whole[start : start + n_bytes].view(dtype).view(shape)
+
+
 def _reduced(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
-    """The product of one row as the compiler likes it: sums in fp32, one loop over two halves of W.
+    """The matmul of one row as the compiler likes it: sums in fp32, one loop over two halves of W.
 
     Two rows far apart are read at a time, so that two streams come from the memory.
     """
@@ -175,11 +275,11 @@ def _reduced(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | Non
 
 
 def _fixed(tensor: Tensor, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """The tensor (N, K) as weights that do not learn, row after row in `_memory_of` it."""
+    """The tensor (N, K) as weights that do not train, row after row in `_memory_of` it."""
     dtype = dtype or tensor.dtype
     memory = _memory_of(tensor, dtype)
     if not tensor.is_meta and not (tensor.is_contiguous() and tensor.dtype is dtype):
-        step = CHUNK if tensor.is_contiguous() else len(tensor)  # turned over, it is read as a whole first
+        step = CHUNK if tensor.is_contiguous() else len(tensor)  # transposed, it is read as a whole first
         for start in range(0, len(tensor), step):
             memory[start : start + step] = tensor[start : start + step].to(dtype, copy=True)
     return nn.Parameter(memory, requires_grad=False)

@@ -12,14 +12,14 @@ import torch
 
 from gpt2cli.generation.cpu import aot_packages, export_step
 from gpt2cli.generation.cpu.aot_packages import BuildError, build_package, find_package, use_package
-from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import generate
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 
 CONFIG = GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=64, vocab_size=211)
-GREEDY = Decoding(temperature=0)
+GREEDY = SamplingOptions(temperature=0)
 Packed = Callable[[str], GPT2LMHead]
 
 
@@ -49,12 +49,14 @@ def at_home(built: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def compiled_model(model: GPT2LMHead, precision: str = "fp32") -> GPT2LMHead:
     package = find_package(model.config, precision)
     assert package is not None
-    packed = pack_for_decoding(copy.deepcopy(model), precision, use="compiled")
+    packed = swap_for_decoding(copy.deepcopy(model), precision, use="compiled")
     use_package(packed, precision, package)
     return packed
 
 
-def ids_of(model: GPT2LMHead, prompt: list[int], n: int, decoding: Decoding = GREEDY) -> list[int | None]:
+def ids_of(
+    model: GPT2LMHead, prompt: list[int], n: int, decoding: SamplingOptions = GREEDY
+) -> list[int | None]:
     return [step.ids[0] for step in generate(model, [prompt], decoding, n)]
 
 
@@ -76,7 +78,7 @@ def test_greedy_ids_are_those_of_the_plain_model(
 
 
 def test_sampled_ids_are_those_of_the_plain_model(model: GPT2LMHead, at_home: Path) -> None:
-    decoding = Decoding(temperature=1.2, top_k=20, repetition_penalty=1.1, seed=5)
+    decoding = SamplingOptions(temperature=1.2, top_k=20, repetition_penalty=1.1, seed=5)
     assert ids_of(compiled_model(model), [9, 9], 60, decoding) == ids_of(model, [9, 9], 60, decoding)
 
 
@@ -165,7 +167,7 @@ def test_what_is_not_exactly_ours_is_never_run(copied: Path, damage: Callable[[P
 
 def test_a_package_that_does_not_open_is_an_error_to_go_on_from(model: GPT2LMHead, tmp_path: Path) -> None:
     (tmp_path / "step.pt2").write_bytes(b"no archive")
-    packed = pack_for_decoding(model, "fp32", use="compiled")
+    packed = swap_for_decoding(model, "fp32", use="compiled")
     with pytest.raises(BuildError, match="does not open"):
         use_package(packed, "fp32", tmp_path / "step.pt2")
     assert len(ids_of(packed, [1, 2], 5)) == 5

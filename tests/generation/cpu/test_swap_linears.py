@@ -5,19 +5,27 @@ import pytest
 import torch
 
 from gpt2cli.generation.cpu import swap_linears
-from gpt2cli.generation.cpu.blocked import BlockedBf16Linear, BlockedInt8Linear, BlockedLinear
-from gpt2cli.generation.cpu.linear import Bf16Linear, Int8Linear, SplitLinear
-from gpt2cli.generation.cpu.swap_linears import pack_for_decoding
+from gpt2cli.generation.cpu.linear import (
+    Bf16Linear,
+    BlockedBf16Linear,
+    BlockedInt8Linear,
+    BlockedLinear,
+    Int8Linear,
+    SplitLinear,
+)
+from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import generate
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import Linear
 
 
 def test_a_packed_model_writes_the_same_and_holds_no_second_copy(model: GPT2LMHead) -> None:
-    packed = pack_for_decoding(copy.deepcopy(model))
+    packed = swap_for_decoding(copy.deepcopy(model))
     prompts = [[5, 80, 210], [17], list(range(30))]
-    ours, expected = (list(generate(m, prompts, Decoding(temperature=0), 120)) for m in (packed, model))
+    ours, expected = (
+        list(generate(m, prompts, SamplingOptions(temperature=0), 120)) for m in (packed, model)
+    )
     assert ours == expected
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in packed.parameters()}
     assert sum(storages.values()) == 4 * model.config.n_parameters
@@ -30,7 +38,7 @@ def test_logits_of_a_packed_model_agree(model: GPT2LMHead) -> None:
     ids = torch.randint(0, 211, (2, 20))
     with torch.no_grad():
         expected = model(ids)
-        assert torch.allclose(pack_for_decoding(model)(ids), expected, atol=1e-4)
+        assert torch.allclose(swap_for_decoding(model)(ids), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,7 @@ def test_the_product_follows_the_precision(model: GPT2LMHead, precision: str, ki
     if not tied:
         model.config = dataclasses.replace(model.config, tie_word_embeddings=False)
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    packed = pack_for_decoding(model, precision)
+    packed = swap_for_decoding(model, precision)
     assert type(packed.lm_head) is kind and type(packed.transformer.h[0].attn.c_proj) is kind
     assert (packed.lm_head.weight is packed.transformer.wte.weight) is tied
     assert packed.transformer.ln_f.weight.dtype is torch.float32
@@ -51,7 +59,7 @@ def test_the_product_follows_the_precision(model: GPT2LMHead, precision: str, ki
 def test_without_a_word_the_weights_keep_their_precision(
     model: GPT2LMHead, dtype: torch.dtype, kind: type
 ) -> None:
-    assert type(pack_for_decoding(model.to(dtype)).lm_head) is kind
+    assert type(swap_for_decoding(model.to(dtype)).lm_head) is kind
 
 
 @pytest.mark.parametrize(("precision", "largest"), [("bf16", 1e-4), ("int8", 6e-4)])
@@ -63,7 +71,7 @@ def test_fewer_bits_stay_near_fp32(model: GPT2LMHead, precision: str, largest: f
         parameter += "ln_" in name and name.endswith("weight")  # as training leaves them, around 1
     ids = torch.randint(0, 211, (1, 60), generator=torch.Generator().manual_seed(1))
     expected = model(ids).double().log_softmax(-1)
-    packed = pack_for_decoding(model, precision)
+    packed = swap_for_decoding(model, precision)
     cache = packed.new_cache(1, 64)
     rows = [ids] if at_once else ids.split(1, dim=1)
     ours = torch.cat([packed(row, cache).double() for row in rows], dim=1).log_softmax(-1)
@@ -72,7 +80,7 @@ def test_fewer_bits_stay_near_fp32(model: GPT2LMHead, precision: str, largest: f
 
 
 def test_other_devices_are_left_alone(model: GPT2LMHead) -> None:
-    packed = pack_for_decoding(model.to("meta"))
+    packed = swap_for_decoding(model.to("meta"))
     assert type(packed.lm_head) is Linear
 
 
@@ -90,7 +98,7 @@ def test_a_model_packed_for_several_rows_stays_near_fp32(
         parameter += "ln_" in name and name.endswith("weight")  # as training leaves them, around 1
     ids = torch.randint(0, 211, (3, 40), generator=torch.Generator().manual_seed(1))
     expected = model(ids).double().log_softmax(-1)
-    packed = pack_for_decoding(model, precision, "rows")
+    packed = swap_for_decoding(model, precision, "rows")
     assert type(packed.lm_head) is BLOCKED[precision]
     for pieces in ([ids], ids.split(1, dim=1)):
         cache = packed.new_cache(3, 64)
@@ -103,9 +111,9 @@ def test_a_model_packed_for_several_rows_stays_near_fp32(
 def test_a_row_does_not_depend_on_the_others(model: GPT2LMHead, precision: str) -> None:
     """In bf16 the same, but for what rounding makes of another order of sums."""
     require_blocks(precision)
-    packed = pack_for_decoding(model, precision, "rows")
+    packed = swap_for_decoding(model, precision, "rows")
     prompts = [[5, 80, 210], [17, 3, 3], [9, 100, 2]]
-    greedy = Decoding(temperature=0)
+    greedy = SamplingOptions(temperature=0)
     together = list(generate(packed, prompts, greedy, 20))
     for row, prompt in enumerate(prompts):
         alone = list(generate(packed, [prompt], greedy, 20))
@@ -116,7 +124,7 @@ def test_without_kernels_for_several_rows_the_others_are_taken(
     model: GPT2LMHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(swap_linears, "can_block", lambda precision: False)
-    assert type(pack_for_decoding(model, "int8", "rows").lm_head) is Int8Linear
+    assert type(swap_for_decoding(model, "int8", "rows").lm_head) is Int8Linear
 
 
 def require_blocks(precision: str) -> None:

@@ -1,14 +1,11 @@
-"""Owns what has been said in a conversation, and how it becomes the ids of the next prompt.
-
-Which part of it the model has read already is conversation.py's business.
-"""
+"""The prompt of a conversation: what has been said, a template and a system text become ids."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpt2cli.errors import InputError
-from gpt2cli.generation.stop_text import Reply
+from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.templates import Template, Turn
 from gpt2cli.tokenizer.base import Tokenizer
 
@@ -29,9 +26,9 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Speech:
-    """How a model is spoken to. Without a template a text simply goes on: what one side says
-    follows what the other has said.
+class ChatFormat:
+    """How turns are written for a model. Without a template a text simply goes on: each side's words
+    follow the other's.
     """
 
     tokenizer: Tokenizer
@@ -44,7 +41,7 @@ class Speech:
 
     def prompt(self, exchanges: Sequence[Exchange], question: str) -> list[int]:
         """What a reply to the question follows: what training has put before it, with replies in
-        the ids that the model chose. A text that nobody has begun begins with end-of-text.
+        the ids that the model chose. An empty text begins with end-of-text.
         """
         if self.template:
             return [*_written(self, self.template, exchanges, question)]
@@ -59,37 +56,37 @@ class Speech:
 
 
 def _written(
-    speech: Speech, template: Template, exchanges: Sequence[Exchange], question: str
+    chat_format: ChatFormat, template: Template, exchanges: Sequence[Exchange], question: str
 ) -> Iterator[int]:
-    turns = [] if speech.system is None else [Turn("system", speech.system)]
+    turns = [] if chat_format.system is None else [Turn("system", chat_format.system)]
     for exchange in exchanges:
         turns += [Turn("user", exchange.question), Turn("assistant", exchange.reply)]
     replies = (exchange.ids for exchange in exchanges)
     for text, is_answer in template.parts([*turns, Turn("user", question)]):
         if is_answer:
             yield from next(replies)
-            yield speech.tokenizer.end_of_text  # ended, as every answer in training
+            yield chat_format.tokenizer.end_of_text  # ended, as every answer in training
         else:
-            yield from speech.tokenizer.encode(text)
+            yield from chat_format.tokenizer.encode(text)
 
 
 def first_that_fits(
-    speech: Speech, exchanges: Sequence[Exchange], question: str, n_dropped: int, most: int
+    chat_format: ChatFormat, exchanges: Sequence[Exchange], question: str, n_dropped: int, most: int
 ) -> int:
     """The least number of the oldest exchanges that have to go, at least `n_dropped`, so that the
     prompt has at most `most` ids; all of them where nothing helps.
     """
     numbers = range(n_dropped, len(exchanges))
     return n_dropped + bisect_left(
-        numbers, True, key=lambda n: len(speech.prompt(exchanges[n:], question)) <= most
+        numbers, True, key=lambda n: len(chat_format.prompt(exchanges[n:], question)) <= most
     )
 
 
-def require_room(speech: Speech, question: str, limit: int) -> None:
+def require_room(chat_format: ChatFormat, question: str, limit: int) -> None:
     """Raises InputError for a question that has no place in the context even alone."""
-    n = len(speech.prompt([], question))
+    n = len(chat_format.prompt([], question))
     if n > limit:
-        beside = n - len(speech.tokenizer.encode(question))
+        beside = n - len(chat_format.tokenizer.encode(question))
         raise InputError(
             f"the message has {n} tokens"
             + f", {beside} of them from template and system text" * (beside > 0),
@@ -98,18 +95,18 @@ def require_room(speech: Speech, question: str, limit: int) -> None:
         )
 
 
-def require_room_beside(speech: Speech, limit: int) -> None:
+def require_room_beside(chat_format: ChatFormat, limit: int) -> None:
     """Raises InputError for a system text that leaves none."""
-    n = len(speech.prompt([], "")) if speech.system else 0
+    n = len(chat_format.prompt([], "")) if chat_format.system else 0
     if n > limit - LEAST_ROOM:
         raise InputError(
-            f"the system text has {n} tokens" + " with its template" * (speech.template is not None),
+            f"the system text has {n} tokens" + " with its template" * (chat_format.template is not None),
             f"this model's context holds {limit}, questions and replies included",
             "a shorter --system TEXT, or in a chat /system TEXT",
         )
 
 
-def own_ids(reply: Reply, tokenizer: Tokenizer) -> tuple[int, ...]:
+def own_ids(reply: Continuation, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids of the reply's text. A stop string at its end does not belong to it, and may begin
     inside a token: what that token holds of the text is encoded.
     """

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.chat_session import Conversation
-from gpt2cli.generation.engine import Past
+from gpt2cli.generation.engine import PrefixCache
 from gpt2cli.model.gpt2 import GPT2LMHead
 
 MODELS = [tiny(96, seed=seed) for seed in range(3)]
@@ -93,11 +93,11 @@ def test_the_past_is_always_what_the_cache_holds(
     for name, *arguments in acts:
         n_before = len(talk.exchanges)
         act(talk, name, *arguments)
-        require_true(model, talk.past)
+        require_true(model, talk.prefix)
         if len(talk.exchanges) > n_before:
             *turns, last = talk.exchanges[talk.n_dropped :]
             prompt = written(talk, turns, last.question)
-            assert talk.past.ids[: len(prompt)] == prompt[: len(talk.past.ids)]
+            assert talk.prefix.ids[: len(prompt)] == prompt[: len(talk.prefix.ids)]
         assert all(LETTERS.decode(exchange.ids) == exchange.reply for exchange in talk.exchanges)
         assert 0 <= talk.n_dropped <= len(talk.exchanges)
 
@@ -137,7 +137,9 @@ def test_where_nothing_left_the_context_it_is_so_to_the_last_bit(
     require_same(*require_alike(ROOMY[half], acts, with_template))
 
 
-def require_alike(model: GPT2LMHead, acts: list[tuple[Any, ...]], with_template: bool) -> tuple[Past, Past]:
+def require_alike(
+    model: GPT2LMHead, acts: list[tuple[Any, ...]], with_template: bool
+) -> tuple[PrefixCache, PrefixCache]:
     """Do all, and elsewhere only what was not taken back; then ask both."""
     ours, theirs = (conversing(model, WILD, 10, CHAT if with_template else None) for _ in range(2))
     for name, *arguments in remaining(ours, acts):
@@ -145,4 +147,4 @@ def require_alike(model: GPT2LMHead, acts: list[tuple[Any, ...]], with_template:
     assert (ours.exchanges, ours.n_dropped) == (theirs.exchanges, theirs.n_dropped)
     replies = [done(talk.say("and now?")) for talk in (ours, theirs)]
     assert replies[0].reply == replies[1].reply
-    return ours.past, theirs.past
+    return ours.prefix, theirs.prefix

@@ -1,20 +1,23 @@
-"""Owns the settings of a conversation: what they are called, and what a typed value means."""
+"""The settings of a chat: what they are called, and what a typed value means."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from gpt2cli.errors import UsageError
-from gpt2cli.generation.sampling import Decoding
+from gpt2cli.generation.sampling import SamplingOptions
 
 # Their names and types, in the order in which they are shown.
-SETTINGS: dict[str, Any] = {field.name: field.type for field in fields(Decoding)} | {"max_new_tokens": int}
+SETTINGS: dict[str, Any] = {
+    **{field.name: field.type for field in fields(SamplingOptions)},
+    "max_new_tokens": int,
+}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How replies are chosen, and how long they may be. UsageError for values that mean nothing."""
+class ChatSettings:
+    """How replies are sampled, and how long they may be. UsageError for values that mean nothing."""
 
-    decoding: Decoding
+    sampling: SamplingOptions
     max_new_tokens: int
 
     def __post_init__(self) -> None:
@@ -23,9 +26,9 @@ class Settings:
 
     @property
     def values(self) -> dict[str, int | float]:
-        return {**asdict(self.decoding), "max_new_tokens": self.max_new_tokens}
+        return {**asdict(self.sampling), "max_new_tokens": self.max_new_tokens}
 
-    def changed(self, name: str, value: str) -> "Settings":
+    def changed(self, name: str, value: str) -> "ChatSettings":
         """With one of SETTINGS as it was typed; UsageError says what it can be."""
         kind = SETTINGS[name]
         try:
@@ -37,7 +40,7 @@ class Settings:
             raise UsageError(f"{name} is '{value[:40]}'", f"it must be {must}") from None
 
 
-def from_values(values: dict[str, Any]) -> Settings:
+def from_values(values: dict[str, Any]) -> ChatSettings:
     """From a value for each of SETTINGS."""
-    decoding = {name: value for name, value in values.items() if name != "max_new_tokens"}
-    return Settings(Decoding(**decoding), values["max_new_tokens"])
+    sampling = {name: value for name, value in values.items() if name != "max_new_tokens"}
+    return ChatSettings(SamplingOptions(**sampling), values["max_new_tokens"])
