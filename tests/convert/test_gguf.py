@@ -226,7 +226,10 @@ def test_rounded_models_compute_nearly_the_same(
     files: dict[str, Path], bpe_model: GPT2LMHead, dtype: str, tolerance: float
 ) -> None:
     ids = gpt2().encode("Every effort moves you closer to the sea, 12 times.")
-    a, b = our_logits(bpe_model, ids), llama_logits(opened(files[dtype]), ids)
+    llama = opened(files[dtype])
+    if dtype == "q8_0" and b"AMX_INT8 = 1" in sys.modules["llama_cpp"].llama_print_system_info():
+        pytest.skip("llama.cpp's AMX kernels crash on q8_0 rows as short as these (seen with 0.3.36)")
+    a, b = our_logits(bpe_model, ids), llama_logits(llama, ids)
     assert np.abs(a - b).max() < tolerance < a.std()
 
 
