@@ -29,7 +29,8 @@ from typing import Any
 import tiktoken
 from peers import described, machine, spread
 
-from gpt2cli.data.prepare import Settings, prepare
+from gpt2cli.data.manifest import PrepareSettings
+from gpt2cli.data.prepare import prepare
 from gpt2cli.tokenizer.base import END_OF_TEXT
 from gpt2cli.tokenizer.bpe import PATTERN, gpt2
 
@@ -88,7 +89,7 @@ def measure(text: str, folder: Path, rounds: int, workers: int) -> dict[str, Any
 
     def ours() -> None:
         shutil.rmtree(out, ignore_errors=True)
-        settings = Settings("gpt2", ("text",), 0.01, 1, 100_000_000)
+        settings = PrepareSettings("gpt2", ("text",), 0.01, 1, 100_000_000)
         for _ in prepare([source], out, settings, workers=workers):
             pass
 

@@ -43,7 +43,7 @@ def write_model_folder(folder: Path, size: str, precision: str) -> Path:
 
 def write_settled_folder(folder: Path, size: str) -> Path:
     """The same, old enough for its hash to be remembered."""
-    from gpt2cli.checkpoints.verified import SETTLED_NS
+    from gpt2cli.checkpoints.safetensors_bytes import SETTLED_NS
 
     write_folder(folder, size, seed=1)
     time.sleep(SETTLED_NS / 1e9)

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--size", default="124M", help="or LAYERSxWIDTH, for a trial")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--recompute", default="off", choices=("on", "off"))
+    parser.add_argument("--activation-checkpointing", default="off", choices=("on", "off"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--clock", default="wall", choices=("wall", "cpu"), help="cpu, with --threads 1, for a busy machine"
@@ -55,8 +55,9 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, shape: str, n_curve: int) -> dict[str, Any]:
-    arguments = [word for name in ("size", "precision", "threads", "clock", "dropout", "recompute")
-                 for word in (f"--{name}", str(getattr(options, name)))]  # fmt: skip
+    arguments = [word for name in ("size", "precision", "threads", "clock", "dropout",
+                                      "activation_checkpointing")
+                 for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]  # fmt: skip
     peers = {
         name: Peer(__file__, "--contestant", name, "--shapes", shape, *arguments) for name in CONTESTANTS
     }
@@ -83,7 +84,7 @@ def measure(options: argparse.Namespace, shape: str, n_curve: int) -> dict[str, 
         "machine": machine(options.threads),
         "batch": shape,
         "shape": f"{options.size}, {shape}, {options.precision}, dropout {options.dropout}"
-        + (", recompute" if options.recompute == "on" else "")
+        + (", activation checkpointing" if options.activation_checkpointing == "on" else "")
         + (", in processor time" if options.clock == "cpu" else ""),
         "tokens_per_s": speeds,
         "ratio_to_best_transformers": ratios,
@@ -117,9 +118,16 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
 
     import numpy as np
 
-    from gpt2cli.recipe.schema import Batch, Data, Model, Optim, PretrainRecipe, Run
+    from gpt2cli.recipe.schema import (
+        BatchConfig,
+        DataConfig,
+        ModelConfig,
+        OptimConfig,
+        PretrainRecipe,
+        RunConfig,
+    )
     from gpt2cli.tokenizer.bpe import gpt2
-    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.training.pretrain_task import PretrainTask
 
     shape = config_of(options.size)
     numbers = {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd")}
@@ -134,27 +142,27 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
 
     recipe = PretrainRecipe(
         task="pretrain",
-        data=Data(source="story"),
-        model=Model(**numbers, context=length, dropout=options.dropout),
-        batch=Batch(micro_batch=rows),
-        optim=Optim(steps=10**6, warmup_steps=20),
-        run=Run(recompute=options.recompute),
+        data=DataConfig(source="story"),
+        model=ModelConfig(**numbers, context=length, dropout=options.dropout),
+        batch=BatchConfig(micro_batch=rows),
+        optim=OptimConfig(steps=10**6, warmup_steps=20),
+        run=RunConfig(activation_checkpointing=options.activation_checkpointing),
     )
     data = SimpleNamespace(train=Story(), validation=Story(), tokenizer=gpt2())
-    return Pretraining(recipe, data), recipe  # type: ignore[arg-type]
+    return PretrainTask(recipe, data), recipe  # type: ignore[arg-type]
 
 
 def _ours(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[], float]:
-    from gpt2cli.training.loop import take_step
-    from gpt2cli.training.setup import open_session
+    from gpt2cli.training.loop import train_step
+    from gpt2cli.training.setup import set_up_training
 
     compile = "off" if options.contestant.endswith("eager") else "on"
     run = {"device": "cpu", "precision": options.precision, "threads": options.threads, "compile": compile}
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update=run)})
     task.__dict__["identity"] = lambda: {}  # of files, which there are none of
-    session = open_session(task, recipe, None)
-    assert session.runtime.compile == (compile == "on"), session.notices
-    return lambda: take_step(session.learner, task, session.progress, recipe, session.runtime).loss
+    setup = set_up_training(task, recipe, None)
+    assert setup.runtime.compile == (compile == "on"), setup.notices
+    return lambda: train_step(setup).loss
 
 
 def _theirs(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[], float]:
@@ -162,7 +170,7 @@ def _theirs(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[],
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2cli.checkpoints.folder import TRANSPOSED
-    from gpt2cli.training.optim import learning_rate
+    from gpt2cli.training.optimizer_step import learning_rate
 
     ours = task.config
     config = GPT2Config(
@@ -178,7 +186,7 @@ def _theirs(options: argparse.Namespace, task: Any, recipe: Any) -> Callable[[],
     model = GPT2LMHeadModel(config).train()
     state = task.fresh_model("sdpa").state_dict()
     model.load_state_dict({name: t.T if name.endswith(TRANSPOSED) else t for name, t in state.items()})
-    if options.recompute == "on":
+    if options.activation_checkpointing == "on":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     decayed = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     plain = [parameter for parameter in model.parameters() if parameter.dim() < 2]

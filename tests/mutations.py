@@ -37,8 +37,8 @@ MUTATIONS = [
     Mutation(
         "division by the target count dropped",
         "training/loop.py",
-        "learner.backward(loss_sum / n_targets)",
-        "learner.backward(loss_sum)",
+        "optimizer_step.backward(loss_sum / n_targets)",
+        "optimizer_step.backward(loss_sum)",
         "product/test_training_step.py",
     ),
     Mutation(
@@ -50,7 +50,7 @@ MUTATIONS = [
     ),
     Mutation(
         "betas not passed",
-        "training/optim.py",
+        "training/optimizer_step.py",
         "betas=betas, ",
         "",
         "product/test_training_step.py",
@@ -64,7 +64,7 @@ MUTATIONS = [
     ),
     Mutation(
         "decay on biases",
-        "training/optim.py",
+        "training/optimizer_step.py",
         '{"params": [parameter for _, parameter in plain], "weight_decay": 0.0}',
         '{"params": [parameter for _, parameter in plain], "weight_decay": optim.weight_decay}',
         "product/test_training_step.py",
@@ -79,8 +79,8 @@ MUTATIONS = [
     Mutation(
         "end-of-text masked by id",
         "data/sft_batches.py",
-        "learnt = answered if mask_prompt",
-        "learnt = answered & (ids != tokenizer.end_of_text) if mask_prompt",
+        "loss_mask = answered if mask_prompt",
+        "loss_mask = answered & (ids != tokenizer.end_of_text) if mask_prompt",
         "product/test_masks.py",
     ),
 ]

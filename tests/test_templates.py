@@ -1,20 +1,13 @@
 """Templates: what they write, and that asking repeats training to the id."""
 
-import json
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gpt2cli import templates
 from gpt2cli.templates import (
     PREAMBLE,
     TEMPLATES,
     TemplatePart,
     Turn,
     encode_parts,
-    judge_messages,
-    pair_messages,
     prompt_ids,
 )
 from gpt2cli.tokenizer.bpe import gpt2
@@ -78,45 +71,3 @@ def test_what_begins_the_next_question_is_a_stop(name: str) -> None:
     template = TEMPLATES[name]
     following = template.prompt(TALK[3:4]).removeprefix(template.opening(None))
     assert any(("\n\n" + following).startswith(stop) for stop in template.stops)
-
-
-# What chat templates put between turns; in the text of a message a tokenizer would take it for its own.
-SPECIAL = ["<s>", "</s>", "<|im_start|>", "<<SYS>>", "<start_of_turn>", "[INST]", "[/INST]", "[gMASK]"]
-
-
-@given(
-    st.lists(st.text() | st.sampled_from(SPECIAL) | st.characters(categories=["Cs"]), min_size=4, max_size=4)
-)
-def test_what_is_judged_stays_what_it_is_inside_of_a_json_string(texts: list[str]) -> None:
-    system, user = judge_messages(*texts)
-    assert (system["role"], user["role"]) == ("system", "user")
-    assert system == judge_messages("", "", "", "")[0], "nothing of it among the rules"
-    assert list(json.loads(user["content"]).values()) == texts
-    assert not any(token in user["content"] for token in SPECIAL)
-    user["content"].encode("utf-8")
-    assert len(user["content"].split("\n")) == 6, "no line of it begins where a line begins"
-
-
-def test_lists_stay_readable() -> None:
-    assert '"[1, 2], [[3]], [ ]"' in judge_messages("", "", "", "[1, 2], [[3]], [ ]")[1]["content"]
-
-
-def test_two_answers_are_named_by_their_place() -> None:
-    system, user = pair_messages("ask", "it", "right", "<a>", "[B]")
-    assert json.loads(user["content"]) == {
-        "instruction": "ask",
-        "input": "it",
-        "reference": "right",
-        "first": "<a>",
-        "second": "[B]",
-    }
-    assert '"better": "first" or "second" or "tie"' in system["content"]
-
-
-def test_a_version_follows_the_wording(monkeypatch: pytest.MonkeyPatch) -> None:
-    def version() -> str:
-        return templates._version(judge_messages("a", "b", "c", "<d [e"))
-
-    assert version() == templates.JUDGE_VERSION != templates.PAIR_VERSION
-    monkeypatch.setattr(templates, "_JUDGE", templates._JUDGE.replace("100", "10"))
-    assert version() != templates.JUDGE_VERSION

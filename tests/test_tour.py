@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from gpt2cli.checkpoints.classifier import load_classifier
 from gpt2cli.checkpoints.folder import load_model
-from gpt2cli.data.prepare import open_tokens
+from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.evaluation.responses import Response, read_responses
-from gpt2cli.judge.rubric import parse_score
+from gpt2cli.judge.grade import parse_grade
+from gpt2cli.judge.prompt import grade_messages
 from gpt2cli.recipe.loader import load_recipe
-from gpt2cli.templates import judge_messages
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("story.txt", "messages.tsv", "instructions.json")
@@ -136,7 +136,7 @@ def after(said: str, command: str) -> str:
 
 @pytest.mark.timeout(PATIENCE)
 def test_every_training_leaves_a_model_that_loads(said: str, place: Path) -> None:
-    with open_tokens(place / "runs/tour-text") as data:
+    with open_dataset(place / "runs/tour-text") as data:
         assert (data.train.n_tokens, data.validation.n_tokens) == (5080, 564)
     for command, name in (("pretrain", "tour"), ("finetune-instruct", "tour-assistant")):
         assert "finished at step 3 of 3; best validation loss" in after(said, f"gpt2 {command} ")
@@ -261,6 +261,6 @@ def test_trivial_answers_get_nothing(trivial: str) -> None:
 
 @given(st.text(), st.text(), st.text(), st.text())
 def test_every_grade_keeps_to_the_schema(instruction: str, input: str, reference: str, response: str) -> None:
-    asked = json.loads(judge_messages(instruction, input, reference, response)[-1]["content"])
+    asked = json.loads(grade_messages(instruction, input, reference, response)[-1]["content"])
     graded = word_judge.grade(*(asked[field] for field in word_judge.FIELDS))
-    assert parse_score(json.dumps(graded)).score == graded["score"]
+    assert parse_grade(json.dumps(graded)).score == graded["score"]

@@ -23,14 +23,15 @@ from gpt2cli.checkpoints.folder import (
     read_manifest,
     require_tensors,
 )
-from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
-from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
 
@@ -74,7 +75,7 @@ def write_classifier(
     )
     write_file(folder / RECIPE, recipe)
     names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
-    settings = read_table(folder / TOKENIZER_CONFIG)
+    settings = read_json_object(folder / TOKENIZER_CONFIG)
     settings |= {"pad_token": END_OF_TEXT, "padding_side": "right", "model_max_length": max_tokens}
     write_json(folder / TOKENIZER_CONFIG, settings)
     return hashes | {name: sha256_of(folder / name) for name in names}
@@ -89,7 +90,7 @@ def load_classifier(
     that holds a language model or an adapter to one.
     """
     _refuse_adapters(folder)
-    values = read_table(folder / CONFIG)
+    values = read_json_object(folder / CONFIG)
     _require_classifier(folder, values)
     config = from_hugging_face(values)
     if dropout is not None:
@@ -151,7 +152,7 @@ def _labels(folder: Path, values: dict[str, Any], n_classes: int) -> tuple[str, 
 
 def _max_tokens(folder: Path, context: int) -> int:
     path = folder / TOKENIZER_CONFIG
-    limit = read_table(path).get("model_max_length") if path.exists() else None
+    limit = read_json_object(path).get("model_max_length") if path.exists() else None
     # true is an int to Python, and no length.
     return min(limit, context) if type(limit) is int and limit > 0 else context
 

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from gpt2cli import __version__
-from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
@@ -131,7 +132,7 @@ def read_config(folder: Path) -> GPT2Config:
             "a whole model is needed here",
             f"gpt2 convert {folder} --merge, and take the result",
         )
-    values = read_table(folder / CONFIG)
+    values = read_json_object(folder / CONFIG)
     require_language_model(folder, values)
     return from_hugging_face(values)
 
@@ -223,7 +224,7 @@ def read_manifest(folder: Path) -> dict[str, str]:
     path = folder / MANIFEST
     if not path.exists():
         return {}
-    manifest = read_table(path)
+    manifest = read_json_object(path)
     if manifest.get("format") != FORMAT:
         raise InputError(
             f"{path}: format {manifest.get('format')!r} is unknown",

@@ -26,13 +26,14 @@ from gpt2cli.checkpoints.folder import (
     require_weights,
     stored_shapes,
 )
-from gpt2cli.checkpoints.safetensors_file import Entry, TensorFile, changed, read_entries
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import Entry, TensorFile, read_entries
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import PRESETS, GPT2Config, size_of
 from gpt2cli.model.gpt2 import empty_model
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.bpe import read_table
 from gpt2cli.tokenizer.files import load_tokenizer
 
 CHUNK = 1 << 18  # values that are widened to float64 at a time
@@ -208,7 +209,7 @@ def _check_shapes(path: Path, config: GPT2Config, entries: Mapping[str, Entry], 
 
 
 def _manifest(folder: Path, hashes: Mapping[str, str]) -> ManifestInfo:
-    written_by = read_table(folder / MANIFEST).get("written_by")
+    written_by = read_json_object(folder / MANIFEST).get("written_by")
     return ManifestInfo(str(written_by or "an unnamed program"), len(hashes), hashes.get(WEIGHTS))
 
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from gpt2cli import paths
+from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, read_manifest, require_tensors, stored_shapes
 from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config, write_peft_config
-from gpt2cli.checkpoints.safetensors_file import changed, read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.model.config import GPT2Config
@@ -143,12 +145,14 @@ def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
     for name in shapes:
         tensor = found[theirs[name]]
         tensors[name] = tensor.to(torch.float32)
-        if not tensor.is_floating_point() or not tensors[name].isfinite().all():
-            raise InputError(
-                f"{path}: {theirs[name]} holds values that are not finite numbers",
-                "a model with such an adapter computes nothing",
-                "use another copy",
-            )
+        broken = InputError(
+            f"{path}: {theirs[name]} holds values that are not finite numbers",
+            "a model with such an adapter computes nothing",
+            "use another copy",
+        )
+        if not tensor.is_floating_point():
+            raise broken
+        require_finite(tensors[name], broken)
     return StoredAdapter(peft, tensors)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import open_regular, write_json
+from gpt2cli.files import write_json
+from gpt2cli.json_files import read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 # These say how the adapter came about or is to be stored, not what it computes.
@@ -69,7 +70,7 @@ def write_peft_config(
 def read_peft_config(folder: Path) -> PeftConfig:
     """Raises InputError naming the field by which the adapter is another kind, or damaged."""
     path = folder / ADAPTER_CONFIG
-    values = read_object(path)
+    values = read_json_object(path)
     _require(path, values, "peft_type", ("LORA",), "only LoRA adapters can be read")
     _require(path, values, "task_type", ("CAUSAL_LM", None), "the adapter belongs to another head")
     _require(path, values, "bias", ("none", None), "biases were trained too, which is not supported")
@@ -101,18 +102,6 @@ def read_peft_config(folder: Path) -> PeftConfig:
     if base is not None and not isinstance(base, str):
         raise InputError(f"{path}: base_model_name_or_path is {base!r}"[:300], "a name or a path is needed")
     return PeftConfig(rank, float(alpha), _targets(path, values.get("target_modules")), base or "")  # type: ignore[arg-type]
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A small JSON object. Raises InputError for anything else."""
-    with open_regular(path) as file:
-        try:
-            value = json.loads(file.read(1 << 20))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not valid JSON", str(error)) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return value
 
 
 def _targets(path: Path, value: Any) -> tuple[str, ...] | None:

@@ -1,30 +1,26 @@
-"""Owns one safetensors file: written with its hash, and read with its hash.
+"""One safetensors file: its tensors and their header, written and read with the file's hash.
 
 The layout is Hugging Face's (8 bytes of header length, a JSON header, raw little-endian data).
-Reading copies the file into memory and hashes it before a tensor is made of it: a file that is
-memory-mapped and then truncated kills the process with SIGBUS, and the format has no checksum.
-How it is read quickly is known to file_block.py, which hash may be believed to verified.py.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.file_block import ALIGNMENT, lead_of, read_block
-from gpt2cli.checkpoints.read_ahead import take
-from gpt2cli.checkpoints.verified import is_verified, look, remember
+from gpt2cli.checkpoints.safetensors_bytes import ALIGNMENT, read_bytes
 from gpt2cli.errors import InputError
 from gpt2cli.files import flush, open_regular
+from gpt2cli.json_files import parse_json
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -89,9 +85,7 @@ class TensorWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._file:
             if kind is None:
                 assert not self._awaited, "tensors of the layout were not written"
@@ -108,27 +102,10 @@ def read_tensors(path: Path, sha256: str | None = None, *, remembered: bool = Fa
     With `remembered` a file that had this hash before, and has not been touched since, is only read.
     Raises InputError where the hash differs from `sha256` or the header does not fit the data.
     """
-    with open_regular(path) as file:
-        status = look(file)
-        if status.size < 8:
-            raise InputError(f"{path}: {status.size} bytes are no safetensors file")
-        is_known = remembered and sha256 is not None and is_verified(status, sha256)
-        digest = None if is_known or sha256 is None else hashlib.sha256()
-        block = take(path, status)
-        if block is not None and digest:
-            digest.update(block)
-        elif block is None:
-            use = digest.update if digest else None
-            block = read_block(path, file, status.size, lead=lead_of(file), use=use)
-        is_same = look(file) == status
-    if is_known and not is_same:
-        digest = hashlib.sha256(block)
-    if digest is not None and sha256 is not None:
-        if digest.hexdigest() != sha256:
-            raise changed(path, digest.hexdigest(), sha256)
-        if remembered and is_same:
-            remember(status, sha256)
-    return _parse(path, block)
+    block = read_bytes(path, sha256, remembered=remembered)
+    length = int.from_bytes(block[:8], "little")
+    entries = _entries(path, bytes(block[: 8 + min(length, _MAX_HEADER)]), len(block))
+    return {name: _tensor(entry, block) for name, entry in entries.items()}
 
 
 @dataclass(frozen=True)
@@ -144,86 +121,57 @@ class Entry:
 def read_entries(path: Path) -> dict[str, Entry]:
     """What the header says of each tensor, checked against the file's size; the data stays unread."""
     with open_regular(path) as file:
-
-        def read(start: int, n_bytes: int) -> bytes:
-            file.seek(start)
-            return file.read(n_bytes)
-
-        return _entries(path, read(0, 8), os.fstat(file.fileno()).st_size, read)
+        return _entries_of(path, file)
 
 
 class TensorFile:
-    """A file whose tensors are read one at a time, for whoever cannot hold them all in memory.
+    """A file whose tensors are read one at a time, so that memory need not hold them all.
 
     Opening it hashes it (`sha256`) and checks the header. Raises InputError where that fails.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: io.BufferedReader = open_regular(path)
-        try:
+        with contextlib.ExitStack() as opened:
+            self._file = opened.enter_context(open_regular(path))
             self.sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
-            size = os.fstat(self._file.fileno()).st_size
-            self.entries = _entries(path, self._pread(0, min(8, size)), size, self._pread)
-        except BaseException:
-            self._file.close()
-            raise
+            self.entries = _entries_of(path, self._file)
+            self._opened = opened.pop_all()
 
     def read(self, name: str) -> Tensor:
         """A copy of one tensor."""
         entry = self.entries[name]
-        block = memoryview(bytearray(entry.end - entry.start))
+        block = bytearray(entry.end - entry.start)
         self._file.seek(entry.start)
-        n_read = self._file.readinto(block)
-        if n_read < len(block):
-            raise self._cut_short(entry.start + n_read)
+        if (n_read := self._file.readinto(block)) < len(block):
+            what = f"{self.path}: ended at byte {entry.start + n_read}"
+            raise InputError(what, "it changed while it was read")
         return torch.frombuffer(block, dtype=entry.dtype).view(entry.shape)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def _pread(self, start: int, n_bytes: int) -> bytes:
-        self._file.seek(start)
-        data = self._file.read(n_bytes)
-        if len(data) < n_bytes:
-            raise self._cut_short(start + len(data))
-        return data
-
-    def _cut_short(self, end: int) -> InputError:
-        return InputError(f"{self.path}: ended at byte {end}", "it changed while it was read")
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
 
-def changed(path: Path, found: str, wanted: str) -> InputError:
-    """The error for a file whose hash is not the one that was written down."""
-    return InputError(
-        f"{path}: the content has changed since it was written",
-        f"SHA-256 is {found[:16]}..., the manifest says {wanted[:16]}...",
-        "restore the file from a copy, or use another checkpoint",
-    )
+def _entries_of(path: Path, file: io.BufferedReader) -> dict[str, Entry]:
+    file.seek(0)
+    first = file.read(8)
+    head = first + file.read(min(int.from_bytes(first, "little"), _MAX_HEADER))
+    return _entries(path, head, os.fstat(file.fileno()).st_size)
 
 
-def _parse(path: Path, block: memoryview) -> dict[str, Tensor]:
-    def read(start: int, n_bytes: int) -> bytes:
-        return bytes(block[start : start + n_bytes])
-
-    return {
-        name: _tensor(entry, block) for name, entry in _entries(path, read(0, 8), len(block), read).items()
-    }
-
-
-def _entries(path: Path, first: bytes, size: int, read: Callable[[int, int], bytes]) -> dict[str, Entry]:
-    """The header's entries, each checked against the file's size. `read(start, n_bytes)` gives its bytes."""
-    length = int.from_bytes(first, "little")
-    if size < 8 or length > min(_MAX_HEADER, size - 8):
+def _entries(path: Path, head: bytes, size: int) -> dict[str, Entry]:
+    """The header's entries, each checked against the file's `size`. `head` is how the file begins."""
+    if size < 8:
+        raise InputError(f"{path}: {size} bytes are no safetensors file")
+    length = int.from_bytes(head[:8], "little")
+    if length > min(_MAX_HEADER, size - 8):
         raise InputError(f"{path}: the header claims {length} bytes", f"the file has {size} in all")
     try:
-        header = json.loads(read(8, length), object_pairs_hook=_each_once)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(head[8:])
+    except ValueError as error:
         raise InputError(f"{path}: the header is not JSON", str(error)) from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: the header is not a JSON object")
@@ -239,14 +187,6 @@ def _entries(path: Path, first: bytes, size: int, read: Callable[[int, int], byt
     if end != size:
         raise InputError(f"{path}: {size - end} bytes belong to no tensor", "the file was damaged or joined")
     return entries
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A header that names a tensor twice would hide one of the two."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a name stands there twice")
-    return table
 
 
 def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> Entry:
@@ -273,7 +213,7 @@ def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> Entry:
 
 def _tensor(entry: Entry, block: memoryview) -> Tensor:
     raw = torch.frombuffer(block[entry.start : entry.end], dtype=torch.uint8)
-    # Products may round differently in memory of another alignment, and a resume must not.
+    # Matmuls may round differently in memory of another alignment, and a resume must not.
     raw = raw if raw.data_ptr() % ALIGNMENT == 0 else raw.clone()
     return raw.view(entry.dtype).view(entry.shape)
 

@@ -1,10 +1,10 @@
 """prompt.json, the chat template of a model folder: the name of one of `templates.py`'s."""
 
-import json
 from pathlib import Path
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import open_regular, sha256_of, write_json
+from gpt2cli.files import sha256_of, write_json
+from gpt2cli.json_files import read_json_object
 from gpt2cli.templates import TEMPLATES, Template
 
 TEMPLATE_FILE = "prompt.json"
@@ -25,11 +25,7 @@ def read_template_name(folder: Path) -> str | None:
     path = folder / TEMPLATE_FILE
     if not path.exists():
         return None
-    with open_regular(path) as file:
-        try:
-            name = json.loads(file.read(1 << 20))["template"]
-        except (ValueError, RecursionError, KeyError, TypeError):
-            name = None
+    name = read_json_object(path).get("template")
     if not isinstance(name, str) or name not in TEMPLATES:
         raise InputError(
             f"{path}: names no known chat template",

@@ -1,7 +1,7 @@
-"""The program: the list of commands, and the one place where an error ends it with an exit code.
+"""The program: its commands, and the one place where an error becomes an exit code.
 
-Command files import only typer at their top; torch and the rest are imported in their bodies,
-so that `gpt2 --help` answers at once.
+Command files import only typer at their top, and torch and the rest in function bodies, so that
+`gpt2 --help` answers at once.
 """
 
 import contextlib
@@ -35,29 +35,31 @@ from gpt2cli.cli.failures import explain
 from gpt2cli.errors import ResourceError
 from gpt2cli.ui.console import make_streams_safe, print_error
 
+HELP = "From raw text to a GPT-2 you can chat with."
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
 app = typer.Typer(
     name="gpt2",
-    help="From raw text to a GPT-2 you talk to.",
+    help=HELP,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command("download")(download.download)
-app.command("convert")(convert.convert)
-app.command("prepare")(prepare.prepare)
-app.command("pretrain")(pretrain.pretrain)
-app.command("finetune-classify")(finetune_classify.finetune_classify)
-app.command("finetune-instruct")(finetune_instruct.finetune_instruct)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("classify")(classify.classify)
-app.command("compile")(compile.compile_step)
-app.command("inspect")(inspect.inspect)
-app.command("evaluate")(evaluate.evaluate)
-app.command("judge")(judge.judge)
-app.add_typer(recipes.app, name="recipes")
+TRAIN, USE, MEASURE, EXCHANGE = "Train", "Use", "Look inside and measure", "Download and convert"
+app.add_typer(recipes.app, name="recipes", rich_help_panel=TRAIN)
+app.command("prepare", rich_help_panel=TRAIN)(prepare.prepare)
+app.command("pretrain", rich_help_panel=TRAIN)(pretrain.pretrain)
+app.command("finetune-classify", rich_help_panel=TRAIN)(finetune_classify.finetune_classify)
+app.command("finetune-instruct", rich_help_panel=TRAIN)(finetune_instruct.finetune_instruct)
+app.command("generate", rich_help_panel=USE)(generate.generate)
+app.command("chat", rich_help_panel=USE)(chat.chat)
+app.command("classify", rich_help_panel=USE)(classify.classify)
+app.command("compile", rich_help_panel=USE)(compile.compile_step)
+app.command("inspect", rich_help_panel=MEASURE)(inspect.inspect)
+app.command("evaluate", rich_help_panel=MEASURE)(evaluate.evaluate)
+app.command("judge", rich_help_panel=MEASURE)(judge.judge)
+app.command("download", rich_help_panel=EXCHANGE)(download.download)
+app.command("convert", rich_help_panel=EXCHANGE)(convert.convert)
 
 
 @app.callback()
@@ -66,10 +68,10 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; works at any place.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere on the line.")
     ] = False,
 ) -> None:
-    """From raw text to a GPT-2 you talk to."""
+    pass
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -1,8 +1,4 @@
-"""Owns `gpt2 chat`: its options, and where messages come from.
-
-What a message does is in session.py, how lines are read as commands in slash.py, how they are typed
-in ui/editing.py.
-"""
+"""`gpt2 chat`: its options, and where messages come from: a line editor, a terminal or a pipe."""
 
 import codecs
 import sys
@@ -10,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, Session, Source, too_long
-from gpt2cli.cli.choose_model import found, load, sampling_options
+from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, MessageSource, too_long
+from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
     DeviceOption,
     JsonOption,
     MinPOption,
+    ModelArgument,
     RepetitionPenaltyOption,
     SeedOption,
     TemperatureOption,
@@ -32,26 +29,20 @@ if TYPE_CHECKING:
     from gpt2cli.generation.chat_settings import ChatSettings
 
 LONGEST_LINE = 1 << 26  # bytes that are skipped in search of a line's end; a pipe may never have one
-# What somebody who sits down to talk will read in a few evenings: the compiled step stays, so it is built
-# for all of them. A pipe waits for nobody.
-TALK_TOKENS = 25_000
+# Tokens of a few evenings of chat: a compiled step is built if it pays over all of them. A pipe never builds.
+TERMINAL_TOKENS = 25_000
 HISTORY = "chat_history"  # under GPT2_HOME
 EDITOR_KEYS = "Alt-Enter adds a line, Ctrl-C ends a reply, Ctrl-D the program"
 PLAIN_KEYS = "a backslash adds a line, Ctrl-C ends a reply, Ctrl-D the program"
 
 
 def chat(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            help="A run, a model folder or a name; otherwise the newest model there is.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelArgument = None,
     system: Annotated[
         str | None,
-        typer.Option("--system", metavar="TEXT", help="Say who the model is to be.", show_default=False),
+        typer.Option(
+            "--system", metavar="TEXT", help="System prompt: who the model should be.", show_default=False
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Limit of a reply.")] = 256,
     temperature: TemperatureOption = None,
@@ -66,40 +57,43 @@ def chat(
     compile: CompileOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Talk with a model: at a terminal, or a line a turn through a pipe.
+    """Chat with a model in a terminal, or through a pipe with one message per line.
 
-    stdout gets the replies alone, or with --json an object a line for each; stderr the rest.
+    Prints only replies to stdout, or with --json one object per line.
+    The rest goes to stderr.
     """
     import contextlib
 
     from gpt2cli.errors import UsageError
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.spinner import hushed, waiting
+    from gpt2cli.ui.spinner import echo_off, waiting
 
-    if sys.stdin is None:  # whoever started the program had closed it
-        raise UsageError("there is nothing to answer", "stdin is closed", "gpt2 chat at a terminal")
+    if sys.stdin is None:  # closed by the parent process
+        raise UsageError("there is nothing to answer", "stdin is closed", "start gpt2 chat in a terminal")
     screen = _screen()
-    with hushed() if screen else contextlib.nullcontext():
+    with echo_off() if screen else contextlib.nullcontext():
         with (
-            found(model) as folder,
-            waiting(err(), f"loading {folder}", patience=0) as end,
+            preloading(model) as folder,
+            waiting(err(), f"loading {folder}", delay=0) as end,
         ):
             from gpt2cli.generation.chat_settings import ChatSettings
 
             sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
             settings = ChatSettings(sampling, max_new_tokens)
-            n_tokens = TALK_TOKENS if screen else 0
-            loaded = load(folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end)
+            n_tokens = TERMINAL_TOKENS if screen else 0
+            loaded = load_for_decoding(
+                folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
+            )
             conversation = _begin(loaded, system, settings)
         source, keys = _source(screen)
-        session = Session(conversation, loaded, sys.stdin.isatty(), as_json)
-        session.greet(keys)
-        code = session.run(source)
+        loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json)
+        loop.greet(keys)
+        code = loop.run(source)
     raise typer.Exit(code)
 
 
 def _screen() -> TextIO | None:
-    """The terminal on which somebody types and can see it, by a line editor; else None."""
+    """The terminal for a line editor: stdin is one, and so is a stream that shows what is typed; or None."""
     from gpt2cli.ui.console import err, is_terminal, out
 
     if not sys.stdin.isatty():
@@ -116,20 +110,21 @@ def _begin(loaded: "LoadedModel", system: str | None, settings: "ChatSettings") 
     return Conversation(loaded.model, loaded.tokenizer, template, system, settings)
 
 
-def _source(screen: TextIO | None) -> tuple[Source, str]:
-    """Where messages come from, and the keys for it, in words."""
+def _source(screen: TextIO | None) -> tuple[MessageSource, str]:
+    """Where messages come from, and its keys in words."""
     from gpt2cli.paths import gpt2_home
 
     if screen:
-        from gpt2cli.ui.line_editor import Editor
+        from gpt2cli.ui.line_editor import LineEditor
 
-        return Editor(gpt2_home() / HISTORY, screen), EDITOR_KEYS
+        return LineEditor(gpt2_home() / HISTORY, screen), EDITOR_KEYS
     return _Lines(prompt="> " if sys.stdin.isatty() else ""), PLAIN_KEYS
 
 
 class _Lines:
-    """A line of stdin is a message; what is not UTF-8 becomes U+FFFD, and a byte order mark at the
-    beginning is none of it. With a prompt, a backslash at the end of a line adds the next one.
+    """A message per line of stdin. Invalid UTF-8 becomes U+FFFD, a byte order mark is skipped.
+
+    With a prompt, a backslash at the end of a line adds the next line.
     """
 
     def __init__(self, prompt: str = "") -> None:
@@ -168,7 +163,7 @@ class _Lines:
         return line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "replace")
 
     def _skip(self) -> None:
-        """To the end of the line, which may never come."""
+        """Skip to the end of the line, which may never come."""
         for _ in range(LONGEST_LINE // LONGEST_MESSAGE):
             piece = sys.stdin.buffer.readline(LONGEST_MESSAGE)
             if not piece or piece.endswith(b"\n"):

@@ -1,7 +1,4 @@
-"""Owns the slash commands of `gpt2 chat`: the table of them, and how a typed line is read by it.
-
-Text in, a call out. What a command does is `session.py`'s business, how it looks `ui/chatting.py`'s.
-"""
+"""The slash commands of `gpt2 chat`: their table, and the parser that turns a line into a call."""
 
 import difflib
 import re
@@ -10,15 +7,15 @@ from dataclasses import dataclass
 
 from gpt2cli.errors import UsageError
 
-SAY = "say"  # the call that a line without a command is
-MARKS = ("/", "!")  # what begins a command; twice, and the line is a message that begins with one
+SAY = "say"  # the call of a line without a command
+PREFIXES = ("/", "!")  # begin a command; doubled, a message that begins with one
 FORCE = "--force"
 
 
 @dataclass(frozen=True)
 class Command:
     name: str
-    argument: str  # as the help shows it; "" takes none, in brackets it may be left out
+    argument: str  # as the help shows it; "" takes none, brackets mean optional
     help: str
 
     @property
@@ -28,7 +25,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Call:
-    """One line: the name of a command, or SAY, and what stands behind it."""
+    """One line: the name of a command, or SAY, and its argument."""
 
     name: str
     argument: str = ""
@@ -36,20 +33,20 @@ class Call:
 
 COMMANDS = (
     Command("help", "", "list these commands"),
-    Command("clear", "", "forget all turns; the system text stays"),
+    Command("clear", "", "forget all turns, but not the system prompt"),
     Command("undo", "", "forget the last question and its reply"),
     Command("retry", "", "ask the last question again, for another reply"),
-    Command("continue", "", "let a model without a template go on, with no new text"),
+    Command("continue", "", "let a model without a chat template go on, without new text"),
     Command("set", "NAME=VALUE", "change a setting, such as top_k=20 or temperature=0.7"),
     Command("show", "", "show the model, the settings and how full the context is"),
-    Command("system", "[TEXT]", "say who the model is to be; without TEXT show it, - takes it away"),
+    Command("system", "[TEXT]", "set the system prompt; without TEXT show it, with - remove it"),
     Command("save", f"FILE [{FORCE}]", "write the conversation to a file"),
-    Command("load", "FILE", "go on with a conversation that was saved"),
-    Command("exit", "", "end the program, as Ctrl-D does"),
+    Command("load", "FILE", "continue a saved conversation"),
+    Command("exit", "", "leave the chat, like Ctrl-D"),
 )
 _BY_NAME = {command.name: command for command in COMMANDS}
-# Other programs' words for the same: only hints are made of them.
-_MEANT = {
+# Other programs' words for the same, for hints only.
+_SYNONYMS = {
     "quit": "exit",
     "bye": "exit",
     "q": "exit",
@@ -62,8 +59,8 @@ _MEANT = {
 
 
 def parse(line: str) -> Call:
-    """What a line asks for. Raises UsageError for a command that is not there or is not used so."""
-    if not line.startswith(MARKS):
+    """The call that a line makes. Raises UsageError for an unknown command or a wrong argument."""
+    if not line.startswith(PREFIXES):
         return Call(SAY, line)
     if line[1:2] == line[0]:
         return Call(SAY, line[1:])
@@ -73,7 +70,7 @@ def parse(line: str) -> Call:
         raise _unknown(line[0], word)
     if argument and not command.argument:
         raise UsageError(
-            f"/{command.name} takes nothing after it", f"there is '{_short(argument)}'", command.usage
+            f"/{command.name} takes no argument", f"there is '{_short(argument)}'", command.usage
         )
     if not argument and command.argument and not command.argument.startswith("["):
         missing = command.argument.split()[0]
@@ -82,9 +79,9 @@ def parse(line: str) -> Call:
 
 
 def parse_setting(argument: str, names: Collection[str]) -> tuple[str, str]:
-    """Name and value of "top_k=20"; also of "top-k = 20" and "top_k 20", because people type them.
+    """Name and value of "top_k=20", and of "top-k = 20" and "top_k 20", which people type.
 
-    Raises UsageError for a name that is none of `names`. What the value means is not known here.
+    Raises UsageError for a name that is not among `names`. The value is not checked here.
     """
     typed, _, value = re.sub(r"\s*=\s*|\s+", "=", argument, count=1).partition("=")
     name = typed.lstrip("-").replace("-", "_").lower()
@@ -96,12 +93,12 @@ def parse_setting(argument: str, names: Collection[str]) -> tuple[str, str]:
             f"/set {hint}={_short(value) or 'VALUE'}" if hint else "/show",
         )
     if not value:
-        raise UsageError(f"{name} is given no value", "", f"/set {name}=VALUE")
+        raise UsageError(f"{name} has no value", "", f"/set {name}=VALUE")
     return name, value
 
 
 def parse_save(argument: str) -> tuple[str, bool]:
-    """The file's name, and whether a file of that name may be replaced."""
+    """The name of the file, and whether an existing one may be replaced."""
     name = argument.removesuffix(FORCE)
     force = name != argument and (not name or name[-1].isspace())
     name = (name if force else argument).strip()
@@ -111,7 +108,7 @@ def parse_save(argument: str) -> tuple[str, bool]:
 
 
 def _unknown(mark: str, word: str) -> UsageError:
-    hint = _MEANT.get(word.lower()) or _nearest(word.lower(), _BY_NAME)
+    hint = _SYNONYMS.get(word.lower()) or _nearest(word.lower(), _BY_NAME)
     return UsageError(
         f"there is no command '{_short(mark + word)}'",
         f"did you mean /{hint}?" if hint else f"to say it to the model, begin with {mark}{mark}",

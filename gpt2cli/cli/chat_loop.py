@@ -1,8 +1,4 @@
-"""Owns what a line does in `gpt2 chat`: a message is answered, a slash command obeyed, an error said.
-
-Where lines come from is in chat.py; turns and replies are `generation/conversation.py`'s work, and
-how all of it looks is `ui/chatting.py`'s.
-"""
+"""The loop of `gpt2 chat`: each line is answered, or obeyed as a slash command, until the end of input."""
 
 import contextlib
 import os
@@ -11,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from gpt2cli.cli import chat_commands
 from gpt2cli.cli.signals import install
@@ -21,27 +17,25 @@ if TYPE_CHECKING:
     from gpt2cli.errors import Gpt2Error
     from gpt2cli.generation.chat_session import ChatEvent, Conversation, Stop
 
-LONGEST_MESSAGE = 1 << 20  # bytes; no context is near it
-LONGEST_FILE = 1 << 26  # bytes of a saved conversation
+LONGEST_MESSAGE = 1 << 20  # bytes; no context is that long
 
 
-class Source(Protocol):
+class MessageSource(Protocol):
     """Where messages come from."""
 
     def read(self) -> str:
-        """The next message. Raises EOFError at the end, InputError for one that is no message."""
+        """The next message. Raises EOFError at the end, InputError for a line that is too long."""
 
 
 class Signals:
-    """While a command or a reply is under way, Ctrl-C and SIGTERM ask it to end.
+    """Ctrl-C and SIGTERM during a command or a reply: they ask it to end.
 
-    Before the first token there is nothing to keep, and reading may take long: then they end it
-    at once, by an exception.
+    During prefill there is nothing to keep and the wait may be long: then they raise at once.
     """
 
     def __init__(self) -> None:
         self.received: set[int] = set()
-        self.is_reading = False
+        self.is_prefill = False
 
     def __enter__(self) -> "Signals":
         self._undo = install(self._handle)
@@ -53,47 +47,47 @@ class Signals:
     def have_come(self) -> bool:
         return bool(self.received)
 
-    def obey(self, is_talk: bool) -> None:
-        """Afterwards: at a terminal Ctrl-C has ended the reply and no more; all else ends the program."""
+    def obey(self, is_terminal: bool) -> None:
+        """Afterwards: at a terminal Ctrl-C has only ended the reply; everything else ends the program."""
         if signal.SIGTERM in self.received:
             raise SystemExit(128 + signal.SIGTERM)
-        if self.received and not is_talk:
+        if self.received and not is_terminal:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        is_urgent = self.is_reading or (number == signal.SIGTERM and number in self.received)
+        is_urgent = self.is_prefill or (number == signal.SIGTERM and number in self.received)
         self.received.add(number)
-        self.is_reading = False  # a second exception would disturb what the first has begun
+        self.is_prefill = False  # a second exception would disturb the handling of the first
         if is_urgent:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 @dataclass
-class Session:
+class ChatLoop:
     """A conversation, and what each line does to it."""
 
     conversation: "Conversation"
     loaded: "LoadedModel"
-    is_talk: bool  # somebody is at the terminal
+    is_terminal: bool  # a user types and reads
     as_json: bool
 
     def greet(self, keys: str) -> None:
         from gpt2cli.ui import chat
 
-        if self.is_talk:
-            chat.introduce(self.loaded)
-        if self.is_talk or self.conversation.template is None:
-            chat.say_mode(self.conversation.template)
-        if self.is_talk:
+        if self.is_terminal:
+            chat.print_model(self.loaded)
+        if self.is_terminal or self.conversation.template is None:
+            chat.print_mode(self.conversation.template)
+        if self.is_terminal:
             chat.note(f"/help lists the commands; {keys}")
 
-    def run(self, source: Source) -> int:
-        """Until the end of the source or /exit. Through a pipe the first error gives the exit code."""
+    def run(self, source: MessageSource) -> int:
+        """Runs until the end of the source or /exit. Through a pipe the first error sets the exit code."""
         from gpt2cli.errors import DivergedError, Gpt2Error
         from gpt2cli.ui import chat
         from gpt2cli.ui.console import print_error
 
-        code, hint = 0, "Ctrl-D or /exit ends the program"
+        code, hint = 0, "Ctrl-D or /exit leaves"
         while True:
             is_turn = True
             try:
@@ -109,22 +103,22 @@ class Session:
                     try:
                         self._do(call, signals)
                     finally:  # also where it has failed
-                        signals.obey(self.is_talk)
+                        signals.obey(self.is_terminal)
             except EOFError:
                 break
             except KeyboardInterrupt:
-                if not self.is_talk:
+                if not self.is_terminal:
                     raise
                 chat.note(hint)
                 hint = ""
             except Gpt2Error as error:
                 if is_turn and self.as_json:
                     chat.show_failure(len(self.conversation.exchanges) + 1, error)
-                if isinstance(error, DivergedError):  # every further reply would end so
+                if isinstance(error, DivergedError):  # every further reply would too
                     raise
                 print_error(error)
                 code = code or error.exit_code
-        return 0 if self.is_talk else code
+        return 0 if self.is_terminal else code
 
     def _do(self, call: chat_commands.Call, signals: Signals) -> None:
         if call.name in _TURNS:
@@ -144,7 +138,9 @@ class Session:
         from gpt2cli.errors import UsageError
 
         if self.conversation.template:
-            raise UsageError("/continue: this model answers", "only one without a template just goes on")
+            raise UsageError(
+                "/continue: this model has a chat template", "only a model without one continues text"
+            )
         return self.conversation.say("", stop)
 
     def _answer(self, ask: "Iterator[ChatEvent]", signals: Signals) -> None:
@@ -153,21 +149,21 @@ class Session:
         from gpt2cli.ui.console import err
         from gpt2cli.ui.spinner import waiting
 
-        view = ReplyView(self.conversation.settings["seed"], self.is_talk, self.as_json)
+        view = ReplyView(self.conversation.settings["seed"], self.is_terminal, self.as_json)
         # Closed at once, whatever passes: the conversation waits for the end of a reply.
         events, before = cast("Generator[ChatEvent, None, None]", ask), self.conversation.exchanges
         try:
-            with contextlib.closing(events), waiting(err(), "reading") as end_waiting:
-                signals.is_reading = True
+            with contextlib.closing(events), waiting(err(), "prefill") as end_waiting:
+                signals.is_prefill = True
                 for event in events:
-                    signals.is_reading = False
+                    signals.is_prefill = False
                     end_waiting()
                     view.show(event)
-                    signals.is_reading = not isinstance(event, TextDelta | ReplyDone)
+                    signals.is_prefill = not isinstance(event, TextDelta | ReplyDone)
         except BaseException as error:
-            signals.is_reading = False
+            signals.is_prefill = False
             view.break_off()
-            if not (self.is_talk and isinstance(error, KeyboardInterrupt)):
+            if not (self.is_terminal and isinstance(error, KeyboardInterrupt)):
                 raise
             view.say_stopped(self.conversation.exchanges != before)
 
@@ -175,7 +171,7 @@ class Session:
         from gpt2cli.ui.chat import note, show_pairs
 
         show_pairs((command.usage, command.help) for command in chat_commands.COMMANDS)
-        note("! does as / does; a message that begins with one of them begins with two")
+        note("! works like /; double it to begin a message with one")
 
     def _clear(self, argument: str) -> None:
         from gpt2cli.ui.chat import note
@@ -209,7 +205,7 @@ class Session:
         show_pairs(
             {
                 "model": str(self.loaded.folder),
-                "template": template.name if template else "none: it continues the text",
+                "template": template.name if template else "none: it continues text",
                 "system": "none" if conversation.system is None else conversation.system,
                 **{name: str(value) for name, value in conversation.settings.items()},
                 "turns": f"{n_turns}{out}",
@@ -223,7 +219,7 @@ class Session:
         if argument:
             self.conversation.set_system(None if argument == "-" else argument)
         system = self.conversation.system
-        note("there is no system text" if system is None else f"system text: {system}")
+        note("there is no system prompt" if system is None else f"system prompt: {system}")
 
     def _save(self, argument: str) -> None:
         from gpt2cli.errors import UsageError
@@ -244,46 +240,47 @@ class Session:
         note(f"saved {_turns(self.conversation)} in {path}")
 
     def _load(self, argument: str) -> None:
+        from gpt2cli.json_files import read_json
         from gpt2cli.ui.chat import LONGEST_NAME, note, quoted
 
         path = _path(argument)
         with _system_errors():
-            value = _read_json(path)
+            value = read_json(path, "/save FILE writes a conversation that can be loaded")
         self.conversation.restore(value, str(path))
         note(f"loaded {_turns(self.conversation)} from {path}")
         if "\0" in value["model"] or _path(value["model"]).resolve() != self.loaded.folder.resolve():
-            note(f"they were with {quoted(value['model'], LONGEST_NAME)}", "warn")
+            note(f"they are from {quoted(value['model'], LONGEST_NAME)}", "warn")
         ours = self.conversation.template.name if self.conversation.template else None
         if value["template"] != ours:
             theirs = "no template" if value["template"] is None else f"the template '{value['template']}'"
             here = "has none" if ours is None else f"has '{ours}'"
-            note(f"they had {quoted(theirs)}, this model {here}", "warn")
+            note(f"they used {quoted(theirs)}, this model {here}", "warn")
         for last in self.conversation.exchanges[-1:]:
             note(f"the last was: {quoted(last.question)}\n{quoted(last.reply)}")
 
 
 # What a reply comes of, and all else.
-_TURNS: "dict[str, Callable[[Session, str, Stop], Iterator[ChatEvent]]]" = {
-    chat_commands.SAY: Session._say,
-    "retry": Session._retry,
-    "continue": Session._continue,
+_TURNS: "dict[str, Callable[[ChatLoop, str, Stop], Iterator[ChatEvent]]]" = {
+    chat_commands.SAY: ChatLoop._say,
+    "retry": ChatLoop._retry,
+    "continue": ChatLoop._continue,
 }
-_DO: dict[str, Callable[[Session, str], None]] = {
-    "help": Session._help,
-    "clear": Session._clear,
-    "undo": Session._undo,
-    "set": Session._set,
-    "show": Session._show,
-    "system": Session._system,
-    "save": Session._save,
-    "load": Session._load,
+_DO: dict[str, Callable[[ChatLoop, str], None]] = {
+    "help": ChatLoop._help,
+    "clear": ChatLoop._clear,
+    "undo": ChatLoop._undo,
+    "set": ChatLoop._set,
+    "show": ChatLoop._show,
+    "system": ChatLoop._system,
+    "save": ChatLoop._save,
+    "load": ChatLoop._load,
 }
 
 
 def too_long(what: str) -> "Gpt2Error":
     from gpt2cli.errors import InputError
 
-    return InputError(f"{what} is longer than 1 MiB", "no context is near that", "shorten it")
+    return InputError(f"{what} is longer than 1 MiB", "no context is that long", "shorten it")
 
 
 def _path(name: str) -> Path:
@@ -294,22 +291,6 @@ def _path(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
-def _read_json(path: Path) -> Any:
-    import json
-
-    from gpt2cli.errors import InputError
-    from gpt2cli.files import open_regular
-
-    with open_regular(path) as file:
-        data = file.read(LONGEST_FILE + 1)
-    if len(data) > LONGEST_FILE:
-        raise InputError(f"{path}: is larger than 64 MiB", "no saved conversation is near that")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: is not JSON", "a saved conversation is", "/save FILE writes one") from None
-
-
 def _turns(conversation: "Conversation") -> str:
     n = len(conversation.exchanges)
     return f"{n} turn{'s' * (n != 1)}"
@@ -317,7 +298,7 @@ def _turns(conversation: "Conversation") -> str:
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-    """What the operating system refuses is said as everywhere, and the conversation goes on."""
+    """Reports errors of the operating system like every command, and the conversation goes on."""
     from gpt2cli.cli.failures import explain
 
     try:

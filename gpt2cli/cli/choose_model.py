@@ -1,6 +1,4 @@
-"""Owns how a model that somebody names on the command line is found and made ready to write, and the
-settings with which it does; `home.py` knows where models live, `weights/` what is in them.
-"""
+"""The model that a command line names: its folder, and the model loaded and ready to decode."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,10 +11,10 @@ if TYPE_CHECKING:
     from gpt2cli.model.config import GPT2Config
 
 
-def find(name: str | None) -> Path:
-    """The folder of the model called `name`; None is the newest there is, and stderr says which.
+def find_folder(name: str | None) -> Path:
+    """The folder of the model called `name`; None is the newest model, and stderr says which.
 
-    Raises InputError with a way on: where a file is named, which no model is, too.
+    Raises InputError, for the name of a file too.
     """
     from gpt2cli.errors import InputError
     from gpt2cli.paths import find_model
@@ -34,17 +32,17 @@ def find(name: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def found(name: str | None) -> Iterator[Path]:
-    """The folder that `find` gives, for a block that imports torch and then loads from it.
+def preloading(name: str | None) -> Iterator[Path]:
+    """The folder of `find_folder`, for a block that imports torch and then loads the model.
 
-    The weights are read meanwhile. Python's garbage collector rests: it would look through all that
-    torch brings with it a hundred times, 0.2 s, and finds nothing in modules that stay.
+    Meanwhile another thread reads the weights into the page cache, and Python's garbage collector is
+    off: it would scan all that torch imports a hundred times, 0.2 s, and find nothing to free.
     """
     import gc
 
-    from gpt2cli.checkpoints.read_ahead import reading_ahead
+    from gpt2cli.checkpoints.safetensors_bytes import reading_ahead
 
-    folder = find(name)
+    folder = find_folder(name)
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -56,7 +54,7 @@ def found(name: str | None) -> Iterator[Path]:
             gc.enable()
 
 
-def load(
+def load_for_decoding(
     folder: Path,
     device: str,
     precision: str,
@@ -125,7 +123,7 @@ def _refuse_file(name: str) -> None:
     if canonical_size(name) or not os.path.isfile(path):
         return
     if is_model(path.parent):
-        raise InputError(f"{path}: is a file", "a model is its whole folder", f"name that: {path.parent}")
+        raise InputError(f"{path}: is a file", "a model is the whole folder", f"use {path.parent}")
     raise InputError(
-        f"{path}: is a file", "a model is a folder here, which is made of one", f"gpt2 convert {path}"
+        f"{path}: is a file", "a model is a folder; convert makes one from a file", f"gpt2 convert {path}"
     )

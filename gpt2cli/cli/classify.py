@@ -1,4 +1,4 @@
-"""Owns `gpt2 classify`: texts in, labels and probabilities out. Computing them is `generation/labels.py`."""
+"""`gpt2 classify`: texts in, labels and probabilities out."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,28 +14,36 @@ if TYPE_CHECKING:
     from gpt2cli.data.records import Table
     from gpt2cli.generation.label_texts import LabelPrediction
 
-LONGEST_LINE = 1 << 26  # bytes; no context is near it, and a pipe may never end
+LONGEST_LINE = 1 << 26  # bytes; no context is that long, and a pipe may never end
+FEW = 200  # texts; fewer are done before a bar could be read
 UNSURE = "unsure"
 STDIN = Path("-")
-ADDED = ("label", "probability")  # columns of the answer; with "predicted_" before them where they are taken
+ADDED = (
+    "label",
+    "probability",
+)  # added columns, as "predicted_label" where names are taken
 
 
 def classify(
-    model: Annotated[str, typer.Argument(help="A run of finetune-classify, a model folder or a name.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run of finetune-classify, a folder or a name.")
+    ],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="The texts; without any, stdin line by line."),
+        typer.Argument(metavar="TEXT", help="The texts; without any, the lines of stdin."),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="Read a text a line from a file; - is stdin.", show_default=False),
+        typer.Option(
+            "--file", "-f", help="Read texts from a file, one per line; -: stdin.", show_default=False
+        ),
     ] = None,
     column: Annotated[
         str | None,
         typer.Option(
             "--column",
             metavar="NAME",
-            help="The file is CSV, TSV or JSONL, and this column holds the text; CSV comes out.",
+            help="Read --file as CSV, TSV or JSONL with the text in this column; prints CSV.",
             show_default=False,
         ),
     ] = None,
@@ -44,7 +52,7 @@ def classify(
         typer.Option(
             "--columns",
             metavar="NAME,NAME",
-            help="The names of all columns of a CSV or TSV file that has no row of names.",
+            help="Names of all columns, for a CSV or TSV file without a header.",
             show_default=False,
         ),
     ] = None,
@@ -53,8 +61,8 @@ def classify(
         typer.Option(
             "--threshold",
             metavar="P",
-            help="Where the likeliest label has a probability below P, say 'unsure' (in CSV nothing, in"
-            " JSON null). With two labels it is never below 0.5.",
+            help="Print 'unsure' where the most likely label has a probability below P (nothing in CSV, null"
+            " in JSON). With two labels it is at least 0.5.",
             show_default=False,
         ),
     ] = None,
@@ -63,15 +71,15 @@ def classify(
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Say which class each text belongs to.
+    """Classify texts with a fine-tuned classifier.
 
-    stdout gets a line a text: the label, its probability and the text, with tabs between them; or
-    with --json an object with every label's probability.
+    Prints one line per text: label, probability and text, separated by tabs;
+    or with --json an object with the probability of every label.
     """
     from gpt2cli.errors import UsageError
 
     if threshold is not None and not 0 <= threshold <= 1:
-        raise UsageError(f"--threshold is {threshold:g}", "it is a probability, from 0 to 1")
+        raise UsageError(f"--threshold is {threshold:g}", "a probability is from 0 to 1")
     if file is not None and texts:
         raise UsageError("there are two sources of texts", f"{file} and the arguments", "give one of them")
     if column is not None and file is None:
@@ -100,7 +108,7 @@ def classify(
 
 
 class _Writer:
-    """Answers on stdout as they come, in the form that was asked for."""
+    """Writes answers to stdout as they come: as lines, CSV or JSON."""
 
     def __init__(self, threshold: float, as_json: bool) -> None:
         import sys
@@ -120,7 +128,7 @@ class _Writer:
             )
 
     def table(self, loaded: "LoadedClassifier", table: "Table", place: int) -> None:
-        """Every row as it came, in CSV, with what was found behind it; or objects, with --json."""
+        """Every row as it came, as CSV with label and probability appended; or objects, with --json."""
         texts = [row.values[place] or "" for row in table.rows]
         answers = self._predictions(loaded, texts, lambda i: table.where(table.rows[i].line))
         if self._as_json:
@@ -145,11 +153,14 @@ class _Writer:
         self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
     ) -> "Iterator[LabelPrediction]":
         from gpt2cli.generation import label_texts
-        from gpt2cli.ui.classify import tracked
         from gpt2cli.ui.console import err
+        from gpt2cli.ui.progress import counting, track
 
         self._limit = loaded.max_tokens
-        for answer in tracked(label_texts.predict_labels(loaded, texts, where), len(texts), err()):
+        answers = label_texts.predict_labels(loaded, texts, where)
+        if len(texts) > FEW:
+            answers = track(answers, err(), counting("classifying", len(texts)))
+        for answer in answers:
             self._n_cut += answer.was_cut
             yield answer
 
@@ -196,16 +207,16 @@ def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassi
 
 
 def _refuse_tables(file: Path | None, columns: str | None) -> None:
-    """Nobody has said which column holds the texts, and the file is a table."""
+    """Raise UsageError for a table without --column."""
     from gpt2cli.data.records import kind_by_name
     from gpt2cli.errors import UsageError
 
     if columns is not None or (file is not None and kind_by_name(file)):
         raise UsageError(
             f"{file or '--columns'}: which column holds the texts?",
-            "the file is a table by its columns"
+            "--columns makes the file a table"
             if columns is not None
-            else "by its name the file is a table, not a text a line",
+            else "its name says that the file is a table",
             f"gpt2 classify MODEL --file {file or 'FILE.csv'} --column NAME",
         )
 
@@ -220,12 +231,12 @@ def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
     if not all(names) or len(set(names)) < len(names):
         raise UsageError(
             f"--columns is {columns!r}",
-            "it must be names with commas between them, none of them twice",
+            "it must be names separated by commas, each once",
             "--columns label,text",
         )
     if column not in names:
         raise UsageError(
-            f"--column {column} is none of --columns",
+            f"--column {column} is not among --columns",
             f"these are {', '.join(names)}",
             f"--column {names[-1]}",
         )
@@ -237,12 +248,12 @@ def _require_stdin() -> None:
 
     from gpt2cli.errors import UsageError
 
-    if sys.stdin is None:  # whoever started the program had closed it
+    if sys.stdin is None:  # closed by the parent process
         raise UsageError("there are no texts", "stdin is closed", "gpt2 classify MODEL TEXT, or --file FILE")
 
 
 def _say_if_typed() -> None:
-    """Somebody at a terminal would wait for the program that waits for them."""
+    """Without a word, the user and the program would wait for each other."""
     import sys
 
     from gpt2cli.ui.console import err
@@ -252,13 +263,13 @@ def _say_if_typed() -> None:
 
 
 def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table, int]":
-    """The table, and the place of its texts, of which there is one in each row."""
+    """The table, and the index of its text column, which no row lacks."""
     import sys
 
     from gpt2cli.data.records import read_table
     from gpt2cli.errors import InputError
 
-    # Labels come first where training takes a file without a row of names, as the SMS Spam Collection.
+    # A file without a header has the labels first, like the SMS Spam Collection.
     usual = ("label", column) if column != "label" else ()
     if file == STDIN:
         _say_if_typed()
@@ -270,7 +281,7 @@ def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table
     for row in table.rows:
         if row.values[place] is None:
             raise InputError(f"{table.where(row.line)}: the field {column!r} is missing")
-    _added(table)  # a table that has no room for the answers shows before any work
+    _added(table)  # names that are taken are an error before any work
     return table, place
 
 
@@ -282,7 +293,7 @@ def _lines_of(file: Path) -> list[str]:
 
 
 def _arriving_lines() -> "Iterator[list[str]]":
-    """Lines of stdin in groups: those that are there already, as soon as one is. Not UTF-8 is U+FFFD."""
+    """Lines of stdin in groups, each as soon as it arrives. Invalid UTF-8 becomes U+FFFD."""
     import os
     import sys
 
@@ -305,7 +316,7 @@ def _decoded(line: bytes) -> str:
 
 
 def _added(table: "Table") -> tuple[str, ...]:
-    """Names of the two columns that are added. Raises InputError where the table has them all."""
+    """Names of the two added columns. Raises InputError if all are taken."""
     from gpt2cli.errors import InputError
 
     for names in (ADDED, tuple(f"predicted_{name}" for name in ADDED)):
@@ -313,8 +324,8 @@ def _added(table: "Table") -> tuple[str, ...]:
             return names
     raise InputError(
         f"{table.where(1)}: has the columns label and predicted_label, or their probabilities, already",
-        "what is found would have no column of its own",
-        "rename them",
+        "the results need columns of their own",
+        "rename these columns",
     )
 
 

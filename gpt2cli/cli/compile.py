@@ -1,31 +1,28 @@
-"""Owns `gpt2 compile`: machine code for one model's decode step, built before it is needed."""
+"""`gpt2 compile`: builds machine code for a model's decode step before it is needed."""
 
 from typing import Annotated
 
 import typer
 
-from gpt2cli.cli.choose_model import find
-from gpt2cli.cli.options import ThreadsOption
+from gpt2cli.cli.choose_model import find_folder
+from gpt2cli.cli.options import ModelArgument, ThreadsOption
 
 
 def compile_step(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A run, a model folder or a name; otherwise the newest.", show_default=False),
-    ] = None,
+    model: ModelArgument = None,
     precision: Annotated[
         list[str] | None,
         typer.Option("--precision", help="fp32, bf16 or int8; repeatable.", show_default="fp32"),
     ] = None,
     threads: ThreadsOption = 0,
-    force: Annotated[bool, typer.Option("--force", help="Build it also where it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even if it is there already.")] = False,
 ) -> None:
-    """Compile a model's decode step for this CPU, so that generate and chat write faster.
+    """Compile a model's decode step for this CPU, so that generate and chat run faster.
 
-    Takes a C++ compiler and about a minute a precision.
-    The result serves every model of this shape, on as many threads.
-    A new torch, compiler, processor or version of gpt2cli needs another.
-    stdout gets its path.
+    Needs a C++ compiler and about a minute per precision.
+    The result serves every model of this shape with this number of threads.
+    A new torch, compiler, CPU or gpt2cli needs a new one.
+    Prints its path to stdout.
     """
     from gpt2cli.checkpoints.folder import read_config
     from gpt2cli.convert.merge_lora import find_base
@@ -40,7 +37,7 @@ def compile_step(
     for name in wanted:
         if name not in LAYERS["compiled"]:
             raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8")
-    folder = find(model)
+    folder = find_folder(model)
     choose_runtime("cpu", threads=threads)
     config = read_config(find_base(folder) if is_adapter(folder) else folder)
     for name in wanted:

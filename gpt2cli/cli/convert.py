@@ -1,7 +1,7 @@
-"""Owns `gpt2 convert`: a model of any known format in, the place of the converted one on stdout."""
+"""`gpt2 convert`: a model of any known format in, the path of the converted one on stdout."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,59 +13,61 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder, file or zip with a GPT-2 of OpenAI, Hugging Face, nanoGPT or LLMs-from-scratch;"
-            " or a run or model of yours by name.",
+            help="A folder, file or zip of a GPT-2 from OpenAI, Hugging Face, nanoGPT or LLMs-from-scratch;"
+            " or the name of a run or model of yours.",
         ),
     ],
-    to: Annotated[str, typer.Option("--to", help="folder, gguf, nanogpt or tensorflow.")] = "folder",
+    to: Annotated[
+        Literal["folder", "gguf", "nanogpt", "tensorflow"],
+        typer.Option("--to", help="The format to write; folder is ours and Hugging Face's."),
+    ] = "folder",
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="What to make; otherwise a model of the source's name, or a file of that name here.",
+            help="Where to write; by default a model named after the source, or a file in this folder.",
             show_default=False,
         ),
     ] = None,
     dtype: Annotated[
-        str,
-        typer.Option("--dtype", help="f32, f16 or bf16; q8_0 for gguf. Biases and norms stay f32 in gguf."),
+        Literal["f32", "f16", "bf16", "q8_0"],
+        typer.Option("--dtype", help="Number format; q8_0 only in gguf, where biases and norms stay f32."),
     ] = "f32",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     verify: Annotated[
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare with an independent computation on the source's tensors; otherwise done for"
-            " models that are not from here.",
+            help="Compare the logits with an independent computation on the source's tensors; by default"
+            " for models that gpt2 did not write.",
             show_default=False,
         ),
     ] = None,
     n_head: Annotated[
         int | None,
-        typer.Option("--n-head", help="Heads, for a source that does not say.", show_default=False),
+        typer.Option("--n-head", help="Number of heads, for a source that does not say.", show_default=False),
     ] = None,
     allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Convert weights that hold NaN or infinity.")
+        bool, typer.Option("--allow-nonfinite", help="Convert even if weights are NaN or infinite.")
     ] = False,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Add an adapter into its base: a whole model comes out.")
-    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge a LoRA adapter into its base model.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a GPT-2 in from elsewhere, or take one there, with a proof that it is the same model.
+    """Convert a GPT-2 from or to another format, and prove that it is the same model.
 
-    The receipt says where each tensor comes from and how far the two models' logits are apart.
+    The receipt on stderr says where each tensor comes from and how far the logits
+    of the two models differ.
     """
-
     from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.ui.console import err, print_json, printable
     from gpt2cli.ui.console import out as stdout
-    from gpt2cli.ui.convert import print_receipt, show_converting
+    from gpt2cli.ui.progress import converting, finish
+    from gpt2cli.ui.tables import print_receipt
 
-    wish = ConvertOptions(to, dtype, force, verify, allow_nonfinite, n_head, merge)
+    options = ConvertOptions(to, dtype, force, verify, allow_nonfinite, n_head, merge)
     path = _find(source)
     place = out.expanduser() if out else _default_place(path, to)
-    receipt = show_converting(convert(path, place, wish), err())
+    receipt = finish(convert(path, place, options), err(), converting).receipt
     if as_json:
         print_json(receipt)
         return
@@ -76,7 +78,7 @@ def convert(
 
 
 def _find(source: str) -> Path:
-    """The path as typed, else a run or a model of that name."""
+    """The path as typed, or else the run or model of that name."""
     from gpt2cli.paths import find_model
 
     path = Path(source).expanduser()
@@ -84,16 +86,16 @@ def _find(source: str) -> Path:
 
 
 def _say_modelfile(gguf: Path, n_positions: int) -> None:
-    """How Ollama takes the file: three lines that the user can copy."""
+    """How to give the file to Ollama: lines for the user to copy."""
     from gpt2cli.convert.gguf import modelfile
     from gpt2cli.ui.console import err, printable
 
     lines = modelfile(gguf.name, n_positions)
-    err().print(printable(f"for Ollama, put this into a file called Modelfile beside it:\n{lines}"))
+    err().print(printable(f"for Ollama, put these lines into a file named Modelfile beside it:\n{lines}"))
 
 
 def _default_place(path: Path, to: str) -> Path:
-    """A model under the name of its source; a file or folder of other people's goes to the current one."""
+    """A model named after its source; other formats go to the current folder."""
     from gpt2cli.convert.pipeline import TARGETS
     from gpt2cli.convert.placing import default_name
     from gpt2cli.paths import model_path

@@ -1,36 +1,33 @@
-"""Owns `gpt2 download`: a size or a repository's name in, the path of a model folder on stdout.
+"""`gpt2 download`: the name of a size or repository in, the path of a model folder on stdout.
 
 What is here already is only taken where it is what was asked for; two downloads of one model, side
 by side, both end with it.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.options import JsonOption
+from gpt2cli.cli.options import JsonOption, OfflineOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gpt2cli.checkpoints.provenance import Origin
-    from gpt2cli.hub.collecting import Fetched, Request
+    from gpt2cli.hub.downloads import Downloaded, Request
     from gpt2cli.hub.registry import Size
 
 # What --list says of a size, the first that is true of it.
 HERE = {"ready": "ready", "files": "files, not converted", "incomplete": "incomplete"}
-WAIT_SECONDS = 0.2  # between two looks at a place that another process is filling
 
 
 def download(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
-            help="124M, 355M, 774M, 1558M or another name of theirs; or owner/name of the Hugging Face hub.",
+            metavar="NAME",
+            help="124M, 355M, 774M, 1558M, or owner/name on the Hugging Face hub.",
             show_default=False,
         ),
     ] = None,
@@ -44,67 +41,69 @@ def download(
     ] = None,
     base_url: Annotated[
         str | None,
-        typer.Option(
-            "--base-url", help="A mirror of either layout. It is sent no token.", show_default=False
-        ),
+        typer.Option("--base-url", help="A mirror with either layout; gets no token.", show_default=False),
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
             "--revision",
-            help="Branch, tag or commit of the repository; means --source hf, and the model is called"
-            " NAME@REVISION.",
+            help="Branch, tag or commit of the hub repository; the model is then called NAME@REVISION.",
             show_default=False,
         ),
     ] = None,
     list_sizes: Annotated[
-        bool, typer.Option("--list", help="Show the sizes, and what is here already.")
+        bool, typer.Option("--list", help="List the sizes, and what is here already.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Fetch nothing: compare what is here with its hashes.")
+        bool, typer.Option("--verify", help="Download nothing; check the files here against their hashes.")
     ] = False,
-    no_convert: Annotated[bool, typer.Option("--no-convert", help="Keep the files as they came.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fetch and convert anew, whatever is here.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    no_convert: Annotated[
+        bool, typer.Option("--no-convert", help="Keep the files as they are on the server.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Download and convert again, whatever is here.")
+    ] = False,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Get a GPT-2: OpenAI's own files or the hub's, proved and made ready to use.
+    """Download a GPT-2 from OpenAI or the Hugging Face hub, verified and ready to use.
 
-    Interrupted, the same command continues where it was. A model that is here is not fetched again;
-    where it came from elsewhere than --source or --base-url say, --force replaces it.
+    If interrupted, run the same command again to continue.
+    A model that is here is not downloaded again;
+    --force replaces one that came from another --source or --base-url.
     """
     from gpt2cli import paths
-    from gpt2cli.cli import download_request as wish
-    from gpt2cli.hub.collecting import Request
-    from gpt2cli.hub.downloads import command, origin_of
+    from gpt2cli.cli import download_request as asked
+    from gpt2cli.hub.downloads import Request, command
+    from gpt2cli.hub.inventory import origin_of
     from gpt2cli.hub.registry import SIZES
     from gpt2cli.ui.console import err, printable
 
     if list_sizes:
         _list(as_json)
         return
-    size, repository = wish.find(name)
-    sources = wish.sources(repository, source, size, revision)
+    size, repository = asked.find(name)
+    sources = asked.sources(repository, source, size, revision)
     canonical = size.name if size else repository
     if verify:
         _verify(canonical, revision, sources, base_url, as_json)
         return
-    called = wish.called(canonical, revision)
+    called = asked.called(canonical, revision)
     model = paths.model_path(called)
-    again = command(canonical, source, base_url, revision)
+    again = f"{command(canonical, source, base_url, revision)} --force"
     if paths.is_model(model) and not (force or no_convert):
         origin = origin_of(model)
-        wish.require_asked(called, origin, source, base_url, again)
+        asked.require_asked(called, origin, source, base_url, again)
         _say_here(called, origin, err())
         _print_result(as_json, _result(model, origin), model)
         return
     if not no_convert:
-        wish.require_place(model)
+        asked.require_place(model)
     room = SIZES[size.name].data_bytes if size and not no_convert else 0
     request = Request(base_url=base_url, offline=offline, fresh=force, room=room)
     try:
         fetched = _fetch(sources, size, repository, revision, request, err())
-        wish.require_address(canonical, fetched.origin, base_url, again)
+        asked.require_address(canonical, fetched.origin.address, base_url, again)
         _say_fetched(fetched, err())
         receipt = None if no_convert else _convert(called, fetched, model, force, again)
     except (KeyboardInterrupt, SystemExit):
@@ -113,9 +112,9 @@ def download(
     result = {
         "model": None if no_convert else str(model),
         "files": str(fetched.folder),
-        "source": fetched.source,
-        "address": fetched.origin,
-        "revision": fetched.revision or None,
+        "source": fetched.origin.source,
+        "address": fetched.origin.address,
+        "revision": fetched.origin.revision or None,
         "bytes": fetched.n_bytes,
         "sha256": fetched.files,
         "verification": receipt["verification"] if receipt else None,
@@ -132,20 +131,24 @@ def _fetch(
     revision: str | None,
     request: "Request",
     console: "Console",
-) -> "Fetched":
+) -> "Downloaded":
     """The files, from the first source that serves them."""
     from gpt2cli.errors import ServiceError
-    from gpt2cli.hub.fetching import fetch_hub, fetch_openai
+    from gpt2cli.hub.downloads import download_hub, download_openai
     from gpt2cli.ui.console import printable
-    from gpt2cli.ui.download import show_fetching
+    from gpt2cli.ui.progress import downloading, finish
 
     failed: list[ServiceError] = []
     for source in sources:
         try:
             if source == "openai":
                 assert size is not None
-                return show_fetching(fetch_openai(size, request), console)
-            return show_fetching(fetch_hub(repository, revision, request), console)
+                steps = download_openai(size, request)
+            else:
+                steps = download_hub(repository, revision, request)
+            fetched = finish(steps, console, downloading()).result
+            assert fetched is not None
+            return fetched
         except ServiceError as error:
             failed.append(error)
             if len(failed) < len(sources):
@@ -157,12 +160,12 @@ def _fetch(
     )
 
 
-def _say_fetched(fetched: "Fetched", console: "Console") -> None:
+def _say_fetched(fetched: "Downloaded", console: "Console") -> None:
     from gpt2cli.ui.console import printable
 
-    who = {"openai": "OpenAI's files", "hf": "the hub's files"}[fetched.source]
-    text = f"{who} are here: {len(fetched.files)} of them, {fetched.n_bytes / 1e6:,.1f} MB, {fetched.origin}"
-    console.print(printable(text), style="good")
+    who = {"openai": "OpenAI's files", "hf": "the hub's files"}[fetched.origin.source]
+    amount = f"{len(fetched.files)} of them, {fetched.n_bytes / 1e6:,.1f} MB"
+    console.print(printable(f"{who} are here: {amount}, {fetched.origin.address}"), style="good")
 
 
 def _say_here(name: str, origin: "Origin | None", console: "Console") -> None:
@@ -182,34 +185,29 @@ def _result(model: Path, origin: "Origin | None") -> dict[str, Any]:
     }
 
 
-def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str) -> dict[str, Any]:
+def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: str) -> dict[str, Any]:
     """Make a model folder of the files; files that turn out to be damaged are refused.
 
     Returns the receipt; that of another process where it made the same model in the meantime.
     """
     from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.errors import Gpt2Error, InputError
-    from gpt2cli.hub.downloads import discard
+    from gpt2cli.hub.inventory import discard
     from gpt2cli.ui.console import err, printable
-    from gpt2cli.ui.convert import show_converting
+    from gpt2cli.ui.progress import converting, finish
 
-    with _alone(fetched.folder, err()):
-        if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
-            return receipt
-        try:
-            receipt = show_converting(
-                convert(fetched.folder, model, ConvertOptions(force=force, verify=True)), err()
-            )
-        except InputError:
-            names = discard(fetched.folder)
-            if names:
-                text = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
-                err().print(printable(text), style="warn")
+    try:
+        steps = convert(fetched.folder, model, ConvertOptions(force=force, verify=True))
+        receipt = finish(steps, err(), converting).receipt
+    except InputError:
+        if names := discard(fetched.folder):
+            text = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
+            err().print(printable(text), style="warn")
+        raise
+    except Gpt2Error:
+        if force or (made := _made_meanwhile(name, fetched, model, again)) is None:
             raise
-        except (Gpt2Error, OSError):  # the place may be taken now, where locks do not work
-            if not force and (receipt := _made_meanwhile(name, fetched, model, again)):
-                return receipt
-            raise
+        return made
     found = receipt["verification"]
     if found:
         err().print(
@@ -220,40 +218,16 @@ def _convert(name: str, fetched: "Fetched", model: Path, force: bool, again: str
     return receipt
 
 
-@contextmanager
-def _alone(folder: Path, console: "Console") -> Iterator[None]:
-    """Wait until no other process makes a model of these files."""
-    import time
-
-    from gpt2cli import files
-    from gpt2cli.errors import ResourceError
-
-    said = False
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(files.lock(folder))
-                break
-            except ResourceError:
-                if not said:
-                    console.print("Another process makes the model of these files: waiting for it.")
-                said = True
-                time.sleep(WAIT_SECONDS)
-            except OSError:  # some network file systems know no locks: then both convert
-                break
-        yield
-
-
-def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> dict[str, Any] | None:
+def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -> dict[str, Any] | None:
     """The receipt of the model in this place if it was made of the same files.
 
     Raises UsageError where it was made of others.
     """
-    import json
 
     from gpt2cli import paths
     from gpt2cli.errors import UsageError
-    from gpt2cli.hub.downloads import RECEIPT, is_made_of, origin_of
+    from gpt2cli.hub.inventory import RECEIPT, is_made_of, origin_of
+    from gpt2cli.json_files import read_json_object
     from gpt2cli.ui.console import err
 
     if not paths.is_model(model):
@@ -261,14 +235,13 @@ def _made_meanwhile(name: str, fetched: "Fetched", model: Path, again: str) -> d
     if not is_made_of(model, fetched.files):
         raise UsageError(f"{name}: another model has come to its place", f"{model}; this replaces it", again)
     _say_here(name, origin_of(model), err())
-    receipt: dict[str, Any] = json.loads((model / RECEIPT).read_text(encoding="utf-8"))
-    return receipt
+    return read_json_object(model / RECEIPT)
 
 
 def _list(as_json: bool) -> None:
 
     from gpt2cli import paths
-    from gpt2cli.hub.downloads import is_begun, is_here
+    from gpt2cli.hub.inventory import is_begun, is_here
     from gpt2cli.hub.registry import SIZES, openai_files
     from gpt2cli.ui.console import out, print_json
 
@@ -276,7 +249,7 @@ def _list(as_json: bool) -> None:
         {
             "name": size.name,
             "parameters": size.n_parameters,
-            "bytes": sum(known.n_bytes or 0 for known in openai_files(size).values()),
+            "bytes": sum(known.size or 0 for known in openai_files(size).values()),
             "repository": size.repository,
             "ready": paths.is_model(paths.model_path(size.name)),
             "files": is_here(size),
@@ -301,7 +274,8 @@ def _verify(
 
     from gpt2cli import paths
     from gpt2cli.errors import UsageError
-    from gpt2cli.hub.downloads import model_name, verify
+    from gpt2cli.hub.downloads import model_name
+    from gpt2cli.hub.inventory import verify
     from gpt2cli.ui.console import err, out, print_json, printable
 
     if base_url:

@@ -1,4 +1,4 @@
-"""Owns what `gpt2 download` was asked for: which model, from where, under which name, and what forbids it.
+"""What `gpt2 download` was asked for: which model, from where, under which name, and what forbids it.
 
 All of it is settled before anything is fetched.
 """
@@ -11,10 +11,11 @@ from pathlib import Path
 from gpt2cli import paths
 from gpt2cli.checkpoints.provenance import Origin
 from gpt2cli.errors import UsageError
-from gpt2cli.hub.downloads import SOURCES, command, model_name, origin_of
-from gpt2cli.hub.fetching import check_revision
+from gpt2cli.hub.downloads import SOURCES, command, model_name
+from gpt2cli.hub.hf_hub import require_revision
+from gpt2cli.hub.inventory import origin_of
 from gpt2cli.hub.registry import SIZES, Size
-from gpt2cli.hub.transport import shown
+from gpt2cli.hub.responses import shown
 
 WHO = {"openai": "OpenAI", "hf": "the Hugging Face hub"}
 
@@ -28,9 +29,7 @@ def find(name: str | None) -> tuple[Size | None, str]:
         return size, size.repository
     plain, at, revision = name.partition("@")
     if at:
-        raise UsageError(
-            f"{name}: a revision is an option here", "", command(plain, revision=revision, force=False)
-        )
+        raise UsageError(f"{name}: a revision is an option here", "", command(plain, revision=revision))
     if "/" not in name:
         near = difflib.get_close_matches(name, paths.ALIASES, n=1)
         raise UsageError(
@@ -49,13 +48,13 @@ def sources(repository: str, source: str | None, size: Size | None, revision: st
         raise UsageError(
             "OpenAI has only its own sizes",
             "owner/name is of the Hugging Face hub",
-            command(repository, revision=revision, force=False),
+            command(repository, revision=revision),
         )
     if source == "openai" and revision is not None:
         raise UsageError(
             "--revision goes with --source hf",
             "OpenAI's files have no revisions",
-            command(repository, "hf", revision=revision, force=False),
+            command(repository, "hf", revision=revision),
         )
     if source:
         return (source,)
@@ -66,7 +65,7 @@ def called(name: str, revision: str | None) -> str:
     """The model's name: NAME@REVISION, unless the model NAME is here and was made of that commit."""
     if revision is None:
         return name
-    check_revision(revision)
+    require_revision(revision)
     plain = paths.model_path(name)
     origin = origin_of(plain) if paths.is_model(plain) else None
     return name if origin and origin.revision == revision else model_name(name, revision)

@@ -1,20 +1,20 @@
-"""Owns `gpt2 evaluate`: models and a text in, a table out. What is measured is `judging/perplexity.py`'s."""
+"""`gpt2 evaluate`: models and a text in, a table of losses and perplexities out."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2cli.cli.choose_model import find
-from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
+from gpt2cli.cli.choose_model import find_folder
+from gpt2cli.cli.options import DeviceOption, JsonOption, OfflineOption, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpt2cli.data.corpora import Found
-    from gpt2cli.evaluation.perplexity import Sliding, Text
+    from gpt2cli.data.corpora import FoundCorpus
+    from gpt2cli.evaluation.perplexity import EncodedText, PerplexityProgress, SlidingWindow
     from gpt2cli.runtime import Runtime
-    from gpt2cli.ui.evaluate import Row
+    from gpt2cli.ui.tables import EvaluationRow
 
 WIKITEXT2 = "wikitext-2-test"
 
@@ -23,49 +23,51 @@ def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
-            help="Runs, model folders or names; otherwise the newest model there is.",
+            metavar="MODEL",
+            help="Runs, model folders or names; by default the newest model.",
             show_default=False,
         ),
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", metavar="TEXT", help="A corpus by its name, or a text file.")
+        str, typer.Option("--on", metavar="TEXT", help="A corpus by name, or a text file.")
     ] = WIKITEXT2,
     context: Annotated[
         int | None,
-        typer.Option("--context", help="Tokens in a window.", show_default="all that the model sees"),
+        typer.Option("--context", min=1, help="Tokens per window.", show_default="the model's context"),
     ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
             "--stride",
-            help="How far the window moves: a token is predicted from at least CONTEXT - STRIDE others.",
+            min=1,
+            help="Tokens that the window moves by; each token is predicted from at least CONTEXT - STRIDE"
+            " others.",
             show_default="half of the context",
         ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", help="Windows computed together.", show_default="by their length"),
+        typer.Option("--batch", min=1, help="Windows per batch.", show_default="by their length"),
     ] = None,
     as_json: JsonOption = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    offline: OfflineOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Measure how well models predict a text: loss, perplexity, bits per byte.
 
-    Every token of the text is predicted once, the first one from end-of-text alone. stdout gets a
-    table, or with --json an object a line for each model.
+    Every token of the text is predicted once, the first from end-of-text alone.
+    Prints a table to stdout, or with --json one object per model and line.
     """
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.console import out
-    from gpt2cli.ui.evaluate import PAPER_NOTE, print_rows
+    from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
 
-    named = [(name, find(name)) for name in models or ()]
+    named = [(name, find_folder(name)) for name in models or ()]
     if not named:
-        newest = find(None)
+        newest = find_folder(None)
         named = [(str(newest), newest)]
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
@@ -74,42 +76,42 @@ def evaluate(
     text, sha256 = _read(found)
     tasks = _tasks(named, text, found.name, context, stride, batch)
 
-    rows: list[Row] = []
+    rows: list[EvaluationRow] = []
     try:
         for task in tasks:
             row = _measure(task, found, runtime)
             rows.append(row)
             if as_json:
                 _print_json(row, task.folder, found.name, sha256, runtime)
-    finally:  # what was measured until here is the user's, whatever ended it
+    finally:  # what is measured by now is the user's, whatever ended it
         if rows and not as_json:
-            print_rows(rows, out())
+            print_evaluation(rows, out())
             if any(row.paper for row in rows):
                 _say(PAPER_NOTE)
 
 
-def _read(found: "Found") -> "tuple[str, str]":
+def _read(found: "FoundCorpus") -> "tuple[str, str]":
     """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
     from contextlib import closing
 
-    from gpt2cli.data.input_files import Source
-    from gpt2cli.data.text_reader import Reading
+    from gpt2cli.data.input_files import TextSource
+    from gpt2cli.data.text_reader import SourceReader
     from gpt2cli.files import sha256_of
 
     (path,) = found.paths
-    with closing(Reading(Source(str(path), path, "text", gzipped=False), ())) as reading:
+    with closing(SourceReader(TextSource(str(path), path, "text", gzipped=False), ())) as reading:
         text = "".join(piece.text for piece in reading.pieces())
     return text, found.sha256 or sha256_of(path)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be measured of one model, which is not loaded yet."""
+    """One model to evaluate, not loaded yet."""
 
     name: str
     folder: "Path"
-    text: "Text"
-    sliding: "Sliding"
+    text: "EncodedText"
+    sliding: "SlidingWindow"
 
 
 def _tasks(
@@ -120,10 +122,10 @@ def _tasks(
     stride: int | None,
     batch: int | None,
 ) -> list[_Task]:
-    """What is wrong with the last model is said before hours go into the first; weights stay unread."""
+    """All checks of all models before hours go into the first; weights are not read."""
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
     from gpt2cli.convert.merge_lora import find_base
-    from gpt2cli.evaluation.perplexity import sliding_for, text_for
+    from gpt2cli.evaluation.perplexity import encode_text, sliding_window_for
     from gpt2cli.paths import is_adapter
     from gpt2cli.tokenizer.files import load_tokenizer
 
@@ -133,28 +135,42 @@ def _tasks(
         config, tokenizer = read_config(whole), load_tokenizer(whole)
         require_matching_vocabulary(whole, tokenizer, config.vocab_size)
         if tokenizer.fingerprint not in texts:
-            texts[tokenizer.fingerprint] = text_for(text, tokenizer, on)
-        sliding = sliding_for(config, context, stride, batch)
+            texts[tokenizer.fingerprint] = encode_text(text, tokenizer, on)
+        sliding = sliding_window_for(config, context, stride, batch)
         tasks.append(_Task(name, folder, texts[tokenizer.fingerprint], sliding))
     return tasks
 
 
-def _measure(task: _Task, found: "Found", runtime: "Runtime") -> "Row":
+def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "EvaluationRow":
     from gpt2cli.convert.open_model import open_model
-    from gpt2cli.evaluation.perplexity import paper_perplexity, score
+    from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.evaluate import Row, show_scoring
+    from gpt2cli.ui.progress import scoring, track
+    from gpt2cli.ui.tables import EvaluationRow
 
     loaded = open_model(task.folder)
     model = loaded.model.to(runtime.device)
-    result = show_scoring(score(model, task.text, task.sliding, runtime), err(), task.name)
+    result: PerplexityProgress | None = None
+    try:
+        for step in track(
+            measure_perplexity(model, task.text, task.sliding, runtime), err(), scoring(task.name)
+        ):
+            result = step
+    except (KeyboardInterrupt, SystemExit):
+        if result:
+            _say(
+                f"partial: {task.name}: {result.n_tokens:,} of {result.n_total:,} tokens:"
+                f" loss {result.loss:.4f}, perplexity/token {result.perplexity:,.2f}"
+            )
+        raise
+    assert result is not None, "a text without tokens is refused before"
     on_wikitext = found.name == WIKITEXT2 and found.origin != "path"
     paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
-    return Row(task.name, task.text, task.sliding, result, paper)
+    return EvaluationRow(task.name, task.text, task.sliding, result, paper)
 
 
-def _print_json(row: "Row", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
-    """One object a line."""
+def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
+    """One object per line."""
     from gpt2cli.ui.console import print_json
 
     facts = {

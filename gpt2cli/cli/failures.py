@@ -1,7 +1,8 @@
-"""Any exception as an error with an exit code and a fix, for the program's end and for chat's next line."""
+"""Any exception as an error with an exit code and a fix, for the end of the program or a line of chat."""
 
 import errno
 import os
+import re
 import time
 import traceback
 
@@ -10,15 +11,15 @@ import typer
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 
-# What the operating system says when a disk, a quota, a right or a handle is missing.
+# What the operating system reports: a full disk, a quota, missing rights, closed or too many files.
 _RESOURCES = {
-    errno.ENOSPC: ("the disk is full", "free some space, or choose another place"),
+    errno.ENOSPC: ("the disk is full", "free some space, or write to another disk"),
     errno.EDQUOT: ("the disk quota is used up", "free some space"),
     errno.EFBIG: ("the file would be larger than this system allows", "ulimit -f unlimited"),
-    errno.EIO: ("the disk answered with an error", "look at the system log; keep a copy elsewhere"),
-    errno.EROFS: ("the file system is read-only", "choose another place"),
-    errno.EACCES: ("permission denied", "choose another place, or change the rights"),
-    errno.EPERM: ("permission denied", "choose another place, or change the rights"),
+    errno.EIO: ("the disk reports an error", "read the system log, and copy your files to another disk"),
+    errno.EROFS: ("the file system is read-only", "write to another folder"),
+    errno.EACCES: ("permission denied", "write to another folder, or change its permissions"),
+    errno.EPERM: ("permission denied", "write to another folder, or change its permissions"),
     errno.EMFILE: ("too many open files", "ulimit -n 4096"),
     errno.EBADF: ("it is closed", "start the program with stdout open"),
 }
@@ -30,7 +31,7 @@ def explain(error: Exception) -> Gpt2Error:
     if isinstance(error, Gpt2Error):
         return error
     if isinstance(error, typer.TyperException):
-        return UsageError(error.format_message().rstrip("."), fix=_help_for(error))
+        return _usage_error(error)
     if is_out_of_memory(error):
         return ResourceError("out of memory", fix="close other programs, or use a smaller model or batch")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
@@ -43,6 +44,16 @@ def explain(error: Exception) -> Gpt2Error:
     return _our_bug(error)
 
 
+def _usage_error(error: typer.TyperException) -> UsageError:
+    context, text = getattr(error, "ctx", None), error.format_message().rstrip(".")
+    fix = f"{context.command_path} --help" if context else "gpt2 --help"
+    invalid = re.match(r"Invalid value for '([^']+)'[^:]*: (?:Value error, )?", text)
+    if invalid is None:
+        return UsageError(text, fix=fix)
+    why = re.sub(r", unable to parse.*", "", text[invalid.end() :].replace("Input should be", "it must be"))
+    return UsageError(f"{invalid[1]}: invalid value", why, fix)
+
+
 def _our_bug(error: Exception) -> Gpt2Error:
     text = "".join(traceback.format_exception(error))
     path = paths.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
@@ -53,8 +64,3 @@ def _our_bug(error: Exception) -> Gpt2Error:
     except OSError:
         fix = "add --debug to see the traceback"
     return Gpt2Error("this is a bug in gpt2cli", f"{type(error).__name__}: {str(error)[:200]}", fix)
-
-
-def _help_for(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path} --help" if context else "gpt2 --help"

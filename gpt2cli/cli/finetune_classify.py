@@ -1,19 +1,17 @@
-"""`gpt2 finetune-classify`: a recipe becomes a classifier. What it adds to `training.py`: labelled
-texts at the start, and the report on the test split at the end.
-"""
+"""`gpt2 finetune-classify`: fine-tunes a classifier, and reports its scores on the test split."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
-    Lesson,
     NameOption,
-    OfflineOption,
     OverridesArgument,
     RecipeArgument,
     ResumeOption,
+    TrainCommand,
     say,
     train,
 )
@@ -21,14 +19,14 @@ from gpt2cli.cli.train_command import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpt2cli.evaluation.classes import Scores
+    from gpt2cli.evaluation.classes import ClassificationMetrics
     from gpt2cli.recipe.schema import ClassifyRecipe
-    from gpt2cli.training.classify_task import Classification
-    from gpt2cli.training.run_dir import Run
-    from gpt2cli.training.setup import Session
+    from gpt2cli.training.classify_task import ClassifyTask
+    from gpt2cli.training.run_dir import RunDir
+    from gpt2cli.training.setup import TrainingSetup
 
 REPORT, PICTURE = "report.json", "confusion.png"
-AT_ONCE = 512  # test texts between two looks for a signal
+AT_ONCE = 512  # test texts per batch; a signal is noticed between two
 
 
 def finetune_classify(
@@ -39,37 +37,37 @@ def finetune_classify(
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Teach a GPT-2 to tell classes of texts apart, as a recipe says."""
-    lesson = Lesson(
+    """Fine-tune a GPT-2 to classify texts, as a recipe describes."""
+    command = TrainCommand(
         task="finetune-classify",
-        opened=_opened,
+        open_task=_open_task,
         after_evaluation=lambda session, run, view, stop: None,
         at_end=_report,
         is_complete=lambda run, recipe: _is_reported(run),
         hint=_hint,
     )
-    train(lesson, recipe, overrides, name, resume, dry_run, offline)
+    train(command, recipe, overrides, name, resume, dry_run, offline)
 
 
 @contextlib.contextmanager
-def _opened(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[Classification, dict[str, object]]]":
-    """The recipe's texts, split and encoded for the model that it begins with."""
+def _open_task(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[ClassifyTask, dict[str, object]]]":
+    """The recipe's texts, split and encoded for its base model, and their origin."""
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.labelled_texts import prepare, read_labelled
-    from gpt2cli.training.base_model import find_start
-    from gpt2cli.training.classify_task import Classification
+    from gpt2cli.data.labelled_texts import read_labelled, split_labelled
+    from gpt2cli.training.base_model import find_base
+    from gpt2cli.training.classify_task import ClassifyTask
 
     wanted = recipe.data
-    start = find_start(recipe)
+    start = find_base(recipe)
     found = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
     if found.warning:
         say(f"warning: {found.warning}")
     labelled = read_labelled(found.paths[0], wanted.text, wanted.label, wanted.columns or ())
-    data = prepare(labelled, wanted, start.tokenizer, start.config.n_positions, recipe.seed)
+    data = split_labelled(labelled, wanted, start.tokenizer, start.config.n_positions, recipe.seed)
     if data.n_left_out:
-        say(f"note: {data.n_left_out:,} of {len(labelled.texts):,} rows are left out for balance")
+        say(f"note: {data.n_left_out:,} of {len(labelled.texts):,} rows are left out to balance the classes")
     if data.n_cut:
-        say(f"note: {data.n_cut:,} texts are longer than {data.max_tokens} tokens and are cut there")
+        say(f"note: {data.n_cut:,} texts are longer than {data.max_tokens} tokens and cut there")
     origin: dict[str, object] = {
         "source": found.name,
         "origin": found.origin,
@@ -81,57 +79,61 @@ def _opened(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[Classifi
         "left_out": data.n_left_out,
         "cut": data.n_cut,
     }
-    yield Classification(recipe, data, start), origin
+    yield ClassifyTask(recipe, data, start), origin
 
 
-def _hint(session: "Session", run: "Run") -> str:
+def _hint(session: "TrainingSetup", run: "RunDir") -> str:
     import shlex
 
     return f"gpt2 classify {shlex.quote(str(run.folder))} 'a text'"
 
 
-def _report(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
-    """Put the best checkpoint to the test split: a table, report.json and confusion.png."""
+def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
+    """Evaluate the best checkpoint on the test split: a table, report.json and confusion.png."""
     from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
-    from gpt2cli.evaluation.classes import score
+    from gpt2cli.evaluation.classes import classification_metrics
     from gpt2cli.generation.label_texts import label_probabilities
     from gpt2cli.paths import best_checkpoint
-    from gpt2cli.training.classify_task import Classification
+    from gpt2cli.training.classify_task import ClassifyTask
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.tables import plot_confusion, show_scores
+    from gpt2cli.ui.plots import plot_confusion
+    from gpt2cli.ui.tables import print_classes
 
-    assert isinstance(session.task, Classification)
+    assert isinstance(session.task, ClassifyTask)
     test, seen = session.task.data.test, set(session.task.data.train.ids)
     folder = best_checkpoint(run.folder)
     loaded = load_classifier(folder)
     loaded.model.to(session.runtime.device)
-    verdicts: list[tuple[int, int]] = []
+    predictions: list[tuple[int, int]] = []
     for first in range(0, len(test), AT_ONCE):
         if signal := stop():
             return signal
         for found in label_probabilities(loaded, list(test.ids[first : first + AT_ONCE])):
-            verdicts.append((test.classes[len(verdicts)], found.index(max(found))))
-    scores = score(verdicts, len(loaded.labels))
-    new = [verdict for verdict, ids in zip(verdicts, test.ids, strict=True) if ids not in seen]
+            predictions.append((test.classes[len(predictions)], found.index(max(found))))
+    scores = classification_metrics(predictions, len(loaded.labels))
+    new = [verdict for verdict, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
     plot_confusion(scores, loaded.labels, run.folder / PICTURE, title=run.name)
     report = _as_report(scores, loaded.labels) | {
         "checkpoint": folder.name,
         "weights": _weights_of(folder),
-        "not_in_training": {"texts": len(new), "accuracy": score(new, len(loaded.labels)).accuracy},
+        "not_in_training": {
+            "texts": len(new),
+            "accuracy": classification_metrics(new, len(loaded.labels)).accuracy,
+        },
     }
-    files.write_json(run.folder / REPORT, report)  # last: it says that the rest is there
+    files.write_json(run.folder / REPORT, report)  # last: it marks the rest as complete
     say(f"test split, {len(test):,} texts, with {folder.name}:")
-    show_scores(scores, loaded.labels, err())
+    print_classes(scores, loaded.labels, err())
     if len(new) < len(test):
         say(
-            f"{len(test) - len(new)} of these texts stand in the training split as well;"
+            f"{len(test) - len(new)} of these texts are in the training split too;"
             f" accuracy on the other {len(new)}: {report['not_in_training']['accuracy']:.4f}"
         )
     return 0
 
 
-def _as_report(scores: "Scores", labels: tuple[str, ...]) -> dict[str, Any]:
+def _as_report(scores: "ClassificationMetrics", labels: tuple[str, ...]) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -143,19 +145,17 @@ def _as_report(scores: "Scores", labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _is_reported(run: "Run") -> bool:
+def _is_reported(run: "RunDir") -> bool:
     """Whether the report is there, and is of what is now the best checkpoint."""
-    import json
-
+    from gpt2cli.errors import InputError
+    from gpt2cli.json_files import read_json_object
     from gpt2cli.paths import best_checkpoint
 
     try:
-        report = json.loads((run.folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = read_json_object(run.folder / REPORT)
+    except InputError:
         return False
-    is_of_best = isinstance(report, dict) and report.get("weights") == _weights_of(
-        best_checkpoint(run.folder)
-    )
+    is_of_best = report.get("weights") == _weights_of(best_checkpoint(run.folder))
     return is_of_best and (run.folder / PICTURE).exists()
 
 

@@ -1,6 +1,6 @@
-"""`gpt2 finetune-instruct`: a language model learns to answer, and then answers the test split.
+"""`gpt2 finetune-instruct`: instruction tuning, then answers to the test split.
 
-What it adds to `training.py`: records, an answer after each evaluation, responses.jsonl, scores.json.
+Writes an answer after each evaluation to samples.txt, and at the end responses.jsonl and scores.json.
 """
 
 import contextlib
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli import paths
+from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
-    Lesson,
     NameOption,
-    OfflineOption,
     OverridesArgument,
     RecipeArgument,
     ResumeOption,
+    TrainCommand,
     say,
     train,
 )
@@ -24,9 +24,9 @@ from gpt2cli.cli.train_command import (
 if TYPE_CHECKING:
     from gpt2cli.evaluation.responses import Response
     from gpt2cli.recipe.schema import InstructRecipe
-    from gpt2cli.training.run_dir import Run
-    from gpt2cli.training.setup import Session
-    from gpt2cli.training.sft_task import Instruction
+    from gpt2cli.training.run_dir import RunDir
+    from gpt2cli.training.setup import TrainingSetup
+    from gpt2cli.training.sft_task import SftTask
     from gpt2cli.ui.training import TrainingView
 
 SCORES = "scores.json"
@@ -41,50 +41,50 @@ def finetune_instruct(
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Teach a language model to follow instructions, as a recipe says."""
-    lesson = Lesson(
+    """Fine-tune a model to follow instructions, as a recipe describes."""
+    command = TrainCommand(
         task="finetune-instruct",
-        opened=_opened,
+        open_task=_open_task,
         after_evaluation=_answer_one,
         at_end=_answer_all,
         is_complete=_is_complete,
         hint=_hint,
     )
-    train(lesson, recipe, overrides, name, resume, dry_run, offline)
+    train(command, recipe, overrides, name, resume, dry_run, offline)
 
 
 @contextlib.contextmanager
-def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruction, dict[str, object]]]":
-    """The recipe's records, divided and encoded for the model that is to learn them."""
+def _open_task(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTask, dict[str, object]]]":
+    """The recipe's records, split and encoded for its base model, and their origin."""
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.instructions import Fields, read_records
+    from gpt2cli.data.instructions import RecordFields, read_instructions
     from gpt2cli.evaluation.rouge import require_rouge
-    from gpt2cli.training.base_model import find_start
-    from gpt2cli.training.sft_task import Instruction, examples_of
+    from gpt2cli.training.base_model import find_base
+    from gpt2cli.training.sft_task import SftTask, split_records
 
     if recipe.eval.rouge:
         require_rouge()
-    start = find_start(recipe)
+    start = find_base(recipe)
     data = recipe.data
     found = find_corpus(data.source, offline=offline, allow_bundled=data.bundled)
     if found.warning:
         say(f"warning: {found.warning}")
-    fields = Fields(data.instruction, data.input, data.output, data.task)
-    read = read_records(found.paths[0], fields)
-    examples = examples_of(recipe, read, start)
+    fields = RecordFields(data.instruction, data.input, data.output, data.task)
+    read = read_instructions(found.paths[0], fields)
+    examples = split_records(recipe, read, start)
     for n, said in (
-        (read.n_empty, "left out: no answer in them"),
-        (examples.n_left_out, f"left out: their questions alone fill {examples.limit} tokens"),
+        (read.n_empty, "left out: no answer"),
+        (examples.n_left_out, f"left out: the prompt alone fills {examples.limit} tokens"),
         (
-            examples.n_only_learnt,
-            f"learnt but never asked: their last answers begin beyond {examples.limit} tokens",
+            examples.n_train_only,
+            f"used for training only: their last answers begin after {examples.limit} tokens",
         ),
         (examples.n_cut, f"cut: longer than {examples.limit} tokens"),
     ):
         if n:
             say(f"note: {n:,} of {len(read.records) + read.n_empty:,} records {said}")
     yield (
-        Instruction(recipe, start, examples),
+        SftTask(recipe, start, examples),
         {
             "source": found.name,
             "origin": found.origin,
@@ -98,25 +98,27 @@ def _opened(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[Instruct
     )
 
 
-def _hint(session: "Session", run: "Run") -> str:
+def _hint(session: "TrainingSetup", run: "RunDir") -> str:
     import shlex
 
     return f"head -n 3 {shlex.quote(str(run.folder / paths.RESPONSES))}"
 
 
-def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
-    """Let the model answer a record of the validation split, on the screen and in samples.txt."""
+def _answer_one(
+    session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]
+) -> None:
+    """Answer a record of the validation split, to the screen and samples.txt."""
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.batch import answer_batch
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.run_dir import add_sample
-    from gpt2cli.training.sft_task import Instruction
+    from gpt2cli.training.sft_task import SftTask
     from gpt2cli.training.torch_compile import uncompiled
 
     task = session.task
-    assert isinstance(task, Instruction)
+    assert isinstance(task, SftTask)
     shown, replies = task.examples.shown, None
-    with uncompiled(), contextlib.suppress(DivergedError):  # the loop itself will say what that means
+    with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
         replies = answer_batch(
             session.model,
             task.tokenizer,
@@ -130,25 +132,25 @@ def _answer_one(session: "Session", run: "Run", view: "TrainingView", stop: Call
         return
     text = replies[0].text
     view.note(f"{_last_question(shown.record.turns)} -> {text}".replace("\n", " "), "faint")
-    add_sample(run, session.progress.step, task.template.prompt(shown.record.question) + text)
+    add_sample(run, session.state.step, task.template.prompt(shown.record.question) + text)
 
 
-def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
+def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
     """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
-    from gpt2cli.evaluation.responses import appending
+    from gpt2cli.evaluation.responses import open_responses
     from gpt2cli.generation.batch import answer_prompts
     from gpt2cli.generation.sampling import SamplingOptions
-    from gpt2cli.training.sft_task import Instruction
-    from gpt2cli.ui.answers import show_answering
+    from gpt2cli.training.sft_task import SftTask
     from gpt2cli.ui.console import err
+    from gpt2cli.ui.progress import counting, track
 
     task = session.task
-    assert isinstance(task, Instruction)
+    assert isinstance(task, SftTask)
     asked = task.recipe.eval
     best, test = paths.best_checkpoint(run.folder), task.examples.test
     test_digest = task.examples.test_digest
     key = _key(best, task.recipe, test_digest)
-    with appending(run.folder / paths.RESPONSES, key) as file:
+    with open_responses(run.folder / paths.RESPONSES, key) as file:
         missing = [question for question in test if question.record.index not in file.responses]
         if missing:
             replies = answer_prompts(
@@ -161,7 +163,9 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
                 n_rows=session.recipe.batch.micro_batch,
                 stop=stop,
             )
-            for number, reply in show_answering(replies, err(), len(file.responses), len(test)):
+            n_done = len(file.responses)
+            say(f"answering {len(missing)} test prompts" + f", {n_done} are answered" * bool(n_done))
+            for number, reply in track(replies, err(), counting("answering", len(test), n_done)):
                 file.add(_response(missing[number].record, reply, key))
         if len(file.responses) < len(test):
             return stop()
@@ -176,8 +180,9 @@ def _answer_all(session: "Session", run: "Run", stop: Callable[[], int]) -> int:
     return 0
 
 
-def _best_model(session: "Session", best: Path) -> Any:
-    """In fp32, where a row's answer is its own: in half precision, rows beside it move a close choice."""
+def _best_model(session: "TrainingSetup", best: Path) -> Any:
+    """In fp32: in half precision the other rows of a batch can change a close choice."""
+
     from gpt2cli.model.lora import merge_lora
 
     model = session.task.saved_model(best, session.attention)
@@ -201,8 +206,8 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
     )
 
 
-def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
-    """Count, measure and say it; scores.json, written last, says that all is done."""
+def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
+    """Measure and report the answers; scores.json is written last and marks them as complete."""
     from gpt2cli import files
     from gpt2cli.evaluation.rouge import rouge
 
@@ -214,7 +219,7 @@ def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], wi
         "ended": n_ended,
         "ended_by_stop_text": n_stop,
     }
-    said = f"{n_ended} of {n} answers ended by themselves ({n_ended / n:.0%})"
+    said = f"{n_ended} of {n} answers end by themselves ({n_ended / n:.0%})"
     if n_stop:
         said += f", {n_stop} of them by a stop text"
     if with_rouge:
@@ -225,31 +230,29 @@ def _conclude(run: "Run", responses: "list[Response]", about: dict[str, Any], wi
     say(f"{said}; all in {run.folder / paths.RESPONSES}")
 
 
-def _is_complete(run: "Run", recipe: "InstructRecipe") -> bool:
+def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
     """Whether the answers are there that this recipe asks for, with all its scores."""
-    import json
-
     from gpt2cli import files
-    from gpt2cli.evaluation.rouge import MEASURES
+    from gpt2cli.errors import Gpt2Error
+    from gpt2cli.evaluation.rouge import ROUGE_TYPES
+    from gpt2cli.json_files import read_json_object
 
     try:
-        scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
+        scores = read_json_object(run.folder / SCORES)
         key, test, data = scores["key"], scores["test"], scores["data"]
         source_sha256 = scores["source_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Gpt2Error, KeyError):
         return False
-    # Known corpora never change; a file of one's own may, and a test record with it.
+    # A known corpus never changes; a file of the user may, and a test record with it.
     source = Path(recipe.data.source)
     if data != recipe.data.model_dump() or (source.is_file() and files.sha256_of(source) != source_sha256):
         return False
-    has_scores = not recipe.eval.rouge or all(name in scores for name in MEASURES)
+    has_scores = not recipe.eval.rouge or all(name in scores for name in ROUGE_TYPES)
     return has_scores and bool(key == _key(paths.best_checkpoint(run.folder), recipe, test))
 
 
 def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
-    """Names the weights that answer, what they are asked and how: where one of them changes, all
-    is answered again.
-    """
+    """A hash of the weights, the test split and the options: when one changes, all is answered again."""
     import hashlib
     import json
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.choose_model import found, load, sampling_options
+from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
     DecodingPrecisionOption,
@@ -19,8 +19,9 @@ from gpt2cli.cli.options import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    encode_prompt,
+    prompt_text,
 )
-from gpt2cli.cli.prompt import prompt_ids, read_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,73 +30,80 @@ if TYPE_CHECKING:
     from gpt2cli.generation.stop_text import Continuation
     from gpt2cli.generation.throughput import Throughput
 
-LONGEST_ECHO = 2000  # characters of the prompt that are repeated on a terminal
+LONGEST_ECHO = 2000  # characters of the prompt that a terminal repeats
 
 
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="The text to continue; - or a pipe means stdin.", show_default=False),
+        typer.Argument(
+            metavar="PROMPT", help="The text to continue; - or a pipe: stdin.", show_default=False
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.", show_default=False)
     ] = None,
     model: ModelOption = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Length limit.")] = 100,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, help="Limit of a continuation.")
+    ] = 100,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     min_p: MinPOption = None,
     repetition_penalty: RepetitionPenaltyOption = None,
     seed: SeedOption = None,
-    num_samples: Annotated[int, typer.Option("--num-samples", help="Continuations, made together.")] = 1,
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", min=1, help="Number of continuations, decoded as one batch.")
+    ] = 1,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="End before this text; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option("--stop", help="Stop before this text; repeatable.", show_default=False),
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show text as it comes.")] = True,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Exact text, control characters too; for a pipe.")
+        bool, typer.Option("--raw", help="Exact bytes, control characters included; for pipes.")
     ] = False,
     as_json: JsonOption = False,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut an over-long prompt to its last tokens.")
+        bool, typer.Option("--truncate", help="Keep only the last tokens of a prompt that is too long.")
     ] = False,
     device: DeviceOption = "auto",
     precision: DecodingPrecisionOption = "auto",
     compile: CompileOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Continue a text with a model.
+    """Continue a text.
 
-    stdout gets the continuation alone, or with --json an object a line for each; stderr the rest.
+    Prints only continuations to stdout, or with --json one object per line.
+    The rest goes to stderr.
     """
     import sys
 
     from gpt2cli.errors import UsageError
 
-    for name, value in (("--num-samples", num_samples), ("--max-new-tokens", max_new_tokens)):
-        if value < 1:
-            raise UsageError(f"{name} is {value}", "it must be at least 1")
     if "" in (stop or ()):
         raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
     if raw and (as_json or sys.stdout.isatty()):
         raise UsageError(
-            "--raw is for text into a pipe or a file",
-            "control characters can take over a terminal" if not as_json else "--json escapes them",
+            "--raw is for a pipe or a file",
+            "control characters can take over a terminal"
+            if not as_json
+            else "--json escapes control characters",
             "leave out --raw",
         )
-    text = read_prompt(prompt, file)
-    with found(model) as folder:
+    text = prompt_text(prompt, file)
+    with preloading(model) as folder:
         from gpt2cli.generation import engine
         from gpt2cli.generation.stop_text import Continuation
         from gpt2cli.generation.throughput import Throughput
 
         sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        loaded = load(
+        loaded = load_for_decoding(
             folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
         )
-    cut = None if truncate else "gpt2 generate --truncate ..., which keeps the last tokens of it"
-    ids = prompt_ids(text, loaded, cut)
+    cut = None if truncate else "gpt2 generate --truncate, which keeps only its last tokens"
+    ids = encode_prompt(text, loaded, cut)
 
     replies = [Continuation(loaded.tokenizer, stop or ()) for _ in range(num_samples)]
     steps = engine.generate(
@@ -117,7 +125,7 @@ def generate(
     except (KeyboardInterrupt, SystemExit):
         reason = "interrupted"
         raise
-    finally:  # what was made until here is the user's, whatever ended it
+    finally:  # what there is by now is the user's, whatever ended it
         for reply in replies:
             reply.finish(reason)
         facts = {
@@ -157,10 +165,10 @@ def _timed(steps: "Iterator[DecodeStep]", throughput: "Throughput") -> "Iterator
 
 
 class _Screen:
-    """Continuations one after another on stdout, though they are made together.
+    """Continuations one after another on stdout, though they are decoded as one batch.
 
-    The first that has not ended is shown as it grows, the others wait for their turn. What
-    introduces them is talk and goes to stderr; on stdout each ends with a line feed.
+    The first that has not ended is shown as it grows; the others wait. Their headings go to stderr; on
+    stdout each ends with a line feed.
     """
 
     def __init__(self, prompt: str, raw: bool) -> None:
@@ -170,7 +178,7 @@ class _Screen:
 
         self._prompt, self._raw = prompt, raw
         self._err, self._on_terminal = err(), err().is_terminal and sys.stdout.isatty()
-        self._row, self._n_shown = 0, -1  # the continuation in turn; -1 is before its beginning
+        self._row, self._n_shown = 0, -1  # the continuation that is shown; -1: not begun
 
     def update(self, replies: "Sequence[Continuation]") -> None:
         for row in range(self._row, len(replies)):

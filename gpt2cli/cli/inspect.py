@@ -1,16 +1,15 @@
-"""Owns `gpt2 inspect`: a model in, what is in it out. What is found is `weights/`, `training/` and
-`generation/`'s work, how it looks `ui/`'s.
-"""
+"""`gpt2 inspect`: a model in; its modules, tensors and activations out."""
 
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.choose_model import find
-from gpt2cli.cli.options import JsonOption
+from gpt2cli.cli.choose_model import find_folder
+from gpt2cli.cli.options import JsonOption, ModelArgument
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.info import ModelInfo, TensorInfo
@@ -24,51 +23,53 @@ EXAMPLES = {"--prompt": '"The capital of France is"', "--attention": "attention.
 
 
 def inspect(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="A run, a model folder or a name; otherwise the newest model there is.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelArgument = None,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="Mean, std, min and max of each tensor in the file.")
     ] = False,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="Watch one forward pass over this text.", show_default=False),
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="Show the activations of a forward pass over this text.",
+            show_default=False,
+        ),
     ] = None,
     top: Annotated[
         int | None,
-        typer.Option("--top", help="How many next tokens to show with --prompt.", show_default=str(N_NEXT)),
+        typer.Option(
+            "--top", min=1, help="With --prompt: how many next tokens to show.", show_default=str(N_NEXT)
+        ),
     ] = None,
     attention: Annotated[
         Path | None,
         typer.Option(
-            "--attention", help="With --prompt: draw who attends to whom as a PNG.", show_default=False
+            "--attention", help="With --prompt: draw the attention weights to a PNG.", show_default=False
         ),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option("--layer", help="Draw this layer alone, from 0.", show_default=False)
+        int | None,
+        typer.Option("--layer", help="With --attention: draw only this layer, from 0.", show_default=False),
     ] = None,
     head: Annotated[
-        int | None, typer.Option("--head", help="Draw this head alone, from 0.", show_default=False)
+        int | None,
+        typer.Option("--head", help="With --attention: draw only this head, from 0.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Open a model: its modules, memory, tokenizer and origin; its tensors; one forward pass.
+    """Look into a model: modules, memory, tokenizer and origin; tensors; one forward pass.
 
-    Without --tensors or --prompt the weights themselves are not read.
+    Reads the weights only with --tensors or --prompt.
     """
+    from gpt2cli.checkpoints.finite import bad_logits
     from gpt2cli.checkpoints.info import read_model_info
-    from gpt2cli.errors import DivergedError
     from gpt2cli.generation.activations import next_tokens
-    from gpt2cli.training.lineage import trace
+    from gpt2cli.training.lineage import read_lineage
     from gpt2cli.ui import inspect as inspecting
 
     _check_options(prompt, top, attention, layer, head)
-    folder = find(model)
+    folder = find_folder(model)
     summary = read_model_info(folder)
     picture = _plan_picture(summary.config, attention, layer, head)
     numbers = _numbers(summary) if tensors else []
@@ -77,19 +78,15 @@ def inspect(
     if picture and anatomy:
         _draw(picture, anatomy, summary)
     if as_json:
-        _print_json(summary, trace(folder), numbers, anatomy, likeliest, picture)
+        _print_json(summary, read_lineage(folder), numbers, anatomy, likeliest, picture)
     elif not tensors and anatomy is None:
-        inspecting.show_summary(summary, trace(folder))
+        inspecting.show_summary(summary, read_lineage(folder))
     if tensors and not as_json:
         inspecting.show_tensors(summary, numbers)
     if anatomy and not as_json:
         inspecting.show_prompt(summary, anatomy, likeliest)
     if anatomy and not likeliest:
-        raise DivergedError(
-            "the model's scores for the next token are not finite numbers",
-            "its weights hold NaN or infinity, or overflow",
-            "gpt2 inspect --tensors, which counts them in each tensor",
-        )
+        raise bad_logits("", f"gpt2 inspect --tensors {shlex.quote(str(folder))}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class _Picture:
 def _check_options(
     prompt: str | None, top: int | None, attention: Path | None, layer: int | None, head: int | None
 ) -> None:
-    """What can be said of the options before any file is opened."""
+    """Raise UsageError for options that do not go together, before any file is opened."""
     from gpt2cli.errors import UsageError
 
     given = {"--attention": attention, "--top": top, "--layer": layer, "--head": head}
@@ -116,8 +113,6 @@ def _check_options(
     ):
         if given[option] is not None and (prompt if needed == "--prompt" else attention) is None:
             raise UsageError(f"{option} needs {needed}", fix=f"add {needed} {EXAMPLES[needed]}")
-    if top is not None and top < 1:
-        raise UsageError(f"--top is {top}", "it must be at least 1")
     if attention is not None and attention.suffix.lower() != ".png":
         raise UsageError(f"--attention {attention}: the picture is a PNG", fix=f"--attention {attention}.png")
 
@@ -125,7 +120,7 @@ def _check_options(
 def _plan_picture(
     config: "GPT2Config", path: Path | None, layer: int | None, head: int | None
 ) -> _Picture | None:
-    """What to draw, once it is certain that it can be drawn and written."""
+    """What to draw, checked against the model and the disk."""
     import os
 
     from gpt2cli.errors import InputError, UsageError
@@ -139,35 +134,32 @@ def _plan_picture(
             raise UsageError(f"--{name} is {number}", f"this model has {name}s 0 to {n - 1}")
         chosen.append(range(n) if number is None else range(number, number + 1))
     if os.path.lexists(path) and not path.is_file():
-        raise InputError(f"{path}: is not a regular file", "the picture would take its place")
+        raise InputError(f"{path}: is not a regular file", "a picture would replace it")
     require_writable(path.parent)
     return _Picture(path, *chosen)
 
 
 def _numbers(summary: "ModelInfo") -> "list[TensorInfo]":
-    """Of every tensor. Aligned columns need all of them; until then a person sees that something happens."""
-    import contextlib
-
+    """The statistics of every tensor; aligned columns need all of them first."""
     from gpt2cli.checkpoints.info import tensor_statistics
-    from gpt2cli.ui.console import err, is_terminal
+    from gpt2cli.ui.console import err
+    from gpt2cli.ui.progress import counting, track
 
-    console = err()
-    waiting = console.status("reading the weights") if is_terminal(console) else contextlib.nullcontext()
-    with waiting:
-        return list(tensor_statistics(summary))
+    n = sum(summary.dtypes.values())
+    return list(track(tensor_statistics(summary), err(), counting("reading the weights", n)))
 
 
 def _watch(folder: Path, prompt: str, *, draw: bool) -> "ForwardTrace":
     """One forward pass over the prompt, with the attention of as many tokens as a picture holds."""
     import torch
 
-    from gpt2cli.cli.prompt import prompt_ids
+    from gpt2cli.cli.options import encode_prompt
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.generation.activations import trace_forward
     from gpt2cli.ui.attention_map import MOST_TOKENS
 
     loaded = open_model(folder, attention="formula")
-    ids = prompt_ids(prompt, loaded, "inspect a shorter one")
+    ids = encode_prompt(prompt, loaded, "give a shorter prompt")
     return trace_forward(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
 
 
@@ -187,14 +179,14 @@ def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> N
         picture.path,
         layers=layers,
         heads=heads,
-        title=f"{summary.folder.name}: who attends to whom",
+        title=f"{summary.folder.name}: attention weights",
         n_before=len(anatomy.ids) - n_drawn,
     )
     console = err()
     if n_drawn < len(anatomy.ids):
         console.print(
-            f"the prompt has {len(anatomy.ids)} tokens: the last {n_drawn} are drawn, and what they take from"
-            " earlier ones is not in the picture",
+            f"the prompt has {len(anatomy.ids)} tokens: the picture shows the last {n_drawn}, and"
+            " not their attention to earlier ones",
             style="warn",
         )
     n = f"{len(layers)} layer{'s'[: len(layers) > 1]} x {len(heads)} head{'s'[: len(heads) > 1]}"
@@ -278,7 +270,7 @@ def _pass(tokenizer: "Tokenizer", anatomy: "ForwardTrace", likeliest: "list[Next
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity, but a damaged record or a broken model may."""
+    """None for NaN and infinity, which JSON lacks and a damaged record or a broken model has."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Owns what a script reads of `gpt2 judge`, and what is said where nothing was scored."""
+"""What a script reads of `gpt2 judge`, and the error where nothing was scored."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,39 +7,39 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpt2cli.errors import ServiceError
-    from gpt2cli.judge.aggregate import Summary
-    from gpt2cli.judge.pairwise import Pair, PairSummary, Verdict
-    from gpt2cli.judge.runner import Judgement
-    from gpt2cli.judge.server import Server
+    from gpt2cli.judge.aggregate import GradeSummary, PairSummary
+    from gpt2cli.judge.grade import GradeJudgement
+    from gpt2cli.judge.pairwise import Pair
+    from gpt2cli.judge.results import Judgement
+    from gpt2cli.judge.server import JudgeServer
 
 
-def nothing(
-    what: str, said: str, judgements: "Sequence[Judgement | Verdict]", path: Path, place: Path
+def nothing_scored(
+    what: str, coverage: str, judgements: "Sequence[Judgement]", place: Path
 ) -> "ServiceError":
-    """What happened, why, and what to do, where nothing was scored."""
+    """Why, and what to do; `place` is the results file."""
     from gpt2cli.errors import ServiceError
 
-    if not any(one.attempts for one in judgements):
-        return ServiceError(f"{path}: {what}", f"{said}: there was nothing to ask about", f"look into {path}")
-    reasons = [one.why for one in judgements if one.why]
-    why = f"{said}: {max(set(reasons), key=reasons.count)}" if reasons else said
+    own = [one for one in judgements if not one.is_canary]
+    if all(one.status == "empty" for one in own):
+        return ServiceError(what, f"{coverage}: there was nothing to ask about", "look into the responses")
+    reasons = [one.why for one in own if one.why]
+    why = f"{coverage}: {max(set(reasons), key=reasons.count)}" if reasons else coverage
     fix = f"look into {place}; --retry asks again, another judge needs --fresh or --out FILE"
-    if all(one.status != "unscored" for one in judgements):
-        fix = "give the judge a larger context (OLLAMA_CONTEXT_LENGTH=8192 ollama serve), then --retry"
-    return ServiceError(f"{path}: {what}", why, fix)
+    if all(one.status != "unscored" for one in own):
+        fix = "serve the judge with a larger context (llama-server -c 16384), then add --retry"
+    return ServiceError(what, why, fix)
 
 
-def judge_of(server: "Server", seed: int) -> dict[str, Any]:
-    from gpt2cli.judge.server import shown
-
-    return {"judge": server.model, "base_url": shown(server), "seed": seed}
+def judge_facts(server: "JudgeServer", seed: int) -> dict[str, Any]:
+    return {"judge": server.model, "base_url": server.base_url, "seed": seed}
 
 
-def facts_of(summary: "Summary", judgements: "Sequence[Judgement]") -> dict[str, Any]:
+def grade_facts(summary: "GradeSummary", judgements: "Sequence[GradeJudgement]") -> dict[str, Any]:
     """Nothing of it depends on time: the same scores make the same text."""
     from dataclasses import asdict
 
-    def plain(one: "Judgement") -> dict[str, Any]:
+    def plain(one: "GradeJudgement") -> dict[str, Any]:
         score = asdict(one.score) if one.score else {"score": None}
         return {"index": one.index, "status": one.status, **score, "why": one.why, "flagged": one.flagged}
 

@@ -1,4 +1,4 @@
-"""Owns who judges and what is judged, as the options of `gpt2 judge` name them."""
+"""Who judges and what is judged, as the arguments of `gpt2 judge` name them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from gpt2cli import paths
 
 if TYPE_CHECKING:
-    from gpt2cli.judge.server import Server
+    from gpt2cli.judge.server import JudgeServer
 
 EXAMPLE = "gpt2 judge --ollama llama3.2"
 
 
-def server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "Server":
+def server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "JudgeServer":
     from gpt2cli.errors import UsageError
     from gpt2cli.judge import server
 
@@ -23,7 +23,7 @@ def server_of(name: str | None, base_url: str | None, judge_model: str | None) -
         return server.ollama(name)
     if base_url is None and judge_model is None:
         raise UsageError(
-            "who is the judge?",
+            "there is no judge",
             "a model that Ollama runs, or one behind any OpenAI-compatible server",
             f"{EXAMPLE}, or gpt2 judge --base-url URL --judge-model NAME",
         )

@@ -1,16 +1,30 @@
-"""Owns the options that several commands share: their names, their types and their help."""
+"""The options that several commands share, and the prompt: from an argument, a file or a pipe."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from gpt2cli.checkpoints.folder import LoadedModel
+
+SAMPLING, HARDWARE = "Sampling", "Hardware"  # panels of the help
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, a model folder or a name; by default the newest model.",
+        show_default=False,
+    ),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
         metavar="MODEL",
-        help="A run, a model folder or a name; otherwise the newest model there is.",
+        help="A run, a model folder or a name; by default the newest model.",
         show_default=False,
     ),
 ]
@@ -18,31 +32,67 @@ SeedOption = Annotated[
     int | None,
     typer.Option(
         "--seed",
-        help="With the same options the same text; otherwise by chance.",
+        help="The same seed and options give the same text; random by default.",
         show_default=False,
+        rich_help_panel=SAMPLING,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
-# Decoding on a CPU also has int8, and a compiler.
-DecodingPrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16 or int8.")]
-CompileOption = Annotated[
-    str, typer.Option("--compile", help="auto (what gpt2 compile made, or where it pays), on or off.")
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.", rich_help_panel=HARDWARE)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="Number format.", rich_help_panel=HARDWARE)
 ]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 is one a core.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+# Decoding on a CPU also has int8, and a compiler.
+DecodingPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+DecodingPrecisionOption = Annotated[
+    DecodingPrecision,
+    typer.Option("--precision", help="Number format; int8 is for the CPU.", rich_help_panel=HARDWARE),
+]
+Compile = Literal["auto", "on", "off"]
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="Use a compiled decode step; auto takes one that gpt2 compile built, and builds one where it"
+        " saves time.",
+        rich_help_panel=HARDWARE,
+    ),
+]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", min=0, help="CPU threads; 0: one per core.", rich_help_panel=HARDWARE)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
 # Their defaults live in generation/sampling.py, which costs an import of torch; a test compares.
 TemperatureOption = Annotated[
     float | None,
-    typer.Option("--temperature", "-t", help="0 is greedy, higher is wilder.", show_default="0.8"),
+    typer.Option(
+        "--temperature",
+        "-t",
+        help="0 is greedy; higher is more random.",
+        show_default="0.8",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 TopKOption = Annotated[
-    int | None, typer.Option("--top-k", help="Only the K likeliest tokens; 0 is all.", show_default="40")
+    int | None,
+    typer.Option(
+        "--top-k",
+        help="Sample from the K most likely tokens; 0: from all.",
+        show_default="40",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 TopPOption = Annotated[
     float | None,
-    typer.Option("--top-p", help="Only the likeliest tokens that reach P together.", show_default="1.0"),
+    typer.Option(
+        "--top-p",
+        help="Sample from the most likely tokens whose probabilities add up to P.",
+        show_default="1.0",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 MinPOption = Annotated[
     float | None,
@@ -51,5 +101,76 @@ MinPOption = Annotated[
     ),
 ]
 RepetitionPenaltyOption = Annotated[
-    float | None, typer.Option("--repetition-penalty", help="Above 1 repeats less.", show_default="1.0")
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        help="Above 1: less repetition.",
+        show_default="1.0",
+        rich_help_panel=SAMPLING,
+    ),
 ]
+
+LONGEST_PROMPT = 1 << 26  # bytes; no context is that long, and a pipe may never end
+
+
+def prompt_text(prompt: str | None, file: Path | None) -> str:
+    """The prompt from the argument, the file or stdin, without one line feed at the end of the last two.
+
+    A file must be UTF-8, like every file; bytes in a pipe that are not become U+FFFD.
+    """
+    import sys
+
+    from gpt2cli.errors import InputError, UsageError
+    from gpt2cli.files import open_regular
+
+    if file is not None:
+        if prompt is not None:
+            raise UsageError("there are two prompts", f"{file} and the argument", "give one of them")
+        with open_regular(file) as opened:
+            data = opened.read(LONGEST_PROMPT + 1)
+        _check_text(data, str(file))
+        text = data.decode("utf-8-sig")
+    elif prompt == "-" or (prompt is None and sys.stdin is not None and not sys.stdin.isatty()):
+        data = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+        text = data.decode("utf-8", "replace")
+    else:
+        return prompt or ""
+    if len(data) > LONGEST_PROMPT:
+        raise InputError("the prompt is longer than 64 MiB", "no context is that long", "give only its end")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _check_text(data: bytes, name: str) -> None:
+    from gpt2cli.errors import InputError
+
+    try:
+        data.decode("utf-8")
+        place = data.find(b"\0")
+        what = "a NUL byte"
+    except UnicodeDecodeError as error:
+        place, what = error.start, "not UTF-8"
+    # A read that was cut short may end inside a character; its length is an error of its own.
+    if 0 <= place < LONGEST_PROMPT - 4:
+        raise InputError(
+            f"{name}: {what} at byte {place}", "a prompt is UTF-8 text", f"iconv -f LATIN1 -t UTF-8 {name}"
+        )
+
+
+def encode_prompt(text: str, loaded: "LoadedModel", fix: str | None) -> list[int]:
+    """The prompt's token ids: at least one, at most the model's context.
+
+    A longer prompt is an error with this `fix`; None keeps its last tokens and says so.
+    """
+    from gpt2cli.errors import InputError
+    from gpt2cli.ui.console import err
+
+    ids, limit = loaded.tokenizer.encode(text), loaded.config.n_positions
+    if not ids:
+        err().print("the prompt is empty: starting from the end-of-text token", style="faint")
+        return [loaded.tokenizer.end_of_text]
+    if len(ids) <= limit:
+        return ids
+    if fix is not None:
+        raise InputError(f"the prompt has {len(ids)} tokens", f"this model's context holds {limit}", fix)
+    err().print(f"the prompt has {len(ids)} tokens: the first {len(ids) - limit} are dropped", style="warn")
+    return ids[-limit:]

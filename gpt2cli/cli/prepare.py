@@ -1,4 +1,4 @@
-"""Owns `gpt2 prepare`: arguments in, progress on stderr, the folder's path on stdout."""
+"""`gpt2 prepare`: texts in, a folder of token files out; its path on stdout."""
 
 import time
 from dataclasses import replace
@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpt2cli.data.prepare import Progress
+    from gpt2cli.data.prepare_pipeline import PrepareProgress
 
 
 def prepare(
@@ -18,37 +18,47 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Files, globs, directories of .txt and .md, .jsonl, .gz of these, .parquet; - for stdin.",
+            help="Files or globs (.txt, .md, .jsonl, .gz of these, .parquet), folders of them,"
+            " or - for stdin.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
     tokenizer: Annotated[
         str, typer.Option(help="gpt2, chars, or a folder with vocab.json and merges.txt.")
     ] = "gpt2",
     text_field: Annotated[
         list[str] | None,
         typer.Option(
-            help="Field of a .jsonl or .parquet record that holds text (text); give it again to join"
-            " several. Makes standard input .jsonl too.",
+            help="Field of .jsonl and .parquet records that holds the text; repeat it to join several."
+            " With it, stdin is read as .jsonl.",
+            show_default="text",
         ),
     ] = None,
-    validation: Annotated[float, typer.Option(help="Fraction of the documents kept for validation.")] = 0.01,
-    shard_tokens: Annotated[int | None, typer.Option(help="Tokens in one file (100 million).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draw of validation documents.")] = None,
+    validation: Annotated[float, typer.Option(help="Fraction of documents held out for validation.")] = 0.01,
+    shard_tokens: Annotated[
+        int | None, typer.Option(help="Tokens per file.", show_default="100 million")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides which documents are held out.", show_default=False)
+    ] = None,
     block: Annotated[
-        int, typer.Option(help="The context you will train with: less text than that is an error.")
+        int, typer.Option(help="The context that you will train with; less text than that is an error.")
     ] = 1024,
-    workers: Annotated[int, typer.Option(help="Threads; 0 is one a core.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace what was prepared there.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
+    workers: Annotated[int, typer.Option(help="Threads; 0: one per core.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
-    """Turn text into token files for pretraining. Interrupted, the same command continues."""
-    from gpt2cli.data.prepare import Settings, prepare
+    """Turn text into token files for pretraining.
+
+    If interrupted, run the same command again to continue.
+    """
+    from gpt2cli.data.manifest import PrepareSettings
+    from gpt2cli.data.prepare import prepare
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.prepare import show_preparing
+    from gpt2cli.ui.progress import finish, preparing
 
     console = err()
-    settings = Settings(tokenizer, tuple(text_field or ["text"]), validation)
+    settings = PrepareSettings(tokenizer, tuple(text_field or ["text"]), validation)
     if seed is not None:
         settings = replace(settings, seed=seed)
     if shard_tokens is not None:
@@ -64,14 +74,14 @@ def prepare(
     )
     started = time.monotonic()
     try:
-        last = show_preparing(steps, console)
+        last = finish(steps, console, preparing())
     except (KeyboardInterrupt, SystemExit):
         console.print("Stopped. The same command continues where it was.", style="warn")
         raise
     _summarise(last, time.monotonic() - started, console, as_json=json)
 
 
-def _summarise(last: "Progress", seconds: float, console: "Console", *, as_json: bool) -> None:
+def _summarise(last: "PrepareProgress", seconds: float, console: "Console", *, as_json: bool) -> None:
 
     from gpt2cli.ui.console import out, print_json, printable
 

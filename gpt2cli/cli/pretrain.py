@@ -1,26 +1,26 @@
-"""`gpt2 pretrain`: a recipe becomes a run. What it adds to `training.py`: text, prompts, samples."""
+"""`gpt2 pretrain`: trains a GPT-2 from random weights, and shows a sample after each evaluation."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
-    Lesson,
     NameOption,
-    OfflineOption,
     OverridesArgument,
     RecipeArgument,
     ResumeOption,
+    TrainCommand,
     say,
     train,
 )
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.schema import PretrainRecipe
-    from gpt2cli.training.pretrain_task import Pretraining
-    from gpt2cli.training.run_dir import Run
-    from gpt2cli.training.setup import Session
+    from gpt2cli.training.pretrain_task import PretrainTask
+    from gpt2cli.training.run_dir import RunDir
+    from gpt2cli.training.setup import TrainingSetup
     from gpt2cli.ui.training import TrainingView
 
 
@@ -32,49 +32,51 @@ def pretrain(
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Train a GPT-2 from random weights, as a recipe says."""
-    lesson = Lesson(
+    """Train a GPT-2 from random weights, as a recipe describes."""
+    command = TrainCommand(
         task="pretrain",
-        opened=_opened,
+        open_task=_open_task,
         after_evaluation=_sample,
         at_end=lambda session, run, stop: 0,
         is_complete=lambda run, recipe: True,
         hint=_hint,
     )
-    train(lesson, recipe, overrides, name, resume, dry_run, offline)
+    train(command, recipe, overrides, name, resume, dry_run, offline)
 
 
 @contextlib.contextmanager
-def _opened(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretraining, dict[str, object]]]":
-    """The recipe's text as tokens, prepared into the cache if need be, and where it came from."""
+def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[PretrainTask, dict[str, object]]]":
+    """The recipe's text as tokens, from the cache or prepared into it, and its origin."""
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.prepare import Settings, open_tokens, prepare_cached
-    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.data.manifest import PrepareSettings
+    from gpt2cli.data.prepare import prepare_cached
+    from gpt2cli.data.token_dataset import open_dataset
+    from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.ui.console import err
-    from gpt2cli.ui.prepare import show_preparing
+    from gpt2cli.ui.progress import finish, preparing
 
     found = find_corpus(recipe.data.source, offline=offline, allow_bundled=recipe.data.bundled)
     if found.warning:
         say(f"warning: {found.warning}")
-    settings = Settings(
+    settings = PrepareSettings(
         tokenizer=recipe.data.tokenizer,
         validation=recipe.data.validation,
         text_fields=recipe.data.text_fields,
     )
-    folder = show_preparing(prepare_cached(found.paths, settings), err()).out
+    folder = finish(prepare_cached(found.paths, settings), err(), preparing()).out
     origin: dict[str, object] = {
         "source": found.name,
         "origin": found.origin,
         "sha256": found.sha256,
         "tokens": str(folder),
     }
-    with open_tokens(folder) as data:
-        task = Pretraining(recipe, data)
-        _prompt(task)  # a mistake in it shows before any work
+    with open_dataset(folder) as data:
+        task = PretrainTask(recipe, data)
+        _prompt(task)  # an error in it comes before any work
         yield task, origin
 
 
-def _hint(session: "Session", run: "Run") -> str:
+def _hint(session: "TrainingSetup", run: "RunDir") -> str:
     import shlex
 
     from gpt2cli.recipe.schema import PretrainRecipe
@@ -84,35 +86,35 @@ def _hint(session: "Session", run: "Run") -> str:
     return f"gpt2 generate --model {shlex.quote(str(run.folder))} {prompt}"
 
 
-def _prompt(task: "Pretraining") -> list[int]:
-    """The ids that each sample begins with."""
+def _prompt(task: "PretrainTask") -> list[int]:
+    """The token ids that each sample begins with."""
     from gpt2cli.errors import UsageError
 
     tokenizer, context = task.tokenizer, task.recipe.model.context
     ids = tokenizer.encode(task.recipe.eval.prompt) or [tokenizer.end_of_text]
     if len(ids) > context:
         raise UsageError(
-            f"eval.prompt has {len(ids)} tokens, the model sees {context}", fix="give a shorter prompt"
+            f"eval.prompt has {len(ids)} tokens, the model's context {context}", fix="give a shorter prompt"
         )
     return ids
 
 
-def _sample(session: "Session", run: "Run", view: "TrainingView", stop: Callable[[], int]) -> None:
-    """Let the model write a little, on the screen and in samples.txt."""
+def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
+    """Sample from the model, to the screen and samples.txt."""
     from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import SamplingOptions
-    from gpt2cli.training.pretrain_task import Pretraining
+    from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
 
-    assert isinstance(session.task, Pretraining)
+    assert isinstance(session.task, PretrainTask)
     wanted, tokenizer = session.task.recipe.eval, session.task.tokenizer
     if not wanted.sample_tokens:
         return
     sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=session.recipe.seed)
     prompt, ids = _prompt(session.task), list[int]()
-    with uncompiled(), contextlib.suppress(DivergedError):  # the loop itself will say what that means
+    with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
         for step in generate(
             session.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}
         ):
@@ -121,4 +123,4 @@ def _sample(session: "Session", run: "Run", view: "TrainingView", stop: Callable
             ids += [token for token in step.ids if token is not None]
     text = wanted.prompt + tokenizer.decode(ids)
     view.note(text.replace("\n", " "), "faint")
-    add_sample(run, session.progress.step, text)
+    add_sample(run, session.state.step, text)

@@ -1,18 +1,19 @@
-"""Owns `gpt2 recipes`: list, show, copy and check. Reading and checking is `recipe/`'s work."""
+"""`gpt2 recipes`: list, show, copy and check recipes."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2cli.cli.options import JsonOption
+
 if TYPE_CHECKING:
-    from gpt2cli.recipe.loader import Loaded
+    from gpt2cli.recipe.loader import LoadedRecipe
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=False)
 
 Name = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A shipped recipe by name, or a path.", show_default=False)
+    str, typer.Argument(metavar="RECIPE", help="The name of a shipped recipe, or a path.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -23,7 +24,7 @@ def recipes(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(as_json: JsonOption = False) -> None:
     """List the recipes that come with gpt2."""
     if as_json:
         _print_json_list()
@@ -33,7 +34,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command()
 def show(name: Name) -> None:
-    """Print a recipe as it is written."""
+    """Print a recipe."""
     import sys
 
     from gpt2cli.recipe.loader import find_recipe, read_recipe
@@ -52,9 +53,9 @@ def show(name: Name) -> None:
 def copy(
     name: Name,
     destination: Annotated[str, typer.Argument(metavar="DEST", help="A file, or a folder to put it in.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a recipe to a file of your own, to change it."""
+    """Copy a recipe to a file that you can change."""
     from pathlib import Path
 
     from gpt2cli import files
@@ -73,21 +74,21 @@ def copy(
     content = read_recipe(source)
     files.require_writable(target.parent)
     files.write_file(target, content)
-    err().print(printable(f"wrote {target}; check a change with: gpt2 recipes check {target}"))
+    err().print(printable(f"wrote {target}; check your changes with: gpt2 recipes check {target}"))
 
 
 @app.command()
 def check(
     name: Name,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for pretrain.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=3e-4.")
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Check a recipe, with overrides as a run would get them. Exits 2 at the first problem."""
+    """Check a recipe with overrides, as a run would. Exits with 2 at the first problem."""
     import json
 
-    from gpt2cli.recipe.loader import load_recipe, shown
+    from gpt2cli.recipe.loader import display_path, load_recipe
     from gpt2cli.ui.console import out, printable
 
     loaded = load_recipe(name, overrides or [])
@@ -95,17 +96,17 @@ def check(
         values = {"recipe": loaded.recipe.model_dump(), "origins": loaded.origins, "path": str(loaded.path)}
         out().print(json.dumps(values, indent=2))
     else:
-        out().print(printable(f"ok {shown(loaded.path)}: {_summary(loaded)}"))
+        out().print(printable(f"ok {display_path(loaded.path)}: {_summary(loaded)}"))
 
 
 def _print_list() -> None:
-    from gpt2cli.recipe.loader import shipped_recipes, title_of
+    from gpt2cli.recipe.loader import recipe_title, shipped_recipes
     from gpt2cli.ui.console import err, out, printable
 
     shipped = shipped_recipes()
     width = max(map(len, shipped), default=0)
     for name, path in shipped.items():
-        out().print(printable(f"{name.ljust(width)}  {title_of(path)}"))
+        out().print(printable(f"{name.ljust(width)}  {recipe_title(path)}"))
     if err().is_terminal:
         err().print("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", style="faint")
 
@@ -113,16 +114,17 @@ def _print_list() -> None:
 def _print_json_list() -> None:
     import json
 
-    from gpt2cli.recipe.loader import shipped_recipes, title_of
+    from gpt2cli.recipe.loader import recipe_title, shipped_recipes
     from gpt2cli.ui.console import out
 
     entries = [
-        {"name": name, "title": title_of(path), "path": str(path)} for name, path in shipped_recipes().items()
+        {"name": name, "title": recipe_title(path), "path": str(path)}
+        for name, path in shipped_recipes().items()
     ]
     out().print(json.dumps(entries, indent=2))
 
 
-def _summary(loaded: "Loaded") -> str:
+def _summary(loaded: "LoadedRecipe") -> str:
     """What a run would do, in one line."""
     from gpt2cli.recipe.schema import PretrainRecipe
 

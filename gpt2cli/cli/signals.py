@@ -20,7 +20,7 @@ def exit_on_sigterm() -> None:
 
 
 def install(handle: Handler) -> Callable[[], None]:
-    """Let `handle` get Ctrl-C and SIGTERM; returns what undoes that."""
+    """Send Ctrl-C and SIGTERM to `handle`; returns a function that undoes it."""
     heard = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         heard.append(signal.SIGINT)
@@ -34,10 +34,10 @@ def install(handle: Handler) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def polite_stop(promise: str) -> Iterator[Callable[[], int]]:
-    """Inside the block the first signal only sets a flag and prints `promise`; the second one exits.
+def stop_on_signal(message: str) -> Iterator[Callable[[], int]]:
+    """In the block, the first SIGINT or SIGTERM sets a flag and prints `message`; the second exits at once.
 
-    Gives a function that returns the signal's number, or 0 as long as none came.
+    Yields a function that returns the number of the signal, 0 before it comes.
     """
     received = 0
 
@@ -47,7 +47,7 @@ def polite_stop(promise: str) -> Iterator[Callable[[], int]]:
             os._exit(128 + number)  # whatever is being written is under a temporary name
         received = number
         with contextlib.suppress(OSError):
-            os.write(2, f"\n{signal.Signals(number).name}: {promise}\n".encode())
+            os.write(2, f"\n{signal.Signals(number).name}: {message}\n".encode())
 
     undo = install(handle)
     try:

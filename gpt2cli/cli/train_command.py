@@ -1,11 +1,11 @@
-"""Owns the course of every training command: find the run, assemble, train, show, record.
+"""What the three training commands share: their options, and the way from a recipe to a finished run.
 
-What is particular to a task comes as a `Lesson`; `pretrain.py`, `finetune_classify.py` and
-`finetune_instruct.py` supply one each and declare the options.
+`pretrain.py`, `finetune_classify.py` and `finetune_instruct.py` declare a command each and add their
+task as a `TrainCommand`.
 """
 
+import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,49 +13,47 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from gpt2cli.recipe.loader import Loaded
+    from gpt2cli.recipe.loader import LoadedRecipe
     from gpt2cli.recipe.schema import Recipe
-    from gpt2cli.training.run_dir import Run
-    from gpt2cli.training.setup import Session
-    from gpt2cli.training.task import Task
+    from gpt2cli.training.run_dir import RunDir
+    from gpt2cli.training.setup import TrainingSetup
+    from gpt2cli.training.task import TrainingTask
     from gpt2cli.ui.training import TrainingView
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A YAML file, or the name of a shipped recipe (see: gpt2 recipes).")
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name that gpt2 recipes lists.")
 ]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, like optim.lr=3e-4.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=3e-4.")
 ]
 NameOption = Annotated[
     str | None,
-    typer.Option(
-        "--name", help="Name of the run, or a path; otherwise the recipe's name.", show_default=False
-    ),
+    typer.Option("--name", help="Name or path of the run; by default the recipe's name.", show_default=False),
 ]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Continue the run where its newest checkpoint is.")
-]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would be trained, in what memory and time.")
+    bool,
+    typer.Option("--dry-run", help="Train nothing; show the resolved recipe, memory and time."),
 ]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a command adds to the course. `opened` yields the task and where its data came from."""
+class TrainCommand:
+    """What a training command adds. `open_task` yields the task and the origin of its data."""
 
-    task: str  # as recipes spell it, which is the command's name too
-    opened: Callable[[Any, bool], AbstractContextManager[tuple["Task", dict[str, object]]]]
-    # Called with the view open: after each evaluation, and once training has ended by itself.
-    after_evaluation: Callable[["Session", "Run", "TrainingView", Callable[[], int]], None]
-    at_end: Callable[["Session", "Run", Callable[[], int]], int]  # returns a signal's number, or 0
-    is_complete: Callable[["Run", Any], bool]  # whether what at_end makes of that recipe is there
-    hint: Callable[["Session", "Run"], str]  # what to try next
+    task: str  # in recipes, and the command's name
+    open_task: Callable[
+        [Any, bool], contextlib.AbstractContextManager[tuple["TrainingTask", dict[str, object]]]
+    ]
+    after_evaluation: Callable[["TrainingSetup", "RunDir", "TrainingView", Callable[[], int]], None]
+    # Called once training has ended by itself; returns the number of a signal that stopped it, or 0.
+    at_end: Callable[["TrainingSetup", "RunDir", Callable[[], int]], int]
+    is_complete: Callable[["RunDir", Any], bool]  # whether the results of at_end are there, for this recipe
+    hint: Callable[["TrainingSetup", "RunDir"], str]  # the command to try next
 
 
 def train(
-    lesson: Lesson,
+    command: TrainCommand,
     recipe: str,
     overrides: list[str] | None,
     name: str | None,
@@ -63,34 +61,34 @@ def train(
     dry_run: bool,
     offline: bool,
 ) -> None:
-    """One training command from its arguments to its exit."""
-    from gpt2cli.cli.signals import polite_stop
+    """A training command, from its arguments to its exit."""
+    from gpt2cli.cli.signals import stop_on_signal
     from gpt2cli.training import run_dir as runs
-    from gpt2cli.training.setup import open_session
+    from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
     if dry_run:
-        _show_plan(lesson, _load(lesson, recipe, given), offline)
+        _show_plan(command, _load(command, recipe, given), offline)
         return
     run = runs.find_run(name or _name_of(recipe), resume=resume)
-    if resume:  # what was the newest model then is in the record; now it would be the run itself
+    if resume:  # init=newest is in the record as a path; now the newest would be this run
         given = runs.recorded_overrides(run) + [word for word in given if word != "init=newest"]
-    loaded = _load(lesson, recipe, given)
+    loaded = _load(command, recipe, given)
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
-        loaded = _load(lesson, recipe, given)
-    with runs.starting(run) as begin:
+        loaded = _load(command, recipe, given)
+    with runs.start_run(run) as begin:
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
         if (
             checkpoint
-            and lesson.is_complete(run, loaded.recipe)
+            and command.is_complete(run, loaded.recipe)
             and _nothing_to_do(checkpoint, loaded.recipe, run)
         ):
             return
-        stopping = "finishing this step and saving; once more to leave at once"
-        with lesson.opened(loaded.recipe, offline) as (task, origin), polite_stop(stopping) as stop:
-            session = open_session(task, loaded.recipe, checkpoint)
+        stopping = "finishing this step and saving; again to leave at once"
+        with command.open_task(loaded.recipe, offline) as (task, origin), stop_on_signal(stopping) as stop:
+            session = set_up_training(task, loaded.recipe, checkpoint)
             for notice in session.notices:
                 say(f"note: {notice}")
 
@@ -98,7 +96,7 @@ def train(
                 _record(run, session, checkpoint, given, origin)
                 begin()
 
-            _train(lesson, session, run, stop, record)
+            _train(command, session, run, stop, record)
 
 
 def say(text: str) -> None:
@@ -108,36 +106,36 @@ def say(text: str) -> None:
     err().print(printable(text))
 
 
-def _load(lesson: Lesson, recipe: str, overrides: list[str]) -> "Loaded":
+def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
     from gpt2cli.errors import UsageError
-    from gpt2cli.recipe.loader import load_recipe, shown
+    from gpt2cli.recipe.loader import display_path, load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    if loaded.recipe.task != lesson.task:
+    if loaded.recipe.task != command.task:
         raise UsageError(
-            f"{shown(loaded.path)}: is a recipe for {loaded.recipe.task}",
-            f"this command is {lesson.task}",
+            f"{display_path(loaded.path)}: is a recipe for {loaded.recipe.task}",
+            f"this is gpt2 {command.task}",
             f"gpt2 {loaded.recipe.task} {recipe}",
         )
     return loaded
 
 
 def _newest(recipe: "Recipe") -> str:
-    """What `init: newest` means now, as YAML; the run itself will be the newest when it is resumed."""
+    """The path that `init: newest` means now, as YAML; on a resume the newest model is this run."""
     import json
 
     from gpt2cli import paths
-    from gpt2cli.training.base_model import newest_start
+    from gpt2cli.training.base_model import newest_base
 
     if getattr(recipe, "init", None) != paths.NEWEST:
         return ""
-    folder = newest_start()
+    folder = newest_base()
     say(f"init: the newest model is {folder}")
     return json.dumps(str(folder.absolute()))
 
 
 def _name_of(recipe: str) -> str:
-    """verdict for recipes/verdict.yaml; the run itself for a recipe.yaml that lies in a run."""
+    """verdict for recipes/verdict.yaml; the run's path for the recipe.yaml of a run."""
     from gpt2cli import paths
 
     path = Path(recipe)
@@ -146,19 +144,20 @@ def _name_of(recipe: str) -> str:
     return path.stem
 
 
-def _show_plan(lesson: Lesson, loaded: "Loaded", offline: bool) -> None:
-    from gpt2cli.training.setup import open_session
-    from gpt2cli.ui.dry_run import show_plan
+def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> None:
+    from gpt2cli.training.setup import set_up_training
+    from gpt2cli.ui.console import out
+    from gpt2cli.ui.dry_run import show_dry_run
 
-    with lesson.opened(loaded.recipe, offline) as (task, _):
-        session = open_session(task, loaded.recipe, None)
+    with command.open_task(loaded.recipe, offline) as (task, _):
+        session = set_up_training(task, loaded.recipe, None)
         for notice in session.notices:
             say(f"note: {notice}")
-        show_plan(session, loaded.origins)
+        show_dry_run(session, loaded.origins, out())
 
 
-def _resume_point(run: "Run") -> "Path | None":
-    """The newest whole checkpoint; says which newer ones are damaged."""
+def _resume_point(run: "RunDir") -> "Path | None":
+    """The newest intact checkpoint; says which newer ones are damaged."""
     from gpt2cli.training.run_dir import newest_valid_checkpoint
 
     checkpoint, problems = newest_valid_checkpoint(run)
@@ -167,88 +166,97 @@ def _resume_point(run: "Run") -> "Path | None":
     return checkpoint
 
 
-def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "Run") -> bool:
-    """Whether the run has come to its end, by its steps or by its patience; if so, say it."""
-    from gpt2cli.training.train_state import read_facts
+def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
+    """Whether the run has ended, by its steps or by early stopping; if so, say it."""
+    from gpt2cli.training.train_state import read_state
 
-    progress, steps, patience = read_facts(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
+    progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
     if progress.step >= steps and progress.evaluated == progress.step:
         say(f"nothing to do: {run.folder} has finished its {steps} steps")
         return True
     if patience and progress.without_gain >= patience:
-        say(f"nothing to do: {run.folder} stopped early; eval.patience={2 * patience} would go on")
+        say(f"nothing to do: {run.folder} stopped early; eval.patience={2 * patience} continues it")
         return True
     return False
 
 
 def _train(
-    lesson: Lesson, session: "Session", run: "Run", stop: Callable[[], int], record: Callable[[], None]
+    command: TrainCommand,
+    session: "TrainingSetup",
+    run: "RunDir",
+    stop: Callable[[], int],
+    record: Callable[[], None],
 ) -> None:
-    """Train and show it. `record` is called once nothing can be wrong with the command any more."""
+    """The training itself, shown and logged. `record` is called when no option can be wrong any more."""
     import shlex
 
+    from gpt2cli.training import loop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.ui.console import err, out, printable
     from gpt2cli.ui.plots import plot_losses
-    from gpt2cli.ui.tensorboard import Board
+    from gpt2cli.ui.tensorboard import TensorBoardLog
     from gpt2cli.ui.training import TrainingView
 
-    recipe, first = session.recipe, session.progress.step
-    signal = 0
+    recipe, first = session.recipe, session.state.step
+    signal_number = 0
     with (
-        Board(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
+        TensorBoardLog(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
     ):
         record()
         view.note(_headline(session, run))
         if first:
             view.note(f"resuming after step {first}")
-        for event in session.events(run, stop):
-            runs.append(run, event)
+        for event in loop.train(session, save=lambda: runs.save_checkpoint(run, session), stop=stop):
+            runs.append_event(run, event)
             board.write(event)
             view.show(event)
             if isinstance(event, EvalDone):
-                lesson.after_evaluation(session, run, view, stop)
+                command.after_evaluation(session, run, view, stop)
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
-                signal = event.signal
-    if not signal and session.progress.best_step == 0:
-        say("warning: no evaluation was better than the one at the start; the last checkpoint is taken")
-    signal = signal or lesson.at_end(session, run, stop)
+                signal_number = event.signal
+    if not signal_number and session.state.best_step == 0:
+        say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
+    signal_number = signal_number or command.at_end(session, run, stop)
     out().print(printable(str(run.folder)))
-    if signal:
-        say(f"to go on: gpt2 {lesson.task} {shlex.quote(str(run.recipe))} --resume")
-        raise typer.Exit(128 + signal)
-    say(f"try it: {lesson.hint(session, run)}")
+    if signal_number:
+        say(f"to continue: gpt2 {command.task} {shlex.quote(str(run.recipe))} --resume")
+        raise typer.Exit(128 + signal_number)
+    say(f"try it: {command.hint(session, run)}")
 
 
-def _headline(session: "Session", run: "Run") -> str:
+def _headline(session: "TrainingSetup", run: "RunDir") -> str:
     runtime, parameters = session.runtime, list(session.model.parameters())
     n_parameters = sum(p.numel() for p in parameters)
-    n_learning = sum(p.numel() for p in parameters if p.requires_grad)
-    learning = "" if n_learning == n_parameters else f" ({n_learning:,} of them learn)"
+    n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    trainable = "" if n_trainable == n_parameters else f" ({n_trainable:,} trainable)"
     return (
-        f"{run.name}: {n_parameters:,} parameters{learning}, {session.task.size},"
+        f"{run.name}: {n_parameters:,} parameters{trainable}, {session.task.size},"
         f" {runtime.device.type} {runtime.precision}, {runtime.threads} threads"
         + (", compiled" if runtime.compile else "")
     )
 
 
 def _record(
-    run: "Run", session: "Session", checkpoint: "Path | None", given: list[str], origin: dict[str, object]
+    run: "RunDir",
+    session: "TrainingSetup",
+    checkpoint: "Path | None",
+    given: list[str],
+    origin: dict[str, object],
 ) -> None:
-    """Write recipe.yaml and run.json; on a resume, say what changed and cut what was never saved."""
+    """Write recipe.yaml and run.json; on a resume, say what changed and cut the log after the checkpoint."""
     import sys
     import time
 
     from gpt2cli import __version__, files
     from gpt2cli.recipe.loader import dump_recipe
     from gpt2cli.runtime import describe_machine
-    from gpt2cli.training.run_dir import cut_records, write_record
+    from gpt2cli.training.run_dir import truncate_records, write_record
 
-    text, step = dump_recipe(session.recipe), session.progress.step
+    text, step = dump_recipe(session.recipe), session.state.step
     if checkpoint and run.recipe.exists():
         before = run.recipe.read_text(encoding="utf-8").splitlines()
         for line in text.splitlines():
@@ -256,7 +264,7 @@ def _record(
                 say(f"note: changed since the run began: {line.strip()}")
     run.checkpoints.mkdir(exist_ok=True)
     files.write_file(run.recipe, text)
-    cut_records(run, step if checkpoint else -1)
+    truncate_records(run, step if checkpoint else -1)
     write_record(
         run,
         {

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.checkpoints.folder import CONFIG, EMBEDDING
-from gpt2cli.convert.archive import unpacked
 from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.hf_folder import PLACES, open_hugging_face
 from gpt2cli.convert.llms_from_scratch import is_llms_from_scratch, llms_from_scratch_source
@@ -20,7 +19,8 @@ from gpt2cli.convert.merge_lora import open_adapter
 from gpt2cli.convert.nanogpt import is_nanogpt, nanogpt_source
 from gpt2cli.convert.openai_checkpoint import open_openai
 from gpt2cli.convert.state_dict import strip_prefix
-from gpt2cli.convert.torch_file import is_pickled, read_pickled
+from gpt2cli.convert.torch_file import is_torch_file, read_torch_file
+from gpt2cli.convert.zip_folder import unpacked
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.files import open_regular
 from gpt2cli.paths import best_checkpoint, is_adapter, is_run
@@ -79,7 +79,7 @@ def _adapter_at(path: Path) -> Path | None:
 def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[ForeignModel]:
     with open_regular(path) as file:
         start = file.peek(16)
-        pickled = is_pickled(path, file)
+        pickled = is_torch_file(path, file)
     if pickled:
         return _open_pickled(path, n_head)
     if start.startswith((_ZIP, _EMPTY_ZIP)):
@@ -108,7 +108,7 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Foreign
 
 
 def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[ForeignModel]:
-    loaded = read_pickled(path)
+    loaded = read_torch_file(path)
     if is_nanogpt(loaded):
         return nanogpt_source(path, loaded, n_head)
     if is_llms_from_scratch(loaded):

@@ -3,17 +3,15 @@
 Checked before weights are downloaded, and again when they are opened. Imports no torch.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import open_regular
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face
 
 ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
-_LARGEST_JSON = 1 << 24
 
 
 def read_gpt2_config(path: Path, model: str) -> GPT2Config:
@@ -21,21 +19,9 @@ def read_gpt2_config(path: Path, model: str) -> GPT2Config:
 
     Raises InputError where it is damaged, or of another model than a GPT-2 that writes.
     """
-    values = read_table(path)
+    values = read_json_object(path)
     _require_language_model(model, values)
     return from_hugging_face(values)
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """A JSON object in which no key stands twice. Raises InputError."""
-    with open_regular(path) as file:
-        try:
-            value = json.loads(file.read(_LARGEST_JSON), object_pairs_hook=_each_once)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not valid JSON", str(error)) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return value
 
 
 def _require_language_model(model: str, values: Mapping[str, Any]) -> None:
@@ -49,12 +35,3 @@ def _require_language_model(model: str, values: Mapping[str, Any]) -> None:
             else "only GPT-2 can be read: GPT2LMHeadModel, or GPT2Model, its transformer body",
             "gpt2 download 124M",
         )
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            raise ValueError(f"{key!r} stands there twice"[:80])
-        table[key] = value
-    return table

@@ -28,12 +28,14 @@ from gpt2cli.checkpoints.folder import (
     require_tensors,
     stored_shapes,
 )
-from gpt2cli.checkpoints.safetensors_file import TensorFile, changed
+from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.safetensors_file import TensorFile
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
-from gpt2cli.convert.hf_config import read_gpt2_config, read_table
-from gpt2cli.convert.torch_file import floating_tensors, read_pickled
+from gpt2cli.convert.hf_config import read_gpt2_config
+from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
@@ -138,7 +140,7 @@ def _has_our_manifest(folder: Path) -> bool:
     if not os.path.lexists(folder / MANIFEST):
         return False
     try:
-        return str(read_table(folder / MANIFEST).get("written_by")).startswith(_WRITER)
+        return str(read_json_object(folder / MANIFEST).get("written_by")).startswith(_WRITER)
     except InputError:
         if _is_our_place(folder):  # there it is ours, and damaged
             raise
@@ -201,7 +203,7 @@ def _stored_tensors(
 
 def _read_weight_map(path: Path) -> dict[str, str]:
     """{tensor: file name}; the files lie beside the index and are of its kind."""
-    weight_map = read_table(path).get("weight_map")
+    weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: has no weight_map", "an index says which shard has which tensor")
     suffix = Path(path.name.removesuffix(INDEX)).suffix
@@ -223,7 +225,7 @@ def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitSta
             name: _Stored(path, entry.dtype, entry.shape, partial(file.read, name))
             for name, entry in file.entries.items()
         }
-    state = read_pickled(path)
+    state = read_torch_file(path)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
     masks = {name: t for name, t in state.items() if MASKS.fullmatch(name) and isinstance(t, Tensor)}

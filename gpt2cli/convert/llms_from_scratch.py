@@ -19,7 +19,7 @@ from gpt2cli.convert.state_dict import (
     parse_state_dict,
     strip_prefix,
 )
-from gpt2cli.convert.torch_file import read_pickled
+from gpt2cli.convert.torch_file import read_torch_file
 from gpt2cli.errors import InputError
 
 STATE = "model_state_dict"  # where the book's checkpoints with an optimizer have it
@@ -59,7 +59,7 @@ def open_llms_from_scratch(path: Path, n_head: int | None = None) -> Iterator[Fo
     The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
     InputError where the file is damaged or another model's, or the heads do not divide the channels.
     """
-    with llms_from_scratch_source(path, read_pickled(path), n_head) as source:
+    with llms_from_scratch_source(path, read_torch_file(path), n_head) as source:
         yield source
 
 

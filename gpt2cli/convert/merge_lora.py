@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli import paths
+from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import WEIGHTS, LoadedModel, load_model, read_config, read_manifest
 from gpt2cli.checkpoints.lora_adapter import (
     ADAPTER_WEIGHTS,
@@ -24,11 +25,12 @@ from gpt2cli.checkpoints.lora_adapter import (
     checked_manifest,
     read_adapter,
 )
-from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_object, read_peft_config
+from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_peft_config
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.lora import PARTS, add_lora, load_lora_state, merge_lora
 
 
@@ -47,12 +49,12 @@ def load_merged(
     load_lora_state(loaded.model, stored.tensors)
     merge_lora(loaded.model)
     for name in stored.matrices:
-        if not loaded.model.get_parameter(f"{name}.weight").isfinite().all():
-            raise InputError(
-                f"{folder}: with the adapter added, {name} is beyond the range of fp32",
-                "values this large come from diverged training or a damaged file",
-                "use another checkpoint",
-            )
+        too_large = InputError(
+            f"{folder}: with the adapter added, {name} is beyond the range of fp32",
+            "values this large come from diverged training or a damaged file",
+            "use another checkpoint",
+        )
+        require_finite(loaded.model.get_parameter(f"{name}.weight"), too_large)
     return replace(loaded, folder=folder)
 
 
@@ -64,7 +66,7 @@ def find_base(folder: Path) -> Path:
     checked_manifest(folder)
     asked, names, wanted = read_peft_config(folder).base, [], None
     if (folder / BASE).exists():
-        record = read_object(folder / BASE)
+        record = read_json_object(folder / BASE)
         path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
         if not all(isinstance(value, str) for value in (path, name, wanted)):
             raise InputError(f"{folder / BASE}: path, name and sha256 are needed, each a string")

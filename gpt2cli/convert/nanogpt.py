@@ -3,7 +3,8 @@
 Karpathy's model.py has Hugging Face's module names with nn.Linear's (out, in) matrices; train.py
 saves {"model": state dict, "model_args", "optimizer", "iter_num", "best_val_loss", "config"}.
 Since 2023 its GELU is the exact one, while GPT-2's, and ours, is the tanh approximation: logits of a
-model that was trained there differ here by about 1e-3, and the notes say so.
+model that was trained there differ here by about 1e-3, and the notes say so. build-nanogpt's checkpoints
+have the same names, the tanh, and instead of model_args their GPTConfig, a dataclass.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from gpt2cli.convert.state_dict import (
     parse_state_dict,
     strip_prefix,
 )
-from gpt2cli.convert.torch_file import read_pickled
+from gpt2cli.convert.torch_file import read_torch_file
 from gpt2cli.errors import InputError
 from gpt2cli.files import replacing_file
 from gpt2cli.model.config import GPT2Config
@@ -65,7 +66,7 @@ def open_nanogpt(path: Path) -> Iterator[ForeignModel]:
 
     Raises InputError where the file is damaged, another model's, or says what its tensors do not.
     """
-    with nanogpt_source(path, read_pickled(path)) as source:
+    with nanogpt_source(path, read_torch_file(path)) as source:
         yield source
 
 
@@ -73,7 +74,7 @@ def is_nanogpt(loaded: Any) -> bool:
     """Whether what torch.load gave is nanoGPT's: a ckpt.pt, or its bare state dict."""
     if not isinstance(loaded, Mapping):
         return False
-    if isinstance(loaded.get("model"), Mapping) and "model_args" in loaded:
+    if isinstance(loaded.get("model"), Mapping) and _arguments_of(loaded) is not None:
         return True
     # Hugging Face's names are the same; only nn.Linear's matrices tell the two apart.
     for name, tensor in loaded.items():
@@ -90,12 +91,14 @@ def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterat
     """
     if not is_nanogpt(loaded):
         raise InputError(f"{path}: is no checkpoint of nanoGPT", "it has no 'model' with 'model_args'")
-    whole = "model_args" in loaded
-    state = parse_state_dict(path, LAYOUT, loaded["model"] if whole else loaded)
+    arguments = _arguments_of(loaded)
+    state = parse_state_dict(path, LAYOUT, loaded if arguments is None else loaded["model"])
     size = infer_sizes(state)
     notes, dropout = [_GELU], 0.0
-    if whole:
-        n_head, dropout = _read_arguments(path, loaded["model_args"], size, state)
+    if arguments is not None:
+        if "model_args" not in loaded:
+            notes = []  # build-nanogpt's GELU is the tanh
+        n_head, dropout = _read_arguments(path, arguments, size, state)
     else:
         n_head, about_heads = infer_heads(path, n_head, size.n_embd)
         notes += about_heads
@@ -135,6 +138,14 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
         " epsilon at 1e-5"
     )
     require_standard_gpt2(config, dtype, "a checkpoint of nanoGPT", {}, why)
+
+
+def _arguments_of(loaded: Mapping[Any, Any]) -> Any:
+    """model_args, or what build-nanogpt's GPTConfig holds; None for a bare state dict."""
+    if "model_args" in loaded:
+        return loaded["model_args"]
+    config = loaded.get("config")
+    return vars(config) if hasattr(config, "__dict__") else None
 
 
 def _arguments(config: GPT2Config) -> dict[str, int | float | bool]:

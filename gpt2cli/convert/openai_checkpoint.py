@@ -30,9 +30,10 @@ from gpt2cli.convert.tensorflow_bundle import (
 )
 from gpt2cli.errors import InputError
 from gpt2cli.files import flush, open_regular, write_file
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.bpe import BPE, read_table
+from gpt2cli.tokenizer.bpe import BPE
 from gpt2cli.tokenizer.files import load_tokenizer
 
 HPARAMS, PREFIX = "hparams.json", "model.ckpt"
@@ -131,7 +132,7 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
 
 
 def _read_hparams(path: Path) -> GPT2Config:
-    values = read_table(path)
+    values = read_json_object(path)
     for name in FIELDS.values():
         value = values.get(name)
         if type(value) is not int or not 1 <= value <= 2**31:

@@ -19,6 +19,7 @@ from torch import Tensor
 from gpt2cli import __version__
 from gpt2cli import files as disk
 from gpt2cli.checkpoints import provenance
+from gpt2cli.checkpoints.finite import is_finite, require_finite
 from gpt2cli.checkpoints.folder import (
     CONFIG,
     RECEIPT,
@@ -40,8 +41,8 @@ from gpt2cli.convert.placing import check_place, check_room
 from gpt2cli.convert.read_back import verify_export
 from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logits
 from gpt2cli.errors import InputError, UsageError
+from gpt2cli.json_files import read_json
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
-from gpt2cli.tokenizer.bpe import read_json
 from gpt2cli.tokenizer.files import save_tokenizer
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -191,12 +192,13 @@ def _to_others(
 def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, wish: ConvertOptions) -> Tensor:
     """The tensor in the precision that is written. Raises InputError where it overflows there."""
     values = tensor.load().to(dtype)
-    if not wish.allow_nonfinite and _not_finite(values):
-        raise InputError(
+    if not wish.allow_nonfinite:
+        too_large = InputError(
             f"{source.path}: {tensor.source} has values beyond the range of {wish.dtype}",
             "they would become infinite",
             "--dtype bf16, which has the range of f32" if wish.dtype == "f16" else "keep a wider --dtype",
         )
+        require_finite(values, too_large)
     return values
 
 
@@ -214,13 +216,13 @@ def _guarded(source: ForeignModel) -> ForeignModel:
 
     def load(tensor: ForeignTensor) -> Tensor:
         values = tensor.load()
+        broken = InputError(
+            f"{source.path}: {tensor.source} holds values that are not finite",
+            "a model with NaN or infinity in it computes nothing",
+            "use another copy, or --allow-nonfinite to convert it all the same",
+        )
         # float64 is kept nowhere: what does not fit float32 is lost.
-        if n_wrong := _not_finite(values.float() if values.dtype == torch.float64 else values):
-            raise InputError(
-                f"{source.path}: {tensor.source} holds {n_wrong} values that are not finite",
-                "a model with NaN or infinity in it computes nothing",
-                "use another copy, or --allow-nonfinite to convert it all the same",
-            )
+        require_finite(values.float() if values.dtype == torch.float64 else values, broken)
         return values
 
     guarded = {name: replace(t, load=partial(load, t)) for name, t in source.tensors.items()}
@@ -229,16 +231,11 @@ def _guarded(source: ForeignModel) -> ForeignModel:
 
 def _tolerated(source: ForeignModel, wish: ConvertOptions) -> tuple[ForeignModel, ConvertOptions]:
     """Say which tensors are not finite, and compare nothing then: NaN equals nothing."""
-    broken = [t.source for t in source.tensors.values() if _not_finite(t.load())]
+    broken = [t.source for t in source.tensors.values() if not is_finite(t.load())]
     if not broken:
         return source, wish
     note = f"{', '.join(broken)}: not finite in places, so that nothing was compared"
     return replace(source, notes=(*source.notes, note)), replace(wish, verify=False)
-
-
-def _not_finite(values: Tensor) -> int:
-    """How many; in parts, for the mask of a whole embedding takes half as much memory as it."""
-    return sum(part.numel() - int(part.isfinite().sum()) for part in torch.split(values.flatten(), 1 << 20))
 
 
 def _wants_verification(source: ForeignModel, wish: ConvertOptions) -> bool:

@@ -1,34 +1,23 @@
-"""Owns where a converted model goes: which name it gets, what it may replace, whether there is room.
+"""Where a converted model goes: which name it gets, what it may replace, whether there is room.
 
-Nothing is written here, and nothing replaced; `disk.py` does that.
+A folder is replaced only where it is empty, or where gpt2 wrote it and nothing else lies in it.
 """
 
 import os
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from gpt2cli import files, paths
-from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, RECEIPT, RECIPE, WEIGHTS, read_manifest
-from gpt2cli.checkpoints.template_file import TEMPLATE_FILE
+from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, RECEIPT, WEIGHTS, read_manifest
 from gpt2cli.convert.openai_checkpoint import FIELDS, HPARAMS, PREFIX
 from gpt2cli.errors import InputError, ResourceError, UsageError
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
-from gpt2cli.tokenizer.bpe import read_table
-from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
-from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON
 
-# Names of what a model folder holds. A folder with anything else in it is not replaced.
-_OURS = {
-    *(CONFIG, WEIGHTS, MANIFEST, RECEIPT, RECIPE, TEMPLATE_FILE, "generation_config.json"),
-    *(TOKENIZER_JSON, TOKENIZER_CONFIG, *PAIRS[0], "special_tokens_map.json", "added_tokens.json"),
-}
 _INDEX = f"{PREFIX}.index"
-_OPENAI = {
-    *("checkpoint", _INDEX, f"{PREFIX}.data-00000-of-00001", f"{PREFIX}.meta"),
-    *(HPARAMS, *PAIRS[1], RECEIPT),
-}
-_FOLDERS = {"folder": (_OURS, (WEIGHTS,)), "tensorflow": (_OURS | _OPENAI, (WEIGHTS, _INDEX))}
+_FOLDERS = ("folder", "tensorflow")  # targets that are folders
 _TRAINING = "train_state"  # begins the names of what a resume needs
 _RECORD = "run.json"
 _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a parameter; in q8_0 32 share a scale
@@ -59,11 +48,11 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
             raise UsageError(
                 f"{out}: exists already", "", "add --force to replace it, or choose another --out"
             )
-        if to in _FOLDERS and (reason := _reason_to_keep(place, to)):
+        if to in _FOLDERS and (reason := _reason_to_keep(place)):
             raise UsageError(
-                f"{out}: is a folder that holds something else than a model",
-                f"{reason}; --force would delete all of it",
-                "choose another --out",
+                f"{out}: --force does not replace this folder",
+                f"{reason}; all of it would be deleted",
+                shlex.join(["mv", str(out), f"{out}.old"]),
             )
     files.require_writable(place.parent)
     return place
@@ -117,30 +106,34 @@ def _check_kind(out: Path, place: Path, to: str) -> None:
         raise UsageError(f"{out}: is {found}", f"--to {to} makes {wanted}", "choose another --out")
 
 
-def _reason_to_keep(folder: Path, to: str) -> str:
-    """Why a folder is not to be deleted; "" where it is empty, or a model and nothing else."""
-    names = sorted(path.name for path in folder.iterdir())
+def _reason_to_keep(folder: Path) -> str:
+    """Why a folder is not to be deleted; "" where it is empty, or a model that gpt2 wrote and no more."""
+    names = {path.name for path in folder.iterdir()}
     if not names:
         return ""
     if paths.is_run(folder) or _RECORD in names:
         return "it is the folder of a run"
+    try:
+        listed = _listed(folder)
+    except InputError as error:
+        return error.what
+    if not {WEIGHTS, _INDEX} & listed:
+        return "gpt2 did not write it, or not as a model"
     if any(name.startswith(_TRAINING) for name in names):
         return "it is a checkpoint from which a training can be resumed"
-    known, weights = _FOLDERS[to]
-    strangers = [name for name in names if name not in known or not (folder / name).is_file()]
-    if MANIFEST in names:
-        try:
-            listed = read_manifest(folder)
-        except InputError as error:
-            return error.what
-        if WEIGHTS not in listed:
-            return f"its {MANIFEST} is not that of a model"
-        strangers = [name for name in strangers if name not in listed or not (folder / name).is_file()]
-    if strangers:
-        return f"{', '.join(strangers[:3])} is none of a model's files"
-    if not any(name in names for name in weights):
-        return f"there is no {' or '.join(weights)} in it"
-    return ""
+    strangers = sorted(name for name in names if name not in listed or not (folder / name).is_file())
+    return f"{', '.join(strangers[:3])} is none of its model's files" if strangers else ""
+
+
+def _listed(folder: Path) -> set[str]:
+    """The files that gpt2 wrote into a folder, as its manifest says, or the receipt of a conversion."""
+    if (folder / MANIFEST).exists():
+        return {MANIFEST, *read_manifest(folder)}
+    if not (folder / RECEIPT).exists():
+        return set()
+    output = read_json_object(folder / RECEIPT).get("output")
+    written = output.get("files") if isinstance(output, dict) else None
+    return {RECEIPT, *written} if isinstance(written, dict) else set()
 
 
 def _has_numbers_of(folder: Path, size: str) -> bool:
@@ -148,9 +141,9 @@ def _has_numbers_of(folder: Path, size: str) -> bool:
     preset = PRESETS[size]
     try:
         if (folder / HPARAMS).is_file():
-            numbers = read_table(folder / HPARAMS)
+            numbers = read_json_object(folder / HPARAMS)
             return all(numbers.get(theirs) == getattr(preset, ours) for ours, theirs in FIELDS.items())
-        config = from_hugging_face(read_table(folder / CONFIG))
+        config = from_hugging_face(read_json_object(folder / CONFIG))
     except InputError:
         return False
     return replace(config, dropout=preset.dropout) == preset

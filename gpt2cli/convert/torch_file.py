@@ -1,38 +1,38 @@
-"""Owns reading a foreign .pt, .pth or .bin: tensors that torch.save wrote, and nothing that runs.
+"""Files that torch.save wrote: .pt, .pth and .bin, read with torch's weights-only unpickler.
 
-A pickle is a program, and torch checks neither the checksums of the zip around it nor, in older
-versions, the sizes it claims. So the container is proved whole first, the program rehearsed
-(`pickle_rehearsal.py`), and only then does torch.load read it, weights only. Nothing is memory-mapped:
-a file that is cut short while it is mapped kills the process.
+A pickle is a program. torch runs only the few calls that rebuild tensors; every other class in the file
+becomes an inert stand-in (build-nanogpt stores its GPTConfig dataclass), and a stand-in that is called
+refuses the file. A zip is memory-mapped, so its tensors cost nothing until they are read; the format
+before torch 1.6 cannot be mapped. torch compares no checksum of a zip, so zipfile does first.
 """
 
 import io
-import os
 import pickle
+import pickletools
+import re
 import struct
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from gpt2cli.convert.archive import blocks, open_zip
-from gpt2cli.convert.pickle_rehearsal import MAX_PROGRAM, Storage, damaged, rehearse
+from gpt2cli.convert.zip_folder import open_zip, reading_zip
 from gpt2cli.errors import InputError, is_out_of_memory
 from gpt2cli.files import open_regular
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ZIP = b"PK\x03\x04"
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6: its magic number, pickled
-_DATA = "/data.pkl"
-_Checksum = tuple[int, int]  # CRC-32 of a record, and its bytes
-# What ends a zip: the directory's end, and before it the one with wide numbers, which torch writes too.
-_END, _LOCATOR, _END_64 = (struct.Struct(form) for form in ("<4s4H2LH", "<4sLQL", "<4sQ2H2L4Q"))
-# What torch.load raises for files that it cannot read. What lacks memory is told apart below.
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, pickled, of torch before 1.6
+_N_OLD_PICKLES = 5  # magic number, version, system, content, keys of the storages that follow
+_PICKLE = "data.pkl"
+_BYTEARRAYS = {"builtins bytearray", "__builtin__ bytearray"}  # torch fills one of any size
+_CALLED = re.compile(r"GLOBAL (\S+)")
+_ALLOCATED = re.compile(r"tried to allocate (\d+) bytes")
+# What torch.load raises for files that it cannot read. Too little memory is told apart below.
 _FAILURES = (
     pickle.UnpicklingError,
     RuntimeError,  # RecursionError and NotImplementedError among them
@@ -49,46 +49,56 @@ _FAILURES = (
 )
 
 
-def is_pickled(path: Path, file: io.BufferedReader) -> bool:
-    """Whether torch.save wrote the file, by its content. Raises InputError for a damaged zip."""
-    start = file.peek(len(_LEGACY))
-    if start.startswith(_LEGACY):
+def is_torch_file(path: Path, file: io.BufferedReader) -> bool:
+    """Whether torch.save wrote `file`, by its content. Raises InputError for a damaged zip."""
+    start = file.peek(len(_OLD))
+    if start.startswith(_OLD):
         return True
     if not start.startswith(_ZIP):
         return False
     names = open_zip(path, file).namelist()
     file.seek(0)
-    return any(name.endswith(_DATA) for name in names)
+    return any(name.endswith(f"/{_PICKLE}") for name in names)
 
 
-def read_pickled(path: Path) -> Any:
-    """What torch.save put into the file, tensors on the CPU.
+def read_torch_file(path: Path) -> Any:
+    """What torch.save put into the file, tensors on the CPU; those of a zip are mapped, not read.
 
-    Raises InputError where it is damaged, wants to run code, or holds what is not weights.
+    Raises InputError where the file is damaged, would run code, or claims more than it holds.
     """
     with open_regular(path) as file:
-        start = file.peek(len(_LEGACY))
-        checksums: set[_Checksum] | None = None
+        start = file.peek(len(_OLD))
+        n_bytes = file.seek(0, io.SEEK_END)
+        file.seek(0)
         if start.startswith(_ZIP):
-            checksums = _check_zip(path, file)
-        elif start.startswith(_LEGACY):
-            _check_legacy(path, file)
+            names = _check_zip(path, file)
+        elif start.startswith(_OLD):
+            names = _check_old(path, file)
         else:
             raise InputError(
                 f"{path}: is no file of torch.save",
                 f"it begins with the bytes {start[:8].hex(' ') or '(none)'}",
             )
-        file.seek(0)
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                value = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-        except _FAILURES as error:
-            if is_out_of_memory(error):  # sizes were checked: this machine is too small
-                raise
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise damaged(path, f"torch.load: {reason}") from None
-    if checksums is not None:
-        _check_content(path, value, checksums)
+    if names & _BYTEARRAYS:
+        raise _would_run(path, "bytearray")
+    # torch prefers what it knows, so the stand-ins are for all the rest.
+    stand_ins: list[Any] = [
+        (_stand_in(path, name), name) for name in (global_.replace(" ", ".") for global_ in names)
+    ]
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(_ZIP))
+    except _FAILURES as error:
+        claim = _ALLOCATED.search(str(error))
+        if is_out_of_memory(error) and not (claim and int(claim[1]) > n_bytes):
+            raise
+        if called := _CALLED.search(str(error)):
+            raise _would_run(path, called[1]) from None
+        raise _damaged(path, f"torch.load: {error or type(error).__name__}".partition("\n")[0]) from None
+    # A shape beyond its storage makes torch grow the storage, to any size.
+    claimed = sum({storage.data_ptr(): storage.nbytes() for storage in _storages(value)}.values())
+    if claimed > n_bytes:
+        raise _damaged(path, f"its tensors are {claimed:,} bytes, the file has {n_bytes:,}")
     return value
 
 
@@ -112,7 +122,7 @@ def floating_tensors(path: Path, mapping: Mapping[str, Any]) -> dict[str, Tensor
                 f"{path}: {name!r} repeats itself",
                 f"its shape {list(tensor.shape)} is {tensor.nbytes:,} bytes, {storage.nbytes():,} are stored",
             )
-        # Views of one storage, each turned another way, would each become a copy of it.
+        # Views of one storage, each transposed in its own way, would each become a copy of it.
         copied += 0 if tensor.is_contiguous() else tensor.nbytes
         if copied > sum(storages.values()):
             raise InputError(f"{path}: {name!r} is one of too many views of the same numbers")
@@ -136,72 +146,65 @@ def _check_kind(path: Path, name: str, tensor: Tensor) -> None:
         raise InputError(f"{path}: {name!r} is empty", f"its shape is {list(tensor.shape)}")
 
 
-def _check_zip(path: Path, file: io.BufferedReader) -> set[_Checksum]:
-    """No record is packed, and the pickle claims just what is there. Returns the tensors' checksums."""
+def _check_zip(path: Path, file: io.BufferedReader) -> set[str]:
+    """Every record is whole, and stored as it is. Returns the names that the pickle imports."""
+    n_bytes = file.seek(0, io.SEEK_END)
     archive = open_zip(path, file)
     members = archive.infolist()
-    _check_one_directory(path, file, archive)
-    if not members or "/" not in members[0].filename:
-        raise damaged(path, "the zip has no records of torch")
-    folder = members[0].filename.partition("/")[0] + "/"  # where torch looks, too
-    records: dict[str, zipfile.ZipInfo] = {}
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise damaged(path, f"record {member.filename!r} is packed; torch.save packs nothing")
-        name = member.orig_filename.removeprefix(folder).lower()  # torch ignores case
-        if name in records:
-            raise damaged(path, f"record {member.filename!r} is there twice")
-        records[name] = member
-    if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
-        raise damaged(path, "records overlap or lie beyond the end")
-    if "data.pkl" not in records:
-        raise damaged(path, "there is no data.pkl")
-    if records["data.pkl"].file_size > MAX_PROGRAM:
-        raise damaged(path, f"data.pkl has {records['data.pkl'].file_size:,} bytes; weights need far fewer")
-    program = io.BytesIO(b"".join(blocks(path, archive, records.pop("data.pkl"))))
-    checksums = set()
-    for key, storage in rehearse(path, program).storages.items():
-        record = records.pop(f"data/{key}".lower(), None)
-        _check_size(path, storage, record.file_size if record else 0)
-        if record:
-            checksums.add((record.CRC, record.file_size))
-    for name, record in records.items():  # what is not a tensor's is read to its end, and so to its checksum
-        content = b"".join(block[:9] for block in blocks(path, archive, record))
-        if name == "byteorder" and content != b"little":
-            raise damaged(path, f"its numbers are in the byte order {content!r}; little-endian ones are read")
-    return checksums
+            raise _damaged(path, f"record {member.filename!r} is compressed; torch.save compresses nothing")
+    if sum(member.file_size for member in members) > n_bytes:
+        raise _damaged(path, "records overlap or lie beyond the end")
+    with reading_zip(path):
+        if (broken := archive.testzip()) is not None:
+            raise _damaged(path, f"Bad CRC-32 for record {broken!r}")
+        folder = members[0].filename.partition("/")[0] if members else ""  # where torch looks, too
+        try:
+            program = archive.read(f"{folder}/{_PICKLE}")
+        except KeyError:
+            raise _damaged(path, f"there is no {_PICKLE}") from None
+    return _imports(path, io.BytesIO(program))
 
 
-def _check_one_directory(path: Path, file: io.BufferedReader, archive: zipfile.ZipFile) -> None:
-    """zipfile and torch find the same directory: just before its end marks, and these end the file."""
-    n_bytes = file.seek(0, io.SEEK_END)
-    marks = _END_64.size + _LOCATOR.size + _END.size
-    file.seek(max(0, n_bytes - marks))
-    tail = file.read(marks).rjust(marks, b"\0")
-    name, *_, size, start, comment = _END.unpack(tail[-_END.size :])
-    found = name == b"PK\5\6" and not comment
-    ends = n_bytes - _END.size
-    name, _, wide_mark, _ = _LOCATOR.unpack(tail[_END_64.size : -_END.size])
-    if name == b"PK\6\7":
-        *_, size, start = _END_64.unpack(tail[: _END_64.size])
-        ends = n_bytes - marks
-        found = found and wide_mark == ends
-    if not found or start != archive.start_dir or start + size != ends:
-        raise damaged(path, "the zip's directory is not where torch would look for it")
-
-
-def _check_content(path: Path, value: Any, checksums: set[_Checksum]) -> None:
-    """What torch has read is what the archive's checksums say: it compares none, and takes a record
-    that is marked as a folder for read, whatever lay in the memory.
+def _check_old(path: Path, file: io.BufferedReader) -> set[str]:
+    """The storages are listed once each: torch leaves one that is not listed uninitialised. Returns
+    the names that the pickles import.
     """
-    storages = {storage.data_ptr(): storage for storage in _storages(value)}
-    for storage in storages.values():
-        content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
-        if content.nbytes and (zlib.crc32(content), content.nbytes) not in checksums:
-            raise damaged(path, f"Bad CRC-32: a tensor of {content.nbytes:,} bytes is not what was saved")
+    names = set().union(*(_imports(path, file) for _ in range(_N_OLD_PICKLES - 1)))
+    keys = [argument for opcode, argument in _instructions(path, file) if opcode == "BINUNICODE"]
+    if len(keys) != len(set(keys)):
+        raise _damaged(path, "a storage is listed twice")
+    return names
+
+
+def _imports(path: Path, program: IO[bytes]) -> set[str]:
+    """The names, "module name", that the pickle at the position of `program` imports."""
+    return {argument for opcode, argument in _instructions(path, program) if opcode == "GLOBAL"}
+
+
+def _instructions(path: Path, program: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            yield opcode.name, argument
+    # A text may claim any length, which is then asked of the memory.
+    except (ValueError, MemoryError, OverflowError) as error:  # UnicodeDecodeError is a ValueError
+        raise _damaged(path, f"the pickle is broken: {error or type(error).__name__}") from None
+
+
+def _stand_in(path: Path, name: str) -> type:
+    """A class that holds the attributes of an unknown one and does nothing. An object is restored by
+    its `__new__`, while a function that the pickle calls comes to `__init__`.
+    """
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise _would_run(path, name)
+
+    return type(name.rpartition(".")[2], (), {"__init__": refuse})
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    """Those of all dense tensors in tables and lists, also in the attributes of stand-ins."""
     waiting, seen = [value], set()
     while waiting:
         value = waiting.pop()
@@ -209,40 +212,23 @@ def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
             continue
         seen.add(id(value))
         if isinstance(value, Tensor):
-            yield value.untyped_storage()
-        elif isinstance(value, dict):
+            if value.layout == torch.strided and not value.is_meta:
+                yield value.untyped_storage()
+        elif isinstance(value, Mapping):
             waiting += value.values()
         elif isinstance(value, (list, tuple)):
             waiting += value
+        elif hasattr(value, "__dict__"):
+            waiting.append(vars(value))
 
 
-def _check_legacy(path: Path, file: io.BufferedReader) -> None:
-    """Four pickles, the storages' keys in a fifth, then each storage after its number of items."""
-    head = io.BytesIO(file.read(MAX_PROGRAM))
-    file_size = os.fstat(file.fileno()).st_size
-    for _ in range(3):  # magic number, version, system
-        rehearse(path, head)
-    storages = rehearse(path, head).storages
-    keys = rehearse(path, head).value
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise damaged(path, "the storages are not listed")
-    if sorted(keys) != sorted(storages):
-        raise damaged(path, "the storages listed are not those of the tensors")
-    at = head.tell()
-    for key in keys:
-        file.seek(at)
-        n_items = int.from_bytes(file.read(8), "little")
-        if n_items != storages[key].n_items:
-            raise damaged(path, f"storage {key!r} has {n_items} items instead of {storages[key].n_items}")
-        at += 8 + storages[key].n_bytes
-        if at > file_size:
-            raise damaged(path, f"storage {key!r} ends at byte {at} of {file_size}")
-    if at != file_size:
-        raise damaged(path, f"{file_size - at} bytes follow the last storage")
+def _would_run(path: Path, name: str) -> InputError:
+    return InputError(
+        f"{path}: wants to run code: {name[:100]}",
+        "weights need none, so that none is run",
+        "where the file was made: torch.save(model.state_dict(), 'weights.pt')",
+    )
 
 
-def _check_size(path: Path, storage: Storage, n_bytes: int) -> None:
-    if storage.n_bytes != n_bytes:
-        raise damaged(
-            path, f"storage {storage.key!r} has {n_bytes:,} bytes where {storage.n_bytes:,} are claimed"
-        )
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: the checkpoint is damaged", why[:200], "fetch or save the file again")

@@ -1,1 +1,1 @@
-"""The data room: public corpora, text sources, token shards and the order in which they are read."""
+"""Data: public corpora, text sources, token shards, records, and the order of training batches."""

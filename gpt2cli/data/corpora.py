@@ -1,7 +1,6 @@
-"""Owns the named corpora: what each is called, where it lies, its exact bytes, and what may stand in.
+"""The named corpora: what each is called, where it lies, its exact bytes, and what may stand in.
 
-Looks in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
-What is done with the text is `tokens.py`'s business.
+Looked for in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
 """
 
 import difflib
@@ -14,24 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt2cli import bundled, files
-from gpt2cli import paths as home
+from gpt2cli import bundled, files, paths
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
-from gpt2cli.hub import partials
-from gpt2cli.hub.fetch import fetch
+from gpt2cli.hub.fetch import RetryPolicy, fetch
 from gpt2cli.hub.registry import Expected
-from gpt2cli.patience import Patience
 
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 10.0
-TOTAL_SECONDS = 120.0
+# Impatient: a machine without a network has to fall back to the bundled text quickly.
+POLICY = RetryPolicy(connect=5.0, stall=10.0, attempts=1)
 
 Origin = Literal["path", "mirror", "cache", "download", "bundled"]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One public text. `stand_in` names the bundled file that may take its place, if one can."""
+    """One public text. `stand_in` names the bundled file that may replace it, if any."""
 
     name: str
     file: str
@@ -40,12 +35,12 @@ class Corpus:
     url: str
     licence: str
     stand_in: str | None
-    member: str | None = None  # of the zip at `url`; its bytes, size and hash count, not the zip's
+    member: str | None = None  # of the zip at `url`; `n_bytes` and `sha256` are the member's
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where a text was found. `sha256` is None for a path, whose content nobody has promised."""
+class FoundCorpus:
+    """Where a text was found. `sha256` is None for a path, whose content is not known in advance."""
 
     name: str
     paths: tuple[Path, ...]
@@ -75,7 +70,7 @@ _ROWS = (
         stand_in="story.txt",
     ),
     Corpus(
-        # No stand-in: it is there to compare perplexities, which other text would falsify.
+        # No stand-in: other text would falsify a comparison of perplexities.
         name="wikitext-2-test",
         file="wikitext-2-test.txt",
         n_bytes=1256449,
@@ -106,42 +101,42 @@ _ROWS = (
         stand_in="instructions.json",
     ),
 )
-# Written for this project, and nowhere else to be had: {name: bundled file}.
+# Written for this project, and bundled only: {name: file}.
 BUNDLED = {"summaries": "summaries.json"}
 CORPORA = {corpus.name: corpus for corpus in _ROWS}
 
 
-def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Found:
+def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> FoundCorpus:
     """The text that `name_or_path` means: a corpus of the table, else a file, directory or glob.
 
     A file that bears a corpus's name is reached as ./NAME. `offline` forbids the network;
     `allow_bundled` lets our own text stand in, with a warning.
     Raises InputError for an unknown name or a wrong file in the mirror, ServiceError where the
-    corpus is not to be had.
+    corpus cannot be downloaded.
     """
     if name_or_path in BUNDLED:
         return _bundled(name_or_path, BUNDLED[name_or_path], None)
     corpus = CORPORA.get(name_or_path)
     if corpus is None:
         return _path(name_or_path)
-    for origin, folder in (("mirror", home.mirror()), ("cache", home.corpora())):
+    for origin, folder in (("mirror", paths.mirror()), ("cache", paths.corpora())):
         if folder and (folder / corpus.file).exists():
             found = _local(corpus, folder / corpus.file, "mirror" if origin == "mirror" else "cache")
             if found:
                 return found
     try:
-        return Found(corpus.name, (_download(corpus, offline),), "download", corpus.sha256, None)
+        return FoundCorpus(corpus.name, (_download(corpus, offline),), "download", corpus.sha256, None)
     except Gpt2Error as error:
         if not allow_bundled or not corpus.stand_in:
             raise
         return _stand_in(corpus, corpus.stand_in, error)
 
 
-def _path(argument: str) -> Found:
+def _path(argument: str) -> FoundCorpus:
     path = Path(argument).expanduser()
     # Not Path.glob, which has no absolute patterns.
     if os.path.lexists(path) or glob.glob(str(path), recursive=True):
-        return Found(argument, (path,), "path", None, None)
+        return FoundCorpus(argument, (path,), "path", None, None)
     names = [*CORPORA, *BUNDLED]
     near = difflib.get_close_matches(argument, names, n=1)
     raise InputError(
@@ -151,11 +146,11 @@ def _path(argument: str) -> Found:
     )
 
 
-def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Found | None:
-    """The file, once its content is known to be right; None for a damaged one in our own cache."""
+def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> FoundCorpus | None:
+    """The file, if its content is right; None for a damaged one in our cache."""
     digest = files.sha256_of(path)
     if digest == corpus.sha256:
-        return Found(corpus.name, (path,), origin, digest, None)
+        return FoundCorpus(corpus.name, (path,), origin, digest, None)
     if origin == "cache":
         return None  # a download replaces it
     raise InputError(
@@ -165,37 +160,30 @@ def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Fo
     )
 
 
-def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> Found:
+def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> FoundCorpus:
     warning = (
-        f"{corpus.name} could not be had ({error.what}); the bundled {file}, another text,"
+        f"{corpus.name} cannot be downloaded ({error.what}); the bundled {file}, another text,"
         f" takes its place: the figures will not be those of {corpus.name}"
     )
     return _bundled(corpus.name, file, warning)
 
 
-def _bundled(name: str, file: str, warning: str | None) -> Found:
+def _bundled(name: str, file: str, warning: str | None) -> FoundCorpus:
     path = Path(bundled.__file__).parent / file
-    return Found(name, (path,), "bundled", files.sha256_of(path), warning)
+    return FoundCorpus(name, (path,), "bundled", files.sha256_of(path), warning)
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
-    """Fetch the corpus into the cache; one attempt, bounded in time and size, which leaves nothing."""
+    """Fetch the corpus into the cache."""
     if offline:
         raise _unavailable(corpus, "the network is forbidden (--offline)")
-    # Impatient: a machine without a network has to fall back to the bundled text quickly. A zip, whose
-    # own hash nobody has promised, may have to come twice to be known as whole.
-    attempts = 2 if corpus.member else 1
-    patience = Patience(
-        connect=CONNECT_SECONDS, stall=READ_SECONDS, slowest=0, total=TOTAL_SECONDS, attempts=attempts
-    )
-    path = home.corpora() / corpus.file
+    path = paths.corpora() / corpus.file
     zipped = path.with_name(f"{path.name}.zip")
-    expected = Expected(at_most=corpus.n_bytes) if corpus.member else Expected(corpus.n_bytes, corpus.sha256)
+    expected = Expected(max_size=corpus.n_bytes) if corpus.member else Expected(corpus.n_bytes, corpus.sha256)
     try:
-        for _ in fetch(corpus.url, zipped if corpus.member else path, expected=expected, patience=patience):
+        for _ in fetch(corpus.url, zipped if corpus.member else path, expected, policy=POLICY):
             pass
     except ServiceError as error:
-        partials.clean(zipped if corpus.member else path)
         what = error.what.removeprefix(f"{corpus.url}: ")
         raise _unavailable(corpus, f"{what}: {error.why}" if error.why else what) from None
     except InputError as error:
@@ -209,13 +197,13 @@ def _download(corpus: Corpus, offline: bool) -> Path:
 
 
 def _unpacked(corpus: Corpus, archive: Path) -> bytes:
-    """The corpus's file out of a zip. Raises InputError where it is not there, or not it."""
+    """The corpus's file from a zip. Raises InputError if it is missing or has another hash."""
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(corpus.member or "") as member:
-            content = member.read(corpus.n_bytes + 1)  # no more of it than one byte too many
+            content = member.read(corpus.n_bytes + 1)  # one byte too many shows another file
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error) as error:
         raise InputError(
-            f"{corpus.url}: is not a zip with {corpus.member} in it", str(error), _by_hand(corpus)
+            f"{corpus.url}: is not a zip that holds {corpus.member}", str(error), _by_hand(corpus)
         ) from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != corpus.sha256:
@@ -228,11 +216,11 @@ def _unpacked(corpus: Corpus, archive: Path) -> bytes:
 
 
 def _unavailable(corpus: Corpus, why: str) -> ServiceError:
-    return ServiceError(f"{corpus.name}: not to be had from {corpus.url}", why, _by_hand(corpus))
+    return ServiceError(f"{corpus.name}: cannot be downloaded from {corpus.url}", why, _by_hand(corpus))
 
 
 def _by_hand(corpus: Corpus) -> str:
     return (
-        f"fetch it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {home.corpora()},"
+        f"fetch it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {paths.corpora()},"
         " or set GPT2_MIRROR to its folder"
     )

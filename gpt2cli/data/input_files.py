@@ -1,7 +1,7 @@
-"""Owns which files a person means: arguments -> an ordered list of sources, each with its kind.
+"""The input files of a command: arguments become an ordered list of sources, each with its kind.
 
-Files, globs (also quoted ones that no shell expanded), directories of .txt and .md, and "-" for
-standard input. What is inside the files is read in `pieces.py`.
+Arguments are files, globs (also quoted ones), directories of .txt and .md files, and "-" for
+standard input. `text_reader.py` reads the content.
 """
 
 import glob
@@ -20,8 +20,8 @@ KIND_OF_SUFFIX: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parq
 
 
 @dataclass(frozen=True)
-class Source:
-    """One place text comes from. `path` is None for standard input."""
+class TextSource:
+    """One source of text. `path` is None for standard input."""
 
     name: str
     path: Path | None
@@ -29,17 +29,17 @@ class Source:
     gzipped: bool
 
 
-def expand(arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool = False) -> list[Source]:
-    """The sources that `arguments` name, in the order given; inside a glob or directory, sorted.
+def expand_sources(
+    arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool = False
+) -> list[TextSource]:
+    """The sources that `arguments` name, in the given order; sorted within a glob or directory.
 
-    Nothing under `out` is a source: the folder being written holds a merges.txt of its own.
-    Raises InputError where nothing is found, UsageError for a file that is named twice.
+    Nothing under `out` is a source: the output folder has a merges.txt of its own.
+    Raises InputError if nothing matches, UsageError for a file that is named twice.
     """
     if not arguments:
-        raise UsageError(
-            "no source given", "there is nothing to prepare", "gpt2 prepare TEXT.txt --out FOLDER"
-        )
-    sources: list[Source] = []
+        raise UsageError("no source given", fix="gpt2 prepare TEXT.txt --out FOLDER")
+    sources: list[TextSource] = []
     seen: dict[str, str] = {}
     for argument in map(str, arguments):
         for source in _named_by(argument, out, stdin_is_jsonl):
@@ -47,7 +47,7 @@ def expand(arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool =
             if key in seen:
                 raise UsageError(
                     f"{source.name}: named twice, by {seen[key]} and by {argument}",
-                    "the same text in training and in validation would make the validation loss a lie",
+                    "the same text in training and validation would falsify the validation loss",
                     "name it once",
                 )
             seen[key] = argument
@@ -55,29 +55,29 @@ def expand(arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool =
     return sources
 
 
-def total_bytes(sources: Iterable[Source]) -> int | None:
-    """Size of all sources on disk, or None where standard input is one of them."""
+def total_bytes(sources: Iterable[TextSource]) -> int | None:
+    """The size of all sources on disk, or None if standard input is one of them."""
     paths = [source.path for source in sources]
-    # A missing file counts as nothing here; whoever opens it says so.
+    # A missing file counts as 0 here: opening it raises.
     known = [path.stat().st_size if path.is_file() else 0 for path in paths if path is not None]
     return sum(known) if len(known) == len(paths) else None
 
 
-def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[Source]:
+def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[TextSource]:
     if argument == STDIN:
-        yield Source("standard input", None, "jsonl" if stdin_is_jsonl else "text", False)
+        yield TextSource("standard input", None, "jsonl" if stdin_is_jsonl else "text", False)
         return
     path = Path(argument).expanduser()
     if path.is_dir():
         yield from map(_source, _in_directory(path, out))
     elif os.path.lexists(path) or not glob.has_magic(argument):
-        yield _source(path)  # a missing file is reported by whoever opens it
+        yield _source(path)  # if the file is missing, opening it raises
     else:
         # Not Path.glob, which has no absolute patterns.
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
         found = [match for match in matches if not match.is_dir() and not _under(str(match), out)]
         if not found:
-            raise InputError(f"{argument}: no file matches", fix="ls, and correct the pattern")
+            raise InputError(f"{argument}: no file matches", fix="correct the pattern")
         yield from map(_source, found)
 
 
@@ -91,9 +91,9 @@ def _in_directory(folder: Path, out: Path) -> list[Path]:
     ]
     if not found:
         raise InputError(
-            f"{folder}: no text in this directory",
-            "of a directory, .txt and .md files (also .gz) are read, and those of its directories",
-            f"gpt2 prepare '{folder}/*.jsonl' --out FOLDER, for other kinds",
+            f"{folder}: no text files in this directory",
+            "only .txt and .md files (also .gz) are read, in subdirectories too",
+            f"for other kinds name the files: gpt2 prepare '{folder}/*.jsonl' --out FOLDER",
         )
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
@@ -103,10 +103,10 @@ def _under(path: str, folder: Path) -> bool:
     return real == top or real.startswith(top + os.sep)
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path) -> TextSource:
     gzipped = path.suffix.lower() == ".gz"
     inner = Path(path.stem) if gzipped else path
     kind = KIND_OF_SUFFIX.get(inner.suffix.lower(), "text")
     if gzipped and kind == "parquet":
-        raise InputError(f"{path}: a gzipped parquet file", "parquet is read at random", f"gunzip {path}")
-    return Source(str(path), path, kind, gzipped)
+        raise InputError(f"{path}: a gzipped parquet file", "parquet needs random access", f"gunzip {path}")
+    return TextSource(str(path), path, kind, gzipped)

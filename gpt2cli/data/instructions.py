@@ -1,17 +1,15 @@
-"""Owns reading instruction records: a JSON list or JSON lines become conversations, each checked.
+"""Instruction records: a JSON list or JSON lines, read as conversations and checked.
 
-Two kinds: an instruction with its output and perhaps an input, whose fields may bear any names;
-and {"messages": [{"role", "content"}, ...]}. How a conversation is written down for the model is
-in `prompts.py`, what it becomes as tokens in `rows.py`.
+There are two kinds: an instruction with an output and possibly an input, under any field names; and
+{"messages": [{"role", "content"}, ...]}. `templates.py` turns a conversation into a prompt,
+`sft_batches.py` into token ids.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from gpt2cli.data.json_records import each_line, kind_of, whole_list
-from gpt2cli.data.records import kind_by_name, read_text
+from gpt2cli.data.records import kind_of, read_records
 from gpt2cli.errors import InputError
 from gpt2cli.templates import Role, Turn
 
@@ -19,26 +17,26 @@ MESSAGES = "messages"
 
 
 @dataclass(frozen=True)
-class Fields:
-    """What a file calls the three parts of a record, and what is to be done where it does not say."""
+class RecordFields:
+    """The field names of a record's three parts, and the instruction of records that have none."""
 
     instruction: str = "instruction"
     input: str = "input"  # may be missing from a record, or null
     output: str = "output"
-    task: str = ""  # the instruction of records that have no such field, or null; "" for none
+    task: str = ""  # the instruction where that field is missing or null; "" for none
 
 
 @dataclass(frozen=True)
-class Record:
-    """One conversation, which ends with an answer. `index` is its place in the file, from 0."""
+class InstructionRecord:
+    """One conversation that ends with an answer. `index` is its number in the file, from 0."""
 
     index: int
-    where: str  # for messages: FILE, record 3
+    where: str  # for error messages: FILE, record 3
     turns: tuple[Turn, ...]
 
     @property
     def question(self) -> tuple[Turn, ...]:
-        """All that comes before the last answer."""
+        """Everything before the last answer."""
         return self.turns[:-1]
 
     @property
@@ -47,49 +45,42 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Records:
-    """What a file holds. Records without any answer text are left out, and counted."""
+class InstructionRecords:
+    """The records of a file. Those without any answer text are left out and counted in `n_empty`."""
 
-    records: tuple[Record, ...]
+    records: tuple[InstructionRecord, ...]
     n_empty: int
     sha256: str  # of the file
 
 
-def read_records(path: Path, fields: Fields) -> Records:
-    """Read a file: .jsonl and .ndjson hold a record a line, everything else one JSON list.
+def read_instructions(path: Path, fields: RecordFields) -> InstructionRecords:
+    """Read a file of any kind that `records.py` reads; without a known suffix it is one JSON list.
 
-    Raises InputError naming the line or the record's index, counted from 0.
+    Raises InputError naming the line and the record's number, counted from 0.
     """
-    text, sha256 = read_text(path)
-    found = enumerate(_numbered(text, path))
-    records = [Record(index, where, _turns(value, fields, where)) for index, (where, value) in found]
+    found, sha256 = read_records(path)
+    records = []
+    for index, (line, value) in enumerate(found):
+        where = f"{path}:{line}, record {index}"
+        records.append(InstructionRecord(index, where, _turns(value, fields, where)))
     kept = tuple(r for r in records if any(t.text for t in r.turns if t.role == "assistant"))
     if not kept:
         raise InputError(
-            f"{path}: no record with an answer in it",
+            f"{path}: no record has an answer",
             f"it has {len(records)} records" if records else "it is empty",
             f'a record is {{"{fields.instruction}": "...", "{fields.output}": "..."}}',
         )
-    return Records(kept, len(records) - len(kept), sha256)
+    return InstructionRecords(kept, len(records) - len(kept), sha256)
 
 
-def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each record stands, and what it is."""
-    if kind_by_name(path) == "jsonl":
-        for index, (line, value) in enumerate(each_line(text, str(path))):
-            yield f"{path}:{line}, record {index}", value
-    else:
-        yield from ((f"{path}, record {index}", value) for index, value in enumerate(whole_list(text, path)))
-
-
-def _turns(value: Any, fields: Fields, where: str) -> tuple[Turn, ...]:
+def _turns(value: Any, fields: RecordFields, where: str) -> tuple[Turn, ...]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON object is needed, not {kind_of(value)}")
+        raise InputError(f"{where}: must be a JSON object, not {kind_of(value)}")
     if MESSAGES in value:
         return _conversation(value[MESSAGES], where)
     output = _text(value, fields.output, where)
     if fields.task and value.get(fields.instruction) is None:
-        # The same task for all is a question only with something to do it to.
+        # One instruction for all records needs an input to apply it to.
         return Turn("user", fields.task, _text(value, fields.input, where)), Turn("assistant", output)
     instruction = _text(value, fields.instruction, where)
     given = "" if value.get(fields.input) is None else _text(value, fields.input, where)
@@ -97,28 +88,28 @@ def _turns(value: Any, fields: Fields, where: str) -> tuple[Turn, ...]:
 
 
 def _conversation(messages: Any, where: str) -> tuple[Turn, ...]:
-    """Perhaps a system's message, then user and assistant in turn, the assistant last."""
+    """An optional system message, then user and assistant in turn, the assistant last."""
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{where}: {MESSAGES!r} is not a list of messages", fix=_MESSAGE)
     turns: list[Turn] = []
     for number, message in enumerate(messages):
         here = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise InputError(f"{here}: a JSON object is needed, not {kind_of(message)}", fix=_MESSAGE)
+            raise InputError(f"{here}: must be a JSON object, not {kind_of(message)}", fix=_MESSAGE)
         role, text = _text(message, "role", here), _text(message, "content", here)
         if role not in ("system", "user", "assistant"):
-            raise InputError(f"{here}: the role is {role[:40]!r}", "it is system, user or assistant")
+            raise InputError(f"{here}: the role is {role[:40]!r}", "it must be system, user or assistant")
         due = "assistant" if turns and turns[-1].role == "user" else "user"
         if role != due and (role != "system" or turns):
             raise InputError(
-                f"{here}: the role is {role}, but {due} is due",
+                f"{here}: the role is {role}, but it must be {due}",
                 "a system message may come first; then user and assistant take turns",
             )
         turns.append(Turn(cast(Role, role), text))
     if turns[-1].role != "assistant":
         raise InputError(
             f"{where}: the last message is the {turns[-1].role}'s",
-            "without an assistant's answer at the end there is nothing to learn from it",
+            "training needs an assistant's answer at the end",
         )
     return tuple(turns)
 
@@ -134,13 +125,13 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
             f"{where}: field {field!r} {problem}",
             f"it has: {', '.join(repr(name[:40]) for name in list(record)[:8]) or 'no field'}",
             "name the fields in the recipe: data.instruction=NAME data.input=NAME data.output=NAME;"
-            " data.task=TEXT where records do not say what is to be done",
+            " data.task=TEXT for records without an instruction",
         )
     try:
         value.encode("utf-8")  # escapes in JSON can spell half a surrogate pair
     except UnicodeEncodeError as error:
         half = f"\\u{ord(value[error.start]):04x}"
         raise InputError(
-            f"{where}: field {field!r} holds half a surrogate pair ({half})", "it is not a character"
+            f"{where}: field {field!r} holds half a surrogate pair ({half})", "that is not a character"
         ) from None
     return value

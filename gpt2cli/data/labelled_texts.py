@@ -1,13 +1,9 @@
-"""Owns labelled texts: rows of a table -> texts with classes, split, balanced, as padded ids.
-
-Rows and their line numbers come from `tables.py`, the division from `splits.py`. What is learnt
-from them is not known here.
-"""
+"""Labelled texts for classification: the rows of a table, balanced, split, encoded and padded."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +11,18 @@ import torch
 from torch import Tensor
 
 from gpt2cli.data.records import read_table
-from gpt2cli.data.sft_batches import most_tokens
+from gpt2cli.data.sft_batches import token_limit
 from gpt2cli.data.splits import stratified_split, undersampled
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.recipe.schema import ClassifyData
+from gpt2cli.recipe.schema import ClassifyDataConfig
 from gpt2cli.tokenizer.base import Tokenizer
 
-FEWEST = 3  # rows of a class: one to learn from, one to choose by, one to report on
+MIN_ROWS_PER_CLASS = 3  # one for training, one for validation, one for the test
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The rows of a file. `labels` are its classes, sorted; a row's class is a place in there."""
+class LabelledTexts:
+    """The rows of a file. `labels` are its classes, sorted; a row's class is an index into them."""
 
     name: str
     texts: tuple[str, ...]
@@ -37,7 +33,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Examples:
+class LabelledExamples:
     """One split, as token ids."""
 
     ids: tuple[tuple[int, ...], ...]  # at least one each
@@ -49,72 +45,74 @@ class Examples:
 
 @dataclass(frozen=True)
 class ClassifySplits:
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: LabelledExamples
+    validation: LabelledExamples
+    test: LabelledExamples
     labels: tuple[str, ...]
     max_tokens: int
     n_cut: int  # texts that were longer
-    n_left_out: int  # rows given up for balance
+    n_left_out: int  # rows dropped for balance
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that training and its report see."""
+        """SHA-256 of everything that training and its report use."""
         splits = [(part.ids, part.classes) for part in (self.train, self.validation, self.test)]
         return hashlib.sha256(json.dumps([self.labels, splits]).encode()).hexdigest()
 
 
-def read_labelled(path: Path, text: str, label: str, columns: Sequence[str] = ()) -> Labelled:
-    """The rows of a table, whose columns `text` and `label` count. Space around labels does not.
+def read_labelled(path: Path, text: str, label: str, columns: Sequence[str] = ()) -> LabelledTexts:
+    """The columns `text` and `label` of a table; space around labels is stripped.
 
-    `columns` are the names of all columns of a file that has no row of names.
-    Raises InputError naming FILE:LINE for what is malformed, and where there is only one class.
+    `columns` names all columns of a file without a header.
+    Raises InputError naming FILE:LINE for a malformed row, and if there is only one class.
     """
     table = read_table(path, (label, text), columns)
-    naming = f"data.columns='[{label}, {text}]' with its columns in their order"
+    naming = f"data.columns='[{label}, {text}]', with its columns in order"
     at_text, at_label = table.column(text, naming), table.column(label, naming)
     texts, names, lines = [], [], []
     for row in table.rows:
-        said, name = row.values[at_text], (row.values[at_label] or "").strip()
-        if said is None:
-            raise InputError(f"{table.where(row.line)}: the field {text!r} is missing", fix='give it, or ""')
+        value, name = row.values[at_text], (row.values[at_label] or "").strip()
+        if value is None:
+            raise InputError(
+                f"{table.where(row.line)}: the field {text!r} is missing", fix='add it; "" for an empty text'
+            )
         if not name:
             raise InputError(
                 f"{table.where(row.line)}: the label is empty",
-                f"column {label!r} must say a class in every row",
-                "label the row, or leave it out",
+                f"column {label!r} must name a class in every row",
+                "label the row, or delete it",
             )
-        texts.append(said)
+        texts.append(value)
         names.append(name)
         lines.append(row.line)
     labels = tuple(sorted(set(names)))
     if len(labels) < 2:
         where = table.where(lines[0] if lines else 1)
         raise InputError(
-            f"{where}: one class only, {labels[0]!r}" if labels else f"{where}: there are no rows",
-            f"all {len(names)} rows have it in column {label!r}" if labels else "the file has a header alone",
-            "there must be at least two classes to tell apart",
+            f"{where}: only one class, {labels[0]!r}" if labels else f"{where}: there are no rows",
+            f"all {len(names)} rows have it in column {label!r}" if labels else "the file has only a header",
+            "add rows of a second class",
         )
     classes = tuple(labels.index(name) for name in names)
-    return Labelled(str(path), tuple(texts), classes, tuple(lines), labels, table.sha256)
+    return LabelledTexts(str(path), tuple(texts), classes, tuple(lines), labels, table.sha256)
 
 
-def prepare(
-    data: Labelled, wanted: ClassifyData, tokenizer: Tokenizer, context: int, seed: int
+def split_labelled(
+    data: LabelledTexts, wanted: ClassifyDataConfig, tokenizer: Tokenizer, context: int, seed: int
 ) -> ClassifySplits:
-    """Balance, split within each class, encode and cut.
+    """Balance, split within each class, encode and truncate.
 
-    Raises InputError naming FILE:LINE for a class with too few rows and for what cannot be encoded,
-    UsageError for a limit beyond the context.
+    Raises InputError naming FILE:LINE for a class with too few rows and for a text that cannot be
+    encoded, UsageError for a limit beyond the context.
     """
-    max_tokens = most_tokens(wanted.max_tokens, context)
+    max_tokens = token_limit(wanted.max_tokens, context)
     for kind, count in sorted(Counter(data.classes).items()):
-        if count < FEWEST:
+        if count < MIN_ROWS_PER_CLASS:
             raise InputError(
                 f"{data.name}:{data.lines[data.classes.index(kind)]}: the class {data.labels[kind]!r}"
                 f" has {count} row{'s' * (count > 1)}",
-                f"each class needs {FEWEST}: to learn from, to choose the best by, and to report on",
-                "add rows of this class, or leave it out",
+                f"each class needs {MIN_ROWS_PER_CLASS}: for training, validation and test",
+                "add rows of this class, or delete it",
             )
     balanced = wanted.balance == "undersample"
     kept = undersampled(data.classes, seed) if balanced else list(range(len(data.classes)))
@@ -122,7 +120,7 @@ def prepare(
     n_cut = 0
     for i in kept:
         try:
-            found = encoded(tokenizer, data.texts[i])
+            found = encode_text(tokenizer, data.texts[i])
         except Gpt2Error as error:
             raise InputError(f"{data.name}:{data.lines[i]}: {error.what}", error.why, error.fix) from None
         n_cut += len(found) > max_tokens
@@ -133,7 +131,7 @@ def prepare(
     except InputError as error:
         raise InputError(f"{data.name}:{data.lines[0]}: {error.what}", error.why, error.fix) from None
     train, validation, test = (
-        Examples(tuple(ids[i] for i in part), tuple(classes[i] for i in part)) for part in parts
+        LabelledExamples(tuple(ids[i] for i in part), tuple(classes[i] for i in part)) for part in parts
     )
     return ClassifySplits(
         train=train,
@@ -146,37 +144,22 @@ def prepare(
     )
 
 
-def encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """The ids that stand for a text; the empty text is one end-of-text, for there is always a last token."""
+def encode_text(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """The ids of a text. The empty text is one end-of-text: a classifier reads the last token."""
     return tuple(tokenizer.encode(text)) or (tokenizer.end_of_text,)
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids on one length: (B, T), filled on the right, and the lengths (B,) they had.
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Pad rows of ids on the right: (B, T), and their lengths, (B,).
 
-    The lengths say where a row ends, never the fill: a text may hold the same id.
+    A row ends by its length, never by the id `pad`, which a text may hold as well.
     """
     T = max(map(len, rows))
     input_ids = torch.tensor([[*row, *[pad] * (T - len(row))] for row in rows])  # (B, T)
     return input_ids, torch.tensor([len(row) for row in rows])
 
 
-def by_length(rows: Sequence[Sequence[int]], n_rows: int, n_tokens: int) -> Iterator[list[int]]:
-    """The rows' numbers, shortest first, in batches of at most `n_rows` and `n_tokens` with filling.
-
-    A row longer than that has a batch of its own.
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if batch and (len(batch) == n_rows or (len(batch) + 1) * len(rows[i]) > n_tokens):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
 def class_weights(classes: Sequence[int], n_classes: int) -> tuple[float, ...]:
-    """n / (k * n_c) of each class: their mean over the rows is 1, so losses stay comparable."""
+    """n / (k * n_c) for class c of k: the mean over the rows is 1, so that losses stay comparable."""
     counts = Counter(classes)
     return tuple(len(classes) / (n_classes * counts[kind]) for kind in range(n_classes))

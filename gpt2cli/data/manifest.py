@@ -1,35 +1,37 @@
-"""Owns the two records of a prepared folder: manifest.json, which makes it valid, and journal.json,
-which says how far an interrupted `prepare` came. Both hold facts about the content only, no
-times, so that the same text and settings give the same bytes.
+"""The two records of a prepared folder: manifest.json, which makes it valid, and journal.json, which
+says how far an interrupted `prepare` came.
+
+Both describe the content only, without times, so that the same text and settings give the same bytes.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2cli import files
 from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_json_object
 
 FORMAT = "gpt2cli tokens"
 VERSION = 1
 MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
+AGAIN = "prepare the text again with --force"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 SPLITS = ("train", "validation")
-DTYPES = {"uint16": 2, "uint32": 4}  # bytes a token; little-endian in the files
+DTYPES = {"uint16": 2, "uint32": 4}  # bytes per token; little-endian in the shards
 
 
 class StaleError(InputError):
-    """What is in the folder is not the work, or the beginning of it, that is asked for."""
+    """The folder holds tokens, finished or not, of other text or other settings."""
 
-    def __init__(self, what: str, why: str = "the tokens that are there were made from other text") -> None:
-        super().__init__(what, why, "give another --out, or replace what is there with --force")
+    def __init__(self, what: str, why: str = "the tokens in the folder were made from other text") -> None:
+        super().__init__(what, why, "give another --out, or replace the tokens with --force")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the person chose. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
+class PrepareSettings:
+    """What the user chose. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
 
     tokenizer: str
     text_fields: tuple[str, ...]
@@ -40,7 +42,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """A source as it was read: `bytes` and `sha256` are those of the file, unpacked or not."""
+    """A source as it was read; `bytes` and `sha256` are those of the file, compressed or not."""
 
     path: str
     kind: str
@@ -56,10 +58,10 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class TokenManifest:
     """`n_bytes` is the text's size as UTF-8; `n_tokens` counts the end-of-text after each document."""
 
-    settings: Settings
+    settings: PrepareSettings
     fingerprint: str
     n_vocab: int
     dtype: str
@@ -79,13 +81,13 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Where the reading stood after `n_tasks` tasks, and what it had counted.
+class ReadPosition:
+    """How far reading had come after `n_chunks` chunks, and the counts so far.
 
-    `n_sources` were read to their end; of the next one `n_read` bytes, with this digest.
+    `n_sources` sources are finished; of the next one, `n_read` bytes are read, with this digest.
     """
 
-    n_tasks: int = 0
+    n_chunks: int = 0
     n_sources: int = 0
     n_read: int = 0
     digest: str = ""
@@ -97,7 +99,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class WriterState:
-    """How far the files of one split are written: the finished ones, and the length of the open one."""
+    """How far the shards of one split are written: the finished ones, and the tokens in the open one."""
 
     finished: tuple[Shard, ...] = ()
     n_open: int = 0
@@ -105,13 +107,13 @@ class WriterState:
 
 @dataclass(frozen=True)
 class Journal:
-    """An unfinished preparation. `tail_moved` is true once the tail of training lies in validation
-    as well; then `train` and `validation` say what to keep, and the rest is cut off.
+    """An unfinished preparation. Once `tail_moved`, validation holds a copy of the tail of training;
+    `train` and `validation` then say what to keep, and the rest is truncated.
     """
 
-    settings: Settings
+    settings: PrepareSettings
     fingerprint: str
-    mark: Mark = Mark()
+    position: ReadPosition = ReadPosition()
     sources: tuple[SourceRecord, ...] = ()
     train: WriterState = WriterState()
     validation: WriterState = WriterState()
@@ -123,50 +125,50 @@ def write_journal(folder: Path, journal: Journal) -> None:
 
 
 def read_journal(folder: Path) -> Journal | None:
-    """None where there is none, or where nothing was done yet. Raises InputError for a damaged one."""
+    """The journal, or None without one or before its first chunk. Raises InputError for a damaged one."""
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    record = read_record(path)
+    record = read_json_object(path, AGAIN)
     _check_version(record, path)
     try:
         journal = Journal(
-            settings=settings_of(record["settings"]),
+            settings=settings_from_json(record["settings"]),
             fingerprint=record["fingerprint"],
-            mark=Mark(**record["mark"]),
+            position=ReadPosition(**record["position"]),
             sources=tuple(SourceRecord(**source) for source in record["sources"]),
             train=_writer_state(record["train"]),
             validation=_writer_state(record["validation"]),
             tail_moved=record["tail_moved"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"{type(error).__name__}: {error}") from None
-    return journal if journal.mark.n_tasks else None
+        raise damaged_error(path, f"{type(error).__name__}: {error}") from None
+    return journal if journal.position.n_chunks else None
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: TokenManifest) -> None:
     files.write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, **asdict(manifest)})
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Raises InputError where the folder is not prepared, or its manifest is damaged."""
+def read_manifest(folder: Path) -> TokenManifest:
+    """Raises InputError if the folder is not prepared, or its manifest is damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         unfinished = (folder / JOURNAL).is_file()
         raise InputError(
             f"{folder}: {'its preparation was interrupted' if unfinished else 'is not a prepared folder'}",
             f"there is no {MANIFEST} in it",
-            "run the same `gpt2 prepare` again: it continues"
+            "run the same `gpt2 prepare` command again: it continues"
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
-    record = read_record(path)
+    record = read_json_object(path, AGAIN)
     _check_version(record, path)
     try:
-        return Manifest(
+        return TokenManifest(
             **{
                 **record,
-                "settings": settings_of(record["settings"]),
+                "settings": settings_from_json(record["settings"]),
                 "tokenizer_files": tuple(record["tokenizer_files"]),
                 "sources": tuple(SourceRecord(**source) for source in record["sources"]),
                 **{split: tuple(_shard(shard) for shard in record[split]) for split in SPLITS},
@@ -174,32 +176,32 @@ def read_manifest(folder: Path) -> Manifest:
             }
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"{type(error).__name__}: {error}") from None
+        raise damaged_error(path, f"{type(error).__name__}: {error}") from None
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a manifest of ours is there. A model folder has a manifest.json of another format."""
+    """Whether the folder has our manifest. A model folder has a manifest.json of another format."""
     try:
-        return read_record(folder / MANIFEST).get("format") == FORMAT
+        return read_json_object(folder / MANIFEST).get("format") == FORMAT
     except InputError:
         return False
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether `prepare` made what is in the folder, finished or not, damaged or not."""
+def was_made_by_prepare(folder: Path) -> bool:
+    """Whether `prepare` made the content of the folder, finished or not, damaged or not."""
     for name in (JOURNAL, MANIFEST):
         if (folder / name).is_file():
             try:
-                return read_record(folder / name).get("format") == FORMAT
+                return read_json_object(folder / name).get("format") == FORMAT
             except InputError:
                 return (folder / "train-00000.bin").is_file()
     return False
 
 
-def discard(folder: Path, keep: str = "") -> None:
-    """Delete all that `prepare` ever writes into a folder, but not the file called `keep`.
+def delete_prepared(folder: Path, keep: str = "") -> None:
+    """Delete everything that `prepare` writes into a folder, except the file called `keep`.
 
-    The journal goes last: as long as anything of ours is left, the folder is known to be ours.
+    The journal goes last: while anything is left, it shows that the folder is ours.
     """
     for pattern in (MANIFEST, "train-*.bin", "validation-*.bin", *TOKENIZER_FILES, JOURNAL):
         for path in folder.glob(pattern):
@@ -207,25 +209,12 @@ def discard(folder: Path, keep: str = "") -> None:
                 path.unlink()
 
 
-def settings_of(record: dict[str, Any]) -> Settings:
-    return Settings(**{**record, "text_fields": tuple(record["text_fields"])})
+def settings_from_json(record: dict[str, Any]) -> PrepareSettings:
+    return PrepareSettings(**{**record, "text_fields": tuple(record["text_fields"])})
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for anything else."""
-    with files.open_regular(path) as file:
-        data = file.read()
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from None
-    if not isinstance(record, dict):
-        raise damaged(path, "it is not a JSON object")
-    return record
-
-
-def damaged(path: Path, why: str) -> InputError:
-    return InputError(f"{path}: damaged", why, "prepare the text again with --force")
+def damaged_error(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: damaged", why, AGAIN)
 
 
 def _check_version(record: dict[str, Any], path: Path) -> None:
@@ -233,8 +222,8 @@ def _check_version(record: dict[str, Any], path: Path) -> None:
     if found != (FORMAT, VERSION):
         raise InputError(
             f"{path}: {found[0]!r} in version {found[1]}, not {FORMAT!r} in version {VERSION}",
-            "another program wrote it, or another version of this one",
-            "prepare the text into another folder",
+            "another program or another version of gpt2cli wrote it",
+            "prepare the text into another folder: --out FOLDER",
         )
 
 
@@ -245,5 +234,5 @@ def _writer_state(record: dict[str, Any]) -> WriterState:
 def _shard(record: dict[str, Any]) -> Shard:
     shard = Shard(str(record["file"]), int(record["n_tokens"]), str(record["sha256"]))
     if Path(shard.file).name != shard.file or shard.n_tokens < 1:
-        raise ValueError(f"no shard of a prepared folder: {record}")
+        raise ValueError(f"not a shard of a prepared folder: {record}")
     return shard

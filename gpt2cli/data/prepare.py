@@ -1,10 +1,10 @@
-"""Owns `prepare`: which folder holds the tokens of which text, and whether anything is left to do.
+"""Preparation of text: which folder holds the tokens of which text, and what is left to do there.
 
-    sources -> tasks (read, cut, split) -> encode (threads) -> shards (in order) -> manifest.json
+    sources -> chunks (read, cut, split) -> encode (threads) -> shards (in order) -> manifest.json
 
-The folder is valid from the moment manifest.json is in it, which is written last. Until then
-journal.json says what is safely on the disk, and the same call goes on from there; the result
-is the same to the byte as without the interruption. The work itself is in pipeline.py.
+The folder is valid once it has manifest.json, which is written last. Until then journal.json records
+what is on disk, and the same call continues from there, to the same bytes as without the
+interruption. The work itself is in `prepare_pipeline.py`.
 """
 
 import contextlib
@@ -19,65 +19,63 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gpt2cli import files, paths
-from gpt2cli.data.input_files import Source, expand, total_bytes
+from gpt2cli.data.input_files import TextSource, expand_sources, total_bytes
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
     VERSION,
     Journal,
-    Manifest,
-    Settings,
+    PrepareSettings,
     SourceRecord,
     StaleError,
-    discard,
-    is_ours,
+    TokenManifest,
+    delete_prepared,
     is_prepared,
     read_journal,
     read_manifest,
+    was_made_by_prepare,
     write_journal,
 )
-from gpt2cli.data.prepare_pipeline import Job, Progress, refuse_changed, run
+from gpt2cli.data.prepare_pipeline import PrepareJob, PrepareProgress, require_unchanged, run_prepare
 from gpt2cli.data.shards import dtype_for
-from gpt2cli.data.text_chunks import record_of, returning_memory
-from gpt2cli.data.text_reader import Reading
-from gpt2cli.data.token_dataset import TokenData, Tokens, open_tokens
+from gpt2cli.data.text_reader import SourceReader
+from gpt2cli.data.token_dataset import open_dataset
+from gpt2cli.data.tokenize import source_record, trim_heap
 from gpt2cli.errors import Gpt2Error, ResourceError, UsageError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import load_tokenizer
 
-__all__ = ["Progress", "Settings", "TokenData", "Tokens", "open_tokens", "prepare", "prepare_cached"]
-
-JOURNAL_SECONDS = 5.0  # at most this much work is done twice after an interruption
+JOURNAL_SECONDS = 5.0  # an interruption costs at most this much work
 CHARS = "chars"
-SPOOL = files.TEMPORARY + "stdin"  # swept like every other leftover
+SPOOL = files.TEMPORARY + "stdin"  # a temporary name, which `files.sweep` deletes
 
 
 def prepare(
     sources: Sequence[str | Path],
     out: Path,
-    settings: Settings,
+    settings: PrepareSettings,
     *,
     block: int = 1,
     workers: int = 0,
     force: bool = False,
     stdin_is_jsonl: bool = False,
     journal_seconds: float = JOURNAL_SECONDS,
-) -> Generator[Progress, None, None]:
-    """Turn text into the prepared folder `out`; the last item's phase is "done" or "nothing to do".
+) -> Generator[PrepareProgress, None, None]:
+    """Turn text into the prepared folder `out`; the phase of the last item is "done" or "nothing to do".
 
-    `block`: tokens that training needs at least. `workers`: threads, 0 for one a core. `force`
-    replaces a prepared folder. Closing the generator, or a kill, leaves a folder from which the
-    same call continues.
+    `block` is the least number of tokens that training needs. `workers` are threads, 0 for one per
+    core. `force` replaces a prepared folder. After a kill, or if the generator is closed, the same
+    call continues.
 
-    Raises UsageError where `out` holds something else or was made with other settings, InputError
-    for text that cannot be read, is too short, or has changed since; ResourceError where another
-    process writes in `out`.
+    Raises UsageError if `out` holds something else or was made with other settings, InputError for
+    text that cannot be read, is too short or has changed, ResourceError if another process is writing
+    to `out`.
     """
     _check_settings(settings)
     _refuse_foreign(out)
-    found = expand(sources, out=out, stdin_is_jsonl=stdin_is_jsonl)
+    found = expand_sources(sources, out=out, stdin_is_jsonl=stdin_is_jsonl)
     files.require_writable(out)
     with files.lock(out):
         files.sweep(out)
@@ -87,34 +85,33 @@ def prepare(
 
 def prepare_cached(
     sources: Sequence[str | Path],
-    settings: Settings,
+    settings: PrepareSettings,
     *,
     block: int = 1,
     workers: int = 0,
-) -> Generator[Progress, None, None]:
-    """The same, into a folder under GPT2_HOME that is named by content and settings, once.
+) -> Generator[PrepareProgress, None, None]:
+    """`prepare` once into a folder under GPT2_HOME, named by content and settings: the last item's `out`.
 
-    A single source that is a prepared folder already is the answer itself. Two processes may
-    ask for the same text at once: the second waits for the first. The folder is the last item's
-    `out`.
+    A single source that is a prepared folder is returned as it is. If two processes ask for the same
+    text, the second waits for the first.
     """
     if len(sources) == 1 and is_prepared(Path(sources[0])):
-        yield Progress("nothing to do", Path(sources[0]))
+        yield PrepareProgress("nothing to do", Path(sources[0]))
         return
     _check_settings(settings)
-    found = expand(sources, out=paths.prepared())
+    found = expand_sources(sources, out=paths.prepared())
     if any(source.path is None for source in found):
-        raise UsageError("standard input cannot be prepared on the fly", fix="gpt2 prepare - --out FOLDER")
-    expected = [record_of(source) for source in found]
+        raise UsageError("standard input cannot be a data.source", fix="gpt2 prepare - --out FOLDER")
+    expected = [source_record(source) for source in found]
     out = paths.prepared() / _key(expected, settings)
     files.require_writable(out)
     with contextlib.ExitStack() as stack:
         while not _locked(stack, out):
-            yield Progress("waiting", out)
+            yield PrepareProgress("waiting", out)
             time.sleep(0.2)
         files.sweep(out)
         if (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
-            yield Progress("nothing to do", out)
+            yield PrepareProgress("nothing to do", out)
             return
         work = _Work(out, settings, block, workers or os.cpu_count() or 1, JOURNAL_SECONDS)
         yield from _prepare(work, found, False, expected)
@@ -123,23 +120,23 @@ def prepare_cached(
 @dataclass(frozen=True)
 class _Work:
     out: Path
-    settings: Settings
+    settings: PrepareSettings
     block: int
     workers: int
     journal_seconds: float
 
 
 def _prepare(
-    work: _Work, sources: Sequence[Source], force: bool, expected: Sequence[SourceRecord] | None
-) -> Iterator[Progress]:
-    """`prepare` for the holder of the folder's lock."""
+    work: _Work, sources: Sequence[TextSource], force: bool, expected: Sequence[SourceRecord] | None
+) -> Iterator[PrepareProgress]:
+    """`prepare`, under the folder's lock."""
     out = work.out
     with _spooled(sources, work) as sources:
         tokenizer = None if work.settings.tokenizer == CHARS else _tokenizer(work.settings.tokenizer)
         settings = replace(work.settings, tokenizer=tokenizer.name if tokenizer else CHARS)
         journal = _journal(out, settings, tokenizer, force)
         if force and not all(source.path for source in sources):
-            journal = None  # if it proved stale, standard input could not be read again
+            journal = None  # standard input could not be read again after a stale journal
         if not journal and not force and (out / MANIFEST).is_file():
             yield _nothing_to_do(out, settings, tokenizer, sources)
             return
@@ -147,7 +144,7 @@ def _prepare(
         if not tokenizer:
             tokenizer, counted = yield from _characters(sources, settings, out, n_total)
             expected = expected or counted
-        job = Job(
+        job = PrepareJob(
             sources=sources,
             n_total=n_total,
             out=out,
@@ -161,26 +158,28 @@ def _prepare(
         )
         if journal and journal.fingerprint == tokenizer.fingerprint:
             try:
-                yield from run(job, journal)
+                yield from run_prepare(job, journal)
                 return
             except StaleError:
                 if not force:
                     raise
         elif journal and not force:
             raise StaleError("the text has other characters than before the interruption")
-        yield from run(job, _begin(job))
+        yield from run_prepare(job, _begin(job))
 
 
-def _begin(job: Job) -> Journal:
-    """An empty folder that is known to be ours. The journal first, so that it is never in doubt."""
+def _begin(job: PrepareJob) -> Journal:
+    """Empty the folder. The journal comes first: it shows that the folder is ours."""
     journal = Journal(job.settings, job.tokenizer.fingerprint)
     write_journal(job.out, journal)
-    discard(job.out, keep=JOURNAL)
+    delete_prepared(job.out, keep=JOURNAL)
     return journal
 
 
-def _journal(out: Path, settings: Settings, tokenizer: Tokenizer | None, force: bool) -> Journal | None:
-    """What to continue, if anything. Raises UsageError where it was begun with other settings."""
+def _journal(
+    out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, force: bool
+) -> Journal | None:
+    """The journal to continue from, if any. Raises UsageError if its settings are other ones."""
     try:
         journal = read_journal(out)
         if journal:
@@ -193,14 +192,16 @@ def _journal(out: Path, settings: Settings, tokenizer: Tokenizer | None, force: 
 
 
 def _nothing_to_do(
-    out: Path, settings: Settings, tokenizer: Tokenizer | None, sources: Sequence[Source]
-) -> Progress:
-    """The finished folder, once it is known to be just what is asked for, and undamaged."""
+    out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, sources: Sequence[TextSource]
+) -> PrepareProgress:
+    """The finished folder, after checking its settings, its sources and its shards."""
     manifest = read_manifest(out)
     _refuse_other(out, settings, tokenizer, manifest)
-    refuse_changed(manifest.sources, [record_of(source) for source in sources], "since it was prepared")
-    open_tokens(out).close()
-    return Progress(
+    require_unchanged(
+        manifest.sources, [source_record(source) for source in sources], "since it was prepared"
+    )
+    open_dataset(out).close()
+    return PrepareProgress(
         "nothing to do",
         out,
         n_documents=manifest.n_documents,
@@ -211,10 +212,10 @@ def _nothing_to_do(
 
 
 def _refuse_other(
-    out: Path, settings: Settings, tokenizer: Tokenizer | None, there: Journal | Manifest
+    out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, there: Journal | TokenManifest
 ) -> None:
     before, now = asdict(there.settings), asdict(settings)
-    differences = [f"{key} {before[key]} there, {now[key]} now" for key in now if now[key] != before[key]]
+    differences = [f"{key} was {before[key]} and is now {now[key]}" for key in now if now[key] != before[key]]
     if not differences and tokenizer and tokenizer.fingerprint != there.fingerprint:
         differences = ["another tokenizer"]
     if differences:
@@ -226,37 +227,38 @@ def _refuse_other(
 
 
 def _characters(
-    sources: Sequence[Source], settings: Settings, out: Path, n_total: int | None
-) -> Generator[Progress, None, tuple[Tokenizer, list[SourceRecord]]]:
-    """The character vocabulary of the whole text: a pass of its own over all sources."""
+    sources: Sequence[TextSource], settings: PrepareSettings, out: Path, n_total: int | None
+) -> Generator[PrepareProgress, None, tuple[Tokenizer, list[SourceRecord]]]:
+    """The character vocabulary of the whole text, from a pass of its own over all sources."""
     seen: set[str] = set()
     found: list[SourceRecord] = []
     n_read = n_bytes = 0
     for source in sources:
-        with contextlib.closing(Reading(source, settings.text_fields)) as reading:
-            for piece in returning_memory(reading.pieces()):
+        with contextlib.closing(SourceReader(source, settings.text_fields)) as reader:
+            for piece in trim_heap(reader.pieces()):
                 seen.update(piece.text)
                 n_bytes += piece.n_bytes
-                yield Progress("vocabulary", out, n_read + reading.n_read, n_total, n_bytes=n_bytes)
-            n_read += reading.n_read
-            found.append(SourceRecord(source.name, source.kind, reading.n_read, reading.digest))
+                yield PrepareProgress("vocabulary", out, n_read + reader.n_read, n_total, n_bytes=n_bytes)
+            n_read += reader.n_read
+            found.append(SourceRecord(source.name, source.kind, reader.n_read, reader.digest))
     return Chars.from_counts(seen), found
 
 
 def _tokenizer(name: str) -> Tokenizer:
-    """ "gpt2", or a folder with a tokenizer's files. Raises UsageError where it is neither."""
+    """The tokenizer "gpt2", or that of a folder. Raises UsageError for anything else."""
     if name == "gpt2":
         return gpt2()
     if not Path(name).is_dir():
         raise UsageError(
-            f"{name}: no such tokenizer", "it is gpt2, chars, or a folder with vocab.json and merges.txt"
+            f"{name}: no such tokenizer",
+            fix="--tokenizer gpt2, chars, or a folder with vocab.json and merges.txt",
         )
     return load_tokenizer(Path(name))
 
 
 @contextlib.contextmanager
-def _spooled(sources: Sequence[Source], work: _Work) -> Iterator[Sequence[Source]]:
-    """Characters take two passes, and standard input gives one: it is kept in a file meanwhile."""
+def _spooled(sources: Sequence[TextSource], work: _Work) -> Iterator[Sequence[TextSource]]:
+    """Characters take two passes, so standard input is kept in a file."""
     if work.settings.tokenizer != CHARS or all(source.path for source in sources):
         yield sources
         return
@@ -270,29 +272,29 @@ def _spooled(sources: Sequence[Source], work: _Work) -> Iterator[Sequence[Source
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Never write among files that are not ours: --force deletes."""
+    """Raise UsageError for a folder with files that are not ours, which --force would delete."""
     if not out.is_dir():
         return
-    strangers = [
+    foreign = [
         path.name
         for path in out.iterdir()
         if path.name != ".lock" and not path.name.startswith(files.TEMPORARY)
     ]
-    if strangers and not is_ours(out):
+    if foreign and not was_made_by_prepare(out):
         raise UsageError(
             f"{out}: is not empty, and was not made by `gpt2 prepare`",
-            f"it holds {', '.join(sorted(strangers)[:3])}",
-            "give a folder that is new or empty: --out FOLDER",
+            f"it holds {', '.join(sorted(foreign)[:3])}",
+            "give a new or empty folder: --out FOLDER",
         )
 
 
-def _check_settings(settings: Settings) -> None:
+def _check_settings(settings: PrepareSettings) -> None:
     if not 0 <= settings.validation < 1:
-        raise UsageError(f"validation is {settings.validation}", "it is a fraction: at least 0, below 1")
+        raise UsageError(f"validation is {settings.validation}", "it must be a fraction: at least 0, below 1")
     if settings.shard_tokens < 1:
-        raise UsageError(f"shard-tokens is {settings.shard_tokens}", "a shard holds at least one token")
+        raise UsageError(f"shard-tokens is {settings.shard_tokens}", "it must be at least 1")
     if not settings.text_fields:
-        raise UsageError("no text field given", "a .jsonl record needs one")
+        raise UsageError("no text field given", fix="--text-field text")
 
 
 def _locked(stack: contextlib.ExitStack, folder: Path) -> bool:
@@ -303,8 +305,8 @@ def _locked(stack: contextlib.ExitStack, folder: Path) -> bool:
     return True
 
 
-def _key(sources: Sequence[SourceRecord], settings: Settings) -> str:
-    """The cache's name for the tokens of this text: wherever the text lies, and whoever asks."""
+def _key(sources: Sequence[SourceRecord], settings: PrepareSettings) -> str:
+    """The name of the cache folder: a hash of the content and the settings, not of paths."""
     content = [[source.kind, source.bytes, source.sha256] for source in sources]
     tokenizer = settings.tokenizer
     if tokenizer != CHARS:

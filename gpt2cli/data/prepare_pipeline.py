@@ -1,40 +1,43 @@
-"""Owns the work of one preparation: tasks -> ids (threads) -> shards in order -> manifest.json.
+"""One preparation: chunks of text -> ids (threads) -> shards in order -> manifest.json.
 
-Keeps a journal of what is safely on the disk and continues from one. Whether there is anything
-to do, and in which folder, `tokens.py` decides.
+A journal records what is on disk, and an interrupted preparation continues from it. `prepare.py`
+decides whether there is anything to do and in which folder; together they would pass 500 lines.
 """
 
-import collections
 import contextlib
 import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gpt2cli import files
-from gpt2cli.data.input_files import Source
+from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
     Journal,
-    Manifest,
-    Mark,
-    Settings,
+    PrepareSettings,
+    ReadPosition,
     Shard,
     SourceRecord,
     StaleError,
+    TokenManifest,
     WriterState,
-    discard,
+    delete_prepared,
     write_journal,
     write_manifest,
 )
-from gpt2cli.data.shards import Ids, ShardWriter, copy_tail, cut_to, last_document_length, without_tail
-from gpt2cli.data.text_chunks import Task, tasks
-from gpt2cli.data.text_reader import CAP
-from gpt2cli.data.tokenize import Encoder, encoder_for
+from gpt2cli.data.shards import (
+    ShardWriter,
+    copy_tail,
+    last_document_length,
+    shards_without_tail,
+    truncate_shards,
+)
+from gpt2cli.data.text_reader import MAX_PIECE_CHARACTERS
+from gpt2cli.data.tokenize import encode_chunks, encoder_for, text_chunks
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import save_tokenizer
@@ -43,12 +46,12 @@ Phase = Literal["waiting", "vocabulary", "continuing", "tokens", "finishing", "d
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a preparation is. The last one has the phase "done" or "nothing to do".
+class PrepareProgress:
+    """How far a preparation is. The last item has the phase "done" or "nothing to do".
 
-    `n_read` of `n_total` source bytes (None: standard input) gives the fraction, `n_bytes` of
-    text and `n_tokens` the speed; `n_continued` bytes of text were done by an earlier call.
-    A `warning` is said once, in an item of its own.
+    `n_read` of `n_total` source bytes (None: standard input) gives the fraction, `n_bytes` of text and
+    `n_tokens` the speed; an earlier call did `n_continued` of these bytes. A `warning` comes once, in
+    an item of its own.
     """
 
     phase: Phase
@@ -68,13 +71,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to prepare. `expected`: the sources as an earlier pass over them found them, if there was one."""
+class PrepareJob:
+    """What to prepare. `expected` are the sources as an earlier pass found them, if there was one."""
 
-    sources: Sequence[Source]
+    sources: Sequence[TextSource]
     n_total: int | None
     out: Path
-    settings: Settings
+    settings: PrepareSettings
     tokenizer: Tokenizer
     dtype: str
     block: int
@@ -83,13 +86,14 @@ class Job:
     expected: Sequence[SourceRecord] | None
 
 
-def run(job: Job, start: Journal) -> Iterator[Progress]:
-    """Do what `start` leaves to do, under the folder's lock. After the last item the folder is valid.
+def run_prepare(job: PrepareJob, start: Journal) -> Iterator[PrepareProgress]:
+    """Do the work that the journal `start` leaves. After the last item the folder is valid.
 
-    Raises InputError where the text is too short for one block, or is not what it was.
+    The caller holds the folder's lock. Raises InputError if the text is too short for one block, or
+    has changed.
     """
     journal = start
-    # What an interrupted `prepare --force` left of the old folder, or an interrupted last move.
+    # Left by an interrupted `prepare --force` or an interrupted last move.
     (job.out / MANIFEST).unlink(missing_ok=True)
     if not journal.tail_moved:
         train, validation = (
@@ -102,13 +106,16 @@ def run(job: Job, start: Journal) -> Iterator[Progress]:
             journal = _move_tail(job, journal, validation)
     n_validation = _n_tokens(journal.validation.finished)
     if job.settings.validation and n_validation < job.block:
-        why = f"only {n_validation:,} tokens for validation, fewer than one block of {job.block:,}"
+        why = f"only {n_validation:,} validation tokens, fewer than one block of {job.block:,}"
         yield _progress(job, "finishing", journal, start, warning=why)
-    if journal.mark.n_forced_cuts and job.settings.tokenizer != "chars":
-        cuts = f"{journal.mark.n_forced_cuts:,} cuts inside text without a space for {CAP:,} characters"
-        yield _progress(job, "finishing", journal, start, warning=f"{cuts}: tokens there may differ")
+    if journal.position.n_forced_cuts and job.settings.tokenizer != "chars":
+        cuts = (
+            f"{journal.position.n_forced_cuts:,} cuts in text without a space for {MAX_PIECE_CHARACTERS:,}"
+            " characters: tokens there may differ"
+        )
+        yield _progress(job, "finishing", journal, start, warning=cuts)
     for split, state in (("train", journal.train), ("validation", journal.validation)):
-        cut_to(job.out, split, state.finished, job.dtype)
+        truncate_shards(job.out, split, state.finished, job.dtype)
     names = save_tokenizer(job.tokenizer, job.out)
     write_manifest(job.out, _manifest(job, journal, names))
     (job.out / JOURNAL).unlink()
@@ -117,23 +124,25 @@ def run(job: Job, start: Journal) -> Iterator[Progress]:
 
 
 def _write_tokens(
-    job: Job, start: Journal, train: ShardWriter, validation: ShardWriter
-) -> Generator[Progress, None, Journal]:
-    """Encode and append every task that is not done yet; the journal of the complete work."""
+    job: PrepareJob, start: Journal, train: ShardWriter, validation: ShardWriter
+) -> Generator[PrepareProgress, None, Journal]:
+    """Encode and append every chunk that is not done yet; returns the journal of the finished work."""
     found: list[SourceRecord] = []
     journal, saved_at = start, time.monotonic()
-    for task, ids in _encoded(job, start.mark.n_tasks, found):
-        sources = tuple(found[: task.mark.n_sources])
+    chunks = text_chunks(job.sources, job.settings, found)
+    encode, n_done = encoder_for(job.tokenizer, job.dtype), start.position.n_chunks
+    for chunk, ids in encode_chunks(chunks, encode, job.workers, n_done):
+        sources = tuple(found[: chunk.position.n_sources])
         if ids is None:
-            if task.mark.n_tasks == start.mark.n_tasks:
-                _compare(start, task.mark, sources)
-            journal = replace(start, mark=task.mark, sources=sources)
+            if chunk.position.n_chunks == n_done:
+                _compare(start, chunk.position, sources)
+            journal = replace(start, position=chunk.position, sources=sources)
             yield _progress(job, "continuing", journal, start)
             continue
         train.write(ids[0])
         validation.write(ids[1])
         journal = replace(
-            start, mark=task.mark, sources=sources, train=train.state, validation=validation.state
+            start, position=chunk.position, sources=sources, train=train.state, validation=validation.state
         )
         if time.monotonic() - saved_at >= job.journal_seconds:
             train.flush()
@@ -141,84 +150,57 @@ def _write_tokens(
             write_journal(job.out, journal)
             saved_at = time.monotonic()
         yield _progress(job, "tokens", journal, start)
-    if journal.mark.n_tasks < start.mark.n_tasks:
-        _compare(start, journal.mark, tuple(found))
+    if journal.position.n_chunks < start.position.n_chunks:
+        _compare(start, journal.position, tuple(found))
     if job.expected is not None:
-        refuse_changed(job.expected, found, "while it was read")
+        require_unchanged(job.expected, found, "while it was read")
     train.finish()
     validation.finish()
-    end = replace(journal.mark, n_sources=len(found), n_read=0, digest="")
-    return replace(journal, mark=end, sources=tuple(found), train=train.state, validation=validation.state)
+    end = replace(journal.position, n_sources=len(found), n_read=0, digest="")
+    return replace(
+        journal, position=end, sources=tuple(found), train=train.state, validation=validation.state
+    )
 
 
-def _encoded(
-    job: Job, n_done: int, found: list[SourceRecord]
-) -> Iterator[tuple[Task, tuple[Ids, Ids] | None]]:
-    """Tasks in order with the ids of their two splits; None for the first `n_done`."""
+def _move_tail(job: PrepareJob, journal: Journal, validation: ShardWriter) -> Journal:
+    """If no document was drawn for validation, move the last one there, or the tail of a single one.
 
-    encode = encoder_for(job.tokenizer, job.dtype)
-    queue: collections.deque[tuple[Task, Future[tuple[Ids, Ids]]]] = collections.deque()
-    with ThreadPoolExecutor(job.workers, "encode") as pool:
-        try:
-            for task in tasks(job.sources, job.settings, found):
-                if task.mark.n_tasks <= n_done:
-                    yield task, None
-                    continue
-                queue.append((task, pool.submit(_both, encode, task)))
-                if len(queue) > 2 * job.workers:
-                    first, future = queue.popleft()
-                    yield first, future.result()
-            while queue:
-                first, future = queue.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _both(encode: Encoder, task: Task) -> tuple[Ids, Ids]:
-    return encode(task.train), encode(task.validation)
-
-
-def _move_tail(job: Job, journal: Journal, validation: ShardWriter) -> Journal:
-    """Copy what validation lacks from the end of training, and note in the journal what stays.
-
-    Validation lacks something where no document was drawn for it: the last document, or of a
-    single one its tail. Nothing is taken from the training files before the journal knows it.
+    The training shards are truncated only after the journal has recorded the move.
     """
     train = journal.train.finished
     n = 0
     if job.settings.validation and not validation.n_tokens and _n_tokens(train) > 1:
-        if journal.mark.n_documents == 1:
+        if journal.position.n_documents == 1:
             n = max(1, round(_n_tokens(train) * job.settings.validation))
         else:
             n = last_document_length(job.out, train, job.dtype, job.tokenizer.end_of_text)
-            one_more = replace(journal.mark, n_validation_documents=1)
-            journal = replace(journal, mark=one_more)
+            one_more = replace(journal.position, n_validation_documents=1)
+            journal = replace(journal, position=one_more)
     _require_block(job, journal, _n_tokens(train) - n)
     copy_tail(job.out, train, job.dtype, n, validation)
     validation.finish()
-    kept = without_tail(job.out, train, job.dtype, n)
+    kept = shards_without_tail(job.out, train, job.dtype, n)
     journal = replace(journal, train=WriterState(kept), validation=validation.state, tail_moved=True)
     write_journal(job.out, journal)
     return journal
 
 
-def _require_block(job: Job, journal: Journal, n_train: int) -> None:
+def _require_block(job: PrepareJob, journal: Journal, n_train: int) -> None:
     if n_train >= job.block:
         return
-    mark = journal.mark
+    position = journal.position
     n_tokens = _n_tokens(journal.train.finished) + _n_tokens(journal.validation.finished)
-    discard(job.out)  # nothing here is worth continuing, and it must not stand in the way of other text
+    delete_prepared(job.out)  # nothing to continue from, and it must not block other text
     raise InputError(
-        f"too little text: {n_train:,} tokens to train on, fewer than one block of {job.block:,}",
-        f"{len(journal.sources)} source(s) held {mark.n_documents:,} document(s), {mark.n_bytes:,} bytes,"
-        f" {n_tokens:,} tokens; {n_tokens - n_train:,} of them go to validation",
-        "add text, or choose a shorter context (--block)",
+        f"too little text: {n_train:,} training tokens, fewer than one block of {job.block:,}",
+        f"{len(journal.sources)} source(s) held {position.n_documents:,} document(s), {position.n_bytes:,}"
+        f" bytes, {n_tokens:,} tokens; {n_tokens - n_train:,} of them go to validation",
+        "add text, or prepare for a shorter context: --block N",
     )
 
 
-def refuse_changed(before: Sequence[SourceRecord], now: Sequence[SourceRecord], when: str) -> None:
-    """Raise InputError naming the first source that is not what it was. Its path may have changed."""
+def require_unchanged(before: Sequence[SourceRecord], now: Sequence[SourceRecord], when: str) -> None:
+    """Raise InputError naming the first source whose content has changed; its path may change."""
     for old, new in itertools.zip_longest(before, now):
         if old is None or new is None:
             what = f"{new.path}: is a new source" if new else f"{old.path}: is missing"
@@ -229,27 +211,27 @@ def refuse_changed(before: Sequence[SourceRecord], now: Sequence[SourceRecord], 
         raise StaleError(what)
 
 
-def _compare(start: Journal, mark: Mark, sources: tuple[SourceRecord, ...]) -> None:
-    """Make sure that what was done already was done from the text that is there now."""
+def _compare(start: Journal, position: ReadPosition, sources: tuple[SourceRecord, ...]) -> None:
+    """Check that the work so far was done from the text that is there now."""
     when = "since the preparation was interrupted"
-    refuse_changed(start.sources, sources, when)
-    if mark != start.mark:
+    require_unchanged(start.sources, sources, when)
+    if position != start.position:
         raise StaleError(f"the source after the first {len(sources)} changed {when}")
 
 
-def _manifest(job: Job, journal: Journal, tokenizer_files: Sequence[str]) -> Manifest:
-    mark = journal.mark
-    tail = mark.n_documents == 1
-    return Manifest(
+def _manifest(job: PrepareJob, journal: Journal, tokenizer_files: Sequence[str]) -> TokenManifest:
+    position = journal.position
+    tail = position.n_documents == 1
+    return TokenManifest(
         settings=job.settings,
         fingerprint=journal.fingerprint,
         n_vocab=job.tokenizer.n_vocab,
         dtype=job.dtype,
         tokenizer_files=tuple(tokenizer_files),
-        n_documents=mark.n_documents,
-        n_validation_documents=mark.n_validation_documents,
-        n_bytes=mark.n_bytes,
-        n_forced_cuts=mark.n_forced_cuts,
+        n_documents=position.n_documents,
+        n_validation_documents=position.n_validation_documents,
+        n_bytes=position.n_bytes,
+        n_forced_cuts=position.n_forced_cuts,
         split="tail of the document" if tail else "documents by sha256(seed:index), at least one",
         sources=journal.sources,
         train=journal.train.finished,
@@ -257,15 +239,17 @@ def _manifest(job: Job, journal: Journal, tokenizer_files: Sequence[str]) -> Man
     )
 
 
-def _progress(job: Job, phase: Phase, now: Journal, start: Journal, warning: str = "") -> Progress:
-    return Progress(
+def _progress(
+    job: PrepareJob, phase: Phase, now: Journal, start: Journal, warning: str = ""
+) -> PrepareProgress:
+    return PrepareProgress(
         phase=phase,
         out=job.out,
-        n_read=sum(source.bytes for source in now.sources) + now.mark.n_read,
+        n_read=sum(source.bytes for source in now.sources) + now.position.n_read,
         n_total=job.n_total,
-        n_documents=now.mark.n_documents,
-        n_bytes=now.mark.n_bytes,
-        n_continued=start.mark.n_bytes,
+        n_documents=now.position.n_documents,
+        n_bytes=now.position.n_bytes,
+        n_continued=start.position.n_bytes,
         n_tokens=_n_written(now.train) + _n_written(now.validation),
         n_validation_tokens=_n_written(now.validation),
         warning=warning,

@@ -1,9 +1,9 @@
-"""Owns small tables on disk: a CSV, TSV or JSONL file -> its columns and rows, each with its line.
+"""Records in files: CSV, TSV, JSON lines, a JSON list or parquet -> each record, with its line.
 
 CSV is RFC 4180: commas, and quotes around what holds a comma, a quote or a line end. TSV is plain:
 tabs separate and a quote is a character like any other, as in the SMS Spam Collection, whose
-messages hold lone ones. JSONL has an object a line. The first row of CSV and TSV names the columns,
-or the caller does. What the columns mean is not known here.
+messages hold lone ones. The first row of CSV and TSV names the columns, or the caller does. What the
+fields mean is not known here. Texts that do not fit into memory are read by `text_reader.py`.
 """
 
 import contextlib
@@ -11,28 +11,31 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from gpt2cli import files
-from gpt2cli.data.json_records import each_line, kind_of
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.json_files import DECODER, parse_json
 
-Kind = Literal["csv", "tsv", "jsonl"]
+Kind = Literal["csv", "tsv", "jsonl", "json", "parquet"]
 KIND_OF_SUFFIX: dict[str, Kind] = {
     **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv"},
-    **{".jsonl": "jsonl", ".ndjson": "jsonl"},
+    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"},
 }
+ONE_PER_LINE = "one object per line"
 LARGEST = 1 << 30  # bytes; the rows are held in memory
 LONGEST = 131_072  # characters of a field, the csv module's own limit
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     line: int  # where it begins, from 1
     values: tuple[str | None, ...]  # None where a JSON record has no such field, or null
 
@@ -42,7 +45,7 @@ class Table:
     name: str
     kind: Kind
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     sha256: str  # of the file
 
     def where(self, line: int) -> str:
@@ -61,8 +64,31 @@ class Table:
             f"{self.where(1)}: no column {name!r}",
             f"the file has: {there}",
             "name one of these"
-            + (f"; if that is a row of data, {naming}" if naming and self.kind != "jsonl" else ""),
+            + (f"; if that is a row of data, {naming}" if naming and self.kind in ("csv", "tsv") else ""),
         )
+
+
+def read_records(path: Path) -> tuple[list[tuple[int, Any]], str]:
+    """(its line, the record) of each record, and the SHA-256 of the file; a row of a table is a record
+    of texts. A file whose name does not tell its kind is one JSON list.
+
+    Raises InputError naming FILE:LINE. That a record is an object is for the caller to check.
+    """
+    kind = kind_by_name(path)
+    if kind in ("csv", "tsv", "parquet"):
+        table = read_table(path)
+        rows = [(row.line, dict(zip(table.columns, row.values, strict=True))) for row in table.rows]
+        return rows, table.sha256
+    text, sha256 = read_text(path)
+    return list(json_records(text, path)), sha256
+
+
+def json_records(text: str, path: Path, fix: str = ONE_PER_LINE) -> Iterator[tuple[int, Any]]:
+    """(line, value) of each record: one per line where the name of `path` says so, else one JSON list.
+
+    Raises InputError naming FILE:LINE, with `fix` for a bad line.
+    """
+    return _json_lines(text, path, fix) if kind_by_name(path) == "jsonl" else _json_list(text, path)
 
 
 def read_table(
@@ -78,18 +104,17 @@ def read_table(
     fields in its first line, none of them one of those names, and its first word stands at the head
     of a later line too. Raises InputError naming FILE:LINE.
     """
+    given = tuple(columns)
+    if kind_by_name(path) == "parquet":
+        _require_no_names(path, given)
+        records = enumerate(parquet_rows(path), 1)
+        return _table(path, "parquet", records, files.sha256_of(path))
     text, sha256 = read_text(path, stream)
     kind = kind_by_name(path) or _kind_by_content(text)
-    given = tuple(columns)
-    if kind == "jsonl":
-        if given:
-            raise InputError(
-                f"{path}:1: JSON records name their fields themselves",
-                f"and are to be named {', '.join(map(repr, given[:8]))}",
-                "leave the names of columns out",
-            )
-        columns, rows = _json_rows(str(path), text)
-        return Table(str(path), kind, columns, tuple(rows), sha256)
+    if kind in ("jsonl", "json"):
+        _require_no_names(path, given)
+        found_records = _json_lines(text, path) if kind == "jsonl" else _json_list(text, path)
+        return _table(path, kind, found_records, sha256)
     found = list(_csv_rows(str(path), text, kind))
     if not found:
         raise InputError(f"{path}:1: there are no rows", "the file is empty")
@@ -162,12 +187,118 @@ def kind_by_name(path: Path) -> Kind | None:
     return KIND_OF_SUFFIX.get(inner.suffix.lower())
 
 
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, a batch of them in memory. Raises InputError for a missing column."""
+    require_pyarrow(path)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files.open_regular(path).close()
+    try:
+        with pq.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            if missing := [name for name in columns or () if name not in there]:
+                raise InputError(
+                    f"{path}: no column {missing[0]!r}",
+                    f"the file has: {', '.join(map(repr, there[:8]))}",
+                    "name the column that holds the text: --text-field NAME",
+                )
+            for batch in file.iter_batches(batch_size=256, columns=columns and list(columns)):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: not a readable parquet file", str(error)) from None
+
+
+def require_pyarrow(path: Path) -> None:
+    """Raises UsageError where parquet cannot be read."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            f"{path}: parquet needs pyarrow", "it is not installed here", "pip install pyarrow"
+        ) from None
+
+
+def _json_lines(text: str, path: Path, fix: str = ONE_PER_LINE) -> Iterator[tuple[int, Any]]:
+    # Not splitlines: U+2028 and its like may stand inside of a JSON string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: not a JSON record", str(error), fix) from None
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _json_list(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """One item after another, for its line."""
+    place = _SPACE.match(text).end()  # type: ignore[union-attr]
+    if text[place : place + 1] != "[":
+        value = _item(text, place, path, 1)[0]
+        raise InputError(
+            f"{path}: a list of records is needed, not {kind_of(value)}",
+            "the file is one JSON value",
+            "put the records into [ ], or one per line into a file that is called .jsonl",
+        )
+    line, counted = 1, 0
+    for n in itertools.count():
+        place = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
+        if n == 0 and text[place : place + 1] == "]":
+            break
+        line, counted = line + text.count("\n", counted, place), place
+        value, end = _item(text, place, path, line)
+        yield line, value
+        place = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        if text[place : place + 1] != ",":
+            break
+    end = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
+    if text[place : place + 1] != "]" or end < len(text):
+        raise _not_json(path, json.JSONDecodeError("a comma or the list's end is needed", text, place))
+
+
+def _item(text: str, place: int, path: Path, line: int) -> tuple[Any, int]:
+    """The value that begins there, and where it ends."""
+    try:
+        return DECODER.raw_decode(text, place)
+    except json.JSONDecodeError as error:
+        raise _not_json(path, error) from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists 10,000 deep
+        raise InputError(f"{path}:{line}: not readable JSON", str(error)) from None
+
+
+def _not_json(path: Path, error: json.JSONDecodeError) -> InputError:
+    return InputError(
+        f"{path}:{error.lineno}: not JSON, column {error.colno}",
+        error.msg,
+        "one record per line is read from a file that is called .jsonl",
+    )
+
+
+def _require_no_names(path: Path, given: tuple[str, ...]) -> None:
+    if given:
+        raise InputError(
+            f"{path}:1: records name their fields themselves",
+            f"and are to be named {', '.join(map(repr, given[:8]))}",
+            "leave the names of columns out",
+        )
+
+
 def _kind_by_content(text: str) -> Kind:
+    if re.match(r"\s*\[\s*\{", text):
+        return "json"
     first = text.lstrip().split("\n", 1)[0]
     return "jsonl" if first.startswith("{") else "tsv" if "\t" in first else "csv"
 
 
-def _csv_rows(name: str, text: str, kind: Kind) -> Iterator[Row]:
+def _csv_rows(name: str, text: str, kind: Kind) -> Iterator[TableRow]:
     # newline="": line ends inside of quotes must reach the reader as they are.
     if kind == "csv":
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -184,7 +315,7 @@ def _csv_rows(name: str, text: str, kind: Kind) -> Iterator[Row]:
         if any(len(value) > LONGEST for value in values):  # another library may have raised csv's limit
             raise _malformed(f"{name}:{line}", "field larger than field limit")
         if values:  # an empty line is nothing
-            yield Row(line, tuple(values))
+            yield TableRow(line, tuple(values))
         line = reader.line_num + 1
 
 
@@ -204,32 +335,34 @@ def _malformed(where: str, said: str) -> InputError:
     return InputError(f"{where}: is not a row of CSV", said, 'a quote inside of quotes is written twice: ""')
 
 
-def _begins_with_data(rows: list[Row], names: tuple[str, ...]) -> bool:
+def _begins_with_data(rows: list[TableRow], names: tuple[str, ...]) -> bool:
     first = rows[0].values
     known = {value.strip() for value in first if value is not None} & set(names)
     return len(first) == len(names) and not known and any(row.values[0] == first[0] for row in rows[1:])
 
 
-def _json_rows(name: str, text: str) -> tuple[tuple[str, ...], list[Row]]:
+def _table(path: Path, kind: Kind, found: Iterable[tuple[int, Any]], sha256: str) -> Table:
+    """Records as a table of texts; its columns are all the fields that there are."""
     records: list[tuple[int, dict[str, Any]]] = []
-    for number, record in each_line(text, name):
+    for line, record in found:
         if not isinstance(record, dict):
-            raise InputError(f"{name}:{number}: a JSON object is needed, not {kind_of(record)}")
-        records.append((number, record))
+            raise InputError(f"{path}:{line}: a JSON object is needed, not {kind_of(record)}")
+        records.append((line, record))
     if not records:
-        raise InputError(f"{name}:1: there are no rows", "the file is empty")
+        raise InputError(f"{path}:1: there are no rows", "the file is empty")
     columns = tuple(dict.fromkeys(key for _, record in records for key in record))
-    return columns, [
-        Row(number, tuple(_plain(record.get(key), f"{name}:{number}", key) for key in columns))
-        for number, record in records
-    ]
+    rows = tuple(
+        TableRow(line, tuple(_plain(record.get(key), f"{path}:{line}", key) for key in columns))
+        for line, record in records
+    )
+    return Table(str(path), kind, columns, rows, sha256)
 
 
 def _plain(value: Any, where: str, key: str) -> str | None:
     """A JSON value as text: strings as they are, the rest as JSON."""
     if value is None:
         return None
-    found = value if isinstance(value, str) else json.dumps(value)
+    found = value if isinstance(value, str) else json.dumps(value, default=str)
     if len(found) > LONGEST:
         raise InputError(
             f"{where}: field {key!r} has more than {LONGEST:,} characters", fix="shorten the text"

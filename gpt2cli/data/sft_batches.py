@@ -1,35 +1,35 @@
-"""Owns conversations as tokens: which are read, which are learnt, and how they share a batch.
+"""Batches for supervised fine-tuning: conversations as token ids with a loss mask, packed and padded.
 
-Batches are a pure function of (seed, number): records of about one length go together, so that
-little is padded, and no epoch repeats the order of another. Padding is known by length, never by
-an id: the end-of-text that teaches the model to stop is an id like any other.
+Batches are a pure function of (seed, number). Records of similar length go together, so that there
+is little padding, and every epoch has its own order. Padding is masked by length, never by id: the
+end-of-text that the model must predict to stop has an id like any other.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2cli.data.instructions import Record
+from gpt2cli.data.instructions import InstructionRecord
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.templates import Template, encode_parts
 from gpt2cli.tokenizer.base import Tokenizer
 
-POOL = 16  # batches whose records are sorted by length together; more pad less and mix less
-OPEN = 64  # packed rows that may still get a record
-PAD = 0  # any id: nothing looks at it
-_ORDER, _PACK = 2, 3  # what random numbers are for, so that no two uses share them
+POOL_BATCHES = 16  # sorted by length together; more means less padding and less shuffling
+OPEN_ROWS = 64  # packed rows that may still receive a record
+PAD = 0  # any id: no position attends to it
+_ORDER, _PACK = 2, 3  # random streams: no two uses may share one
 
 
 @dataclass(frozen=True)
-class Row:
-    """One conversation. The model reads ids[:-1]; `learnt` marks the ids whose guess is scored."""
+class SftExample:
+    """One conversation. The model reads ids[:-1] and predicts the ids where `loss_mask` is True."""
 
     ids: NDArray[np.int64]  # (n + 1,)
-    learnt: NDArray[np.bool_]  # (n + 1,), the first one False: nothing comes before it
+    loss_mask: NDArray[np.bool_]  # (n + 1,), the first one False: nothing precedes it
     was_cut: bool
 
     @property
@@ -38,27 +38,27 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A batch as arrays. `targets` are the N learnt tokens, `places` where in B * T their guess is."""
+class SftArrays:
+    """A batch as arrays, with N targets: the tokens inside the loss mask."""
 
     input_ids: NDArray[np.int64]  # (B, T)
-    places: NDArray[np.int64]  # (N,), rising
-    targets: NDArray[np.int64]  # (N,)
-    positions: NDArray[np.int64]  # (B, T), each record's from 0
-    segments: NDArray[np.int64]  # (B, T), which record of its row a token belongs to; padding -1
+    target_positions: NDArray[np.int64]  # (N,), ascending indices into the B * T positions
+    targets: NDArray[np.int64]  # (N,), the token after each of those positions
+    positions: NDArray[np.int64]  # (B, T), from 0 in each record
+    segments: NDArray[np.int64]  # (B, T), the record within its row; -1 for padding
 
 
-def row_of(
-    record: Record, template: Template, tokenizer: Tokenizer, limit: int, mask_prompt: bool
-) -> Row | None:
-    """The record as tokens, of which at most `limit` are read; None where no token of an answer is left.
+def encode_record(
+    record: InstructionRecord, template: Template, tokenizer: Tokenizer, limit: int, mask_prompt: bool
+) -> SftExample | None:
+    """The record as token ids, cut so that the model reads at most `limit`; None if no answer is left.
 
-    Answers are learnt with the end-of-text behind them, unless a cut takes it; without
-    `mask_prompt` the rest is learnt too.
+    The loss mask covers the answers with their end-of-text, if the cut leaves it; without
+    `mask_prompt`, all tokens. Raises InputError for a text that the vocabulary cannot encode.
     """
     try:
         parts = encode_parts(template.parts(record.turns), tokenizer.encode, tokenizer.end_of_text)
-    except InputError as error:  # a vocabulary of characters does not know every one
+    except InputError as error:  # a character vocabulary lacks some
         raise InputError(f"{record.where}: {error.what}", error.why, error.fix) from None
     ids = np.array([token for part, _ in parts for token in part], dtype=np.int64)
     answered = np.array([is_answer for part, is_answer in parts for _ in part])
@@ -66,13 +66,13 @@ def row_of(
     end = min(len(ids), limit + 1)
     if not answered[:end].any():
         return None
-    end = int(np.flatnonzero(answered[:end])[-1]) + 1  # a question without its answer is no use
-    learnt = answered if mask_prompt else np.arange(len(ids)) > 0
-    return Row(ids[:end], learnt[:end].copy(), was_cut=end < len(ids))
+    end = int(np.flatnonzero(answered[:end])[-1]) + 1  # drops a question that lost its answer
+    loss_mask = answered if mask_prompt else np.arange(len(ids)) > 0
+    return SftExample(ids[:end], loss_mask[:end].copy(), was_cut=end < len(ids))
 
 
-def packed(lengths: Sequence[int], limit: int, seed: int) -> list[tuple[int, ...]]:
-    """Records (by number) that share rows of at most `limit` tokens: each into the first row with room."""
+def pack_records(lengths: Sequence[int], limit: int, seed: int) -> list[tuple[int, ...]]:
+    """Pack records (by number) into rows of at most `limit` tokens: first fit, in random order."""
     bits = np.random.Philox(np.random.SeedSequence([seed, _PACK]))
     closed: list[tuple[int, ...]] = []
     rows: list[list[int]] = []
@@ -80,7 +80,7 @@ def packed(lengths: Sequence[int], limit: int, seed: int) -> list[tuple[int, ...
     for number in np.random.Generator(bits).permutation(len(lengths)).tolist():
         place = next((i for i, left in enumerate(room) if left >= lengths[number]), None)
         if place is None:
-            if len(rows) == OPEN:
+            if len(rows) == OPEN_ROWS:
                 fullest = room.index(min(room))
                 closed.append(tuple(rows.pop(fullest)))
                 del room[fullest]
@@ -93,8 +93,8 @@ def packed(lengths: Sequence[int], limit: int, seed: int) -> list[tuple[int, ...
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
-    """Which items make which batch, epoch after epoch. The last batch of an epoch may be smaller."""
+class BatchOrder:
+    """The batches of an endless sequence of epochs. The last batch of an epoch may be smaller."""
 
     lengths: Sequence[int]
     n_rows: int
@@ -102,47 +102,59 @@ class Order:
 
     @property
     def n_batches(self) -> int:
-        """An epoch's."""
+        """Per epoch."""
         return math.ceil(len(self.lengths) / self.n_rows)
 
     def batch(self, number: int) -> tuple[int, ...]:
-        """The items of batch `number` of the endless sequence."""
+        """The items of batch `number`."""
         epoch, place = divmod(number, self.n_batches)
         return _epoch(self, epoch)[place]
 
 
-def by_length(lengths: Sequence[int], n_rows: int) -> list[tuple[int, ...]]:
-    """All items once, in batches of like length: for evaluation, where order means nothing."""
-    return _cut(np.argsort(lengths, kind="stable"), n_rows)
+def batches_by_length(
+    lengths: Sequence[int], n_rows: int, max_tokens: int | None = None
+) -> list[tuple[int, ...]]:
+    """Every item once, shortest first, in batches of at most `n_rows`: for evaluation.
+
+    `max_tokens` bounds a batch, padding included; an item longer than that has a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        n = len(batches[-1]) + 1 if batches else 0
+        if not batches or n > n_rows or (max_tokens is not None and n * lengths[i] > max_tokens):
+            batches.append([])
+        batches[-1].append(i)
+    return [tuple(batch) for batch in batches]
 
 
-def sheet_of(groups: Iterable[Sequence[Row]]) -> Sheet:
-    """A batch: each group is one row, its records one behind the other, padded on the right."""
-    groups = list(groups)
-    B, T = len(groups), max(sum(row.n_read for row in group) for group in groups)
+def collate(rows: Sequence[Sequence[SftExample]]) -> SftArrays:
+    """A batch of rows, each of one or more examples in sequence, padded on the right."""
+    B, T = len(rows), max(sum(example.n_read for example in row) for row in rows)
     input_ids = np.full((B, T), PAD, np.int64)
     positions = np.zeros((B, T), np.int64)
     segments = np.full((B, T), -1, np.int64)
-    places, targets = [], []
-    for b, group in enumerate(groups):
+    target_positions, targets = [], []
+    for b, row in enumerate(rows):
         start = 0
-        for number, row in enumerate(group):
-            here = slice(start, start + row.n_read)
-            input_ids[b, here] = row.ids[:-1]
-            positions[b, here] = np.arange(row.n_read)
+        for number, example in enumerate(row):
+            here, mask = slice(start, start + example.n_read), example.loss_mask[1:]
+            input_ids[b, here] = example.ids[:-1]
+            positions[b, here] = np.arange(example.n_read)
             segments[b, here] = number
-            places.append(b * T + start + np.flatnonzero(row.learnt[1:]))
-            targets.append(row.ids[1:][row.learnt[1:]])
+            target_positions.append(b * T + start + np.flatnonzero(mask))
+            targets.append(example.ids[1:][mask])
             start = here.stop
-    return Sheet(input_ids, np.concatenate(places), np.concatenate(targets), positions, segments)
+    return SftArrays(
+        input_ids, np.concatenate(target_positions), np.concatenate(targets), positions, segments
+    )
 
 
-@lru_cache(maxsize=2)  # a step may touch two epochs
-def _epoch(order: Order, epoch: int) -> list[tuple[int, ...]]:
-    """Shuffle, sort by length within pools, cut into batches, shuffle those."""
+@lru_cache(maxsize=2)  # a step may span two epochs
+def _epoch(order: BatchOrder, epoch: int) -> list[tuple[int, ...]]:
+    """Shuffle, sort by length within pools, split into batches, shuffle the batches."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([order.seed, epoch, _ORDER])))
     items, lengths = generator.permutation(len(order.lengths)), np.asarray(order.lengths)
-    pool = POOL * order.n_rows
+    pool = POOL_BATCHES * order.n_rows
     batches: list[tuple[int, ...]] = []
     for start in range(0, len(items), pool):
         some = items[start : start + pool]
@@ -154,15 +166,12 @@ def _cut(items: NDArray[np.int64], n_rows: int) -> list[tuple[int, ...]]:
     return [tuple(items[start : start + n_rows].tolist()) for start in range(0, len(items), n_rows)]
 
 
-def most_tokens(wanted: int, context: int) -> int:
-    """Tokens that a row may have: `wanted`, or with 0 as many as the model sees.
-
-    Raises UsageError for more than that.
-    """
+def token_limit(wanted: int, context: int) -> int:
+    """`wanted` tokens per row, or with 0 the model's context. Raises UsageError beyond the context."""
     if wanted > context:
         raise UsageError(
-            f"data.max_tokens is {wanted}, the model sees {context}",
-            "learned positions end there",
-            f"data.max_tokens={context}, or 0 for as many as it sees",
+            f"data.max_tokens={wanted} is more than the context of the model, {context}",
+            "it has no positions beyond that",
+            f"data.max_tokens={context}, or data.max_tokens=0 for the whole context",
         )
     return wanted or context

@@ -1,6 +1,7 @@
-"""Owns the token files of a prepared folder: writing them in order, and moving a tail from one
-split to the other. A file is a row of little-endian uint16 or uint32 ids and nothing else;
-every file of a split but its last holds the same number of them. Reading is `stored.py`'s.
+"""The token shards of a prepared folder: writing them in order, and moving a tail between splits.
+
+A shard is little-endian uint16 or uint32 ids without a header; all shards of a split but the last
+hold the same number. `token_dataset.py` reads them.
 """
 
 import hashlib
@@ -18,12 +19,12 @@ Ids = np.ndarray[tuple[int], np.dtype[Any]]
 
 
 def dtype_for(n_vocab: int) -> str:
-    """uint16 where it holds every id, else uint32."""
+    """uint16 if it holds every id, else uint32."""
     return "uint16" if n_vocab <= 1 << 16 else "uint32"
 
 
-def packed(ids: Ids, dtype: str, n_vocab: int) -> Ids:
-    """`ids` (N,) in the type of the files. Checked first: a cast alone would turn 70000 into 4464."""
+def to_shard_dtype(ids: Ids, dtype: str, n_vocab: int) -> Ids:
+    """`ids` (N,) as `dtype`, little-endian. Checked first: a plain cast would turn 70000 into 4464."""
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < n_vocab:
         raise InputError(f"token id {int(ids.max())} is not below the vocabulary size {n_vocab}")
     assert n_vocab <= 1 << 8 * DTYPES[dtype]
@@ -31,10 +32,10 @@ def packed(ids: Ids, dtype: str, n_vocab: int) -> Ids:
 
 
 class ShardWriter:
-    """Appends ids to the files of one split: `split`-00000.bin, `split`-00001.bin, ..."""
+    """Appends ids to the shards of one split: `split`-00000.bin, `split`-00001.bin, ..."""
 
     def __init__(self, folder: Path, split: str, dtype: str, shard_tokens: int, state: WriterState) -> None:
-        """Continues from `state`: what lies in the folder beyond it is cut off or deleted."""
+        """Continues from `state`: whatever the folder holds beyond it is truncated or deleted."""
         self._folder, self._split, self._dtype = folder, split, dtype
         self._shard_tokens = shard_tokens
         self._finished = list(state.finished)
@@ -53,7 +54,7 @@ class ShardWriter:
         return sum(shard.n_tokens for shard in self._finished) + self._n_open
 
     def write(self, ids: Ids) -> None:
-        """Append `ids`, which are `packed`."""
+        """Append `ids`, which have the shards' dtype."""
         start = 0
         while start < len(ids):
             part = ids[start : start + self._shard_tokens - self._n_open]
@@ -68,7 +69,7 @@ class ShardWriter:
 
     @property
     def state(self) -> WriterState:
-        """What to continue from; true of the disk after `flush`."""
+        """What to continue from; it is on disk after `flush`."""
         return WriterState(tuple(self._finished), self._n_open)
 
     def flush(self) -> None:
@@ -76,7 +77,7 @@ class ShardWriter:
             files.flush(self._file)
 
     def finish(self) -> None:
-        """End the open file; `state` then holds finished ones only."""
+        """Finish the open shard; `state` then has finished ones only."""
         if self._file:
             self._finish_shard()
 
@@ -102,7 +103,7 @@ class ShardWriter:
         if not path.is_file() or path.stat().st_size < n_tokens * DTYPES[self._dtype]:
             raise StaleError(
                 f"{path}: shorter than the journal says",
-                "the folder was changed since `prepare` was interrupted",
+                "the folder has changed since `prepare` was interrupted",
             )
 
     def _finish_shard(self) -> None:
@@ -128,8 +129,8 @@ def copy_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int, target:
         skip = max(0, skip - shard.n_tokens)
 
 
-def without_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int) -> tuple[Shard, ...]:
-    """`shards` as they are after their last `n` tokens went; nothing on the disk changes."""
+def shards_without_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int) -> tuple[Shard, ...]:
+    """`shards` without their last `n` tokens; nothing changes on disk."""
     kept = []
     left = sum(shard.n_tokens for shard in shards) - n
     for shard in shards:
@@ -142,8 +143,8 @@ def without_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int) -> t
     return tuple(kept)
 
 
-def cut_to(folder: Path, split: str, shards: Sequence[Shard], dtype: str) -> None:
-    """Make the files of a split just `shards`: longer ones are truncated, others deleted."""
+def truncate_shards(folder: Path, split: str, shards: Sequence[Shard], dtype: str) -> None:
+    """Make the files of a split match `shards`: truncate longer ones, delete others."""
     for path in sorted(folder.glob(f"{split}-*.bin"))[len(shards) :]:
         path.unlink()
     for shard in shards:
@@ -166,7 +167,7 @@ def _digest_of_head(path: Path, n_bytes: int) -> str:
 
 
 def last_document_length(folder: Path, shards: Sequence[Shard], dtype: str, end_of_text: int) -> int:
-    """Tokens of the last document, its end-of-text included: what follows the one before."""
+    """Tokens of the last document, with its end-of-text: all after the previous end-of-text."""
     width, seen = DTYPES[dtype], 0
     for shard in reversed(shards):
         with files.open_regular(folder / shard.file) as file:
@@ -177,7 +178,7 @@ def last_document_length(folder: Path, shards: Sequence[Shard], dtype: str, end_
                 ids = np.frombuffer(file.read((right - left) * width), np.dtype(dtype).newbyteorder("<"))
                 ends = np.flatnonzero(ids == end_of_text)
                 if not seen:
-                    ends = ends[:-1]  # the last document's own
+                    ends = ends[:-1]  # the end-of-text of the last document itself
                 if len(ends):
                     return seen + len(ids) - 1 - int(ends[-1])
                 seen += len(ids)

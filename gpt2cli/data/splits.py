@@ -1,7 +1,6 @@
-"""Owns how a set is divided into what is learnt from, what chooses, and what is reported on.
+"""Random splits into training, validation and test, plain or stratified by class.
 
-A division is a function of the items' number (or their classes), the shares and a seed alone.
-What the items are is not known here.
+A split is a function of the number of items (or their classes), the shares and a seed.
 """
 
 from collections.abc import Sequence
@@ -10,22 +9,22 @@ import numpy as np
 
 from gpt2cli.errors import InputError
 
-_SPLIT, _CHOICE = 1, 2  # what random numbers are for, so that no two uses share them
+_SPLIT, _CHOICE = 1, 2  # random streams: no two uses may share one
 
 
 def split(n: int, shares: Sequence[float], seed: int) -> list[list[int]]:
-    """Divide the items 0 .. n-1 by chance: first what the shares leave over, then a part a share.
+    """Split the items 0 .. n-1 at random: first the remainder, then one part per share.
 
-    `split(100, (0.05, 0.1), seed)` gives 85, 5 and 10 numbers, each list rising. A share gets its
-    rounded part and at least one item. Raises InputError where that leaves nothing over.
+    `split(100, (0.05, 0.1), seed)` gives lists of 85, 5 and 10 numbers, each ascending. A share gets
+    its rounded part and at least one item. Raises InputError if that leaves no remainder.
     """
     return _divide(list(range(n)), shares, np.random.Philox(np.random.SeedSequence([seed, _SPLIT])))
 
 
 def stratified_split(classes: Sequence[int], shares: Sequence[float], seed: int) -> list[list[int]]:
-    """`split` within each class, so that every part has each class in the same proportion.
+    """`split` within each class, so that every part has the classes in the same proportion.
 
-    `classes` holds each item's class. Raises InputError for a class with too few items.
+    `classes` holds the class of each item. Raises InputError for a class with too few items.
     """
     parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
     for kind in sorted(set(classes)):
@@ -37,7 +36,7 @@ def stratified_split(classes: Sequence[int], shares: Sequence[float], seed: int)
 
 
 def undersampled(classes: Sequence[int], seed: int) -> list[int]:
-    """Items, rising, of which every class has as many as the smallest one; which is left to chance."""
+    """A random choice of items, ascending, with as many of every class as the smallest class has."""
     members = {kind: [i for i, other in enumerate(classes) if other == kind] for kind in sorted(set(classes))}
     fewest = min(map(len, members.values()))
     kept: list[int] = []
@@ -48,14 +47,14 @@ def undersampled(classes: Sequence[int], seed: int) -> list[int]:
 
 
 def _divide(items: list[int], shares: Sequence[float], bits: np.random.BitGenerator) -> list[list[int]]:
-    # Half up: Python's own rounding would send 2.5 and 3.5 different ways.
+    # Round half up: Python's round() sends 2.5 and 3.5 in different directions.
     counts = [max(1, int(len(items) * share + 0.5)) for share in shares]
     left = len(items) - sum(counts)
     if left < 1:
         raise InputError(
             f"{len(items)} items are too few to split",
-            f"{' and '.join(map(str, counts))} are kept apart, which leaves none to train on",
-            "add more data, or keep smaller shares apart",
+            f"{' and '.join(map(str, counts))} are held out, which leaves none to train on",
+            "add more data, or hold out smaller shares: data.validation, data.test",
         )
     order = [items[i] for i in np.random.Generator(bits).permutation(len(items))]
     ends = np.cumsum([left, *counts]).tolist()

@@ -1,7 +1,7 @@
-"""Owns reading a prepared folder: verified once when it is opened, then read by position.
+"""A prepared folder as a dataset: verified once when it is opened, then read by position.
 
-Reads go through `os.pread` on descriptors that stay open, not through a memory map: a file that
-is truncated under a map kills the process with SIGBUS, here it is an InputError.
+Reads use `os.pread` on open descriptors, not a memory map: truncating a mapped file kills the
+process with SIGBUS, here it is an InputError.
 """
 
 import bisect
@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from gpt2cli import files
-from gpt2cli.data.manifest import DTYPES, Manifest, Shard, read_manifest
+from gpt2cli.data.manifest import DTYPES, Shard, TokenManifest, read_manifest
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import load_tokenizer
@@ -26,20 +26,20 @@ Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class TokenData:
+class TokenDataset:
     """An open prepared folder. Close it, or use it in a `with` block."""
 
     folder: Path
-    manifest: Manifest
+    manifest: TokenManifest
     tokenizer: Tokenizer
-    train: "Tokens"
-    validation: "Tokens"
+    train: "TokenSplit"
+    validation: "TokenSplit"
 
     def close(self) -> None:
         self.train.close()
         self.validation.close()
 
-    def __enter__(self) -> "TokenData":
+    def __enter__(self) -> "TokenDataset":
         return self
 
     def __exit__(
@@ -48,31 +48,31 @@ class TokenData:
         self.close()
 
 
-def open_tokens(folder: Path) -> TokenData:
-    """Open and verify a prepared folder: sizes, SHA-256 and ids of every file (about 1 GB/s).
+def open_dataset(folder: Path) -> TokenDataset:
+    """Open and verify a prepared folder: size, SHA-256 and ids of every shard (about 1 GB/s).
 
-    Raises InputError naming the file that is missing, truncated, changed, or holds an id that
-    the vocabulary does not have.
+    Raises InputError naming the file that is missing, truncated or changed, or holds an id outside
+    the vocabulary.
     """
     manifest = read_manifest(folder)
     tokenizer = load_tokenizer(folder)
     if (tokenizer.fingerprint, tokenizer.n_vocab) != (manifest.fingerprint, manifest.n_vocab):
         raise InputError(
-            f"{folder}: the tokenizer there is not the one that made its tokens",
-            f"{tokenizer.n_vocab} tokens where the manifest says {manifest.n_vocab}, or other ones",
+            f"{folder}: its tokenizer is not the one that made its tokens",
+            f"it has {tokenizer.n_vocab} tokens, the manifest says {manifest.n_vocab}, or they differ",
             _repair(folder),
         )
-    train = Tokens(folder, manifest.train, manifest.dtype, manifest.n_vocab)
+    train = TokenSplit(folder, manifest.train, manifest.dtype, manifest.n_vocab)
     try:
-        validation = Tokens(folder, manifest.validation, manifest.dtype, manifest.n_vocab)
+        validation = TokenSplit(folder, manifest.validation, manifest.dtype, manifest.n_vocab)
     except InputError:
         train.close()
         raise
-    return TokenData(folder, manifest, tokenizer, train, validation)
+    return TokenDataset(folder, manifest, tokenizer, train, validation)
 
 
-class Tokens:
-    """The ids of one split, as one row of `n_tokens`."""
+class TokenSplit:
+    """The ids of one split, as one sequence of `n_tokens`."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str, n_vocab: int) -> None:
         """Opens and verifies every shard. Raises InputError."""
@@ -94,9 +94,9 @@ class Tokens:
         return self._starts[-1]
 
     def read(self, start: int, n: int) -> Int64s:
-        """Ids start .. start + n - 1, (n,) int64, across the edges of shards.
+        """Ids start .. start + n - 1, (n,) int64, across shards.
 
-        Raises IndexError outside the split, InputError where a file changed since it was opened.
+        Raises IndexError outside the split, InputError if a file changed after it was opened.
         """
         if not 0 <= start <= start + n <= self.n_tokens:
             raise IndexError(f"tokens {start} to {start + n} of {self.n_tokens}")
@@ -131,7 +131,7 @@ class Tokens:
     def _verify(self, shard: Shard, file: BinaryIO) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != shard.n_tokens * self._width:
-            odd = f", which is no multiple of {self._width}" if size % self._width else ""
+            odd = f", not a multiple of {self._width}" if size % self._width else ""
             raise self._error(
                 shard, "damaged: wrong size", f"{size} bytes{odd}, not {shard.n_tokens * self._width}"
             )
@@ -139,7 +139,7 @@ class Tokens:
         while block := file.read(files.CHUNK):
             digest.update(block)
             largest = max(largest, int(np.frombuffer(block, self._dtype).max()))
-        # Before the digest: a manifest made elsewhere can vouch for ids that no vocabulary has.
+        # Not covered by the digest: a manifest made elsewhere can confirm ids outside the vocabulary.
         if largest >= self._n_vocab:
             raise self._error(
                 shard, f"holds the id {largest}", f"the vocabulary has the ids 0 to {self._n_vocab - 1}"

@@ -1,8 +1,8 @@
-"""Owns the order in which training sees the corpus, as a pure function of (seed, sample number).
+"""The training windows of a corpus, in an order that is a pure function of (seed, sample number).
 
-An epoch cuts the tokens into windows of T, visits each once in a random order, and the next epoch
-cuts at another phase. Nothing is remembered between calls, so a resumed run, or another number of
-ranks, continues with exactly the samples that are due.
+An epoch cuts the tokens into windows of T and visits each once, in random order; the next epoch
+cuts at another offset. There is no state between calls, so that a resumed run, or another number of
+ranks, continues with exactly the next samples.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2cli.data.token_dataset import Tokens
+from gpt2cli.data.token_dataset import TokenSplit
 from gpt2cli.errors import InputError
 
 
 @dataclass(frozen=True)
-class Windows:
+class TrainingWindows:
     """The training windows of a corpus: inputs and targets of `context` tokens each."""
 
-    tokens: Tokens
+    tokens: TokenSplit
     context: int  # T
     seed: int
 
@@ -27,18 +27,18 @@ class Windows:
         if self.tokens.n_tokens < self.context + 1:
             raise InputError(
                 f"the text has {self.tokens.n_tokens} tokens, one window needs {self.context + 1}",
-                "a window is the context and the one token after it",
+                "a window is the context and one token after it",
                 f"use more text, or model.context={max(2, self.tokens.n_tokens - 1)}",
             )
 
     @property
     def n_windows(self) -> int:
-        """Windows an epoch. One is given up so that the phase can move over a whole window."""
+        """Windows per epoch, one fewer than fit: the offset can move over a whole window."""
         whole = (self.tokens.n_tokens - 1) // self.context
         return max(1, whole - 1)
 
     def rows(self, first: int, n: int) -> NDArray[np.int64]:
-        """Samples `first` to `first + n - 1` of the endless sequence: (n, T + 1)."""
+        """Samples `first` to `first + n - 1` of the endless sequence: token ids (n, T + 1)."""
         return np.stack(
             [self.tokens.read(self._start(sample), self.context + 1) for sample in range(first, first + n)]
         )
@@ -46,27 +46,29 @@ class Windows:
     def _start(self, sample: int) -> int:
         epoch, position = divmod(sample, self.n_windows)
         slack = self.tokens.n_tokens - 1 - self.n_windows * self.context
-        phase, order = _epoch(self.seed, epoch, self.n_windows, slack)
-        return phase + int(order[position]) * self.context
+        offset, order = _epoch(self.seed, epoch, self.n_windows, slack)
+        return offset + int(order[position]) * self.context
 
 
-def first_sample(step: int, micro: int, *, rank: int, world: int, micro_batch: int, accumulation: int) -> int:
-    """The number of the first sample of a micro batch; a step takes world * accumulation of them."""
-    return ((step * accumulation + micro) * world + rank) * micro_batch
+def first_sample(
+    step: int, micro: int, micro_batch: int, accumulation: int, *, rank: int, world_size: int
+) -> int:
+    """The number of the first sample of micro-batch `micro`; a step has world_size * accumulation of them."""
+    return ((step * accumulation + micro) * world_size + rank) * micro_batch
 
 
-def evaluation_starts(n_tokens: int, context: int, n_windows: int) -> list[int]:
-    """Starts of at most `n_windows` windows spread evenly over the text: always the same ones.
+def validation_starts(n_tokens: int, context: int, n_windows: int) -> list[int]:
+    """Starts of at most `n_windows` windows, spread evenly over the text: the same ones each time.
 
-    A text shorter than a window gives the one start 0; the caller reads what is there.
+    A text shorter than a window has the one start 0, and the caller reads all of it.
     """
     whole = max(1, (n_tokens - 1) // context)
     n = min(n_windows, whole)
     return [i * whole // n * context for i in range(n)]
 
 
-@lru_cache(maxsize=2)  # a batch may touch two epochs
+@lru_cache(maxsize=2)  # a batch may span two epochs
 def _epoch(seed: int, epoch: int, n_windows: int, slack: int) -> tuple[int, NDArray[np.int64]]:
-    """The phase (0 to slack) and the order of windows of one epoch."""
+    """The offset (0 to slack) and the order of the windows of one epoch."""
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     return int(generator.integers(slack + 1)), generator.permutation(n_windows)

@@ -1,8 +1,8 @@
-"""Owns how well a model predicts a text: the sliding window, the sum of losses, what follows from it.
+"""Perplexity of a model on a text, with a sliding window.
 
-End-of-text stands before the text, as it did between the documents of GPT-2's training, so that the
-first token is predicted too: every token of the text counts, and counts once. On the same windows
-the loss is that of a plain transformers loop. Nothing is shown here, and no text is looked for.
+An end-of-text precedes the text, as between the documents of GPT-2's training, so that the first
+token is predicted too: every token counts exactly once. On the same windows the loss is that of a
+plain transformers loop.
 """
 
 import math
@@ -14,15 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2cli.errors import DivergedError, InputError, UsageError
+from gpt2cli.checkpoints.finite import bad_logits, require_finite
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.runtime import Runtime
 from gpt2cli.tokenizer.base import Tokenizer
 
-BATCH_TOKENS = 2048  # of all windows that go through the model together; more is not faster on a CPU
-# Positions whose logits exist at a time. With GPT-2's vocabulary 13 MB in fp32, which malloc keeps for the
-# next 64; blocks of 32 MB and more come from the kernel page by page, at three times the cost.
+BATCH_TOKENS = 2048  # per batch of windows; more is not faster on a CPU
+# Positions whose logits exist at a time: 13 MB in fp32 with GPT-2's vocabulary, which malloc reuses for
+# the next 64. Blocks of 32 MB and more come from the kernel page by page, at three times the cost.
 LOGIT_ROWS = 64
 
 # Radford et al. 2019, table 3: zero-shot perplexity on WikiText-2.
@@ -30,10 +31,10 @@ PAPER_WIKITEXT2 = {"124M": 29.41, "355M": 22.76, "774M": 19.93, "1558M": 18.34}
 
 
 @dataclass(frozen=True)
-class Sliding:
-    """A window of `context` tokens that moves by `stride`; `batch` windows are computed together.
+class SlidingWindow:
+    """A window of `context` tokens that moves by `stride`; `batch` windows form a batch.
 
-    A token is predicted from context - stride to context tokens before it, or all there are.
+    A token is predicted from the context - stride to context tokens before it, or all there are.
     Raises UsageError for numbers that contradict each other.
     """
 
@@ -53,10 +54,12 @@ class Sliding:
             )
 
 
-def sliding_for(config: GPT2Config, context: int | None, stride: int | None, batch: int | None) -> Sliding:
-    """What was asked for; None is the model's whole context, half of that, and a batch that fits.
+def sliding_window_for(
+    config: GPT2Config, context: int | None, stride: int | None, batch: int | None
+) -> SlidingWindow:
+    """The window for the given numbers; None is the model's context, half of it, and a batch that fits.
 
-    Raises UsageError where the model cannot do it.
+    Raises UsageError for a window beyond the model's context.
     """
     if context is None:
         context = config.n_positions
@@ -70,12 +73,12 @@ def sliding_for(config: GPT2Config, context: int | None, stride: int | None, bat
         stride = max(context // 2, 1)
     if batch is None:
         batch = max(BATCH_TOKENS // max(context, 1), 1)
-    return Sliding(context, stride, batch)
+    return SlidingWindow(context, stride, batch)
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text as one tokenizer sees it. Words are what whitespace separates; bytes are UTF-8."""
+class EncodedText:
+    """A text encoded by one tokenizer. Words are separated by whitespace; bytes are UTF-8."""
 
     ids: Sequence[int]
     end_of_text: int
@@ -83,21 +86,21 @@ class Text:
     n_bytes: int
 
 
-def text_for(text: str, tokenizer: Tokenizer, name: str) -> Text:
-    """Raises InputError for a text without anything to predict; `name` is how errors call it."""
+def encode_text(text: str, tokenizer: Tokenizer, name: str) -> EncodedText:
+    """Encode a text. Raises InputError, which calls it `name`, for fewer than 2 tokens."""
     ids = tokenizer.encode(text)
     if len(ids) < 2:
         raise InputError(
             f"{name}: has {len(ids)} tokens",
-            "at least 2 are needed for a figure that means anything",
-            "name a longer text: --on FILE",
+            "perplexity needs at least 2",
+            "choose a longer text: --on FILE",
         )
-    return Text(ids, tokenizer.end_of_text, max(len(text.split()), 1), len(text.encode("utf-8")))
+    return EncodedText(ids, tokenizer.end_of_text, max(len(text.split()), 1), len(text.encode("utf-8")))
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How far it is; the last one is the result. `nats` sums the losses of the tokens predicted so far."""
+class PerplexityProgress:
+    """Progress; the last one is the result. `nats` is the summed loss of the tokens so far."""
 
     nats: float
     n_tokens: int
@@ -107,59 +110,57 @@ class Scoring:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.nats / self.n_tokens
 
     @property
     def perplexity(self) -> float:
-        """A token's; how many equally likely ones the model wavers between."""
+        """Per token: exp of the mean loss."""
         return _exp(self.loss)
 
     @property
     def tokens_per_second(self) -> float:
         return self.n_tokens / self.seconds
 
-    def word_perplexity(self, text: Text) -> float:
-        """A word's, of the whole text: comparable between vocabularies."""
+    def word_perplexity(self, text: EncodedText) -> float:
+        """Per word of the whole text: comparable between vocabularies."""
         return _exp(self.nats / text.n_words)
 
-    def bits_per_byte(self, text: Text) -> float:
+    def bits_per_byte(self, text: EncodedText) -> float:
         """Of the whole text: comparable between vocabularies and languages."""
         return self.nats / math.log(2) / text.n_bytes
 
 
-def score(model: GPT2LMHead, text: Text, sliding: Sliding, runtime: Runtime) -> Iterator[Scoring]:
-    """Predict every token of the text once; one item a batch of windows.
+def measure_perplexity(
+    model: GPT2LMHead, text: EncodedText, sliding: SlidingWindow, runtime: Runtime
+) -> Iterator[PerplexityProgress]:
+    """Predict every token of the text once; yields after each batch of windows.
 
-    Losses are added up in float64. Raises DivergedError where they are not finite.
+    Sums losses in float64. Raises DivergedError if they are not finite.
     """
     ids = torch.tensor([text.end_of_text, *text.ids])
     rows = list(windows(len(text.ids), sliding))
     nats, n_tokens, started = 0.0, 0, time.perf_counter()
     for first in range(0, len(rows), sliding.batch):
         batch = rows[first : first + sliding.batch]
-        nats += _nats(model, ids, batch, runtime)
+        nats += _sum_losses(model, ids, batch, runtime)
         n_tokens += sum(window.n_scored for window in batch)
-        if not math.isfinite(nats):
-            raise DivergedError(
-                f"the model's scores are not finite within the first {n_tokens} tokens",
-                "its weights hold NaN or infinity, or overflow in this precision",
-                "gpt2 evaluate --precision fp32, or use an earlier checkpoint",
-            )
+        fix = "gpt2 evaluate --precision fp32, or use an earlier checkpoint"
+        require_finite(nats, bad_logits(f" within the first {n_tokens} tokens", fix))
         n_windows, seconds = first + len(batch), time.perf_counter() - started
-        yield Scoring(nats, n_tokens, len(text.ids), n_windows, seconds)
+        yield PerplexityProgress(nats, n_tokens, len(text.ids), n_windows, seconds)
 
 
 @dataclass(frozen=True)
 class Window:
-    """Input ids begin .. end - 1; the targets are one further, and the last `n_scored` of them count."""
+    """Input ids begin .. end - 1. Targets are shifted by one, and the last `n_scored` of them count."""
 
     begin: int
     end: int
     n_scored: int
 
 
-def windows(n_targets: int, sliding: Sliding) -> Iterator[Window]:
+def windows(n_targets: int, sliding: SlidingWindow) -> Iterator[Window]:
     """The windows over n_targets + 1 ids, the first of which is not a target."""
     done = 0
     while done < n_targets:
@@ -176,11 +177,11 @@ def paper_perplexity(config: GPT2Config, tokenizer: Tokenizer) -> float | None:
     return PAPER_WIKITEXT2[size] if size and same else None
 
 
-@torch.no_grad()  # not inference_mode, in which autocast would round the weights again for every product
-def _nats(model: GPT2LMHead, ids: Tensor, batch: Sequence[Window], runtime: Runtime) -> float:
+@torch.no_grad()  # not inference_mode, where autocast would cast the weights again for every matmul
+def _sum_losses(model: GPT2LMHead, ids: Tensor, batch: Sequence[Window], runtime: Runtime) -> float:
     """The summed loss of the targets that count in these windows."""
     T = max(window.end - window.begin for window in batch)
-    # A shorter window is filled up behind its end, where nothing of it looks.
+    # A shorter window is padded on the right, where causal attention does not look.
     input_ids = torch.zeros(len(batch), T, dtype=torch.long)  # (B, T)
     targets, counts = torch.zeros_like(input_ids), torch.zeros(len(batch), T, dtype=torch.bool)
     for row, window in enumerate(batch):
@@ -192,7 +193,7 @@ def _nats(model: GPT2LMHead, ids: Tensor, batch: Sequence[Window], runtime: Runt
     losses = []
     with runtime.autocast():
         hidden = model.transformer(input_ids.to(runtime.device))  # (B, T, C)
-        # The rest has been or will be predicted elsewhere; its logits would cost as much again.
+        # Positions that count in other windows need no logits here.
         hidden, wanted = hidden[counts.to(runtime.device)], targets[counts].to(runtime.device)  # (N, C), (N,)
         chunks = zip(torch.split(hidden, LOGIT_ROWS), torch.split(wanted, LOGIT_ROWS), strict=True)
         for h, t in chunks:
@@ -201,4 +202,4 @@ def _nats(model: GPT2LMHead, ids: Tensor, batch: Sequence[Window], runtime: Runt
 
 
 def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # beyond that a float ends
+    return math.exp(min(nats, 700.0))  # exp of more overflows a float

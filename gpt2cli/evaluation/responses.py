@@ -1,7 +1,7 @@
-"""Owns responses.jsonl: what a model answered, a line a question, kept however the writing ends.
+"""responses.jsonl: a model's answers to the test split, one line per record.
 
-A line belongs to one model and one way of asking, named by its `key`; lines of another key are
-dropped when answering begins again. Who answers, and what the answers are worth, is not known here.
+The `key` of a line names the model and the way of asking; a new start drops lines of another key.
+A kill loses at most the line that is being written.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from gpt2cli import json_lines
 
 @dataclass(frozen=True)
 class Response:
-    """`tokens` counts the answer's own; `ended` is false where it was cut off for its length."""
+    """One answer. `ended` is false if it was cut off for its length; `tokens` is its length."""
 
     index: int  # of the record in its file
     instruction: str
     input: str
-    output: str  # the answer that the record holds
+    output: str  # the reference answer of the record
     response: str
     ended: bool
     finish_reason: str  # "end_of_text", "stop" (a stop text) or "length"
@@ -29,26 +29,26 @@ class Response:
 
 
 def read_responses(path: Path, key: str | None = None) -> list[Response]:
-    """The responses of a file, of one key if it is given; lines that are torn or not ours are left out."""
+    """The responses of a file, of one key if given, without incomplete or foreign lines."""
     found = json_lines.read_ledger(path, _response).values
     return [response for response in found if key in (None, response.key)]
 
 
 @contextmanager
-def appending(path: Path, key: str) -> Iterator["Appending"]:
-    """Go on with a file: what is there of this key is kept, everything else in it goes."""
+def open_responses(path: Path, key: str) -> Iterator["ResponseFile"]:
+    """Open a file to append to: responses with this key are kept, all other lines are dropped."""
     content = json_lines.read_ledger(path, _response)
     there = {response.index: response for response in content.values if response.key == key}
     if content.strays or len(there) < len(content.values):
         json_lines.rewrite(path, list(there.values()))
     with json_lines.appending(path, _response, allow=lambda content: None) as file:
-        yield Appending(file, there)
+        yield ResponseFile(file, there)
 
 
 @dataclass(frozen=True)
-class Appending:
+class ResponseFile:
     file: json_lines.Ledger[Response]
-    responses: dict[int, Response]  # by index, in the order in which they were written
+    responses: dict[int, Response]  # by index, in the order of the file
 
     def add(self, response: Response) -> None:
         self.file.add(response)

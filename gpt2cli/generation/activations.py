@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2cli.checkpoints.finite import is_finite
 from gpt2cli.checkpoints.info import TensorStatistics, statistics
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import attention_formula
@@ -108,7 +109,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 def next_tokens(logits: Tensor, n: int) -> list[NextToken]:
     """The `n` likeliest ids after logits (V,), likeliest first, at most V; none where one is not finite."""
-    if not logits.isfinite().all():
+    if not is_finite(logits):
         return []
     top = logits.double().softmax(dim=-1).topk(min(n, len(logits)))
     return [

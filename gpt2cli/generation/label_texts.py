@@ -7,7 +7,8 @@ from itertools import islice
 import torch
 
 from gpt2cli.checkpoints.classifier import LoadedClassifier
-from gpt2cli.data.labelled_texts import by_length, encoded, padded
+from gpt2cli.data.labelled_texts import encode_text, pad_right
+from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import Gpt2Error, InputError
 
 WINDOW = 2048  # texts that are sorted by length together; predictions come a window at a time
@@ -46,8 +47,8 @@ def label_probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -
     """The same for texts that are ids already, none longer than the context."""
     device = loaded.model.score.weight.device
     found: list[tuple[float, ...]] = [()] * len(rows)
-    for batch in by_length(rows, N_ROWS, N_TOKENS):
-        input_ids, lengths = padded([rows[i] for i in batch], loaded.tokenizer.end_of_text)
+    for batch in batches_by_length([len(row) for row in rows], N_ROWS, N_TOKENS):
+        input_ids, lengths = pad_right([rows[i] for i in batch], loaded.tokenizer.end_of_text)
         logits = loaded.model(input_ids.to(device), lengths.to(device))  # (B, K)
         for i, row in zip(batch, logits.float().softmax(dim=-1).tolist(), strict=True):
             found[i] = tuple(row)
@@ -56,6 +57,6 @@ def label_probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -
 
 def _encoded(loaded: LoadedClassifier, text: str, where: str) -> tuple[int, ...]:
     try:
-        return encoded(loaded.tokenizer, text)
+        return encode_text(loaded.tokenizer, text)
     except Gpt2Error as error:
         raise InputError(f"{where}: {error.what}", error.why, error.fix) from None

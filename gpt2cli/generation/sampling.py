@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpt2cli.errors import DivergedError, UsageError
+from gpt2cli.checkpoints.finite import bad_logits
+from gpt2cli.errors import UsageError
 
 Filter = Callable[[Tensor], Tensor]  # logits (B, n) to logits (B, n), REMOVED where a token drops out
 
@@ -113,11 +114,7 @@ def to_list(ids: Tensor) -> list[int]:
     """The chosen ids (B,) as numbers. Raises DivergedError where a row's logits were not finite."""
     chosen: list[int] = ids.tolist()
     if NOT_FINITE in chosen:
-        raise DivergedError(
-            "the model's logits for the next token are not finite numbers",
-            "its weights hold NaN or infinity, or overflow in this precision",
-            "--precision fp32, or an earlier checkpoint",
-        )
+        raise bad_logits("", "--precision fp32, or an earlier checkpoint")
     return chosen
 
 

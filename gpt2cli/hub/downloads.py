@@ -1,54 +1,112 @@
-"""Owns what is known of downloads that are here: where they lie, whether all came, whether they are right.
+"""Downloading a model: a size or a repository in, a folder of checked files under GPT2_HOME/downloads out.
 
-And which of them a model was made of, as its receipt says. Nothing here uses the network;
-`fetching.py` does.
+A file that is here already, put there by hand or lying in the cache that huggingface_hub's users share,
+is compared and not fetched again. What nobody publishes a hash of is held to what it was when it was
+first seen (`provenance.py`).
 """
 
-import os
 import shlex
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-from gpt2cli import paths
+from gpt2cli import files, paths
 from gpt2cli.checkpoints import provenance
-from gpt2cli.checkpoints.provenance import PUBLISHED, Origin
-from gpt2cli.convert.hf_config import read_table
-from gpt2cli.errors import InputError
+from gpt2cli.checkpoints.provenance import FIRST_SEEN, PUBLISHED, Origin, Provenance, Record
+from gpt2cli.convert.hf_config import read_gpt2_config
+from gpt2cli.errors import InputError, ServiceError
 from gpt2cli.hub import hf_hub
-from gpt2cli.hub.collecting import compare
-from gpt2cli.hub.hf_hub import Listing
-from gpt2cli.hub.registry import SIZES, Expected, Size, hub_files, openai_files
+from gpt2cli.hub.fetch import RetryPolicy, UnreachableError, fetch, n_partial_bytes, require_space
+from gpt2cli.hub.hf_hub import CONFIG, Listing
+from gpt2cli.hub.registry import OPENAI_URL, SIZES, Expected, Size, openai_files
+from gpt2cli.hub.responses import shown
 
 OPENAI, HUB = SOURCES = ("openai", "hf")
-REFUSED = ".refused"  # the end of the name of a file that turned out to be damaged
 MAIN = "main"
-RECEIPT = "conversion.json"  # as in folder.py, which costs an import of torch; a test compares
+FORBIDDEN = "the network is forbidden (--offline or HF_HUB_OFFLINE)"
 
 
 @dataclass(frozen=True)
-class Verified:
-    """A file that is what it was, and who says so."""
+class Request:
+    """How to download. `fresh` takes nothing that is here for granted; `room` bytes are needed afterwards."""
 
-    path: Path
-    sha256: str
-    by: str
+    base_url: str | None = None
+    offline: bool = False
+    fresh: bool = False
+    room: int = 0
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 @dataclass(frozen=True)
-class _Download:
-    """A folder of files as they came. `revision` is what fetches it; None is the usual one. `asked` has
-    every revision that it is known to be."""
+class Downloaded:
+    """A complete folder. `files` is {name: SHA-256}."""
 
     folder: Path
-    source: str
-    published: Mapping[str, Expected]
-    missing: tuple[str, ...]
-    revision: str | None = None
-    asked: tuple[str, ...] = ()
+    origin: Origin
+    files: dict[str, str]
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class DownloadProgress:
+    """How far it is, in bytes, with one file and in all; None is unknown. The last has the result."""
+
+    file: str = ""
+    n_done: int = 0
+    n_total: int | None = None
+    all_done: int = 0
+    all_total: int | None = None
+    note: str = ""
+    result: Downloaded | None = None
+
+
+def download_openai(size: Size, request: Request) -> Generator[DownloadProgress, None, None]:
+    """OpenAI's files into GPT2_HOME/downloads/openai/SIZE.
+
+    Raises what `fetch` raises; without a network the error says what to put where.
+    """
+    address = f"{(request.base_url or OPENAI_URL).rstrip('/')}/{size.name}"
+    items = [_Item(name, f"{address}/{name}", expected) for name, expected in openai_files(size).items()]
+    job = _Job(
+        openai_folder(size),
+        items,
+        Origin(OPENAI, shown(address), ""),
+        command(size.name, OPENAI, request.base_url),
+    )
+    yield from _collect(job, request)
+
+
+def download_hub(
+    repository: str, revision: str | None, request: Request
+) -> Generator[DownloadProgress, None, None]:
+    """What a GPT-2 needs of a repository into GPT2_HOME/downloads/hub/OWNER--NAME/COMMIT.
+
+    Without a revision it is the one whose hashes are published, else the newest. Raises what `fetch`
+    raises, and InputError for a repository without a GPT-2, before any weights are fetched.
+    """
+    hf_hub.require_name(repository)
+    if revision is not None:
+        hf_hub.require_revision(revision)
+    request = replace(request, offline=request.offline or hf_hub.is_offline())
+    again = command(repository, HUB, request.base_url, revision)
+    listing = yield from _list(
+        repository, revision or default_revision(repository, request.base_url), request
+    )
+    items = [
+        _Item(
+            name,
+            hf_hub.file_url(listing, name, request.base_url),
+            expected,
+            hf_hub.in_cache(repository, listing.commit, name),
+        )
+        for name, expected in listing.files.items()
+    ]
+    address = shown(f"{hf_hub.endpoint(request.base_url)}/{repository}/resolve/{listing.commit}")
+    origin = Origin(HUB, address, listing.commit)
+    folder = hub_folder(repository) / listing.commit
+    yield from _collect(_Job(folder, items, origin, again, hf_hub.headers(request.base_url)), request)
 
 
 def openai_folder(size: Size) -> Path:
@@ -56,7 +114,7 @@ def openai_folder(size: Size) -> Path:
 
 
 def hub_folder(repository: str) -> Path:
-    """The folder of a repository's commits, a folder each."""
+    """The folder of a repository: a folder per commit, and the hub's list of files per revision."""
     return paths.downloads() / "hub" / repository.replace("/", "--")
 
 
@@ -81,168 +139,165 @@ def command(
     source: str | None = None,
     base_url: str | None = None,
     revision: str | None = None,
-    *,
-    force: bool = True,
 ) -> str:
-    """What to type to fetch a model, anew or as far as it is missing; `name` is a size or a repository."""
+    """What to type to fetch what is missing of a model; `name` is a size or a repository."""
     size = next((size.name for size in SIZES.values() if size.repository == name), name)
     words = ["gpt2", "download", size]
     # Only a size has two sources, and a revision says which.
     words += ["--source", source] if source and size in SIZES and revision is None else []
     words += ["--revision", revision] if revision is not None else []
-    words += ["--base-url", base_url] if base_url else []
-    return shlex.join([*words, *(["--force"] if force else [])])
+    words += ["--base-url", shown(base_url)] if base_url else []
+    return shlex.join(words)
 
 
-def is_here(size: Size) -> bool:
-    """Whether a size's files are here, from either source; they are not read."""
-    return any(not download.missing for download in _downloads(size, size.repository))
-
-
-def is_begun(size: Size) -> bool:
-    """Whether some of a size's files are here, and from no source all."""
-    return bool(_downloads(size, size.repository)) and not is_here(size)
-
-
-def origin_of(model: Path) -> Origin | None:
-    """Where the files came from of which a model was made; None for one that was not downloaded."""
-    known = _made_from(model).get("made_from")
-    values = known.get("hashes") if isinstance(known, dict) else None
-    origin = values.get("origin") if isinstance(values, dict) else None
-    return provenance.origin_of(origin, model / RECEIPT) if origin is not None else None
-
-
-def is_made_of(model: Path, files: Mapping[str, str]) -> bool:
-    """Whether a model was made of just these files: {name: SHA-256}."""
-    read = _made_from(model).get("files")
-    if not isinstance(read, dict) or not read:
-        return False
-    return all(isinstance(it, dict) and it.get("sha256") == files.get(name, "") for name, it in read.items())
-
-
-def _made_from(model: Path) -> dict[str, Any]:
-    """What a model's receipt says about its source; empty where there is no receipt."""
-    if not (model / RECEIPT).is_file():
-        return {}
-    source = read_table(model / RECEIPT).get("source")
-    return source if isinstance(source, dict) else {}
-
-
-def discard(folder: Path) -> list[str]:
-    """Refuse the files that nobody vouches for: they turned out to be damaged. Returns their names.
-
-    Their hashes are forgotten, and they get another name, so that the next download fetches them.
-    """
-    names = [name for name, record in provenance.read(folder).items() if record.by != PUBLISHED]
-    for name in names:
-        with suppress(FileNotFoundError):
-            os.replace(folder / name, folder / f"{name}{REFUSED}")
-    if names:
-        provenance.forget(folder, names)
-    return names
-
-
-def verify(name: str, revision: str | None = None, sources: Collection[str] = SOURCES) -> Iterator[Verified]:
-    """Compare every file of a model with what it should be: what was downloaded, and what was made of it.
-
-    Raises InputError for the first that differs, for a download of which something is missing (unless
-    a model is here that was made of another), or where there is nothing.
-    """
-    size = SIZES.get(paths.canonical_size(name) or "")
-    model = paths.model_path(model_name(name, revision))
-    is_ready = paths.is_model(model)
-    made_of = _made_from(model).get("path") if is_ready else None
-    n_found = 0
-    for download in _downloads(size, size.repository if size else name):
-        if download.source not in sources or (revision is not None and revision not in download.asked):
-            continue
-        if download.missing and made_of in (None, str(download.folder.absolute())):
-            raise InputError(
-                f"{download.folder}: the download is not complete",
-                f"missing: {', '.join(download.missing)}",
-                _command(name, download, force=is_ready),
-            )
-        for found in _verify_downloaded(name, download):
-            n_found += 1
-            yield found
-    if is_ready:
-        from gpt2cli.checkpoints import folder as folders_of_ours
-
-        folders_of_ours.verify(model)
-        for file, sha256 in folders_of_ours.read_manifest(model).items():
-            n_found += 1
-            yield Verified(model / file, sha256, "manifest")
-    if not n_found:
-        raise InputError(
-            f"{model_name(name, revision)}: nothing of it is here",
-            f"looked in {paths.gpt2_home()}",
-            command(name, revision=revision, force=False),
+def _list(repository: str, revision: str, request: Request) -> Generator[DownloadProgress, None, Listing]:
+    """The repository's files at a revision; the hub's answer is kept for times without a network."""
+    path, trouble = listing_path(repository, revision), FORBIDDEN
+    if not request.offline:
+        url = hf_hub.listing_url(repository, revision, request.base_url)
+        headers, expected = hf_hub.headers(request.base_url), Expected(max_size=hf_hub.MAX_LISTING)
+        try:
+            for step in fetch(url, path, expected, headers=headers, policy=request.policy):
+                yield DownloadProgress("list of files", note=step.note)
+            return hf_hub.read_listing(path, repository)
+        except UnreachableError as error:
+            trouble = error.why
+    if path.exists():
+        yield DownloadProgress("list of files", note=f"{trouble}; taking the list of an earlier download")
+        return hf_hub.read_listing(path, repository)
+    folder = hub_folder(repository) / quote(revision, safe="")
+    listing = hf_hub.listing_from_cache(repository, revision) or hf_hub.listing_of_folder(repository, folder)
+    if listing is None:
+        place = shown(f"{hf_hub.endpoint(request.base_url)}/{repository}")
+        raise ServiceError(
+            f"{repository}: {place} is out of reach",
+            trouble,
+            f"on another machine fetch config.json and model.safetensors from {place}/resolve/{revision}/,"
+            f" put them into {folder}, then the same command again",
         )
+    yield DownloadProgress("list of files", note=f"{trouble}; taking what is here")
+    return listing
 
 
-def _verify_downloaded(name: str, download: _Download) -> Iterator[Verified]:
-    for file, record in provenance.read(download.folder).items():
-        path = download.folder / file
-        if not path.is_file():
-            raise InputError(f"{path}: is missing", "it was here once", _command(name, download))
-        published = download.published.get(file, Expected())
-        for by, expected in (PUBLISHED, published), (record.by, Expected(record.n_bytes, record.sha256)):
-            sha256, problem = compare(path, expected)
-            if problem:
-                raise InputError(
-                    f"{path}: is not the file it was", f"{by}: {problem}", _command(name, download)
-                )
-        yield Verified(path, sha256, record.by)
+@dataclass(frozen=True)
+class _Item:
+    """A file to have. `cached` is a copy in the cache that huggingface_hub's users share."""
+
+    name: str
+    url: str
+    expected: Expected
+    cached: Path | None = None
 
 
-def _command(name: str, download: _Download, *, force: bool = True) -> str:
-    return command(name, download.source, revision=download.revision, force=force)
+@dataclass
+class _Job:
+    """A folder to fill, and the records of its files that are here and right."""
+
+    folder: Path
+    items: list[_Item]
+    origin: Origin
+    command: str  # that fetches what is missing
+    headers: dict[str, str] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+
+    def have(self, item: _Item, record: Record) -> None:
+        """Raises InputError for the config.json of something else than a GPT-2."""
+        if self.origin.source == HUB and item.name == CONFIG:
+            read_gpt2_config(self.folder / CONFIG, model=self.folder.parent.name.replace("--", "/"))
+        self.records[item.name] = record
 
 
-def _downloads(size: Size | None, repository: str) -> list[_Download]:
-    """What was begun or finished of a model, OpenAI's files first; a folder without files is nothing."""
-    found = []
-    if size and _has_files(folder := openai_folder(size)):
-        files = openai_files(size)
-        missing = tuple(name for name in files if not (folder / name).is_file())
-        found.append(_Download(folder, OPENAI, files, missing))
-    listings = _listings(repository)
-    for folder in filter(_has_files, _folders_in(hub_folder(repository))):
-        asked = [revision for revision, listing in listings.items() if listing.commit == folder.name]
-        files = listings[asked[0]].files if asked else hub_files(repository, folder.name)
-        is_usual = not asked or default_revision(repository, None) in asked or MAIN in asked
-        revision = None if is_usual else asked[0]
-        known = (*asked, unquote(folder.name))
-        found.append(_Download(folder, HUB, files, _missing(folder, files), revision, known))
-    return found
+def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, None]:
+    """Bring every item into the folder: kept where it is right, linked from a cache, or fetched."""
+    known = None if request.fresh else provenance.read(job.folder)
+    held = known.files if known else {}
+    expected = {item.name: _expectation(item, held.get(item.name)) for item in job.items}
+    for item in () if request.fresh else job.items:
+        yield from _look(job, item, expected[item.name], held.get(item.name), request)
+    missing = [item for item in job.items if item.name not in job.records]
+    if missing and request.offline:
+        raise _out_of_reach(job, FORBIDDEN)
+    sizes = {name: it.size or 0 for name, it in expected.items()}
+    sizes |= {name: record.size for name, record in job.records.items()}
+    origin = job.origin if missing or not known else known.origin
+    for n, item in enumerate(missing):
+        if item.name != CONFIG:  # which may tell that nothing else is of use
+            needed = sum(sizes[it.name] - n_partial_bytes(job.folder / it.name) for it in missing[n:])
+            require_space(job.folder, max(0, needed) + request.room)
+        yield from _fetch(job, item, expected[item.name], sizes, request)
+        provenance.write(job.folder, _provenance(job, origin, {**held, **job.records}))
+    provenance.write(job.folder, _provenance(job, origin, job.records))
+    n_bytes = sum(record.size for record in job.records.values())
+    hashes = {item.name: job.records[item.name].sha256 for item in job.items}
+    result = Downloaded(job.folder, origin, hashes, n_bytes)
+    yield DownloadProgress(all_done=n_bytes, all_total=n_bytes, result=result)
 
 
-def _missing(commit: Path, listed: Collection[str]) -> tuple[str, ...]:
-    """What a repository's folder lacks: of the hub's list, or without one of what a model needs at least."""
-    missing = tuple(name for name in listed if not (commit / name).is_file())
-    if missing:
-        return missing
+def _look(
+    job: _Job, item: _Item, expected: Expected, held: Record | None, request: Request
+) -> Generator[DownloadProgress, None, None]:
+    """Whether the file is here and right, in the folder or in the cache."""
+    path = job.folder / item.name
+    if path.is_file():
+        yield DownloadProgress(item.name, note="here already: checking")
+        sha256, problem = expected.check(path)
+        if not problem:
+            job.have(item, held or _record(path, sha256, item, "was put there"))
+            return
+        if request.offline:
+            raise InputError(f"{path}: is not the file it should be", problem, f"rm {path}")
+        yield DownloadProgress(item.name, note=f"the file here is another: {problem}")
+    if item.cached and item.expected.has_hash:
+        sha256, problem = expected.check(item.cached)
+        if not problem:
+            yield DownloadProgress(item.name, note="taken from the Hugging Face cache")
+            files.require_writable(job.folder)
+            files.point(path, item.cached)
+            job.have(item, _record(path, sha256, item, str(item.cached)))
+
+
+def _fetch(
+    job: _Job, item: _Item, expected: Expected, sizes: dict[str, int], request: Request
+) -> Generator[DownloadProgress, None, None]:
+    path, before = job.folder / item.name, sum(record.size for record in job.records.values())
+    sha256 = ""
     try:
-        hf_hub.needed(commit.name, {path.name for path in commit.iterdir() if path.is_file()})
+        for step in fetch(item.url, path, expected, headers=job.headers, policy=request.policy):
+            sizes[item.name], sha256 = step.n_total or step.n_done, step.sha256
+            done, total = before + step.n_done, sum(sizes.values())
+            yield DownloadProgress(item.name, step.n_done, step.n_total, done, total, step.note)
+    except UnreachableError as error:
+        raise _out_of_reach(job, error.why) from None
     except InputError as error:
-        return (error.why,)
-    return ()
+        if expected == item.expected:
+            raise
+        why = f"{error.why}, as it was when it was first seen; the fix takes what is there now"
+        raise InputError(error.what, why, f"{job.command} --force") from None
+    job.have(item, _record(path, sha256, item, shown(item.url)))
 
 
-def _listings(repository: str) -> dict[str, Listing]:
-    """{revision: the hub's list of its files}, as far as they are here and whole."""
-    found = {}
-    place = hub_folder(repository)
-    for path in sorted(place.glob("list-*.json")) if place.is_dir() else ():
-        with suppress(InputError):
-            revision = unquote(path.name.removeprefix("list-").removesuffix(".json"))
-            found[revision] = hf_hub.read_listing(path, repository)
-    return found
+def _expectation(item: _Item, held: Record | None) -> Expected:
+    """What is published, else what the file was when it was first seen."""
+    if held is None or item.expected.has_hash:
+        return item.expected
+    return replace(item.expected, size=held.size, sha256=held.sha256)
 
 
-def _folders_in(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+def _record(path: Path, sha256: str, item: _Item, address: str) -> Record:
+    by = PUBLISHED if item.expected.has_hash else FIRST_SEEN
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Record(path.stat().st_size, sha256, by, address, now)
 
 
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+def _provenance(job: _Job, origin: Origin, records: dict[str, Record]) -> Provenance:
+    return Provenance(origin, job.command, [item.name for item in job.items], dict(sorted(records.items())))
+
+
+def _out_of_reach(job: _Job, why: str) -> ServiceError:
+    names = [item.name for item in job.items if item.name not in job.records]
+    return ServiceError(
+        f"{job.origin.address}: {len(names)} of {len(job.items)} files are out of reach",
+        why,
+        f"on another machine fetch {', '.join(names)} from {job.origin.address}/, put them into"
+        f" {job.folder}, then the same command again",
+    )

@@ -1,40 +1,29 @@
-"""Owns the way of one file from an address to the disk: whole, proved and resumable, or not at all.
+"""One file over HTTP: resumed where it stopped, checked, and renamed into place; or not at all.
 
-Bytes are collected in a partial beside the file (`partials.py`), over as many exchanges
-(`transport.py`) as it takes. What lies on the disk is then hashed, flushed and renamed. Which files
-make a model is `fetching.py`'s business.
+Bytes collect in `.partial-NAME` beside the file, under a lock: of two processes one fetches, and the
+other takes what came. `.partial-NAME.version` says of which version of which address they are.
 """
 
+import contextlib
 import errno
-import hashlib
+import fcntl
 import itertools
 import os
-import random
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, TYPE_CHECKING
 
-from gpt2cli import files
-from gpt2cli.errors import InputError, ResourceError, ServiceError
-from gpt2cli.hub import partials
-from gpt2cli.hub.partials import Partial
+from gpt2cli import __version__, files
+from gpt2cli.errors import InputError, ResourceError, ServiceError, UsageError
+from gpt2cli.hub import responses
 from gpt2cli.hub.registry import Expected
-from gpt2cli.hub.transport import Reply, TransientError, ask, shown
-from gpt2cli.patience import Patience
+from gpt2cli.hub.responses import OTHER_SERVER, TransientError, shown
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-# What a server sends with status 200 in the place of a file. None of the files here begins like this.
-_IMPOSTORS = {
-    b"<!doctype": "a web page",
-    b"<html": "a web page",
-    b"<?xml": "an XML document, which is how storage servers report errors",
-    b"<error": "an XML error message",
-    b"version https://git-lfs": "a Git LFS pointer; the file itself was never fetched to that mirror",
-}
-_CHANCE = random.SystemRandom()
+if TYPE_CHECKING:
+    import httpx2
 
 
 class UnreachableError(ServiceError):
@@ -42,52 +31,65 @@ class UnreachableError(ServiceError):
 
 
 @dataclass(frozen=True)
-class Transferred:
-    """How far a file is. The last one has `sha256`, and `validator`: what the server calls this version."""
+class RetryPolicy:
+    """How long to wait for what, in seconds, and how often to try."""
+
+    connect: float = 10.0
+    stall: float = 30.0  # without a byte
+    attempts: int = 6  # in a row that bring nothing new
+    first_pause: float = 0.5  # doubles from attempt to attempt
+    longest_pause: float = 30.0
+    longest_wait: float = 120.0  # that a server may ask for with Retry-After
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How far a file is, in bytes. The last one has `sha256`."""
 
     n_done: int
     n_total: int | None
     note: str = ""
     sha256: str = ""
-    validator: str = ""
 
 
 def fetch(
-    address: str,
-    out: Path,
-    *,
+    url: str,
+    path: Path,
     expected: Expected = Expected(),
+    *,
     headers: Mapping[str, str] | None = None,
-    patience: Patience = Patience(),
-) -> Iterator[Transferred]:
-    """Fetch `address` into the file `out`, going on where a former attempt ended.
+    policy: RetryPolicy = RetryPolicy(),
+) -> Iterator[Transfer]:
+    """Fetch `url` into `path`, going on where an earlier attempt stopped.
 
-    `out` is replaced in one step when every byte is there and proved; until then it stays as it is.
-    Raises InputError for a body that is not the expected file, ResourceError where there is no
-    space, ServiceError where the server or the network fails for good; then what came is kept.
+    `path` is replaced in one step once every byte is there and checked; until then it stays as it is.
+    Raises InputError for a body that is not the expected file, ResourceError where the disk has no
+    room, ServiceError where the server refuses or the network fails for good; then what came is kept.
     """
-    files.require_writable(out.parent)
-    until = time.monotonic() + patience.total if patience.total is not None else None
-    transfer = _Transfer(address, out, expected, dict(headers or {}), patience, until)
-    n_failures, best = 0, 0
-    while True:
-        try:
-            yield from transfer.attempt()
-            return
-        except TransientError as trouble:
-            # Only bytes beyond all attempts before count, else a server could keep us here for ever.
-            n_failures = 0 if transfer.n_done >= best + patience.progress else n_failures + 1
-            best = max(best, transfer.n_done)
-            if n_failures >= patience.attempts or (until and time.monotonic() > until):
-                raise UnreachableError(
-                    f"{shown(address)}: the transfer failed at byte {transfer.n_done:,}",
-                    trouble.why,
-                    "try again: it goes on where it stopped",
-                ) from None
-            pause = _pause(n_failures, trouble, patience)
-            why = f"{trouble.why}; " + (f"again in {pause:.0f} s" if pause >= 1 else "again")
-            yield Transferred(transfer.n_done, transfer.n_total, why)
-            time.sleep(pause)
+    files.require_writable(path.parent)
+    before, partial = _stamp(path), _open_partial(path, wait=False)
+    if partial is None:
+        yield Transfer(0, expected.size, "another process fetches it: waiting")
+        partial = _open_partial(path, wait=True)
+    assert partial is not None
+    try:
+        if _stamp(path) != before:  # another process has brought it
+            sha256, problem = expected.check(path)
+            if not problem:
+                size = path.stat().st_size
+                yield Transfer(size, size, "", sha256)
+                return
+        job = _Job(url, path, expected, dict(headers or {}), partial)
+        with _client(policy) as client:
+            yield from _persist(job, client, policy)
+    finally:
+        _close(partial)
+
+
+def n_partial_bytes(path: Path) -> int:
+    """Bytes of `path` that an earlier attempt left."""
+    partial = _partial_path(path)
+    return partial.stat().st_size if partial.exists() else 0
 
 
 def require_space(folder: Path, n_bytes: int) -> None:
@@ -99,187 +101,229 @@ def require_space(folder: Path, n_bytes: int) -> None:
         raise _no_space(folder, n_bytes, free)
 
 
-class _Transfer:
-    """One file on its way; what has to be remembered from one attempt to the next."""
+@dataclass
+class _Job:
+    """One file on its way: what was asked, and what one attempt tells the next."""
 
-    def __init__(
-        self,
-        address: str,
-        out: Path,
-        expected: Expected,
-        headers: dict[str, str],
-        patience: Patience,
-        until: float | None,
-    ) -> None:
-        self.address, self.out, self.expected = address, out, expected
-        self.headers, self.patience, self.until = headers, patience, until
-        self.n_done = 0
-        self.n_total = expected.n_bytes
-        self._told: dict[str, str] = {}  # hashes that the server gave
-        self._is_pieced = False  # made of the bodies of several exchanges
-        self._seen_ends: set[int] = set()  # where bodies without a marked end have ended
+    url: str
+    path: Path
+    expected: Expected
+    headers: dict[str, str]
+    partial: IO[bytes]  # unbuffered, opened to append, and locked
+    n_done: int = 0
+    n_total: int | None = None
+    is_pieced: bool = False  # made of several bodies
+    ends: set[int] = field(default_factory=set)  # where bodies without a marked end have ended
 
-    def attempt(self) -> Iterator[Transferred]:
-        """Go on where the partial ends, to the end of the file, and install it. Raises TransientError."""
-        partial = partials.take(self.out)
-        # The last byte is asked for again: a whole file has an answer too, which is not 416.
-        start = max(0, partial.n_bytes - 1) if partial else 0
-        with ask(self.address, self.headers, start, self.patience, self.until) as reply:
-            identity = partials.identity_of(self.address, reply.validator)
-            if reply.status == 200:
-                first = self._look_at(reply)
-                partial, start, self._is_pieced = partials.begin(self.out, identity), 0, False
-                self._told = {}
-            elif partial is not None and self._continues(reply, partial, identity, start):
-                first, self._is_pieced = b"", True
-                self.n_total = reply.n_total if reply.n_total is not None else self.n_total
+    def restart(self) -> None:
+        self.partial.truncate(0)
+        self.n_done, self.is_pieced = 0, False
+
+    def wrong(self, why: str) -> InputError:
+        return InputError(f"{shown(self.url)}: is not {self.path.name}", why, OTHER_SERVER)
+
+
+def _client(policy: RetryPolicy) -> "httpx2.Client":
+    import httpx2
+
+    timeout = httpx2.Timeout(policy.stall, connect=policy.connect)
+    hooks = {"response": [responses.require_web]}
+    try:
+        return httpx2.Client(timeout=timeout, follow_redirects=True, event_hooks=hooks)
+    except (ImportError, ValueError, httpx2.InvalidURL):  # whose text may tell the proxy's password
+        why = "it is no address of a proxy, or one of SOCKS, for which pip install socksio is needed"
+        fix = "look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+        raise UsageError("the proxy that this machine is set up for cannot be used", why, fix) from None
+
+
+def _persist(job: _Job, client: "httpx2.Client", policy: RetryPolicy) -> Iterator[Transfer]:
+    """Attempt after attempt, until the file is there or another attempt makes no sense."""
+    failures, best = 0, 0
+    while True:
+        try:
+            yield from _attempt(job, client, policy.longest_wait)
+            yield from _install(job)
+            return
+        except TransientError as trouble:
+            # Only bytes beyond all attempts before count, else a server could keep us here for ever.
+            failures = 0 if job.n_done > best else failures + 1
+            best = max(best, job.n_done)
+            if failures >= policy.attempts:
+                what = f"{shown(job.url)}: the transfer failed at byte {job.n_done:,}"
+                raise UnreachableError(what, trouble.why, "try again: it goes on where it stopped") from None
+            doubled = min(policy.longest_pause, policy.first_pause * 2 ** max(0, failures - 1))
+            pause = doubled if trouble.wait is None else trouble.wait
+            again = f"again in {pause:.0f} s" if pause >= 1 else "again"
+            yield Transfer(job.n_done, job.n_total, f"{trouble.why}; {again}")
+            time.sleep(pause)
+
+
+def _attempt(job: _Job, client: "httpx2.Client", longest_wait: float) -> Iterator[Transfer]:
+    """One exchange, from the end of the partial to the end of the file. Raises TransientError."""
+    import httpx2
+
+    kept, validator = os.fstat(job.partial.fileno()).st_size, _stored_validator(job)
+    # Without a validator only a hash can tell in the end. The last byte is asked for again: a whole
+    # file has an answer too, which is not 416.
+    start = max(0, kept - 1) if validator or (validator == "" and job.expected.has_hash) else 0
+    asked = {"user-agent": f"gpt2cli/{__version__}", "accept-encoding": "identity", **job.headers}
+    if start:
+        asked |= {"range": f"bytes={start}-"} | ({"if-range": validator} if validator else {})
+    try:
+        with client.stream("GET", job.url, headers=asked) as response:
+            responses.require_content(response, longest_wait)
+            if response.status_code == 200:
+                chunks = _begin(job, response)
+            elif start and _continues(job, response, start, validator):
+                job.partial.truncate(start)
+                job.n_done, job.is_pieced, chunks = start, True, response.iter_bytes()
+                require_space(job.path.parent, (job.n_total or 0) - start)
             else:
-                if partial is not None:
-                    partials.drop(partial)
+                job.restart()
                 raise TransientError("the file on the server is another one now: from the beginning", 0.0)
-            self._told |= reply.hashes
-            require_space(self.out.parent, (self.n_total or 0) - start)
-            yield from self._receive(itertools.chain([first], reply.blocks), partial, start)
-        self._check_end(reply, partial)
-        yield from self._install(partial, reply.validator)
+            yield from _receive(job, chunks)
+    except httpx2.TooManyRedirects as error:
+        raise ServiceError(f"{shown(job.url)}: redirects in circles", str(error), OTHER_SERVER) from None
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise UsageError(f"{job.url}: is not an address of the web", str(error)) from None
+    except (UnicodeEncodeError, httpx2.LocalProtocolError):
+        why = "the access token or the address has characters that HTTP does not allow"
+        raise UsageError(why, fix="look at HF_TOKEN and --base-url") from None
+    except (httpx2.TransportError, httpx2.DecodingError) as error:
+        raise TransientError(str(error) or type(error).__name__) from None
+    _check_end(job, response)
 
-    def _look_at(self, reply: Reply) -> bytes:
-        """The first bytes of a body that has the right size and may be the file. Else InputError.
 
-        Until here nothing of a former attempt is given up.
-        """
-        self.n_total = self.expected.n_bytes
-        first = next(reply.blocks, b"")
-        if what := _impostor(first):
-            raise self._wrong(what)
-        if reply.n_total is not None:
-            if self.n_total not in (None, reply.n_total):
-                raise self._wrong(f"it has {reply.n_total:,} bytes, not {self.n_total:,}")
-            if reply.n_total > self.expected.at_most:
-                raise self._wrong(f"{reply.n_total:,} bytes are more than the file can have")
-            self.n_total = reply.n_total
-        return first
+def _begin(job: _Job, response: "httpx2.Response") -> Iterator[bytes]:
+    """The body from its first byte, once it may be the file. Until then what came before is kept."""
+    size, chunks, expected = responses.size(response), response.iter_bytes(), job.expected
+    first = next(chunks, b"")
+    if page := responses.page(first):
+        raise job.wrong(page)
+    if size is not None and expected.size not in (None, size):
+        raise job.wrong(f"it has {size:,} bytes, not {expected.size:,}")
+    if size is not None and size > expected.max_size:
+        raise job.wrong(f"{size:,} bytes are more than the file can have")
+    job.restart()
+    job.n_total = size if expected.size is None else expected.size
+    require_space(job.path.parent, job.n_total or 0)
+    files.write_file(_version_path(job.partial), f"{job.url}\n{responses.validator(response)}")
+    return itertools.chain([first], chunks)
 
-    def _continues(self, reply: Reply, partial: Partial, identity: str, start: int) -> bool:
-        """Whether this is the rest of the very file whose beginning is here."""
-        if reply.status != 206 or reply.start != start or reply.is_packed:
-            return False
-        totals = {reply.n_total, self.n_total} - {None}
-        # Without a name for the version only a hash can tell in the end.
-        is_same = identity == partial.identity and bool(reply.validator or self.expected.has_hash)
-        return is_same and len(totals) == 1
 
-    def _receive(self, blocks: Iterable[bytes], partial: Partial, start: int) -> Iterator[Transferred]:
-        limit = self.n_total if self.n_total is not None else self.expected.at_most
-        self.n_done = flushed = start
-        with open(partial.path, "r+b", buffering=0) as file:
-            file.truncate(start)  # what lies beyond cannot be relied on
-            file.seek(start)
-            for block in blocks:
-                if self.n_done + len(block) > limit:
-                    partials.drop(partial)
-                    raise self._wrong(f"it goes on after {limit:,} bytes")
-                self._write(file, block)
-                self.n_done += len(block)
-                if self.n_done - flushed >= partials.UNSURE_BYTES // 2:
-                    os.fsync(file.fileno())
-                    flushed = self.n_done
-                yield Transferred(self.n_done, self.n_total)
+def _continues(job: _Job, response: "httpx2.Response", start: int, validator: str | None) -> bool:
+    """Whether a partial answer is the rest of the very file whose beginning is here."""
+    place = responses.content_range(response)
+    if place is None or responses.validator(response) != validator:
+        return False
+    first, last, total = place
+    totals = {total, job.expected.size, job.n_total} - {None}
+    if first != start or len(totals) != 1:
+        return False
+    job.n_total = totals.pop()
+    return job.n_total is not None and first <= last < job.n_total
 
-    def _write(self, file: BinaryIO, block: bytes) -> None:
-        rest = memoryview(block)
+
+def _receive(job: _Job, chunks: Iterator[bytes]) -> Iterator[Transfer]:
+    """Append the body to the partial, never beyond the size that it may have."""
+    limit = job.expected.max_size if job.n_total is None else job.n_total
+    for chunk in chunks:
+        if job.n_done + len(chunk) > limit:
+            job.restart()
+            raise job.wrong(f"it goes on after {limit:,} bytes")
+        rest = memoryview(chunk)
         try:
             while rest:
-                rest = rest[file.write(rest) :]
+                rest = rest[job.partial.write(rest) :]
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            needed = (self.n_total or self.n_done + len(rest)) - self.n_done
-            free = shutil.disk_usage(self.out.parent).free
-            raise _no_space(self.out.parent, needed, free) from None
+            needed = (job.n_total or job.n_done + len(rest)) - job.n_done
+            raise _no_space(job.path.parent, needed, shutil.disk_usage(job.path.parent).free) from None
+        job.n_done += len(chunk)
+        yield Transfer(job.n_done, job.n_total)
 
-    def _check_end(self, reply: Reply, partial: Partial) -> None:
-        """Whether the end of the body is the end of the file."""
-        if self.n_total is not None and self.n_done < self.n_total:
-            if reply.status == 200 and reply.n_total is None and reply.has_marked_end:
-                partials.drop(partial)
-                raise self._wrong(f"it has {self.n_done:,} bytes, not {self.n_total:,}")
-            raise TransientError(f"the body ended at byte {self.n_done:,} of {self.n_total:,}")
-        # A lost connection is all that marks this end, so it has to come twice at the same place.
-        unproved = self.n_total is None and not reply.has_marked_end and not self.expected.has_hash
-        if unproved and self.n_done not in self._seen_ends:
-            self._seen_ends.add(self.n_done)
-            raise TransientError("nothing marks the end of the body: asking once more", 0.0)
 
-    def _install(self, partial: Partial, validator: str) -> Iterator[Transferred]:
-        """Hash what lies on the disk, and give it its name."""
-        yield Transferred(self.n_done, self.n_total, "checking")
-        # The server's own word counts for what nobody else vouches for.
-        wanted = known_hashes(self.expected) or self._told
+def _check_end(job: _Job, response: "httpx2.Response") -> None:
+    """Whether the end of the body is the end of the file."""
+    done, total, is_marked = job.n_done, job.n_total, responses.has_marked_end(response)
+    if total is not None and done < total:
+        if is_marked and response.status_code == 200 and responses.size(response) is None:
+            job.restart()
+            raise job.wrong(f"it has {done:,} bytes, not {total:,}")
+        raise TransientError(f"the body ended at byte {done:,} of {total:,}")
+    # A lost connection is all that marks such an end, so it has to come twice at the same place.
+    if total is None and not is_marked and not job.expected.has_hash and done not in job.ends:
+        job.ends.add(done)
+        raise TransientError("nothing marks the end of the body: asking once more", 0.0)
+
+
+def _install(job: _Job) -> Iterator[Transfer]:
+    """Check what lies on the disk, and give it its name."""
+    yield Transfer(job.n_done, job.n_total, "checking")
+    os.fsync(job.partial.fileno())
+    partial = Path(job.partial.name)
+    sha256, problem = job.expected.check(partial)
+    if problem:
+        is_pieced = job.is_pieced
+        job.restart()
+        if is_pieced:
+            raise TransientError(f"{problem}: from the beginning", 0.0)
+        raise job.wrong(problem)
+    os.replace(partial, job.path)
+    files.flush_directory(job.path.parent)
+    _version_path(job.partial).unlink(missing_ok=True)
+    job.partial.close()
+    yield Transfer(job.n_done, job.n_done, "", sha256)
+
+
+def _open_partial(path: Path, *, wait: bool) -> IO[bytes] | None:
+    """The partial of `path`, held by this process alone; None where another process holds it."""
+    partial = _partial_path(path)
+    while True:
+        file = partial.open("ab", buffering=0)
         try:
-            found, first = hashes_of(partial.path, {"SHA-256", *wanted})
-        except FileNotFoundError:
-            raise TransientError("another process took over the unfinished file") from None
-        for kind, sha in wanted.items():
-            if found[kind] != sha:
-                partials.drop(partial)
-                if self._is_pieced:
-                    raise TransientError(f"{kind} of the pieces is wrong: from the beginning", 0.0)
-                raise self._wrong(f"{kind} of its {self.n_done:,} bytes: {found[kind]}, not {sha}")
-        if what := _impostor(first):  # it may have come in crumbs
-            partials.drop(partial)
-            raise self._wrong(what)
-        try:
-            os.replace(partial.path, self.out)
-        except FileNotFoundError:
-            raise TransientError("another process took over the unfinished file") from None
-        files.flush_directory(self.out.parent)
-        partials.clean(self.out)
-        yield Transferred(self.n_done, self.n_done, "", found["SHA-256"], validator)
-
-    def _wrong(self, why: str) -> InputError:
-        return InputError(
-            f"{shown(self.address)}: is not {self.out.name}", why, "nothing was kept; try another source"
-        )
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # a disk without locks: a partial of this process alone
+            file.close()
+            partial.unlink(missing_ok=True)
+            return Path(f"{partial}-{files.machine()}-{os.getpid()}").open("ab", buffering=0)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                return file
+        file.close()  # the holder before us has renamed or removed it
 
 
-def known_hashes(expected: Expected) -> dict[str, str]:
-    """{kind: digits}, as `hashes_of` calls the kinds."""
-    known = {"SHA-256": expected.sha256, "git's SHA-1": expected.git_sha1}
-    return {kind: digits for kind, digits in known.items() if digits}
+def _close(partial: IO[bytes]) -> None:
+    """Let go of a partial; an empty one is not worth keeping."""
+    if not partial.closed:
+        if not os.fstat(partial.fileno()).st_size:
+            _version_path(partial).unlink(missing_ok=True)
+            Path(partial.name).unlink(missing_ok=True)
+        partial.close()
 
 
-def hashes_of(path: Path, kinds: Collection[str]) -> tuple[dict[str, str], bytes]:
-    """Hashes and the first bytes of the file as it lies there, which is then flushed to the device."""
-    with open(path, "rb", buffering=0) as file:
-        digests = {
-            "SHA-256": hashlib.sha256(),
-            "git's SHA-1": hashlib.sha1(
-                b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False
-            ),
-            "MD5": hashlib.md5(usedforsecurity=False),
-        }
-        first = b""
-        while block := file.read(files.CHUNK):
-            first = first or block[:64]
-            for kind in kinds:
-                digests[kind].update(block)
-        os.fsync(file.fileno())
-    return {kind: digests[kind].hexdigest() for kind in kinds}, first
+def _partial_path(path: Path) -> Path:
+    return path.with_name(f"{files.TEMPORARY}{path.name}")
 
 
-def _impostor(first: bytes) -> str:
-    """What a body is that begins like this; "" for nothing known."""
-    start = first[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((f"it is {what}" for mark, what in _IMPOSTORS.items() if start.startswith(mark)), "")
+def _version_path(partial: IO[bytes]) -> Path:
+    return Path(f"{partial.name}.version")
 
 
-def _pause(n_failures: int, trouble: TransientError, patience: Patience) -> float:
-    """Seconds until the next attempt: what the server asked for, or doubling, and never in step."""
-    if trouble.wait is not None:
-        return trouble.wait
-    longest = min(patience.longest_pause, patience.first_pause * 2 ** max(0, n_failures - 1))
-    return float(longest * _CHANCE.uniform(0.5, 1.0))
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when the file is replaced."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
+
+
+def _stored_validator(job: _Job) -> str | None:
+    """What the server called the version that the partial is of; None where it is of another address."""
+    path = _version_path(job.partial)
+    url, _, validator = path.read_text(encoding="utf-8").partition("\n") if path.exists() else ("", "", "")
+    return validator if url == job.url else None
 
 
 def _no_space(folder: Path, needed: int, free: int) -> ResourceError:

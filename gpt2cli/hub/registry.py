@@ -1,33 +1,55 @@
-"""Owns the facts that others published about GPT-2's files: sizes, addresses, hashes, repositories.
+"""What OpenAI and the Hugging Face hub publish of GPT-2's files: sizes, addresses, hashes, repositories.
 
-A published hash is held only for the file it belongs to. What has none is recorded at the first
-download; `fetching.py` does that. Imports nothing heavy: `gpt2 download --list` reads this table.
+A published hash counts only for the file it belongs to. What has none is recorded at its first
+download. Imports nothing heavy: `gpt2 download --list` reads this table.
 """
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
-OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
+OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 CHECKPOINT_DATA = "model.ckpt.data-00000-of-00001"
-BYTES_A_PARAMETER = 4  # fp32 and nothing else lies in the data file
+BYTES_PER_PARAMETER = 4  # the data file holds fp32 and nothing else
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known about a file before it comes; None is unknown. Hashes are in hex.
+    """What is known of a file before it comes; None is unknown. Sizes are in bytes, hashes in hex.
 
-    `git_sha1` is git's name for a blob: the hub gives it for files that are not in Git LFS.
-    A body that passes `n_bytes`, or `at_most` where that is unknown, is not read to its end.
+    `git_sha1` is git's name for a blob: the hub gives it for files that are not in Git LFS. A body
+    that passes `size`, or `max_size` where that is unknown, is not read to its end.
     """
 
-    n_bytes: int | None = None
+    size: int | None = None
     sha256: str | None = None
     git_sha1: str | None = None
-    at_most: int = 64 << 30  # bytes; larger than any GPT-2
+    max_size: int = 64 << 30  # more than any GPT-2
 
     @property
     def has_hash(self) -> bool:
         return bool(self.sha256 or self.git_sha1)
+
+    def check(self, path: Path) -> tuple[str, str]:
+        """SHA-256 of a file ("" where its size is wrong), and in words what is wrong, "" for nothing."""
+        size = path.stat().st_size
+        if self.size not in (None, size):
+            return "", f"it has {size:,} bytes, not {self.size:,}"
+        sha256, git_sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        with open(path, "rb", buffering=0) as file:
+            while block := file.read(_MIB):
+                sha256.update(block)
+                if self.git_sha1:
+                    git_sha1.update(block)
+        for kind, digest, wanted in (
+            ("SHA-256", sha256, self.sha256),
+            ("git's SHA-1", git_sha1, self.git_sha1),
+        ):
+            if wanted and digest.hexdigest() != wanted:
+                problem = f"{kind} of its {size:,} bytes: {digest.hexdigest()}, not {wanted}"
+                return sha256.hexdigest(), problem
+        return sha256.hexdigest(), ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +63,7 @@ class Size:
 
     @property
     def data_bytes(self) -> int:
-        return BYTES_A_PARAMETER * self.n_parameters
+        return BYTES_PER_PARAMETER * self.n_parameters
 
 
 _ROWS = (
@@ -59,7 +81,7 @@ HUB = {
             548_105_171, "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
         ),
         "config.json": Expected(
-            sha256="0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4", at_most=_MIB
+            sha256="0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4", max_size=_MIB
         ),
     },
 }
@@ -68,18 +90,18 @@ HUB = {
 def openai_files(size: Size) -> dict[str, Expected]:
     """The files of OpenAI's layout, small ones first, so that a wrong address is noticed at once."""
     return {
-        "hparams.json": Expected(at_most=_MIB),
-        "checkpoint": Expected(at_most=_MIB),
+        "hparams.json": Expected(max_size=_MIB),
+        "checkpoint": Expected(max_size=_MIB),
         "encoder.json": Expected(
             1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
         ),
         "vocab.bpe": Expected(456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-        "model.ckpt.index": Expected(at_most=16 * _MIB),
-        "model.ckpt.meta": Expected(at_most=2048 * _MIB),  # a protocol buffer ends there
-        CHECKPOINT_DATA: Expected(n_bytes=size.data_bytes),
+        "model.ckpt.index": Expected(max_size=16 * _MIB),
+        "model.ckpt.meta": Expected(max_size=2048 * _MIB),  # a protocol buffer ends there
+        CHECKPOINT_DATA: Expected(size.data_bytes),
     }
 
 
 def hub_files(repository: str, commit: str) -> dict[str, Expected]:
-    """What is published about this repository's files at this very commit; often nothing."""
+    """What is published of this repository's files at this very commit; often nothing."""
     return HUB.get((repository, commit), {})

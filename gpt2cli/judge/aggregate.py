@@ -1,27 +1,34 @@
-"""Owns what many judgements say together: mean, median, interval, coverage, extremes.
+"""What many judgements say together: mean grade, win rate, intervals, coverage, extremes.
 
 Only what was scored is averaged. Everything else is counted beside it, so that a mean over half
-of the answers cannot pass for one over all. Nothing is asked and nothing is shown here.
+of the answers cannot pass for one over all.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Literal
 
 import numpy as np
 
-from gpt2cli.judge.rubric import CRITERIA, Score
-from gpt2cli.judge.runner import CANARY_LIMIT, Judgement
+from gpt2cli.judge.grade import Grade, GradeJudgement
+from gpt2cli.judge.injection import CANARY_LIMIT
+from gpt2cli.judge.pairwise import Comparison, Pair
+from gpt2cli.judge.results import Status
+from gpt2cli.judge.rubric import CRITERIA
 
 RESAMPLES = 10_000
 LEVEL = 0.95  # of the interval
 N_BINS = 10  # of the histogram: 0 to 9, 10 to 19, ..., 90 to 100
 N_EXTREMES = 3
 FEWEST = 5  # values that an interval is made of; resampling fewer shows hardly anything but their gaps
+Outcome = Literal["win", "tie", "loss"]  # of A
 
 
 @dataclass(frozen=True)
-class Summary:
+class GradeSummary:
     """Counts are of items, canaries aside; the others are over the scored ones, None where there are none."""
 
     n_items: int
@@ -36,13 +43,13 @@ class Summary:
     interval: tuple[float, float] | None  # of the mean; None below FEWEST scores
     criteria: dict[str, float]  # the mean of each; empty where nothing is scored
     histogram: tuple[int, ...]
-    best: tuple[Judgement, ...]  # best first
-    worst: tuple[Judgement, ...]  # worst first; none of `best`
-    lost: tuple[Judgement, ...]  # the first ones that were sent and not scored, with why
-    canaries: tuple[Judgement, ...]  # worthless answers that were judged along with the others
+    best: tuple[GradeJudgement, ...]  # best first
+    worst: tuple[GradeJudgement, ...]  # worst first; none of `best`
+    lost: tuple[GradeJudgement, ...]  # the first ones that were sent and not scored, with why
+    canaries: tuple[GradeJudgement, ...]  # worthless answers that were judged along with the others
 
     @property
-    def fooled(self) -> tuple[Judgement, ...]:
+    def fooled(self) -> tuple[GradeJudgement, ...]:
         """The canaries that the judge took for good answers: its scores cannot be trusted."""
         return tuple(one for one in self.canaries if one.score and one.score.score > CANARY_LIMIT)
 
@@ -53,14 +60,36 @@ class Summary:
         return self.mean is not None and bool(worthless) and fmean(worthless) >= self.mean
 
 
-def summarize(judgements: Iterable[Judgement], n_items: int, seed: int = 0) -> Summary:
+@dataclass(frozen=True)
+class PairSummary:
+    """Counts of pairs. The rate counts a tie as half a win; None where nothing was compared."""
+
+    n_pairs: int
+    n_compared: int
+    n_unscored: int
+    n_truncated: int
+    n_empty: int
+    n_missing: int  # not asked yet, or in one order only
+    wins: int
+    ties: int
+    losses: int
+    n_same: int  # ties because the two texts are one
+    n_for_first: int  # ties because the judge took what stood first, both times
+    n_for_second: int
+    win_rate: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None  # of the exact two-sided sign test, ties left out
+    outcomes: dict[int, Outcome]  # by the pair's index
+
+
+def summarize_grades(judgements: Iterable[GradeJudgement], n_items: int, seed: int = 0) -> GradeSummary:
     """`seed` is that of the interval's resamples."""
     judgements = list(judgements)
     own = [one for one in judgements if not one.is_canary]
     scored = [(one, one.score) for one in own if one.score is not None]
     values = [score.score for _, score in scored]
     best, worst = _extremes(scored)
-    return Summary(
+    return GradeSummary(
         n_items=n_items,
         n_scored=len(scored),
         n_unscored=sum(one.status == "unscored" for one in own),
@@ -80,6 +109,62 @@ def summarize(judgements: Iterable[Judgement], n_items: int, seed: int = 0) -> S
     )
 
 
+def summarize_pairs(pairs: Sequence[Pair], comparisons: Iterable[Comparison], seed: int = 0) -> PairSummary:
+    """`seed` is that of the interval's resamples."""
+    said: dict[int, dict[bool, Comparison]] = defaultdict(dict)
+    for comparison in comparisons:
+        said[comparison.index][comparison.a_is_first] = comparison
+    outcomes: dict[int, Outcome] = {}
+    kinds: dict[str, Outcome] = {"aa": "win", "bb": "loss"}
+    n_same = n_empty = 0
+    orders: list[str] = []  # "ab": A where it came first, B where B did; so the first place both times
+    lost: list[Status] = []
+    for pair in pairs:
+        both = said[pair.index]
+        failed = [each.status for each in both.values() if each.status != "scored"]
+        if pair.is_empty:
+            n_empty += 1
+        elif pair.is_same:
+            n_same += 1
+            outcomes[pair.index] = "tie"
+        elif failed:
+            lost.append(failed[0])
+        elif len(both) == 2:
+            one, swapped = both[True].better, both[False].better
+            outcomes[pair.index] = kinds.get(one + swapped, "tie")
+            orders.append(one + swapped)
+    found = list(outcomes.values())
+    wins, ties, losses = (found.count(kind) for kind in ("win", "tie", "loss"))
+    worth = [{"win": 1.0, "tie": 0.5, "loss": 0.0}[outcome] for outcome in found]
+    return PairSummary(
+        n_pairs=len(pairs),
+        n_compared=len(found),
+        n_unscored=lost.count("unscored"),
+        n_truncated=lost.count("truncated"),
+        n_empty=n_empty,
+        n_missing=len(pairs) - len(found) - len(lost) - n_empty,
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        n_same=n_same,
+        n_for_first=orders.count("ab"),
+        n_for_second=orders.count("ba"),
+        win_rate=math.fsum(worth) / len(worth) if worth else None,
+        interval=bootstrap(worth, seed),
+        p_value=sign_test(wins, losses) if found else None,
+        outcomes=outcomes,
+    )
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """The exact two-sided probability of a result at least this uneven, were both equally good."""
+    n, term, total = wins + losses, 1, 0
+    for k in range(min(wins, losses) + 1):
+        total += term  # n over k
+        term = term * (n - k) // (k + 1)
+    return min(1.0, 2 * total / (1 << n))
+
+
 def bootstrap(values: Sequence[float], seed: int) -> tuple[float, float] | None:
     """The percentile interval of the mean (Efron 1979); None below FEWEST values.
 
@@ -96,9 +181,9 @@ def bootstrap(values: Sequence[float], seed: int) -> tuple[float, float] | None:
 
 
 def _extremes(
-    scored: Sequence[tuple[Judgement, Score]],
-) -> tuple[tuple[Judgement, ...], tuple[Judgement, ...]]:
-    """The best and the worst, ties by their place in the file; nobody is both."""
+    scored: Sequence[tuple[GradeJudgement, Grade]],
+) -> tuple[tuple[GradeJudgement, ...], tuple[GradeJudgement, ...]]:
+    """The best and the worst, ties by their place in the file; none is both."""
     ranked = sorted(scored, key=lambda pair: (-pair[1].score, pair[0].index))
     n = min(N_EXTREMES, (len(ranked) + 1) // 2)
     rest = sorted(ranked[n:], key=lambda pair: (pair[1].score, pair[0].index))

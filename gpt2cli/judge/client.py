@@ -1,185 +1,171 @@
-"""Owns what is said to a judge's server, an OpenAI-compatible one, and how often.
+"""The HTTP client of an LLM judge: one question in, one reply out. Retries and time limits live here only."""
 
-What comes back is read by `received.py`, where the kinds of failure are named.
-"""
-
-import json
+import asyncio
 import random
+import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
+
+import httpx2
 
 from gpt2cli import __version__
-from gpt2cli.judge.exchange import Hangup, LostError, Received, exchange
-from gpt2cli.judge.received import (
-    Answer,
-    answer_of,
-    names_of,
-    raise_busy,
-    raise_for_good,
-    raise_refused,
+from gpt2cli.errors import UsageError
+from gpt2cli.judge.chat_api import (
+    OLLAMA,
+    OPENAI,
+    JudgeReply,
+    JudgeResponse,
+    NoReplyError,
+    read_reply,
     refuses_form,
-    wants_other_limit,
+    require_chat,
 )
-from gpt2cli.judge.server import Server, no_model, not_running
-from gpt2cli.patience import Patience
+from gpt2cli.judge.prompt import Messages
+from gpt2cli.judge.server import JudgeServer, no_model, not_running
 
-TEMPERATURE = 0.0
-MAX_TOKENS = 512  # of an answer; the longest that the schema allows has about 150
-THINKING_TOKENS = 4096  # where the server counts what a model thinks before it answers
-# A judge on a CPU may think for minutes before its first byte.
-PATIENCE = Patience(stall=300.0, window=300.0, slowest=0.0, total=300.0)
-LIST_SECONDS = 10.0  # to say which models there are needs no thinking
-TIME_OUTS = 2  # of one question; a third would cost as long again
-_BOUNDS = ("minimum", "maximum", "minLength", "maxLength")
-X = TypeVar("X")
-
-
-@dataclass
-class Habits:
-    """What one question teaches for the next: how this server lets itself be asked."""
-
-    form: int = 0  # of FORMS
-    limits_thinking: bool = False  # it wants max_completion_tokens
+TIMEOUT = 300.0  # seconds of one request: a judge on a CPU may think for minutes before its first byte
+LIST_TIMEOUT = CONNECT_TIMEOUT = 10.0
+ATTEMPTS = 6
+TIMED_OUT_ATTEMPTS = 2  # a third would cost as long again
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts; doubles from one to the next
+LONGEST_RETRY_AFTER = 120.0  # seconds; a server that asks for more is given up
+NOTICE_SECONDS = 15.0  # between two notices of failed attempts, of all questions together
+LARGEST = 1 << 20  # bytes of a response; the usual one has some hundreds
+SHORTEST_KEY = 8  # characters; "1" or "none" is no secret, and occurs in every reply
 
 
-def patience_of(seconds: float | None) -> Patience:
-    """How long to wait for one answer; None is the default."""
-    return PATIENCE if seconds is None else replace(PATIENCE, stall=seconds, window=seconds, total=seconds)
+class JudgeClient:
+    """Connections to one server, for `async with`; remembers which form of request the server takes.
 
-
-def require_model(server: Server, patience: Patience = PATIENCE, hangup: Hangup | None = None) -> None:
-    """Raise ServiceError where the server does not run, refuses us, or says that it lacks the model.
-
-    Whatever else becomes of the list of models is no verdict: only /chat/completions is
-    indispensable, and says more. `judge` calls this by itself.
+    Nothing that it returns or raises holds the API key, not even where the server sends it back.
     """
-    seconds = min(LIST_SECONDS, patience.total or LIST_SECONDS)
-    brief = replace(patience, stall=seconds, window=seconds, total=seconds)
-    try:
-        received = _exchange(server, "GET", "models", None, brief, hangup)
-    except LostError as error:
-        if error.is_down:
-            raise not_running(server, error.why) from None
-        return
-    raise_refused(server, received)
-    names = names_of(server, received)
-    if names is not None and not {server.model, f"{server.model}:latest"} & set(names):
-        raise no_model(server, names)
 
+    def __init__(
+        self,
+        server: JudgeServer,
+        timeout: float = TIMEOUT,
+        num_ctx: int = 0,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.server, self.timeout, self.num_ctx, self.tell = server, timeout, num_ctx, tell
+        self._api = OLLAMA if server.is_ollama else OPENAI
+        self._form = 0  # of the API's
+        self._noticed = float("-inf")
+        self._http = _open(server)
 
-def ask(
-    server: Server,
-    messages: list[dict[str, str]],
-    schema: dict[str, Any],
-    seed: int,
-    *,
-    patience: Patience = PATIENCE,
-    habits: Habits | None = None,
-    hangup: Hangup | None = None,
-) -> Answer:
-    """Ask once. Where the server refuses a schema, a weaker form of it is tried, and remembered.
+    async def __aenter__(self) -> "JudgeClient":
+        return self
 
-    Raises LostError, TooLongError, RefusedError, and ServiceError.
-    """
-    habits = habits or Habits()
-    form = habits.form
-    while True:
-        limit = (
-            {"max_completion_tokens": THINKING_TOKENS}
-            if habits.limits_thinking
-            else {"max_tokens": MAX_TOKENS}
-        )
-        question = {
-            "model": server.model,
-            "messages": messages,
-            "temperature": TEMPERATURE,
-            "seed": seed,
-            **limit,
-            "stream": False,
-            **FORMS[form](schema),
-        }
-        content = json.dumps(question).encode("ascii")
-        received = _exchange(server, "POST", "chat/completions", content, patience, hangup)
-        raise_for_good(server, received)
-        if "max_tokens" in limit and wants_other_limit(received):
-            habits.limits_thinking = True
-            continue
-        if refuses_form(received):
-            if form + 1 < len(FORMS):
-                form += 1
-                continue
-            habits.form = form  # a weaker one there is not, so that the next question need not look for it
-        raise_busy(received)
-        answer = answer_of(received)
-        habits.form = form
-        return answer
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
 
+    async def require_model(self) -> None:
+        """Raise ServiceError if the server does not run, denies access, or says that it lacks the model.
 
-def persist(
-    do: Callable[[], X],
-    patience: Patience,
-    pause: Callable[[float], object],
-    tell: Callable[[str], None] = lambda text: None,
-) -> X:
-    """Try until it works: pauses double, with jitter, or are as long as the server asks for.
-
-    `tell` is told of each attempt in vain that is followed by another one. Raises the last LostError
-    after `patience.attempts`, after TIME_OUTS, or when the server asks for too long a pause.
-    """
-    n_slow = 0
-    for attempt in range(patience.attempts):
+        A server without a usable list of models passes: asking it says more.
+        """
         try:
-            return do()
-        except LostError as error:
-            n_slow += error.is_slow
-            is_last = attempt + 1 == patience.attempts or n_slow == TIME_OUTS
-            if is_last or (error.wait or 0.0) > patience.longest_wait:
-                raise
-            n_all = attempt + TIME_OUTS if error.is_slow else patience.attempts
-            tell(f"no answer yet: {error.why}; trying again, {attempt + 2} of {n_all}")
-            # Jitter, so that questions that failed together do not come back together.
-            doubled = min(patience.first_pause * 2**attempt, patience.longest_pause)
-            pause(doubled * random.uniform(0.5, 1.0) if error.wait is None else error.wait)
-    raise AssertionError("there is no patience without an attempt")
+            async with asyncio.timeout(min(LIST_TIMEOUT, self.timeout)):
+                response = await self._send("GET", self._api.models_path)
+        except NoReplyError as error:
+            if error.is_down:
+                raise not_running(self.server, error.why) from None
+            return
+        except TimeoutError:
+            return
+        if response.status in (401, 403):
+            require_chat(self._api, self.server, response)
+        listed = response.json().get("data", "") if response.status == 200 else ""
+        models = listed if isinstance(listed, list) else []
+        names = [str(model["id"]) for model in models if isinstance(model, dict) and "id" in model]
+        has_none = self.server.is_ollama and listed in (None, [])
+        if has_none or (names and not {self.server.model, f"{self.server.model}:latest"} & set(names)):
+            raise no_model(self.server, names)
+
+    async def ask(self, messages: Messages, schema: dict[str, Any], seed: int) -> JudgeReply:
+        """One reply. Between attempts the pauses double, or are as long as the server asks for.
+
+        Raises NoReplyError after the last attempt, and ServiceError where another would not help.
+        """
+        n_timeouts = 0
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                async with asyncio.timeout(self.timeout):
+                    return replace(await self._chat(messages, schema, seed), attempts=attempt)
+            except NoReplyError as error:
+                failed = error
+            except TimeoutError:
+                failed = NoReplyError(f"timed out: no answer within {self.timeout:g} s", is_timeout=True)
+            n_timeouts += failed.is_timeout
+            is_last = attempt == ATTEMPTS or n_timeouts == TIMED_OUT_ATTEMPTS
+            if is_last or (failed.wait or 0.0) > LONGEST_RETRY_AFTER:
+                break
+            if time.monotonic() - self._noticed >= NOTICE_SECONDS:
+                self._noticed = time.monotonic()
+                self.tell(f"no answer yet: {failed.why}; trying again")
+            # Jitter: requests that failed together do not come back together.
+            pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+            await asyncio.sleep(pause if failed.wait is None else failed.wait)
+        raise failed
+
+    async def _chat(self, messages: Messages, schema: dict[str, Any], seed: int) -> JudgeReply:
+        forms, n = self._api.forms, self._form
+        while True:
+            body = {"model": self.server.model, "messages": messages, "stream": False}
+            body |= forms[n](seed, schema, self.num_ctx)
+            response = await self._send("POST", self._api.path, body)
+            if not refuses_form(response) or n + 1 == len(forms):
+                self._form = n
+                return read_reply(self._api, self.server, response)
+            n += 1
+
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> JudgeResponse:
+        """One exchange. Raises NoReplyError."""
+        content = bytearray()
+        try:
+            async with self._http.stream(method, self.server.base_url + path, json=body) as response:
+                async for block in response.aiter_bytes():
+                    content += block
+                    if len(content) > LARGEST:
+                        raise NoReplyError(f"the answer has more than {LARGEST >> 20} MiB")
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            why = self._without_key(str(error)) or f"no connection within {CONNECT_TIMEOUT:g} seconds"
+            refused = "nothing listens there: the connection was refused"
+            raise NoReplyError(refused if "attempts failed" in why else why, is_down=True) from None
+        except httpx2.RequestError as error:
+            why = self._without_key(str(error) or type(error).__name__)
+            raise NoReplyError(f"the answer ended early ({why})") from None
+        names = ("location", "retry-after")
+        texts = (content.decode("utf-8", "replace"), *(response.headers.get(name, "") for name in names))
+        return JudgeResponse(response.status_code, *map(self._without_key, texts))
+
+    def _without_key(self, text: str) -> str:
+        """The text without the key, also where JSON or Python has quoted it, however often."""
+        key = self.server.api_key or ""
+        if len(key) < SHORTEST_KEY:
+            return text
+        return re.sub(r"\\*".join(map(re.escape, key)), "(the key)", text)
 
 
-def _strict(schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "judgement", "strict": True, "schema": schema},
-        }
-    }
-
-
-def _unbounded(schema: dict[str, Any]) -> dict[str, Any]:
-    properties = {
-        name: {key: value for key, value in about.items() if key not in _BOUNDS}
-        for name, about in schema["properties"].items()
-    }
-    return _strict({**schema, "properties": properties})
-
-
-# The ways of asking for JSON, strongest first; which one a server knows, it shows by refusing the others.
-FORMS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
-    _strict,
-    _unbounded,  # OpenAI's own strict schemas know no bounds of texts
-    lambda schema: {"response_format": {"type": "json_object", "schema": schema}},  # llama-cpp-python
-    lambda schema: {"response_format": {"type": "json_object"}},
-    lambda schema: {},
-)
-
-
-def _exchange(
-    server: Server,
-    method: str,
-    place: str,
-    content: bytes | None,
-    patience: Patience,
-    hangup: Hangup | None,
-) -> Received:
-    headers = {"user-agent": f"gpt2cli/{__version__}", "content-type": "application/json"}
+def _open(server: JudgeServer) -> httpx2.AsyncClient:
+    """Raises UsageError where a proxy or certificates that the environment names cannot be used."""
+    headers = {"user-agent": f"gpt2cli/{__version__}"}
     headers |= {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
-    url = f"{server.base_url}/{place}"
-    return exchange(method, url, headers, content, patience, hangup or Hangup(), server.api_key)
+    try:
+        return httpx2.AsyncClient(
+            headers=headers,
+            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),  # asyncio.timeout bounds the rest
+            trust_env=not server.is_local,  # proxies
+            verify=httpx2.create_ssl_context(trust_env=server.base_url.startswith("https")),
+        )
+    except OSError as error:
+        what = "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read"
+        fix = "unset SSL_CERT_FILE SSL_CERT_DIR, or name a file of certificates"
+        raise UsageError(what, str(error), fix) from None
+    except (ValueError, ImportError, httpx2.InvalidURL) as error:
+        what = f"the proxy that the environment names cannot be used for {server.base_url}"
+        why = re.sub("//[^/@]*@", "//", str(error))  # the proxy's address may hold a password
+        fix = "unset HTTP_PROXY HTTPS_PROXY ALL_PROXY, or add the judge's host to NO_PROXY"
+        raise UsageError(what, why, fix) from None

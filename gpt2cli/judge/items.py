@@ -1,22 +1,21 @@
-"""Owns reading what is to be judged: responses.jsonl of a run, or any file with such records."""
+"""What is to be judged: responses.jsonl of a run, or any file with such records."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.data.json_records import ONE_A_LINE, each_line, whole_list
-from gpt2cli.data.records import kind_by_name, read_text
+from gpt2cli.data.records import ONE_PER_LINE, json_records, read_text
 from gpt2cli.errors import InputError
 from gpt2cli.json_lines import digest_of
 
 RESPONSE = ("response", "model_response")  # what files call what the model has answered
 _RECORD = '{"instruction": "...", "input": "...", "output": "...", "response": "..."}'
-_TORN = f"{ONE_A_LINE}; if the run was stopped while it answered, go on with it: --resume"
+_TORN = f"{ONE_PER_LINE}; if the run was stopped while it answered, go on with it: --resume"
 
 
 @dataclass(frozen=True)
-class Item:
+class JudgeItem:
     """One response with what it answers. `response` may be empty: then there is nothing to ask about."""
 
     index: int  # of the record, from 0
@@ -31,19 +30,19 @@ class Item:
         return digest_of([self.instruction, self.input, self.reference, self.response])
 
 
-def read_items(path: Path) -> list[Item]:
+def read_items(path: Path) -> list[JudgeItem]:
     """Read .jsonl or .ndjson, a record a line, or anything else as one JSON list.
 
     Items are numbered by the records' own "index" where they have one, else by their place. An
     empty or missing response is an item too. Raises InputError naming the line or the place.
     """
     text, _ = read_text(path)
-    items: dict[int, Item] = {}
+    items: dict[int, JudgeItem] = {}
     for place, (where, record) in enumerate(_numbered(text, path)):
         item = _item(record, place, where)
         if item.index in items:
             raise InputError(
-                f"{where}: index {item.index} stands there twice",
+                f"{where}: index {item.index} occurs twice",
                 "a judgement is known by the index of its record",
                 "number the records, or leave the field out of all of them",
             )
@@ -55,21 +54,18 @@ def read_items(path: Path) -> list[Item]:
 
 def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     """Where each record stands, and what it is."""
-    if kind_by_name(path) == "jsonl":
-        yield from ((f"{path}:{number}", record) for number, record in each_line(text, str(path), _TORN))
-    else:
-        records = whole_list(text, path)
-        yield from ((f"{path}, record {place}", record) for place, record in enumerate(records))
+    for place, (line, record) in enumerate(json_records(text, path, _TORN)):
+        yield f"{path}:{line}, record {place}", record
 
 
-def _item(record: Any, place: int, where: str) -> Item:
+def _item(record: Any, place: int, where: str) -> JudgeItem:
     if not isinstance(record, dict):
         raise InputError(f"{where}: not a JSON object", fix=f"a record is {_RECORD}")
     index = record.get("index", place)
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 1 << 53:
         raise InputError(f"{where}: field 'index' is not a number from 0 on", fix="leave the field out")
     name = next((name for name in RESPONSE if record.get(name) is not None), RESPONSE[0])
-    return Item(
+    return JudgeItem(
         index=index,
         instruction=_text(record, "instruction", where),
         input=_text(record, "input", where, may_miss=True),

@@ -1,168 +1,102 @@
-"""Owns where a judge's server is: its address, the model's name, and the key, which is never shown.
+"""Where an LLM judge is served: address, model and key, and what to do where one of them is wrong."""
 
-Also what a person is told when there is nothing, or not what is needed.
-"""
-
-import ipaddress
 import os
 import re
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from gpt2cli.errors import ServiceError, UsageError
-from gpt2cli.judge.exchange import LostError
 
 OLLAMA_PORT = 11434
-_PORT_OF = {"http": 80, "https": 443}  # where OLLAMA_HOST is a URL without one
 
 
 @dataclass(frozen=True)
-class Server:
-    base_url: str  # what /chat/completions is added to
+class JudgeServer:
+    """`base_url` is what the interface's paths are added to; the key is sent, and never shown."""
+
+    base_url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
     is_ollama: bool = False
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine, where no proxy reaches it."""
+        return urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
-def ollama(model: str) -> Server:
-    """The Ollama at OLLAMA_HOST, or at 127.0.0.1:11434. It is sent no key. Raises UsageError."""
-    return Server(f"{_ollama_address(os.environ.get('OLLAMA_HOST', ''))}/v1", _named(model), is_ollama=True)
+
+def ollama(model: str) -> JudgeServer:
+    """The Ollama at OLLAMA_HOST, or at 127.0.0.1:11434; it gets no key. Raises UsageError."""
+    # By the rules of Ollama's own client: any part may be missing, and 0.0.0.0 is where it listens.
+    value = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'").strip()
+    scheme, _, place = value.rpartition("://")
+    if place.count(":") > 1 and "[" not in place:
+        place = f"[{place}]"  # a bare IPv6 address
+    if match := re.fullmatch(r"(\[.*\]|[^:/@]*)(?::(\d*))?(/.*)?", place):
+        host, port, path = match.groups(default="")
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+        port = port or ("" if scheme else str(OLLAMA_PORT))
+        place = f"{host}:{port}{path}" if port else f"{host}{path}"
+    url = f"{scheme or 'http'}://{place}"
+    example = f"export OLLAMA_HOST=127.0.0.1:{OLLAMA_PORT}"
+    return JudgeServer(_checked_url(url, "OLLAMA_HOST", example), _model_name(model), is_ollama=True)
 
 
-def openai_compatible(base_url: str, model: str) -> Server:
+def openai_compatible(base_url: str, model: str) -> JudgeServer:
     """Any other server; `base_url` ends before /chat/completions, as for OpenAI's own clients.
 
-    The key is OPENAI_API_KEY's, where there is one. Raises UsageError.
+    The key comes from OPENAI_API_KEY, if it is set. Raises UsageError.
     """
-    return Server(_checked(base_url, "--base-url"), _named(model), _key())
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not re.fullmatch("[!-~]*", key):  # the message must not show it
+        raise UsageError("OPENAI_API_KEY has characters that no HTTP header may have", fix="set it again")
+    url = _checked_url(base_url, "--base-url", "--base-url http://127.0.0.1:8080/v1")
+    return JudgeServer(url, _model_name(model), key or None)
 
 
-def shown(server: Server) -> str:
-    """Its address for people."""
-    return server.base_url
-
-
-def not_running(server: Server, why: str) -> ServiceError:
+def not_running(server: JudgeServer, why: str) -> ServiceError:
+    """No connection: how to start the server."""
     if re.search("certificate|ssl|tls", why, re.I):
-        return ServiceError(
-            f"no secure connection to {shown(server)}",
-            why,
-            "http:// for https:// if it has no certificate, or export SSL_CERT_FILE=ITS-CERTIFICATE",
-        )
+        fix = "http:// for https:// if it has no certificate, or export SSL_CERT_FILE=ITS-CERTIFICATE"
+        return ServiceError(f"no secure connection to {server.base_url}", why, fix)
     if server.is_ollama:
-        return ServiceError(f"Ollama does not answer at {shown(server)}", why, "ollama serve")
-    return ServiceError(
-        f"no server answers at {shown(server)}", why, "start it, or name another one: --base-url URL"
-    )
+        return ServiceError(f"Ollama does not answer at {server.base_url}", why, "ollama serve")
+    fix = "start it, or name another one: --base-url URL"
+    return ServiceError(f"no server answers at {server.base_url}", why, fix)
 
 
-def no_model(server: Server, names: Sequence[str]) -> ServiceError:
-    """`names` are the models that are there, as far as the server says."""
-    there = ", ".join(names[:8])
+def no_model(server: JudgeServer, names: Sequence[str] = ()) -> ServiceError:
+    """The server lacks the model; `names` are those it has, as far as it says."""
+    why = f"it has {', '.join(names[:8])}" if names else ""
     if server.is_ollama:
+        why = why or f"there is none of that name at {server.base_url}"
         return ServiceError(
-            f"Ollama has no model {server.model}",
-            f"it has {there}" if there else f"at {shown(server)} there is none of that name",
-            f"ollama pull {shlex.quote(server.model)}",
+            f"Ollama has no model {server.model}", why, f"ollama pull {shlex.quote(server.model)}"
         )
-    return ServiceError(
-        f"{shown(server)} has no model {server.model}",
-        f"it has {there}" if there else "",
-        f"--judge-model {shlex.quote(names[0])}" if names else "name one that it has: --judge-model NAME",
-    )
+    fix = f"--judge-model {shlex.quote(names[0])}" if names else "name one that it has: --judge-model NAME"
+    return ServiceError(f"{server.base_url} has no model {server.model}", why, fix)
 
 
-def elsewhere(server: Server, place: str) -> ServiceError:
-    """A redirect, which is not followed: what a judge is sent goes nowhere else."""
-    name = "export OLLAMA_HOST=" if server.is_ollama else "--base-url "
-    there = ""
-    with suppress(httpx.InvalidURL):
-        there = str(httpx.URL(f"{server.base_url}/chat/completions").join(place)) if place else ""
-    fix = f"{name}{shlex.quote(there.removesuffix('/').removesuffix('/chat/completions'))}"
-    return ServiceError(
-        f"{shown(server)} redirects to another place",
-        there or "it does not say to which",
-        fix if re.match(r"https?://[\w.:\[\]-]+(/|$)", there) else f"name the address itself: {name}...",
-    )
-
-
-def lost(server: Server, error: LostError) -> ServiceError:
-    """No answer comes any more, and why."""
-    return ServiceError(f"the judge at {shown(server)} is lost", error.why, way_on(server, error))
-
-
-def way_on(server: Server, error: LostError) -> str:
-    """What to do about a question without an answer."""
-    again = "then the same command again: what is judged by now is kept"
-    if error.is_down:
-        return f"{'ollama serve' if server.is_ollama else 'start it'}, {again}"
-    if error.is_slow:
-        return "--timeout SECONDS waits longer, --parallel 1 asks for less at once; what is judged is kept"
-    if error.wait:
-        return f"wait {error.wait:.0f} seconds, {again}"
-    return f"look into the server's own log, {again}"
-
-
-def _ollama_address(value: str) -> str:
-    """What OLLAMA_HOST means, by the rules of Ollama's own client (envconfig.Host)."""
-    value = value.strip().strip("\"'").strip()
-    scheme, separator, rest = value.partition("://")
-    if not separator:
-        scheme, rest = "http", value
-    default = _PORT_OF.get(scheme, OLLAMA_PORT) if separator else OLLAMA_PORT
-    place, _, path = rest.partition("/")
-    match = re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*):([^:]*)", place)
-    host, port = (match[1].strip("[]"), match[2]) if match else (place.strip("[]"), "")
-    number = int(port) if re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 65536 else default
-    with suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        if address.is_unspecified:  # every address of the machine is where it listens, not where to call
-            host = "127.0.0.1" if address.version == 4 else "::1"
-    host = f"[{host}]" if ":" in host else host or "127.0.0.1"
-    return _checked(f"{scheme}://{host}:{number}/{path}", "OLLAMA_HOST")
-
-
-def _checked(address: str, name: str) -> str:
-    said = re.sub("//.*@", "//", address)  # before it may stand a password
+def _checked_url(address: str, name: str, example: str) -> str:
+    """The address without a slash at its end. Raises UsageError."""
+    address = address.strip()
     try:
-        url = httpx.URL(address.strip())
-    except httpx.InvalidURL as error:
-        if said != address:
-            raise _with_password(name, said) from None
-        raise UsageError(f"{name}: {said} is not an address", str(error), _EXAMPLE[name]) from None
-    if url.userinfo:
-        raise _with_password(name, said)
-    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
-        raise UsageError(f"{name}: {said} is not an address of a server", fix=_EXAMPLE[name])
-    return str(url.copy_with(query=None, fragment=None)).rstrip("/")
+        parts = urlsplit(address)
+        is_good = parts.scheme in ("http", "https") and bool(httpx2.URL(address).host) and parts.port != 0
+    except (ValueError, httpx2.InvalidURL):
+        is_good = False
+    if not is_good or "@" in address:
+        shown = re.sub("//.*@", "//", address)  # a password may stand before the @
+        why = "a name or a password in it would show in the list of processes" if "@" in address else ""
+        raise UsageError(f"{name}: {shown} is not the address of a server", why, example)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
 
 
-def _with_password(name: str, said: str) -> UsageError:
-    return UsageError(
-        f"{name}: {said} was given with a name or a password in it",
-        "it would stand in the list of processes, and is not sent",
-        "leave out what stands before the @; a key goes into OPENAI_API_KEY",
-    )
-
-
-_EXAMPLE = {
-    "--base-url": "--base-url http://127.0.0.1:8080/v1",
-    "OLLAMA_HOST": f"export OLLAMA_HOST=127.0.0.1:{OLLAMA_PORT}",
-}
-
-
-def _named(model: str) -> str:
+def _model_name(model: str) -> str:
     if not model.strip() or not model.isprintable():
         raise UsageError("the judge's model has no name", fix="--ollama llama3.2")
     return model.strip()
-
-
-def _key() -> str | None:
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not re.fullmatch("[!-~]*", key):  # shown to nobody, not even in an error
-        raise UsageError("OPENAI_API_KEY has characters that HTTP cannot carry", fix="set it again")
-    return key or None

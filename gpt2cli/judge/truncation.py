@@ -1,4 +1,4 @@
-"""Owns telling whether a server has read all that it was sent, by the prompt tokens it counts.
+"""Whether a server has read all that it was sent, by the prompt tokens that it counts.
 
 A server whose context is too small may cut a prompt silently, and its judge then grades half a
 response. Its tokenizer is not known here, so this is a floor, not an estimate: a good judgement
@@ -32,7 +32,7 @@ _PIECE = re.compile(r"(?:[^\w\s]|_)?[^\W\d_]+|\d+|(?:[^\w\s]|_)+")
 
 
 def least_tokens(messages: Sequence[dict[str, str]], tokens_per_piece: float | None) -> int:
-    """A server that counts fewer tokens has not read it all. None: nothing is known of the server yet."""
+    """A server that counts fewer tokens has not read it all. None: nothing is known of its tokenizer yet."""
     n_words = sum(len(message["content"].split()) for message in messages)
     return max(n_words, int(MARGIN * (tokens_per_piece or 0.0) * _n_pieces(messages)))
 

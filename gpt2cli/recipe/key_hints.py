@@ -1,17 +1,14 @@
-"""Owns what the keys of a recipe are called, and which one was probably meant.
-
-What a key may hold is in `schema.py`.
-"""
+"""The keys of a recipe, and "did you mean" for an unknown one."""
 
 import difflib
 from dataclasses import dataclass
 from functools import cached_property
 
 from gpt2cli.errors import UsageError
-from gpt2cli.recipe.schema import RECIPES, Recipe, fields
+from gpt2cli.recipe.schema import RECIPES, Recipe, recipe_fields
 
-# What other codebases call these things, for "did you mean".
-ELSEWHERE = {
+# The names of these keys in other codebases.
+OTHER_NAMES = {
     "learning_rate": "optim.lr",
     "max_lr": "optim.lr",
     "min_learning_rate": "optim.min_lr",
@@ -31,20 +28,22 @@ ELSEWHERE = {
     "eval_iters": "eval.batches",
     "log_interval": "log.every",
     "save_every": "checkpoint.every",
+    "recompute": "run.activation_checkpointing",
+    "gradient_checkpointing": "run.activation_checkpointing",
     "dtype": "run.precision",
     "dataset": "data.source",
 }
 
 
 @dataclass(frozen=True)
-class Keys:
+class RecipeKeys:
     """The dotted keys of one kind of recipe, in the schema's order."""
 
     kind: type[Recipe]
 
     @cached_property
     def all(self) -> list[str]:
-        return [key for key, _, _ in fields(self.kind)]
+        return [key for key, _, _ in recipe_fields(self.kind)]
 
     @cached_property
     def sections(self) -> list[str]:
@@ -58,7 +57,7 @@ class Keys:
         return next(key for key in self.all if key.startswith(f"{section}."))
 
     def unknown(self, where: str, key: str) -> UsageError:
-        """The error for a key that is none, with the one that was likely meant."""
+        """The error for an unknown key, with the one that was probably meant."""
         section = key.rpartition(".")[0]
         section = section if section in self.sections else ""
         near = self._nearest(key)
@@ -71,11 +70,11 @@ class Keys:
         )
 
     def _nearest(self, key: str) -> str:
-        """The known key that was most likely meant, or ''. Its own section is looked at first."""
+        """The key that was probably meant, or ''; its own section comes first."""
         section, _, word = key.rpartition(".")
         known = [*self.all, *self.sections]
         own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-        elsewhere = {word: name for word, name in ELSEWHERE.items() if name in known}
+        elsewhere = {word: name for word, name in OTHER_NAMES.items() if name in known}
         every = (
             {name.rpartition(".")[2]: name for name in reversed(known)}
             | elsewhere

@@ -1,5 +1,6 @@
-"""Owns the way from a recipe's name to a checked recipe: where it lies, what overrides it, and on
-which line it is wrong. What a recipe may say is in `schema.py`; how YAML is read, in `yaml_source.py`.
+"""Loading a recipe: find it by name, apply overrides, validate it, and name the line of an error.
+
+`schema.py` has the keys, `yaml_lines.py` reads YAML with line numbers.
 """
 
 import difflib
@@ -14,51 +15,51 @@ from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe import yaml_lines
-from gpt2cli.recipe.key_hints import Keys
-from gpt2cli.recipe.schema import RECIPES, Recipe, in_order
+from gpt2cli.recipe.key_hints import RecipeKeys
+from gpt2cli.recipe.schema import RECIPES, Recipe, in_reading_order
 from gpt2cli.recipe.yaml_lines import Document, Place, dotted
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A recipe and where each of its values came from: "FILE:LINE", "override" or "default"."""
+class LoadedRecipe:
+    """A recipe and the origin of each value: "FILE:LINE", "override" or "default"."""
 
     recipe: Recipe
     origins: dict[str, str]  # by dotted key, every field of the schema
     path: Path
-    text: str  # the file as it was read, without a byte order mark
+    text: str  # the content of the file, without a byte order mark
 
 
-def load_recipe(source: str, overrides: Sequence[str] = ()) -> Loaded:
-    """Find, read, override and check a recipe. Overrides are "optim.lr=3e-4"; the last one wins.
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Find, read, override and validate a recipe. Overrides are like "optim.lr=3e-4"; the last one wins.
 
-    Raises UsageError that names the file and line, or the override; InputError where the file
-    is not a readable text file.
+    Raises UsageError naming the file and line, or the override, InputError if the file is not
+    readable text.
     """
     path = find_recipe(source)
-    name = shown(path)
+    name = display_path(path)
     text = yaml_lines.read_text(path, name)
     document = yaml_lines.parse(text, name)
-    keys = Keys(RECIPES[_task_of(document, name)])
+    keys = RecipeKeys(RECIPES[_task_of(document, name)])
     values = {
         key: {} if key in keys.sections and value is None else value for key, value in document.values.items()
     }
-    overridden = _apply(overrides, values, keys)
+    overridden = _apply_overrides(overrides, values, keys)
     try:
         recipe = keys.kind.model_validate(values)
     except ValidationError as error:
-        raise _worst(error, document, name, overridden, keys) from None
-    return Loaded(recipe, _origins(document, name, overridden, keys), path, text)
+        raise _first_error(error, document, name, overridden, keys) from None
+    return LoadedRecipe(recipe, _origins(document, name, overridden, keys), path, text)
 
 
 def find_recipe(source: str) -> Path:
-    """An existing path, else a shipped recipe of that name, with or without .yaml.
+    """An existing path, else the shipped recipe of that name, with or without .yaml.
 
-    Raises UsageError with the nearest name and the list.
+    Raises UsageError with the nearest name and the list of names.
     """
     shipped = shipped_recipes()
     named = shipped.get(source.removesuffix(".yaml"))
-    # A folder called `verdict`, a run perhaps, does not hide the recipe of that name.
+    # A folder called `verdict`, such as a run, does not hide the recipe of that name.
     if os.path.lexists(source) and not (named and Path(source).is_dir()):
         return Path(source)
     if named:
@@ -66,55 +67,55 @@ def find_recipe(source: str) -> Path:
     near = difflib.get_close_matches(Path(source).stem, shipped, 1, 0.5)
     raise UsageError(
         f"{source or 'an empty name'}: no such recipe",
-        f"there is no file of that name; the shipped recipes are {', '.join(shipped) or 'missing'}",
+        f"there is no such file; the shipped recipes are {', '.join(shipped) or 'missing'}",
         f"did you mean {near[0]}?" if near else "gpt2 recipes",
     )
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with gpt2cli: those of the checkout, else those in the wheel."""
+    """The recipes of gpt2cli: those of the checkout, else those in the wheel."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent / "recipes"
-    # Beside an installed package a folder `recipes` would be somebody else's.
+    # Beside an installed package, a folder `recipes` belongs to another project.
     inside = (package.parent / "pyproject.toml").is_file() and checkout.is_dir()
     folder = checkout if inside else package / "recipes_shipped"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def read_recipe(path: Path) -> bytes:
-    """The file verbatim, unchecked. Raises InputError where it is no regular file of a recipe's size."""
-    return yaml_lines.read_bytes(path, shown(path))
+    """The file verbatim, unchecked. Raises InputError unless it is a regular file of a recipe's size."""
+    return yaml_lines.read_bytes(path, display_path(path))
 
 
-def title_of(path: Path) -> str:
-    """The first comment line of a recipe: what it is, in one line."""
-    for line in yaml_lines.read_text(path, shown(path)).splitlines():
+def recipe_title(path: Path) -> str:
+    """The first comment line of a recipe, which says what it is."""
+    for line in yaml_lines.read_text(path, display_path(path)).splitlines():
         if title := line.lstrip("# \t").rstrip():
             return title if line.startswith("#") else ""
     return ""
 
 
-def shown(path: Path) -> str:
-    """The path as a person would type it: relative where it lies below the working directory."""
+def display_path(path: Path) -> str:
+    """The path as a user would type it: relative if it is below the working directory."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """YAML with every value of the recipe; `load_recipe` reads it back to an equal one."""
+    """YAML with every value of the recipe; `load_recipe` reads it back as an equal recipe."""
     lines = [f"# Every value of one run, defaults included. `gpt2 {recipe.task} THIS_FILE` repeats it."]
-    for key, value in in_order(recipe.model_dump()).items():
+    for key, value in in_reading_order(recipe.model_dump()).items():
         if isinstance(value, dict):
             lines.append(f"{key}:")
-            # None means "not given": model.size next to n_layer would be a contradiction.
-            lines += [f"  {name}: {_written(part)}" for name, part in value.items() if part is not None]
+            # None means "not given": model.size beside n_layer would be an error.
+            lines += [f"  {name}: {_to_yaml(part)}" for name, part in value.items() if part is not None]
         else:
-            lines.append(f"{key}: {_written(value)}")
+            lines.append(f"{key}: {_to_yaml(value)}")
     return "\n".join(lines) + "\n"
 
 
 def _task_of(document: Document, name: str) -> str:
-    """The task decides which keys there are, so it is looked at before them."""
+    """The task, which decides what keys there are."""
     task = document.values.get("task")
     if isinstance(task, str) and task in RECIPES:
         return task
@@ -123,25 +124,25 @@ def _task_of(document: Document, name: str) -> str:
     if "task" not in document.values:
         raise UsageError(
             f"{name}:{document.line_of(('task',))} task: is missing",
-            f"it says what the recipe is for: {must}",
+            f"it must be {must}",
             "task: pretrain",
         )
     near = difflib.get_close_matches(str(task), RECIPES, 1, 0.5)
     raise UsageError(
         f"{name}:{document.line_of(('task',))} task: must be {must}",
-        _short(task),
+        _quote_value(task),
         f"did you mean {near[0]}?" if near else "",
     )
 
 
-def _apply(overrides: Sequence[str], values: dict[str, Any], keys: Keys) -> dict[Place, str]:
-    """Put each override into `values`; returns the places and the text that set them."""
+def _apply_overrides(overrides: Sequence[str], values: dict[str, Any], keys: RecipeKeys) -> dict[Place, str]:
+    """Put each override into `values`; returns the text of the override by key."""
     places: dict[Place, str] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         where = f"override {override if len(override) <= 100 else override[:97] + '...'}"
         if not equals or not key:
-            raise UsageError(f"{where}: not of the form key=value", "", "for example optim.lr=3e-4")
+            raise UsageError(f"{where}: is not key=value", fix="for example optim.lr=3e-4")
         if key in keys.sections:
             raise UsageError(
                 f"{where}: {key} is a section",
@@ -151,7 +152,7 @@ def _apply(overrides: Sequence[str], values: dict[str, Any], keys: Keys) -> dict
         if key not in keys.all:
             raise keys.unknown(where, key)
         *section, field = place = tuple(key.split("."))
-        # A section that is no mapping stays as it is: the check will say so with its line.
+        # A section that is not a mapping stays as it is: validation reports it with its line.
         target = values.setdefault(section[0], {}) if section else values
         if isinstance(target, dict):
             target[field] = yaml_lines.parse_value(text, where)
@@ -159,10 +160,10 @@ def _apply(overrides: Sequence[str], values: dict[str, Any], keys: Keys) -> dict
     return places
 
 
-def _worst(
-    error: ValidationError, document: Document, name: str, overridden: dict[Place, str], keys: Keys
+def _first_error(
+    error: ValidationError, document: Document, name: str, overridden: dict[Place, str], keys: RecipeKeys
 ) -> UsageError:
-    """The problem to tell: an unknown key first, since a missing one often is its shadow; then by line."""
+    """The error to report: an unknown key first, which often causes a missing one; then by line."""
     problems = []
     for entry in error.errors(include_url=False):
         context = entry.get("ctx", {})
@@ -172,9 +173,9 @@ def _worst(
         if entry["type"] == "extra_forbidden":
             problems.append((0, line, keys.unknown(where, dotted(place))))
             continue
-        say = _MESSAGES.get(entry["type"])
-        what = say(context) if say else entry["msg"]
-        got = "" if entry["type"] in ("missing", "recipe") else _short(entry["input"])
+        message = _MESSAGES.get(entry["type"])
+        what = message(context) if message else entry["msg"]
+        got = "" if entry["type"] in ("missing", "recipe") else _quote_value(entry["input"])
         problems.append((1, line, UsageError(f"{where}: {what}", got, context.get("fix", ""))))
     return min(problems, key=lambda problem: problem[:2])[2]
 
@@ -201,12 +202,12 @@ _MESSAGES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def _short(value: Any) -> str:
+def _quote_value(value: Any) -> str:
     text = "empty" if value is None else repr(value)
     return f"it is {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def _origins(document: Document, name: str, overridden: dict[Place, str], keys: Keys) -> dict[str, str]:
+def _origins(document: Document, name: str, overridden: dict[Place, str], keys: RecipeKeys) -> dict[str, str]:
     def origin(place: Place) -> str:
         if place in overridden:
             return "override"
@@ -215,26 +216,36 @@ def _origins(document: Document, name: str, overridden: dict[Place, str], keys: 
     return {key: origin(tuple(key.split("."))) for key in keys.all}
 
 
-def _written(value: Any) -> str:
-    """A value as YAML that means the same to our reader and to any other."""
+def _to_yaml(value: Any) -> str:
+    """A value as YAML that our reader and every other one read alike."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"[{', '.join(_written(item) for item in value)}]"
+        return f"[{', '.join(_to_yaml(item) for item in value)}]"
     if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else _quoted(value)
+        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else _quote(value)
     return repr(value)
 
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # not text to every reader
+_WORDS = {
+    "null",
+    "true",
+    "false",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "y",
+    "n",
+}  # read as something else by some YAML readers
 
 
-def _quoted(text: str) -> str:
-    return '"' + "".join(_escaped(char) for char in text) + '"'
+def _quote(text: str) -> str:
+    return '"' + "".join(_escape(char) for char in text) + '"'
 
 
-def _escaped(char: str) -> str:
+def _escape(char: str) -> str:
     if char in '"\\':
         return "\\" + char
     if char.isprintable():

@@ -1,6 +1,6 @@
-"""Owns what a recipe may say: every field, its limits, its default and one line on what it does.
+"""The schema of recipes: every key with its type, limits, default and a line of help.
 
-A default lives here and nowhere else. Files and line numbers are the loader's business.
+A default has no other home.
 """
 
 from collections.abc import Iterator
@@ -12,66 +12,64 @@ from pydantic_core import PydanticCustomError
 from gpt2cli.model.config import PRESETS, GPT2Config
 
 
-def _text(value: str) -> str:
-    """Lone surrogates cannot be tokenised or stored, and no path holds a NUL."""
+def _require_unicode(value: str) -> str:
+    """Lone surrogates cannot be tokenised or stored, and a path cannot hold NUL."""
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
         raise PydanticCustomError("not_text", "must be Unicode text without NUL")
     return value
 
 
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]  # 0 switches the thing off
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, AfterValidator(_text)]
-Word = Annotated[Text, Field(min_length=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]  # 0 usually turns the feature off
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+UnicodeText = Annotated[str, AfterValidator(_require_unicode)]
+NonEmptyText = Annotated[UnicodeText, Field(min_length=1)]
 
 
-class Section(BaseModel):
-    """Strict: text is not a number, true is not 1, 4.0 is not 4. Frozen once it is checked."""
+class RecipeSection(BaseModel):
+    """A section. Strict: text is not a number, true is not 1, 4.0 is not 4. Frozen once validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Data(Section):
-    """What is read."""
+class DataConfig(RecipeSection):
+    """The text to train on."""
 
-    source: Word = Field(description="a corpus by name, a text file, or a folder that gpt2 prepare made")
+    source: NonEmptyText = Field(description="a named corpus, a text file, or a folder made by gpt2 prepare")
     tokenizer: Literal["gpt2", "chars"] = Field(
-        default="gpt2", description="byte pairs of GPT-2, or single characters"
+        default="gpt2", description="GPT-2's byte pairs, or single characters"
     )
-    validation: Share = Field(default=0.1, description="share that is held out")
-    # Strict mode would refuse YAML's list for a tuple; its items stay strict.
-    text_fields: Annotated[tuple[Word, ...], Field(strict=False, min_length=1)] = Field(
+    validation: Fraction = Field(default=0.1, description="fraction held out for validation")
+    # Strict mode would refuse YAML's list for a tuple; the items stay strict.
+    text_fields: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=1)] = Field(
         default=("text",), description="fields of JSON lines and parquet that hold the text"
     )
     bundled: bool = Field(
-        default=True, description="whether a bundled text may stand in when there is no network"
+        default=True, description="whether a bundled text may replace the corpus if there is no network"
     )
 
 
-class Model(Section):
-    """What is built: a size by name, or its three numbers."""
+class ModelConfig(RecipeSection):
+    """The model: a size by name, or n_layer, n_head and n_embd."""
 
     size: str | None = Field(default=None, description="124M, 355M, 774M or 1558M; instead of the next three")
-    n_layer: Count | None = Field(default=None, description="transformer blocks")
-    n_head: Count | None = Field(default=None, description="attention heads a block; must divide n_embd")
-    n_embd: Count | None = Field(default=None, description="channels of the residual stream")
-    n_inner: Count | None = Field(
-        default=None, description="width of the MLP; 4 * n_embd where it is not given"
-    )
-    context: Annotated[int, Field(ge=2)] = Field(default=1024, description="tokens the model sees at once")
-    dropout: Beta = Field(default=0.0, description="dropout rate in training")
+    n_layer: PositiveInt | None = Field(default=None, description="transformer blocks")
+    n_head: PositiveInt | None = Field(default=None, description="heads per block; must divide n_embd")
+    n_embd: PositiveInt | None = Field(default=None, description="channels of the residual stream")
+    n_inner: PositiveInt | None = Field(default=None, description="width of the MLP; null is 4 * n_embd")
+    context: Annotated[int, Field(ge=2)] = Field(default=1024, description="context length in tokens")
+    dropout: Probability = Field(default=0.0, description="dropout rate in training")
 
     def config(self, vocab_size: int) -> GPT2Config:
-        """The model's numbers for a vocabulary; its learned positions end at `context`."""
+        """The model's config for a vocabulary; its position embeddings end at `context`."""
         if self.size is not None:
             preset = PRESETS[self.size]
             n_layer, n_head, n_embd = preset.n_layer, preset.n_head, preset.n_embd
         else:
-            assert self.n_layer and self.n_head and self.n_embd  # _one_description holds it
+            assert self.n_layer and self.n_head and self.n_embd  # see _one_description
             n_layer, n_head, n_embd = self.n_layer, self.n_head, self.n_embd
         return GPT2Config(
             n_layer=n_layer,
@@ -84,56 +82,60 @@ class Model(Section):
         )
 
     @model_validator(mode="after")
-    def _one_description(self) -> "Model":
+    def _one_description(self) -> "ModelConfig":
         numbers = {"n_layer": self.n_layer, "n_head": self.n_head, "n_embd": self.n_embd}
         given = [name for name, value in numbers.items() if value is not None]
         missing = [name for name, value in numbers.items() if value is None]
         if self.size is not None:
             if self.size not in PRESETS:
-                raise _problem(
-                    "size", f"must be {_either(list(PRESETS))}", "or n_layer, n_head and n_embd instead"
+                raise _field_error(
+                    "size", f"must be {_join_with_or(list(PRESETS))}", "or n_layer, n_head and n_embd instead"
                 )
             if given:
-                raise _problem(
-                    given[0], "size gives this number already", f"model.size=null, or no model.{given[0]}"
+                raise _field_error(
+                    given[0], "size sets it already", f"model.size=null, or no model.{given[0]}"
                 )
         elif not given:
-            raise _problem("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
+            raise _field_error("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
         elif missing:
-            raise _problem(
-                missing[0], "is missing", "without a size all of n_layer, n_head, n_embd are needed"
+            raise _field_error(
+                missing[0], "is missing", "without a size, n_layer, n_head and n_embd are all needed"
             )
         elif self.n_embd and self.n_head and self.n_embd % self.n_head:
-            raise _problem("n_head", f"must divide n_embd ({self.n_embd})", "each head takes an equal share")
+            raise _field_error(
+                "n_head", f"must divide n_embd ({self.n_embd})", "each head takes n_embd / n_head channels"
+            )
         return self
 
 
-class Batch(Section):
-    """How many sequences make a step: micro_batch * accumulation."""
+class BatchConfig(RecipeSection):
+    """The batch: micro_batch * accumulation sequences per optimizer step."""
 
-    micro_batch: Count = Field(default=8, description="sequences that go through the model at once")
-    accumulation: Count = Field(default=1, description="micro batches whose gradients make one step")
+    micro_batch: PositiveInt = Field(default=8, description="sequences per forward and backward")
+    accumulation: PositiveInt = Field(default=1, description="micro-batches per optimizer step")
 
 
-class Optim(Section):
-    """AdamW, its schedule and its clipping."""
+class OptimConfig(RecipeSection):
+    """AdamW, the learning rate schedule and gradient clipping."""
 
-    steps: Count = Field(description="optimizer steps of the whole run")
-    lr: Positive = Field(default=6e-4, description="highest learning rate, reached after the warmup")
-    min_lr: NotNegative = Field(default=0.0, description="learning rate at the end of the cosine")
-    warmup_steps: CountOrNone = Field(default=0, description="steps of linear warmup")
-    weight_decay: NotNegative = Field(default=0.1, description="decay of matrices; vectors have none")
-    beta1: Beta = Field(default=0.9, description="AdamW's memory of the gradient")
-    beta2: Beta = Field(default=0.95, description="AdamW's memory of its square")
-    eps: Positive = Field(default=1e-8, description="AdamW's guard against division by zero")
-    clip: NotNegative = Field(default=1.0, description="largest gradient norm; 0 does not clip")
+    steps: PositiveInt = Field(description="optimizer steps in total")
+    lr: PositiveFloat = Field(default=6e-4, description="peak learning rate, reached after the warmup")
+    min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the cosine decay")
+    warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warmup")
+    weight_decay: NonNegativeFloat = Field(default=0.1, description="decay of matrices; vectors have none")
+    beta1: Probability = Field(default=0.9, description="AdamW's decay of the first moment")
+    beta2: Probability = Field(default=0.95, description="AdamW's decay of the second moment")
+    eps: PositiveFloat = Field(default=1e-8, description="AdamW's epsilon")
+    clip: NonNegativeFloat = Field(default=1.0, description="maximum gradient norm; 0 does not clip")
 
     @model_validator(mode="after")
-    def _in_order(self) -> "Optim":
+    def _in_order(self) -> "OptimConfig":
         if self.min_lr > self.lr:
-            raise _problem("min_lr", f"must be <= optim.lr ({self.lr:g})", f"optim.min_lr={self.lr / 10:g}")
+            raise _field_error(
+                "min_lr", f"must be <= optim.lr ({self.lr:g})", f"optim.min_lr={self.lr / 10:g}"
+            )
         if self.warmup_steps > self.steps:
-            raise _problem(
+            raise _field_error(
                 "warmup_steps",
                 f"must be <= optim.steps ({self.steps})",
                 f"optim.warmup_steps={self.steps // 10}",
@@ -141,211 +143,212 @@ class Optim(Section):
         return self
 
 
-class Eval(Section):
-    """How often the held-out text is looked at, and the sample that is written then."""
+class EvalConfig(RecipeSection):
+    """Evaluations on the validation split, and the sample generated after each."""
 
-    every: Count = Field(default=100, description="steps between evaluations")
-    batches: Count = Field(default=20, description="validation batches an evaluation")
-    patience: CountOrNone = Field(
-        default=0, description="evaluations without a better loss before stopping; 0 never stops"
+    every: PositiveInt = Field(default=100, description="steps between evaluations")
+    batches: PositiveInt = Field(default=20, description="validation batches per evaluation")
+    patience: NonNegativeInt = Field(
+        default=0, description="evaluations without improvement before early stopping; 0 never stops"
     )
-    prompt: Text = Field(default="", description="what the sample begins with")
-    sample_tokens: CountOrNone = Field(default=40, description="tokens of the sample; 0 writes none")
-    temperature: NotNegative = Field(default=0.8, description="of the sample; 0 takes the likeliest token")
-    top_k: CountOrNone = Field(
-        default=40, description="likeliest tokens the sample draws from; 0 is all of them"
-    )
+    prompt: UnicodeText = Field(default="", description="prompt of the sample")
+    sample_tokens: NonNegativeInt = Field(default=40, description="tokens of the sample; 0 generates none")
+    temperature: NonNegativeFloat = Field(default=0.8, description="of the sample; 0 is greedy decoding")
+    top_k: NonNegativeInt = Field(default=40, description="most likely tokens to draw from; 0 draws from all")
 
 
-class Log(Section):
-    """What is told."""
+class LogConfig(RecipeSection):
+    """Logging."""
 
-    every: Count = Field(default=1, description="steps between lines")
-    tensorboard: bool = Field(default=False, description="whether TensorBoard event files are written too")
+    every: PositiveInt = Field(default=1, description="steps between log lines")
+    tensorboard: bool = Field(default=False, description="whether to write TensorBoard event files")
 
 
-class Checkpoint(Section):
-    """When the model is saved."""
+class CheckpointConfig(RecipeSection):
+    """Checkpoints and their retention."""
 
-    every: CountOrNone = Field(
+    every: NonNegativeInt = Field(
         default=0, description="steps between saves; 0 saves at evaluations and at the end"
     )
-    keep: Count = Field(default=2, description="newest checkpoints to keep; best and last are kept besides")
+    keep: PositiveInt = Field(default=2, description="newest checkpoints to keep, besides best and last")
 
 
-class Run(Section):
-    """The machine. None of this changes what is learned, but for rounding."""
+class RunConfig(RecipeSection):
+    """The machine. None of this changes the result, except by rounding."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device to train on")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="numbers of the products"
+        default="auto", description="floating-point format of the matmuls"
     )
-    compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether torch.compile is used")
-    threads: CountOrNone = Field(default=0, description="CPU threads; 0 takes all cores")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether to use torch.compile")
+    threads: NonNegativeInt = Field(default=0, description="CPU threads; 0 uses all cores")
     attention: Literal["auto", "sdpa", "formula", "blocks"] = Field(
-        default="auto", description="torch's fused kernel, it written out, that in blocks, or the fastest"
+        default="auto", description="torch's fused kernel, the plain formula, or the formula in blocks"
     )
-    recompute: Literal["on", "off"] = Field(
-        default="off", description="whether backward runs each block again: less memory, more time"
+    activation_checkpointing: Literal["on", "off"] = Field(
+        default="off", description="whether backward recomputes each block: less memory, more time"
     )
-    max_bad_steps: CountOrNone = Field(
-        default=10, description="non-finite steps in a row before the run stops"
+    max_skipped_steps: NonNegativeInt = Field(
+        default=10, description="skipped steps in a row that end the run"
     )
 
 
-class ClassifyData(Section):
-    """Labelled texts, and how they are split."""
+class ClassifyDataConfig(RecipeSection):
+    """Labelled texts and their splits."""
 
-    source: Word = Field(description="sms-spam, or a CSV, TSV or JSONL file with a text and a label a row")
-    text: Word = Field(default="text", description="column or field that holds the text")
-    label: Word = Field(default="label", description="column or field that holds the class")
-    columns: Annotated[tuple[Word, ...], Field(strict=False, min_length=2)] | None = Field(
+    source: NonEmptyText = Field(description="sms-spam, or a CSV, TSV or JSONL file with texts and labels")
+    text: NonEmptyText = Field(default="text", description="column or field with the text")
+    label: NonEmptyText = Field(default="label", description="column or field with the class")
+    columns: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=2)] | None = Field(
         default=None,
-        description="names of all columns of a CSV or TSV file without a row of names; null: the first row",
+        description="names of all columns of a CSV or TSV file without a header; null: the first row",
     )
-    validation: Share = Field(default=0.1, description="share kept to choose the best checkpoint")
-    test: Share = Field(default=0.2, description="share kept for the report at the end")
+    validation: Fraction = Field(default=0.1, description="fraction held out to choose the best checkpoint")
+    test: Fraction = Field(default=0.2, description="fraction held out for the report at the end")
     balance: Literal["none", "undersample", "weights"] = Field(
-        default="none", description="leave out rows of the larger classes, or weigh the smaller ones more"
+        default="none", description="drop rows of the larger classes, or weight the loss of the smaller ones"
     )
-    max_tokens: CountOrNone = Field(
-        default=0, description="longer texts are cut there; 0 is the model's context"
-    )
+    max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")
     bundled: bool = Field(
-        default=True, description="whether bundled messages may stand in when there is no network"
+        default=True, description="whether bundled messages may replace the corpus if there is no network"
     )
 
     @model_validator(mode="after")
-    def _both_columns(self) -> "ClassifyData":
+    def _both_columns(self) -> "ClassifyDataConfig":
         if self.columns is None:
             return self
         for name in (self.text, self.label):
             if name not in self.columns:
-                raise _problem("columns", f"lacks {name!r}", f"data.columns='[{self.label}, {self.text}]'")
+                raise _field_error(
+                    "columns", f"lacks {name!r}", f"data.columns='[{self.label}, {self.text}]'"
+                )
         if len(set(self.columns)) < len(self.columns):
-            raise _problem("columns", "has a name twice", "data.columns='[label, text]'")
+            raise _field_error("columns", "has a name twice", "data.columns='[label, text]'")
         return self
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> "ClassifyData":
+    def _something_to_train_on(self) -> "ClassifyDataConfig":
         if self.validation + self.test >= 1:
-            raise _problem("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
+            raise _field_error("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
         return self
 
 
-class InstructData(Section):
-    """Instructions with their answers, or conversations, and how they are split."""
+class InstructDataConfig(RecipeSection):
+    """Instructions with answers, or conversations, and their splits."""
 
-    source: Word = Field(description="instructions, summaries, or a JSON or JSONL file of records")
-    instruction: Word = Field(default="instruction", description="field with what is to be done")
-    input: Word = Field(default="input", description="field with what it is to be done to; may be missing")
-    output: Word = Field(default="output", description="field with the answer to learn")
-    task: Text = Field(default="", description="instruction for records that have none of their own")
-    validation: Share = Field(default=0.05, description="share kept to choose the best checkpoint")
-    test: Share = Field(default=0.1, description="share that is answered at the end")
-    max_tokens: CountOrNone = Field(
-        default=0, description="longer records are cut there; 0 is the model's context"
-    )
+    source: NonEmptyText = Field(description="instructions, summaries, or a JSON or JSONL file of records")
+    instruction: NonEmptyText = Field(default="instruction", description="field with the instruction")
+    input: NonEmptyText = Field(default="input", description="field with the input; may be missing")
+    output: NonEmptyText = Field(default="output", description="field with the answer")
+    task: UnicodeText = Field(default="", description="instruction of records without one")
+    validation: Fraction = Field(default=0.05, description="fraction held out to choose the best checkpoint")
+    test: Fraction = Field(default=0.1, description="fraction held out, and answered at the end")
+    max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")
     bundled: bool = Field(
-        default=True, description="whether bundled records may stand in when there is no network"
+        default=True, description="whether bundled records may replace the corpus if there is no network"
     )
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> "InstructData":
+    def _something_to_train_on(self) -> "InstructDataConfig":
         if self.validation + self.test >= 1:
-            raise _problem("test", "leaves nothing to train on", "data.validation=0.05 data.test=0.1")
+            raise _field_error("test", "leaves nothing to train on", "data.validation=0.05 data.test=0.1")
         return self
 
 
-class Lora(Section):
+class LoraConfig(RecipeSection):
     """Low-rank adapters (Hu et al. 2021), for train: lora."""
 
-    rank: Count = Field(default=8, description="rank of each adapter")
-    alpha: Positive = Field(default=16.0, description="adapters are scaled by alpha / rank")
-    dropout: Beta = Field(default=0.0, description="dropout rate of what enters an adapter")
+    rank: PositiveInt = Field(default=8, description="rank of each adapter")
+    alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by alpha / rank")
+    dropout: Probability = Field(default=0.0, description="dropout rate of the adapters' input")
     targets: Annotated[tuple[Literal["c_attn", "c_proj", "c_fc"], ...], Field(strict=False, min_length=1)] = (
-        Field(default=("c_attn",), description="which matrices get one; c_proj is attention's and the MLP's")
+        Field(
+            default=("c_attn",),
+            description="matrices with an adapter; c_proj is that of attention and of the MLP",
+        )
     )
 
 
-class ClassifyEval(Section):
-    """How often the validation split is looked at; always all of it."""
+class ClassifyEvalConfig(RecipeSection):
+    """Evaluations on the whole validation split."""
 
-    every: Count = Field(default=50, description="steps between evaluations")
-    patience: CountOrNone = Field(
-        default=0, description="evaluations without a better loss before stopping; 0 never stops"
+    every: PositiveInt = Field(default=50, description="steps between evaluations")
+    patience: NonNegativeInt = Field(
+        default=0, description="evaluations without improvement before early stopping; 0 never stops"
     )
 
 
-class InstructEval(ClassifyEval):
-    """How often the validation split is looked at, and how the test split is answered at the end."""
+class InstructEvalConfig(ClassifyEvalConfig):
+    """Evaluations on the whole validation split, and the answers to the test split at the end."""
 
-    max_new_tokens: Count = Field(default=256, description="longest answer")
-    temperature: NotNegative = Field(default=0.0, description="of the answers; 0 takes the likeliest token")
-    rouge: bool = Field(default=False, description="whether ROUGE-1, 2 and L of the answers are computed")
+    max_new_tokens: PositiveInt = Field(default=256, description="maximum tokens per answer")
+    temperature: NonNegativeFloat = Field(default=0.0, description="of the answers; 0 is greedy decoding")
+    rouge: bool = Field(default=False, description="whether to compute ROUGE-1, 2 and L of the answers")
 
 
-class Common(Section):
-    """What every recipe says besides its own."""
+class CommonRecipe(RecipeSection):
+    """The keys of every recipe."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        default=1337, description="fixes weights, batches and dropout"
+        default=1337, description="of the initial weights, the batches and dropout"
     )
-    batch: Batch = Batch()
-    optim: Optim
-    log: Log = Log()
-    checkpoint: Checkpoint = Checkpoint()
-    run: Run = Run()
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    run: RunConfig = RunConfig()
 
 
-class PretrainRecipe(Common):
+class PretrainRecipe(CommonRecipe):
     """A language model from random weights."""
 
     task: Literal["pretrain"] = Field(description="what the recipe is for")
-    data: Data
-    model: Model
-    eval: Eval = Eval()
+    data: DataConfig
+    model: ModelConfig
+    eval: EvalConfig = EvalConfig()
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch.micro_batch * self.batch.accumulation * self.model.context
 
 
-class Finetune(Common):
-    """What both ways of teaching a trained model have in common."""
+class FinetuneRecipe(CommonRecipe):
+    """The keys of both fine-tunes."""
 
-    init: Word = Field(description="124M and the like, newest, a run, a folder, or scratch: random weights")
-    # Its numbers count for init: scratch alone, its dropout always.
-    model: Model = Model(size="124M")
-    lora: Lora = Lora()
+    init: NonEmptyText = Field(
+        description="124M or another size, newest, a run, a folder, or scratch: random weights"
+    )
+    # Its sizes count for init: scratch only, its dropout always.
+    model: ModelConfig = ModelConfig(size="124M")
+    lora: LoraConfig = LoraConfig()
 
 
-class ClassifyRecipe(Finetune):
+class ClassifyRecipe(FinetuneRecipe):
     """A classifier of texts from a language model."""
 
     task: Literal["finetune-classify"] = Field(description="what the recipe is for")
-    data: ClassifyData
+    data: ClassifyDataConfig
     train: Literal["head", "last-block", "all", "lora"] = Field(
         default="last-block",
-        description="what learns: the new head; it, the last block and the final LayerNorm; all; adapters",
+        description="trainable weights: the head; it, the last block and ln_f; all; LoRA adapters",
     )
-    eval: ClassifyEval = ClassifyEval()
+    eval: ClassifyEvalConfig = ClassifyEvalConfig()
 
 
-class InstructRecipe(Finetune):
+class InstructRecipe(FinetuneRecipe):
     """An assistant from a language model."""
 
     task: Literal["finetune-instruct"] = Field(description="what the recipe is for")
-    data: InstructData
-    train: Literal["all", "lora"] = Field(default="all", description="what learns: all weights, or adapters")
+    data: InstructDataConfig
+    train: Literal["all", "lora"] = Field(
+        default="all", description="trainable weights: all or LoRA adapters"
+    )
     template: Literal["alpaca", "chat"] = Field(
-        default="alpaca", description="how a record becomes one text; stored with the model"
+        default="alpaca", description="prompt template of a record; saved with the model"
     )
-    mask_prompt: bool = Field(default=True, description="whether only the answer is learnt, not the question")
-    packing: bool = Field(
-        default=False, description="whether short records share a row, each seeing only itself"
-    )
-    eval: InstructEval = InstructEval()
+    mask_prompt: bool = Field(default=True, description="whether the loss covers the answers only")
+    packing: bool = Field(default=False, description="whether records share a row, each attending to itself")
+    eval: InstructEvalConfig = InstructEvalConfig()
 
 
 _ORDER = (
@@ -360,25 +363,25 @@ RECIPES: dict[str, type[PretrainRecipe] | type[ClassifyRecipe] | type[InstructRe
 }
 
 
-def fields(recipe: type[Section]) -> Iterator[tuple[str, str, Any]]:
-    """(dotted key, description, default) of every field in order; a required one has Ellipsis."""
-    for name, info in in_order(recipe.model_fields).items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            for key, description, default in fields(info.annotation):
+def recipe_fields(recipe: type[RecipeSection]) -> Iterator[tuple[str, str, Any]]:
+    """(dotted key, description, default) of every key in order; Ellipsis for a required one."""
+    for name, info in in_reading_order(recipe.model_fields).items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, RecipeSection):
+            for key, description, default in recipe_fields(info.annotation):
                 yield f"{name}.{key}", description, default
         else:
             yield name, info.description or "", ... if info.is_required() else info.default
 
 
-def in_order(values: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a recipe in the order in which it is read: what it is for, on what, how, where."""
+def in_reading_order(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe, ordered for a reader: task, data, model, optimizer, machine."""
     return {name: values[name] for name in _ORDER if name in values} | values
 
 
-def _problem(field: str, must: str, fix: str) -> PydanticCustomError:
-    """An error of a whole section that belongs to one of its fields; the loader puts it there."""
+def _field_error(field: str, must: str, fix: str) -> PydanticCustomError:
+    """An error of a whole section that the loader reports at one of its fields."""
     return PydanticCustomError("recipe", "{must}", {"field": field, "must": must, "fix": fix})
 
 
-def _either(words: list[str]) -> str:
+def _join_with_or(words: list[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,13 +1,12 @@
-"""Owns YAML as recipes use it: bytes -> plain values, each with the line it stands on.
+"""YAML as recipes use it: bytes -> plain values, each with the line it stands on.
 
 A small, strict subset: mappings, lists and scalars. Tags, anchors, aliases, duplicate keys and
 several documents are refused, so nothing can run, nothing can explode and nothing is silently
 dropped. Which keys a recipe has is not known here.
 """
 
-import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,23 +18,24 @@ from gpt2cli.errors import InputError, UsageError
 
 Value: TypeAlias = Any  # None | bool | int | float | str | list[Value] | dict[str, Value]
 Place: TypeAlias = tuple[str | int, ...]  # keys and list positions from the top, ("optim", "lr")
+_At: TypeAlias = Callable[[int], str]  # how messages call a line
 
 MAX_BYTES = 1_000_000
-# PyYAML reads about 100,000 events a second; a recipe has fewer than 200.
-MAX_EVENTS = 10_000
+# PyYAML composes some 50,000 values a second; a recipe has fewer than 200.
+MAX_VALUES = 10_000
 MAX_DEPTH = 8
 
 # YAML 1.2's core rules. PyYAML follows 1.1, where 2e-5 is text, 010 is eight and `no` is false.
-_NULL = re.compile(r"~|null|Null|NULL|")
-_BOOL = re.compile(r"(true|True|TRUE)|(false|False|FALSE)")
+_WORDS: dict[str, Value] = {
+    spelling: value
+    for word, value in {"": None, "~": None, "null": None, "true": True, "false": False}.items()
+    for spelling in (word, word.title(), word.upper())
+}
+_AMBIGUOUS = re.compile(r"yes|Yes|YES|no|No|NO")
 _INT = re.compile(r"[-+]?[0-9](_?[0-9])*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9](_?[0-9])*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_AMBIGUOUS = re.compile(r"yes|Yes|YES|no|No|NO")
-
-
-class _Loader(yaml.SafeLoader):
-    """A class of our own, so that no change to it can reach anyone else's SafeLoader."""
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,16 @@ def read_text(path: Path, name: str) -> str:
     Raises InputError with the offset of the first byte that is not text.
     """
     data = read_bytes(path, name)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise _not_text(name, 0, "it is UTF-16")
-    text = _decode(data, name)
-    control = yaml.reader.Reader.NON_PRINTABLE.search(text)
-    if control:
+    try:
+        text, n_decoded = data.decode("utf-8"), len(data)
+    except UnicodeDecodeError as error:
+        text, n_decoded = data[: error.start].decode("utf-8"), error.start
+    if control := yaml.reader.Reader.NON_PRINTABLE.search(text):
         offset = len(text[: control.start()].encode("utf-8"))
         raise _not_text(name, offset, f"it holds the control character U+{ord(control[0]):04X}")
+    if n_decoded < len(data):
+        reason = f"the byte 0x{data[n_decoded]:02x} does not belong there"
+        raise _not_text(name, n_decoded, "it is UTF-16" if data.startswith(_UTF_16) else reason)
     return text.removeprefix("\ufeff")
 
 
@@ -79,9 +82,14 @@ def read_bytes(path: Path, name: str) -> bytes:
 
 def parse(text: str, name: str) -> Document:
     """Read a mapping. Raises UsageError with `name:line` for anything that is not plain YAML."""
-    reader = _Reader(text, name)
-    values = reader.mapping()
-    return Document(values, reader.lines)
+    values, lines = _read(text, lambda line: f"{name}:{line}")
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"{name}:1: {'empty' if values is None else 'not a list of `key: value` lines'}",
+            "a recipe is a mapping from sections to values",
+            "gpt2 recipes show verdict",
+        )
+    return Document(values, lines)
 
 
 def parse_value(text: str, name: str) -> Value:
@@ -93,15 +101,13 @@ def parse_value(text: str, name: str) -> Value:
     stripped = text.strip()
     if not stripped.startswith(('"', "'", "[")):
         return plain_scalar(stripped, name)
-    return _Reader(stripped, name, one_line=True).value()
+    return _read(stripped, lambda line: name)[0]  # there is one line only
 
 
 def plain_scalar(text: str, where: str) -> Value:
     """What an unquoted scalar means: null, true or false, an integer, a float, or itself."""
-    if _NULL.fullmatch(text):
-        return None
-    if match := _BOOL.fullmatch(text):
-        return bool(match[1])
+    if text in _WORDS:
+        return _WORDS[text]
     if _AMBIGUOUS.fullmatch(text):
         raise UsageError(
             f"{where}: {text} may mean the word or a truth value",
@@ -109,11 +115,16 @@ def plain_scalar(text: str, where: str) -> Value:
             f'write "{text}" in quotes, or {"true" if text.lower() == "yes" else "false"}',
         )
     if _INT.fullmatch(text):
-        return _integer(text, where)
+        try:
+            return int(text)
+        except ValueError:  # Python refuses to read more than 4,300 digits
+            raise UsageError(
+                f"{where}: a number of {len(text):,} digits", "no setting is that large"
+            ) from None
     if _FLOAT.fullmatch(text):
         return float(text)
-    if match := _NOT_FINITE.fullmatch(text):
-        return float(match[1] + "inf") if match[2] else float("nan")
+    if _NOT_FINITE.fullmatch(text):
+        return float(text.replace(".", ""))
     return text
 
 
@@ -123,125 +134,89 @@ def dotted(place: Place) -> str:
     return words.removeprefix(".")
 
 
-class _Reader:
-    """Builds values from PyYAML's events. PyYAML's own composer recurses without a limit and
-    expands aliases; events come one at a time, so the limits below hold before memory is spent.
-    """
+def _read(text: str, at: _At) -> tuple[Value, dict[Place, int]]:
+    lines: dict[Place, int] = {}
+    return _value(_compose(text, at), (), lines, at), lines
 
-    def __init__(self, text: str, name: str, one_line: bool = False) -> None:
-        self.name, self.one_line = name, one_line
-        self.lines: dict[Place, int] = {}
-        self.events = self._events(text)
-        self.line = 1
 
-    def mapping(self) -> dict[str, Value]:
-        value = self.value()
-        if not isinstance(value, dict):
+class _Loader(yaml.SafeLoader):
+    """Composes nodes under the limits above; PyYAML itself recurses and repeats as it is told."""
+
+    def __init__(self, text: str, at: _At) -> None:
+        super().__init__(text)
+        self.at, self.depth, self.n_values = at, 0, 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        where = self.at(event.start_mark.line + 1)
+        self.n_values += 1
+        if self.depth > MAX_DEPTH:
+            raise UsageError(f"{where}: nested more than {MAX_DEPTH} levels deep", "a recipe has two levels")
+        if self.n_values > MAX_VALUES:
+            raise UsageError(f"{where}: more than {MAX_VALUES:,} values", "a recipe is a page of text")
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            raise UsageError(f"{where}: anchors (&) and aliases (*) are not used here", "write the value out")
+        if event.tag:
             raise UsageError(
-                f"{self.name}:1: {'empty' if value is None else 'not a list of `key: value` lines'}",
-                "a recipe is a mapping from sections to values",
-                "gpt2 recipes show verdict",
+                f"{where}: the tag {event.tag} is not allowed", "a recipe holds plain values only"
             )
-        return value
-
-    def value(self) -> Value:
-        """The one document of the text; None where there is none."""
-        result: Value = None
-        for event in self.events:
-            if isinstance(event, yaml.DocumentStartEvent):
-                result = self._node(next(self.events), ())
-                next(self.events)  # the document's end
-                break
-        following = next(self.events, None)
-        if isinstance(following, yaml.DocumentStartEvent):
-            raise self._refuse("a second document", "a recipe is one document; remove the line ---")
-        return result
-
-    def _node(self, event: yaml.Event, place: Place) -> Value:
-        """Recurses, at most MAX_DEPTH deep: `_events` counts."""
-        self.lines.setdefault(place, self.line)
-        if isinstance(event, yaml.ScalarEvent):
-            text = str(event.value)
-            return plain_scalar(text, self._at(place)) if event.style is None else text
-        if isinstance(event, yaml.SequenceStartEvent):
-            items: list[Value] = []
-            while not isinstance(item := next(self.events), yaml.SequenceEndEvent):
-                items.append(self._node(item, (*place, len(items))))
-            return items
-        values: dict[str, Value] = {}
-        while not isinstance(key := next(self.events), yaml.MappingEndEvent):
-            if not isinstance(key, yaml.ScalarEvent):
-                raise self._refuse("a key that is not a word", "write `key: value`")
-            name = str(key.value)
-            here = (*place, name)
-            if here in self.lines:
-                raise self._refuse(
-                    f"{dotted(here)}: duplicate key",
-                    f"it stands on line {self.lines[here]} already",
-                    "remove one of the two",
-                )
-            self.lines[here] = self.line
-            values[name] = self._node(next(self.events), here)
-        return values
-
-    def _events(self, text: str) -> Iterator[yaml.Event]:
-        depth = 0
-        try:
-            for n_events, event in enumerate(yaml.parse(text, _Loader)):
-                self.line = _line(event.start_mark) or self.line
-                depth += isinstance(event, yaml.CollectionStartEvent)
-                depth -= isinstance(event, yaml.CollectionEndEvent)
-                if depth > MAX_DEPTH:
-                    raise self._refuse(f"nested more than {MAX_DEPTH} levels deep", "a recipe has two levels")
-                if n_events > MAX_EVENTS:
-                    raise self._refuse(f"more than {MAX_EVENTS:,} values", "a recipe is a page of text")
-                if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                    raise self._refuse("anchors (&) and aliases (*) are not used here", "write the value out")
-                if tag := getattr(event, "tag", None):
-                    raise self._refuse(f"the tag {tag} is not allowed", "a recipe holds plain values only")
-                yield event
-        except yaml.MarkedYAMLError as error:
-            self.line = _line(error.problem_mark or error.context_mark) or self.line
-            raise self._refuse(f"not YAML: {error.problem}", error.context or "") from None
-        except yaml.reader.ReaderError as error:
-            raise self._refuse(
-                f"character U+{error.character:04X} is not allowed", "it is not text"
-            ) from None
-        except (ValueError, OverflowError):
-            # PyYAML hands "\UFFFFFFFF" and %YAML 9999... to chr() and int() unchecked.
-            raise self._refuse("not YAML: a number or an escape out of range") from None
-
-    def _refuse(self, what: str, why: str = "", fix: str = "") -> UsageError:
-        return UsageError(f"{self._at()}: {what}", why, fix)
-
-    def _at(self, place: Place = ()) -> str:
-        where = self.name if self.one_line else f"{self.name}:{self.line}"
-        return f"{where} {dotted(place)}" if place else where
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
-def _line(mark: Any) -> int:
-    return mark.line + 1 if mark else 0
-
-
-def _integer(text: str, where: str) -> int:
+def _compose(text: str, at: _At) -> yaml.Node | None:
+    """The one document of the text, or None where there is none."""
     try:
-        return int(text)
-    except ValueError:  # Python refuses to read more than 4,300 digits
-        raise UsageError(f"{where}: a number of {len(text):,} digits", "no setting is that large") from None
-
-
-def _decode(data: bytes, name: str) -> str:
-    nul = data.find(b"\0")
+        loader = _Loader(text, at)
+    except yaml.reader.ReaderError as error:
+        raise UsageError(
+            f"{at(1)}: character U+{error.character:04X} is not allowed", "it is not text"
+        ) from None
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if not 0 <= nul < error.start:
-            reason = f"the byte 0x{data[error.start]:02x} does not belong there"
-            raise _not_text(name, error.start, reason) from None
-        text = ""
-    if nul >= 0:
-        raise _not_text(name, nul, "it holds a NUL byte")
-    return text
+        return loader.get_single_node()
+    except yaml.composer.ComposerError as error:
+        what, why = "a second document", "a recipe is one document; remove the line ---"
+        raise UsageError(f"{at(_line(error))}: {what}", why) from None
+    except yaml.MarkedYAMLError as error:
+        raise UsageError(f"{at(_line(error))}: not YAML: {error.problem}", error.context or "") from None
+    except (ValueError, OverflowError):
+        # PyYAML hands "\UFFFFFFFF" and %YAML 9999... to chr() and int() unchecked.
+        raise UsageError(f"{at(loader.line + 1)}: not YAML: a number or an escape out of range") from None
+
+
+def _value(node: yaml.Node | None, place: Place, lines: dict[Place, int], at: _At) -> Value:
+    """The node as plain values; where each of them begins goes into `lines`."""
+    if node is None:
+        return None
+    line = node.start_mark.line + 1
+    lines.setdefault(place, line)
+    if isinstance(node, yaml.ScalarNode):
+        where = f"{at(line)} {dotted(place)}".rstrip()
+        return plain_scalar(node.value, where) if node.style is None else node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*place, n), lines, at) for n, item in enumerate(node.value)]
+    values: dict[str, Value] = {}
+    for key, value in node.value:
+        where = at(key.start_mark.line + 1)
+        if not isinstance(key, yaml.ScalarNode):
+            raise UsageError(f"{where}: a key that is not a word", "write `key: value`")
+        here = (*place, key.value)
+        if here in lines:
+            raise UsageError(
+                f"{where}: {dotted(here)}: duplicate key",
+                f"it stands on line {lines[here]} already",
+                "remove one of the two",
+            )
+        lines[here] = key.start_mark.line + 1
+        values[key.value] = _value(value, here, lines, at)
+    return values
+
+
+def _line(error: yaml.MarkedYAMLError) -> int:
+    mark = error.problem_mark or error.context_mark
+    return mark.line + 1 if mark else 1
 
 
 def _not_text(name: str, offset: int, reason: str) -> InputError:

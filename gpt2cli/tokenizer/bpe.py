@@ -22,6 +22,7 @@ import tiktoken
 
 from gpt2cli.errors import InputError
 from gpt2cli.files import open_regular
+from gpt2cli.json_files import read_json
 from gpt2cli.tokenizer.base import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
 
 TABLE, TABLE_BYTES, TABLE_CRC32 = "gpt2-merges.bin", 200_000, 0x508BC279
@@ -85,7 +86,8 @@ class BPE:
         belong together, with the first token that disagrees.
         """
         where = f"{vocab_json.name} and {merges.name} in {vocab_json.parent}"
-        return cls.from_vocabulary(read_json(vocab_json), _read_merges(merges), specials or {}, where)
+        vocabulary = read_json(vocab_json, "fetch the file again")
+        return cls.from_vocabulary(vocabulary, _read_merges(merges), specials or {}, where)
 
     @classmethod
     def from_vocabulary(
@@ -165,35 +167,6 @@ class BPE:
 def _ranks(tokens: Sequence[bytes], specials: Iterable[int]) -> dict[bytes, int]:
     special = set(specials)
     return {token: i for i, token in enumerate(tokens) if i not in special}
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """As `read_json`, of a config or a manifest. Raises InputError for what is no JSON object, too."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object", fix="fetch the file again")
-    return value
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in one of a model's files, in which no key stands twice.
-
-    Raises InputError where it is missing, no JSON, or absurdly large.
-    """
-    try:
-        return json.loads(read_vocabulary_file(path), object_pairs_hook=_each_once)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON", str(error), "fetch the file again") from None
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Which of two values counts, programs do not agree about."""
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            raise ValueError(f"{key!a} stands there twice"[:80])
-        table[key] = value
-    return table
 
 
 def read_vocabulary_file(path: Path) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
+from gpt2cli.json_files import read_json
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer, without_surrogates
-from gpt2cli.tokenizer.bpe import BPE, gpt2, read_json
+from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.chars import Chars
 
 TOKENIZER_JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -83,7 +84,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
 
 def _from_pair(vocab: Path, merges: Path) -> BPE:
     path = vocab.parent / CONFIG
-    config = read_json(path) if os.path.lexists(path) else {}
+    config = read_json(path, "fetch the file again") if os.path.lexists(path) else {}
     added = _table(config, "added_tokens_decoder", path)
     entries = [{**_mapping(value, path), "id": _number(key)} for key, value in added.items()]
     specials = _specials(entries, path)
@@ -95,7 +96,7 @@ def _from_pair(vocab: Path, merges: Path) -> BPE:
 
 
 def _from_tokenizer_json(path: Path) -> Tokenizer:
-    content = read_json(path)
+    content = read_json(path, "fetch the file again")
     model = _table(content, "model", path)
     vocab = _table(model, "vocab", path)
     added = content.get("added_tokens") or []

@@ -1,4 +1,4 @@
-"""Owns what a finetune starts from: `init` in a recipe becomes a config, a tokenizer and weights."""
+"""The model that a fine-tune starts from: a recipe's `init` becomes a config, a tokenizer and weights."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.recipe.schema import Finetune
+from gpt2cli.recipe.schema import FinetuneRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.files import load_tokenizer
@@ -20,12 +20,12 @@ SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
-class Start:
-    """A language model to begin with. Its weights are read when `model` is called."""
+class FinetuneBase:
+    """A language model to start from; `model` reads its weights."""
 
     config: GPT2Config
     tokenizer: Tokenizer
-    folder: Path | None  # None is random weights
+    folder: Path | None  # None: random weights
     seed: int
 
     @property
@@ -34,7 +34,7 @@ class Start:
 
     @property
     def sha256(self) -> str:
-        """Of the weights, or of what makes them; part of a run's identity."""
+        """Of the weights, or of what random ones follow from; part of a run's identity."""
         if self.folder is None:
             return hashlib.sha256(f"{self.config} {self.seed}".encode()).hexdigest()
         return read_manifest(self.folder).get(WEIGHTS) or sha256_of(self.folder / WEIGHTS)
@@ -46,34 +46,34 @@ class Start:
         return load_model(self.folder, attention=attention, dropout=self.config.dropout).model
 
 
-def find_start(recipe: Finetune) -> Start:
-    """What `recipe.init` means. Raises InputError, with the ways there are, where it is not here."""
+def find_base(recipe: FinetuneRecipe) -> FinetuneBase:
+    """Resolve `recipe.init`. Raises InputError, with the alternatives, if that model is not here."""
     dropout = recipe.model.dropout
     if recipe.init == SCRATCH:
-        return Start(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)
+        return FinetuneBase(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)
     try:
-        folder = newest_start() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
+        folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
         config, tokenizer = read_config(folder), load_tokenizer(folder)
     except InputError as error:
         raise InputError(
             f"init: {error.what}",
             error.why,
-            f"{error.fix}; or begin with a model of yours: init=newest, init=runs/NAME; or init={SCRATCH}",
+            f"{error.fix}; or start from another model: init=newest, init=runs/NAME, init={SCRATCH}",
         ) from None
-    return Start(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
+    return FinetuneBase(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
 
 
-def newest_start() -> Path:
-    """The newest whole language model: a classifier or an adapter is nothing to begin with.
+def newest_base() -> Path:
+    """The newest language model; classifiers and adapters do not count.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     for folder in paths.models_newest_first():
-        with contextlib.suppress(InputError):  # something else, or damaged: the next is looked at
+        with contextlib.suppress(InputError):  # another kind of model, or damaged
             read_config(folder)
             return folder
     raise InputError(
         "there is no language model here yet",
-        f"neither {paths.runs()} nor {paths.models()} holds a whole one",
+        f"neither {paths.runs()} nor {paths.models()} holds one",
         "gpt2 pretrain verdict",
     )

@@ -1,6 +1,6 @@
-"""Owns classification as a task: a trained model learns the classes of labelled texts."""
+"""Fine-tuning a classifier: a language model with a new head predicts the class of a text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -15,43 +15,44 @@ from torch import Tensor
 from gpt2cli.checkpoints.classifier import load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import read_manifest, require_tensors
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gpt2cli.data.labelled_texts import ClassifySplits, Examples, by_length, class_weights, padded
+from gpt2cli.data.labelled_texts import ClassifySplits, LabelledExamples, class_weights, pad_right
+from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.data.windows import first_sample
-from gpt2cli.evaluation.classes import Verdict, score
+from gpt2cli.evaluation.classes import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.training.base_model import Start
-from gpt2cli.training.task import RANK, WORLD, Batch
-from gpt2cli.training.train_state import Identity
+from gpt2cli.training.base_model import FinetuneBase
+from gpt2cli.training.task import RANK, WORLD_SIZE, Batch
+from gpt2cli.training.train_state import RunIdentity
 
-ADAPTERS = "adapters.safetensors"  # beside the merged weights of train: lora, what a resume goes on with
+ADAPTERS = "adapters.safetensors"  # of train: lora, for a resume; the model's weights have them merged
 
 
 @dataclass(frozen=True)
 class ClassifyBatch(Batch):
-    """`targets` (B,) are classes; `lengths` (B,) say where each row ends."""
+    """`targets` are (B,), a class per text."""
 
-    lengths: Tensor
+    lengths: Tensor  # (B,), tokens of each row without its padding
 
 
 @dataclass(frozen=True)
-class Classification:
-    """Predict the class of a text from the hidden state of its last token."""
+class ClassifyTask:
+    """The training task of `gpt2 finetune-classify`: the last token's hidden state gives the class."""
 
     recipe: ClassifyRecipe
     data: ClassifySplits
-    start: Start
+    base: FinetuneBase
 
     @cached_property
     def config(self) -> GPT2Config:
-        # There is no output layer that could have weights of its own.
-        return replace(self.start.config, tie_word_embeddings=True)
+        # A classifier has no output layer that could have weights of its own.
+        return replace(self.base.config, tie_word_embeddings=True)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.start.tokenizer
+        return self.base.tokenizer
 
     @property
     def row_length(self) -> None:
@@ -84,42 +85,41 @@ class Classification:
             return None
         return class_weights(self.data.train.classes, len(self.data.labels))
 
-    def identity(self) -> Identity:
-        lora, learning = self.recipe.lora, self.recipe.train
-        facts: Identity = {
-            "init": self.start.sha256[:16],
+    def identity(self) -> RunIdentity:
+        lora, train = self.recipe.lora, self.recipe.train
+        facts: RunIdentity = {
+            "init": self.base.sha256[:16],
             "data": self.data.digest[:16],
             "labels": ", ".join(self.data.labels),
-            "train": learning,
+            "train": train,
             "data.balance": self.recipe.data.balance,
         }
-        if learning == "lora":
+        if train == "lora":
             facts |= {"lora": f"rank {lora.rank}, alpha {lora.alpha:g}, on {' '.join(lora.targets)}"}
         return facts
 
     def fresh_model(self, attention: str) -> GPT2Classifier:
         model = empty_classifier(self.config, len(self.data.labels), attention)
-        model.transformer = self.start.model(attention).transformer
-        head = torch.empty(len(self.data.labels), self.config.n_embd)
-        head.normal_(
-            0.0, self.config.initializer_range, generator=torch.Generator().manual_seed(self.recipe.seed)
-        )
+        model.transformer = self.base.model(attention).transformer
+        head = torch.empty(len(self.data.labels), self.config.n_embd)  # (K, C)
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        head.normal_(0.0, self.config.initializer_range, generator=generator)
         model.score.weight = torch.nn.Parameter(head)
-        self._choose_what_learns(model)
+        self._mark_trainable(model)
         return model
 
     def saved_model(self, checkpoint: Path, attention: str) -> GPT2Classifier:
         if self.recipe.train == "lora":
             model = self.fresh_model(attention)
             state = read_tensors(checkpoint / ADAPTERS, read_manifest(checkpoint).get(ADAPTERS))
-            learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            shapes = {name: tuple(tensor.shape) for name, tensor in learnt.items()}
+            trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            shapes = {name: tuple(tensor.shape) for name, tensor in trainable.items()}
             found = {name: tuple(tensor.shape) for name, tensor in state.items()}
             require_tensors(checkpoint / ADAPTERS, shapes, found)
             model.load_state_dict(state, strict=False)
             return model
         model = load_classifier(checkpoint, attention=attention, dropout=self.config.dropout).model
-        self._choose_what_learns(model)
+        self._mark_trainable(model)
         return model
 
     def write_model(self, folder: Path, model: GPT2Classifier, recipe: str) -> dict[str, str]:
@@ -127,32 +127,27 @@ class Classification:
         if self.recipe.train == "lora":
             from gpt2cli.model.lora import merge_lora
 
-            learnt = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-            hashes = {ADAPTERS: write_tensors(folder / ADAPTERS, learnt, {"format": "pt"})}
-            model = deepcopy(model)  # training goes on with the adapters apart
+            trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+            hashes = {ADAPTERS: write_tensors(folder / ADAPTERS, trainable, {"format": "pt"})}
+            model = deepcopy(model)  # training continues with separate adapters
             merge_lora(model)
         labels, max_tokens = self.data.labels, self.data.max_tokens
         return hashes | write_classifier(folder, model, labels, self.tokenizer, max_tokens, recipe)
 
     def batch(self, step: int, micro: int) -> ClassifyBatch:
-        """Each epoch has every text once, in an order of its own; a batch may reach into the next."""
+        """Each epoch visits every text once, in its own order; a batch may span two epochs."""
         batch, n = self.recipe.batch, len(self.data.train)
         first = first_sample(
-            step,
-            micro,
-            rank=RANK,
-            world=WORLD,
-            micro_batch=batch.micro_batch,
-            accumulation=batch.accumulation,
+            step, micro, batch.micro_batch, batch.accumulation, rank=RANK, world_size=WORLD_SIZE
         )
-        places = [divmod(sample, n) for sample in range(first, first + batch.micro_batch)]
-        rows = [int(_order(self.recipe.seed, epoch, n)[position]) for epoch, position in places]
+        samples = [divmod(sample, n) for sample in range(first, first + batch.micro_batch)]
+        rows = [int(_epoch_order(self.recipe.seed, epoch, n)[position]) for epoch, position in samples]
         return self._batch(self.data.train, rows)
 
     def evaluation_batches(self) -> Iterator[ClassifyBatch]:
-        """The whole validation split, texts of like length together."""
+        """The whole validation split, texts of similar length together."""
         validation, n_rows = self.data.validation, self.recipe.batch.micro_batch
-        for rows in by_length(validation.ids, n_rows, n_rows * self.config.n_positions):
+        for rows in batches_by_length([len(ids) for ids in validation.ids], n_rows):
             yield self._batch(validation, rows)
 
     def n_targets(self, batch: ClassifyBatch) -> int:
@@ -161,28 +156,28 @@ class Classification:
     def loss_sum(self, model: GPT2Classifier, batch: ClassifyBatch, dtype: torch.dtype) -> Tensor:
         return self._loss_sum(model(batch.input_ids, batch.lengths), batch)
 
-    def judge(
+    def evaluate_batch(
         self, model: GPT2Classifier, batch: ClassifyBatch, dtype: torch.dtype
-    ) -> tuple[Tensor, list[Verdict]]:
+    ) -> tuple[Tensor, list[Prediction]]:
         logits = model(batch.input_ids, batch.lengths)  # (B, K)
-        said = logits.argmax(dim=-1).tolist()
-        return self._loss_sum(logits, batch), list(zip(batch.targets.tolist(), said, strict=True))
+        predicted = logits.argmax(dim=-1).tolist()
+        return self._loss_sum(logits, batch), list(zip(batch.targets.tolist(), predicted, strict=True))
 
-    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
-        scores = score(verdicts, len(self.data.labels))
-        return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
+    def metrics(self, predictions: list[Prediction]) -> dict[str, float]:
+        metrics = classification_metrics(predictions, len(self.data.labels))
+        return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
 
     def _loss_sum(self, logits: Tensor, batch: ClassifyBatch) -> Tensor:
         weight = torch.tensor(self._weights, device=logits.device) if self._weights else None
         return F.cross_entropy(logits.float(), batch.targets, weight=weight, reduction="sum")
 
-    def _batch(self, examples: Examples, rows: list[int]) -> ClassifyBatch:
-        input_ids, lengths = padded([examples.ids[i] for i in rows], self.tokenizer.end_of_text)
+    def _batch(self, examples: LabelledExamples, rows: Sequence[int]) -> ClassifyBatch:
+        input_ids, lengths = pad_right([examples.ids[i] for i in rows], self.tokenizer.end_of_text)
         return ClassifyBatch(input_ids, torch.tensor([examples.classes[i] for i in rows]), lengths)
 
-    def _choose_what_learns(self, model: GPT2Classifier) -> None:
-        """Set `requires_grad`. Autograd keeps nothing of the blocks below the lowest one that learns,
-        so that training the last block costs little more than a forward.
+    def _mark_trainable(self, model: GPT2Classifier) -> None:
+        """Set `requires_grad`. Autograd saves nothing below the lowest trainable block, so that training
+        the last block costs little more than a forward.
         """
         if self.recipe.train == "lora":
             from gpt2cli.model.lora import add_lora
@@ -193,16 +188,16 @@ class Classification:
             )
             model.score.weight.requires_grad_(True)
             return
-        learning = {
+        trainable = {
             "head": (model.score,),
             "last-block": (model.score, model.transformer.ln_f, model.transformer.h[-1]),
             "all": (model,),
         }[self.recipe.train]
         model.requires_grad_(False)
-        for part in learning:
-            part.requires_grad_(True)
+        for module in trainable:
+            module.requires_grad_(True)
 
 
-@lru_cache(maxsize=2)  # a batch may touch two epochs
-def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+@lru_cache(maxsize=2)  # a batch may span two epochs
+def _epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)

@@ -1,7 +1,7 @@
-"""Owns the vocabulary of the training loop: what it reports, one frozen dataclass an event.
+"""The events that the training loop yields, one frozen dataclass each.
 
-No torch here: whoever draws, logs or stores events needs numbers and paths only.
-`step` counts finished optimizer steps, so the first StepDone has step 1.
+They hold numbers and paths only, and this file does not import torch, so that a progress bar or a
+log can handle them. `step` counts finished optimizer steps: the first StepDone has step 1.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -18,14 +18,14 @@ class StepDone:
     loss: float
     lr: float
     grad_norm: float  # before clipping
-    n_tokens: int  # input tokens of this step, all micro batches
+    n_tokens: int  # input tokens of all micro-batches
     seconds: float
-    utilisation: float | None = None  # of a GPU's peak, where that is known
+    utilisation: float | None = None  # MFU, a fraction; None where the device's peak is unknown
 
 
 @dataclass(frozen=True)
 class StepSkipped:
-    """A step whose loss or gradient was not finite: the weights were left as they were."""
+    """A step with a non-finite loss or gradient, which left the weights unchanged."""
 
     step: int
     loss: float
@@ -36,7 +36,7 @@ class StepSkipped:
 
 @dataclass(frozen=True)
 class SpikeSeen:
-    """The loss is far above its recent median; said once, training goes on."""
+    """The loss is far above its recent median, `typical`. Reported once; training continues."""
 
     step: int
     loss: float
@@ -45,7 +45,7 @@ class SpikeSeen:
 
 @dataclass(frozen=True)
 class EvalDone:
-    """Mean validation loss in nats, over `n_tokens` targets, and what else the task measures."""
+    """Mean validation loss in nats per target, over `n_tokens` targets, and the task's own metrics."""
 
     step: int
     loss: float
@@ -53,7 +53,7 @@ class EvalDone:
     n_tokens: int
     is_best: bool
     seconds: float
-    measures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Stopped:
 Event = StepDone | StepSkipped | SpikeSeen | EvalDone | CheckpointSaved | Stopped
 
 
-def as_record(event: Event) -> dict[str, Any]:
-    """The event as one JSON object, its kind first: a line of metrics.jsonl."""
+def to_json(event: Event) -> dict[str, Any]:
+    """The event as a JSON object with its class name first: one line of metrics.jsonl."""
     record = {"event": type(event).__name__, **asdict(event)}
-    # JSON has no NaN or infinity; null says "not a number" to every reader. A path is stored by name.
+    # JSON has no NaN and no infinity; they become null. Of a path, the name is kept.
     return {key: _plain(value) for key, value in record.items()}
 
 

@@ -1,11 +1,9 @@
-"""Owns what a model was made from, as the files around it tell: its recipe, the progress of its
-training, the run in which it lies, or the receipt of its conversion.
+"""The lineage of a model: the recipe, training state, run and conversion record beside its weights.
 
-Reads only. Each of these may be missing, and those that somebody else wrote may say anything: what
-cannot be read is listed as a problem and stops nobody.
+Each file may be missing, and files that another program wrote may hold anything: what cannot be
+read is listed as a problem and raises nothing.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +12,16 @@ from typing import Any, TypeAlias
 
 from gpt2cli.checkpoints.folder import RECEIPT, RECIPE
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.files import open_regular
+from gpt2cli.json_files import read_json_object
 from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.recipe import yaml_lines
-from gpt2cli.training.train_state import FACTS
+from gpt2cli.training.train_state import STATE
 
 RUN_RECORD = "run.json"
-LARGEST = 1 << 24  # bytes of a record; ours have some thousand
-LONGEST = 1000  # characters of a value
+LONGEST = 1000  # characters kept of a value
 
 Value: TypeAlias = str | int | float | bool
-Facts: TypeAlias = dict[str, Value]  # by dotted path; what is missing there is missing here
+Facts: TypeAlias = dict[str, Value]  # by dotted path; paths that a file lacks are left out
 
 _PROGRESS = (
     *("progress.step", "progress.best_loss", "progress.best_step"),
@@ -43,20 +40,20 @@ _CONVERSION = (
 
 @dataclass(frozen=True)
 class Lineage:
-    """Everything that was found; empty where there is nothing."""
+    """Everything that was found; fields are empty where there is nothing."""
 
     recipe: dict[str, Any]  # the recipe's own sections and values
-    progress: Facts  # of training, when this checkpoint was saved
+    progress: Facts  # of training when this checkpoint was saved
     run: Path | None  # the folder of the run in which the model lies
-    sessions: tuple[Facts, ...]  # the run's start and its resumes
+    sessions: tuple[Facts, ...]  # the start of the run, and its resumes
     conversion: Facts
     sources: tuple[str, ...]  # names of the files that were converted
     notes: tuple[str, ...]  # what the conversion left out, assumed or filled in
-    problems: tuple[str, ...]  # files that are there and cannot be read, a sentence each
+    problems: tuple[str, ...]  # a sentence per file that exists and cannot be read
 
 
-def trace(folder: Path) -> Lineage:
-    """Gather what is known of the model in `folder`."""
+def read_lineage(folder: Path) -> Lineage:
+    """Everything that the files of the model in `folder`, and of its run, say about its origin."""
     problems: list[str] = []
     above = folder.resolve().parent
     run = above.parent if above.name == CHECKPOINTS else None
@@ -65,7 +62,7 @@ def trace(folder: Path) -> Lineage:
     sessions, files, notes = record.get("sessions"), _at(receipt, "source.files"), receipt.get("notes")
     return Lineage(
         recipe=_read_recipe(folder / RECIPE, problems),
-        progress=_pick(_read_json(folder / FACTS, problems), _PROGRESS),
+        progress=_pick(_read_json(folder / STATE, problems), _PROGRESS),
         run=run,
         sessions=tuple(_pick(s, _SESSION) for s in sessions) if isinstance(sessions, list) else (),
         conversion=_pick(receipt, _CONVERSION),
@@ -86,22 +83,14 @@ def _read_recipe(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file."""
+    """The object in a JSON file; empty if there is no such file."""
     if not os.path.lexists(path):
         return {}
     try:
-        with open_regular(path) as file:
-            value = json.loads(file.read(LARGEST))
+        return read_json_object(path)
     except InputError as error:
         problems.append(str(error))
         return {}
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{path}: is not JSON: {error}")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{path}: is not a JSON object")
-        return {}
-    return value
 
 
 def _pick(values: Any, paths: Sequence[str]) -> Facts:
@@ -120,5 +109,5 @@ def _at(values: Any, path: str) -> Any:
 
 
 def _texts(values: Any) -> tuple[str, ...]:
-    """The texts of a list, or the names of a mapping."""
+    """The strings of a list, or the keys of a mapping."""
     return tuple(v[:LONGEST] for v in values if isinstance(v, str)) if isinstance(values, list | dict) else ()

@@ -1,9 +1,9 @@
-"""Owns the fast step on a CPU: bf16 copies of the matrices beside their fp32 masters.
+"""Mixed precision with fp32 master weights: the fast optimizer step for bf16 on a CPU.
 
-Under autocast each forward casts every fp32 weight and each backward casts every gradient back.
-Here the products read copies in bf16 and leave gradients in bf16; AdamW reads those, moves the
-master and writes the next copy, all in one pass over memory. A checkpoint holds masters and
-moments; copies follow from them.
+Under autocast each forward casts every fp32 weight to bf16, and each backward casts every gradient
+back. Here the matmuls read bf16 copies and leave bf16 gradients; AdamW reads those, updates the
+fp32 master weight and writes the next bf16 copy, in one pass over memory. A checkpoint holds the
+master weights and the moments, from which the copies follow.
 """
 
 import math
@@ -13,37 +13,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2cli.training.optim import clip_gradients, gradient_norm
-from gpt2cli.training.optimizer_step import Learner
+from gpt2cli.training.optimizer_step import OptimizerStep, clip_gradients, gradient_norm
 
 
-class CopyLearner(Learner):
-    """Learns through a twin of the model in which the weight of each nn.Linear is a bf16 copy.
+class MasterWeightsStep(OptimizerStep):
+    """Trains a twin of the model in which the weight of each nn.Linear is a bf16 copy.
 
-    The twin shares all else with the model: vectors, embeddings, adapters. Its forward belongs
-    under autocast, which then finds nothing but activations to cast.
+    The twin shares everything else with the model: vectors, embeddings, adapters. Its forward runs
+    under autocast, which then casts activations only.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-        copies: dict[Tensor, nn.Parameter] = {weight: _copy_of(weight) for weight in weights}
+        copies: dict[Tensor, nn.Parameter] = {weight: _bf16_copy(weight) for weight in weights}
         twin = deepcopy(model, {id(p): copies.get(p, p) for p in model.parameters()})
         super().__init__(twin, optimizer, torch.amp.GradScaler("cpu", enabled=False))
         self._copies = {master: copy for master, copy in copies.items() if master.requires_grad}
         self._others = [p for p in model.parameters() if p.requires_grad and p not in copies]
-        self._looked_up = _share_embeddings(model, twin, self._copies)
-        self._gradients: dict[Tensor, Tensor] = {}  # {master: bf16; of several micro batches: fp32}
+        self._lookups = _share_embeddings(model, twin, self._copies)
+        self._gradients: dict[
+            Tensor, Tensor
+        ] = {}  # by master weight; bf16, or fp32 over several micro-batches
 
     def backward(self, loss: Tensor) -> None:
-        # Gradients are asked for by name: what a compiled block leaves in `.grad` is one more copy.
-        read = [*self._copies.values(), *self._others, *self._looked_up.values()]
-        found = dict(zip(read, torch.autograd.grad(loss, read), strict=True))
+        # autograd.grad, not backward(): a compiled block would fill `.grad` with one more copy.
+        leaves = [*self._copies.values(), *self._others, *self._lookups.values()]
+        grads = dict(zip(leaves, torch.autograd.grad(loss, leaves), strict=True))
         for parameter in self._others:
-            parameter.grad = found[parameter] if parameter.grad is None else parameter.grad + found[parameter]
+            parameter.grad = grads[parameter] if parameter.grad is None else parameter.grad + grads[parameter]
         for master, copy in self._copies.items():
-            gradient = found[copy]
-            if master in self._looked_up:
-                rows = found[self._looked_up[master]].coalesce()
+            gradient = grads[copy]
+            if master in self._lookups:
+                rows = grads[self._lookups[master]].coalesce()
                 gradient.index_add_(0, rows.indices()[0], rows.values().to(gradient.dtype))
             before = self._gradients.get(master)
             self._gradients[master] = gradient if before is None else before.float().add_(gradient)
@@ -53,33 +54,33 @@ class CopyLearner(Learner):
         return math.sqrt(sum(map(float, squares)) + gradient_norm(self._others) ** 2)
 
     @torch.no_grad()
-    def update(self, norm: float, limit: float) -> None:
-        clip_gradients(self._others, norm, limit)
-        shrink = limit / norm if limit and norm > limit else 1.0
+    def update(self, norm: float, max_norm: float) -> None:
+        clip_gradients(self._others, norm, max_norm)
+        clip = max_norm / norm if max_norm and norm > max_norm else 1.0
         for group in self.optimizer.param_groups:
             for master in group["params"]:
                 if master in self._copies:
                     state, gradient = self._state(master), self._gradients[master]
                     state["step"] += 1
-                    factors = _factors(group, float(state["step"]), shrink)
+                    factors = _update_factors(group, float(state["step"]), clip)
                     moments = state["exp_avg"], state["exp_avg_sq"]
                     _adamw(master.data, *moments, gradient, self._copies[master].data, factors)
-        self.optimizer.step()  # of the others: it passes over weights without a gradient
+        self.optimizer.step()  # updates the others: it skips weights without a gradient
 
-    def finish(self) -> None:
-        super().finish()
+    def zero_grad(self) -> None:
+        super().zero_grad()
         self._gradients.clear()
 
-    def prove(self) -> None:
-        """Compile what a step does besides the blocks. Raises what the compiler raises."""
-        shape = (5, 3)  # of equal sides it would be compiled for squares, and again for the others
+    def compile(self) -> None:
+        """Compile AdamW and the norm on small tensors. Raises what the compiler raises."""
+        shape = (5, 3)  # a square would be compiled for squares only
         master, exp_avg, exp_avg_sq = torch.zeros(3, *shape).unbind()
         gradient, copy = torch.ones(2, *shape, dtype=torch.bfloat16).unbind()
         _square_norm(gradient)
         _adamw(master, exp_avg, exp_avg_sq, gradient, copy, torch.ones(7))
 
     def _state(self, master: Tensor) -> dict[str, Tensor]:
-        """AdamW's memory of a weight, as torch's own AdamW begins it."""
+        """The moments and the step count of a weight, initialised as torch's AdamW does."""
         state: dict[str, Tensor] = self.optimizer.state[master]
         if not state:
             state["step"] = torch.zeros(())
@@ -87,36 +88,36 @@ class CopyLearner(Learner):
         return state
 
 
-def _copy_of(master: Tensor) -> nn.Parameter:
+def _bf16_copy(master: Tensor) -> nn.Parameter:
     return nn.Parameter(master.detach().to(torch.bfloat16), requires_grad=master.requires_grad)
 
 
 def _share_embeddings(
     model: nn.Module, twin: nn.Module, copies: dict[Tensor, nn.Parameter]
 ) -> dict[Tensor, nn.Parameter]:
-    """Let the twin look rows up in the master even where the output layer multiplies by its copy.
+    """Let the twin look embeddings up in the fp32 master even where the tied output layer has a copy.
 
-    Rows in fp32 keep the residual stream in fp32. Returns {master: the name under which its rows are
-    looked up}, with a gradient of its own: the rows that were used, where a dense one is all zeros.
+    fp32 rows keep the residual stream in fp32. Returns {master: the parameter of the lookup}, which
+    shares the master's memory and has a sparse gradient: of the rows that the batch used.
     """
-    looked_up = dict[Tensor, nn.Parameter]()
-    theirs = dict(twin.named_modules())
+    lookups = dict[Tensor, nn.Parameter]()
+    twin_modules = dict(twin.named_modules())
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and module.weight in copies:
-            embedding = theirs[name]
+            embedding = twin_modules[name]
             assert isinstance(embedding, nn.Embedding)
             lookup = nn.Parameter(module.weight.detach())  # the same memory
             embedding.weight, embedding.sparse = lookup, True
-            looked_up[module.weight] = lookup
-    return looked_up
+            lookups[module.weight] = lookup
+    return lookups
 
 
-def _factors(group: dict[str, Any], step: float, shrink: float) -> Tensor:
-    """The numbers of one update as a tensor: constants would be compiled in, and change each step."""
+def _update_factors(group: dict[str, Any], step: float, clip: float) -> Tensor:
+    """The scalars of one update as a tensor: as Python numbers they would be compiled in as constants."""
     (beta1, beta2), lr = group["betas"], group["lr"]
     return torch.tensor(
         [
-            shrink,
+            clip,
             1 - lr * group["weight_decay"],
             lr / (1 - beta1**step),
             1 / math.sqrt(1 - beta2**step),
@@ -136,9 +137,9 @@ def _square_norm(gradient: Tensor) -> Tensor:
 def _adamw(
     master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, copy: Tensor, factors: Tensor
 ) -> None:
-    """AdamW (Loshchilov and Hutter 2019) in one pass: compiled, each number is read and written once."""
-    shrink, keep, rate, correction, beta1, beta2, eps = factors.unbind()
-    g = gradient.float() * shrink
+    """AdamW (Loshchilov and Hutter 2019); compiled, it reads and writes every number once."""
+    clip, keep, rate, correction, beta1, beta2, eps = factors.unbind()
+    g = gradient.float() * clip
     exp_avg.copy_(exp_avg * beta1 + g * (1 - beta1))
     exp_avg_sq.copy_(exp_avg_sq * beta2 + g * g * (1 - beta2))
     master.copy_(master * keep - rate * exp_avg / (exp_avg_sq.sqrt() * correction + eps))

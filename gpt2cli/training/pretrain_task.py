@@ -1,4 +1,4 @@
-"""Owns pretraining as a task: a fresh model that learns each next token of a prepared text."""
+"""Pretraining: next-token prediction on a prepared text, from random weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,45 +11,45 @@ import torch
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import load_model, write_model
-from gpt2cli.data.token_dataset import TokenData
-from gpt2cli.data.windows import Windows, evaluation_starts, first_sample
+from gpt2cli.data.token_dataset import TokenDataset
+from gpt2cli.data.windows import TrainingWindows, first_sample, validation_starts
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.evaluation.classes import Verdict
+from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.recipe.schema import PretrainRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.task import RANK, WORLD, Batch
-from gpt2cli.training.train_state import Identity
+from gpt2cli.training.task import RANK, WORLD_SIZE, Batch
+from gpt2cli.training.train_state import RunIdentity
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """Predict each next token of a text, from random weights."""
+class PretrainTask:
+    """The training task of `gpt2 pretrain`."""
 
     recipe: PretrainRecipe
-    data: TokenData
+    data: TokenDataset
 
     def __post_init__(self) -> None:
-        wanted, there = self.recipe.data.tokenizer, self.data.tokenizer.name
-        if wanted != there:
+        wanted, found = self.recipe.data.tokenizer, self.data.tokenizer.name
+        if wanted != found:
             raise UsageError(
-                f"data.tokenizer is {wanted}, but the text is prepared with {there}",
-                f"{self.recipe.data.source} is a prepared folder, which keeps its own tokenizer",
-                f"data.tokenizer={there}, or prepare the text again",
+                f"data.tokenizer is {wanted}, but {self.recipe.data.source} was prepared with {found}",
+                "a prepared folder keeps its tokenizer",
+                f"data.tokenizer={found}",
             )
         if self.data.validation.n_tokens < 2:
             raise InputError(
-                f"the validation split has {self.data.validation.n_tokens} tokens, a loss needs 2",
-                "the text is short, or data.validation is small",
+                f"the validation split has {self.data.validation.n_tokens} tokens, a loss needs at least 2",
+                "the text is too short, or data.validation too small",
                 "data.validation=0.2",
             )
-        self.windows  # noqa: B018 - refuses a text that is too short, before any work
+        self.windows  # noqa: B018 - raises for a text that is too short
 
     @cached_property
-    def windows(self) -> Windows:
-        return Windows(self.data.train, self.recipe.model.context, self.recipe.seed)
+    def windows(self) -> TrainingWindows:
+        return TrainingWindows(self.data.train, self.recipe.model.context, self.recipe.seed)
 
     @cached_property
     def config(self) -> GPT2Config:
@@ -79,7 +79,7 @@ class Pretraining:
     def steps_per_epoch(self) -> float:
         return self.windows.n_windows * self.recipe.model.context / self.tokens_per_step
 
-    def identity(self) -> Identity:
+    def identity(self) -> RunIdentity:
         shards = "".join(
             shard.sha256 for shard in (*self.data.manifest.train, *self.data.manifest.validation)
         )
@@ -100,38 +100,37 @@ class Pretraining:
     def batch(self, step: int, micro: int) -> Batch:
         batch = self.recipe.batch
         first = first_sample(
-            step,
-            micro,
-            rank=RANK,
-            world=WORLD,
-            micro_batch=batch.micro_batch,
-            accumulation=batch.accumulation,
+            step, micro, batch.micro_batch, batch.accumulation, rank=RANK, world_size=WORLD_SIZE
         )
-        return _shifted(self.windows.rows(first, batch.micro_batch))
+        return _inputs_and_targets(self.windows.rows(first, batch.micro_batch))  # (B, T + 1)
 
     def evaluation_batches(self) -> Iterator[Batch]:
-        """Windows spread over the validation split, in batches of at most micro_batch."""
+        """Windows spread evenly over the validation split, in batches of at most `micro_batch`."""
         validation, n_rows = self.data.validation, self.recipe.batch.micro_batch
         context = self.recipe.model.context
         length = min(context + 1, validation.n_tokens)
-        starts = evaluation_starts(validation.n_tokens, context, self.recipe.eval.batches * n_rows)
+        starts = validation_starts(validation.n_tokens, context, self.recipe.eval.batches * n_rows)
         for i in range(0, len(starts), n_rows):
-            yield _shifted(np.stack([validation.read(start, length) for start in starts[i : i + n_rows]]))
+            yield _inputs_and_targets(
+                np.stack([validation.read(start, length) for start in starts[i : i + n_rows]])
+            )
 
     def n_targets(self, batch: Batch) -> int:
         return batch.targets.numel()
 
     def loss_sum(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> Tensor:
-        hidden = model.transformer(batch.input_ids)  # (B, T, C)
-        return cross_entropy_sum(hidden.flatten(0, 1), model.lm_head.weight, batch.targets.flatten(), dtype)
+        hidden = model.transformer(batch.input_ids).flatten(0, 1)  # (B * T, C)
+        return cross_entropy_sum(hidden, model.lm_head.weight, batch.targets.flatten(), dtype)
 
-    def judge(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, list[Verdict]]:
+    def evaluate_batch(
+        self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype
+    ) -> tuple[Tensor, list[Prediction]]:
         return self.loss_sum(model, batch, dtype), []
 
-    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
+    def metrics(self, predictions: list[Prediction]) -> dict[str, float]:
         return {}
 
 
-def _shifted(rows: np.ndarray) -> Batch:
+def _inputs_and_targets(rows: np.ndarray) -> Batch:
     ids = torch.from_numpy(rows)  # (B, T + 1)
-    return Batch(ids[:, :-1], ids[:, 1:])
+    return Batch(ids[:, :-1], ids[:, 1:])  # the target of a position is the token after it

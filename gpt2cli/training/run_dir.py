@@ -1,9 +1,9 @@
-"""Owns a run's folder: recipe, records, checkpoints with their pointers, and who may write there.
+"""The folder of a run: its recipe and logs, its checkpoints, their pointers and their retention.
 
     runs/<name>/ recipe.yaml  run.json  metrics.jsonl  loss.png  samples.txt
                  checkpoints/step-000500/   best -> ...   last -> ...
 
-Nothing here trains. What is in a checkpoint belongs to `weights/folder.py` and `training/state.py`.
+A checkpoint is a model folder (`checkpoints/folder.py`) plus the two files of `train_state.py`.
 """
 
 import contextlib
@@ -14,20 +14,28 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2cli import files, paths
-from gpt2cli.checkpoints.folder import verify
-from gpt2cli.errors import Gpt2Error, InputError, UsageError
-from gpt2cli.training.events import Event, as_record
+from gpt2cli.checkpoints.finite import require_finite
+from gpt2cli.checkpoints.folder import verify, write_manifest
+from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.json_files import read_json_object
+from gpt2cli.recipe.loader import dump_recipe
+from gpt2cli.training.events import Event, to_json
+from gpt2cli.training.optimizer_step import parameter_names
+from gpt2cli.training.train_state import write_state
+
+if TYPE_CHECKING:
+    from gpt2cli.training.setup import TrainingSetup
 
 RECORD_FORMAT = 1
-SAMPLE_HEAD = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
+SAMPLE_HEADER = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Run:
-    """Paths of one run."""
+class RunDir:
+    """The paths of one run."""
 
     folder: Path
 
@@ -64,35 +72,34 @@ class Run:
         return bool(paths.checkpoints(self.folder))
 
 
-def find_run(name: str, *, resume: bool) -> Run:
-    """The run called `name`, or kept in the folder `name`; new unless `resume`.
+def find_run(name: str, *, resume: bool) -> RunDir:
+    """The run called `name`, or in the folder `name`; a new one unless `resume`.
 
-    Raises UsageError where a new run would write over an old one, InputError where there is
-    nothing to resume.
+    Raises UsageError if a new run would overwrite an old one, InputError if there is nothing to resume.
     """
-    run = Run(Path(name) if os.sep in name else paths.runs() / name)
+    run = RunDir(Path(name) if os.sep in name else paths.runs() / name)
     if resume and not run.record.exists():
         raise InputError(
-            f"{run.folder}: there is no run to resume", fix="leave --resume out, or name the run with --name"
+            f"{run.folder}: there is no run to resume", fix="drop --resume, or name the run: --name NAME"
         )
     if run.has_checkpoint and not resume:
         raise UsageError(
-            f"{run.folder}: holds a run already",
-            "a new run never writes over an old one",
+            f"{run.folder}: already holds a run",
+            "a new run never overwrites an old one",
             f"add --resume to continue it, or --name {_free_name(run.folder)} for a new one",
         )
     return run
 
 
 @contextlib.contextmanager
-def starting(run: Run) -> Iterator[Callable[[], None]]:
-    """Make and lock the run's folder. Gives a function to call once the run has begun.
+def start_run(run: RunDir) -> Iterator[Callable[[], None]]:
+    """Make and lock the run's folder. Yields a function to call once the run has begun.
 
-    A start that fails before that takes back what it made: files, the folder, those above it.
-    Raises ResourceError where nothing can be written, or another process has the folder.
+    A start that fails before that call removes what it made: files, the folder, its parents.
+    Raises ResourceError if the folder is not writable, or locked by another process.
     """
     folders = [run.folder, *run.folder.parents]
-    made = [folder for folder in folders if not folder.exists()]  # the innermost first
+    made = [folder for folder in folders if not folder.exists()]  # innermost first
     has_begun = False
 
     def begin() -> None:
@@ -107,7 +114,7 @@ def starting(run: Run) -> Iterator[Callable[[], None]]:
                 yield begin
             except BaseException:
                 if not has_begun:
-                    _take_back(run.folder, before)
+                    _remove_new(run.folder, before)
                 raise
     except BaseException:
         for folder in made:
@@ -116,32 +123,45 @@ def starting(run: Run) -> Iterator[Callable[[], None]]:
         raise
 
 
-def sweep(run: Run) -> list[Path]:
+def sweep(run: RunDir) -> list[Path]:
     """Delete what killed saves left behind. The caller holds the run's lock."""
     return files.sweep(run.folder) + (files.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
 
 
-def save_checkpoint(run: Run, step: int, best_step: int, keep: int, write: Callable[[Path], None]) -> Path:
-    """Write checkpoint `step` through `write`, then move the pointers, then prune. Returns its path.
+def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
+    """Write the checkpoint of the current step, then move the pointers, then prune. Returns its path.
 
-    In that order: whenever this is cut short, `last` and `best` name whole checkpoints.
+    In that order, so that `last` and `best` name complete checkpoints whenever this is cut short.
+    Raises DivergedError for non-finite weights: their checkpoint would push out a good one.
     """
-    path = run.checkpoints / f"step-{step:06d}"
+    state, recipe = setup.state, setup.recipe
+    diverged = DivergedError(
+        f"the weights at step {state.step} are not finite",
+        "the learning rate is far too high; earlier checkpoints are kept",
+        f"resume with a smaller learning rate: --resume optim.lr={recipe.optim.lr / 10:.2g}",
+    )
+    for parameter in setup.model.parameters():
+        require_finite(parameter, diverged)
+    path = run.checkpoints / f"step-{state.step:06d}"
     run.checkpoints.mkdir(exist_ok=True)
     with files.new_folder(path) as folder:
-        write(folder)
+        hashes = setup.task.write_model(folder, setup.model, dump_recipe(recipe))
+        optimizer, scaler = setup.optimizer_step.optimizer, setup.optimizer_step.scaler.state_dict()
+        names = parameter_names(setup.model)
+        hashes |= write_state(folder, optimizer, names, state, setup.identity, scaler)
+        write_manifest(folder, hashes)
     files.point(run.folder / "last", path)
-    if best_step == step:
+    if state.best_step == state.step:
         files.point(run.folder / "best", path)
-    _prune(run, keep)
+    _prune(run, recipe.checkpoint.keep)
     return path
 
 
-def newest_valid_checkpoint(run: Run) -> tuple[Path | None, list[Gpt2Error]]:
-    """The newest checkpoint whose every byte is as written, and what is wrong with newer ones.
+def newest_valid_checkpoint(run: RunDir) -> tuple[Path | None, list[Gpt2Error]]:
+    """The newest checkpoint that matches its hashes, and the errors of the newer, damaged ones.
 
-    Newer, damaged ones are put aside as damaged-step-..., and the pointers leave them.
-    Raises InputError where there are checkpoints and none is whole.
+    Damaged ones are renamed damaged-step-..., and no pointer names them any more.
+    Raises InputError if there are checkpoints and all are damaged.
     """
     problems: list[Gpt2Error] = []
     for path in reversed(paths.checkpoints(run.folder)):
@@ -155,60 +175,57 @@ def newest_valid_checkpoint(run: Run) -> tuple[Path | None, list[Gpt2Error]]:
             return path, problems
     if problems:
         raise InputError(
-            f"{run.folder}: none of its {len(problems)} checkpoints is whole",
+            f"{run.folder}: all of its {len(problems)} checkpoints are damaged",
             problems[0].what,
-            "restore one from a copy, or start a new run with --name",
+            "restore one from a backup, or start a new run: --name NAME",
         )
     return None, []
 
 
-def append(run: Run, event: Event) -> None:
-    """Add one event to metrics.jsonl."""
-    line = json.dumps(as_record(event), allow_nan=False) + "\n"
+def append_event(run: RunDir, event: Event) -> None:
+    """Append one event to metrics.jsonl."""
+    line = json.dumps(to_json(event), allow_nan=False) + "\n"
     with open(run.metrics, "a", encoding="utf-8") as file:
         file.write(line)
 
 
-def add_sample(run: Run, step: int, text: str) -> None:
-    """Add what the model wrote at `step` to samples.txt."""
+def add_sample(run: RunDir, step: int, text: str) -> None:
+    """Append the text that the model generated at `step` to samples.txt."""
     with open(run.samples, "a", encoding="utf-8") as file:
         file.write(_sample(step, f"{text}\n\n"))
 
 
-def cut_records(run: Run, step: int) -> None:
-    """Make metrics.jsonl and samples.txt end where `step` was saved; what came later never happened.
-
-    A step of -1 empties them.
-    """
+def truncate_records(run: RunDir, step: int) -> None:
+    """Cut metrics.jsonl and samples.txt off after `step`, the step that was saved; -1 empties them."""
     kept = [line for line, record in _records(run) if record["step"] <= step]
     files.write_file(run.metrics, "".join(kept))
     if run.samples.exists():
-        _, *parts = SAMPLE_HEAD.split(run.samples.read_text(encoding="utf-8", errors="replace"))
+        _, *parts = SAMPLE_HEADER.split(run.samples.read_text(encoding="utf-8", errors="replace"))
         early = zip(parts[::2], parts[1::2], strict=True)  # step, text
         files.write_file(
             run.samples, "".join(_sample(int(at), text) for at, text in early if int(at) <= step)
         )
 
 
-def write_record(run: Run, session: dict[str, Any], *, resumed: bool) -> None:
-    """Write a session (a start, or another resume) into run.json."""
+def write_record(run: RunDir, session: dict[str, Any], *, resumed: bool) -> None:
+    """Record a session, the start or a resume, in run.json."""
     sessions = _sessions(run) if resumed else []
     files.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
 
 
-def recorded_overrides(run: Run) -> list[str]:
-    """The overrides of the newest session; a resume repeats them."""
+def recorded_overrides(run: RunDir) -> list[str]:
+    """The overrides of the newest session; a resume applies them again."""
     sessions = _sessions(run)
     return [str(item) for item in sessions[-1].get("overrides", [])] if sessions else []
 
 
 def _sample(step: int, text: str) -> str:
-    """One entry of samples.txt; SAMPLE_HEAD finds its first line again."""
+    """One entry of samples.txt; SAMPLE_HEADER matches its first line."""
     return f"--- step {step} ---\n{text}"
 
 
-def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line, record) of metrics.jsonl; a torn last line, from a kill in mid-write, is left out."""
+def _records(run: RunDir) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, record) of metrics.jsonl, without a last line that a kill has cut off."""
     if not run.metrics.exists():
         return
     for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -220,27 +237,26 @@ def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
             yield line, record
 
 
-def _sessions(run: Run) -> list[dict[str, Any]]:
+def _sessions(run: RunDir) -> list[dict[str, Any]]:
     if not run.record.exists():
         return []
-    try:
-        sessions = json.loads(run.record.read_text(encoding="utf-8"))["sessions"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}") from None
-    return list(sessions)
+    sessions = read_json_object(run.record, f"rm {run.record}").get("sessions")
+    if not isinstance(sessions, list):
+        raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}")
+    return sessions
 
 
-def _prune(run: Run, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those that a pointer names."""
+def _prune(run: RunDir, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and those that `best` or `last` name."""
     pointed = {(run.folder / name).resolve() for name in ("best", "last")}
     for path in paths.checkpoints(run.folder)[:-keep]:
         if path.resolve() not in pointed:
-            # Renamed first: a deletion cut short must leave no half checkpoint under its name.
+            # Renames first: an interrupted deletion must leave no partial checkpoint under this name.
             files.discard(path)
 
 
-def _put_aside(run: Run, whole: Path) -> None:
-    """Rename the damaged checkpoints newer than `whole`, and let no pointer name one of them."""
+def _put_aside(run: RunDir, whole: Path) -> None:
+    """Rename the damaged checkpoints newer than `whole`, and point `last` and `best` elsewhere."""
     found = paths.checkpoints(run.folder)
     for path in found[found.index(whole) + 1 :]:
         aside = path.with_name(f"damaged-{path.name}")
@@ -252,7 +268,7 @@ def _put_aside(run: Run, whole: Path) -> None:
             files.point(run.folder / name, whole)
 
 
-def _take_back(folder: Path, before: set[str]) -> None:
+def _remove_new(folder: Path, before: set[str]) -> None:
     """Delete what is in `folder` now and was not `before`: the lock's file too, which the caller holds."""
     for name in set(os.listdir(folder)) - before:
         path = folder / name

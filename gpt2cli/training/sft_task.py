@@ -1,7 +1,6 @@
-"""Owns instruction finetuning as a task: a language model that learns to answer.
+"""Supervised instruction fine-tuning (SFT): a language model trained on the answers of records.
 
-Nothing but the answers' tokens goes through the output layer: of a batch's positions those that
-are learnt are picked out before the product with the vocabulary, the largest of the model.
+Only positions inside the loss mask go through the output layer, the largest matmul of the model.
 """
 
 import hashlib
@@ -16,119 +15,124 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.folder import load_model, write_model
 from gpt2cli.checkpoints.template_file import write_template
-from gpt2cli.data.instructions import Record, Records
-from gpt2cli.data.sft_batches import Order, Row, by_length, most_tokens, packed, row_of, sheet_of
+from gpt2cli.data.instructions import InstructionRecord, InstructionRecords
+from gpt2cli.data.sft_batches import (
+    BatchOrder,
+    SftExample,
+    batches_by_length,
+    collate,
+    encode_record,
+    pack_records,
+    token_limit,
+)
 from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.evaluation.classes import Verdict
+from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.templates import TEMPLATES, Template, prompt_ids
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.training.base_model import Start
+from gpt2cli.training.base_model import FinetuneBase
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 from gpt2cli.training.task import Batch
-from gpt2cli.training.train_state import Identity
+from gpt2cli.training.train_state import RunIdentity
 
 
 @dataclass(frozen=True)
-class InstructBatch(Batch):
-    """`targets` are the N learnt tokens alone, (N,); `places` (N,) says at which of the B * T
-    positions each is guessed. With packing, `positions` and `segments` (B, T) keep records apart.
-    """
+class SftBatch(Batch):
+    """`targets` are the N tokens inside the loss mask, (N,)."""
 
-    places: Tensor
-    positions: Tensor | None
-    segments: Tensor | None
-    groups: tuple[tuple[Row, ...], ...]  # what stands in each row, for a person to see
+    target_positions: Tensor  # (N,), indices into the B * T positions: where each target is predicted
+    positions: Tensor | None  # (B, T), position within the record; None without packing
+    segments: Tensor | None  # (B, T), record within the row; None without packing
+    rows: tuple[tuple[SftExample, ...], ...]  # the examples of each row, for --dry-run
 
 
 @dataclass(frozen=True)
-class Question:
-    """A record that is to be answered, as the model is given it."""
+class EvalPrompt:
+    """A record to be answered, and its prompt as token ids."""
 
-    record: Record
+    record: InstructionRecord
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Examples:
-    """The records as tokens, divided by chance into what is learnt, what chooses, what is answered."""
+class SftSplits:
+    """The records as token ids, split at random."""
 
-    train: tuple[Row, ...]
-    validation: tuple[Row, ...]
-    shown: Question  # one of the validation split
-    test: tuple[Question, ...]
-    limit: int  # tokens of a record that are read
-    n_cut: int
-    n_left_out: int  # their questions fill the limit
-    n_only_learnt: int  # what comes before their last answer fills it: there is an earlier one to learn
-    sha256: str  # of the file that they come from
+    train: tuple[SftExample, ...]
+    validation: tuple[SftExample, ...]
+    shown: EvalPrompt  # of the validation split: answered after each evaluation
+    test: tuple[EvalPrompt, ...]
+    limit: int  # tokens per record that the model sees
+    n_cut: int  # records longer than that
+    n_left_out: int  # records whose prompt alone fills the limit
+    n_train_only: int  # records with an earlier answer to train on, but no room for the last one
+    sha256: str  # of the source file
 
     @property
     def test_digest(self) -> str:
-        """Names what is asked at the end, token by token, and the answers that it is held against."""
+        """SHA-256 of the test prompts, token by token, and of the reference answers."""
         digest = hashlib.sha256()
-        for question in self.test:
-            record = question.record
-            turns = [asdict(turn) for turn in record.turns]
-            digest.update(json.dumps([record.index, question.ids, turns]).encode())
+        for prompt in self.test:
+            turns = [asdict(turn) for turn in prompt.record.turns]
+            digest.update(json.dumps([prompt.record.index, prompt.ids, turns]).encode())
         return digest.hexdigest()
 
 
-def examples_of(recipe: InstructRecipe, found: Records, start: Start) -> Examples:
-    """Encode and divide the records. Raises InputError where too few are left, UsageError for a
-    limit beyond the context.
+def split_records(recipe: InstructRecipe, found: InstructionRecords, base: FinetuneBase) -> SftSplits:
+    """Encode and split the records.
 
-    A record that leaves no room for its last answer cannot be asked, but is learnt from.
+    A record without room for its last answer goes to the training split: it cannot be evaluated.
+    Raises InputError if too few records are left, UsageError for a limit beyond the context.
     """
-    limit = most_tokens(recipe.data.max_tokens, start.config.n_positions)
-    template, tokenizer = TEMPLATES[recipe.template], start.tokenizer
-    questions, rows, only_learnt = list[Question](), list[Row](), list[Row]()
+    limit = token_limit(recipe.data.max_tokens, base.config.n_positions)
+    template, tokenizer = TEMPLATES[recipe.template], base.tokenizer
+    prompts, examples, train_only = list[EvalPrompt](), list[SftExample](), list[SftExample]()
     for record in found.records:
-        row = row_of(record, template, tokenizer, limit, recipe.mask_prompt)
-        if row is None:
+        example = encode_record(record, template, tokenizer, limit, recipe.mask_prompt)
+        if example is None:
             continue
         ids = prompt_ids(template, record.question, tokenizer.encode, tokenizer.end_of_text)
         if len(ids) < limit:
-            questions.append(Question(record, tuple(ids)))
-            rows.append(row)
+            prompts.append(EvalPrompt(record, tuple(ids)))
+            examples.append(example)
         else:
-            only_learnt.append(row)
-    if not questions:
+            train_only.append(example)
+    if not prompts:
         raise InputError(
             f"none of the {len(found.records)} records has room for an answer",
-            f"their questions alone have {limit} tokens or more",
+            f"their prompts alone have {limit} tokens or more",
             f"data.max_tokens={4 * limit}, or a model with a longer context",
         )
-    train, validation, test = split(len(rows), (recipe.data.validation, recipe.data.test), recipe.seed)
-    return Examples(
-        train=(*(rows[i] for i in train), *only_learnt),
-        validation=tuple(rows[i] for i in validation),
-        shown=questions[validation[0]],
-        test=tuple(questions[i] for i in test),
+    train, validation, test = split(len(examples), (recipe.data.validation, recipe.data.test), recipe.seed)
+    return SftSplits(
+        train=(*(examples[i] for i in train), *train_only),
+        validation=tuple(examples[i] for i in validation),
+        shown=prompts[validation[0]],
+        test=tuple(prompts[i] for i in test),
         limit=limit,
-        n_cut=sum(row.was_cut for row in (*rows, *only_learnt)),
-        n_left_out=len(found.records) - len(rows) - len(only_learnt),
-        n_only_learnt=len(only_learnt),
+        n_cut=sum(example.was_cut for example in (*examples, *train_only)),
+        n_left_out=len(found.records) - len(examples) - len(train_only),
+        n_train_only=len(train_only),
         sha256=found.sha256,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Instruction:
-    """Learn the answers of records, from the weights of `start`."""
+class SftTask:
+    """The training task of `gpt2 finetune-instruct`."""
 
     recipe: InstructRecipe
-    start: Start
-    examples: Examples
+    base: FinetuneBase
+    examples: SftSplits
 
     def __post_init__(self) -> None:
-        if self.recipe.train == "lora" and self.start.folder is None:
+        if self.recipe.train == "lora" and self.base.folder is None:
             raise UsageError(
-                "train: lora needs a trained model to begin with",
-                "init is scratch, and an adapter beside random weights is worth nothing without them",
+                "train: lora needs a trained model to start from",
+                "init is scratch: an adapter is useless without the random weights it was trained on",
                 "init=124M, or train=all",
             )
 
@@ -138,11 +142,11 @@ class Instruction:
 
     @property
     def config(self) -> GPT2Config:
-        return self.start.config
+        return self.base.config
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.start.tokenizer
+        return self.base.tokenizer
 
     @property
     def row_length(self) -> None:
@@ -151,7 +155,7 @@ class Instruction:
     @property
     def tokens_per_step(self) -> int:
         batch = self.recipe.batch
-        mean = sum(row.n_read for row in self.examples.train) / len(self._groups)
+        mean = sum(example.n_read for example in self.examples.train) / len(self._rows)
         return max(1, round(mean * batch.micro_batch * batch.accumulation))
 
     @property
@@ -161,26 +165,27 @@ class Instruction:
     @property
     def size(self) -> str:
         train = self.examples.train
-        rows = f" in {len(self._groups):,} rows" if self.recipe.packing else ""
-        return f"{len(train):,} records{rows} with {_learnt(train):,} tokens to learn"
+        rows = f" in {len(self._rows):,} rows" if self.recipe.packing else ""
+        return f"{len(train):,} records{rows} with {_count_targets(train):,} target tokens"
 
     @property
-    def most_learnt(self) -> int:
-        """The most tokens that one micro batch can put through the output layer."""
-        largest = max(sum(int(row.learnt.sum()) for row in group) for group in self._groups)
+    def max_targets(self) -> int:
+        """The most positions of one micro-batch that go through the output layer."""
+        largest = max(_count_targets(row) for row in self._rows)
         return self.recipe.batch.micro_batch * largest
 
     @property
     def validation_size(self) -> str:
         held = self.examples.validation
-        return f"validation {len(held):,} with {_learnt(held):,}, test {len(self.examples.test):,}"
+        return f"validation {len(held):,} with {_count_targets(held):,}, test {len(self.examples.test):,}"
 
-    def identity(self) -> Identity:
+    def identity(self) -> RunIdentity:
         digest = hashlib.sha256()
-        for row in (*self.examples.train, *self.examples.validation):
-            digest.update(len(row.ids).to_bytes(4, "little") + row.ids.tobytes() + row.learnt.tobytes())
+        for example in (*self.examples.train, *self.examples.validation):
+            ids, loss_mask = example.ids, example.loss_mask
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes() + loss_mask.tobytes())
         recipe = self.recipe
-        adapters: Identity = {}
+        adapters: RunIdentity = {}
         if recipe.train == "lora":
             lora = recipe.lora
             adapters = {
@@ -190,17 +195,17 @@ class Instruction:
                 "lora.targets": ",".join(lora.targets),
             }
         return adapters | {
-            "init": self.start.sha256[:16],
+            "init": self.base.sha256[:16],
             "data": digest.hexdigest()[:16],
             "train records": len(self.examples.train),
             "train": recipe.train,
             "template": recipe.template,
             "packing": int(recipe.packing),
-            "data.max_tokens": self.examples.limit,  # says where records are cut, and how many share a row
+            "data.max_tokens": self.examples.limit,  # decides where records are cut and packed
         }
 
     def fresh_model(self, attention: str) -> GPT2LMHead:
-        model = self.start.model(attention)
+        model = self.base.model(attention)
         if self.recipe.train == "lora":
             self._add_adapters(model)
         return model
@@ -210,7 +215,7 @@ class Instruction:
             return load_model(checkpoint, attention=attention, dropout=self.config.dropout).model
         from gpt2cli.checkpoints.lora_adapter import load_adapter
 
-        model = self.start.model(attention)
+        model = self.base.model(attention)
         self._add_adapters(model)
         load_adapter(checkpoint, model)
         return model
@@ -229,76 +234,76 @@ class Instruction:
         )
 
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
-        """The whole model, or its adapters alone; and how it wants to be asked."""
+        """The whole model, or its adapters alone; with the template of its prompts."""
         if self.recipe.train == "lora":
             from gpt2cli.checkpoints.lora_adapter import write_adapter
 
-            hashes = write_adapter(folder, model, self.recipe.lora, self.start, recipe)
+            hashes = write_adapter(folder, model, self.recipe.lora, self.base, recipe)
         else:
             hashes = write_model(folder, model, self.tokenizer, recipe)
         return hashes | write_template(folder, self.recipe.template)
 
-    def batch(self, step: int, micro: int) -> InstructBatch:
+    def batch(self, step: int, micro: int) -> SftBatch:
         number = step * self.recipe.batch.accumulation + micro
-        return self._batch([self._groups[i] for i in self._order.batch(number)])
+        return self._batch([self._rows[i] for i in self._order.batch(number)])
 
-    def evaluation_batches(self) -> Iterator[InstructBatch]:
+    def evaluation_batches(self) -> Iterator[SftBatch]:
         """The whole validation split, unpacked."""
-        rows = self.examples.validation
-        for items in by_length([row.n_read for row in rows], self.recipe.batch.micro_batch):
-            yield self._batch([(rows[i],) for i in items])
+        examples = self.examples.validation
+        for items in batches_by_length([e.n_read for e in examples], self.recipe.batch.micro_batch):
+            yield self._batch([(examples[i],) for i in items])
 
-    def n_targets(self, batch: InstructBatch) -> int:
+    def n_targets(self, batch: SftBatch) -> int:
         return batch.targets.numel()
 
-    def loss_sum(self, model: GPT2LMHead, batch: InstructBatch, dtype: torch.dtype) -> Tensor:
-        mask = None if batch.segments is None else _within(batch.segments)
+    def loss_sum(self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype) -> Tensor:
+        mask = None if batch.segments is None else _packing_mask(batch.segments)
         hidden = model.transformer(batch.input_ids, positions=batch.positions, mask=mask)  # (B, T, C)
-        learnt = hidden.flatten(0, 1)[batch.places]  # (N, C)
-        return cross_entropy_sum(learnt, model.lm_head.weight, batch.targets, dtype)
+        hidden = hidden.flatten(0, 1)[batch.target_positions]  # (N, C)
+        return cross_entropy_sum(hidden, model.lm_head.weight, batch.targets, dtype)
 
-    def judge(
-        self, model: GPT2LMHead, batch: InstructBatch, dtype: torch.dtype
-    ) -> tuple[Tensor, list[Verdict]]:
+    def evaluate_batch(
+        self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype
+    ) -> tuple[Tensor, list[Prediction]]:
         return self.loss_sum(model, batch, dtype), []
 
-    def measures(self, verdicts: list[Verdict]) -> dict[str, float]:
+    def metrics(self, predictions: list[Prediction]) -> dict[str, float]:
         return {}
 
     @cached_property
-    def _groups(self) -> list[tuple[Row, ...]]:
-        """What shares a row: with packing several records, always the same ones; else one each."""
-        rows = self.examples.train
+    def _rows(self) -> list[tuple[SftExample, ...]]:
+        """The examples of each training row: one, or with packing several, the same ones in every epoch."""
+        examples = self.examples.train
         if not self.recipe.packing:
-            return [(row,) for row in rows]
-        together = packed([row.n_read for row in rows], self.examples.limit, self.recipe.seed)
-        return [tuple(rows[i] for i in group) for group in together]
+            return [(example,) for example in examples]
+        packed = pack_records([e.n_read for e in examples], self.examples.limit, self.recipe.seed)
+        return [tuple(examples[i] for i in row) for row in packed]
 
     @cached_property
-    def _order(self) -> Order:
-        lengths = [sum(row.n_read for row in group) for group in self._groups]
-        return Order(lengths, self.recipe.batch.micro_batch, self.recipe.seed)
+    def _order(self) -> BatchOrder:
+        lengths = [sum(example.n_read for example in row) for row in self._rows]
+        return BatchOrder(lengths, self.recipe.batch.micro_batch, self.recipe.seed)
 
-    def _batch(self, groups: list[tuple[Row, ...]]) -> InstructBatch:
-        sheet = sheet_of(groups)
-        shared = any(len(group) > 1 for group in groups)
-        # One record a row needs no mask: padding lies to the right, where attention does not look.
-        return InstructBatch(
-            input_ids=torch.from_numpy(sheet.input_ids),
-            targets=torch.from_numpy(sheet.targets),
-            places=torch.from_numpy(sheet.places),
-            positions=torch.from_numpy(sheet.positions) if shared else None,
-            segments=torch.from_numpy(sheet.segments) if shared else None,
-            groups=tuple(groups),
+    def _batch(self, rows: list[tuple[SftExample, ...]]) -> SftBatch:
+        arrays = collate(rows)
+        is_packed = any(len(row) > 1 for row in rows)
+        # One record per row needs no mask: causal attention never sees the padding on its right.
+        return SftBatch(
+            input_ids=torch.from_numpy(arrays.input_ids),
+            targets=torch.from_numpy(arrays.targets),
+            target_positions=torch.from_numpy(arrays.target_positions),
+            positions=torch.from_numpy(arrays.positions) if is_packed else None,
+            segments=torch.from_numpy(arrays.segments) if is_packed else None,
+            rows=tuple(rows),
         )
 
 
-def _within(segments: Tensor) -> Tensor:
-    """(B, 1, T, T): a token sees those before it of its own record, and itself."""
+def _packing_mask(segments: Tensor) -> Tensor:
+    """(B, 1, T, T): a token attends to itself and to earlier tokens of its own record."""
     T = segments.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
     return ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
 
 
-def _learnt(rows: Sequence[Row]) -> int:
-    return sum(int(row.learnt.sum()) for row in rows)
+def _count_targets(examples: Sequence[SftExample]) -> int:
+    return sum(int(example.loss_mask.sum()) for example in examples)

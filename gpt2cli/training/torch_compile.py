@@ -1,9 +1,7 @@
-"""Owns the use of torch.compile in training: block by block, tried before it is trusted.
-
-What else of a step is compiled belongs to its learner, which is asked to prove it here.
-"""
+"""torch.compile in training: block by block, and tried before the run depends on it."""
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,17 +11,19 @@ from torch import nn
 
 from gpt2cli.errors import is_out_of_memory
 from gpt2cli.runtime import Runtime
-from gpt2cli.training.optimizer_step import Learner
+from gpt2cli.training.optimizer_step import OptimizerStep
 
 
-def compile_step(learner: Learner, n_rows: int, runtime: Runtime) -> str | None:
-    """Compile each block for (n_rows, n_positions) inputs, and what the learner adds; returns why not,
-    where it cannot be done.
+def compile_blocks(optimizer_step: OptimizerStep, n_rows: int, runtime: Runtime) -> str | None:
+    """Compile every block for (n_rows, n_positions) inputs, and the optimizer step's own functions.
 
-    The blocks share their code, so one compilation serves all of them. A forward and a backward
-    prove that it works before training depends on it; where it does not, the blocks are as before.
+    Returns None, or why compiling fails here; the blocks are then as before. The blocks share their
+    code, so one compilation serves all of them. A forward and a backward of one block test it.
     """
-    model: Any = learner.model  # a GPT-2 under the task's head
+    # Inductor reports even what it recovers from, like a damaged cache, with a traceback.
+    # Where TORCH_LOGS is set, that holds.
+    torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
+    model: Any = optimizer_step.model  # a GPT-2 under the task's head
     config = model.config
     blocks = list(model.transformer.h)
     for block in blocks:
@@ -36,7 +36,7 @@ def compile_step(learner: Learner, n_rows: int, runtime: Runtime) -> str | None:
             runtime.autocast(),
         ):
             blocks[-1](x).sum().backward()
-        learner.prove()
+        optimizer_step.compile()
     except (RuntimeError, OSError, ImportError) as error:
         _undo(blocks)
         if is_out_of_memory(error):
@@ -50,9 +50,8 @@ def compile_step(learner: Learner, n_rows: int, runtime: Runtime) -> str | None:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled blocks as plain Python: for evaluation and samples, whose shapes are others.
-
-    Compiling again for them would cost more than it gives.
+    """Run compiled blocks eagerly: evaluation and samples have other shapes, and compiling for those
+    would cost more time than it saves.
     """
     with torch.compiler.set_stance("force_eager"):
         yield

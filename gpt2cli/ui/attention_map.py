@@ -1,13 +1,11 @@
-"""Owns the picture of attention: a tile a head, rows that look at columns. It computes no weight.
+"""The picture of attention: one mosaic with a tile per head, whose rows attend to its columns.
 
-Drawn in whole pixels: every weight is a square of the same size, never resampled, so that a grid
-of 1,200 heads is as exact as one head. matplotlib writes the letters and knows the colours; with
-a subplot for each head it would take minutes.
+The mosaic is drawn pixel by pixel, one square per weight, so that 1,200 heads are as exact as one and
+cost one `imshow`.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +15,15 @@ from numpy.typing import NDArray
 from gpt2cli import files
 
 MOST_TOKENS = 64  # that are drawn; beyond, squares and names become too small to read
-_INK, _GREY, _HIDDEN, _BROKEN = "#1f2933", "#616e7c", (237, 240, 242, 255), "#2ec4b6"
+_INK, _GREY, _FUTURE, _BROKEN = "#1f2933", "#616e7c", (237, 240, 242, 255), "#2ec4b6"
 _DPI = 100
-_LONGEST_SIDE = 3000  # pixels of the tiles, unless they would be too small for their names
-_LARGEST_SQUARE, _LARGEST_TILE, _SMALLEST_TILE = 40, 1000, 68  # pixels
-_HEADING = 530  # pixels that the caption needs, in its longest form
-_GAP, _TITLE = 8, 15  # pixels between tiles, and for the name above each
-_LETTER = 0.62  # width of a letter by its height, in the font below
-_FONT = "DejaVu Sans"  # comes with matplotlib
-_LONGEST_NAME = 14  # letters of a token on an axis
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Where everything lies, in pixels."""
-
-    n_rows: int
-    n_columns: int
-    n_tokens: int
-    square: int  # side of one weight
-    left: int  # room for the names of tokens
-    bottom: int
-    top: int
-    right: int
-
-    @property
-    def tile(self) -> int:
-        return self.square * self.n_tokens
-
-    @property
-    def width(self) -> int:
-        return self.left + self.n_columns * (self.tile + _GAP) + self.right
-
-    @property
-    def height(self) -> int:
-        return self.top + self.n_rows * (self.tile + _TITLE + _GAP) + self.bottom
-
-    def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Upper left corner of a tile, from the picture's upper left."""
-        return self.left + column * (self.tile + _GAP), self.top + _TITLE + row * (self.tile + _TITLE + _GAP)
-
-    @property
-    def scale(self) -> tuple[int, int, int]:
-        """Upper left corner and height of the bar of colours, right of the tiles."""
-        x, y = self.corner(0, self.n_columns)
-        every = self.n_rows * (self.tile + _TITLE + _GAP) - _TITLE - _GAP
-        return x + 14, y, max(min(every, 320), self.tile)
+_LONGEST_SIDE, _LARGEST_TILE, _LARGEST_SQUARE, _GAP, _MARGIN = 3000, 1000, 40, 8, 15  # pixels
+_FONT: dict[str, Any] = {
+    "family": "DejaVu Sans",
+    "parse_math": False,
+    "usetex": False,
+}  # a $ in a token is a dollar
+_LONGEST_TOKEN, _LONGEST_TITLE = 14, 60  # characters
 
 
 def draw_attention(
@@ -81,73 +42,54 @@ def draw_attention(
     colour scale, 0 to 1, for all tiles.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
-    from matplotlib.image import imsave
 
     assert weights.shape == (len(layers), len(heads), len(tokens), len(tokens))
-    names = [_drawable(token) for token in tokens]
-    plan = _plan(len(layers), len(heads), names)
-    figure = Figure(figsize=(plan.width / _DPI, plan.height / _DPI), dpi=_DPI, facecolor="white")
-    canvas: Any = FigureCanvasAgg(figure)
-    write = _writer(figure, plan)
-    _name_tiles(write, plan, layers, heads)
-    _name_tokens(write, plan, names)
-    write(plan.left, 12, _heading(title, plan), size=15, weight="bold", va="top")
-    for line, text in enumerate(_caption(n_before, broken=bool(np.isnan(weights).any()))):
-        write(plan.left, 34 + 15 * line, text, size=11, color=_GREY, va="top")
-    _name_scale(write, plan)
-    canvas.draw()
-    pixels = np.array(canvas.buffer_rgba())  # (height, width, 4)
-    _paint(pixels, weights, plan)
+    n_layers, n_heads, n, _ = weights.shape
+    square = _square(max(n_layers, n_heads), n)
+    gap = max(1, round(_GAP / square))  # squares
+    mosaic = _mosaic(weights, gap)
+    height, width = (square * side for side in mosaic.shape[:2])
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))  # labels lie outside; saving makes room for them
+    axes.imshow(mosaic, interpolation="nearest", aspect="auto")
+    axes.spines[:].set_visible(False)
+    rows, columns = ([i * (n + gap) for i in range(n_tiles)] for n_tiles in (n_layers, n_heads))
+    _name_tokens(axes, tokens, square, rows, columns)
+    _name_tiles(axes.secondary_xaxis("top").xaxis, "head", heads, columns, n)
+    _name_tiles(axes.secondary_yaxis("right").yaxis, "layer", layers, rows, n)
+    _write_heading(axes, title, _caption(n_before, broken=bool(np.isnan(weights).any())))
+    bar = (1 + 100 / width, 1 - min(height, 320) / height, 14 / width, min(height, 320) / height)
+    figure.colorbar(ScalarMappable(cmap=_colour_map()), cax=figure.add_axes(bar))
     with files.replacing_file(out) as file:
-        imsave(file, pixels, format="png", dpi=_DPI)
+        figure.savefig(file, format="png", bbox_inches=_whole_pixels(figure))
 
 
-def _heading(title: str, plan: _Plan) -> str:
-    """As much of the title as there is room for; letters in bold are wider than those measured."""
-    text, room = _letters(title), 0.85 * (plan.width - plan.left)
-    if _text_width(text, 15) <= room:
-        return text
-    return next(part for n in range(len(text), 0, -1) if _text_width(part := text[:n] + "…", 15) <= room)
+def _square(n_tiles: int, n_tokens: int) -> int:
+    """Pixels of a weight's side, `n_tiles` being those of the longer side of the mosaic."""
+    tile = min(_LONGEST_SIDE // n_tiles - _GAP, _LARGEST_TILE)
+    return max(min(tile // n_tokens, _LARGEST_SQUARE), 1)
 
 
-def _caption(n_before: int, *, broken: bool) -> tuple[str, str]:
-    looks = "A row is the token that looks, a column the token it looks at; grey is the future."
-    cut = f"{n_before} earlier tokens are left out, and with them a part of each row."
-    return looks, (cut if n_before else "Each row sums to 1.") + (
-        " Turquoise is no number." if broken else ""
-    )
+def _whole_pixels(figure: Any) -> Any:
+    """All that is drawn, with a margin; half a pixel would move weights of one pixel onto each other."""
+    from matplotlib.transforms import Bbox
+
+    low, high = figure.get_tightbbox().get_points() * _DPI
+    return Bbox([np.floor(low - _MARGIN) / _DPI, np.ceil(high + _MARGIN) / _DPI])
 
 
-def _plan(n_rows: int, n_columns: int, names: Sequence[str]) -> _Plan:
-    n = len(names)
-    room = min(
-        (_LONGEST_SIDE - n_rows * (_TITLE + _GAP)) // n_rows, (_LONGEST_SIDE - n_columns * _GAP) // n_columns
-    )
-    square = max(min(min(room, _LARGEST_TILE) // n, _LARGEST_SQUARE), math.floor(_SMALLEST_TILE / n), 1)
-    margin = round(max(_text_width(name, _text_size(square)) for name in names)) + 16
-    tiles = margin + n_columns * (square * n + _GAP)
-    right = max(92, margin + _HEADING - tiles)
-    return _Plan(n_rows, n_columns, n, square, left=margin, bottom=margin, top=72, right=right)
-
-
-def _text_size(square: int) -> float:
-    """Height of a token's name in pixels: that of its square, between legible and large."""
-    return min(max(square * 0.8, 9), 15)
-
-
-def _paint(pixels: NDArray[np.uint8], weights: NDArray[np.floating], plan: _Plan) -> None:
-    """Put the weights and the scale where no letter stands."""
-    colour_of = _colour_map()
-    colours = colour_of(np.clip(weights, 0, 1), bytes=True)  # (layers, heads, T, T, 4)
-    colours[:, :, np.triu(np.ones((plan.n_tokens, plan.n_tokens), dtype=bool), 1)] = _HIDDEN
-    for row in range(plan.n_rows):
-        for column in range(plan.n_columns):
-            x, y = plan.corner(row, column)
-            tile = colours[row, column].repeat(plan.square, axis=0).repeat(plan.square, axis=1)
-            pixels[y : y + plan.tile, x : x + plan.tile] = tile
-    x, y, height = plan.scale
-    pixels[y : y + height, x : x + 14] = colour_of(np.linspace(1, 0, height), bytes=True)[:, None]
+def _mosaic(weights: NDArray[np.floating], gap: int) -> NDArray[np.uint8]:
+    """All tiles as one picture, a pixel per weight (rows, columns, RGBA), with gaps of white between them."""
+    n_layers, n_heads, n, _ = weights.shape
+    tiles = _colour_map()(np.clip(weights, 0, 1), bytes=True)  # (L, H, T, T, 4)
+    tiles[:, :, np.triu(np.ones((n, n), dtype=bool), 1)] = _FUTURE
+    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255)
+    side = n + gap
+    mosaic = tiles.transpose(0, 2, 1, 3, 4).reshape(n_layers * side, n_heads * side, 4)
+    return np.ascontiguousarray(mosaic[:-gap, :-gap])
 
 
 def _colour_map() -> Any:
@@ -156,84 +98,50 @@ def _colour_map() -> Any:
     return colormaps["magma_r"].with_extremes(bad=_BROKEN)
 
 
-def _writer(figure: Any, plan: _Plan) -> Any:
-    """A function that puts a text at pixels from the upper left, in pixels of height."""
-
-    def write(x: float, y: float, text: str, *, size: float, color: str = _INK, **style: Any) -> None:
-        figure.text(
-            x / plan.width,
-            1 - y / plan.height,
-            text,
-            fontsize=size * 72 / _DPI,
-            color=color,
-            family=_FONT,
-            parse_math=False,  # a $ in a token is a dollar
-            usetex=False,
-            **style,
-        )
-
-    return write
+def _name_tokens(
+    axes: Any, tokens: Sequence[str], square: int, rows: Sequence[int], columns: Sequence[int]
+) -> None:
+    """Names left of the rows and below the columns; as many as fit beside one another."""
+    size = min(max(square * 0.8, 9), 15)  # pixels
+    names = list(enumerate(map(_token_name, tokens)))[:: math.ceil(size * 0.95 / square)]
+    for axis, starts, rotation in ((axes.yaxis, rows, 0), (axes.xaxis, columns, 90)):
+        places = [start + i for start in starts for i, _ in names]
+        labels = [name for _ in starts for _, name in names]
+        axis.set_ticks(places, labels, fontsize=size * 72 / _DPI, rotation=rotation, color=_INK, **_FONT)
+        axis.set_tick_params(length=0)
 
 
-def _name_tiles(write: Any, plan: _Plan, layers: Sequence[int], heads: Sequence[int]) -> None:
-    size = min(12, plan.tile / (_LETTER * 7))  # "L47 H24"
-    for row, layer in enumerate(layers):
-        for column, head in enumerate(heads):
-            x, y = plan.corner(row, column)
-            write(x, y - 3, f"L{layer} H{head}", size=size, color=_GREY, va="bottom")
+def _name_tiles(axis: Any, what: str, numbers: Iterable[int], starts: Sequence[int], n: int) -> None:
+    """Layers right of the mosaic and heads above it."""
+    names = [f"{what} {number}" for number in numbers]
+    axis.set_ticks([start + (n - 1) / 2 for start in starts], names, fontsize=10, color=_INK, **_FONT)
+    axis.set_tick_params(length=0)
+    axis.axes.spines[:].set_visible(False)
 
 
-def _name_tokens(write: Any, plan: _Plan, names: Sequence[str]) -> None:
-    """Names left of the first column and below the last row; some are left out where they would touch."""
-    size = _text_size(plan.square)
-    stride = math.ceil(size * 1.05 / plan.square)
-    places = [(i * plan.square + plan.square / 2, name) for i, name in enumerate(names)][::stride]
-    for row in range(plan.n_rows):
-        x, y = plan.corner(row, 0)
-        for offset, name in places:
-            write(x - 5, y + offset, name, size=size, ha="right", va="center_baseline")
-    for column in range(plan.n_columns):
-        x, y = plan.corner(plan.n_rows - 1, column)
-        for offset, name in places:
-            below = y + plan.tile + 5
-            write(
-                *(x + offset, below, name),
-                **{"size": size, "rotation": 90, "rotation_mode": "anchor"},
-                **{"ha": "right", "va": "center_baseline"},
-            )
+def _write_heading(axes: Any, title: str, caption: str) -> None:
+    where: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset pixels"}
+    axes.annotate(_cut(title, _LONGEST_TITLE), xytext=(0, 62), fontsize=11, weight="bold", **where, **_FONT)
+    axes.annotate(caption, xytext=(0, 26), fontsize=8, color=_GREY, linespacing=1.4, **where, **_FONT)
 
 
-def _name_scale(write: Any, plan: _Plan) -> None:
-    x, y, height = plan.scale
-    for value in (0, 0.25, 0.5, 0.75, 1):
-        write(x + 20, y + (1 - value) * height, f"{value:g}", size=11, va="center")
+def _caption(n_before: int, *, broken: bool) -> str:
+    cut = f"{n_before} earlier tokens are left out, and with them a part of each row."
+    return (
+        "Each row is a token, its columns the tokens it attends to; grey is the future.\n"
+        + (cut if n_before else "Each row sums to 1.")
+        + (" Turquoise is not a number." if broken else "")
+    )
 
 
-def _drawable(token: str) -> str:
-    """The name of a token: spaces as dots, cut where it is long."""
-    visible = _letters(token).replace(" ", "·")
-    return visible if len(visible) <= _LONGEST_NAME else visible[: _LONGEST_NAME - 1] + "…"
+def _token_name(token: str) -> str:
+    return _cut(token, _LONGEST_TOKEN).replace(" ", "·")
 
 
-def _letters(text: str) -> str:
-    """The text with what the font cannot draw, or would break the line with, as <U+....>."""
-    known = _known_letters()
-    return "".join(c if ord(c) in known and c.isprintable() else f"<U+{ord(c):04X}>" for c in text)
-
-
-def _known_letters() -> frozenset[int]:
-    return frozenset(_font().get_charmap())
-
-
-def _text_width(text: str, size: float) -> float:
-    """Pixels that a text of this height takes."""
-    font = _font()
-    font.set_size(size * 72 / _DPI, _DPI)
-    font.set_text(text)
-    return float(font.get_width_height()[0]) / 64
-
-
-def _font() -> Any:
+def _cut(text: str, most: int) -> str:
+    """At most so many characters; what the font cannot draw, and line feeds, become <U+....>."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    return get_font(findfont(FontProperties(family=_FONT)))
+    drawable = get_font(findfont(FontProperties(family=_FONT["family"]))).get_charmap()
+    visible = "".join(c if ord(c) in drawable and c.isprintable() else f"<U+{ord(c):04X}>" for c in text)
+    return visible if len(visible) <= most else visible[: most - 1] + "…"

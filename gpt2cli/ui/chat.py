@@ -1,8 +1,4 @@
-"""Owns what a person and a script see of a chat: the greeting, replies as they come, tables.
-
-Replies go to stdout, all else to stderr. What is typed is editing.py's business, what a reply is
-`generation/`'s.
-"""
+"""What a chat shows: the greeting, replies as they come, tables. Replies go to stdout, the rest to stderr."""
 
 import sys
 from collections.abc import Iterable
@@ -16,8 +12,8 @@ from gpt2cli.ui.console import err, print_json, printable
 
 LONGEST_QUOTE = 60  # characters of a message in a notice
 LONGEST_NAME = 400
-NARROW = 60  # columns; below, what is explained gets the line under what it explains
-CONTINUES = "a base model, never taught to answer: it continues the text (continuation mode)"
+NARROW = 60  # columns; below, a value goes under its name
+BASE_MODEL = "a base model, not fine-tuned for chat: it continues the text (continuation mode)"
 _STOPPED_BEFORE = "stopped before the first token; the conversation is as before"
 _STOPPED = "stopped, and kept as it is"
 _ENDS = {
@@ -27,27 +23,27 @@ _ENDS = {
 }
 
 
-def introduce(loaded: LoadedModel) -> None:
+def print_model(loaded: LoadedModel) -> None:
     size = f"{loaded.config.n_parameters / 1e6:,.1f} million parameters"
     note(f"{loaded.folder}: {size}, context {loaded.config.n_positions:,} tokens", "")
 
 
-def say_mode(template: Template | None) -> None:
+def print_mode(template: Template | None) -> None:
     """How the model answers, in one line."""
-    note(CONTINUES if template is None else f"it answers in the template {template.name!r}", "")
+    note(BASE_MODEL if template is None else f"chat template: {template.name}", "")
 
 
 @dataclass
 class ReplyView:
     """One reply: its text as it comes, or with `as_json` an object at its end.
 
-    `is_talk`: somebody is at the terminal, and reads how much it was and how fast.
+    At a terminal it ends with the number of tokens and the speed.
     """
 
     seed: int | float
-    is_talk: bool
+    is_terminal: bool
     as_json: bool
-    _is_open: bool = False  # on stdout, the line of a reply
+    _is_open: bool = False  # a line of the reply is open on stdout
     _ends_line: bool = True
     _is_done: bool = False
 
@@ -62,14 +58,14 @@ class ReplyView:
                 self._end(event)
 
     def break_off(self) -> None:
-        """When an exception ends the reply: what comes next begins on a line of its own."""
+        """When an exception ends the reply: what comes next begins on a new line."""
         if self._is_open:
             sys.stdout.write("\n")
             sys.stdout.flush()
             self._is_open = False
 
     def say_stopped(self, is_kept: bool) -> None:
-        """When Ctrl-C has ended it, if its end has not been shown."""
+        """When Ctrl-C has ended the reply, unless its end is shown already."""
         if not self._is_done:
             note(_STOPPED if is_kept else _STOPPED_BEFORE)
 
@@ -81,7 +77,7 @@ class ReplyView:
         self._is_open, self._ends_line = True, text.endswith("\n")
 
     def _note(self, text: str, style: str) -> None:
-        # On a terminal the reply's own line is open; what goes into a pipe stays as it is.
+        # On a terminal the line of the reply is open; a pipe gets the reply alone.
         ahead = "" if self._ends_line or not sys.stdout.isatty() else "\n"
         self._ends_line = True
         err().print(f"{ahead}{text}", style=style)
@@ -93,7 +89,7 @@ class ReplyView:
         elif done.is_kept:
             sys.stdout.write("\n")
             sys.stdout.flush()
-        if self.is_talk:
+        if self.is_terminal:
             err().print(_summary(done), style="faint")
 
 
@@ -124,12 +120,12 @@ def throughput_line(n_tokens: int, tokens_per_second: float) -> str:
 
 
 def show_failure(turn: int, error: Gpt2Error) -> None:
-    """For a script, in the place of the reply that a message does not get."""
+    """For a script, in place of the reply."""
     print_json({"turn": turn, "error": {"what": error.what, "why": error.why, "fix": error.fix}})
 
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
-    """Names and what they are, in two columns, or in a narrow terminal under each other."""
+    """Names and values in two columns, or in a narrow terminal one above the other."""
     console, rows = err(), [(printable(name), printable(value)) for name, value in pairs]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -140,12 +136,12 @@ def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
-    """The beginning of a message or a name in one line, safe to show."""
+    """The beginning of a message or a name on one line, safe to show."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def note(text: str, style: str = "faint") -> None:
-    """A line of talk, if there is anything to say."""
+    """A line on stderr, if there is anything to say."""
     if text:
         err().print(printable(text), style=style)

@@ -17,7 +17,7 @@ def show_compiling(config: GPT2Config, precision: str, way_out: str = "") -> Pat
     seconds = aot_packages.build_seconds(config)
     line = f"compiling the step of {shape} in {precision}, once, about {seconds:.0f} s{way_out}"
     if is_terminal(console):
-        with waiting(console, line, patience=0):
+        with waiting(console, line, delay=0):
             package = aot_packages.build_package(config, precision)
     else:
         console.print(line, style="faint")

@@ -1,7 +1,7 @@
-"""Owns how text reaches the terminal: two consoles, their styles, and THE sanitiser.
+"""The two consoles, their styles, and the one sanitiser of text for a terminal.
 
-stdout is data, stderr is talk. No markup is ever interpreted, so `[/x]` in a path is five
-characters and not a tag; style is given as `style="good"`. What is said is not known here.
+stdout is data, stderr is messages and progress. Markup is never interpreted: `[/x]` in a path is four
+characters and not a tag; a style is given as `style="good"`.
 """
 
 import json
@@ -39,7 +39,7 @@ def err() -> Console:
 
 
 def printable(text: str) -> str:
-    """The text with everything that could steer a terminal turned into something visible.
+    """The text with everything that could control a terminal made visible.
 
     Newline and tab pass. Other C0 controls and DEL become their Unicode pictures (ESC is ␛), and
     C1 controls, direction marks and overrides, line and paragraph separators and lone surrogates
@@ -49,7 +49,7 @@ def printable(text: str) -> str:
 
 
 def print_error(error: Gpt2Error) -> None:
-    """What happened, why, and what to type, on stderr: a line each, whatever a message holds."""
+    """What happened, why, and the fix, on stderr: one line each, whatever the messages hold."""
     console = err()
     parts = (("error", error.what, "bad"), ("why", error.why, ""), ("fix", error.fix, ""))
     for label, text, style in parts:
@@ -59,7 +59,7 @@ def print_error(error: Gpt2Error) -> None:
 
 
 def print_json(value: object) -> None:
-    """A line on stdout for a script; ASCII, so that nothing in it can steer a terminal."""
+    """A line on stdout for a script; ASCII, so that nothing in it can control a terminal."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
@@ -67,9 +67,8 @@ def print_json(value: object) -> None:
 def make_streams_safe() -> None:
     """Let stdout and stderr take any text: what their encoding lacks is written as \\u2603.
 
-    Called once, before anything is printed. Without it `PYTHONIOENCODING=ascii` ends in a traceback.
-    Of two streams that whoever started the program has closed, stderr is silent, and what is written
-    to stdout fails as on a bad disk.
+    Called once, before anything is printed; without it `PYTHONIOENCODING=ascii` ends in a traceback.
+    If the parent process has closed them, stderr is silent and writing to stdout fails as on a bad disk.
     """
     if sys.stdout is None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115

@@ -1,7 +1,6 @@
-"""Owns how a model that was looked into is shown: plain aligned lines, on a terminal and in a pipe.
+"""The tables of `gpt2 inspect`: plain aligned lines, the same on a terminal and in a pipe.
 
-Lines are never cut or folded here: a name that was cut cannot be looked for. What is shown is
-gathered in weights/summary.py, training/lineage.py and generation/anatomy.py.
+Lines are never cut or wrapped: a name that is cut cannot be searched for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,35 +18,35 @@ from gpt2cli.ui.console import out, printable
 Row = Sequence[str]
 
 SIZES = {"124M": "small", "355M": "medium", "774M": "large", "1558M": "XL"}
-WHAT = {
+MODULE_NOTES = {
     "wte": "token embedding",
     "wpe": "position embedding",
     "ln_1": "layer norm",
-    "attn.c_attn": "q, k and v in one",
-    "attn.c_proj": "the heads joined",
+    "attn.c_attn": "q, k and v side by side",
+    "attn.c_proj": "mixes the heads' outputs",
     "ln_2": "layer norm",
-    "mlp.c_fc": "wider, then GELU",
-    "mlp.c_proj": "and back",
-    "ln_f": "the last layer norm",
+    "mlp.c_fc": "up to n_inner, then GELU",
+    "mlp.c_proj": "back to n_embd",
+    "ln_f": "final layer norm",
 }
-ON_THE_WAY = {
-    "input_ids": "a number a token",
-    "wte": "what the token is",
-    "wpe": "where it stands",
+ACTIVATION_NOTES = {
+    "input_ids": "an id per token",
+    "wte": "token embeddings",
+    "wpe": "position embeddings",
     "wte+wpe": "the residual stream begins",
     "attn.c_attn": "q, k and v side by side",
-    "attn.q": "what a token asks for",
-    "attn.k": "what it can be asked for",
-    "attn.v": "what it then gives",
-    "attn.weights": "who attends to whom",
-    "attn.y": "what each gets, heads joined",
-    "attn.c_proj": "to be added to the stream",
+    "attn.q": "queries",
+    "attn.k": "keys",
+    "attn.v": "values",
+    "attn.weights": "attention weights, after the softmax",
+    "attn.y": "weighted values, heads concatenated",
+    "attn.c_proj": "added to the residual stream",
     "after_attn": "the residual stream",
-    "mlp.c_proj": "to be added to the stream",
+    "mlp.c_proj": "added to the residual stream",
     "after_mlp": "the residual stream",
-    "logits": "a score for each next token",
+    "logits": "one per token of the vocabulary",
 }
-MOST_TOKENS = 64  # of a prompt, listed one a line
+MOST_TOKENS = 64  # of a prompt, listed one per line
 BAR = 24  # characters of a probability of 1
 
 
@@ -64,13 +63,13 @@ def show_summary(summary: ModelInfo, lineage: Lineage) -> None:
 
 
 def show_tensors(summary: ModelInfo, tensors: Sequence[TensorInfo]) -> None:
-    """The numbers in each tensor of the file."""
+    """The statistics of each tensor in the file."""
     _print_heading(summary, proved=True)
     rows = [
         (printable(t.name), _shape(t.shape), t.dtype, *_numbers(t.statistics, t.statistics.mean))
         for t in tensors
     ]
-    _print_table("tensors, as the file stores them", _with_trouble(NUMBERS, rows), right=range(3, 9))
+    _print_table("tensors, as stored in the file", _with_not_finite(TENSOR_COLUMNS, rows), right=range(3, 9))
 
 
 def show_prompt(summary: ModelInfo, anatomy: ForwardTrace, likeliest: Sequence[NextToken]) -> None:
@@ -85,7 +84,7 @@ def show_prompt(summary: ModelInfo, anatomy: ForwardTrace, likeliest: Sequence[N
 
 
 def outline(summary: ModelInfo) -> list[Row]:
-    """The table of modules: the first block in full, the others, which are the same, in one line."""
+    """The table of modules: the first block in full, the others, which are equal, in one line."""
     rows: list[Row] = [("module", "weight", "bias", "parameters", "share", "")]
     blocks = [module for module in summary.modules if module.name.startswith("h.")]
     first = [module for module in blocks if module.name.startswith("h.0.")]
@@ -101,13 +100,13 @@ def outline(summary: ModelInfo) -> list[Row]:
             rows.append(("h.0", "", "", *share(each), "a block"))
         if module in first:
             name = module.name.removeprefix("h.0.")
-            rows.append((f"  {name}", *_weights(module), *share(module.n_parameters), WHAT[name]))
+            rows.append((f"  {name}", *_weights(module), *share(module.n_parameters), MODULE_NOTES[name]))
         if module == blocks[-1] and n_layer > 1:
             name = "h.1" if n_layer == 2 else f"h.1 ... h.{n_layer - 1}"
             rows.append(
                 (name, "the same" if n_layer == 2 else "each the same", "", *share(each * (n_layer - 1)), "")
             )
-    return [*rows, ("in all", "", "", *share(summary.n_parameters), "")]
+    return [*rows, ("total", "", "", *share(summary.n_parameters), "")]
 
 
 def activations(anatomy: ForwardTrace) -> list[Row]:
@@ -118,16 +117,16 @@ def activations(anatomy: ForwardTrace) -> list[Row]:
         if layer > 0 and not activation.name.endswith(".after_mlp"):
             continue
         if layer == 1:
-            rows.append(("the other blocks do the same, and leave behind:",))
+            rows.append(("the other blocks do the same; their outputs:",))
         numbers = _numbers(activation.statistics) if activation.statistics else ("", "", "", "")
-        note = ON_THE_WAY.get(activation.name.removeprefix("h.0."), "")
+        note = ACTIVATION_NOTES.get(activation.name.removeprefix("h.0."), "")
         rows.append((activation.name, _shape(activation.shape), *numbers, note))
-    header = _with_trouble(("activation", "shape", "std", "min", "max"), rows)[0]
+    header = _with_not_finite(("activation", "shape", "std", "min", "max"), rows)[0]
     return [(*header, ""), *rows]
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as Python would write it: ' the', '\\n', or b'\\xe6' where it is no whole character."""
+    """A token as a Python literal: ' the', '\\n', or b'\\xe6' for a part of a character."""
     data = tokenizer.decode_bytes([token])
     try:
         return printable(repr(data.decode("utf-8")))
@@ -135,11 +134,11 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return repr(data)
 
 
-NUMBERS = ("tensor", "shape", "dtype", "mean", "std", "min", "max")
+TENSOR_COLUMNS = ("tensor", "shape", "dtype", "mean", "std", "min", "max")
 
 
 def _numbers(statistics: TensorStatistics, *first: float | None) -> Row:
-    """Cells of a table whose last columns are std, min, max and, where there are such, NaN and Inf."""
+    """Cells of a row that ends with std, min, max and the counts of NaN and Inf."""
     values = (*first, statistics.std, statistics.min, statistics.max)
     trouble = (("NaN", statistics.n_nan), ("Inf", statistics.n_inf))
     return (
@@ -148,8 +147,8 @@ def _numbers(statistics: TensorStatistics, *first: float | None) -> Row:
     )
 
 
-def _with_trouble(header: Row, rows: Sequence[Row]) -> list[Row]:
-    """The last column is only there for those who need it."""
+def _with_not_finite(header: Row, rows: Sequence[Row]) -> list[Row]:
+    """Adds a heading for the last column if any row fills it."""
     n = len(header)
     return [(*header, "not finite" if any(row[n:] and row[n] for row in rows) else ""), *rows]
 
@@ -163,7 +162,7 @@ def _print_heading(summary: ModelInfo, *, proved: bool) -> None:
 def _size(summary: ModelInfo) -> str:
     known = nearest_size(summary.config)
     if not known:
-        return ", a shape of its own"
+        return ", not one of OpenAI's shapes"
     size, other = known
     numbers = [f"{name} {getattr(summary.config, name)}" for name in other]
     but = f", but with {' and '.join(numbers)}" if numbers else ""
@@ -173,13 +172,13 @@ def _size(summary: ModelInfo) -> str:
 def _proof(summary: ModelInfo, proved: bool) -> str:
     manifest = summary.manifest
     if not manifest:
-        return "no manifest: somebody else's folder, read without proof of its content"
+        return "no manifest: not written by gpt2, so its content cannot be verified"
     by = printable(manifest.written_by)
     if proved:
         return f"verified: tokenizer, config and weights are as {by} wrote them"
     return (
-        f"manifest of {by}: the small ones of {manifest.n_files} files are verified,"
-        " the weights with --tensors or --prompt"
+        f"manifest of {by}: the small ones of its {manifest.n_files} files are verified,"
+        " the weights only with --tensors or --prompt"
     )
 
 
@@ -189,8 +188,8 @@ def _weights(module: ModuleInfo) -> tuple[str, str]:
 
 def _what(module: ModuleInfo) -> str:
     if module.name != "lm_head":
-        return WHAT[module.name]
-    return "scores of its own" if module.n_parameters else "the token embedding again"
+        return MODULE_NOTES[module.name]
+    return "untied from wte" if module.n_parameters else "tied to wte"
 
 
 def _matrices(modules: Sequence[ModuleInfo]) -> Row:
@@ -206,7 +205,7 @@ def _memory(summary: ModelInfo) -> list[Row]:
     dtypes = ", ".join(f"{count} tensors in {name}" for name, count in summary.dtypes.items())
     rows = [
         ("weights", *(_bytes(summary.weight_bytes(width)) for width in (4, 2))),
-        ("KV cache, a token", *(_bytes(summary.cache_bytes(width)) for width in (4, 2))),
+        ("KV cache, per token", *(_bytes(summary.cache_bytes(width)) for width in (4, 2))),
         (f"KV cache, {n:,} tokens", *(_bytes(summary.cache_bytes(width, n)) for width in (4, 2))),
     ]
     return [("", "fp32", "bf16"), *rows, (f"model.safetensors holds {dtypes}: {_bytes(summary.n_bytes)}",)]
@@ -220,18 +219,18 @@ def _config(summary: ModelInfo) -> list[Row]:
         ("n_embd", f"{c.n_embd}", "channels of the residual stream"),
         ("n_inner", f"{c.mlp_width}", "channels inside the MLP"),
         ("n_positions", f"{c.n_positions}", "tokens of context"),
-        ("vocab_size", f"{c.vocab_size}", "tokens there are"),
+        ("vocab_size", f"{c.vocab_size}", "tokens in the vocabulary"),
         ("dropout", f"{c.dropout:g}", "in training only"),
         ("layer_norm_epsilon", f"{c.layer_norm_epsilon:g}", ""),
-        ("initializer_range", f"{c.initializer_range:g}", "std of fresh matrices"),
+        ("initializer_range", f"{c.initializer_range:g}", "std of new matrices"),
         ("tie_word_embeddings", "yes" if c.tie_word_embeddings else "no", "lm_head is wte"),
     ]
 
 
 def _tokenizer(tokenizer: Tokenizer) -> list[Row]:
-    kinds = {"gpt2": "GPT-2's byte pairs", "bpe": "byte pairs", "chars": "single characters"}
+    kinds = {"gpt2": "GPT-2's byte-level BPE", "bpe": "byte-level BPE", "chars": "single characters"}
     return [
-        ("kind", f"{tokenizer.name}: {kinds.get(tokenizer.name, 'its own')}"),
+        ("kind", f"{tokenizer.name}: {kinds.get(tokenizer.name, 'custom')}"),
         ("tokens", f"{tokenizer.n_vocab:,}"),
         ("end of text", f"{tokenizer.end_of_text}  {token_text(tokenizer, tokenizer.end_of_text)}"),
         ("fingerprint", tokenizer.fingerprint[:16]),
@@ -295,9 +294,9 @@ def _conversion(lineage: Lineage) -> Iterator[Row]:
     yield "converted", f"from {facts.get('source.path', 'somewhere')} ({facts.get('source.format', '?')})"
     if lineage.sources:
         yield "files", ", ".join(lineage.sources)
-    verdicts = {True: "passed", False: "FAILED"}
+    results = {True: "passed", False: "FAILED"}
     passed = facts.get("verification.passed")
-    proof = [verdicts[passed] if isinstance(passed, bool) else "not made"]
+    proof = [results[passed] if isinstance(passed, bool) else "not done"]
     for key, label in (("max_difference", "logits differ by at most"), ("perplexity", "perplexity")):
         value = facts.get(f"verification.{key}")
         proof += [f"{label} {value:.4g}"] if isinstance(value, float) else []
@@ -325,7 +324,7 @@ def _next(tokenizer: Tokenizer, likeliest: Sequence[NextToken]) -> Iterator[Row]
 
 
 def _layer_of(activation: Activation) -> int:
-    """The number of the block; -1 outside of the blocks."""
+    """The number of the block; -1 outside the blocks."""
     parts = activation.name.split(".")
     return int(parts[1]) if parts[0] == "h" else -1
 
@@ -342,7 +341,7 @@ def _bytes(n: int) -> str:
 
 
 def _print_table(title: str, rows: Iterator[Row] | Sequence[Row], right: Sequence[int] = ()) -> None:
-    """Cells under one another. A row of a single cell has no columns and may be as long as it likes."""
+    """Aligned columns. A row of a single cell is a line of any length."""
     rows = list(rows)
     n_columns = max(map(len, rows))
     widths = [

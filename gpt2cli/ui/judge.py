@@ -1,68 +1,81 @@
-"""Owns what a person sees of a judge: the progress, and the tables of what it said."""
+"""What a person sees of `gpt2 judge`: the progress, and tables of what the judge said."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gpt2cli.judge.aggregate import FEWEST, N_BINS, Summary
-from gpt2cli.judge.items import Item
-from gpt2cli.judge.pairwise import PairSummary
-from gpt2cli.judge.runner import CANARIES, Judgement
-from gpt2cli.ui.console import is_terminal, printable
+from gpt2cli.judge.aggregate import FEWEST, N_BINS, GradeSummary, PairSummary
+from gpt2cli.judge.grade import GradeJudgement
+from gpt2cli.judge.injection import CANARY_NAMES
+from gpt2cli.judge.items import JudgeItem
+from gpt2cli.judge.results import Judgement
+from gpt2cli.ui.console import printable
+from gpt2cli.ui.progress import State, showing
 
 LINE_SECONDS = 10.0  # between plain progress lines
 BAR_WIDTH = 30
 LONGEST = 100  # characters of a text in the table
 COLUMN = 13  # where the values begin
 _TOO_FEW = f"n/a below {FEWEST}"
-Answer = TypeVar("Answer")
 
 
-def show_judging(
-    answers: Iterable[Answer],
-    console: Console,
-    n_done: int,
-    n_all: int,
-    what: str,
-    counts: Callable[[Answer], bool] = lambda answer: True,
-    is_asked: Callable[[Answer], bool] = lambda answer: True,
-) -> Iterator[Answer]:
-    """The same answers; `n_done` of `n_all` were there before. `what` is counted: "responses".
+class JudgeProgress:
+    """How many of `n_all` questions are judged, how fast, and how long the rest will take.
 
-    The rate is of those that count and were asked for; what does not count comes before them.
+    For `with`, and for the callbacks of `judge`; nothing is shown before `begin`.
     """
-    pace = _Pace(n_done, n_all)
-    if not is_terminal(console):
-        said = time.monotonic()
-        for answer in answers:
-            yield answer
-            pace.add(counts(answer), is_asked(answer))
-            if time.monotonic() - said >= LINE_SECONDS and pace.n_done < n_all:
-                console.print(f"{pace.n_done:,} of {n_all:,} {what}, {pace}")
-                said = time.monotonic()
-        return
-    columns = (
-        TextColumn("judging"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[pace]}"),
-    )
-    with Progress(*columns, console=console, redirect_stdout=False, transient=True) as bar:
-        task = bar.add_task("", total=n_all, completed=n_done, pace=str(pace))
-        for answer in answers:
-            yield answer
-            pace.add(counts(answer), is_asked(answer))
-            bar.update(task, completed=pace.n_done, pace=str(pace))
+
+    def __init__(self, console: Console, n_all: int, what: str) -> None:
+        self._console, self._n_all, self._what = console, n_all, what
+        self._n_done = self._n_before = 0
+        self._started = time.monotonic()
+        self._view = ExitStack()
+        self._show: Callable[[State], None] = lambda state: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._view.close()
+
+    def begin(self, n_missing: int) -> None:
+        self._n_done = self._n_before = self._n_all - n_missing
+        if n_missing:
+            self._show = self._view.enter_context(showing(self._console, LINE_SECONDS))
+            self._show(self._state())
+
+    def add(self, judgement: Judgement) -> None:
+        """Canaries and empty responses, which come first, are not in the rate."""
+        self._n_done += not judgement.is_canary
+        if judgement.is_canary or judgement.status == "empty":
+            self._n_before, self._started = self._n_done, time.monotonic()
+        self._show(self._state())
+
+    def tell(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(printable(text))
+
+    def _state(self) -> State:
+        seconds, n_new = time.monotonic() - self._started, self._n_done - self._n_before
+        pace = "waiting for the first answer"
+        if n_new and seconds > 0:
+            rate = n_new / seconds
+            each = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+            pace = f"{each}, {duration((self._n_all - self._n_done) / rate)} left"
+        facts = f"{self._n_done:,} of {self._n_all:,} {self._what}, {pace}"
+        return State("judging", self._n_done, self._n_all, facts)
 
 
-def print_summary(summary: Summary, items: Mapping[int, Item], console: Console) -> None:
+def print_grades(summary: GradeSummary, items: Mapping[int, JudgeItem], console: Console) -> None:
     """The same on a terminal and in a file; `items` by their index."""
     _row(console, "score", _mean(summary))
-    _row(console, "coverage", coverage(summary))
+    _row(console, "coverage", grade_coverage(summary))
     for name, value in summary.criteria.items():
         _row(console, name, f"{value:.1f}")
     if summary.n_scored:
@@ -76,21 +89,21 @@ def print_summary(summary: Summary, items: Mapping[int, Item], console: Console)
         _row(console, "flagged", f"{summary.n_flagged} {_responses(summary.n_flagged)} to speak to its judge")
     for place, one in enumerate(summary.canaries):
         said = f"{one.score.score:3}" if one.score else "  -"
-        _row(console, "" if place else "canaries", f"{said}  {CANARIES[one.index]}")
+        _row(console, "" if place else "canaries", f"{said}  {CANARY_NAMES[one.index]}")
 
 
-def print_warnings(summary: Summary, console: Console) -> None:
+def print_warnings(summary: GradeSummary, console: Console) -> None:
     """What the canaries show of the judge; for stderr, so that it is not missed with --json either."""
     for one in summary.fooled:
         assert one.score is not None
-        said = f"the judge gave {one.score.score} of 100 to {CANARIES[one.index]}"
+        said = f"the judge gave {one.score.score} of 100 to {CANARY_NAMES[one.index]}"
         console.print(printable(f"warning: {said}: do not trust its scores"), style="bad")
     if summary.is_no_better and not summary.fooled:
         said = "the responses score no higher than the worthless answers mixed in among them"
         console.print(f"warning: {said}: they are as bad, or this judge cannot tell", style="bad")
 
 
-def coverage(summary: Summary) -> str:
+def grade_coverage(summary: GradeSummary) -> str:
     """How many of the items the mean is over, and what became of the others."""
     others = (
         (summary.n_unscored, "unscored"),
@@ -121,7 +134,7 @@ def print_pairs(summary: PairSummary, a: str, b: str, console: Console) -> None:
         _row(
             console,
             "position",
-            f"{n_turned} of the ties because the judge kept to one place whoever stood there:"
+            f"{n_turned} of the ties because the judge preferred one place whatever stood there:"
             f" {summary.n_for_first} times the first, {summary.n_for_second} times the second",
         )
 
@@ -136,29 +149,6 @@ def pair_coverage(summary: PairSummary) -> str:
     return _counts(summary.n_compared, summary.n_pairs, "compared", others)
 
 
-class _Pace:
-    """How fast answers come, and how long the rest will take at that rate."""
-
-    def __init__(self, n_done: int, n_all: int) -> None:
-        self.n_done, self._n_before, self._n_all = n_done, n_done, n_all
-        self._started = time.monotonic()
-
-    def add(self, counts: bool, is_asked: bool) -> None:
-        self.n_done += counts
-        if not (counts and is_asked):
-            self._n_before += counts
-            if self.n_done == self._n_before:
-                self._started = time.monotonic()
-
-    def __str__(self) -> str:
-        seconds, n_new = time.monotonic() - self._started, self.n_done - self._n_before
-        if not n_new or seconds <= 0:
-            return "waiting for the first answer"
-        rate = n_new / seconds
-        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
-        return f"{pace}, {duration((self._n_all - self.n_done) / rate)} left"
-
-
 def duration(seconds: float) -> str:
     """For people: 8 s, 2 min 05 s, 1 h 12 min."""
     whole = round(seconds)
@@ -169,7 +159,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def _mean(summary: Summary) -> str:
+def _mean(summary: GradeSummary) -> str:
     if summary.mean is None or summary.median is None:
         return "n/a"
     ends = [f"{end:.1f}" for end in summary.interval or ()]
@@ -183,7 +173,7 @@ def _counts(n: int, n_all: int, what: str, others: Iterable[tuple[int, str]]) ->
     )
 
 
-def _histogram(summary: Summary, console: Console) -> None:
+def _histogram(summary: GradeSummary, console: Console) -> None:
     most, width = max(summary.histogram), 100 // N_BINS
     for place, count in enumerate(summary.histogram):
         last = 100 if place + 1 == N_BINS else (place + 1) * width - 1
@@ -195,7 +185,7 @@ def _histogram(summary: Summary, console: Console) -> None:
         )
 
 
-def _print_extreme(title: str, one: Judgement, items: Mapping[int, Item], console: Console) -> None:
+def _print_extreme(title: str, one: GradeJudgement, items: Mapping[int, JudgeItem], console: Console) -> None:
     assert one.score is not None
     item = items[one.index]
     flag = "  (seems to speak to its judge)" if one.flagged else ""
@@ -204,7 +194,7 @@ def _print_extreme(title: str, one: Judgement, items: Mapping[int, Item], consol
     _row(console, "", f"     because: {_short(one.score.reason)}")
 
 
-def _question(item: Item) -> str:
+def _question(item: JudgeItem) -> str:
     return f"{item.instruction} {item.input}".strip()
 
 

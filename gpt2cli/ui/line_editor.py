@@ -1,7 +1,6 @@
-"""Owns how a message is typed at a terminal: the keys, the lines of one message, and the history file.
+"""The line editor of the chat: its keys, messages of several lines, and the history file.
 
-Built on prompt_toolkit, so this file is imported only where somebody types. What a message means
-is not known here.
+Built on prompt_toolkit; imported only at a terminal.
 """
 
 import contextlib
@@ -31,15 +30,15 @@ from gpt2cli.ui.console import err, printable
 
 PROMPT = "> "
 MORE = "  "  # before the further lines of a message
-LONGEST_ENTRY = 20_000  # characters; a longer paste is not for recalling
-MOST_HISTORY, MOST_ENTRIES = 1 << 20, 10_000  # bytes and entries that stay, the newest
+LONGEST_ENTRY = 20_000  # characters; a longer message is not kept
+MOST_HISTORY, MOST_ENTRIES = 1 << 20, 10_000  # bytes and entries that are kept, the newest
 
 
-class Editor:
+class LineEditor:
     """Reads messages, each of one or more lines, and keeps them in the file `history`.
 
-    Enter ends a message; Alt-Enter, or a backslash before Enter, begins another line of it, and
-    what is pasted is one message whatever its lines. Keys are otherwise those of Emacs.
+    Enter ends a message; Alt-Enter, or a backslash before Enter, adds a line to it. A paste is one
+    message, however many lines it has. Other keys are those of Emacs.
     """
 
     def __init__(self, history: Path, terminal: TextIO) -> None:
@@ -59,18 +58,20 @@ class Editor:
     def read(self) -> str:
         """The next message. Raises EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
         try:
-            with _in_order(self._session.app) as begin:
+            with _ending_on_sigterm(self._session.app) as begin:
                 text = self._session.prompt(pre_run=begin)
-        finally:  # not before: the line was the editor's
+        finally:  # only now is the line free
             if notice := self._history.take_notice():
                 err().print(printable(notice), style="warn")
-        return without_surrogates(text)  # such as bytes that are no UTF-8 arrive
+        return without_surrogates(text)  # bytes that are not UTF-8 arrive as such
 
 
 @contextlib.contextmanager
-def _in_order(app: Application[str]) -> Iterator[Callable[[], None]]:
-    """SIGTERM ends the editor as Ctrl-D does, and then the program. An exception out of its event loop
-    would be reported as a fault. Gives what the editor calls when it begins.
+def _ending_on_sigterm(app: Application[str]) -> Iterator[Callable[[], None]]:
+    """SIGTERM ends the editor like Ctrl-D, and then the program.
+
+    An exception inside its event loop would be reported as a crash. Yields a function to call when the
+    editor starts.
     """
     is_terminated = False
 
@@ -97,7 +98,7 @@ def _output(terminal: TextIO) -> Vt100_Output:
     def size() -> Size:
         try:
             columns, rows = os.get_terminal_size(terminal.fileno())
-        except OSError:  # the terminal has gone; the end of its keys will say so
+        except OSError:  # the terminal is gone; the end of its input follows
             columns = rows = 0
         return Size(rows=rows or 24, columns=columns or 80)
 
@@ -106,7 +107,7 @@ def _output(terminal: TextIO) -> Vt100_Output:
         size,
         term=os.environ.get("TERM"),
         default_color_depth=ColorDepth.from_env(),
-        # A terminal that is asked where its cursor is may answer late, into the next message, or never.
+        # Asked for its cursor position, a terminal may answer late, into the next message, or never.
         enable_cpr=False,
     )
 
@@ -132,9 +133,9 @@ def _keys() -> KeyBindings:
 
 
 class _Entries(History):
-    """A JSON string a line, so that a message of several lines is one entry. For its owner's eyes only.
+    """A JSON string per line, so that a message of several lines is one entry. Readable only by its owner.
 
-    A history that cannot be read or written is a notice, once; the messages of this session stay.
+    A history that cannot be read or written is one notice; the messages of this session are kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -142,12 +143,12 @@ class _Entries(History):
         self._path, self._is_broken, self._notice = path, False, ""
 
     def take_notice(self) -> str:
-        """What there is to say, once."""
+        """The notice, once."""
         notice, self._notice = self._notice, ""
         return notice
 
     def load_history_strings(self) -> Iterable[str]:
-        """Newest first. What is too old is taken out of the file too."""
+        """Newest first. Entries that are too old are removed from the file too."""
         try:
             if not os.path.lexists(self._path):
                 return []
@@ -186,11 +187,11 @@ class _Entries(History):
     def _fail(self, error: InputError | OSError) -> None:
         self._is_broken = True
         why = error.what if isinstance(error, InputError) else f"{self._path}: {error.strerror}"
-        self._notice = f"what you type is not kept: {why}"
+        self._notice = f"the history is not kept: {why}"
 
 
 def _entry(line: bytes) -> str:
-    """ "" for a line that was torn, or written by something else."""
+    """ "" for a torn line, or one of another program."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

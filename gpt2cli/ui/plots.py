@@ -1,27 +1,29 @@
-"""Owns the picture of a run: metrics.jsonl -> loss.png. It computes no metric.
+"""The pictures of a run: loss.png from metrics.jsonl, and the confusion matrix.
 
-Figures are built through matplotlib's objects; pyplot would keep them in a global list, choose a
-window system and change the caller's settings.
+Figures are matplotlib objects without pyplot, which would keep them in a global list and pick a window
+system.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from gpt2cli import files
+from gpt2cli.evaluation.classes import ClassificationMetrics
+from gpt2cli.ui.tables import MOST_CLASSES, short_label
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _TRAIN, _VALIDATION = "#3b82b8", "#d1495b"
 _SMOOTH_FROM = 200  # points; fewer are drawn as they are
-# A linear axis wastes its space on the first steps once the loss has fallen this much.
+# From this ratio on, a linear axis would spend its space on the first steps.
 _LOG_FROM_RATIO = 4.0
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Points by step, oldest first; where a step was done twice (a resumed run), the later one."""
+    """Points by step, oldest first; of a step done twice (a resumed run), the later one."""
 
     train: list[tuple[int, float]]
     validation: list[tuple[int, float]]
@@ -29,10 +31,10 @@ class Curves:
 
 
 def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool = True) -> bool:
-    """Draw training and validation loss (nats a token) over steps, and over tokens seen above.
+    """Draw training and validation loss (nats per token) over steps, and over tokens seen above.
 
-    `out` is replaced atomically by a PNG. False, and nothing is written, where there is no finite
-    loss to draw yet.
+    `out` is replaced atomically by a PNG. Returns False and writes nothing as long as there is no finite
+    loss.
     """
     curves = read_curves(metrics)
     if not curves.train and not curves.validation:
@@ -53,11 +55,42 @@ def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool 
     return True
 
 
+def plot_confusion(
+    scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
+) -> None:
+    """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    k = len(labels)
+    side = min(12.0, 3.2 + 0.5 * k)  # inches
+    figure = Figure(figsize=(side + 0.6, side), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = [[n / max(1, sum(row)) for n in row] for row in scores.confusion]
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    # A dollar sign begins TeX, and a bad formula raises.
+    names = [short_label(label).replace("$", r"\$") for label in labels]
+    axes.set_xticks(range(k), names, rotation=45 if k > 4 else 0, ha="right" if k > 4 else "center")
+    axes.set_yticks(range(k), names)
+    axes.set_xlabel("predicted", color=_INK)
+    axes.set_ylabel("true", color=_INK)
+    axes.tick_params(color=_GREY, labelcolor=_INK, labelsize=9 if k <= MOST_CLASSES else 6)
+    for truth, row in enumerate(scores.confusion if k <= MOST_CLASSES else ()):
+        for predicted, count in enumerate(row):
+            color = "white" if shares[truth][predicted] > 0.5 else _INK
+            axes.text(predicted, truth, f"{count:,}", ha="center", va="center", color=color, fontsize=10)
+    heading = f"{title}: accuracy {scores.accuracy:.3f}, macro F1 {scores.macro_f1:.3f}"
+    axes.set_title(heading.replace("$", r"\$"), loc="left", color=_INK, fontsize=10, fontweight="bold")
+    with files.replacing_file(out) as file:
+        figure.savefig(file, format="png")
+
+
 def read_curves(metrics: Path) -> Curves:
     """The finite losses in a metrics.jsonl.
 
-    A line that is not a whole record is passed over: a kill tears the last one, and a picture
-    must not stop the run that is resumed after it.
+    Skips a line that is not a whole record: a kill tears the last one, and a picture must not stop the
+    resumed run.
     """
     train: dict[int, float] = {}
     validation: dict[int, float] = {}
@@ -104,7 +137,7 @@ def _draw_train(axes: Any, points: list[tuple[int, float]]) -> None:
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:
-    """Moving mean. The window is centred, and at the steep start kept so by being narrower."""
+    """Moving mean with a centred window, which is narrower at both ends."""
     reach = max(1, len(values) // 50)
     total = [0.0]
     for value in values:
@@ -128,7 +161,7 @@ def _draw_validation(axes: Any, points: list[tuple[int, float]]) -> None:
         linewidth=1.6,
         marker="o",
         markersize=4 if len(points) <= 40 else 0,
-        # In the legend it cannot lie over a curve, as a label beside the point would.
+        # In the legend it never covers a curve, as a label beside the point would.
         label=f"validation, best {best:.3f} at step {best_step:,}",
     )
     axes.plot([best_step], [best], "o", color=_VALIDATION, markersize=9, markerfacecolor="none")
@@ -146,9 +179,9 @@ def _dress(axes: Any, curves: Curves, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel("loss (nats a token)", color=_INK)
+    axes.set_ylabel("loss (nats per token)", color=_INK)
     if title:
-        # A dollar sign would begin TeX, and a bad formula would raise.
+        # A dollar sign begins TeX, and a bad formula raises.
         axes.set_title(title.replace("$", r"\$"), loc="left", color=_INK, fontsize=12, fontweight="bold")
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)

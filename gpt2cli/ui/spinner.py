@@ -1,5 +1,4 @@
-"""Owns what a terminal does while its person waits: a sign that something is under way of which
-nothing is known yet, and keys that do not show.
+"""The spinner for waits of unknown length, and a terminal that does not echo keys meanwhile.
 
 Imports nothing heavy: the first thing to wait for is such an import.
 """
@@ -18,15 +17,15 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from gpt2cli.ui.console import is_terminal, printable
 
-SHOWING = termios.ECHO | termios.ICANON  # by lines, the system would keep 4,096 bytes of each
-PATIENCE = 0.5  # seconds; what is quicker would only flicker
+ECHO_FLAGS = termios.ECHO | termios.ICANON  # line mode would keep only 4,096 bytes of a line
+DELAY = 0.5  # seconds; a shorter wait would only flicker
 
 
 @contextlib.contextmanager
-def waiting(console: Console, text: str, patience: float = PATIENCE) -> Iterator[Callable[[], None]]:
-    """Shows `text` once the block has taken `patience` seconds. Gives what takes the sign away early."""
+def waiting(console: Console, text: str, delay: float = DELAY) -> Iterator[Callable[[], None]]:
+    """Shows `text` once the block has taken `delay` seconds. Yields a function that removes it early."""
     if not is_terminal(console):
-        if console.is_terminal and not patience:  # a dumb one: a line cannot be taken away again
+        if console.is_terminal and not delay:  # a dumb one cannot erase a line
             console.print(printable(text))
         yield lambda: None
         return
@@ -39,7 +38,7 @@ def waiting(console: Console, text: str, patience: float = PATIENCE) -> Iterator
         redirect_stderr=False,
     )
     sign.add_task("", total=None)
-    timer = threading.Timer(patience, sign.start)
+    timer = threading.Timer(delay, sign.start)
     timer.daemon = True
 
     def end() -> None:
@@ -55,20 +54,21 @@ def waiting(console: Console, text: str, patience: float = PATIENCE) -> Iterator
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """What is typed inside the block does not show between the lines of a reply; whoever reads keys
-    next gets it. Ctrl-C and Ctrl-Z mean what they always do.
+def echo_off() -> Iterator[None]:
+    """Keys typed in the block do not show between the lines of a reply; the next reader gets them.
+
+    Ctrl-C and Ctrl-Z work as always.
     """
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)
     quiet = [*before]
-    quiet[3] &= ~SHOWING
+    quiet[3] &= ~ECHO_FLAGS
     termios.tcsetattr(stdin, termios.TCSADRAIN, quiet)
 
     def renew(number: int, frame: FrameType | None) -> None:
-        """A shell sets the terminal back as it was; not while a line editor has it, nor in the background."""
-        with contextlib.suppress(OSError, termios.error):  # it may have gone, or be nobody's
-            if os.tcgetpgrp(stdin) == os.getpgrp() and termios.tcgetattr(stdin)[3] & SHOWING:
+        """After Ctrl-Z and fg; not while a line editor has the terminal, nor in the background."""
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+            if os.tcgetpgrp(stdin) == os.getpgrp() and termios.tcgetattr(stdin)[3] & ECHO_FLAGS:
                 termios.tcsetattr(stdin, termios.TCSANOW, quiet)
 
     handler = signal.signal(signal.SIGCONT, renew)

@@ -1,4 +1,4 @@
-"""Owns the optional TensorBoard record of a run: the numbers of the events as scalars."""
+"""The optional TensorBoard log of a run: the numbers of its events as scalars."""
 
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +14,13 @@ _SCALARS: dict[type, dict[str, str]] = {
 }
 
 
-class Board:
-    """A context manager. Switched off it writes nothing and imports nothing."""
+class TensorBoardLog:
+    """A context manager. When off, it writes and imports nothing."""
 
     def __init__(self, folder: Path, on: bool, first_step: int) -> None:
         self._writer: Any = _open_writer(folder, first_step) if on else None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "TensorBoardLog":
         return self
 
     def __exit__(
@@ -44,5 +44,5 @@ def _open_writer(folder: Path, first_step: int) -> Any:
             "log.tensorboard is true, but tensorboard is not installed",
             fix="pip install 'gpt2cli[tensorboard]', or log.tensorboard=false",
         ) from None
-    # What an interrupted run wrote beyond its checkpoint is no longer shown.
+    # Hides what an interrupted run logged after its checkpoint.
     return SummaryWriter(str(folder), purge_step=first_step + 1)

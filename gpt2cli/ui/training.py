@@ -1,6 +1,4 @@
-"""Owns what a person sees of a training run: events become a growing table over a progress bar on
-a terminal, and plain lines elsewhere. It reads events and decides nothing.
-"""
+"""What a training run shows: its events as a growing table over a progress bar, or as plain lines."""
 
 import math
 import signal
@@ -40,11 +38,11 @@ class TrainingView:
     """A context manager: `with TrainingView(...) as view: view.show(event)`.
 
     A line appears every `log_every` steps, at the first step seen and at the last one. Tokens per
-    second are those of the steps since the line before; evaluations and saves are not in them.
+    second count the steps since the line before, without evaluations and saves.
     """
 
     def __init__(self, n_steps: int, console: Console, *, log_every: int, first_step: int = 0) -> None:
-        """`first_step` counts the steps that were done before, in a run that is resumed."""
+        """`first_step`: steps done before, in a resumed run."""
         self.n_steps, self.console, self.log_every = n_steps, console, log_every
         self.live = is_terminal(console)
         self.tabular = self.live and console.width >= _TABLE_WIDTH
@@ -74,7 +72,7 @@ class TrainingView:
         _SHOW[type(event)](self, event)
 
     def note(self, text: str, style: str = "") -> None:
-        """Print a text of any origin above the bar: a notice, a sample."""
+        """Print any text above the bar: a notice, a sample."""
         self._line(printable(text), style)
 
     def _step_done(self, event: StepDone) -> None:
@@ -102,14 +100,14 @@ class TrainingView:
         self.best = event if event.is_best else self.best
         loss, perplexity = f"{event.loss:.3f}", _perplexity(event.perplexity)
         style = "good" if event.is_best else ""
-        # What a task measures itself says more than a perplexity, which is the loss once more.
-        notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.measures.items()]
+        # A measure of the task says more than a perplexity, which is the loss again.
+        notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.metrics.items()]
         notes += ["best"] if event.is_best else []
         if self.tabular:
-            row = [self._place(event.step), "", "", "", "", loss, "" if event.measures else perplexity]
+            row = [self._place(event.step), "", "", "", "", loss, "" if event.metrics else perplexity]
             self._row(*row, note="  ".join(notes), style=style)
         else:
-            notes = notes if event.measures else [f"perplexity {perplexity}", *notes]
+            notes = notes if event.metrics else [f"perplexity {perplexity}", *notes]
             self._line("  ".join([f"{self._at(event.step)}  val loss {loss}", *notes]), style)
 
     def _checkpoint_saved(self, event: CheckpointSaved) -> None:
@@ -146,11 +144,11 @@ class TrainingView:
         return f"step {self._place(step)}"
 
     def _line(self, text: str, style: str = "") -> None:
-        # Text, not str: Rich would read styles out of nothing here, and numbers stay uncoloured.
+        # Text, not str: Rich would interpret markup, and colour numbers.
         self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _bar(self) -> Progress:
-        """The bar, as much of it as fits. stdout is left alone: it is data."""
+        """As much of the bar as fits. stdout stays as it is: it is data."""
         columns: list[ProgressColumn] = [_Steps(), TimeRemainingColumn(compact=True)]
         if self.console.width >= 40:
             columns.insert(0, BarColumn(bar_width=None))
@@ -162,7 +160,7 @@ class TrainingView:
             redirect_stdout=False,
             transient=True,
             expand=True,
-            speed_estimate_period=600,  # seconds; the default of 30 knows nothing of slow steps
+            speed_estimate_period=600,  # seconds; the default of 30 is too short for slow steps
         )
 
 
@@ -196,6 +194,6 @@ _SHOW: dict[type, Callable[[TrainingView, Any], None]] = {
 
 _REASONS = {
     "finished": "finished",
-    "patience": "stopped early, as the validation loss no longer falls,",
+    "patience": "stopped early because the validation loss no longer falls,",
     "signal": "stopped by {signal}",
 }

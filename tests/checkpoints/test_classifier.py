@@ -136,13 +136,13 @@ def test_an_adapter_is_refused_with_its_commands(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_is_refused(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     (folder / "config.json").write_text('{"architectures": [], "architectures": []}')
-    with pytest.raises(InputError, match=r"config.json: is not JSON: .*stands there twice"):
+    with pytest.raises(InputError, match=r"config.json: is not JSON: .*occurs twice"):
         load_classifier(folder)
 
 
 def test_broken_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config.json: is not JSON"):
+    with pytest.raises(InputError, match=r"config.json:1: is not JSON"):
         load_classifier(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config.json: is not a JSON object"):

@@ -170,7 +170,7 @@ def test_json_that_says_a_thing_twice_is_refused(folder: Path) -> None:
     path.write_text(path.read_text().replace('"format": 1', '"format": 1, "format": 1'))
     with pytest.raises(InputError, match="is not JSON") as caught:
         load_model(folder)
-    assert "'format' stands there twice" in caught.value.why
+    assert "the key 'format' occurs twice" in caught.value.why
 
 
 def test_fewer_tokens_than_rows_may_be_padding(folder: Path) -> None:

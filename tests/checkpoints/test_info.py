@@ -186,7 +186,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a small file is missing": (lambda f: (f / "recipe.yaml").unlink(), "no such file"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "there is no model.safetensors"),
     "weights cut short": (cut, "does not fit the file"),
-    "weights empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "header claims 0 bytes"),
+    "weights empty": (
+        lambda f: (f / "model.safetensors").write_bytes(b""),
+        "0 bytes are no safetensors file",
+    ),
     "another model": (lambda f: change_config(f, architectures=["Other"]), "holds a Other"),
     "a model that is no name": (lambda f: change_config(f, architectures=5), "holds a 5"),
     "a billion blocks": (lambda f: change_config(f, n_layer=10**9), "no model is that large"),

@@ -94,23 +94,22 @@ def test_training_on_with_other_adapters_is_refused(
 def test_nothing_but_adapters_changes_in_training(tmp_path: Path) -> None:
     """Twelve steps of the real loop, with decay and dropout."""
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.training.loop import take_step
-    from gpt2cli.training.optim import make_optimizer, parameter_names
-    from gpt2cli.training.optimizer_step import Learner
-    from gpt2cli.training.pretrain_task import Pretraining
-    from gpt2cli.training.train_state import Progress
+    from gpt2cli.training.loop import train_step
+    from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
+    from gpt2cli.training.pretrain_task import PretrainTask
+    from gpt2cli.training.train_state import TrainState
 
     recipe, data = tiny(tmp_path)
-    task = Pretraining(recipe, data)
+    task = PretrainTask(recipe, data)
     model = task.fresh_model("sdpa")
     names = add_lora(model, rank=2, alpha=16.0, dropout=0.1, targets=("c_attn", "c_proj"), seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     runtime = choose_runtime("cpu", "fp32", 2, "off", training=True, flops=0.0)
     optimizer = make_optimizer(model, recipe.optim, runtime.device)
     assert set(parameter_names(model)) == {f"{name}.lora_{part}" for name in names for part in "AB"}
-    learner = Learner(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    progress = Progress()
-    losses = [take_step(learner, task, progress, recipe, runtime).loss for _ in range(12)]
+    learner = OptimizerStep(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    progress = TrainState()
+    losses = [train_step(learner, task, progress, recipe, runtime).loss for _ in range(12)]
     assert losses[-1] < losses[0]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) != ("lora_" in name), name

@@ -12,7 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt2cli.checkpoints.safetensors_file import ALIGNMENT, DTYPES, read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_bytes import ALIGNMENT
+from gpt2cli.checkpoints.safetensors_file import DTYPES, read_tensors, write_tensors
 from gpt2cli.errors import InputError
 
 

@@ -21,7 +21,7 @@ from gpt2cli.cli import app, train_command
 from gpt2cli.errors import Gpt2Error
 
 Gpt2 = Callable[..., Any]
-HEAVY = ("torch", "numpy", "pydantic", "yaml", "tiktoken", "matplotlib", "httpx")
+HEAVY = ("torch", "numpy", "pydantic", "yaml", "tiktoken", "matplotlib", "httpx2")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

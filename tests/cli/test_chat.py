@@ -26,7 +26,7 @@ from gpt2cli.tokenizer.bpe import gpt2 as bpe
 from gpt2cli.tokenizer.chars import Chars
 
 CONTEXT = 128
-MODE = "a base model, never taught to answer: it continues the text (continuation mode)\n"
+MODE = "a base model, not fine-tuned for chat: it continues the text (continuation mode)\n"
 HOSTILE = "a\x1b[2Jb\x1b]52;c;aGk=\x07c\rd\x08e\x9bf\u202eg😂"
 VISIBLE = "a␛[2Jb␛]52;c;aGk=␇c␍d␈e<U+009B>f<U+202E>g😂"
 
@@ -179,7 +179,7 @@ def test_a_message_that_is_too_long_is_said_and_the_next_line_read(chat: Chat, m
 def test_a_line_without_end_is_bounded(chat: Chat, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2cli.cli.chat.LONGEST_MESSAGE", 100)
     monkeypatch.setattr("gpt2cli.cli.chat.LONGEST_LINE", 1000)
-    said = "error: a line on stdin is longer than 1 MiB\nwhy: no context is near that\nfix: shorten it\n"
+    said = "error: a line on stdin is longer than 1 MiB\nwhy: no context is that long\nfix: shorten it\n"
     for length, n_answers in ((100, 3), (101, 2), (1000, 2)):
         code, out, err = chat(models / "taught", b"one\n" + b"a" * length + b"\ntwo\n", "--json", "-n", "2")
         assert (out.count('"reply"'), err) == (n_answers, said * (3 - n_answers))
@@ -254,7 +254,7 @@ def test_a_model_without_a_template_goes_on_without_new_text(turns: Turns, chat:
     whole = turns("Once upon\n", "-t", "0", "-n", "9", model="base")
     assert "".join(turn["reply"] for turn in both) == whole[0]["reply"]
     code, out, _ = chat(models / "taught", "/continue\n", "--json")
-    assert code == 2 and "this model answers" in json.loads(out)["error"]["what"]
+    assert code == 2 and "/continue" in json.loads(out)["error"]["what"]
 
 
 def test_a_setting_holds_from_the_next_reply_on(turns: Turns) -> None:
@@ -274,7 +274,7 @@ def test_scores_that_are_not_finite_exit_6(chat: Chat, tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     code, out, err = chat(folder, "one\ntwo\n")
     assert (code, out) == (6, "")
-    assert err.count("not finite numbers") == 1 and "gpt2 generate" not in err
+    assert err.count("logits are not finite") == 1 and "gpt2 generate" not in err
 
 
 def test_a_classifier_is_sent_to_classify(chat: Chat, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_help_and_show_are_talk(chat: Chat, models: Path) -> None:
     for words in ("/undo ", "/save FILE [--force]", "template            chat\n", "top_k               40\n"):
         assert words in err
     assert f"turns               0\ncontext             0 of {CONTEXT} tokens\n" in err
-    assert err.endswith("system text: Be kind.\nthere is no system text\nthere is no system text\n")
+    assert err.endswith("system prompt: Be kind.\nthere is no system prompt\nthere is no system prompt\n")
 
 
 def test_slips_are_said_and_the_next_line_read(chat: Chat, models: Path) -> None:
@@ -320,7 +320,7 @@ def test_slips_are_said_and_the_next_line_read(chat: Chat, models: Path) -> None
     assert code == 2 and out.count("\n") == 1
     assert "error: there is no command '/udno'\nwhy: did you mean /undo?\n" in err
     assert err.count("error: there is no turn yet") == 2
-    assert "error: /undo takes nothing after it" in err
+    assert "error: /undo takes no argument" in err
 
 
 def test_a_conversation_saved_goes_on_where_it_was(turns: Turns, tmp_path: Path) -> None:
@@ -336,12 +336,12 @@ def test_loading_says_what_was_said_last_and_with_whom(chat: Chat, models: Path,
     chat(models / "taught", "one\x1b two\n/save it.json\n")
     code, _, err = chat(models / "base", "/load it.json\n")
     assert code == 0
-    assert f"loaded 1 turn from it.json\nthey were with {models / 'taught'}\n" in err
-    assert "they had the template 'chat', this model has none\nthe last was: one␛ two\n" in err
+    assert f"loaded 1 turn from it.json\nthey are from {models / 'taught'}\n" in err
+    assert "they used the template 'chat', this model has none\nthe last was: one␛ two\n" in err
     assert "they " not in chat(models / "base" / ".." / "taught", "/load it.json\n")[2]
     stored = json.loads((tmp_path / "it.json").read_text())
     (tmp_path / "it.json").write_text(json.dumps(stored | {"model": "a\0\x1b\nerror: b"}))
-    assert "they were with a␀␛ error: b\n" in chat(models / "base", "/load it.json\n")[2]
+    assert "they are from a␀␛ error: b\n" in chat(models / "base", "/load it.json\n")[2]
 
 
 def test_saving_never_overwrites_silently(chat: Chat, models: Path, tmp_path: Path) -> None:
@@ -377,9 +377,7 @@ def test_a_full_disk_costs_the_file_and_not_the_conversation(
     assert (tmp_path / "old").read_text() == "mine"
 
 
-def test_files_that_hold_no_conversation_are_refused(
-    chat: Chat, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_hold_no_conversation_are_refused(chat: Chat, models: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "text").write_bytes(b"\xff\xfe no JSON")
     (tmp_path / "deep").write_text("[" * 100_000)
@@ -396,5 +394,5 @@ def test_files_that_hold_no_conversation_are_refused(
         code, _, err = chat(models / "taught", f"one\n/load {name}\n/show\n")
         assert code == (2 if "\0" in name else 3) and what in err
         assert "turns               1\n" in err, "the conversation is as before"
-    monkeypatch.setattr("gpt2cli.cli.chat_loop.LONGEST_FILE", 10)
+    os.truncate("other", (64 << 20) + 1)
     assert "other: is larger than 64 MiB" in chat(models / "taught", "/load other\n")[2]

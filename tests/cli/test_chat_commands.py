@@ -51,7 +51,7 @@ def test_every_command_can_be_called_with_both_marks() -> None:
         ("/", "there is no command '/'", "to say it to the model, begin with //"),
         ("! wow", "there is no command '!wow'", "to say it to the model, begin with !!"),
         ("/usr/bin/env python", "there is no command '/usr/bin/env'", "begin with //"),
-        ("/undo 2", "/undo takes nothing after it", "there is '2'"),
+        ("/undo 2", "/undo takes no argument", "there is '2'"),
         ("/save", "/save: FILE is missing", "write the conversation"),
         ("/save ", "/save: FILE is missing", "write the conversation"),
         ("/set", "/set: NAME=VALUE is missing", "change a setting"),
@@ -71,14 +71,14 @@ def test_any_line_is_read_or_refused(line: str) -> None:
     try:
         call = parse(line)
     except UsageError:
-        assert line[0] in chat_commands.MARKS
+        assert line[0] in chat_commands.PREFIXES
     else:
         assert call.name in {SAY, *(command.name for command in COMMANDS)}
 
 
 @given(st.text(min_size=1))
 def test_any_text_can_be_said(text: str) -> None:
-    assert parse(text[0] + text if text[0] in chat_commands.MARKS else text) == Call(SAY, text)
+    assert parse(text[0] + text if text[0] in chat_commands.PREFIXES else text) == Call(SAY, text)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_a_setting_is_a_name_and_a_value(argument: str, name: str, value: str) -
         ("temp", "there is no setting 'temp'", "they are temperature, top_k", "/set temperature=VALUE"),
         ("colour=red", "there is no setting 'colour'", "they are temperature, top_k", "/show"),
         ("=5", "there is no setting ''", "they are temperature, top_k", "/show"),
-        ("top_k=", "top_k is given no value", "", "/set top_k=VALUE"),
-        ("top_k", "top_k is given no value", "", "/set top_k=VALUE"),
+        ("top_k=", "top_k has no value", "", "/set top_k=VALUE"),
+        ("top_k", "top_k has no value", "", "/set top_k=VALUE"),
     ],
 )
 def test_a_setting_that_is_none_says_what_there_is(argument: str, what: str, why: str, fix: str) -> None:

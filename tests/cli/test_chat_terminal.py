@@ -53,7 +53,7 @@ def test_a_session_at_the_terminal(tmp_path: Path) -> None:
         terminal.until("4 tokens, ")
         terminal.ready()
         terminal.type("forgotten\x03")
-        terminal.until("Ctrl-D or /exit ends the program")
+        terminal.until("Ctrl-D or /exit leaves")
         terminal.ready()
         terminal.type("/udno\r")
         assert "did you mean /undo?" in terminal.until("fix: ")
@@ -92,7 +92,7 @@ def test_ctrl_c_ends_a_reply_however_often_and_the_next_works(folder: Path, tmp_
     ) as terminal:
         terminal.ready()
         terminal.type("/help\r")
-        terminal.until("/exit\n  end the program, as Ctrl-D does\n")  # narrow: under each other
+        terminal.until("/exit\n  leave the chat, like Ctrl-D\n")  # narrow: under each other
         terminal.ready()
         for question in ("one", "two"):
             terminal.type(f"{question}\r")
@@ -127,7 +127,7 @@ def test_a_history_that_cannot_be_kept_is_said_behind_the_line(folder: Path, tmp
         terminal.ready()
         terminal.type("hello\r")
         shown = terminal.until("2 tokens, ")
-        assert shown.index("hello") < shown.index("what you type is not kept: ") < shown.index(" word word")
+        assert shown.index("hello") < shown.index("the history is not kept: ") < shown.index(" word word")
         terminal.type("\x04")
         assert terminal.ended() == 0
 
@@ -143,7 +143,7 @@ def test_a_dumb_terminal_gets_lines_alone(folder: Path) -> None:
         assert terminal.until("2 tokens, ").startswith("two\n word word\n")
         terminal.until("> ")
         terminal.type("half a line\x03")
-        terminal.until("Ctrl-D or /exit ends the program\n> ")
+        terminal.until("Ctrl-D or /exit leaves\n> ")
         terminal.type("last\\\n")
         terminal.until("last\\\n  ")
         terminal.type("\x04")
@@ -158,7 +158,7 @@ def test_with_stdout_in_a_pipe_only_replies_are_in_it(folder: Path, tmp_path: Pa
     save_model_that_says(taught, LONG, n_positions=64)
     write_template(taught, "chat")
     with Terminal(["chat", str(taught), *OPTIONS, "-n", "2"], piped=[1]) as terminal:
-        assert "it answers in the template 'chat'" in terminal.ready()
+        assert "chat template: chat" in terminal.ready()
         terminal.type("hello\r")
         terminal.until("2 tokens, ")
         terminal.ready()

@@ -165,7 +165,7 @@ def test_auto_says_how_to_be_faster_where_that_is_to_be_felt(
 def test_a_word_that_means_nothing_is_refused_before_any_work(say: Run) -> None:
     code, out, err = say("--compile", "maybe")
     assert (code, out) == (2, "")
-    assert "error: --compile is 'maybe'" in err
+    assert "error: --compile" in err
 
 
 def test_fp16_is_never_compiled(say: Run, builds: list[str]) -> None:

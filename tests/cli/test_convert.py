@@ -83,7 +83,7 @@ def test_gguf_has_its_ending(gpt2: Gpt2, run: Path, tmp_path: Path) -> None:
     [
         (["nowhere"], 3, "nowhere: no such model"),
         (["124M"], 3, "124M: this model is not here yet"),
-        (["theirs", "--to", "onnx"], 2, "--to onnx is unknown"),
+        (["theirs", "--to", "onnx"], 2, "'onnx' is not one of"),
         (["theirs", "--dtype", "q8_0"], 2, "--dtype q8_0 does not go with --to folder"),
         (["theirs", "--out", "theirs"], 2, "theirs: is the source itself"),
         (["/dev/zero"], 3, "/dev/zero"),

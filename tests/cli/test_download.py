@@ -5,9 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ from faulty_server import Fault, Site, serving
 from layouts import COMMIT, CONFIG, DATA, REPOSITORY, serve_hub, serve_openai
 from openai_checkpoint import imitate_checkpoint
 
-from gpt2cli import files, paths
+from gpt2cli import paths
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
 from gpt2cli.convert import pipeline
 from gpt2cli.hub.registry import Size
@@ -219,17 +217,6 @@ def test_a_place_that_is_taken_in_the_meantime(
     assert taken.code == 2
     assert "another model has come to its place" in taken.err
     assert "fix: gpt2 download tiny --source hf --force" in taken.err
-
-
-def test_one_waits_for_the_other(gpt2: Any, site: Site, hub: None) -> None:
-    assert gpt2("download", "tiny", "--source", "hf", "--no-convert").code == 0
-    (folder,) = (paths.downloads() / "hub" / REPOSITORY.replace("/", "--")).glob(COMMIT)
-    held = ExitStack()
-    held.enter_context(files.lock(folder))
-    Timer(1.0, held.close).start()
-    done = gpt2("download", "tiny", "--source", "hf")
-    assert done.code == 0, done.err
-    assert done.err.count("waiting for it") == 1
 
 
 def test_openai_first_then_the_hub_and_it_says_which(

@@ -107,11 +107,11 @@ def test_the_list_shows_sizes_and_what_is_here(
 
 def test_the_list_needs_no_torch() -> None:
     code = (
-        "import sys; from gpt2cli.cli.download import _list; _list(False);"
-        " print('torch' in sys.modules, 'numpy' in sys.modules)"
+        "import sys; from gpt2cli.cli.app import run; run(['download', '--list']);"
+        " print('torch' in sys.modules, 'numpy' in sys.modules, 'httpx2' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.endswith("False False\n")
+    assert ran.stdout.endswith("False False False\n")
 
 
 def test_verify_without_anything_here_and_with_damage(gpt2: Any, site: Site, hub: None) -> None:
@@ -137,7 +137,7 @@ def test_verify_fails_on_a_download_of_which_something_is_missing(
     assert (done.code, done.out) == (3, "")
     assert "the download is not complete" in done.err
     assert f"why: missing: encoder.json, vocab.bpe, model.ckpt.index, model.ckpt.meta, {DATA}" in done.err
-    assert "fix: gpt2 download tiny --source openai\n" in done.err
+    assert f"fix: gpt2 download tiny --source openai --base-url {site.address}\n" in done.err
     assert gpt2("download", "tiny", "--source", "hf").code == 0  # what was begun is no part of this one
     assert gpt2("download", "tiny", "--verify").code == 0
     folder = paths.downloads() / "hub" / REPOSITORY.replace("/", "--") / COMMIT

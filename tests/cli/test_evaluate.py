@@ -1,6 +1,5 @@
 """`gpt2 evaluate` as a person and as a script meet it. What the figures are is judging's test."""
 
-import io
 import json
 import math
 import os
@@ -15,20 +14,18 @@ import pytest
 import torch
 from adapters import Lora, save_adapter, save_base
 from loud import loud
-from rich.console import Console
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.cli.signals import exit_on_sigterm
 from gpt2cli.convert import open_model as opening
 from gpt2cli.data.corpora import CORPORA
 from gpt2cli.evaluation import perplexity
-from gpt2cli.evaluation.perplexity import Scoring
+from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.ui import evaluate
 
 Gpt2 = Callable[..., Any]
 STORY = "The story begins here, and it's not over yet.\n" * 12
@@ -132,8 +129,8 @@ def test_a_byte_order_mark_is_not_text(gpt2: Gpt2, model: Path, story: Path, tmp
     [
         (["--context", "25"], 2, "error: --context is 25"),
         (["--stride", "25"], 2, "error: --stride 25 is larger than the context, 24"),
-        (["--stride", "0"], 2, "error: --stride is 0"),
-        (["--batch", "0"], 2, "error: --batch is 0"),
+        (["--stride", "0"], 2, "error: --stride: invalid value"),
+        (["--batch", "0"], 2, "error: --batch: invalid value"),
         (["--on", "absent.txt"], 3, "error: absent.txt: neither a file nor a known corpus"),
         (["--on", "."], 3, "error: .: is a directory"),
         (["--on", "short.txt"], 3, "error: short.txt: has 1 tokens"),
@@ -142,7 +139,7 @@ def test_a_byte_order_mark_is_not_text(gpt2: Gpt2, model: Path, story: Path, tmp
         (["--on", "nul.txt"], 3, "error: nul.txt: a NUL byte at byte 2"),
         (["--on", "unknown.txt"], 3, "error: character 'Z' (U+005A) at position 0"),
         (["--on", "wikitext-2-test", "--offline"], 5, "error: wikitext-2-test: not to be had"),
-        (["--device", "abacus"], 2, "error: device 'abacus' is unknown"),
+        (["--device", "abacus"], 2, "error: --device: invalid value"),
         (["absent"], 3, "error: absent: no such model"),
     ],
 )
@@ -184,7 +181,7 @@ def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
 ) -> None:
     folders = [model, save(tmp_path / "second"), save(tmp_path / "bytes", gpt2_tokenizer())]
     loaded, read = [], []
-    load, encode = opening.open_model, perplexity.text_for
+    load, encode = opening.open_model, perplexity.encode_text
     monkeypatch.setattr(opening, "open_model", lambda folder: loaded.append(folder) or load(folder))
     monkeypatch.setattr(
         perplexity, "text_for", lambda text, t, name: read.append(t.name) or encode(text, t, name)
@@ -264,9 +261,9 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
     number: signal.Signals,
     code: int,
 ) -> None:
-    second, real = save(tmp_path / "second"), perplexity.score
+    second, real = save(tmp_path / "second"), perplexity.measure_perplexity
 
-    def interrupted(loaded: GPT2LMHead, *others: Any) -> Iterator[Scoring]:
+    def interrupted(loaded: GPT2LMHead, *others: Any) -> Iterator[PerplexityProgress]:
         n_models.append(loaded)
         for n_steps, step in enumerate(real(loaded, *others), 1):
             yield step
@@ -285,22 +282,3 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
     assert [row["model"] for row in rows_of(outcome.out)] == [str(model)]
     assert outcome.err.startswith(f"partial: {second}: 48 of 552 tokens: loss ")
     assert len(outcome.err.splitlines()) == 1
-
-
-def scorings(seconds: float = 2.0) -> Iterator[Scoring]:
-    yield from (Scoring(2.0 * n, n, 1000, n // 100, seconds) for n in (250, 500, 1000))
-
-
-def test_progress_is_lines_in_a_file_and_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "LINE_SECONDS", 0.0)
-    file = Console(file=io.StringIO(), force_terminal=False, markup=False)
-    assert evaluate.show_scoring(scorings(), file, "runs/[/x]\x1b").n_tokens == 1000
-    assert file.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
-        "runs/[/x]␛:  25%  loss 2.0000, 125 tokens/s",
-        "runs/[/x]␛:  50%  loss 2.0000, 250 tokens/s",
-    ]
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert evaluate.show_scoring(scorings(), terminal, "runs/[/x]\x1b").n_tokens == 1000
-    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
-    assert "runs/[/x]␛" in shown and "100%" in shown and "500 tokens/s" in shown

@@ -4,17 +4,16 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 from judge_server import BUSY, FINAL, MODEL, Judge, grade, judging
+from judged import without_pauses
 
 from gpt2cli.cli.judge import judge as judge_command
-from gpt2cli.judge import client
-from gpt2cli.judge.asking import N_PARALLEL
-from gpt2cli.judge.runner import SEED
+from gpt2cli.judge.client import ATTEMPTS, TIMEOUT
+from gpt2cli.judge.runner import N_PARALLEL, SEED
 
 Gpt2 = Callable[..., Any]
 Record = dict[str, str]
@@ -35,7 +34,7 @@ def low(fields: Record) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once."""
-    monkeypatch.setattr(client, "PATIENCE", replace(client.PATIENCE, first_pause=0.001, longest_pause=0.001))
+    without_pauses(monkeypatch)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -150,8 +149,8 @@ def test_a_run_is_named_in_every_way(gpt2: Gpt2, server: Judge, tmp_path: Path, 
         ([], 3, "error: there are no responses here yet"),
         (["/dev/zero"], 3, "error: /dev/zero: is not a regular file"),
         (["loop"], 3, "error: loop: "),
-        (["list.json"], 3, "error: list.json, record 0: not a JSON object"),
-        (["good.json", "list.json"], 3, "error: list.json, record 0: not a JSON object"),
+        (["list.json"], 3, "error: list.json:1, record 0: not a JSON object"),
+        (["good.json", "list.json"], 3, "error: list.json:1, record 0: not a JSON object"),
         (["good.json", "other.json"], 3, "error: good.json and other.json have no question in common"),
         (["nothing.json"], 3, "error: nothing.json"),
         (["nothing.jsonl"], 3, "error: nothing.jsonl"),
@@ -177,10 +176,10 @@ def test_what_cannot_be_judged_is_said_before_anything_is_asked(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: who is the judge?"),
+        ([], "error: there is no judge"),
         (["--judge-model", "m"], "error: --base-url is missing"),
         (["--base-url", "http://127.0.0.1:1/v1"], "error: --judge-model is missing"),
-        (["--base-url", "nowhere", "--judge-model", "m"], "error: --base-url: nowhere is not an address"),
+        (["--base-url", "nowhere", "--judge-model", "m"], "error: --base-url: nowhere is not the address"),
     ],
 )
 def test_who_judges_has_to_be_said(gpt2: Gpt2, file: Path, arguments: list[str], message: str) -> None:
@@ -201,6 +200,40 @@ def test_no_server_and_no_model_are_said_with_what_to_type(
     found = rows(down.out)
     assert (found["score"], found["coverage"]) == ("n/a", "0 of 6 scored, 6 not judged yet")
     assert not (file.parent / "answers.judgements.jsonl").exists()
+
+
+def test_ollama_gives_the_same_table_as_any_server(
+    gpt2: Gpt2, server: Judge, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", server.base_url.removeprefix("http://").removesuffix("/v1"))
+    server.models = [f"{MODEL}:latest"]
+    table = gpt2("judge", file, "--ollama", MODEL)
+    assert table.code == 0 and {one.path for one in server.requests[1:]} == {"/api/chat"}
+    assert table.out == gpt2("judge", file, *at(server), "--out", "other.jsonl").out
+    again = gpt2("judge", file, "--ollama", f"{MODEL}:latest", "--json")
+    assert json.loads(again.out)["base_url"] == server.base_url.removesuffix("/v1")
+    assert "were judged before" in again.err
+
+
+def test_a_script_finds_what_it_has_always_found(gpt2: Gpt2, server: Judge, file: Path) -> None:
+    facts = json.loads(gpt2("judge", file, *at(server), "--json").out)
+    about = ["judge", "base_url", "seed"]
+    counts = [
+        f"n_{name}" for name in ("items", "scored", "unscored", "truncated", "empty", "missing", "flagged")
+    ]
+    found = ["mean", "median", "interval", "criteria", "histogram", "best", "worst", "lost", "canaries"]
+    assert list(facts) == [
+        *("responses", "judgements", *about, *counts, *found),
+        *("fooled", "is_no_better", "items"),
+    ]
+    item = ["index", "status", "relevance", "correctness", "clarity", "score", "reason", "why", "flagged"]
+    assert list(facts["items"][0]) == list(facts["canaries"][0]) == item
+    pairs = json.loads(gpt2("judge", file, file, *at(server), "--json").out)
+    counts = [f"n_{name}" for name in ("pairs", "compared", "unscored", "truncated", "empty", "missing")]
+    ties = ["wins", "ties", "losses", "n_same", "n_for_first", "n_for_second"]
+    rate = ["win_rate", "interval", "p_value", "items"]
+    assert list(pairs) == ["a", "b", "judgements", *about, *counts, *ties, *rate]
+    assert list(pairs["items"][0]) == ["index", "outcome"]
 
 
 def test_a_server_that_dies_costs_nothing_but_the_rest(gpt2: Gpt2, server: Judge, file: Path) -> None:
@@ -294,7 +327,7 @@ def test_a_response_that_speaks_to_the_judge_is_flagged_and_nothing_reaches_the_
 def test_the_help_names_the_defaults_that_hold() -> None:
     hints = get_type_hints(judge_command, include_extras=True)
     shown = {name: hints[name].__metadata__[0].show_default for name in ("seed", "parallel", "timeout")}
-    assert shown == {"seed": str(SEED), "parallel": str(N_PARALLEL), "timeout": f"{client.PATIENCE.total:g}"}
+    assert shown == {"seed": str(SEED), "parallel": str(N_PARALLEL), "timeout": f"{TIMEOUT:g}"}
 
 
 def test_seed_key_and_limit_reach_the_server_and_the_key_nothing_else(
@@ -312,11 +345,11 @@ def test_seed_key_and_limit_reach_the_server_and_the_key_nothing_else(
 def test_a_question_without_an_answer_leaves_the_others_printed(
     gpt2: Gpt2, server: Judge, file: Path
 ) -> None:
-    server.faults = {RECORDS[2]["response"]: ["500"] * 6}
+    server.faults = {RECORDS[2]["response"]: ["500"] * ATTEMPTS}
     outcome = gpt2("judge", file, *at(server))
     assert outcome.code == 5 and rows(outcome.out)["coverage"] == "5 of 6 scored, 1 not judged yet"
     lines = outcome.err.splitlines()
-    assert lines[1] == "no answer yet: the server answers 500: out of luck; trying again, 2 of 6"
+    assert lines[1] == "no answer yet: the server answers 500: out of luck; trying again"
     assert lines[2].endswith("no answer to 1 of 6 questions") and lines[4].startswith(
         "fix: look into the server"
     )

@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import MODEL, Judge, judging, prefer
-
-from gpt2cli.judge import client
+from judged import without_pauses
 
 Gpt2 = Callable[..., Any]
 N = 6
@@ -17,7 +15,7 @@ N = 6
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
-    monkeypatch.setattr(client, "PATIENCE", replace(client.PATIENCE, first_pause=0.001, longest_pause=0.001))
+    without_pauses(monkeypatch)
     with judging() as judge:
         yield judge
 

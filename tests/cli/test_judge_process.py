@@ -108,7 +108,7 @@ def test_on_a_terminal_a_bar_tells_how_far_it_is_and_goes(tmp_path: Path) -> Non
         )
         os.close(child)
         shown = b""
-        while f"2/{N}".encode() not in shown:
+        while f"2 of {N}".encode() not in shown:
             shown += os.read(parent, 4096)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpt2cli.data.prepare import open_tokens
+from gpt2cli.data.prepare import open_dataset
 
 Gpt2 = Callable[..., Any]
 
@@ -35,7 +35,7 @@ def test_the_folder_is_printed_and_a_second_time_nothing_is_done(gpt2: Gpt2, tex
     second = gpt2("prepare", f"{texts}/*.txt", "--out", "out")
     assert (second.code, second.out) == (0, "out\n")
     assert "Nothing to do" in second.err
-    with open_tokens(Path("out")) as data:
+    with open_dataset(Path("out")) as data:
         assert data.train.n_tokens > 1024
 
 
@@ -46,7 +46,7 @@ def test_json_summary(gpt2: Gpt2, tmp_path: Path) -> None:
     done = gpt2(*command, "--out", "out", "--validation", "0.1", "--seed", "4", "--shard-tokens", "1000")
     assert done.code == 0
     summary = json.loads(done.out)
-    with open_tokens(Path("out")) as data:
+    with open_dataset(Path("out")) as data:
         assert summary["documents"] == 100
         assert (summary["train_tokens"], summary["validation_tokens"]) == (
             data.train.n_tokens,

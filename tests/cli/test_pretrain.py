@@ -19,8 +19,8 @@ from runs import command, losses, write_recipe
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model, verify
 from gpt2cli.training import loop, setup
-from gpt2cli.training.pretrain_task import Pretraining
-from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
+from gpt2cli.training.pretrain_task import PretrainTask
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
 
 Gpt2 = Callable[..., Any]
 SHORT = ("optim.steps=6",)
@@ -80,7 +80,7 @@ def test_a_new_start_forgets_what_an_unsaved_one_wrote(
 ) -> None:
     """A run that died before its first save: the same command, with or without --resume, begins anew."""
     with monkeypatch.context() as patch:
-        patch.setattr(setup.Session, "save", full_disk)
+        patch.setattr(setup.TrainingSetup, "save", full_disk)
         assert gpt2("pretrain", recipe, *SHORT, "eval.sample_tokens=3").code == 4
     for again in ([], ["--resume"]):
         assert gpt2("pretrain", recipe, *SHORT, "eval.sample_tokens=3", *again).code == 0
@@ -105,7 +105,7 @@ def test_nothing_to_resume(gpt2: Gpt2, recipe: Path) -> None:
         (["optim.lr=-1"], "must be > 0"),
         (["run.device=tpu"], "run.device"),
         (["run.device=mps"], "mps is not available"),
-        (["eval.prompt=" + "a" * 30], "30 tokens, the model sees 24"),
+        (["eval.prompt=" + "a" * 30], "eval.prompt has 30 tokens"),
         (["eval.prompt=☃"], "U+2603"),
         (["model.context=100000"], "model.context="),
     ],
@@ -129,7 +129,7 @@ def test_dry_run_shows_the_plan_and_writes_no_run(gpt2: Gpt2, recipe: Path) -> N
         "tiny.yaml:6",
         "default",
         "parameters",
-        "in all",
+        "total",
         "tokens/s",
         "epochs",
         "first batch",
@@ -162,10 +162,10 @@ def tell(monkeypatch: pytest.MonkeyPatch, place: object, name: str, number: int,
 @pytest.mark.parametrize(
     ("place", "name", "when"),
     [
-        (Pretraining, "fresh_model", 1),  # load
+        (PretrainTask, "fresh_model", 1),  # load
         (loop, "take_step", 4),  # step
-        (Pretraining, "evaluation_batches", 2),  # evaluation
-        (setup.Session, "save", 1),  # save
+        (PretrainTask, "evaluation_batches", 2),  # evaluation
+        (setup.TrainingSetup, "save", 1),  # save
         ("gpt2cli.generation.engine", "generate", 1),  # sampling
     ],
 )
@@ -185,7 +185,7 @@ def test_a_signal_in_any_phase_saves_and_ends(
     tell(monkeypatch, place, name, number, when)
     done = gpt2("pretrain", recipe, "eval.sample_tokens=5")
     assert done.code == code, done.err
-    run = Run(Path("runs/tiny"))
+    run = RunDir(Path("runs/tiny"))
     checkpoint, problems = newest_valid_checkpoint(run)
     assert checkpoint is not None and not problems
     assert "--resume" in done.err
@@ -203,7 +203,7 @@ def test_ctrl_c_twice_leaves_at_once(recipe: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     # Two signals before Python looks at the first one are one signal.
-    assert any("once more to leave at once" in line for line in process.stderr)
+    assert any("again to leave at once" in line for line in process.stderr)
     assert process.poll() is None, "the first one waits for the step"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
@@ -220,7 +220,7 @@ def checked_end(process: subprocess.Popen[str], run: Path) -> str:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 4, said
     assert "Traceback" not in (said or "")
-    checkpoint, problems = newest_valid_checkpoint(Run(run))
+    checkpoint, problems = newest_valid_checkpoint(RunDir(run))
     assert checkpoint is not None and checkpoint.name == "step-000006" and not problems
     return said or ""
 
@@ -271,7 +271,7 @@ def test_a_log_on_a_full_device_ends_the_run_with_the_checkpoint_kept(gpt2: Gpt2
             stderr=full,
         )
         assert process.wait(60) == 4
-    assert newest_valid_checkpoint(Run(run))[0] is not None
+    assert newest_valid_checkpoint(RunDir(run))[0] is not None
 
 
 def test_an_unwritable_place_is_refused_before_any_work(gpt2: Gpt2, recipe: Path) -> None:
@@ -321,7 +321,7 @@ def test_data_that_shrinks_during_the_run_is_an_error_and_no_crash(
         ).code
         == 0
     )
-    step = loop.take_step
+    step = loop.train_step
 
     def shrink(*arguments: Any) -> Any:
         os.truncate(next(Path("tokens").glob("train-*.bin")), 100)
@@ -348,8 +348,8 @@ def test_truncated_tokens_are_refused_before_the_first_step(gpt2: Gpt2, recipe: 
 def test_divergence_exits_6_and_names_a_smaller_rate(
     gpt2: Gpt2, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Pretraining.loss_sum
-    monkeypatch.setattr(Pretraining, "loss_sum", lambda *a: original(*a) * float("nan"))
+    original = PretrainTask.loss_sum
+    monkeypatch.setattr(PretrainTask, "loss_sum", lambda *a: original(*a) * float("nan"))
     done = gpt2("pretrain", recipe, "run.max_bad_steps=2")
     assert done.code == 6 and "optim.lr=0.001" in done.err and "skipped" in done.err
 
@@ -364,7 +364,7 @@ def test_out_of_memory_proposes_a_batch_that_keeps_the_product(
         torch.empty(1 << 50)  # what torch's own allocator says
 
     for burst in (on_a_gpu, on_a_cpu):
-        monkeypatch.setattr(Pretraining, "loss_sum", burst)
+        monkeypatch.setattr(PretrainTask, "loss_sum", burst)
         done = gpt2("pretrain", recipe, "batch.micro_batch=12", "--name", burst.__name__)
         assert done.code == 4 and "batch.micro_batch=6 batch.accumulation=4" in done.err
 

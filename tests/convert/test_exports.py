@@ -100,7 +100,8 @@ def test_a_model_keeps_its_recipe_and_its_past(ours: Path, tmp_path: Path) -> No
     assert (tmp_path / "half/recipe.yaml").read_bytes() == (ours / "recipe.yaml").read_bytes()
     record = provenance.Record(3, "00", "first seen", "http://127.0.0.1/somewhere")
     origin = provenance.Origin("hf", "http://127.0.0.1", "abc")
-    provenance.keep(tmp_path / "half", {"model.safetensors": record}, origin)
+    known = provenance.Provenance(origin, "gpt2 download a/b", [], {"model.safetensors": record})
+    provenance.write(tmp_path / "half", known)
     receipt = run(tmp_path / "half", tmp_path / "again")
     past = receipt["source"]["made_from"]
     assert past["conversion"]["source"]["path"] == str(ours)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
-from gpt2cli.tokenizer.bpe import BPE, gpt2
+from gpt2cli.tokenizer.bpe import BPE
+from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import save_tokenizer
 
@@ -90,10 +91,34 @@ def test_the_exact_gelu_of_nanogpt_differs_by_what_the_note_says(tmp_path: Path)
     assert 1e-6 < difference < 3e-3
 
 
+@dataclass
+class GPTConfig:
+    """build-nanogpt's, an object of which its train_gpt2.py saves with the weights."""
+
+    block_size: int = 32
+    vocab_size: int = 50257
+    n_layer: int = 2
+    n_head: int = 2
+    n_embd: int = 16
+
+
+def test_build_nanogpt_saves_a_dataclass(tmp_path: Path, gpt2: Callable[..., Any]) -> None:
+    model = nano()
+    checkpoint = {"model": model.state_dict(), "config": GPTConfig(), "step": 7, "val_loss": 3.1}
+    torch.save(checkpoint, tmp_path / "model_00007.pt")
+    with open_nanogpt(tmp_path / "model_00007.pt") as source:
+        assert source.config.n_head == 2 and "GELU" not in " ".join(source.notes)
+        assert torch.allclose(logits_of(source), logits(model), atol=2e-5, rtol=0)
+    assert gpt2("convert", "model_00007.pt", "--out", "made").code == 0
+    torch.save({**checkpoint, "config": GPTConfig(n_layer=3)}, tmp_path / "model_00007.pt")
+    outcome = gpt2("convert", "model_00007.pt", "--out", "again")
+    assert outcome.code == 3 and "n_layer 3" in outcome.err and not (tmp_path / "again").exists()
+
+
 def test_padding_rows_are_cut_off(tmp_path: Path) -> None:
     model = nano(vocab_size=50304)
     with open_nanogpt(save(tmp_path, model, vocab_size=50304)) as source:
-        assert source.config.vocab_size == 50257 and source.tokenizer is gpt2()
+        assert source.config.vocab_size == 50257 and source.tokenizer is gpt2_tokenizer()
         assert torch.allclose(logits_of(source), logits(model)[..., :50257], atol=2e-5, rtol=0)
         assert "47 rows of the embedding from 50257 on" in " ".join(source.notes)
 
@@ -119,7 +144,7 @@ def test_a_tokenizer_beside_the_checkpoint_is_taken_where_it_fits(tmp_path: Path
         assert "tokenizer beside it (tokenizer.json)" in " ".join(source.notes)
         assert tmp_path / "tokenizer.json" in source.files
     with open_nanogpt(save(tmp_path, nano())) as source:  # one that does not fit is somebody else's
-        assert source.tokenizer is gpt2()
+        assert source.tokenizer is gpt2_tokenizer()
 
 
 def test_an_unknown_vocabulary_says_what_to_do(tmp_path: Path) -> None:
@@ -201,7 +226,7 @@ def source_of(
         path=Path("somewhere"),
         format="huggingface",
         config=config,
-        tokenizer=tokenizer or gpt2(),
+        tokenizer=tokenizer or gpt2_tokenizer(),
         tensors={
             name: ForeignTensor(name, shape, False, lambda name=name: tensors[name])  # type: ignore[misc]
             for name, shape in stored_shapes(config).items()
@@ -264,10 +289,10 @@ def test_what_nanogpt_cannot_be_is_refused(tmp_path: Path, config: GPT2Config, s
         write_nanogpt(tmp_path / "out.pt", source_of(random_tensors(config), config))
     assert "--to folder" in caught.value.fix and not list(tmp_path.iterdir())
     with pytest.raises(InputError, match=said):
-        require_expressible(config, gpt2(), "f32")
-    require_expressible(CONFIG, gpt2(), "f32")
+        require_expressible(config, gpt2_tokenizer(), "f32")
+    require_expressible(CONFIG, gpt2_tokenizer(), "f32")
     with pytest.raises(InputError, match="f16 is wanted"):
-        require_expressible(CONFIG, gpt2(), "f16")
+        require_expressible(CONFIG, gpt2_tokenizer(), "f16")
 
 
 def test_memory_is_let_go_when_the_source_closes(tmp_path: Path) -> None:

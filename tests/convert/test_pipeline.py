@@ -171,7 +171,7 @@ def with_nan(foreign: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("to", ["folder", "nanogpt"])
 def test_weights_that_are_not_finite(to: str, foreign: Path, tmp_path: Path) -> None:
     broken = with_nan(foreign, tmp_path / "broken")
-    with pytest.raises(InputError, match=r"mlp\.c_fc\.bias holds 2 values that are not finite"):
+    with pytest.raises(InputError, match=r"mlp\.c_fc\.bias holds values that are not finite"):
         run(broken, tmp_path / "out", to=to)
     assert not (tmp_path / "out").exists()
     receipt = run(broken, tmp_path / "out", to=to, allow_nonfinite=True)

@@ -56,19 +56,25 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_models_and_empty_folders_may_be_replaced(source: Path, model: Path, tmp_path: Path) -> None:
     assert check_place(source, model, "folder", force=True) == model
-    taught = model_at(
-        tmp_path / "taught", "prompt.json", "conversion.json", "written-by-a-newer-version.json"
-    )
-    assert check_place(source, taught, "folder", force=True) == taught
-    (model / "manifest.json").unlink()  # as transformers leaves one
-    (model / "generation_config.json").touch()
-    check_place(source, model, "folder", force=True)
+    tuned = model_at(tmp_path / "tuned", "prompt.json", "conversion.json", "written-by-a-newer-version.json")
+    assert check_place(source, tuned, "folder", force=True) == tuned
     (tmp_path / "empty").mkdir()
     check_place(source, tmp_path / "empty", "folder", force=True)
-    openai = openai_at(tmp_path / "openai")
-    check_place(source, openai, "tensorflow", force=True)
     with pytest.raises(UsageError, match="exists already"):
         check_place(source, model, "folder", force=False)
+
+
+def test_what_was_converted_to_openais_format_may_be_replaced(source: Path, tmp_path: Path) -> None:
+    openai = openai_at(tmp_path / "openai")
+    with pytest.raises(UsageError, match="does not replace"):
+        check_place(source, openai, "tensorflow", force=True)  # OpenAI's own
+    written = {path.name: "" for path in openai.iterdir()}
+    (openai / "conversion.json").write_text(json.dumps({"output": {"files": written}}))
+    check_place(source, openai, "tensorflow", force=True)
+    (openai / "thesis.txt").touch()
+    with pytest.raises(UsageError, match="does not replace") as caught:
+        check_place(source, openai, "tensorflow", force=True)
+    assert "thesis.txt" in caught.value.why
 
 
 def website(folder: Path) -> None:
@@ -98,20 +104,35 @@ def add(name: str) -> Callable[[Path], None]:
     return adding
 
 
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def instead(name: str) -> Callable[[Path], None]:
+    """A folder with something in it, in the place of one of the model's files."""
+
+    def changing(folder: Path) -> None:
+        (folder / name).unlink()
+        add(f"{name}/thesis.txt")(folder)
+
+    return changing
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (add("thesis.txt"), "thesis.txt is none of a model's files"),
-        (add("vocab.bpe"), "vocab.bpe is none of a model's files"),
-        (add(".git/config"), ".git is none of a model's files"),
-        (add("generation_config.json/thesis.txt"), "generation_config.json is none"),
+        (add("thesis.txt"), "thesis.txt is none of its model's files"),
+        (add("vocab.bpe"), "vocab.bpe is none of its model's files"),
+        (add(".git/config"), ".git is none of its model's files"),
+        (instead("config.json"), "config.json is none"),
+        (without("manifest.json"), "gpt2 did not write it"),
         (add("train_state.json"), "a training can be resumed"),
         (add("run.json"), "the folder of a run"),
         (add("checkpoints/kept.txt"), "the folder of a run"),
         (website, "format None is unknown"),
         (not_json, "manifest.json: is not"),
-        (another_list, "its manifest.json is not that of a model"),
-        (project, "there is no model.safetensors in it"),
+        (another_list, "not as a model"),
+        (project, "gpt2 did not write it"),
     ],
 )
 def test_what_force_does_not_delete(
@@ -119,16 +140,10 @@ def test_what_force_does_not_delete(
 ) -> None:
     change(model)
     before = content(model)
-    with pytest.raises(UsageError, match="something else than a model") as caught:
+    with pytest.raises(UsageError, match="does not replace") as caught:
         check_place(source, model, "folder", force=True)
-    assert reason in caught.value.why and "--out" in caught.value.fix
+    assert reason in caught.value.why and caught.value.fix == f"mv {model} {model}.old"
     assert content(model) == before
-
-
-def test_openais_files_are_not_replaced_by_a_model(source: Path, tmp_path: Path) -> None:
-    openai = openai_at(tmp_path / "openai")
-    with pytest.raises(UsageError, match="something else than a model"):
-        check_place(source, openai, "folder", force=True)
 
 
 @pytest.mark.parametrize("inside", ["checkpoints/step-000007", "best", "checkpoints/new", "checkpoints/x/y"])
@@ -165,7 +180,7 @@ def test_links_are_followed(source: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("models/m")
     assert check_place(source, tmp_path / "link", "folder", force=True) == model
     (model / "thesis.txt").touch()
-    with pytest.raises(UsageError, match="something else than a model"):
+    with pytest.raises(UsageError, match="does not replace"):
         check_place(source, tmp_path / "link", "folder", force=True)
     (tmp_path / "dangling").symlink_to("models/new")
     assert check_place(source, tmp_path / "dangling", "folder", force=False) == tmp_path / "models/new"
@@ -242,7 +257,7 @@ def test_a_size_is_a_name_that_must_be_earned(gpt2: Gpt2, loud_model: GPT2LMHead
 
 def test_force_through_a_link(gpt2: Gpt2, loud_model: GPT2LMHead, tmp_path: Path) -> None:
     theirs = write_foreign(tmp_path / "theirs", loud_model)
-    shutil.copytree(theirs, tmp_path / "disk2/m")
+    assert gpt2("convert", theirs, "--out", tmp_path / "disk2/m", "--no-verify").code == 0
     (tmp_path / "out").symlink_to("disk2/m")
     done = gpt2("convert", theirs, "--out", tmp_path / "out", "--force", "--no-verify")
     assert done.code == 0, done.err

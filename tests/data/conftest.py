@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.data.prepare import Progress, Settings, prepare
+from gpt2cli.data.manifest import PrepareSettings
+from gpt2cli.data.prepare import prepare
+from gpt2cli.data.prepare_pipeline import PrepareProgress
 
-SETTINGS = Settings("gpt2", ("text",), 0.1, 1337, 100_000)
+SETTINGS = PrepareSettings("gpt2", ("text",), 0.1, 1337, 100_000)
 TEXT = "the sea is grey and the boat, 1,200 miles out, doesn't turn: «héé» 数字 🚢 x_y\n\n  so\tit   goes "
 WORDS = TEXT.split(" ")
 
@@ -25,10 +27,10 @@ def words() -> Callable[[int, int], str]:
 
 
 @pytest.fixture
-def run() -> Callable[..., list[Progress]]:
+def run() -> Callable[..., list[PrepareProgress]]:
     """run(sources, out, **settings or options): all items of `prepare`."""
 
-    def go(sources: list[Path | str], out: Path, **changes: object) -> list[Progress]:
+    def go(sources: list[Path | str], out: Path, **changes: object) -> list[PrepareProgress]:
         own = {key: changes.pop(key) for key in list(changes) if key in SETTINGS.__dataclass_fields__}
         return list(prepare(sources, out, replace(SETTINGS, **own), **changes))  # type: ignore[arg-type]
 

@@ -52,10 +52,6 @@ def serving(behaviour: str | bytes) -> Iterator[str]:
                     case "endless":
                         while True:
                             self.wfile.write(TEXT)
-                    case "slow":
-                        for i in range(1000):
-                            self.wfile.write(TEXT[i : i + 1])
-                            time.sleep(0.05)
                     case "stall":
                         time.sleep(3)
                     case _:
@@ -185,17 +181,15 @@ def test_a_damaged_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> No
         ("missing", ServiceError, "404"),
         ("cut", ServiceError, "incomplete|peer closed"),
         ("stall", ServiceError, "timed out"),
-        ("slow", ServiceError, "not finished within"),
         ("redirect to a file", ServiceError, "file:"),
         ("wrong", InputError, "SHA-256"),
         ("endless", InputError, "goes on after 100,000 bytes"),
     ],
 )
-def test_a_failed_download_leaves_nothing_and_the_bundled_text_steps_in(
+def test_a_failed_download_installs_nothing_and_the_bundled_text_steps_in(
     behaviour: str, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "READ_SECONDS", 0.5)
-    monkeypatch.setattr(corpora, "TOTAL_SECONDS", 0.8)
+    monkeypatch.setattr(corpora, "POLICY", replace(corpora.POLICY, stall=0.5))
     with serving(behaviour) as url:
         address(monkeypatch, url)
         begin = time.monotonic()
@@ -206,29 +200,19 @@ def test_a_failed_download_leaves_nothing_and_the_bundled_text_steps_in(
     error = caught.value
     assert isinstance(error, (ServiceError, InputError))
     assert __import__("re").search(message, f"{error.what} {error.why}")
-    assert list(paths.corpora().iterdir()) == []
+    assert not (paths.corpora() / "text.txt").exists()
 
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_network_the_error_says_which_file_goes_where(offline: bool) -> None:
     begin = time.monotonic()
-    with pytest.raises(ServiceError, match="text: not to be had from http") as caught:
+    with pytest.raises(ServiceError, match="text: cannot be downloaded from http") as caught:
         find_corpus("text", offline=offline, allow_bundled=False)
     assert time.monotonic() - begin < 2
     assert "text.txt" in caught.value.fix
     assert str(paths.corpora()) in caught.value.fix
     assert "GPT2_MIRROR" in caught.value.fix
-    assert ("forbidden" in caught.value.why) == offline
-
-
-def test_names_that_never_resolve_do_not_hold_us_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    monkeypatch.setattr(corpora, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_: release.wait(20))
-    with pytest.raises(ServiceError) as caught:
-        find_corpus("bare", offline=False, allow_bundled=True)
-    release.set()
-    assert "no answer to the look-up" in caught.value.why
+    assert ("--offline" in caught.value.why) == offline
 
 
 def test_an_unknown_name_gets_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,11 +235,11 @@ def test_a_corpus_that_is_published_in_a_zip(tmp_path: Path, monkeypatch: pytest
         assert found.origin == "download" and found.paths[0].read_bytes() == TEXT
         rows["text"] = replace(rows["text"], member="missing")
         found.paths[0].unlink()
-        with pytest.raises(InputError, match="is not a zip with missing in it"):
+        with pytest.raises(InputError, match=r"zip .*missing"):
             find_corpus("text", offline=False, allow_bundled=False)
     with serving("fine") as url:
         address(monkeypatch, url)
-        with pytest.raises(InputError, match="is not a zip with missing in it"):
+        with pytest.raises(InputError, match=r"zip .*missing"):
             find_corpus("text", offline=False, allow_bundled=False)
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.data.input_files import expand
+from gpt2cli.data.input_files import expand_sources
 from gpt2cli.errors import InputError, UsageError
 
 
 def names(sources: list[str | Path], out: Path = Path("out")) -> list[str]:
-    return [source.name for source in expand(sources, out=out)]
+    return [source.name for source in expand_sources(sources, out=out)]
 
 
 def test_directory_gives_texts_sorted_by_parts_and_nothing_else(tmp_path: Path) -> None:
@@ -37,7 +37,9 @@ def test_glob_is_sorted_and_a_file_with_brackets_is_a_file(tmp_path: Path) -> No
 
 
 def test_kind_and_gzip_follow_the_name(tmp_path: Path) -> None:
-    sources = expand(["a.jsonl.gz", "b.parquet", "c.txt", "d", "-"], out=tmp_path, stdin_is_jsonl=True)
+    sources = expand_sources(
+        ["a.jsonl.gz", "b.parquet", "c.txt", "d", "-"], out=tmp_path, stdin_is_jsonl=True
+    )
     assert [(s.kind, s.gzipped) for s in sources] == [
         ("jsonl", True),
         ("parquet", False),
@@ -52,7 +54,7 @@ def test_kind_and_gzip_follow_the_name(tmp_path: Path) -> None:
     [
         ([], UsageError, "no source given"),
         (["*.none"], InputError, "no file matches"),
-        (["empty"], InputError, "no text in this directory"),
+        (["empty"], InputError, "empty: no text"),
         (["a.txt", "./a.txt"], UsageError, "named twice"),
         (["-", "-"], UsageError, "named twice"),
         (["x.parquet.gz"], InputError, "gzipped parquet"),
@@ -65,4 +67,4 @@ def test_refusals(
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(kind, match=message):
-        expand(sources, out=Path("out"))
+        expand_sources(sources, out=Path("out"))

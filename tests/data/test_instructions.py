@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from teaching import some_records
 
-from gpt2cli.data.instructions import Fields, Records, read_records
+from gpt2cli.data.instructions import InstructionRecords, RecordFields, read_instructions
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.templates import Turn
 
@@ -29,8 +29,8 @@ def write(folder: Path, content: Any, name: str = "records.json") -> Path:
     return path
 
 
-def read(path: Path, fields: Fields | None = None) -> Records:
-    return read_records(path, fields or Fields())
+def read(path: Path, fields: RecordFields | None = None) -> InstructionRecords:
+    return read_instructions(path, fields or RecordFields())
 
 
 def lines(records: list[Any]) -> str:
@@ -50,7 +50,7 @@ def test_a_list_and_lines_give_the_same_records(tmp_path: Path) -> None:
 
 def test_fields_may_bear_other_names_and_an_input_may_be_null(tmp_path: Path) -> None:
     path = write(tmp_path, [{"ask": "2+2", "with": None, "say": "4"}, {"ask": "x", "with": "y", "say": "z"}])
-    found = read(path, Fields("ask", "with", "say")).records
+    found = read(path, RecordFields("ask", "with", "say")).records
     assert found[0].turns == (Turn("user", "2+2"), Turn("assistant", "4")) and found[1].turns[0].input == "y"
 
 
@@ -72,12 +72,12 @@ def talk(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
     [
         ({"instruction": "a"}, "a list of records is needed, not an object"),
         ("3", "a list of records is needed, not a number"),
-        ([], "no record with an answer"),
-        ([{"instruction": "a", "output": ""}], "no record with an answer"),
+        ([], "no record has an answer"),
+        ([{"instruction": "a", "output": ""}], "no record has an answer"),
         ("", "records.json:1: not JSON"),
         ('[\n{"a": 1},\n{"b" 2}]', "records.json:3: not JSON, column 6"),
         ("[" * 100_000, "not readable JSON"),
-        ([*some_records(2), 5], "record 2: a JSON object is needed, not a number"),
+        ([*some_records(2), 5], "record 2: must be a JSON object, not a number"),
         ([*some_records(2), {"output": "x"}], "record 2: field 'instruction' is missing"),
         ([*some_records(2), {"instruction": "x"}], "record 2: field 'output' is missing"),
         (asked(7), "record 3: field 'instruction' is a number, not text"),
@@ -86,13 +86,16 @@ def talk(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
         ([{"instruction": "x", "input": [1], "output": "y"}], "record 0: field 'input' is a list, not text"),
         ([{"messages": []}], "record 0: 'messages' is not a list of messages"),
         ([{"messages": "hi"}], "record 0: 'messages' is not a list of messages"),
-        ([{"messages": ["hi"]}], "record 0, message 0: a JSON object is needed, not text"),
+        ([{"messages": ["hi"]}], "record 0, message 0: must be a JSON object, not text"),
         (talk(("user", "a"), ("bot", "b")), "record 3, message 1: the role is 'bot'"),
-        (talk(("user", "a"), ("user", "b")), "record 3, message 1: the role is user, but assistant is due"),
-        (talk(("assistant", "a")), "record 3, message 0: the role is assistant, but user is due"),
+        (
+            talk(("user", "a"), ("user", "b")),
+            "record 3, message 1: the role is user, but it must be assistant",
+        ),
+        (talk(("assistant", "a")), "record 3, message 0: the role is assistant, but it must be user"),
         (
             talk(("user", "a"), ("system", "b")),
-            "record 3, message 1: the role is system, but assistant is due",
+            "record 3, message 1: the role is system, but it must be assistant",
         ),
         (talk(("user", "a")), "record 3: the last message is the user's"),
         (talk(("user", 1)), "record 3, message 0: field 'content' is a number"),
@@ -129,7 +132,7 @@ def test_damaged_files_are_refused_with_a_place_or_read(name: str, tmp_path: Pat
             refused += 1
             assert error.exit_code == 3 and name in error.what
             has_place = f"{name}:" in error.what or ", record " in error.what
-            whole = ("a list of records is needed", "no record with an answer", "not readable JSON")
+            whole = ("a list of records is needed", "no record has an answer", "not readable JSON")
             assert has_place or any(words in error.what for words in whole), error.what
     assert refused > 120
 
@@ -161,7 +164,7 @@ def test_a_task_stands_in_where_a_record_has_no_instruction(tmp_path: Path) -> N
         {"instruction": None, "document": "a", "summary": "b"},
         {"instruction": "In French.", "document": "c", "summary": "d"},
     ]
-    fields = Fields(input="document", output="summary", task="Sum it up.")
+    fields = RecordFields(input="document", output="summary", task="Sum it up.")
     found = read(write(tmp_path, values), fields).records
     assert [r.turns[0] for r in found] == [
         Turn("user", "Sum it up.", "long"),
@@ -169,9 +172,9 @@ def test_a_task_stands_in_where_a_record_has_no_instruction(tmp_path: Path) -> N
         Turn("user", "In French.", "c"),
     ]
     with pytest.raises(InputError, match="record 0: field 'input' is missing"):
-        read(write(tmp_path, values), Fields(output="summary", task="Sum it up."))
+        read(write(tmp_path, values), RecordFields(output="summary", task="Sum it up."))
     with pytest.raises(InputError, match="record 0: field 'instruction' is missing") as caught:
-        read(write(tmp_path, values), Fields(input="document", output="summary"))
+        read(write(tmp_path, values), RecordFields(input="document", output="summary"))
     assert "data.task=" in caught.value.fix
 
 

@@ -11,26 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.data import prepare_pipeline, text_reader
-from gpt2cli.data import text_chunks as tasks
-from gpt2cli.data.prepare import Progress, Settings, prepare
+from gpt2cli.data import prepare_pipeline, text_reader, tokenize
+from gpt2cli.data.manifest import PrepareSettings
+from gpt2cli.data.prepare import prepare
+from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.errors import InputError, UsageError
 
 # Small tasks, a journal after each, and small files: hundreds of moments that differ.
 SCRIPT = """
 import sys
 from pathlib import Path
-from gpt2cli.data import text_reader as pieces, text_chunks as tasks
-from gpt2cli.data.prepare import Settings, prepare
-tasks.TASK_CHARACTERS, pieces.PIECE, pieces.CAP = 3000, 2000, 8000
-settings = Settings(sys.argv[2], ("text",), 0.1, 5, 4000)
+from gpt2cli.data import text_reader as pieces
+from gpt2cli.data import tokenize as chunks
+from gpt2cli.data.manifest import PrepareSettings
+from gpt2cli.data.prepare import prepare
+chunks.CHUNK_CHARACTERS, pieces.PIECE_CHARACTERS, pieces.MAX_PIECE_CHARACTERS = 3000, 2000, 8000
+settings = PrepareSettings(sys.argv[2], ("text",), 0.1, 5, 4000)
 steps = prepare(sys.argv[3:], Path(sys.argv[1]), settings, journal_seconds=0)
 print("go", flush=True)
 for step in steps:
     pass
 print(step.phase, step.n_continued, flush=True)
 """
-Run = Callable[..., list[Progress]]
+Run = Callable[..., list[PrepareProgress]]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -66,7 +69,7 @@ def kill_until_done(out: Path, tokenizer: str, sources: list[str], n_kills: int,
         time.sleep(draw.uniform(0, whole / 3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        n_continued += (out / "journal.json").exists() and '"n_tasks": 0' not in (
+        n_continued += (out / "journal.json").exists() and '"n_chunks": 0' not in (
             out / "journal.json"
         ).read_text()
     end, error = start(out, tokenizer, sources).communicate(timeout=60)
@@ -88,12 +91,12 @@ def test_sigkill_at_many_random_moments(tmp_path: Path, sources: list[str]) -> N
 
 @pytest.fixture
 def fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "TASK_CHARACTERS", 3000)
-    monkeypatch.setattr(text_reader, "PIECE", 2000)
-    monkeypatch.setattr(text_reader, "CAP", 8000)
+    monkeypatch.setattr(tokenize, "CHUNK_CHARACTERS", 3000)
+    monkeypatch.setattr(text_reader, "PIECE_CHARACTERS", 2000)
+    monkeypatch.setattr(text_reader, "MAX_PIECE_CHARACTERS", 8000)
 
 
-SETTINGS = Settings("gpt2", ("text",), 0.1, 1337, 4000)
+SETTINGS = PrepareSettings("gpt2", ("text",), 0.1, 1337, 4000)
 
 
 def stop_after(n: int, sources: list[str], out: Path, **options: bool) -> None:
@@ -123,7 +126,7 @@ def test_interrupted_while_the_tail_moves(
 ) -> None:
     """Between the journal's last word and the manifest the files are cut; twice is as good as once."""
     run(sources[:1], tmp_path / "whole", shard_tokens=4000)
-    for place in ("copy_tail", "cut_to", "save_tokenizer", "write_manifest"):
+    for place in ("copy_tail", "truncate_shards", "save_tokenizer", "write_manifest"):
         out = tmp_path / place
         with monkeypatch.context() as patch:
             real = getattr(prepare_pipeline, place)
@@ -172,7 +175,7 @@ def test_other_settings_or_damage_since_the_interruption(
     with pytest.raises(InputError, match=r"train-00000\.bin: shorter than the journal says"):
         run(sources, tmp_path / "out", shard_tokens=4000)
     (tmp_path / "out" / "journal.json").write_text("{")
-    with pytest.raises(InputError, match=r"journal\.json: damaged"):
+    with pytest.raises(InputError, match=r"journal\.json:1: is not JSON"):
         run(sources, tmp_path / "out", shard_tokens=4000)
     assert run(sources, tmp_path / "out", shard_tokens=4000, force=True)[-1].phase == "done"
 

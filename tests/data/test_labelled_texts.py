@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli.data.labelled_texts import by_length, class_weights, encoded, padded, prepare, read_labelled
+from gpt2cli.data.labelled_texts import (
+    class_weights,
+    encode_text,
+    pad_right,
+    read_labelled,
+    split_labelled,
+)
 from gpt2cli.data.records import read_table
+from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
-from gpt2cli.recipe.schema import ClassifyData
+from gpt2cli.recipe.schema import ClassifyDataConfig
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 
@@ -85,7 +92,7 @@ def test_a_file_without_a_row_of_names(
     [
         ("a.csv", "text,label\nx,a\ny,b\n", "a.csv:1: the columns are named in this row"),
         ("a.csv", "x,a,1\ny,b,1\n", "a.csv:1: too many fields, 3"),
-        ("a.jsonl", '{"text": "x", "label": "a"}\n', "a.jsonl:1: JSON records name their fields"),
+        ("a.jsonl", '{"text": "x", "label": "a"}\n', "a.jsonl:1: records name their fields"),
         ("a.csv", "", "a.csv:1: there are no rows"),
     ],
 )
@@ -121,7 +128,7 @@ def test_the_bundled_messages() -> None:
         ("a.csv", f"text,label\nx,a\n{'y' * 131073},b\n", "a.csv:3: a field of more than 131,072"),
         ("a.csv", 'text,label\nx,a\n"' + "y,b\n" * 40000, "a.csv:3: a field of more than 131,072"),
         ("a.tsv", f"text\tlabel\nx\ta\n{'y' * 131073}\tb\n", "a.tsv:3: a field of more than 131,072"),
-        ("a.csv", "text,label\nx,a\ny,a\n", "a.csv:2: one class only, 'a'"),
+        ("a.csv", "text,label\nx,a\ny,a\n", "a.csv:2: only one class, 'a'"),
         ("a.csv", "text,label\n", "a.csv:1: there are no rows"),
         ("a.csv", "", "a.csv:1: there are no rows"),
         ("a.csv", "text,label\nx,a\ny\n", "a.csv:3: too few fields, 1"),
@@ -197,7 +204,7 @@ def test_five_hundred_mutilated_files_raise_nothing_else(tmp_path: Path) -> None
         path = write(tmp_path, name, bytes(data))
         try:
             labelled = read_labelled(path, "text", "label")
-            prepare(labelled, ClassifyData(source="x"), tokenizer, 8, 1)
+            split_labelled(labelled, ClassifyDataConfig(source="x"), tokenizer, 8, 1)
         except Gpt2Error as error:
             n_refused += 1
             head = error.what.removeprefix(f"{path}:")
@@ -208,19 +215,27 @@ def test_five_hundred_mutilated_files_raise_nothing_else(tmp_path: Path) -> None
 def test_split_balance_and_cuts(tmp_path: Path) -> None:
     rows = "".join(f"{'ham' if i % 4 else 'spam'},{'word ' * i}\n" for i in range(80))
     labelled = read_labelled(write(tmp_path, "a.csv", f"label,text\n{rows}"), "text", "label")
-    plain = prepare(labelled, ClassifyData(source="x"), gpt2(), 64, 1)
+    plain = split_labelled(labelled, ClassifyDataConfig(source="x"), gpt2(), 64, 1)
     assert [len(plain.train), len(plain.validation), len(plain.test)] == [56, 8, 16]
     assert [sum(part.classes) for part in (plain.train, plain.validation, plain.test)] == [14, 2, 4]
     assert plain.n_cut == sum(len(gpt2().encode("word " * i)) > 64 for i in range(80)) > 0
     assert max(map(len, plain.train.ids)) <= 64 and plain.max_tokens == 64
-    assert prepare(labelled, ClassifyData(source="x", max_tokens=64), gpt2(), 64, 1).max_tokens == 64
-    with pytest.raises(UsageError, match=r"data.max_tokens is 65, the model sees 64") as caught:
-        prepare(labelled, ClassifyData(source="x", max_tokens=65), gpt2(), 64, 1)
-    assert caught.value.fix == "data.max_tokens=64, or 0 for as many as it sees"
-    even = prepare(labelled, ClassifyData(source="x", balance="undersample", max_tokens=5), gpt2(), 64, 1)
+    assert (
+        split_labelled(labelled, ClassifyDataConfig(source="x", max_tokens=64), gpt2(), 64, 1).max_tokens
+        == 64
+    )
+    with pytest.raises(UsageError, match=r"data.max_tokens=65") as caught:
+        split_labelled(labelled, ClassifyDataConfig(source="x", max_tokens=65), gpt2(), 64, 1)
+    assert caught.value.fix.startswith("data.max_tokens=64")
+    even = split_labelled(
+        labelled, ClassifyDataConfig(source="x", balance="undersample", max_tokens=5), gpt2(), 64, 1
+    )
     assert [len(even.train), sum(even.train.classes), even.n_left_out] == [28, 14, 40]
     assert max(map(len, even.train.ids)) == 5
-    digests = {prepare(labelled, ClassifyData(source="x"), gpt2(), 64, seed).digest for seed in (1, 1, 2)}
+    digests = {
+        split_labelled(labelled, ClassifyDataConfig(source="x"), gpt2(), 64, seed).digest
+        for seed in (1, 1, 2)
+    }
     assert len(digests) == 2
 
 
@@ -228,22 +243,22 @@ def test_a_class_with_too_few_rows(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "label,text\n" + "ham,x\n" * 5 + "spam,y\nspam,z\n")
     labelled = read_labelled(path, "text", "label")
     with pytest.raises(InputError, match=r"a.csv:7: the class 'spam' has 2 rows"):
-        prepare(labelled, ClassifyData(source="x"), gpt2(), 64, 1)
+        split_labelled(labelled, ClassifyDataConfig(source="x"), gpt2(), 64, 1)
 
 
 def test_a_text_that_the_vocabulary_lacks(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "label,text\n" + "ham,x\nspam,x\n" * 5 + "ham,☃\n")
     with pytest.raises(InputError, match=r"a.csv:12: .*U\+2603"):
-        prepare(read_labelled(path, "text", "label"), ClassifyData(source="x"), Chars.from_text(["x"]), 8, 1)
+        split_labelled(
+            read_labelled(path, "text", "label"), ClassifyDataConfig(source="x"), Chars.from_text(["x"]), 8, 1
+        )
 
 
 def test_padding_and_batches_by_length() -> None:
-    input_ids, lengths = padded([(1, 2, 3), (4,)], 9)
+    input_ids, lengths = pad_right([(1, 2, 3), (4,)], 9)
     assert input_ids.tolist() == [[1, 2, 3], [4, 9, 9]] and lengths.tolist() == [3, 1]
-    assert encoded(gpt2(), "") == (50256,)
-    rows = [(0,) * n for n in (5, 1, 30, 2, 2, 7)]
-    batches = list(by_length(rows, 3, 12))
-    assert batches == [[1, 3, 4], [0], [5], [2]]
+    assert encode_text(gpt2(), "") == (50256,)
+    assert batches_by_length((5, 1, 30, 2, 2, 7), 3, 12) == [(1, 3, 4), (0,), (5,), (2,)]
     assert class_weights([0, 0, 0, 1], 2) == (4 / 6, 2.0)
 
 

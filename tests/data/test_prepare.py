@@ -14,23 +14,25 @@ import numpy as np
 import pytest
 
 from gpt2cli import files, paths
-from gpt2cli.data import text_chunks as tasks_module
-from gpt2cli.data.manifest import Settings
-from gpt2cli.data.prepare import Progress, Tokens, open_tokens, prepare, prepare_cached
-from gpt2cli.data.shards import dtype_for, packed
+from gpt2cli.data import tokenize as tasks_module
+from gpt2cli.data.manifest import PrepareSettings
+from gpt2cli.data.prepare import prepare, prepare_cached
+from gpt2cli.data.prepare_pipeline import PrepareProgress
+from gpt2cli.data.shards import dtype_for, to_shard_dtype
+from gpt2cli.data.token_dataset import TokenSplit, open_dataset
 from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.tokenizer.bpe import BPE, gpt2
 
-Run = Callable[..., list[Progress]]
+Run = Callable[..., list[PrepareProgress]]
 Words = Callable[..., str]
-SETTINGS = Settings("gpt2", ("text",), 0.1, 1337, 100_000)
+SETTINGS = PrepareSettings("gpt2", ("text",), 0.1, 1337, 100_000)
 
 
-def all_of(tokens: Tokens) -> list[int]:
+def all_of(tokens: TokenSplit) -> list[int]:
     return tokens.read(0, tokens.n_tokens).tolist()  # type: ignore[no-any-return]
 
 
-def documents_of(tokens: Tokens, end_of_text: int) -> list[list[int]]:
+def documents_of(tokens: TokenSplit, end_of_text: int) -> list[list[int]]:
     found: list[list[int]] = [[]]
     for i in all_of(tokens):
         found[-1].append(i) if i != end_of_text else found.append([])
@@ -51,7 +53,7 @@ def test_every_document_lands_whole_in_one_split_in_order(tmp_path: Path, run: R
     texts = [words(30, i) + f" number {i}" for i in range(400)]
     steps = run([jsonl(tmp_path / "a.jsonl", texts)], tmp_path / "out", shard_tokens=777, seed=3)
     assert steps[-1].phase == "done"
-    with open_tokens(tmp_path / "out") as data:
+    with open_dataset(tmp_path / "out") as data:
         train = documents_of(data.train, data.tokenizer.end_of_text)
         validation = documents_of(data.validation, data.tokenizer.end_of_text)
         assert data.manifest.n_documents == 400 == len(train) + len(validation)
@@ -68,7 +70,7 @@ def test_every_document_lands_whole_in_one_split_in_order(tmp_path: Path, run: R
 def test_another_seed_draws_other_documents_and_workers_change_nothing(
     tmp_path: Path, run: Run, words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks_module, "TASK_CHARACTERS", 500)
+    monkeypatch.setattr(tasks_module, "CHUNK_CHARACTERS", 500)
     source = jsonl(tmp_path / "a.jsonl", [words(20, i) for i in range(100)])
     run([source], tmp_path / "one", workers=1)
     run([source], tmp_path / "three", workers=3)
@@ -82,7 +84,7 @@ def test_a_single_document_is_split_by_its_tail(tmp_path: Path, run: Run, words:
     run([tmp_path / "a.txt"], tmp_path / "out", validation=0.25, shard_tokens=1000)
     whole = [*gpt2().encode(words(3000)), gpt2().end_of_text]
     n = round(len(whole) * 0.25)
-    with open_tokens(tmp_path / "out") as data:
+    with open_dataset(tmp_path / "out") as data:
         assert all_of(data.train) == whole[:-n]
         assert all_of(data.validation) == whole[-n:]
         assert data.manifest.split == "tail of the document"
@@ -91,17 +93,17 @@ def test_a_single_document_is_split_by_its_tail(tmp_path: Path, run: Run, words:
 def test_of_few_documents_one_is_for_validation(tmp_path: Path, run: Run) -> None:
     texts = ["the first", "the second, longer one", "third"]
     run([jsonl(tmp_path / "a.jsonl", texts)], tmp_path / "out", validation=0.0001, shard_tokens=4)
-    with open_tokens(tmp_path / "out") as data:
+    with open_dataset(tmp_path / "out") as data:
         assert documents_of(data.validation, 50256) == [gpt2().encode("third")]
         assert documents_of(data.train, 50256) == [gpt2().encode(text) for text in texts[:2]]
     run([tmp_path / "a.jsonl"], tmp_path / "almost all", validation=0.9999)
-    with open_tokens(tmp_path / "almost all") as data:
+    with open_dataset(tmp_path / "almost all") as data:
         assert documents_of(data.train, 50256)[0] == gpt2().encode("the first")
 
 
 def test_no_validation_when_none_is_wanted(tmp_path: Path, run: Run) -> None:
     run([jsonl(tmp_path / "a.jsonl", ["one", "two"])], tmp_path / "out", validation=0)
-    with open_tokens(tmp_path / "out") as data:
+    with open_dataset(tmp_path / "out") as data:
         assert data.validation.n_tokens == 0
         assert data.validation.read(0, 0).tolist() == []
 
@@ -109,7 +111,7 @@ def test_no_validation_when_none_is_wanted(tmp_path: Path, run: Run) -> None:
 def test_the_marker_typed_in_a_text_is_plain_text(tmp_path: Path, run: Run) -> None:
     texts = ["before", "a <|endoftext|> b", "<|endoftext|>", "<|endof", "text|>", "after"]
     run([jsonl(tmp_path / "a.jsonl", texts)], tmp_path / "out", validation=0)
-    with open_tokens(tmp_path / "out") as data:
+    with open_dataset(tmp_path / "out") as data:
         assert documents_of(data.train, 50256) == [gpt2().encode(text) for text in texts]
         assert all_of(data.train).count(50256) == len(texts)
 
@@ -119,7 +121,7 @@ def test_characters_take_their_vocabulary_from_all_of_the_text(tmp_path: Path, r
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress("🚢!".encode()))
     steps = run([tmp_path], tmp_path / "out", tokenizer="chars", validation=0)
     assert {step.phase for step in steps} == {"vocabulary", "tokens", "finishing", "done"}
-    with open_tokens(tmp_path / "out") as data:
+    with open_dataset(tmp_path / "out") as data:
         assert data.tokenizer.name == "chars"
         assert data.tokenizer.n_vocab == len(set("abc é\n🚢!")) + 1
         assert data.tokenizer.decode(all_of(data.train)) == "abc é\n<|endoftext|>🚢!<|endoftext|>"
@@ -128,7 +130,9 @@ def test_characters_take_their_vocabulary_from_all_of_the_text(tmp_path: Path, r
 @pytest.mark.parametrize("tokenizer", ["gpt2", "chars"])
 def test_standard_input(tokenizer: str, tmp_path: Path, words: Words) -> None:
     script = (
-        "import sys; from pathlib import Path; from gpt2cli.data.prepare import Settings, prepare\n"
+        "import sys; from pathlib import Path\n"
+        "from gpt2cli.data.manifest import PrepareSettings as Settings\n"
+        "from gpt2cli.data.prepare import prepare\n"
         "steps = list(prepare(['-'], Path(sys.argv[1]), Settings(sys.argv[2], ('text',), 0, 1, 10**6)))\n"
         "print(steps[-1].phase)"
     )
@@ -140,7 +144,7 @@ def test_standard_input(tokenizer: str, tmp_path: Path, words: Words) -> None:
             capture_output=True,
         )
         assert (done.returncode, done.stdout.decode().strip()) == (0, phase), done.stderr.decode()
-    with open_tokens(tmp_path / "out") as data:
+    with open_dataset(tmp_path / "out") as data:
         assert data.tokenizer.decode(all_of(data.train)) == text + "<|endoftext|>"
         assert data.manifest.sources[0].sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert not list((tmp_path / "out").glob(".partial*"))
@@ -151,13 +155,13 @@ def test_ids_never_wrap(tmp_path: Path, run: Run) -> None:
     characters = "".join(chr(code) for code in range(0x10000, 0x10000 + 70_000))
     (tmp_path / "a.txt").write_text(characters, encoding="utf-8")
     run([tmp_path / "a.txt"], tmp_path / "out", tokenizer="chars", validation=0)
-    with open_tokens(tmp_path / "out") as data:
+    with open_dataset(tmp_path / "out") as data:
         assert data.manifest.dtype == "uint32"
         assert all_of(data.train) == list(range(70_001))
     assert (dtype_for(65_536), dtype_for(65_537)) == ("uint16", "uint32")
-    assert packed(np.array([65_535]), "uint16", 65_536).tolist() == [65_535]
+    assert to_shard_dtype(np.array([65_535]), "uint16", 65_536).tolist() == [65_535]
     with pytest.raises(InputError, match="token id 70000 is not below"):
-        packed(np.array([70_000]), "uint16", 65_536)
+        to_shard_dtype(np.array([70_000]), "uint16", 65_536)
 
 
 def test_a_tokenizer_folder_and_one_whose_files_do_not_belong_together(tmp_path: Path, run: Run) -> None:
@@ -165,7 +169,7 @@ def test_a_tokenizer_folder_and_one_whose_files_do_not_belong_together(tmp_path:
     files.write_file(tmp_path / "merges.txt", gpt2().merges_txt)
     source = jsonl(tmp_path / "a.jsonl", ["one", "two"])
     run([source], tmp_path / "out", tokenizer=str(tmp_path))
-    assert isinstance(open_tokens(tmp_path / "out").tokenizer, BPE)
+    assert isinstance(open_dataset(tmp_path / "out").tokenizer, BPE)
     files.write_file(tmp_path / "merges.txt", gpt2().merges_txt.replace(b"h e\n", b"e h\n", 1))
     with pytest.raises(InputError, match=r"vocab\.json and merges\.txt"):
         run([source], tmp_path / "out2", tokenizer=str(tmp_path))
@@ -196,8 +200,8 @@ def test_little_validation_and_forced_cuts_are_warned_of(tmp_path: Path, run: Ru
     warnings = [
         step.warning for step in run([tmp_path / "a.txt"], tmp_path / "out", validation=0.01, block=4000)
     ]
-    assert sum("tokens for validation, fewer than one block" in text for text in warnings) == 1
-    assert sum("2 cuts inside text without a space" in text for text in warnings) == 1
+    assert sum("fewer than one block" in text for text in warnings) == 1
+    assert sum("2 cuts in text without a space" in text for text in warnings) == 1
 
 
 def test_a_second_call_has_nothing_to_do_wherever_the_text_lies_now(tmp_path: Path, run: Run) -> None:
@@ -235,7 +239,7 @@ def test_other_settings_are_refused_and_force_leaves_nothing_of_the_old(tmp_path
     run([source], tmp_path / "out", tokenizer="chars", shard_tokens=3)
     with pytest.raises(UsageError, match="other settings") as caught:
         run([source], tmp_path / "out")
-    assert caught.value.why == "tokenizer chars there, gpt2 now; shard_tokens 3 there, 100000 now"
+    assert caught.value.why == "tokenizer was chars and is now gpt2; shard_tokens was 3 and is now 100000"
     run([source], tmp_path / "out", force=True)
     run([source], tmp_path / "fresh")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
@@ -306,7 +310,7 @@ def test_the_cache_is_made_once_and_named_by_content(tmp_path: Path, words: Word
     other = list(prepare_cached([a], replace(SETTINGS, validation=0.2)))[-1]
     assert other.out != first.out
     assert list(prepare_cached([first.out], SETTINGS))[-1].out == first.out  # a prepared folder is itself
-    with pytest.raises(UsageError, match="standard input cannot be prepared on the fly"):
+    with pytest.raises(UsageError, match="standard input"):
         list(prepare_cached(["-"], SETTINGS))
 
 
@@ -315,7 +319,7 @@ def test_two_at_once_share_the_cache(tmp_path: Path, words: Words) -> None:
     source.write_text(words(2000), encoding="utf-8")
     first = prepare_cached([source], SETTINGS)
     assert next(first).phase == "tokens"  # holds the lock from here on
-    seen: list[Progress] = []
+    seen: list[PrepareProgress] = []
     waits = threading.Event()
 
     def ask() -> None:

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2cli.data import text_reader as pieces_module
-from gpt2cli.data.input_files import expand
-from gpt2cli.data.text_reader import CAP, Piece, Reading, pieces_of
+from gpt2cli.data.input_files import expand_sources
+from gpt2cli.data.text_reader import MAX_PIECE_CHARACTERS, SourceReader, TextPiece, split_document
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.tokenizer.bpe import gpt2
 
 
-def read(path: Path, fields: tuple[str, ...] = ("text",)) -> list[Piece]:
-    (source,) = expand([path], out=Path("out"))
-    return list(Reading(source, fields).pieces())
+def read(path: Path, fields: tuple[str, ...] = ("text",)) -> list[TextPiece]:
+    (source,) = expand_sources([path], out=Path("out"))
+    return list(SourceReader(source, fields).pieces())
 
 
 def documents(path: Path, fields: tuple[str, ...] = ("text",)) -> list[str]:
@@ -70,10 +70,10 @@ def test_what_is_not_utf8_is_refused_with_its_byte(
     ("line", "message"),
     [
         ("{", "not a JSON record"),
-        ("[1]", "a JSON object is needed, not list"),
+        ("[1]", "must be a JSON object, not a list"),
         ('{"title": "x"}', "field 'text' is missing"),
-        ('{"text": 5}', "field 'text' is int, not text"),
-        ('{"text": null}', "field 'text' is NoneType, not text"),
+        ('{"text": 5}', "field 'text' is a number, not text"),
+        ('{"text": null}', "field 'text' is null, not text"),
         ('{"text": "\\ud83d"}', "half a surrogate pair"),
         ("[" * 100_000, "not a JSON record"),
         ("\0", "a NUL byte at byte 17"),
@@ -116,15 +116,15 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["one", "two"], "n": [1, 2], "hole": ["x", None]}), path)
     assert documents(path) == ["one", "two"]
-    (source,) = expand([path], out=tmp_path)
-    reading = Reading(source, ("text",))
+    (source,) = expand_sources([path], out=tmp_path)
+    reading = SourceReader(source, ("text",))
     list(reading.pieces())
     assert reading.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(InputError, match="no column 'body'"):
         read(path, ("body",))
-    with pytest.raises(InputError, match="row 1: field 'n' is int"):
+    with pytest.raises(InputError, match="row 1: field 'n' is a number"):
         read(path, ("n",))
-    with pytest.raises(InputError, match="row 2: field 'hole' is NoneType"):
+    with pytest.raises(InputError, match="row 2: field 'hole' is null"):
         read(path, ("hole",))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match="not a readable parquet file"):
@@ -146,8 +146,8 @@ def test_digest_and_size_are_those_of_the_file(
     }[name]
     path = tmp_path / {"text": "a.txt", "gzip": "a.txt.gz", "jsonl": "a.jsonl"}[name]
     path.write_bytes(content)
-    (source,) = expand([path], out=tmp_path)
-    reading = Reading(source, ("text",))
+    (source,) = expand_sources([path], out=tmp_path)
+    reading = SourceReader(source, ("text",))
     for _ in reading.pieces():
         pass
     assert (reading.digest, reading.n_read) == (hashlib.sha256(content).hexdigest(), len(content))
@@ -160,7 +160,7 @@ def test_what_would_hang_is_refused_at_once(place: str, tmp_path: Path) -> None:
         case "directory":
             path = tmp_path / "x.jsonl"
             (tmp_path / "x.jsonl").mkdir()
-            with pytest.raises(InputError, match="no text in this directory"):
+            with pytest.raises(InputError, match="no text"):
                 read(path)
             return
         case "fifo":
@@ -186,9 +186,9 @@ WORDLIKE = st.one_of(
 def test_cut_text_encodes_like_the_whole(text: str, size: int, more: int) -> None:
     """Any text, cut as finely as one likes: only a forced cut may change the ids."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces_module, "PIECE", size)
-        patch.setattr(pieces_module, "CAP", size + more)
-        parts = list(pieces_of(text))
+        patch.setattr(pieces_module, "PIECE_CHARACTERS", size)
+        patch.setattr(pieces_module, "MAX_PIECE_CHARACTERS", size + more)
+        parts = list(split_document(text))
     assert "".join(part.text for part in parts) == text
     assert [part.ends for part in parts] == [False] * (len(parts) - 1) + [True]
     assert all(len(part.text) <= size + more for part in parts)
@@ -212,9 +212,9 @@ def test_a_long_file_is_cut_into_the_same_ids(tmp_path: Path, words: Callable[[i
 )
 def test_monotonous_text_takes_bounded_time(text: str) -> None:
     start = time.monotonic()
-    parts = list(pieces_of(text))
+    parts = list(split_document(text))
     n_ids = sum(len(gpt2().encode(part.text)) for part in parts)
     assert time.monotonic() - start < 5
     assert n_ids > 1000
     assert "".join(part.text for part in parts) == text
-    assert max(len(part.text) for part in parts) <= CAP
+    assert max(len(part.text) for part in parts) <= MAX_PIECE_CHARACTERS

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt2cli.data.prepare import Progress, open_tokens
+from gpt2cli.data.prepare_pipeline import PrepareProgress
+from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.errors import InputError
 
 
 @pytest.fixture
-def folder(tmp_path: Path, run: Callable[..., list[Progress]], words: Callable[[int], str]) -> Path:
+def folder(tmp_path: Path, run: Callable[..., list[PrepareProgress]], words: Callable[[int], str]) -> Path:
     (tmp_path / "a.txt").write_text(words(400), encoding="utf-8")
     run([tmp_path / "a.txt"], tmp_path / "out", shard_tokens=100)
     return tmp_path / "out"
@@ -26,7 +27,7 @@ def test_read_is_a_slice_of_all_files_together(folder: Path) -> None:
     files = sorted(folder.glob("train-*.bin"))
     assert len(files) > 5
     whole = np.concatenate([np.fromfile(path, "<u2") for path in files])
-    with open_tokens(folder) as data:
+    with open_dataset(folder) as data:
         assert data.train.n_tokens == len(whole)
 
         @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
@@ -100,10 +101,10 @@ def damage(folder: Path, kind: str) -> None:
         ("missing", r"train-00002\.bin: no such file"),
         ("directory", r"train-00002\.bin: is a directory"),
         ("id", r"train-00002\.bin: holds the id 50257"),
-        ("tokenizer", "the tokenizer there is not the one"),
+        ("tokenizer", "its tokenizer is not the one"),
         ("outside", r"manifest\.json: damaged"),
-        ("json", r"manifest\.json: damaged"),
-        ("list", r"manifest\.json: damaged"),
+        ("json", r"manifest\.json:1: is not JSON"),
+        ("list", r"manifest\.json: is not a JSON object"),
         ("key", r"manifest\.json: damaged"),
         ("version", "in version 99, not"),
         ("no manifest", "is not a prepared folder"),
@@ -111,23 +112,23 @@ def damage(folder: Path, kind: str) -> None:
     ],
 )
 def test_damage_is_found_when_the_folder_is_opened(kind: str, message: str, folder: Path) -> None:
-    open_tokens(folder).close()
+    open_dataset(folder).close()
     damage(folder, kind)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(InputError, match=message):
-        open_tokens(folder)
+        open_dataset(folder)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_odd_size_is_said_to_be_odd(folder: Path) -> None:
     damage(folder, "odd")
     with pytest.raises(InputError) as caught:
-        open_tokens(folder)
-    assert caught.value.why == "199 bytes, which is no multiple of 2, not 200"
+        open_dataset(folder)
+    assert caught.value.why == "199 bytes, not a multiple of 2, not 200"
 
 
 def test_changes_under_an_open_folder_are_errors_and_not_a_crash(folder: Path) -> None:
-    with open_tokens(folder) as data:
+    with open_dataset(folder) as data:
         expected = data.train.read(200, 100).tolist()
         replaced = folder / "train-00002.bin"
         other = folder / "other"

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gpt2cli.data.windows import Windows, evaluation_starts, first_sample
+from gpt2cli.data.windows import TrainingWindows, first_sample, validation_starts
 from gpt2cli.errors import InputError
 
 
@@ -21,8 +21,8 @@ class Counting:
         return np.arange(start, start + n)
 
 
-def windows(n_tokens: int = 107, context: int = 10, seed: int = 3) -> Windows:
-    return Windows(Counting(n_tokens), context, seed)  # type: ignore[arg-type]
+def windows(n_tokens: int = 107, context: int = 10, seed: int = 3) -> TrainingWindows:
+    return TrainingWindows(Counting(n_tokens), context, seed)  # type: ignore[arg-type]
 
 
 def test_an_epoch_visits_each_window_once_and_the_next_cuts_elsewhere() -> None:
@@ -58,9 +58,7 @@ def test_ranks_and_micro_batches_share_a_step_without_overlap(
         seen = []
         for rank in range(world):
             for micro in range(accumulation):
-                first = first_sample(
-                    step, micro, rank=rank, world=world, micro_batch=micro_batch, accumulation=accumulation
-                )
+                first = first_sample(step, micro, micro_batch, accumulation, rank=rank, world_size=world)
                 seen += range(first, first + micro_batch)
         assert sorted(seen) == list(range(step * 12, step * 12 + 12))
 
@@ -77,8 +75,8 @@ def test_a_text_shorter_than_a_window_is_refused_with_the_counts() -> None:
 
 
 def test_evaluation_windows_are_spread_and_do_not_overlap() -> None:
-    starts = evaluation_starts(1001, 10, 7)
+    starts = validation_starts(1001, 10, 7)
     assert len(starts) == 7 and starts[0] == 0
     assert all(b - a >= 10 for a, b in itertools.pairwise(starts)) and starts[-1] > 800
-    assert evaluation_starts(5, 10, 7) == [0]
-    assert evaluation_starts(31, 10, 99) == [0, 10, 20]
+    assert validation_starts(5, 10, 7) == [0]
+    assert validation_starts(31, 10, 99) == [0, 10, 20]

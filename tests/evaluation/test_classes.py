@@ -2,14 +2,14 @@
 
 import pytest
 
-from gpt2cli.evaluation.classes import score
+from gpt2cli.evaluation.classes import classification_metrics
 
 # is 0: said 0 0 0 1; is 1: said 1 0; is 2: never said, said 0
 VERDICTS = [(0, 0), (0, 0), (0, 0), (0, 1), (1, 1), (1, 0), (2, 0)]
 
 
 def test_by_hand() -> None:
-    scores = score(VERDICTS, 3)
+    scores = classification_metrics(VERDICTS, 3)
     assert scores.confusion == ((3, 1, 0), (1, 1, 0), (1, 0, 0))
     assert scores.accuracy == pytest.approx(4 / 7)
     first, second, third = scores.classes
@@ -21,5 +21,5 @@ def test_by_hand() -> None:
 
 
 def test_nothing_at_all_is_no_division_by_zero() -> None:
-    assert score([], 2).accuracy == 0.0 and score([], 2).macro_f1 == 0.0
-    assert score([(0, 0), (1, 1)], 2).macro_f1 == 1.0
+    assert classification_metrics([], 2).accuracy == 0.0 and classification_metrics([], 2).macro_f1 == 0.0
+    assert classification_metrics([(0, 0), (1, 1)], 2).macro_f1 == 1.0

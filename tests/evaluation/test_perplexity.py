@@ -14,13 +14,13 @@ from gpt2cli.checkpoints.folder import load_model, write_manifest, write_model
 from gpt2cli.errors import DivergedError, InputError, UsageError
 from gpt2cli.evaluation import perplexity
 from gpt2cli.evaluation.perplexity import (
-    Scoring,
-    Sliding,
-    Text,
+    EncodedText,
+    PerplexityProgress,
+    SlidingWindow,
+    encode_text,
+    measure_perplexity,
     paper_perplexity,
-    score,
-    sliding_for,
-    text_for,
+    sliding_window_for,
     windows,
 )
 from gpt2cli.model.config import PRESETS, GPT2Config
@@ -49,16 +49,20 @@ def reference(folder: Path) -> transformers.GPT2LMHeadModel:
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-def last(steps: Iterator[Scoring]) -> Scoring:
+def last(steps: Iterator[PerplexityProgress]) -> PerplexityProgress:
     *_, result = steps
     return result
 
 
-def ours(folder: Path, text: str, context: int, stride: int, batch: int = 4) -> tuple[Scoring, Text]:
+def ours(
+    folder: Path, text: str, context: int, stride: int, batch: int = 4
+) -> tuple[PerplexityProgress, EncodedText]:
     loaded = load_model(folder)
-    measured = text_for(text, loaded.tokenizer, "story")
+    measured = encode_text(text, loaded.tokenizer, "story")
     return last(
-        score(loaded.model, measured, Sliding(context, stride, batch), choose_runtime("cpu"))
+        measure_perplexity(
+            loaded.model, measured, SlidingWindow(context, stride, batch), choose_runtime("cpu")
+        )
     ), measured
 
 
@@ -127,7 +131,7 @@ def test_windows_together_give_what_they_give_alone(
 @pytest.mark.parametrize("n_targets", [1, 2, 5, 16, 17, 33, 500])
 def test_every_token_counts_once_with_enough_before_it(context: int, stride: int, n_targets: int) -> None:
     seen: list[int] = []
-    for window in windows(n_targets, Sliding(context, stride, 1)):
+    for window in windows(n_targets, SlidingWindow(context, stride, 1)):
         assert 0 <= window.begin < window.end <= n_targets and window.end - window.begin <= context
         counted = range(window.end - window.n_scored + 1, window.end + 1)
         for target in counted:  # inputs begin .. target - 1
@@ -138,12 +142,12 @@ def test_every_token_counts_once_with_enough_before_it(context: int, stride: int
 
 def test_progress_grows_to_the_end_and_the_figures_follow_from_the_sum(folder: Path) -> None:
     loaded = load_model(folder)
-    text = text_for(STORY, loaded.tokenizer, "story")
-    steps = list(score(loaded.model, text, Sliding(48, 24, 2), choose_runtime("cpu")))
+    text = encode_text(STORY, loaded.tokenizer, "story")
+    steps = list(measure_perplexity(loaded.model, text, SlidingWindow(48, 24, 2), choose_runtime("cpu")))
     counts = [step.n_tokens for step in steps]
     assert len(counts) > 3 and counts == sorted(set(counts)) and counts[-1] == len(text.ids)
     result = steps[-1]
-    assert result.n_windows == len(list(windows(len(text.ids), Sliding(48, 24, 2))))
+    assert result.n_windows == len(list(windows(len(text.ids), SlidingWindow(48, 24, 2))))
     assert result.perplexity == pytest.approx(math.exp(result.nats / len(text.ids)))
     n_words, n_bytes = len(STORY.split()), len(STORY.encode())
     assert (text.n_words, text.n_bytes) == (n_words, n_bytes)
@@ -153,9 +157,9 @@ def test_progress_grows_to_the_end_and_the_figures_follow_from_the_sum(folder: P
 
 def test_bf16_is_near_fp32(folder: Path) -> None:
     loaded = load_model(folder)
-    text, sliding = text_for(STORY, loaded.tokenizer, "story"), Sliding(48, 24, 4)
-    exact = last(score(loaded.model, text, sliding, choose_runtime("cpu", "fp32")))
-    rounded = last(score(loaded.model, text, sliding, choose_runtime("cpu", "bf16")))
+    text, sliding = encode_text(STORY, loaded.tokenizer, "story"), SlidingWindow(48, 24, 4)
+    exact = last(measure_perplexity(loaded.model, text, sliding, choose_runtime("cpu", "fp32")))
+    rounded = last(measure_perplexity(loaded.model, text, sliding, choose_runtime("cpu", "bf16")))
     assert exact.loss != rounded.loss == pytest.approx(exact.loss, abs=0.05)
 
 
@@ -163,9 +167,9 @@ def test_numbers_that_are_not_finite_are_said(folder: Path) -> None:
     loaded = load_model(folder)
     with torch.no_grad():
         loaded.model.transformer.h[1].mlp.c_fc.bias[3] = math.nan
-    text = text_for(STORY, loaded.tokenizer, "story")
+    text = encode_text(STORY, loaded.tokenizer, "story")
     with pytest.raises(DivergedError, match="not finite within the first 48 tokens") as caught:
-        last(score(loaded.model, text, Sliding(48, 24, 1), choose_runtime("cpu")))
+        last(measure_perplexity(loaded.model, text, SlidingWindow(48, 24, 1), choose_runtime("cpu")))
     assert "--precision fp32" in caught.value.fix
 
 
@@ -187,19 +191,19 @@ def test_windows_that_make_no_sense_are_refused(
     asked: tuple[int | None, int | None, int | None], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        sliding_for(CONFIG, *asked)
+        sliding_window_for(CONFIG, *asked)
 
 
 def test_the_defaults_are_the_whole_context_and_half_of_it() -> None:
-    assert sliding_for(CONFIG, None, None, None) == Sliding(64, 32, 32)
-    assert sliding_for(CONFIG, 1, None, None).stride == 1
-    assert sliding_for(PRESETS["124M"], None, None, None) == Sliding(1024, 512, 2)
+    assert sliding_window_for(CONFIG, None, None, None) == SlidingWindow(64, 32, 32)
+    assert sliding_window_for(CONFIG, 1, None, None).stride == 1
+    assert sliding_window_for(PRESETS["124M"], None, None, None) == SlidingWindow(1024, 512, 2)
 
 
 @pytest.mark.parametrize("text", ["", "a"])
 def test_a_text_with_nothing_to_predict_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=f"short.txt: has {len(text)} tokens") as caught:
-        text_for(text, gpt2(), "short.txt")
+        encode_text(text, gpt2(), "short.txt")
     assert "--on FILE" in caught.value.fix
 
 
@@ -224,6 +228,6 @@ def test_logits_exist_a_chunk_at_a_time(folder: Path, monkeypatch: pytest.Monkey
 
     head.register_forward_hook(watch)
     monkeypatch.setattr(perplexity, "LOGIT_ROWS", 10)
-    text = text_for(STORY, loaded.tokenizer, "story")
-    last(score(loaded.model, text, Sliding(48, 24, 8), choose_runtime("cpu")))
+    text = encode_text(STORY, loaded.tokenizer, "story")
+    last(measure_perplexity(loaded.model, text, SlidingWindow(48, 24, 8), choose_runtime("cpu")))
     assert most == 10

@@ -13,11 +13,11 @@ from downloads import QUICK
 from faulty_server import Fault, Site, serving
 from layouts import COMMIT, REPOSITORY, serve_hub, use_hub
 
+from gpt2cli.checkpoints.provenance import Origin
 from gpt2cli.errors import InputError, ServiceError, UsageError
 from gpt2cli.hub import hf_hub, registry
-from gpt2cli.hub.collecting import Fetched, Fetching, Request
-from gpt2cli.hub.downloads import discard, hub_folder, verify
-from gpt2cli.hub.fetching import fetch_hub
+from gpt2cli.hub.downloads import Downloaded, DownloadProgress, Request, download_hub, hub_folder
+from gpt2cli.hub.inventory import discard, verify
 from gpt2cli.hub.registry import Expected, Size
 
 CONTENT = {
@@ -36,26 +36,25 @@ STORE = f"/store/{hashlib.sha256(CONTENT['model.safetensors']).hexdigest()}"
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
     with serving({}) as site:
         serve_hub(site, CONTENT)
         use_hub(monkeypatch, site.address, tmp_path / "hf")
         yield site
 
 
-def fetch(revision: str | None = None, request: Request | None = None) -> tuple[Fetched, list[Fetching]]:
-    steps = list(fetch_hub(REPOSITORY, revision, request or Request(patience=QUICK)))
-    assert steps[-1].fetched is not None
-    return steps[-1].fetched, steps
+def fetch(
+    revision: str | None = None, request: Request | None = None
+) -> tuple[Downloaded, list[DownloadProgress]]:
+    steps = list(download_hub(REPOSITORY, revision, request or Request(policy=QUICK)))
+    assert steps[-1].result is not None
+    return steps[-1].result, steps
 
 
 def test_what_a_gpt2_needs_comes_and_nothing_else(site: Site) -> None:
     fetched, _ = fetch()
     assert fetched.folder == hub_folder(REPOSITORY) / COMMIT
     assert fetched.files == {name: hashlib.sha256(CONTENT[name]).hexdigest() for name in NEEDED}
-    assert (fetched.source, fetched.revision) == ("hf", COMMIT)
+    assert fetched.origin == Origin("hf", f"{site.address}/{REPOSITORY}/resolve/{COMMIT}", COMMIT)
     paths = [request.path for request in site.requests]
     assert paths[0] == f"/api/models/{REPOSITORY}/revision/main?blobs=true"
     assert paths[-1] == f"{STORE}?signature=abc"
@@ -107,16 +106,18 @@ def test_a_damaged_file_is_told_with_a_command_that_mends_it(
         ),
     ],
 )
-def test_weights_are_whole_or_in_shards(names: set[str], needed: list[str]) -> None:
-    assert hf_hub.needed("x/y", names) == needed
+def test_weights_are_whole_or_in_shards(names: set[str], needed: list[str], site: Site) -> None:
+    serve_hub(site, dict.fromkeys(names, CONTENT["config.json"]))
+    assert list(fetch()[0].files) == needed
 
 
 @pytest.mark.parametrize(
     "names", [{"model.safetensors"}, {"config.json"}, {"config.json", "model-00001-of-00002.safetensors"}]
 )
-def test_a_repository_without_a_model_is_an_error(names: set[str]) -> None:
+def test_a_repository_without_a_model_is_an_error(names: set[str], site: Site) -> None:
+    serve_hub(site, dict.fromkeys(names, CONTENT["config.json"]))
     with pytest.raises(InputError, match="holds no model that can be read"):
-        hf_hub.needed("x/y", names)
+        fetch()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -130,14 +131,17 @@ def test_wrong_bytes_are_refused_by_the_hubs_own_hash(name: str, site: Site) -> 
     assert (hub_folder(REPOSITORY) / COMMIT / name).read_bytes() == CONTENT[name]
 
 
-def test_a_mirror_that_lists_no_hashes_is_held_to_its_headers(site: Site) -> None:
+def test_what_a_mirror_lists_no_hashes_of_is_held_to_its_first_download(site: Site) -> None:
     names = [{"rfilename": name} for name in CONTENT]
     listing = json.dumps({"sha": COMMIT, "siblings": names}).encode()
     site.files[f"/api/models/{REPOSITORY}/revision/main"] = listing
-    site.faults[STORE] = [Fault("wrong")]
-    with pytest.raises(InputError, match="SHA-256"):
+    fetched = fetch()[0]
+    assert {item.by for item in verify(REPOSITORY)} == {"first seen"}
+    (fetched.folder / "vocab.json").unlink()
+    site.files[WEIGHTS.replace("model.safetensors", "vocab.json")] = b"[]"
+    with pytest.raises(InputError, match=r"is not vocab\.json") as caught:
         fetch()
-    assert fetch()[0].files["model.safetensors"] == hashlib.sha256(CONTENT["model.safetensors"]).hexdigest()
+    assert caught.value.fix == f"gpt2 download {REPOSITORY} --force"
 
 
 def test_the_token_goes_to_the_hub_and_not_to_its_store_nor_a_mirror(
@@ -167,18 +171,26 @@ def test_a_repository_that_is_not_there_or_not_for_us(kind: str, code: str, site
 
 
 @pytest.mark.parametrize(
-    "answer", [b"[]", b"{}", b'{"sha": "main", "siblings": []}', b'{"sha": 1, "siblings": []}', b"\xff"]
+    "answer",
+    [
+        b"[]",
+        b"{}",
+        b'{"sha": "main", "siblings": []}',
+        b'{"sha": 1, "siblings": []}',
+        b'{"sha": "0123456789012345678901234567890123456789", "siblings": [{"rfilename": "a"}, 5]}',
+        b"\xff",
+    ],
 )
 def test_an_answer_that_is_not_the_hubs_is_an_error(answer: bytes, site: Site) -> None:
     site.files[f"/api/models/{REPOSITORY}/revision/main"] = answer
-    with pytest.raises(InputError, match=r"cannot be read|names no commit"):
+    with pytest.raises(InputError, match="list of its files cannot be read"):
         fetch()
 
 
 @pytest.mark.parametrize("name", ["nonsense", "../x", "a/b/c", "a/..", "a/b--c", "a/b?c", ""])
 def test_a_name_must_be_one_of_the_hub(name: str) -> None:
     with pytest.raises(UsageError, match="is not a name of the hub"):
-        list(fetch_hub(name, None, Request(patience=QUICK)))
+        list(download_hub(name, None, Request(policy=QUICK)))
 
 
 def test_published_hashes_hold_at_their_commit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +241,7 @@ def _cached(tmp_path: Path, *names: str) -> Path:
 
 
 def test_offline_the_earlier_list_the_cache_or_files_by_hand_do(site: Site, tmp_path: Path) -> None:
-    offline = Request(offline=True, patience=QUICK)
+    offline = Request(offline=True, policy=QUICK)
     with pytest.raises(ServiceError, match="is out of reach") as caught:
         fetch(request=offline)
     place = hub_folder(REPOSITORY) / "main"
@@ -248,7 +260,7 @@ def test_offline_the_earlier_list_the_cache_or_files_by_hand_do(site: Site, tmp_
     site.requests.clear()
     with serving({}) as silent:
         pass
-    steps = fetch(request=Request(base_url=silent.address, patience=QUICK))[1]
+    steps = fetch(request=Request(base_url=silent.address, policy=QUICK))[1]
     assert any("the list of an earlier download" in step.note for step in steps)
     assert not site.requests
 
@@ -256,18 +268,17 @@ def test_offline_the_earlier_list_the_cache_or_files_by_hand_do(site: Site, tmp_
 def test_damage_in_the_cache_is_refused_offline(site: Site, tmp_path: Path) -> None:
     blob = _cached(tmp_path, *NEEDED)
     blob.write_bytes(blob.read_bytes()[::-1])
-    with pytest.raises(ServiceError, match="1 of 4 files are not to be had") as caught:
-        fetch(request=Request(offline=True, patience=QUICK))
+    with pytest.raises(ServiceError, match="1 of 4 files are out of reach") as caught:
+        fetch(request=Request(offline=True, policy=QUICK))
     assert "fetch model.safetensors" in caught.value.fix
 
 
 def test_huggingfaces_own_environment_counts(site: Site, tmp_path: Path) -> None:
     """HF_ENDPOINT, HF_HOME with its token, HF_HUB_OFFLINE: read by huggingface_hub when it is imported."""
     code = f"""
-from gpt2cli.hub.collecting import Request
-from gpt2cli.hub.fetching import fetch_hub
-*_, last = fetch_hub({REPOSITORY!r}, None, Request())
-print(last.fetched.folder)
+from gpt2cli.hub.downloads import Request, download_hub
+*_, last = download_hub({REPOSITORY!r}, None, Request())
+print(last.result.folder)
 """
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text("hf_three")

@@ -7,18 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpt2cli.judge.aggregate import bootstrap, summarize
-from gpt2cli.judge.asking import Status
-from gpt2cli.judge.rubric import Score
-from gpt2cli.judge.runner import CANARY_LIMIT, Judgement
-from gpt2cli.judge.terms import Terms
+from gpt2cli.judge.aggregate import bootstrap, summarize_grades
+from gpt2cli.judge.grade import Grade, GradeJudgement
+from gpt2cli.judge.injection import CANARY_LIMIT
+from gpt2cli.judge.results import Status, Terms
 
 TERMS = Terms("m", "ollama", "p", "s", 0.0, 1)
 
 
-def judgement(index: int, score: int | None, status: Status = "scored", flagged: bool = False) -> Judgement:
-    given = None if score is None else Score(score // 2, score, 100 - score, score, f"because {score}")
-    return Judgement(
+def judgement(
+    index: int, score: int | None, status: Status = "scored", flagged: bool = False
+) -> GradeJudgement:
+    given = None if score is None else Grade(score // 2, score, 100 - score, score, f"because {score}")
+    return GradeJudgement(
         index=index,
         status=status,
         score=given,
@@ -37,7 +38,7 @@ def test_only_what_is_scored_is_averaged_and_all_is_counted() -> None:
     judgements = [judgement(i, score) for i, score in enumerate((10, 100, 70, 0))]
     judgements += [judgement(4 + i, None, status) for i, status in enumerate(lost)]
     judgements[1] = replace(judgements[1], flagged=True)
-    summary = summarize(judgements, 11)
+    summary = summarize_grades(judgements, 11)
     assert (summary.n_scored, summary.n_unscored, summary.n_truncated, summary.n_empty) == (4, 1, 1, 2)
     assert (summary.n_items, summary.n_missing, summary.n_flagged) == (11, 3, 1)
     assert [one.index for one in summary.lost] == [4, 5]
@@ -47,20 +48,20 @@ def test_only_what_is_scored_is_averaged_and_all_is_counted() -> None:
 
 
 def test_every_score_is_in_one_bin_and_100_is_in_the_last() -> None:
-    summary = summarize([judgement(score, score) for score in range(101)], 101)
+    summary = summarize_grades([judgement(score, score) for score in range(101)], 101)
     assert summary.histogram == (*[10] * 9, 11)
 
 
 @pytest.mark.parametrize("judgements", [[], [judgement(0, None, "unscored")], [judgement(-1, 90)]])
-def test_nothing_scored_is_no_number_rather_than_zero(judgements: list[Judgement]) -> None:
-    summary = summarize(judgements, 2)
+def test_nothing_scored_is_no_number_rather_than_zero(judgements: list[GradeJudgement]) -> None:
+    summary = summarize_grades(judgements, 2)
     assert (summary.mean, summary.median, summary.interval, summary.criteria) == (None, None, None, {})
     assert (summary.n_scored, summary.best, summary.worst, sum(summary.histogram)) == (0, (), (), 0)
 
 
 def test_canaries_are_apart_and_one_above_the_limit_is_told() -> None:
     canaries = [judgement(-1, CANARY_LIMIT), judgement(-2, CANARY_LIMIT + 1), judgement(-3, None, "unscored")]
-    summary = summarize([*canaries, judgement(0, 7)], 1)
+    summary = summarize_grades([*canaries, judgement(0, 7)], 1)
     assert (summary.mean, summary.n_scored, summary.n_unscored, summary.n_missing) == (7, 1, 0, 0)
     assert [one.index for one in summary.canaries] == [-1, -2, -3]
     assert [one.index for one in summary.fooled] == [-2]
@@ -80,7 +81,7 @@ def test_best_and_worst_share_nobody_and_ties_keep_their_order(
 ) -> None:
     judgements = [judgement(index, score) for index, score in enumerate(scores)]
     random.Random(1).shuffle(judgements)
-    summary = summarize(judgements, len(scores))
+    summary = summarize_grades(judgements, len(scores))
     assert [one.index for one in summary.best] == best
     assert [one.index for one in summary.worst] == worst
 

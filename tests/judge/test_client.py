@@ -1,55 +1,80 @@
-"""What is sent to a judge's server, where to, and what each of its answers is taken for."""
+"""What is sent to a judge's server, what each of its answers is taken for, and that the key stays private."""
 
+import asyncio
+import json
 import re
 import time
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from judge_server import BROKEN, BUSY, FINAL, MODEL, SLOW, Judge, judging
 
 from gpt2cli.errors import ServiceError, UsageError
-from gpt2cli.judge.client import (
-    FORMS,
-    MAX_TOKENS,
-    PATIENCE,
-    THINKING_TOKENS,
-    Habits,
-    ask,
-    patience_of,
-    persist,
-    require_model,
-)
-from gpt2cli.judge.exchange import LostError
-from gpt2cli.judge.received import Answer, RefusedError, TooLongError
-from gpt2cli.judge.rubric import SCHEMA, parse_score
-from gpt2cli.judge.server import lost, ollama, openai_compatible
-from gpt2cli.templates import judge_messages
+from gpt2cli.judge.chat_api import MAX_TOKENS, OLLAMA, OPENAI, THINKING_TOKENS, JudgeReply, NoReplyError
+from gpt2cli.judge.client import ATTEMPTS, TIMED_OUT_ATTEMPTS, JudgeClient
+from gpt2cli.judge.grade import GRADE_SCHEMA, parse_grade
+from gpt2cli.judge.prompt import grade_messages
+from gpt2cli.judge.server import JudgeServer, ollama, openai_compatible
 
-QUICK = replace(PATIENCE, stall=5.0, window=5.0, total=5.0, first_pause=0.0, attempts=3)
-HASTY = replace(QUICK, stall=0.3, window=0.3, total=0.3)
-MESSAGES = judge_messages("ask", "", "right", "said")
+MESSAGES = grade_messages("ask", "", "right", "said")
 
 
-def asked(server: Judge, **more: object) -> Answer:
-    more = {"patience": QUICK, **more}
-    return ask(openai_compatible(server.base_url, MODEL), MESSAGES, SCHEMA, 7, **more)  # type: ignore[arg-type]
+def at(server: Judge) -> JudgeServer:
+    return openai_compatible(server.base_url, MODEL)
 
 
-def test_the_question_is_bounded_cold_and_seeded() -> None:
+def ask(server: JudgeServer, n: int = 1, timeout: float = 5.0, num_ctx: int = 4096) -> JudgeReply:
+    """The last of n replies, one after the other."""
+
+    async def asking() -> JudgeReply:
+        async with JudgeClient(server, timeout, num_ctx) as client:
+            for _ in range(n - 1):
+                await client.ask(MESSAGES, GRADE_SCHEMA, 7)
+            return await client.ask(MESSAGES, GRADE_SCHEMA, 7)
+
+    return asyncio.run(asking())
+
+
+def require_model(server: JudgeServer, timeout: float = 5.0) -> None:
+    async def requiring() -> None:
+        async with JudgeClient(server, timeout) as client:
+            await client.require_model()
+
+    asyncio.run(requiring())
+
+
+def ollama_at(server: Judge, monkeypatch: pytest.MonkeyPatch, model: str = MODEL) -> JudgeServer:
+    monkeypatch.setenv("OLLAMA_HOST", server.base_url.removesuffix("/v1"))
+    return ollama(model)
+
+
+def test_the_request_is_bounded_cold_and_seeded() -> None:
     with judging() as server:
-        answer = asked(server)
+        reply = ask(at(server))
         (request,) = server.requests
-        assert request.path == "/v1/chat/completions"
         body = request.body
+        assert request.path == "/v1/chat/completions" and body["messages"] == MESSAGES
         assert (body["model"], body["temperature"], body["seed"], body["stream"]) == (MODEL, 0, 7, False)
-        assert body["max_tokens"] == MAX_TOKENS and body["messages"] == MESSAGES
-        assert body["response_format"]["json_schema"] == {
-            "name": "judgement",
-            "strict": True,
-            "schema": SCHEMA,
-        }
-        assert answer.finish_reason == "stop" and parse_score(answer.text).score <= 100
-        assert answer.prompt_tokens == server.tokens(MESSAGES)
+        assert body["max_tokens"] == MAX_TOKENS
+        schema = {"name": "judgement", "strict": True, "schema": GRADE_SCHEMA}
+        assert body["response_format"] == {"type": "json_schema", "json_schema": schema}
+        assert reply.finish_reason == "stop" and parse_grade(reply.text).score <= 100
+        assert reply.prompt_tokens == server.tokens(MESSAGES) and reply.attempts == 1
+
+
+def test_ollama_is_asked_by_its_own_interface_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    with judging() as server:
+        reply = ask(ollama_at(server, monkeypatch), num_ctx=8192)
+        (request,) = server.requests
+        body = request.body
+        assert request.path == "/api/chat" and body["messages"] == MESSAGES and body["format"] == GRADE_SCHEMA
+        assert (body["model"], body["stream"], body["truncate"]) == (MODEL, False, False)
+        assert body["options"] == {"temperature": 0, "seed": 7, "num_predict": MAX_TOKENS, "num_ctx": 8192}
+        assert reply.finish_reason == "stop" and parse_grade(reply.text).score <= 100
+        assert reply.prompt_tokens == server.tokens(MESSAGES)
+        refused = ask(ollama_at(server, monkeypatch), num_ctx=100)
+        assert (refused.refusal, refused.prompt_tokens) == ("truncated", None)
+        assert "the input length exceeds the context length" in refused.text
 
 
 @pytest.mark.parametrize(
@@ -63,59 +88,72 @@ def test_the_question_is_bounded_cold_and_seeded() -> None:
     ],
 )
 def test_a_weaker_form_is_found_and_remembered(refuses: set[str], form: int) -> None:
-    habits = Habits()
     with judging() as server:
         server.refuses = refuses
-        asked(server, habits=habits)
-        assert len(server.requests) == form + 1 and habits.form == form
-        asked(server, habits=habits)
+        assert ask(at(server), n=2).attempts == 1
         assert len(server.requests) == form + 2
-        last = server.requests[-1].body
-        assert {k: v for k, v in last.items() if k == "response_format"} == FORMS[form](SCHEMA)
+        expected = OPENAI.forms[form](7, GRADE_SCHEMA, 0)
+        assert server.requests[-1].body.get("response_format") == expected.get("response_format")
+
+
+@pytest.mark.parametrize(("refuses", "form"), [({"schema"}, 1), ({"schema", "json"}, 2)])
+def test_an_old_ollama_is_asked_in_a_weaker_form(
+    refuses: set[str], form: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with judging() as server:
+        server.refuses = refuses
+        assert ask(ollama_at(server, monkeypatch), n=2).text and len(server.requests) == form + 2
+        assert server.requests[-1].body.get("format") == (None, "json", None)[form]
+        assert len(OLLAMA.forms) == 3
+
+
+def test_a_model_that_thinks_has_another_limit_and_room_to_think() -> None:
+    with judging() as server:
+        server.limit = "max_completion_tokens"
+        assert ask(at(server), n=2).text and len(server.requests) == len(OPENAI.forms) + 1
+        body = server.requests[-1].body
+    assert body["max_completion_tokens"] == THINKING_TOKENS and not {"max_tokens", "temperature"} & set(body)
 
 
 def test_a_refusal_that_is_not_of_the_form_is_this_questions_alone() -> None:
-    habits = Habits()
     with judging("400") as server:
-        with pytest.raises(RefusedError, match="the server answers 400: this question is not welcome"):
-            asked(server, habits=habits)
-        assert len(server.requests) == 1 and habits.form == 0 and asked(server, habits=habits).text
+        reply = ask(at(server))
+        assert (reply.refusal, len(server.requests)) == ("unscored", 1)
+        assert reply.text == "the server answers 400: this question is not welcome"
 
 
 def test_a_refusal_of_every_form_is_found_once() -> None:
-    habits = Habits()
     with judging() as server:
         server.refuses = {"json_schema", "json_object", ""}
-        for n in (len(FORMS), len(FORMS) + 1):
-            with pytest.raises(RefusedError, match="response_format is not supported"):
-                asked(server, habits=habits)
-            assert len(server.requests) == n
+        reply = ask(at(server), n=2)
+        assert reply.refusal == "unscored" and "the server answers 400" in reply.text
+        assert len(server.requests) == len(OPENAI.forms) + 1
 
 
-def test_the_other_name_of_the_limit_is_learnt_and_leaves_room_to_think() -> None:
-    habits = Habits()
-    with judging() as server:
-        server.limit = "max_completion_tokens"
-        for n in (2, 3):
-            assert asked(server, habits=habits).text and len(server.requests) == n
-        body = server.requests[-1].body
-    assert body["max_completion_tokens"] == THINKING_TOKENS and "max_tokens" not in body and habits.form == 0
+def test_too_long_for_the_context_is_not_tried_in_a_weaker_form() -> None:
+    with judging("400-context") as server:
+        reply = ask(at(server))
+        assert reply.refusal == "truncated" and "exceeds the available context size" in reply.text
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("kind", [*BUSY, *BROKEN, *SLOW])
-def test_what_another_attempt_may_mend_is_lost(kind: str) -> None:
+def test_what_another_attempt_may_mend_is_tried_again(kind: str) -> None:
     with judging(kind) as server:
-        began = time.monotonic()
-        with pytest.raises(LostError) as caught:
-            asked(server, patience=HASTY if kind in SLOW else QUICK)
-        assert time.monotonic() - began < 5 and caught.value.why and not caught.value.is_down
-        server.is_dead = False
-        assert asked(server).text, "and the next one is right"
+        if kind == "die":
+            with pytest.raises(NoReplyError, match="ended early"):
+                ask(at(server))
+            assert len(server.requests) == ATTEMPTS
+        else:
+            began = time.monotonic()
+            reply = ask(at(server), timeout=1.5 if kind in SLOW else 5.0)
+            assert time.monotonic() - began < 10 and not reply.refusal and parse_grade(reply.text)
+            assert (reply.attempts, len(server.requests)) == (2, 2)
 
 
-LOST = {
-    "hang": "timed out|not finished within 0 seconds",
-    "slow": "not finished within 0 seconds",
+WHY = {
+    "hang": "timed out: no answer within 0.2 s",
+    "slow": "timed out: no answer within 0.2 s",
     "cut": "the answer ended early",
     "cut-unmarked": "the answer is not JSON",
     "reset": "the answer ended early",
@@ -124,33 +162,24 @@ LOST = {
     "error": "the server reports an error: the runner has stopped",
     "500": "the server answers 500: out of luck",
     "no-choices": "the answer holds no message",
-    "gzip": "the answer is compressed",
+    "gzip": "the answer is not JSON",
 }
 
 
-@pytest.mark.parametrize("kind", LOST)
-def test_it_says_why(kind: str) -> None:
-    with judging(kind) as server, pytest.raises(LostError) as caught:
-        asked(server, patience=HASTY if kind in SLOW else QUICK)
-    assert re.match(LOST[kind], caught.value.why)
-
-
-def test_too_long_for_the_context() -> None:
-    with judging("400-context") as server:
-        with pytest.raises(TooLongError, match="exceeds the available context size"):
-            asked(server)
-        assert len(server.requests) == 1, "a weaker form would not help"
+@pytest.mark.parametrize("kind", WHY)
+def test_it_says_why_after_the_last_attempt(kind: str) -> None:
+    with judging(*[kind] * ATTEMPTS) as server, pytest.raises(NoReplyError) as caught:
+        ask(at(server), timeout=0.2 if kind in SLOW else 5.0)
+    assert re.match(WHY[kind], caught.value.why) and not caught.value.is_down
+    assert caught.value.is_timeout == (kind in SLOW)
+    assert len(server.requests) == (TIMED_OUT_ATTEMPTS if kind in SLOW else ATTEMPTS)
 
 
 ENDS = {
-    "redirect": (
-        "redirects to another place",
-        "http://127.0.0.1:9/v1/chat/completions",
-        "--base-url http://127.0.0.1:9/v1",
-    ),
-    "401": ("the server refuses us (401)", "Incorrect API key provided", "OPENAI_API_KEY"),
-    "403": ("the server refuses us (403)", "no", "OPENAI_API_KEY"),
-    "404": ("there is no /chat/completions (404)", "no such page", "address"),
+    "redirect": ("redirects to http://127.0.0.1:9/v1/chat/completions", "", "check --base-url"),
+    "401": ("the server denies access (401)", "Incorrect API key provided", "OPENAI_API_KEY"),
+    "403": ("the server denies access (403)", "no", "OPENAI_API_KEY"),
+    "404": ("there is no /chat/completions (404)", "no such page", "--base-url"),
     "404-model": (f"has no model {MODEL}", "", "--judge-model NAME"),
 }
 
@@ -158,136 +187,172 @@ ENDS = {
 @pytest.mark.parametrize("kind", ENDS)
 def test_what_no_attempt_will_mend(kind: str) -> None:
     with judging(kind) as server, pytest.raises(ServiceError) as caught:
-        asked(server)
+        ask(at(server))
     what, why, fix = ENDS[kind]
-    assert what in caught.value.what and caught.value.why == why and fix in caught.value.fix
+    assert what in caught.value.what and why in caught.value.why and fix in caught.value.fix
+    assert len(server.requests) == 1
 
 
-def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\n")
-    with judging("ok") as server:
-        judge = openai_compatible(server.base_url, MODEL)
-        ask(judge, MESSAGES, SCHEMA, 1, patience=QUICK)
-        assert server.requests[0].headers["authorization"] == "Bearer sk-secret"
-        assert "sk-secret" not in repr(judge) + str(lost(judge, LostError("x")))
-        monkeypatch.setenv("OLLAMA_HOST", server.base_url.removesuffix("/v1"))
-        ask(ollama(MODEL), MESSAGES, SCHEMA, 1, patience=QUICK)
-        assert "authorization" not in server.requests[1].headers
-        server.answer = lambda fields: {}
-        server.script = ["401"]
-        monkeypatch.setitem(FINAL, "401", (401, {}, b'{"error": "wrong key: sk-secret"}'))
-        with pytest.raises(ServiceError) as caught:
-            ask(judge, MESSAGES, SCHEMA, 1, patience=QUICK)
-        assert caught.value.why == "wrong key: (the key)"
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u00e9\u200b")
-    with pytest.raises(UsageError) as wrong:
-        openai_compatible("http://x/v1", MODEL)
-    assert wrong.value.what == "OPENAI_API_KEY has characters that HTTP cannot carry"
+def test_pauses_double_and_a_server_may_ask_for_its_own(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUSY, "429", (429, {"Retry-After": "7"}, b""))
+    with judging("500", "500", "429", "500", "500", "500") as server, pytest.raises(NoReplyError):
+        ask(at(server))
+    bounds = [(0.25, 0.5), (0.5, 1), (7, 7), (2, 4), (4, 8)]
+    assert [low <= pause <= high for pause, (low, high) in zip(pauses, bounds, strict=True)] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("value", "n_requests"), [("3", 2), (" 0 ", 2), ("soon", 2), ("٣", 2), ("120", 2), ("121", 1)]
+)
+def test_retry_after_is_read_and_a_long_one_is_not_waited_for(
+    value: str, n_requests: int, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = value.encode().decode("latin-1")
+    monkeypatch.setitem(BUSY, "429", (429, {"Retry-After": shown}, b""))
+    with judging("429") as server:
+        if n_requests == 1:
+            with pytest.raises(NoReplyError) as caught:
+                ask(at(server))
+            assert caught.value.wait == 121.0 and pauses == []
+        else:
+            assert ask(at(server)).attempts == 2
+            (pause,) = pauses
+            assert pause == float(value) if value.strip().isascii() and value != "soon" else pause <= 0.5
+        assert len(server.requests) == n_requests
+
+
+def test_time_outs_are_counted_for_themselves() -> None:
+    with judging("500", "500", "hang", "500", "hang", "ok") as server, pytest.raises(NoReplyError):
+        ask(at(server), timeout=1.0)
+    assert len(server.requests) == 5, "two time-outs end it, whatever lies between"
 
 
 def test_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with judging() as server:
-        monkeypatch.setenv("OLLAMA_HOST", server.base_url.removesuffix("/v1"))
         server.models = ["mistral:7b", "llama3.2:latest"]
-        require_model(ollama("llama3.2"), QUICK)
-        require_model(ollama("mistral:7b"), QUICK)
+        for name in ("llama3.2", "mistral:7b"):
+            require_model(ollama_at(server, monkeypatch, name))
         with pytest.raises(ServiceError, match="Ollama has no model mistral: it has mistral:7b") as caught:
-            require_model(ollama("mistral"), QUICK)
+            require_model(ollama_at(server, monkeypatch, "mistral"))
         assert caught.value.fix == "ollama pull mistral"
-        with pytest.raises(ServiceError) as caught:
-            require_model(openai_compatible(server.base_url, "gpt"), QUICK)
-        assert (
-            caught.value.what.endswith("has no model gpt") and caught.value.fix == "--judge-model mistral:7b"
-        )
+        with pytest.raises(ServiceError, match=r"has no model gpt: it has mistral:7b, llama3\.2") as caught:
+            require_model(openai_compatible(server.base_url, "gpt"))
+        assert caught.value.fix == "--judge-model mistral:7b"
         server.models = []
         with pytest.raises(ServiceError) as caught:
-            require_model(ollama("a b"), QUICK)
+            require_model(ollama_at(server, monkeypatch, "a b"))
         assert caught.value.fix == "ollama pull 'a b'"
 
 
 @pytest.mark.parametrize("kind", ["html", "hang", "redirect", "503", "400", "404", "cut", "reset"])
-def test_a_list_of_models_that_cannot_be_had_is_no_verdict(kind: str) -> None:
+def test_without_a_list_of_models_the_server_passes(kind: str) -> None:
     with judging() as server:
         server.listing = [kind]
-        require_model(openai_compatible(server.base_url, MODEL), HASTY if kind == "hang" else QUICK)
+        require_model(at(server), timeout=0.3 if kind == "hang" else 5.0)
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize(
-    "listed",
-    [b'{"data": []}', b'{"data": null}', b"{}", b'[{"id": "m"}]', b'{"data": [1, {"id": 2}]}', b"\xff"],
-)
-def test_a_list_that_says_nothing_is_no_verdict_but_for_ollama(
+LISTS = [
+    b'{"data": []}',
+    b'{"data": null}',
+    b"{}",
+    b'[{"id": "m"}]',
+    b'{"data": [1]}',
+    b'{"data": 7}',
+    b"\xff",
+]
+
+
+@pytest.mark.parametrize("listed", LISTS)
+def test_a_list_that_says_nothing_passes_but_for_ollama(
     listed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with judging() as server:
         server.listed = listed
-        require_model(openai_compatible(server.base_url, MODEL), QUICK)
-        monkeypatch.setenv("OLLAMA_HOST", server.base_url.removesuffix("/v1"))
-        if listed in (b'{"data": []}', b'{"data": null}'):
+        require_model(at(server))
+        if listed in LISTS[:2]:
             with pytest.raises(ServiceError, match="Ollama has no model"):
-                require_model(ollama(MODEL), QUICK)
+                require_model(ollama_at(server, monkeypatch))
         else:
-            require_model(ollama(MODEL), QUICK)
+            require_model(ollama_at(server, monkeypatch))
 
 
 @pytest.mark.parametrize("kind", ["401", "403"])
-def test_a_server_that_refuses_us_is_said_before_anything_is_asked(kind: str) -> None:
+def test_a_server_that_denies_access_is_said_before_anything_is_asked(kind: str) -> None:
     with judging() as server:
         server.listing = [kind]
-        with pytest.raises(ServiceError, match="refuses us"):
-            require_model(openai_compatible(server.base_url, MODEL), QUICK)
+        with pytest.raises(ServiceError, match="denies access"):
+            require_model(at(server))
 
 
-def test_pauses_double_and_a_server_may_ask_for_its_own() -> None:
-    waits = [None, None, 7.5, None, None]
-    pauses: list[float] = []
-
-    def fail() -> None:
-        raise LostError("no", waits[len(pauses)])
-
-    patience = replace(PATIENCE, first_pause=1.0, longest_pause=5.0, attempts=6, longest_wait=10.0)
-    waits.append(None)
-    with pytest.raises(LostError):
-        persist(fail, patience, pauses.append)
-    bounds = [(0.5, 1), (1, 2), (7.5, 7.5), (2.5, 5), (2.5, 5)]
-    assert len(pauses) == 5 and all(a <= p <= b for p, (a, b) in zip(pauses, bounds, strict=True))
-    pauses.clear()
-    waits[0] = 11.0
-    with pytest.raises(LostError):
-        persist(fail, patience, pauses.append)
-    assert pauses == [], "too long to wait for"
+KEY = "sk/se\\cr'et\"zzy"  # what JSON and Python quote
+BODIES = {
+    "plain": f"<html>{' ' * 150}{KEY}</html>",
+    "JSON": json.dumps({"error": {"message": f"Bad key: Bearer {KEY}"}}),
+    "slashes": json.dumps({"error": KEY}).replace("/", "\\/"),
+    "JSON in JSON": json.dumps({"error": json.dumps({"reason": KEY})}),
+    "a name": json.dumps({"error": {KEY: 1}}),
+}
 
 
-def test_time_outs_are_counted_for_themselves() -> None:
-    told: list[str] = []
-    errors = [LostError("busy"), LostError("slow", is_slow=True), LostError("slow", is_slow=True)]
-
-    def fail() -> None:
-        raise errors[len(told)]
-
-    with pytest.raises(LostError):
-        persist(fail, replace(PATIENCE, first_pause=0.0), lambda seconds: None, told.append)
-    assert told == [
-        "no answer yet: busy; trying again, 2 of 6",
-        "no answer yet: slow; trying again, 3 of 3",
-    ]
-
-
-def test_retry_after_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {"3": 3.0, " 0 ": 0.0, "soon": None, "٣": None, "Fri, 31 Dec 1999 23:59:59 GMT": 0.0}
-    for value, wait in answers.items():
-        monkeypatch.setitem(
-            BUSY,
-            "429",
-            (429, {"Retry-After": value.encode().decode("latin-1")}, b""),
-        )
-        with judging("429") as server, pytest.raises(LostError) as caught:
-            asked(server)
-        assert caught.value.wait == wait, value
+@pytest.mark.parametrize("body", BODIES)
+def test_the_key_is_sent_and_taken_out_of_what_comes_back(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    monkeypatch.setitem(FINAL, "400", (400, {"X-Echo": KEY}, BODIES[body].encode()))
+    monkeypatch.setitem(FINAL, "redirect", (307, {"Location": f"http://x/{KEY}"}, b""))
+    with judging("400") as server:
+        assert KEY not in repr(at(server))
+        reply = ask(at(server))
+        assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+        assert "(the key)" in reply.text and "zzy" not in reply.text and "cr" not in reply.text
+        server.script = ["redirect"]
+        with pytest.raises(ServiceError) as moved:
+            ask(at(server))
+        assert "(the key)" in moved.value.what and "zzy" not in str(moved.value)
+        server.script = ["bad-head"] * ATTEMPTS
+        with pytest.raises(NoReplyError) as caught:
+            ask(at(server))
+        assert "cr" not in caught.value.why
 
 
-def test_a_time_out_of_ones_own() -> None:
-    assert patience_of(None) == PATIENCE
-    assert (patience_of(7).stall, patience_of(7).total) == (7, 7)
-    assert PATIENCE.total and patience_of(2 * PATIENCE.total).connect == PATIENCE.connect
+def test_ollama_is_sent_no_key_and_a_short_one_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "e")
+    with judging("400") as server:
+        assert "the server answers" in ask(at(server)).text, "a key that is no secret does not spoil answers"
+        assert ask(ollama_at(server, monkeypatch)).text
+        assert "authorization" not in server.requests[-1].headers
+
+
+def test_certificates_are_read_for_https_alone_and_said_to_be_unreadable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.pem").write_text("nothing")
+    for name in ("bad.pem", "absent.pem"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+        with judging() as server:
+            assert ask(at(server)).text
+        with pytest.raises(UsageError, match="the certificates that SSL_CERT_FILE") as caught:
+            require_model(openai_compatible("https://127.0.0.1:9/v1", "m"))
+        assert caught.value.fix.startswith("unset SSL_CERT_FILE")
+
+
+def test_a_server_without_tls_is_told_from_one_that_does_not_run() -> None:
+    with judging() as server, pytest.raises(ServiceError, match="no secure connection to https") as caught:
+        require_model(openai_compatible(server.base_url.replace("http", "https", 1), MODEL))
+    assert "http:// for https://" in caught.value.fix
+
+
+def test_a_proxy_of_no_use_is_said_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "ftp://me:secret@proxy:1")
+    with pytest.raises(UsageError, match="the proxy that the environment names") as caught:
+        require_model(openai_compatible("http://judge.invalid/v1", "m"))
+    assert "secret" not in str(caught.value) and "NO_PROXY" in caught.value.fix
+
+
+def test_a_proxy_is_not_asked_for_our_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with judging() as server:
+        assert ask(at(server)).text

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gpt2cli.errors import InputError
-from gpt2cli.evaluation.responses import Response, appending
-from gpt2cli.judge.items import Item, read_items
+from gpt2cli.evaluation.responses import Response, open_responses
+from gpt2cli.judge.items import JudgeItem, read_items
 
 RECORD = {"instruction": "ask", "input": "it", "output": "right", "response": "said"}
 
@@ -18,13 +18,13 @@ def written(path: Path, content: object) -> Path:
 
 
 def test_a_runs_responses_keep_their_index(tmp_path: Path) -> None:
-    with appending(tmp_path / "responses.jsonl", "k") as file:
+    with open_responses(tmp_path / "responses.jsonl", "k") as file:
         for index, said in ((7, "said"), (2, ""), (30, "two\u2028lines\n\x1b")):
             file.add(Response(index, "ask", "", "right", said, True, "stop", 1, "k"))
     assert read_items(tmp_path / "responses.jsonl") == [
-        Item(7, "ask", "", "right", "said"),
-        Item(2, "ask", "", "right", ""),
-        Item(30, "ask", "", "right", "two\u2028lines\n\x1b"),
+        JudgeItem(7, "ask", "", "right", "said"),
+        JudgeItem(2, "ask", "", "right", ""),
+        JudgeItem(30, "ask", "", "right", "two\u2028lines\n\x1b"),
     ]
 
 
@@ -37,11 +37,11 @@ def test_lists_and_lines_with_the_books_names(tmp_path: Path) -> None:
         {"instruction": "ask", "output": "right", "response": "\ud800"},
     ]
     whole = [
-        Item(0, "ask", "it", "right", "said"),
-        Item(1, "ask", "", "right", "said"),
-        Item(2, "ask", "", "", "said"),
-        Item(3, "ask", "", "right", ""),
-        Item(4, "ask", "", "right", "\ud800"),
+        JudgeItem(0, "ask", "it", "right", "said"),
+        JudgeItem(1, "ask", "", "right", "said"),
+        JudgeItem(2, "ask", "", "", "said"),
+        JudgeItem(3, "ask", "", "right", ""),
+        JudgeItem(4, "ask", "", "right", "\ud800"),
     ]
     assert read_items(written(tmp_path / "a.json", records)) == whole
     lines = "\ufeff" + "\r\n\n".join(map(json.dumps, records))
@@ -50,9 +50,9 @@ def test_lists_and_lines_with_the_books_names(tmp_path: Path) -> None:
 
 def test_every_change_of_a_text_changes_what_was_asked() -> None:
     texts = [("a", "b", "c", "d"), ("ab", "", "c", "d"), ("a", "b", "cd", ""), ("a", "b", "c", "\ud800")]
-    items = [Item(0, *text) for text in texts]
+    items = [JudgeItem(0, *text) for text in texts]
     assert len({item.asked for item in items}) == len(items)
-    assert items[0].asked == Item(5, *texts[0]).asked
+    assert items[0].asked == JudgeItem(5, *texts[0]).asked
 
 
 BAD = {
@@ -70,14 +70,14 @@ BAD = {
         ([{**RECORD, "response": ["x"]}], "record 0: field 'response' is not text"),
         ([{**RECORD, "index": -1}], "field 'index' is not a number from 0 on"),
         ([{**RECORD, "index": True}], "field 'index' is not a number from 0 on"),
-        ([{**RECORD, "index": 1}, RECORD], "record 1: index 1 stands there twice"),
+        ([{**RECORD, "index": 1}, RECORD], "record 1: index 1 occurs twice"),
         ("\x00", "a NUL byte at byte 0"),
     ],
     "a.jsonl": [
         ("", "no record to judge"),
         ("\n \n", "no record to judge"),
         (json.dumps(RECORD) + "\n\n" + json.dumps(RECORD)[:-9], ":3: not a JSON record"),
-        (json.dumps(RECORD) + "\n[]", ":2: not a JSON object"),
+        (json.dumps(RECORD) + "\n[]", ":2, record 1: not a JSON object"),
     ],
 }
 

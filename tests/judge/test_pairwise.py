@@ -10,40 +10,51 @@ import pytest
 from judge_server import MODEL, judging, n_tokens
 
 from gpt2cli.errors import InputError
-from gpt2cli.judge.asking import Status
-from gpt2cli.judge.client import PATIENCE
-from gpt2cli.judge.items import Item
+from gpt2cli.json_lines import line_of
+from gpt2cli.judge.aggregate import sign_test, summarize_pairs
+from gpt2cli.judge.items import JudgeItem
 from gpt2cli.judge.pairwise import (
+    COMPARING,
+    Comparison,
     Pair,
-    Verdict,
-    compare,
-    compared,
+    comparison_questions,
     pairs_of,
     parse_preference,
-    sign_test,
-    summarize_pairs,
 )
-from gpt2cli.judge.rubric import AnswerError
+from gpt2cli.judge.results import Status, Terms
+from gpt2cli.judge.runner import JudgeOptions, judge, judgements_of
 from gpt2cli.judge.server import openai_compatible
-from gpt2cli.judge.terms import Terms
+from gpt2cli.judge.strict_json import AnswerError
 
 TERMS = Terms("m", "ollama", "p", "s", 0.0, 1)
 
 
-def item(index: int, question: str, response: str, input: str = "") -> Item:
-    return Item(index, question, input, "right", response)
+def item(index: int, question: str, response: str, input: str = "") -> JudgeItem:
+    return JudgeItem(index, question, input, "right", response)
 
 
 def pair(index: int, a: str = "yes", b: str = "no") -> Pair:
     return Pair(index, f"question {index}", "", "right", a, b)
 
 
-def verdict(of: Pair, a_is_first: bool, better: str, status: Status = "scored") -> Verdict:
-    return Verdict(of.index, a_is_first, status, better, "r", "", 1, 0.1, 9, of.asked, TERMS)
+def comparison(of: Pair, a_is_first: bool, better: str, status: Status = "scored") -> Comparison:
+    return Comparison(
+        index=of.index,
+        a_is_first=a_is_first,
+        status=status,
+        better=better,
+        reason="r",
+        why="",
+        attempts=1,
+        seconds=0.1,
+        prompt_tokens=9,
+        asked=of.asked,
+        terms=TERMS,
+    )
 
 
-def both(of: Pair, better: str, swapped: str) -> list[Verdict]:
-    return [verdict(of, True, better), verdict(of, False, swapped)]
+def both(of: Pair, better: str, swapped: str) -> list[Comparison]:
+    return [comparison(of, True, better), comparison(of, False, swapped)]
 
 
 def test_what_both_answered_meets_by_its_question_and_not_by_its_place() -> None:
@@ -86,11 +97,11 @@ def test_everything_is_counted_once() -> None:
         pair(9, "same", "same"),
         pair(10),
     ]
-    verdicts = both(pairs[0], "a", "a") + both(pairs[1], "a", "a") + both(pairs[2], "b", "b")
-    verdicts += both(pairs[3], "tie", "a")
-    verdicts += [verdict(pairs[4], True, "a"), verdict(pairs[4], False, "", "unscored")]
-    verdicts += [verdict(pairs[5], True, "", "truncated"), verdict(pairs[6], False, "b")]
-    summary = summarize_pairs(pairs, verdicts)
+    comparisons = both(pairs[0], "a", "a") + both(pairs[1], "a", "a") + both(pairs[2], "b", "b")
+    comparisons += both(pairs[3], "tie", "a")
+    comparisons += [comparison(pairs[4], True, "a"), comparison(pairs[4], False, "", "unscored")]
+    comparisons += [comparison(pairs[5], True, "", "truncated"), comparison(pairs[6], False, "b")]
+    summary = summarize_pairs(pairs, comparisons)
     assert (summary.n_pairs, summary.n_compared, summary.n_missing) == (11, 5, 2)
     assert (summary.wins, summary.ties, summary.losses, summary.n_same) == (2, 2, 1, 1)
     assert (summary.n_unscored, summary.n_truncated, summary.n_empty) == (1, 1, 2)
@@ -141,13 +152,15 @@ def test_what_is_no_preference_is_refused(text: str) -> None:
         parse_preference(text)
 
 
-def test_verdicts_of_changed_texts_and_of_other_pairs_do_not_stand(tmp_path: Path) -> None:
-    from gpt2cli.json_lines import line_of
+def compared(pairs: list[Pair], path: Path) -> list[Comparison]:
+    return judgements_of(COMPARING, comparison_questions(pairs), path)
 
+
+def test_comparisons_of_changed_texts_and_of_other_pairs_do_not_stand(tmp_path: Path) -> None:
     pairs = [pair(0), pair(1)]
-    kept = [verdict(pairs[1], False, "b"), verdict(pairs[0], True, "a")]
-    stray = [verdict(replace(pairs[0], b="other"), False, "b"), verdict(pair(2), True, "a")]
-    path = tmp_path / "verdicts.jsonl"
+    kept = [comparison(pairs[1], False, "b"), comparison(pairs[0], True, "a")]
+    stray = [comparison(replace(pairs[0], b="other"), False, "b"), comparison(pair(2), True, "a")]
+    path = tmp_path / "comparisons.jsonl"
     path.write_bytes(b"".join(map(line_of, [*stray[:1], *kept, *stray[1:]])) + b'{"index": 1, "a_is')
     assert compared(pairs, path) == [kept[1], kept[0]]
     assert compared(pairs, tmp_path / "absent.jsonl") == []
@@ -159,17 +172,21 @@ def test_verdicts_of_changed_texts_and_of_other_pairs_do_not_stand(tmp_path: Pat
 def test_a_long_pair_that_is_not_read_whole_is_noticed_also_after_a_rerun(tmp_path: Path) -> None:
     pairs = [pair(0, "It goes on and on. " * 400), pair(1), pair(2), pair(3)]
     path = tmp_path / "v.jsonl"
+
+    def compare(pairs: list[Pair], path: Path, **options: bool) -> list[Comparison]:
+        seen: list[Comparison] = []
+        at, given = openai_compatible(server.base_url, MODEL), JudgeOptions(**options)
+        judge(COMPARING, comparison_questions(pairs), at, path, given, keep=seen.append)
+        return seen
+
     with judging() as server:
         server.tokens = lambda messages: min(n_tokens(messages), 2200)
-        judge = openai_compatible(server.base_url, MODEL)
-        patience = replace(PATIENCE, first_pause=0.0)
         assert len(" ".join(pairs[0].a).split()) > 2200 > len(pairs[0].a.split())
-        assert len(list(compare(pairs[1:], judge, path, seed=1, patience=patience))) == 6
-        (one, two) = compare(pairs, judge, path, seed=1, patience=patience)
+        assert len(compare(pairs[1:], path)) == 6
+        (one, two) = compare(pairs, path)
         assert (one.index, one.status, two.status) == (0, "truncated", "truncated")
         server.tokens = n_tokens
-        again = list(compare(pairs, judge, path, seed=1, patience=patience, retry=True))
-        assert [verdict.status for verdict in again] == ["scored", "scored"]
-        fresh = list(compare(pairs, judge, tmp_path / "w.jsonl", seed=1, patience=patience))
-        assert {v.index for v in fresh[:4]} == {1, 2}, "the shortest show how the server counts"
+        assert [again.status for again in compare(pairs, path, retry=True)] == ["scored", "scored"]
+        fresh = compare(pairs, tmp_path / "w.jsonl")
+        assert {one.index for one in fresh[:4]} == {1, 2}, "the shortest show how the server counts"
     assert len(compared(pairs, path)) == 8

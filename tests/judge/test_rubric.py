@@ -7,29 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judge_server import TEXTS, grade
 
-from gpt2cli.judge.rubric import (
-    LONGEST_REASON,
-    NAMES,
-    SCHEMA,
-    AnswerError,
-    Score,
-    one_of,
-    parse_score,
-    strict_object,
-)
+from gpt2cli.judge.grade import GRADE_SCHEMA, GRADED, Grade, parse_grade
+from gpt2cli.judge.prompt import grade_messages
+from gpt2cli.judge.rubric import CRITERIA
+from gpt2cli.judge.strict_json import LONGEST_REASON, AnswerError, one_of, strict_object
 
 GOOD = grade({"instruction": "a", "input": "", "reference": "b", "response": "c"})
 
 
 def test_a_right_answer_is_read_as_it_is() -> None:
-    assert parse_score(json.dumps(GOOD)) == Score(**GOOD)
-    assert parse_score(f" \n{json.dumps(GOOD, indent=1)}\r\n") == Score(**GOOD)
+    assert parse_grade(json.dumps(GOOD)) == Grade(**GOOD)
+    assert parse_grade(f" \n{json.dumps(GOOD, indent=1)}\r\n") == Grade(**GOOD)
     floats = {name: float(value) if isinstance(value, int) else value for name, value in GOOD.items()}
-    read = parse_score(json.dumps(floats))
-    assert read == Score(**GOOD) and type(read.score) is int
-    assert parse_score(json.dumps({**GOOD, "score": 0, "clarity": 100})).score == 0
+    read = parse_grade(json.dumps(floats))
+    assert read == Grade(**GOOD) and type(read.score) is int
+    assert parse_grade(json.dumps({**GOOD, "score": 0, "clarity": 100})).score == 0
     assert (
-        parse_score(json.dumps({**GOOD, "reason": "half \ud800, whole \U0001f600"})).reason
+        parse_grade(json.dumps({**GOOD, "reason": "half \ud800, whole \U0001f600"})).reason
         == "half ?, whole 😀"
     )
 
@@ -37,7 +31,7 @@ def test_a_right_answer_is_read_as_it_is() -> None:
 @pytest.mark.parametrize("kind", TEXTS)
 def test_what_is_nearly_an_answer_is_none(kind: str) -> None:
     with pytest.raises(AnswerError) as caught:
-        parse_score(TEXTS[kind](GOOD))
+        parse_grade(TEXTS[kind](GOOD))
     assert 0 < len(str(caught.value)) < 300
 
 
@@ -58,7 +52,7 @@ def test_what_is_nearly_an_answer_is_none(kind: str) -> None:
 )
 def test_it_says_what_is_wrong(name: str, text: str, why: str) -> None:
     with pytest.raises(AnswerError, match=f"^{why}$"):
-        parse_score(json.dumps({**GOOD, name: "@"}).replace('"@"', text))
+        parse_grade(json.dumps({**GOOD, name: "@"}).replace('"@"', text))
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
@@ -66,23 +60,23 @@ def test_whatever_stands_for_a_number_is_a_score_or_an_error(value: object) -> N
     text = json.dumps({**GOOD, "score": value})
     is_right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
     if is_right and value == int(value):  # type: ignore[call-overload]
-        assert parse_score(text).score == value
+        assert parse_grade(text).score == value
     else:
         with pytest.raises(AnswerError):
-            parse_score(text)
+            parse_grade(text)
 
 
 @given(st.text())
 def test_any_other_text_is_an_error(text: str) -> None:
     with pytest.raises(AnswerError):
-        parse_score(text)
+        parse_grade(text)
 
 
 def test_objects_for_other_parsers() -> None:
     assert strict_object('{"b": [1], "a": null}', ("a", "b")) == {"a": None, "b": [1]}
     with pytest.raises(AnswerError, match=r"^the object lacks 'a' and has 'c'$"):
         strict_object('{"c": 1}', ("a",))
-    with pytest.raises(AnswerError, match="a key stands there twice"):
+    with pytest.raises(AnswerError, match="a key occurs twice"):
         strict_object('{"a": {"x": 1, "x": 2}}', ("a",))
     assert one_of("tie", "better", ("first", "tie")) == "tie"
     for wrong in ("Tie", " tie", None, ["tie"]):
@@ -91,5 +85,12 @@ def test_objects_for_other_parsers() -> None:
 
 
 def test_the_schema_asks_for_what_the_reader_wants_reason_first() -> None:
-    assert tuple(SCHEMA["properties"]) == tuple(SCHEMA["required"]) == NAMES
-    assert NAMES[0] == "reason" and SCHEMA["additionalProperties"] is False
+    properties, required = GRADE_SCHEMA["properties"], GRADE_SCHEMA["required"]
+    assert (
+        list(properties) == required == ["reason", *GRADED] and GRADE_SCHEMA["additionalProperties"] is False
+    )
+    system = grade_messages("a", "b", "c", "d")[0]["content"]
+    places = [system.index(f'"{name}": {question}') for name, question in CRITERIA.items()]
+    assert places == sorted(places), "each criterion is explained"
+    example = json.loads(system.splitlines()[-1].replace("N", "7"))
+    assert list(example) == required and parse_grade(json.dumps(example)).score == 7

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import gpt2cli
+from gpt2cli.judge.prompt import grade_messages
 from gpt2cli.judge.truncation import least_tokens, tokens_per_piece
-from gpt2cli.templates import judge_messages
 from gpt2cli.tokenizer.bpe import gpt2
 
 CODE = Path(gpt2cli.__file__).with_name("files.py").read_text()
@@ -31,11 +31,11 @@ def n_tokens(messages: list[dict[str, str]]) -> int:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_nobody_is_accused_wrongly_and_half_a_prompt_is_noticed(name: str) -> None:
-    short = judge_messages("Name a colour.", "", "red", "I don't know.")
+    short = grade_messages("Name a colour.", "", "red", "I don't know.")
     rate = tokens_per_piece(short, n_tokens(short))
     assert TEXTS[name]
     for size in (0, 100, 2000, 9000):
-        messages = judge_messages("Write a text.", "", "A text.", TEXTS[name][:size])
+        messages = grade_messages("Write a text.", "", "A text.", TEXTS[name][:size])
         floor, n = least_tokens(messages, rate), n_tokens(messages)
         assert (
             len(" ".join(m["content"] for m in messages).split())
@@ -71,8 +71,8 @@ def test_code_is_not_accused_where_each_word_with_its_sign_is_one_token(name: st
     def counted(messages: list[dict[str, str]]) -> int:
         return sum(len(COARSE.findall(message["content"])) for message in messages) + 15
 
-    short = judge_messages("Write it.", "", "ok", "I don't know.")
-    messages = judge_messages("Write it.", "", "ok", CODE_LIKE[name])
+    short = grade_messages("Write it.", "", "ok", "I don't know.")
+    messages = grade_messages("Write it.", "", "ok", CODE_LIKE[name])
     floor = least_tokens(messages, tokens_per_piece(short, counted(short)))
     assert 0.3 * counted(messages) < floor <= counted(messages)
 
@@ -88,7 +88,7 @@ def test_half_a_prompt_without_spaces_is_noticed(rate: float) -> None:
         n_signs = len(re.findall("[\u4e00-\u9fff]", text))
         return int(rate * n_signs) + len(COARSE.findall(re.sub("[\u4e00-\u9fff]+", "", text))) + 15
 
-    short = judge_messages("写一篇文章。", "", "好", "I don't know.")
-    messages = judge_messages("写一篇文章。", "", "好", prose)
+    short = grade_messages("写一篇文章。", "", "好", "I don't know.")
+    messages = grade_messages("写一篇文章。", "", "好", prose)
     floor = least_tokens(messages, tokens_per_piece(short, counted(short)))
     assert counted(messages, 0.5) < floor <= counted(messages)

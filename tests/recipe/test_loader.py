@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.recipe import loader
-from gpt2cli.recipe.loader import dump_recipe, find_recipe, load_recipe, shipped_recipes, title_of
-from gpt2cli.recipe.schema import PretrainRecipe, fields
+from gpt2cli.recipe.loader import dump_recipe, find_recipe, load_recipe, recipe_title, shipped_recipes
+from gpt2cli.recipe.schema import PretrainRecipe, recipe_fields
 
-KEYS = [key for key, _, _ in fields(PretrainRecipe)]
+KEYS = [key for key, _, _ in recipe_fields(PretrainRecipe)]
 Refused = Callable[..., Gpt2Error]
 Written = Callable[[str | bytes], str]
 
@@ -162,7 +162,7 @@ def test_a_task_that_is_none(refused: Refused, small: str) -> None:
             "n_layer: 1\n  n_head: 3\n  n_embd: 16",
             "x.yaml:7 model.n_head: must divide n_embd (16)",
         ),
-        ("size: 124M", "size: 124M\n  n_head: 3", "x.yaml:7 model.n_head: size gives this number already"),
+        ("size: 124M", "size: 124M\n  n_head: 3", "x.yaml:7 model.n_head: size sets it already"),
         (
             "data:\n  source: the-verdict\n",
             "data: 5\n",
@@ -198,9 +198,9 @@ def test_the_fixes_that_are_named_work(written: Written, refused: Refused, small
         ("optm.lr=1", "override optm.lr=1: unknown key", "did you mean optim.lr?"),
         ("a.b.c=1", "override a.b.c=1: unknown key", "gpt2 recipes show verdict"),
         ("optim=3", "override optim=3: optim is a section", "optim.steps="),
-        ("optim.lr", "override optim.lr: not of the form key=value", "optim.lr=3e-4"),
-        ("=1", "override =1: not of the form key=value", "optim.lr=3e-4"),
-        ("", "override : not of the form key=value", "optim.lr=3e-4"),
+        ("optim.lr", "override optim.lr: is not key=value", "optim.lr=3e-4"),
+        ("=1", "override =1: is not key=value", "optim.lr=3e-4"),
+        ("", "override : is not key=value", "optim.lr=3e-4"),
     ],
 )
 def test_overrides_of_a_wrong_form(override: str, what: str, fix: str, refused: Refused, small: str) -> None:
@@ -270,7 +270,7 @@ def test_shipped_recipes_load_and_follow_the_house_rules(name: str) -> None:
     loaded = load_recipe(name)
     lines = loaded.text.splitlines()
     assert len(lines) <= 40
-    assert title_of(loaded.path) == lines[0].removeprefix("# ")
+    assert recipe_title(loaded.path) == lines[0].removeprefix("# ")
     assert any(line.startswith("# command:  gpt2 p") for line in lines)
     assert any(line.startswith("# measured: ") for line in lines)
     # Every number that changes the result is spelled out.
@@ -281,9 +281,9 @@ def test_shipped_recipes_load_and_follow_the_house_rules(name: str) -> None:
 
 
 def test_a_title_needs_a_comment(written: Written) -> None:
-    assert title_of(Path(written("\n#\n#   A title  \n# more"))) == "A title"
-    assert title_of(Path(written("task: pretrain\n# later"))) == ""
-    assert title_of(Path(written(""))) == ""
+    assert recipe_title(Path(written("\n#\n#   A title  \n# more"))) == "A title"
+    assert recipe_title(Path(written("task: pretrain\n# later"))) == ""
+    assert recipe_title(Path(written(""))) == ""
 
 
 def test_a_dump_has_every_value_and_reads_back(written: Written) -> None:
@@ -291,7 +291,7 @@ def test_a_dump_has_every_value_and_reads_back(written: Written) -> None:
         recipe = load_recipe(name).recipe
         loaded = load_recipe(written(dump_recipe(recipe)))
         assert loaded.recipe == recipe
-        unset = {key for key, _, default in fields(type(recipe)) if default is None}
+        unset = {key for key, _, default in recipe_fields(type(recipe)) if default is None}
         defaults = {key for key, origin in loaded.origins.items() if origin == "default"}
         assert defaults <= unset
 

@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from loopback import serving_on_loopback
 
@@ -20,7 +21,8 @@ ETAG = '"first"'
 
 @dataclass(frozen=True)
 class Fault:
-    """`kind` is one of FAULTS; `at` is the byte of the body at which it strikes, or a number it needs."""
+    """`kind` is one of FAULTS, or "hold", which waits in the middle of a body. `at` is the byte of the
+    body at which it strikes, or a number that it needs."""
 
     kind: str
     at: int = 0
@@ -51,9 +53,9 @@ class Site:
     requests: list[Request] = field(default_factory=list)
     address: str = ""
     etag: str | None = ETAG
-    md5: str = ""  # a Content-MD5 header
     refusal: dict[str, str] = field(default_factory=dict)  # headers of answers that are no file
     closing: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)  # what lets a "hold" go on
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def starts(self) -> list[int | None]:
@@ -61,13 +63,16 @@ class Site:
 
 
 @contextlib.contextmanager
-def serving(files: dict[str, bytes], *script: Fault | str, etag: str | None = ETAG) -> Iterator[Site]:
-    """A running site. A fault may be given by its kind alone."""
+def serving(
+    files: dict[str, bytes], *script: Fault | str, etag: str | None = ETAG, certificate: Path | None = None
+) -> Iterator[Site]:
+    """A running site; with a certificate and its key in one file, it speaks TLS. A fault may be given
+    by its kind alone."""
     faults = [Fault(item) if isinstance(item, str) else item for item in script]
     site = Site(dict(files), faults, etag=etag)
     handler = type("Handler", (_Handler,), {"site": site})
-    with serving_on_loopback(handler, site.closing) as port:
-        site.address = f"http://127.0.0.1:{port}"
+    with serving_on_loopback(handler, site.closing, certificate) as port:
+        site.address = f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
         yield site
 
 
@@ -95,7 +100,7 @@ ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
 }
 # What goes wrong with the body of an otherwise right answer.
 BODIES = (
-    *("ok", "cut", "reset", "stall", "slow", "slow-head", "no-answer", "redirect"),
+    *("ok", "cut", "reset", "stall", "no-answer", "redirect"),
     *(
         "wrong",
         "other-version",
@@ -113,7 +118,6 @@ BODIES = (
         "chunked-cut",
         "unmarked",
         "unmarked-whole",
-        "unmarked-slow",
         "unmarked-cut",
     ),
 )
@@ -133,7 +137,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             script = self.site.faults.get(path) or self.site.script
             fault = script.pop(0) if script else Fault("ok")
         self.close_connection = True
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(OSError):  # the client has left
             if fault.kind in ANSWERS:
                 self._answer(*ANSWERS[fault.kind])
             elif path in self.site.moved:
@@ -153,8 +157,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if kind == "redirect":
             self._answer(302, {"Location": fault.text or request.path}, b"")
             return
-        if kind in ("no-answer", "slow-head"):
-            self._be_slow(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1000 if kind == "slow-head" else b"")
+        if kind == "no-answer":
+            self.site.closing.wait(20)
             return
         if start >= len(content) and start:
             self._answer(*ANSWERS["416"])
@@ -166,8 +170,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if kind == "other-version":
             headers["ETag"] = f'"version {fault.at}"'
             content = content[::-1]
-        if self.site.md5:
-            headers["Content-MD5"] = self.site.md5
         ranged = request.start is not None and kind not in ("no-range", "gzip", "gzip-cut", "unmarked-whole")
         body = content[start:] if ranged else content
         if ranged:
@@ -199,30 +201,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif kind.startswith("unmarked") or (kind == "gzip-cut" and at % 2):
             self._head(status, headers)
             self.wfile.write(body if kind in ("unmarked", "unmarked-whole") else body[:at])
-            if kind == "unmarked-slow":
-                self._be_slow(body[at:])
         else:
             self._head(status, {**headers, "Content-Length": str(len(body))})
-            if kind in ("cut", "reset", "stall", "gzip-cut", "slow"):
+            if kind == "hold":
+                self.wfile.write(body[:at])
+                self.wfile.flush()
+                self.site.released.wait(20)
+                self.wfile.write(body[at:])
+            elif kind in ("cut", "reset", "stall", "gzip-cut"):
                 self.wfile.write(body[:at])
                 self.wfile.flush()
                 if kind == "reset":
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 elif kind == "stall":
                     self.site.closing.wait(20)
-                elif kind == "slow":
-                    self._be_slow(body[at:])
             else:
                 self.wfile.write(body)
-
-    def _be_slow(self, data: bytes) -> None:
-        """A byte every 20 ms, for ever where there are none."""
-        for byte in data or iter(int, 1):
-            if self.site.closing.wait(0.02):
-                return
-            if data:
-                self.wfile.write(bytes([byte]))
-                self.wfile.flush()
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

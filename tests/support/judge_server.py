@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that grades by a rule and misbehaves on script.
+"""A judge on loopback, OpenAI-compatible and Ollama in one, that grades by a rule and misbehaves on script.
 
 Each question takes the next fault of its response's own list, then of the common script; after the
 last one everything is in order. The grade is a function of all that is asked, so that a test can
@@ -210,6 +210,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._break("reset" if judge.is_dead else kind)
             elif kind in BUSY or kind in FINAL:
                 self._send(*{**BUSY, **FINAL}[kind])
+            elif self.path == "/api/chat":
+                self._send(*_chat(judge, body, fields, kind))
+            elif self.path != "/v1/chat/completions":
+                self._send(404, {}, b"not here")
             elif judge.limit not in body:
                 self._send(400, {}, _error(f"Unsupported parameter. Use '{judge.limit}' instead."))
             elif _form(body) & judge.refuses:
@@ -270,6 +274,22 @@ def _form(body: dict[str, Any]) -> set[str]:
     return found | (
         {"bounds"} if "maxLength" in json.dumps(form) and form["type"] == "json_schema" else set()
     )
+
+
+def _chat(judge: Judge, body: dict[str, Any], fields: Fields, kind: str) -> tuple[int, dict[str, str], bytes]:
+    """As Ollama answers: other names; a prompt beyond num_ctx is refused, or cut where that is allowed."""
+    form = body.get("format", "")
+    if {"schema" if isinstance(form, dict) else form} & judge.refuses:
+        return 400, {}, b'{"error": "json: cannot unmarshal object into Go struct field ChatRequest.format"}'
+    whole = json.loads(_completion(judge, body, fields, kind))
+    choice, n_read = whole["choices"][0], whole.get("usage", {}).get("prompt_tokens")
+    if n_read is not None and n_read > body["options"]["num_ctx"]:
+        if not body.get("truncate", True):
+            return 400, {}, b'{"error": "the input length exceeds the context length"}'
+        n_read = body["options"]["num_ctx"]
+    answer = {"model": body["model"], "message": choice["message"], "done": True}
+    answer |= {"done_reason": choice["finish_reason"], "prompt_eval_count": n_read}
+    return 200, {}, json.dumps({name: value for name, value in answer.items() if value is not None}).encode()
 
 
 def _completion(judge: Judge, body: dict[str, Any], fields: Fields, kind: str) -> bytes:

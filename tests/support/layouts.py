@@ -32,7 +32,7 @@ def tiny_size(monkeypatch: pytest.MonkeyPatch, n_parameters: int = 500) -> Size:
 def openai_content(size: Size) -> dict[str, bytes]:
     """Seven files of the right names and sizes; the two of the vocabulary are the true ones."""
     chance = random.Random(size.n_parameters)
-    content = {name: chance.randbytes(known.n_bytes or 300) for name, known in openai_files(size).items()}
+    content = {name: chance.randbytes(known.size or 300) for name, known in openai_files(size).items()}
     content |= {"encoder.json": gpt2().vocab_json, "vocab.bpe": gpt2().merges_txt, "hparams.json": b"{}"}
     return content
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from loud import loud
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.data.labelled_texts import prepare, read_labelled
+from gpt2cli.data.labelled_texts import read_labelled, split_labelled
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.training.base_model import find_start
-from gpt2cli.training.classify_task import Classification
+from gpt2cli.training.base_model import find_base
+from gpt2cli.training.classify_task import ClassifyTask
 
 RECIPE = """\
 task: finetune-classify
@@ -61,11 +61,11 @@ def write_lesson(folder: Path) -> Path:
     return path
 
 
-def lesson(folder: Path, *overrides: str) -> tuple[ClassifyRecipe, Classification]:
+def lesson(folder: Path, *overrides: str) -> tuple[ClassifyRecipe, ClassifyTask]:
     """The recipe and its task, the texts read."""
     recipe = load_recipe(str(write_lesson(folder)), overrides).recipe
     assert isinstance(recipe, ClassifyRecipe)
-    start, wanted = find_start(recipe), recipe.data
+    start, wanted = find_base(recipe), recipe.data
     labelled = read_labelled(Path(wanted.source), wanted.text, wanted.label)
-    data = prepare(labelled, wanted, start.tokenizer, start.config.n_positions, recipe.seed)
-    return recipe, Classification(recipe, data, start)
+    data = split_labelled(labelled, wanted, start.tokenizer, start.config.n_positions, recipe.seed)
+    return recipe, ClassifyTask(recipe, data, start)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 
 MODEL = "smollm2-135m-instruct"  # how the server calls it
 CONTEXT = 4096
@@ -213,8 +213,8 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", url: str, log: Path) -> N
     while time.monotonic() < until:
         assert process.poll() is None, log.read_text(errors="replace")[-2000:]
         try:
-            if httpx.get(f"{url}/models", trust_env=False, timeout=5).status_code == 200:
+            if httpx2.get(f"{url}/models", trust_env=False, timeout=5).status_code == 200:
                 return
-        except httpx.TransportError:
+        except httpx2.TransportError:
             time.sleep(0.2)
     raise AssertionError(f"no server after {STARTUP_SECONDS} s: {log.read_text(errors='replace')[-2000:]}")

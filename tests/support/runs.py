@@ -9,8 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.data.prepare import Settings, prepare
-from gpt2cli.data.token_dataset import TokenData, open_tokens
+from gpt2cli.data.manifest import PrepareSettings
+from gpt2cli.data.prepare import prepare
+from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import PretrainRecipe
 
@@ -43,13 +44,13 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
-def tiny(folder: Path, *overrides: str) -> tuple[PretrainRecipe, TokenData]:
+def tiny(folder: Path, *overrides: str) -> tuple[PretrainRecipe, TokenDataset]:
     """The recipe, and its text prepared and opened."""
     recipe = load_recipe(str(write_recipe(folder)), overrides).recipe
     out = folder / "tokens"
-    for _ in prepare([recipe.data.source], out, Settings("chars", ("text",), recipe.data.validation)):
+    for _ in prepare([recipe.data.source], out, PrepareSettings("chars", ("text",), recipe.data.validation)):
         pass
-    return recipe, open_tokens(out)
+    return recipe, open_dataset(out)
 
 
 def command(

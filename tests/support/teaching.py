@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.data.instructions import Fields, read_records
+from gpt2cli.data.instructions import RecordFields, read_instructions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.tokenizer.bpe import gpt2
-from gpt2cli.training.base_model import find_start
-from gpt2cli.training.sft_task import Instruction, examples_of
+from gpt2cli.training.base_model import find_base
+from gpt2cli.training.sft_task import SftTask, split_records
 
 RECIPE = """\
 task: finetune-instruct
@@ -61,9 +61,11 @@ def write_teaching(folder: Path, records: Any = None, init: str | None = None) -
     return path
 
 
-def teaching(folder: Path, *overrides: str, records: Any = None) -> tuple[InstructRecipe, Instruction]:
+def teaching(folder: Path, *overrides: str, records: Any = None) -> tuple[InstructRecipe, SftTask]:
     recipe = load_recipe(str(write_teaching(folder, records)), overrides).recipe
     assert isinstance(recipe, InstructRecipe)
-    data, start = recipe.data, find_start(recipe)
-    found = read_records(Path(data.source), Fields(data.instruction, data.input, data.output, data.task))
-    return recipe, Instruction(recipe, start, examples_of(recipe, found, start))
+    data, start = recipe.data, find_base(recipe)
+    found = read_instructions(
+        Path(data.source), RecordFields(data.instruction, data.input, data.output, data.task)
+    )
+    return recipe, SftTask(recipe, start, split_records(recipe, found, start))

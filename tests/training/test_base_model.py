@@ -12,7 +12,7 @@ from gpt2cli import paths
 from gpt2cli.errors import InputError
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import InstructRecipe
-from gpt2cli.training.base_model import find_start, newest_start
+from gpt2cli.training.base_model import find_base, newest_base
 
 Gpt2 = Callable[..., object]
 
@@ -24,7 +24,7 @@ def recipe_of(folder: Path, *overrides: str) -> InstructRecipe:
 
 
 def test_random_weights_are_a_function_of_the_seed(tmp_path: Path) -> None:
-    first, same, other = (find_start(recipe_of(tmp_path, "init=scratch", f"seed={s}")) for s in (1, 1, 2))
+    first, same, other = (find_base(recipe_of(tmp_path, "init=scratch", f"seed={s}")) for s in (1, 1, 2))
     assert first.folder is None and first.name == "scratch"
     assert first.sha256 == same.sha256 != other.sha256
     a, b = first.model("sdpa"), same.model("sdpa")
@@ -33,14 +33,14 @@ def test_random_weights_are_a_function_of_the_seed(tmp_path: Path) -> None:
 
 def test_what_is_not_here_offers_three_ways(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="init: 124M: this model is not here yet") as caught:
-        find_start(recipe_of(tmp_path, "init=124M"))
+        find_base(recipe_of(tmp_path, "init=124M"))
     for way in ("gpt2 download 124M", "init=newest", "init=runs/NAME", "init=scratch"):
         assert way in caught.value.fix
 
 
 def test_the_newest_is_one_that_can_be_begun_with(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no language model here yet"):
-        newest_start()
+        newest_base()
     base = save_base(paths.models() / "base")
     classifier, adapter = paths.models() / "classifier", paths.models() / "adapter"
     for n, (folder, name, content) in enumerate(
@@ -54,10 +54,10 @@ def test_the_newest_is_one_that_can_be_begun_with(tmp_path: Path) -> None:
         (folder / name).write_text(json.dumps(content))
         os.utime(folder, (2e9 + n, 2e9 + n))
     assert paths.find_model(None) == adapter
-    assert newest_start() == base
+    assert newest_base() == base
     for folder in (classifier, adapter):
         with pytest.raises(InputError, match=r"^init: ") as caught:
-            find_start(recipe_of(tmp_path, f"init={folder}"))
+            find_base(recipe_of(tmp_path, f"init={folder}"))
         assert "init=scratch" in caught.value.fix
 
 
@@ -75,4 +75,4 @@ def test_a_start_that_was_the_best_is_said(gpt2: Gpt2, tmp_path: Path) -> None:
         "finetune-instruct", write_teaching(tmp_path), "optim.lr=30", "optim.clip=0", "--name", "wild"
     )
     assert done.code == 0, done.err
-    assert "no evaluation was better than the one at the start" in done.err
+    assert "the last checkpoint is taken" in done.err

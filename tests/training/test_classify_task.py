@@ -10,27 +10,27 @@ from loud import loud
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.classifier import load_classifier
-from gpt2cli.data.labelled_texts import padded
+from gpt2cli.data.labelled_texts import pad_right
 from gpt2cli.errors import InputError
 from gpt2cli.model.gpt2 import GPT2Classifier
 from gpt2cli.training import events as ev
-from gpt2cli.training.loop import take_step
-from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
-from gpt2cli.training.setup import Session, open_session
+from gpt2cli.training.loop import train, train_step
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint
+from gpt2cli.training.setup import TrainingSetup, set_up_training
 
 LEARNING = ["head", "last-block", "all", "lora"]
 
 
-def play(session: Session, run: Run, stop: Callable[[], int] = lambda: 0) -> list[ev.Event]:
+def play(session: TrainingSetup, run: RunDir, stop: Callable[[], int] = lambda: 0) -> list[ev.Event]:
     run.folder.mkdir(exist_ok=True)
-    return list(session.events(run, stop))
+    return list(train(session, save=lambda: save_checkpoint(run, session), stop=stop))
 
 
 def losses(events: list[ev.Event]) -> dict[int, float]:
     return {event.step: event.loss for event in events if isinstance(event, ev.StepDone)}
 
 
-def state(session: Session) -> dict[str, torch.Tensor]:
+def state(session: TrainingSetup) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in session.model.named_parameters()}
 
 
@@ -42,14 +42,14 @@ def stop_after(n: int) -> Callable[[], int]:
 @pytest.mark.parametrize("train", LEARNING)
 def test_an_interrupted_run_ends_in_the_same_losses_and_weights(train: str, tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path, f"train={train}", "optim.steps=16", "lora.dropout=0.1")
-    whole = open_session(task, recipe, None)
-    events = play(whole, Run(tmp_path / "whole"))
-    run = Run(tmp_path / "cut")
-    first = play(open_session(task, recipe, None), run, stop_after(13))
+    whole = set_up_training(task, recipe, None)
+    events = play(whole, RunDir(tmp_path / "whole"))
+    run = RunDir(tmp_path / "cut")
+    first = play(set_up_training(task, recipe, None), run, stop_after(13))
     assert isinstance(first[-1], ev.Stopped) and 0 < first[-1].step < 16
     checkpoint, problems = newest_valid_checkpoint(run)
     assert checkpoint is not None and not problems
-    resumed = open_session(task, recipe, checkpoint)
+    resumed = set_up_training(task, recipe, checkpoint)
     second = play(resumed, run)
     assert {**losses(first), **losses(second)} == losses(events)
     wanted, found = state(whole), state(resumed)
@@ -60,9 +60,9 @@ def test_an_interrupted_run_ends_in_the_same_losses_and_weights(train: str, tmp_
 @pytest.mark.parametrize("train", LEARNING)
 def test_only_what_is_asked_for_learns(train: str, tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path, f"train={train}", "optim.steps=2", "optim.weight_decay=0.5")
-    session = open_session(task, recipe, None)
+    session = set_up_training(task, recipe, None)
     before = state(session)
-    play(session, Run(tmp_path / "run"))
+    play(session, RunDir(tmp_path / "run"))
     changed = {name for name, tensor in state(session).items() if not torch.equal(tensor, before[name])}
     learns = {
         "head": lambda name: name == "score.weight",
@@ -75,7 +75,7 @@ def test_only_what_is_asked_for_learns(train: str, tmp_path: Path) -> None:
 
 def test_nothing_is_kept_of_the_blocks_that_do_not_learn(tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path)
-    model = open_session(task, recipe, None).model.train()
+    model = set_up_training(task, recipe, None).model.train()
     kept: list[bool] = []
     for block in model.transformer.h:
         block.register_forward_hook(lambda module, inputs, x: kept.append(x.requires_grad))
@@ -90,10 +90,10 @@ def test_a_padded_batch_scores_like_its_texts_alone(tmp_path: Path) -> None:
     eot = task.tokenizer.end_of_text
     # Rows that end in, or are, the very id that fills rows up.
     rows = [(3, 4, 5, eot), (eot,), (7,) * 20, (5, eot, eot), (2, 9)]
-    together = model(*padded(rows, eot))
-    alone = torch.cat([model(*padded([row], eot)) for row in rows])
+    together = model(*pad_right(rows, eot))
+    alone = torch.cat([model(*pad_right([row], eot)) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    assert (together[0] - model(*padded([(3, 4, 5)], eot))[0]).abs().max() > 1e-2, "the end counts"
+    assert (together[0] - model(*pad_right([(3, 4, 5)], eot))[0]).abs().max() > 1e-2, "the end counts"
 
 
 def test_each_epoch_has_every_text_once_in_another_order(tmp_path: Path) -> None:
@@ -112,15 +112,15 @@ def test_each_epoch_has_every_text_once_in_another_order(tmp_path: Path) -> None
 
 def test_an_evaluation_covers_the_whole_split_and_measures_it(tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path, "optim.steps=2", "run.precision=fp32")
-    session = open_session(task, recipe, None)
-    events = play(session, Run(tmp_path / "run"))
+    session = set_up_training(task, recipe, None)
+    events = play(session, RunDir(tmp_path / "run"))
     done = [event for event in events if isinstance(event, ev.EvalDone)][-1]
     validation = task.data.validation
     with torch.no_grad():
-        logits = torch.cat([session.model(*padded([ids], 0)) for ids in validation.ids])
+        logits = torch.cat([session.model(*pad_right([ids], 0)) for ids in validation.ids])
     truth = torch.tensor(validation.classes)
     assert done.n_tokens == len(validation)
-    assert done.measures["accuracy"] == pytest.approx((logits.argmax(-1) == truth).float().mean().item())
+    assert done.metrics["accuracy"] == pytest.approx((logits.argmax(-1) == truth).float().mean().item())
     assert done.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, truth).item(), abs=1e-5)
 
 
@@ -129,12 +129,12 @@ def test_class_weights_make_the_classes_equal_and_keep_the_scale(tmp_path: Path)
     recipe, task = lesson(tmp_path)
     (tmp_path / "messages.csv").write_text(texts)
     (tmp_path / "lesson.yaml").unlink()
-    from gpt2cli.data.labelled_texts import prepare, read_labelled
+    from gpt2cli.data.labelled_texts import read_labelled, split_labelled
 
     labelled = read_labelled(tmp_path / "messages.csv", "text", "label")
-    data = prepare(labelled, recipe.data, task.tokenizer, 24, 1)
+    data = split_labelled(labelled, recipe.data, task.tokenizer, 24, 1)
     weighted = recipe.model_copy(update={"data": recipe.data.model_copy(update={"balance": "weights"})})
-    task = type(task)(weighted, data, task.start)
+    task = type(task)(weighted, data, task.base)
     assert task._weights == (0.625, 2.5)
     model: GPT2Classifier = task.fresh_model("formula").eval()
     batch = task._batch(data.train, list(range(len(data.train))))
@@ -147,10 +147,10 @@ def test_class_weights_make_the_classes_equal_and_keep_the_scale(tmp_path: Path)
 
 def test_lora_saves_a_merged_classifier_that_scores_alike(tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path, "train=lora", "optim.steps=20", "lora.targets=[c_attn, c_proj, c_fc]")
-    session = open_session(task, recipe, None)
-    play(session, Run(tmp_path / "run"))
+    session = set_up_training(task, recipe, None)
+    play(session, RunDir(tmp_path / "run"))
     loaded = load_classifier((tmp_path / "run" / "last").resolve())
-    rows = padded(task.data.test.ids, 0)
+    rows = pad_right(task.data.test.ids, 0)
     with torch.no_grad():
         ours, merged = session.model.eval()(*rows), loaded.model(*rows)
         plain = task.fresh_model("formula").eval()
@@ -171,19 +171,19 @@ def test_lora_saves_a_merged_classifier_that_scores_alike(tmp_path: Path) -> Non
 )
 def test_a_resume_of_another_run_is_refused(change: str, said: str, tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path, "optim.steps=3")
-    run = Run(tmp_path / "run")
-    play(open_session(task, recipe, None), run)
+    run = RunDir(tmp_path / "run")
+    play(set_up_training(task, recipe, None), run)
     small = ("model.size=null", "model.n_layer=3", "model.n_head=2", "model.n_embd=16", "model.context=24")
     recipe, other = lesson(tmp_path, "optim.steps=3", change, *(small if "scratch" in change else ()))
     with pytest.raises(InputError, match=said):
-        open_session(other, recipe, paths.checkpoints(run.folder)[-1])
+        set_up_training(other, recipe, paths.checkpoints(run.folder)[-1])
 
 
 def test_it_learns(tmp_path: Path) -> None:
     recipe, task = lesson(tmp_path, "train=all", "optim.steps=60", "optim.lr=1e-2", "eval.every=60")
-    session = open_session(task, recipe, None)
+    session = set_up_training(task, recipe, None)
     for _ in range(60):
-        take_step(session.learner, task, session.progress, recipe, session.runtime)
-    events = play(session, Run(tmp_path / "run"))
+        train_step(session)
+    events = play(session, RunDir(tmp_path / "run"))
     done = next(event for event in events if isinstance(event, ev.EvalDone))
-    assert done.measures["accuracy"] > 0.7, "a third would be chance; some texts are empty"
+    assert done.metrics["accuracy"] > 0.7, "a third would be chance; some texts are empty"

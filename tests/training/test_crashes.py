@@ -16,10 +16,11 @@ from teaching import write_teaching
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model
-from gpt2cli.training.pretrain_task import Pretraining
-from gpt2cli.training.run_dir import Run, newest_valid_checkpoint, sweep
-from gpt2cli.training.setup import open_session
-from gpt2cli.training.train_state import read_facts
+from gpt2cli.training.loop import train
+from gpt2cli.training.pretrain_task import PretrainTask
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint, sweep
+from gpt2cli.training.setup import set_up_training
+from gpt2cli.training.train_state import read_state
 
 WATCHED = {
     "open",
@@ -63,23 +64,23 @@ def die_at(n: int, act: Callable[[], object]) -> bool:
 def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(step: int, tmp_path: Path) -> None:
     """Saves over a run that holds 3 and 6: step 9, so that 3 is pruned, or step 6 once more."""
     recipe, data = tiny(tmp_path, "optim.steps=9", "checkpoint.keep=2")
-    run = Run(tmp_path / "run")
-    session = open_session(Pretraining(recipe, data), recipe, None)
+    run = RunDir(tmp_path / "run")
+    session = set_up_training(PretrainTask(recipe, data), recipe, None)
     run.folder.mkdir()
-    for _ in session.events(run, lambda: 0):
-        if session.progress.step == 8:
+    for _ in train(session, save=lambda: save_checkpoint(run, session), stop=lambda: 0):
+        if session.state.step == 8:
             break
-    session.progress.step = session.progress.best_step = step
+    session.state.step = session.state.best_step = step
     before = tmp_path / "before"
     shutil.copytree(run.folder, before, symlinks=True)
 
     n, ends = 1, set()
-    while die_at(n, lambda: session.save(run)):
+    while die_at(n, lambda: save_checkpoint(run, session)):
         sweep(run)  # what the next start does first
         checkpoint, problems = newest_valid_checkpoint(run)
         assert checkpoint is not None and not problems, f"call {n} left a damaged checkpoint"
         assert checkpoint.name >= "step-000006", f"call {n} lost a checkpoint"
-        ends.add(read_facts(checkpoint)[0].best_step)
+        ends.add(read_state(checkpoint)[0].best_step)
         for pointer in (run.folder / "best", run.folder / "last"):
             if pointer.is_symlink():
                 load_model(pointer.resolve())
@@ -107,7 +108,7 @@ def kill_loop(task: str, folder: Path, kills: int, steps: int, seed: int) -> Non
     saving_always = ["checkpoint.every=1", f"optim.steps={steps}", "eval.every=20"]
     process = command(task, recipe, *saving_always, "--name", folder / "whole")
     assert process.wait(240) == 0, process.communicate()[1]
-    rng, run = random.Random(seed), Run(folder / "cut")
+    rng, run = random.Random(seed), RunDir(folder / "cut")
     killed = 0
     while killed < kills and not (run.checkpoints / f"step-{steps:06d}").exists():
         resume = ["--resume"] if run.record.exists() else []

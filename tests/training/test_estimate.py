@@ -1,14 +1,23 @@
-"""Out of memory in every dialect is one error, with a batch that keeps the product."""
+"""Memory and MFU by hand; out of memory in every dialect is one error with a smaller micro-batch."""
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gpt2cli.errors import ResourceError
 from gpt2cli.model.config import PRESETS
-from gpt2cli.recipe.schema import Batch
-from gpt2cli.training.estimate import estimate_bytes, explained, out_of_memory
+from gpt2cli.recipe.schema import BatchConfig
+from gpt2cli.runtime import Runtime
+from gpt2cli.training.estimate import (
+    estimate_memory,
+    explain_out_of_memory,
+    flops_per_token,
+    model_flops_utilisation,
+    out_of_memory,
+    peak_flops,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,15 +31,15 @@ from gpt2cli.training.estimate import estimate_bytes, explained, out_of_memory
 )
 def test_each_dialect_is_understood(error: Exception) -> None:
     with (
-        pytest.raises(ResourceError, match="out of memory with micro_batch 8"),
-        explained(Batch(micro_batch=8)),
+        pytest.raises(ResourceError, match=r"out of memory .*micro_batch.*8"),
+        explain_out_of_memory(BatchConfig(micro_batch=8)),
     ):
         raise error
 
 
 def test_other_errors_pass() -> None:
     for error in (RuntimeError("shape mismatch"), OSError(errno.ENOSPC, "full")):
-        with pytest.raises(type(error)), explained(Batch()):
+        with pytest.raises(type(error)), explain_out_of_memory(BatchConfig()):
             raise error
 
 
@@ -43,16 +52,16 @@ def test_other_errors_pass() -> None:
     ],
 )
 def test_the_proposal_keeps_the_sequences_of_a_step(micro_batch: int, accumulation: int, fix: str) -> None:
-    assert fix in out_of_memory(Batch(micro_batch=micro_batch, accumulation=accumulation)).fix
+    assert fix in out_of_memory(BatchConfig(micro_batch=micro_batch, accumulation=accumulation)).fix
 
 
 def test_a_single_sequence_can_only_be_shorter() -> None:
-    assert "model.context" in out_of_memory(Batch(micro_batch=1)).fix
+    assert "model.context" in out_of_memory(BatchConfig(micro_batch=1)).fix
 
 
 def test_the_states_of_124m_are_sixteen_bytes_a_parameter() -> None:
     config = PRESETS["124M"]
-    parts = estimate_bytes(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)
+    parts = estimate_memory(config, 2, 2, n_trainable=config.n_parameters, n_outputs=2048)
     states = parts["weights"] + parts["gradients"] + parts["AdamW moments"]
     assert states == 16 * 124_439_808
     assert sum(parts.values()) > states
@@ -60,8 +69,10 @@ def test_the_states_of_124m_are_sixteen_bytes_a_parameter() -> None:
 
 def test_recomputation_keeps_one_block_and_the_inputs_of_all() -> None:
     config = PRESETS["124M"]
-    sizes = {"n_learning": config.n_parameters, "n_outputs": 2048}
-    whole, less = (estimate_bytes(config, 2, 2, recompute=on, **sizes) for on in (False, True))
+    sizes = {"n_trainable": config.n_parameters, "n_outputs": 2048}
+    whole, less = (
+        estimate_memory(config, 2, 2, activation_checkpointing=on, **sizes) for on in (False, True)
+    )
     inputs = config.n_layer * 2 * config.n_positions * config.n_embd * 4
     assert less["activations"] == inputs + whole["activations"] // config.n_layer
     assert less["activations"] < whole["activations"] / 3
@@ -70,9 +81,46 @@ def test_recomputation_keeps_one_block_and_the_inputs_of_all() -> None:
 
 def test_what_is_frozen_has_no_states_and_what_meets_no_vocabulary_no_logits() -> None:
     config = PRESETS["124M"]
-    whole = estimate_bytes(config, 2, 2, n_learning=config.n_parameters, n_outputs=2048)
-    part = estimate_bytes(config, 2, 2, n_learning=1000, n_outputs=0)
+    whole = estimate_memory(config, 2, 2, n_trainable=config.n_parameters, n_outputs=2048)
+    part = estimate_memory(config, 2, 2, n_trainable=1000, n_outputs=0)
     assert (part["gradients"], part["AdamW moments"], part["logits"]) == (4000, 8000, 0)
     assert part["weights"] == whole["weights"] and whole["logits"] > 0
-    few = estimate_bytes(config, 2, 2, n_learning=1000, n_outputs=10)
+    few = estimate_memory(config, 2, 2, n_trainable=1000, n_outputs=10)
     assert few["logits"] == 10 * config.vocab_size * 8
+
+
+def test_operations_of_a_token_are_those_of_its_products() -> None:
+    blocks = 12 * 12 * 768**2  # four matrices of 12 C^2 numbers in all, a block
+    assert flops_per_token(PRESETS["124M"], 1024) == pytest.approx(
+        6 * (blocks + 50257 * 768) + 12 * 12 * 768 * 1024, rel=0.002
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_device_is_known_by_whole_words(name: str, peak: float | None) -> None:
+    assert peak_flops(name) == peak
+
+
+def test_it_is_a_share_of_the_peak_and_is_told_only_where_it_means_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    gpu = Runtime(torch.device("cuda"), "bf16", 2, compile=True)
+    task = SimpleNamespace(config=PRESETS["124M"], row_length=1024)
+    at_peak = 312e12 / flops_per_token(PRESETS["124M"], 1024)
+    assert model_flops_utilisation(task, at_peak / 2, gpu) == pytest.approx(0.5)  # type: ignore[arg-type]
+    changing = SimpleNamespace(config=PRESETS["124M"], row_length=None)
+    assert model_flops_utilisation(changing, at_peak, gpu) is None  # type: ignore[arg-type]
+    for device, precision in (("cpu", "bf16"), ("cuda", "fp32")):
+        other = Runtime(torch.device(device), precision, 2, compile=True)
+        assert model_flops_utilisation(task, at_peak, other) is None  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpt2cli.training.lineage import LONGEST, trace
-from gpt2cli.training.run_dir import Run, write_record
+from gpt2cli.training.lineage import LONGEST, read_lineage
+from gpt2cli.training.run_dir import RunDir, write_record
 
 RECEIPT = {
     "source": {"path": "/models/124M", "format": "openai-tf", "files": {"hparams.json": {}, "vocab.bpe": {}}},
@@ -26,13 +26,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_nothing_is_known_of_a_bare_folder(tmp_path: Path) -> None:
-    found = trace(tmp_path)
+    found = read_lineage(tmp_path)
     assert (found.recipe, found.progress, found.run, found.sessions) == ({}, {}, None, ())
     assert (found.conversion, found.sources, found.notes, found.problems) == ({}, (), (), ())
 
 
 def test_a_run_and_its_sessions(checkpoint: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "runs" / "mine")
+    run = RunDir(tmp_path / "runs" / "mine")
     session = {
         "started": "2026-01-01",
         "from_step": 0,
@@ -43,7 +43,7 @@ def test_a_run_and_its_sessions(checkpoint: Path, tmp_path: Path) -> None:
     write_record(run, {"from_step": 20}, resumed=True)
     os.symlink(checkpoint, run.folder / "best")
     for folder in (checkpoint, run.folder / "best"):
-        found = trace(folder)
+        found = read_lineage(folder)
         assert found.run == run.folder
         assert found.sessions == (
             {
@@ -60,7 +60,7 @@ def test_a_run_and_its_sessions(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_receipt(tmp_path: Path) -> None:
     (tmp_path / "conversion.json").write_text(json.dumps(RECEIPT))
-    found = trace(tmp_path)
+    found = read_lineage(tmp_path)
     assert found.conversion["verification.max_difference"] == 1.5e-10
     assert found.conversion["verification.passed"] is True
     assert found.sources == ("hparams.json", "vocab.bpe")
@@ -70,7 +70,7 @@ def test_a_receipt(tmp_path: Path) -> None:
 def test_a_recipe_of_any_task(tmp_path: Path) -> None:
     values = {"task": "some later task", "data": {"source": "x"}, "optim": {"lr": 0.5}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    assert trace(tmp_path).recipe == values
+    assert read_lineage(tmp_path).recipe == values
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "train_state.json", "conversion.json", "run.json"])
@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_a_problem_and_no_more(
         (place / name).symlink_to("/dev/zero")
     else:
         (place / name).write_bytes(content)
-    found = trace(checkpoint)
+    found = read_lineage(checkpoint)
     (problem,) = found.problems
     assert name in problem
     assert (found.recipe, found.progress, found.sessions, found.conversion) == ({}, {}, (), {})
@@ -97,7 +97,7 @@ def test_values_of_other_kinds_are_left_out(checkpoint: Path) -> None:
         json.dumps({"source": {"path": "x" * 5000, "files": 3}, "notes": ["a", 1], "verification": []})
     )
     (checkpoint.parent.parent / "run.json").write_text('{"sessions": [3, {"started": "once"}]}')
-    found = trace(checkpoint)
+    found = read_lineage(checkpoint)
     assert found.progress == {}
     assert found.conversion == {"source.path": "x" * LONGEST}
     assert (found.sources, found.notes) == ((), ("a",))

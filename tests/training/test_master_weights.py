@@ -13,47 +13,47 @@ from runs import tiny
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.model.lora import add_lora
-from gpt2cli.recipe.schema import Optim
+from gpt2cli.recipe.schema import OptimConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training import events as ev
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.master_weights import CopyLearner
-from gpt2cli.training.optim import make_optimizer
-from gpt2cli.training.optimizer_step import Learner
-from gpt2cli.training.pretrain_task import Pretraining
-from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
-from gpt2cli.training.setup import open_session
+from gpt2cli.training.loop import train
+from gpt2cli.training.master_weights import MasterWeightsStep
+from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
+from gpt2cli.training.pretrain_task import PretrainTask
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint
+from gpt2cli.training.setup import TrainingSetup, set_up_training
 from gpt2cli.training.torch_compile import uncompiled
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=16, vocab_size=45, initializer_range=0.3)
 CPU = torch.device("cpu")
 RUNTIME = Runtime(CPU, "bf16", 2, compile=True)
 IDS = torch.randint(0, 9, (3, 16), generator=torch.Generator().manual_seed(1))  # tokens that repeat
-OPTIM = Optim(steps=9, lr=1e-2, weight_decay=0.5)
+OPTIM = OptimConfig(steps=9, lr=1e-2, weight_decay=0.5)
 
 
-def plain(model: GPT2LMHead) -> Learner:
-    return Learner(model, make_optimizer(model, OPTIM, CPU), torch.amp.GradScaler("cpu", enabled=False))
+def plain(model: GPT2LMHead) -> OptimizerStep:
+    return OptimizerStep(model, make_optimizer(model, OPTIM, CPU), torch.amp.GradScaler("cpu", enabled=False))
 
 
-def with_copies(model: GPT2LMHead) -> CopyLearner:
-    return CopyLearner(model, make_optimizer(model, OPTIM, CPU))
+def with_copies(model: GPT2LMHead) -> MasterWeightsStep:
+    return MasterWeightsStep(model, make_optimizer(model, OPTIM, CPU))
 
 
-def backward(learner: Learner, ids: torch.Tensor, factor: float = 1.0) -> float:
+def backward(optimizer_step: OptimizerStep, ids: torch.Tensor, factor: float = 1.0) -> float:
     with RUNTIME.autocast():
-        hidden = learner.model.transformer(ids[:, :-1]).flatten(0, 1)  # type: ignore[operator,union-attr]
-        weight = learner.model.lm_head.weight  # type: ignore[union-attr]
+        hidden = optimizer_step.model.transformer(ids[:, :-1]).flatten(0, 1)  # type: ignore[operator,union-attr]
+        weight = optimizer_step.model.lm_head.weight  # type: ignore[union-attr]
         loss = cross_entropy_sum(hidden, weight, ids[:, 1:].flatten(), RUNTIME.dtype) / ids.numel()  # type: ignore[arg-type]
-    learner.backward(loss * factor)
+    optimizer_step.backward(loss * factor)
     return loss.item()
 
 
-def step(learner: Learner, *batches: torch.Tensor, limit: float = 1.0) -> tuple[float, float]:
-    loss = sum(backward(learner, ids) for ids in batches)
-    norm = learner.gradient_norm()
-    learner.update(norm, limit)
-    learner.finish()
+def step(optimizer_step: OptimizerStep, *batches: torch.Tensor, max_norm: float = 1.0) -> tuple[float, float]:
+    loss = sum(backward(optimizer_step, ids) for ids in batches)
+    norm = optimizer_step.gradient_norm()
+    optimizer_step.update(norm, max_norm)
+    optimizer_step.zero_grad()
     return loss, norm
 
 
@@ -75,7 +75,7 @@ def test_steps_are_torchs_own_but_for_rounding(tied: bool, limit: float, n_batch
     for i in range(4):
         batches = [IDS.roll(i + j, 1) for j in range(n_batches)]
         (loss, norm), (wanted_loss, wanted_norm) = (
-            step(learner, *batches, limit=limit) for learner in (fast, slow)
+            step(optimizer_step, *batches, max_norm=limit) for optimizer_step in (fast, slow)
         )
         assert loss == pytest.approx(wanted_loss, rel=5e-3)
         assert norm == pytest.approx(wanted_norm, rel=2e-2)
@@ -97,9 +97,9 @@ def test_an_update_is_adamw_on_just_these_gradients() -> None:
             other.grad = found[mine].float().clone()
         norm = fast.gradient_norm()
         assert norm == pytest.approx(slow.gradient_norm(), rel=1e-5)
-        for learner in (fast, slow):
-            learner.update(norm, 0.3)
-            learner.finish()
+        for optimizer_step in (fast, slow):
+            optimizer_step.update(norm, 0.3)
+            optimizer_step.zero_grad()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=name)
         for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -111,9 +111,9 @@ def test_an_update_is_adamw_on_just_these_gradients() -> None:
 @pytest.mark.usefixtures("interpreted")
 def test_copies_are_the_masters_rounded_and_all_else_is_shared() -> None:
     model = new_model(CONFIG, 1)
-    learner = with_copies(model)
-    step(learner, IDS)
-    twin = dict(learner.model.named_parameters(remove_duplicate=False))
+    optimizer_step = with_copies(model)
+    step(optimizer_step, IDS)
+    twin = dict(optimizer_step.model.named_parameters(remove_duplicate=False))
     for name, master in model.named_parameters(remove_duplicate=False):
         if (name.startswith("transformer.h.") and master.dim() == 2) or name == "lm_head.weight":
             assert twin[name].dtype == torch.bfloat16
@@ -128,12 +128,12 @@ def test_copies_are_the_masters_rounded_and_all_else_is_shared() -> None:
 def test_a_gradient_that_is_not_finite_is_seen_and_forgotten() -> None:
     model = new_model(CONFIG, 1)
     before = [p.clone() for p in model.parameters()]
-    learner = with_copies(model)
-    backward(learner, IDS, math.nan)
-    assert math.isnan(learner.gradient_norm())
-    learner.finish()
+    optimizer_step = with_copies(model)
+    backward(optimizer_step, IDS, math.nan)
+    assert math.isnan(optimizer_step.gradient_norm())
+    optimizer_step.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert math.isfinite(step(learner, IDS)[1]), "nothing of it is left"
+    assert math.isfinite(step(optimizer_step, IDS)[1]), "nothing of it is left"
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -141,29 +141,44 @@ def test_only_adapters_learn_beside_frozen_copies() -> None:
     model = new_model(CONFIG, 1)
     add_lora(model, rank=2, alpha=4.0, dropout=0.0, targets=("c_attn",), seed=1)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    learner = with_copies(model)
-    losses = [step(learner, IDS)[0] for _ in range(4)]
+    optimizer_step = with_copies(model)
+    losses = [step(optimizer_step, IDS)[0] for _ in range(4)]
     assert losses[-1] < losses[0]
     for name, parameter in model.named_parameters():
         assert torch.equal(before[name], parameter) != ("lora_" in name), name
 
 
-@pytest.mark.parametrize("recompute", ["off", "on"])
-def test_a_compiled_run_resumes_in_the_same_bits(recompute: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+def test_a_compiled_run_resumes_in_the_same_bits(checkpointing: str, tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("there is no C++ compiler on this machine")
-    wish = ("run.compile=on", "run.precision=bf16", "optim.steps=8", "checkpoint.every=3", "eval.every=4")
-    recipe, data = tiny(tmp_path, *wish, f"run.recompute={recompute}")
+    overrides = (
+        "run.compile=on",
+        "run.precision=bf16",
+        "optim.steps=8",
+        "checkpoint.every=3",
+        "eval.every=4",
+    )
+    recipe, data = tiny(tmp_path, *overrides, f"run.activation_checkpointing={checkpointing}")
     results = []
     for stops in ([99], [5, 99]):
-        run = Run(tmp_path / f"to-{stops[0]}")
+        run = RunDir(tmp_path / f"to-{stops[0]}")
         run.folder.mkdir()
         found: dict[int, tuple[float, float]] = {}
         for stop_at in stops:
             checkpoint = newest_valid_checkpoint(run)[0] if found else None
-            session = open_session(Pretraining(recipe, data), recipe, checkpoint)
-            assert session.runtime.compile and isinstance(session.learner, CopyLearner), session.notices
-            for event in session.events(run, lambda: 15 if len(found) == stop_at else 0):  # noqa: B023
+            session = set_up_training(PretrainTask(recipe, data), recipe, checkpoint)
+            assert session.runtime.compile and isinstance(session.optimizer_step, MasterWeightsStep), (
+                session.notices
+            )
+
+            def save(run: RunDir = run, session: TrainingSetup = session) -> Path:
+                return save_checkpoint(run, session)
+
+            def stop(found: dict[int, object] = found, stop_at: int = stop_at) -> int:  # type: ignore[assignment]
+                return 15 if len(found) == stop_at else 0
+
+            for event in train(session, save=save, stop=stop):
                 if isinstance(event, ev.StepDone):
                     found[event.step] = event.loss, event.grad_norm
         results.append((found, [p.detach() for p in session.model.parameters()]))
@@ -174,16 +189,17 @@ def test_a_compiled_run_resumes_in_the_same_bits(recompute: str, tmp_path: Path)
 
 
 def test_a_compiler_that_fails_leaves_torchs_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: CopyLearner) -> None:
+    def broken(self: MasterWeightsStep) -> None:
         raise RuntimeError("no such compiler\nmore")
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
-    monkeypatch.setattr(CopyLearner, "prove", broken)
+    monkeypatch.setattr(MasterWeightsStep, "compile", broken)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     recipe, data = tiny(tmp_path, "run.compile=on", "run.precision=bf16", "optim.steps=2")
-    session = open_session(Pretraining(recipe, data), recipe, None)
-    assert type(session.learner) is Learner and session.learner.model is session.model
+    session = set_up_training(PretrainTask(recipe, data), recipe, None)
+    assert type(session.optimizer_step) is OptimizerStep and session.optimizer_step.model is session.model
     assert session.notices == ("torch.compile does not work here (no such compiler); running without it",)
     (tmp_path / "run").mkdir()
-    events = list(session.events(Run(tmp_path / "run"), lambda: 0))
+    run = RunDir(tmp_path / "run")
+    events = list(train(session, save=lambda: save_checkpoint(run, session), stop=lambda: 0))
     assert [event.step for event in events if isinstance(event, ev.StepDone)] == [1, 2]

@@ -13,26 +13,27 @@ from teaching import some_records, teaching
 from gpt2cli.checkpoints.folder import read_manifest
 from gpt2cli.checkpoints.template_file import TEMPLATE_FILE, read_template_name
 from gpt2cli.convert.open_model import open_model
-from gpt2cli.data.sft_batches import Row
+from gpt2cli.data.sft_batches import SftExample
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.lora import merge_lora
 from gpt2cli.templates import TEMPLATES
 from gpt2cli.training import events as ev
-from gpt2cli.training.run_dir import Run, newest_valid_checkpoint
-from gpt2cli.training.setup import Session, open_session
-from gpt2cli.training.sft_task import InstructBatch, Instruction
+from gpt2cli.training.loop import train
+from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint
+from gpt2cli.training.setup import TrainingSetup, set_up_training
+from gpt2cli.training.sft_task import SftBatch, SftTask
 
 
-def play(session: Session, run: Run, stop: Callable[[], int] = lambda: 0) -> list[ev.Event]:
+def play(session: TrainingSetup, run: RunDir, stop: Callable[[], int] = lambda: 0) -> list[ev.Event]:
     run.folder.mkdir(exist_ok=True)
-    return list(session.events(run, stop))
+    return list(train(session, save=lambda: save_checkpoint(run, session), stop=stop))
 
 
 def losses(events: list[ev.Event]) -> dict[int, float]:
     return {event.step: event.loss for event in events if isinstance(event, ev.StepDone)}
 
 
-def weights(session: Session) -> list[torch.Tensor]:
+def weights(session: TrainingSetup) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in session.model.parameters()]
 
 
@@ -41,12 +42,12 @@ def stop_after(n: int) -> Callable[[], int]:
     return lambda: 15 if next(calls) >= n else 0
 
 
-def alone(model: torch.nn.Module, row: Row) -> tuple[float, int]:
-    """The record's loss as a textbook has it: the row by itself, all logits, -100 where nothing is learnt."""
-    ids, learnt = torch.from_numpy(row.ids), torch.from_numpy(row.learnt)
+def alone(model: torch.nn.Module, row: SftExample) -> tuple[float, int]:
+    """The record's loss as a textbook has it: the row by itself, all logits, -100 outside the loss mask."""
+    ids, mask = torch.from_numpy(row.ids), torch.from_numpy(row.loss_mask)
     logits = model(ids[None, :-1])[0]
-    targets = torch.where(learnt[1:], ids[1:], -100)
-    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item(), int(learnt.sum())
+    targets = torch.where(mask[1:], ids[1:], -100)
+    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item(), int(mask.sum())
 
 
 @pytest.mark.parametrize("mask", ["true", "false"])
@@ -56,8 +57,8 @@ def test_a_batch_loses_what_its_records_lose_alone(mask: str, tmp_path: Path) ->
     padded = 0
     for number in range(3):
         batch = task.batch(number, 0)
-        wanted = [alone(model, row) for group in batch.groups for row in group]
-        padded += len({row.n_read for (row,) in batch.groups}) > 1
+        wanted = [alone(model, row) for group in batch.rows for row in group]
+        padded += len({row.n_read for (row,) in batch.rows}) > 1
         found = task.loss_sum(model, batch, torch.float32)
         assert found.item() == pytest.approx(sum(loss for loss, _ in wanted), rel=1e-6)
         assert task.n_targets(batch) == sum(n for _, n in wanted)
@@ -70,19 +71,19 @@ def test_packed_records_lose_what_they_lose_alone(attention: str, tmp_path: Path
     model = loud(task.fresh_model(attention))
     plain = model.transformer.h[0].attn.dropout.rate
     batch = task.batch(0, 0)
-    assert max(map(len, batch.groups)) > 1 and plain > 0 and not model.training
+    assert max(map(len, batch.rows)) > 1 and plain > 0 and not model.training
     # One record's targets at a time, so that no error of one hides behind another's.
     start = 0
-    for group in batch.groups:
+    for group in batch.rows:
         for row in group:
-            n = int(row.learnt.sum())
-            one = InstructBatch(
+            n = int(row.loss_mask.sum())
+            one = SftBatch(
                 input_ids=batch.input_ids,
                 targets=batch.targets[start : start + n],
-                places=batch.places[start : start + n],
+                target_positions=batch.target_positions[start : start + n],
                 positions=batch.positions,
                 segments=batch.segments,
-                groups=(),
+                rows=(),
             )
             wanted, _ = alone(model, row)
             assert task.loss_sum(model, one, torch.float32).item() == pytest.approx(wanted, abs=1e-5 * n)
@@ -94,8 +95,8 @@ def test_packing_is_what_keeps_records_apart(tmp_path: Path) -> None:
     _, task = teaching(tmp_path, "packing=true", "batch.micro_batch=2")
     model = loud(task.fresh_model("sdpa"))
     batch = task.batch(0, 0)
-    open_batch = InstructBatch(
-        batch.input_ids, batch.targets, batch.places, batch.positions, None, batch.groups
+    open_batch = SftBatch(
+        batch.input_ids, batch.targets, batch.target_positions, batch.positions, None, batch.rows
     )
     apart, open_ = (task.loss_sum(model, b, torch.float32).item() for b in (batch, open_batch))
     assert abs(apart - open_) > 1e-2
@@ -108,9 +109,9 @@ def test_gradients_are_those_of_the_textbook(tmp_path: Path) -> None:
         model = loud(task.fresh_model("formula"))
         batch = task.batch(0, 0)
         if textbook:
-            for row in (row for group in batch.groups for row in group):
-                ids, learnt = torch.from_numpy(row.ids), torch.from_numpy(row.learnt)
-                targets = torch.where(learnt[1:], ids[1:], -100)
+            for row in (row for group in batch.rows for row in group):
+                ids, mask = torch.from_numpy(row.ids), torch.from_numpy(row.loss_mask)
+                targets = torch.where(mask[1:], ids[1:], -100)
                 logits = model(ids[None, :-1])[0]
                 F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").backward()
         else:
@@ -127,16 +128,16 @@ def test_an_interrupted_run_ends_in_the_same_losses_and_weights(
 ) -> None:
     overrides = (f"train={train}", "lora.rank=2", "lora.dropout=0.1", "packing=true")
     recipe, task = teaching(tmp_path, *overrides)
-    whole = open_session(task, recipe, None)
-    wanted = losses(play(whole, Run(tmp_path / "whole")))
+    whole = set_up_training(task, recipe, None)
+    wanted = losses(play(whole, RunDir(tmp_path / "whole")))
     assert len(wanted) == 12
 
-    run = Run(tmp_path / "cut")
-    first = play(open_session(task, recipe, None), run, stop_after(polls))
+    run = RunDir(tmp_path / "cut")
+    first = play(set_up_training(task, recipe, None), run, stop_after(polls))
     checkpoint, problems = newest_valid_checkpoint(run)
     assert isinstance(first[-1], ev.Stopped) and first[-1].signal == 15
     assert (checkpoint is not None or polls == 1) and not problems
-    resumed = open_session(teaching(tmp_path, *overrides)[1], recipe, checkpoint)
+    resumed = set_up_training(teaching(tmp_path, *overrides)[1], recipe, checkpoint)
     second = play(resumed, run)
     assert {**losses(first), **losses(second)} == wanted
     assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
@@ -156,16 +157,16 @@ def test_a_resume_of_another_run_is_refused_with_the_differences(
     change: str, said: str, tmp_path: Path
 ) -> None:
     recipe, task = teaching(tmp_path, "optim.steps=3")
-    run = Run(tmp_path / "run")
-    play(open_session(task, recipe, None), run)
+    run = RunDir(tmp_path / "run")
+    play(set_up_training(task, recipe, None), run)
     other, changed = teaching(tmp_path, "optim.steps=3", change)
     with pytest.raises(InputError, match=said):
-        open_session(changed, other, newest_valid_checkpoint(run)[0])
+        set_up_training(changed, other, newest_valid_checkpoint(run)[0])
 
 
 def test_the_model_is_stored_with_the_template_in_its_manifest(tmp_path: Path) -> None:
     recipe, task = teaching(tmp_path, "optim.steps=3")
-    session, run = open_session(task, recipe, None), Run(tmp_path / "run")
+    session, run = set_up_training(task, recipe, None), RunDir(tmp_path / "run")
     play(session, run)
     folder = (run.folder / "last").resolve()
     assert read_template_name(folder) == "chat" and TEMPLATE_FILE in read_manifest(folder)
@@ -177,15 +178,15 @@ def test_the_model_is_stored_with_the_template_in_its_manifest(tmp_path: Path) -
 
 def test_lora_stores_the_adapters_alone_and_they_make_the_same_model(tmp_path: Path) -> None:
     recipe, task = teaching(tmp_path, "optim.steps=6", "train=lora", "lora.rank=2", "optim.lr=0.1")
-    session, run = open_session(task, recipe, None), Run(tmp_path / "run")
+    session, run = set_up_training(task, recipe, None), RunDir(tmp_path / "run")
     play(session, run)
     folder = (run.folder / "last").resolve()
     assert read_template_name(folder) == "chat"
     assert not (folder / "model.safetensors").exists() and (folder / "adapter_model.safetensors").exists()
     ids = torch.arange(20)[None]
     session.model.eval()
-    wanted, base = session.model(ids), task.start.model("sdpa")(ids)
-    assert (wanted - base).abs().max() > 1e-3, "something was learnt"
+    wanted, base = session.model(ids), task.base.model("sdpa")(ids)
+    assert (wanted - base).abs().max() > 1e-3, "the weights moved"
     merge_lora(saved := task.saved_model(folder, "sdpa").eval())
     for model in (saved, open_model(folder).model):
         torch.testing.assert_close(model(ids), wanted, rtol=0, atol=1e-5)
@@ -208,8 +209,8 @@ def test_the_split_is_of_the_records_that_fit_and_the_others_are_counted(tmp_pat
 
 def test_words_for_what_there_is(tmp_path: Path) -> None:
     _, task = teaching(tmp_path, "data.max_tokens=40")
-    n = sum(int(row.learnt.sum()) for row in task.examples.train)
-    assert task.size == f"12 records with {n} tokens to learn"
+    n = sum(int(row.loss_mask.sum()) for row in task.examples.train)
+    assert task.size == f"12 records with {n} target tokens"
     assert task.validation_size.startswith("validation 4 with ") and task.validation_size.endswith("test 4")
     assert task.steps_per_epoch == 2.0 and task.examples.limit == 40
     _, shared = teaching(tmp_path, "packing=true")
@@ -219,7 +220,7 @@ def test_words_for_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "records", "kind", "said"),
     [
-        (["data.max_tokens=65"], None, UsageError, "data.max_tokens is 65, the model sees 64"),
+        (["data.max_tokens=65"], None, UsageError, "data.max_tokens=65"),
         (["data.max_tokens=3"], None, InputError, "none of the 20 records has room for an answer"),
         ([], some_records(2), InputError, "2 items are too few to split"),
     ],
@@ -238,7 +239,7 @@ def test_lora_over_random_weights_is_refused(tmp_path: Path) -> None:
 
 def test_a_task_says_the_same_identity_for_the_same_data(tmp_path: Path) -> None:
     def identity(*overrides: str) -> dict[str, object]:
-        found: tuple[object, Instruction] = teaching(tmp_path, *overrides)
+        found: tuple[object, SftTask] = teaching(tmp_path, *overrides)
         return json.loads(json.dumps(found[1].identity()))  # type: ignore[no-any-return]
 
     assert identity() == identity()
@@ -251,10 +252,10 @@ def test_a_long_conversation_is_learnt_from_but_never_asked(tmp_path: Path) -> N
     _, plain = teaching(tmp_path)
     _, task = teaching(tmp_path, records=[*some_records(), talk])
     examples = task.examples
-    assert (examples.n_left_out, examples.n_only_learnt, examples.n_cut) == (0, 1, 1)
+    assert (examples.n_left_out, examples.n_train_only, examples.n_cut) == (0, 1, 1)
     assert len(examples.train) == len(plain.examples.train) + 1
     *_, last = examples.train
-    assert task.tokenizer.decode(last.ids[last.learnt][:-1].tolist()) == "Hi there"
+    assert task.tokenizer.decode(last.ids[last.loss_mask][:-1].tolist()) == "Hi there"
     asked = [question.record.index for question in (*examples.test, examples.shown)]
     assert 20 not in asked and all(len(question.ids) < 64 for question in examples.test)
 
@@ -262,16 +263,16 @@ def test_a_long_conversation_is_learnt_from_but_never_asked(tmp_path: Path) -> N
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_the_limit_is_part_of_what_a_run_is(packing: str, tmp_path: Path) -> None:
     recipe, task = teaching(tmp_path, "optim.steps=3", f"packing={packing}")
-    run = Run(tmp_path / "run")
-    play(open_session(task, recipe, None), run)
+    run = RunDir(tmp_path / "run")
+    play(set_up_training(task, recipe, None), run)
     checkpoint = newest_valid_checkpoint(run)[0]
     # 40 tokens cut none of these records: only how many share a row can change.
     other, changed = teaching(tmp_path, "optim.steps=3", f"packing={packing}", "data.max_tokens=40")
     assert changed.identity()["data"] == task.identity()["data"]
     with pytest.raises(InputError, match=r"data\.max_tokens: 64 -> 40"):
-        open_session(changed, other, checkpoint)
+        set_up_training(changed, other, checkpoint)
     same, spelled = teaching(tmp_path, "optim.steps=3", f"packing={packing}", "data.max_tokens=64")
-    open_session(spelled, same, checkpoint)
+    set_up_training(spelled, same, checkpoint)
 
 
 def test_the_test_digest_names_what_is_asked_and_what_would_be_right(tmp_path: Path) -> None:
@@ -291,4 +292,4 @@ def test_the_test_digest_names_what_is_asked_and_what_would_be_right(tmp_path: P
 def test_no_batch_learns_more_than_the_most(packing: str, tmp_path: Path) -> None:
     _, task = teaching(tmp_path, f"packing={packing}")
     found = [task.n_targets(task.batch(step, micro)) for step in range(6) for micro in range(2)]
-    assert max(found) <= task.most_learnt < 3 * 64
+    assert max(found) <= task.max_targets < 3 * 64

@@ -7,11 +7,10 @@ import torch
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.recipe.schema import Optim
+from gpt2cli.recipe.schema import OptimConfig
 from gpt2cli.runtime import Runtime
-from gpt2cli.training.optim import make_optimizer
-from gpt2cli.training.optimizer_step import Learner
-from gpt2cli.training.torch_compile import compile_step, uncompiled
+from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
+from gpt2cli.training.torch_compile import compile_blocks, uncompiled
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=8, vocab_size=20)
 RUNTIME = Runtime(torch.device("cpu"), "fp32", 2, compile=True)
@@ -25,8 +24,10 @@ def fresh_compiler() -> object:
 
 
 def compiled(model: GPT2LMHead) -> str | None:
-    optimizer = make_optimizer(model, Optim(steps=1), torch.device("cpu"))
-    return compile_step(Learner(model, optimizer, torch.amp.GradScaler("cpu", enabled=False)), 2, RUNTIME)
+    optimizer = make_optimizer(model, OptimConfig(steps=1), torch.device("cpu"))
+    return compile_blocks(
+        OptimizerStep(model, optimizer, torch.amp.GradScaler("cpu", enabled=False)), 2, RUNTIME
+    )
 
 
 def gradient(model: GPT2LMHead) -> torch.Tensor:

@@ -50,7 +50,7 @@ def test_notices_in_a_reply_get_lines_of_their_own(
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "dumb")
-    view = ReplyView(seed=1, is_talk=True, as_json=False)
+    view = ReplyView(seed=1, is_terminal=True, as_json=False)
     for event in EVENTS:
         view.show(event)
     assert screen.getvalue() == (
@@ -64,7 +64,7 @@ def test_notices_in_a_reply_get_lines_of_their_own(
 
 
 def test_a_pipe_gets_the_reply_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    view = ReplyView(seed=1, is_talk=False, as_json=False)
+    view = ReplyView(seed=1, is_terminal=False, as_json=False)
     for event in EVENTS:
         view.show(event)
     shown = capsys.readouterr()
@@ -77,7 +77,7 @@ def test_a_pipe_gets_the_reply_as_it_is(capsys: pytest.CaptureFixture[str]) -> N
 def test_what_is_said_of_a_reply_that_was_stopped_is_what_has_become_of_it(
     capsys: pytest.CaptureFixture[str], is_kept: bool, is_shown: bool
 ) -> None:
-    view = ReplyView(seed=1, is_talk=True, as_json=True)
+    view = ReplyView(seed=1, is_terminal=True, as_json=True)
     if is_shown:
         view.show(done("interrupted", is_kept=is_kept))
     view.break_off()
@@ -104,7 +104,7 @@ def shown_on(console: Console) -> str:
 
 def test_the_sign_of_waiting_comes_late_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     console = screen(is_terminal=True)
-    with waiting(console, "reading\x1b", patience=0.0) as end:
+    with waiting(console, "reading\x1b", delay=0.0) as end:
         limit = time.monotonic() + 20
         while "reading␛" not in shown_on(console):
             assert time.monotonic() < limit
@@ -118,10 +118,10 @@ def test_the_sign_of_waiting_comes_late_and_goes(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_quick_or_no_terminal_shows_no_sign() -> None:
     console = screen(is_terminal=True)
-    with pytest.raises(KeyboardInterrupt), waiting(console, "reading", patience=60.0):
+    with pytest.raises(KeyboardInterrupt), waiting(console, "reading", delay=60.0):
         raise KeyboardInterrupt
     assert "reading" not in shown_on(console)
     console = screen(is_terminal=False)
-    with waiting(console, "reading", patience=0.0):
+    with waiting(console, "reading", delay=0.0):
         pass
     assert shown_on(console) == ""

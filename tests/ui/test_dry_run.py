@@ -1,5 +1,6 @@
-"""The first batch of an instruction run as a dry run shows it: what is learnt is marked, once."""
+"""The first batch of an instruction run as a dry run shows it: the tokens that the loss counts are marked."""
 
+import collections
 import io
 from pathlib import Path
 
@@ -8,15 +9,13 @@ from lessons import lesson
 from rich.console import Console
 from teaching import teaching
 
-from gpt2cli.training.setup import open_session
+from gpt2cli.training.setup import set_up_training
 from gpt2cli.ui import dry_run
 from gpt2cli.ui.console import THEME
 
 
 @pytest.mark.parametrize("colours", [False, True])
-def test_what_is_learnt_is_marked_by_colour_or_by_signs(
-    colours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_mask_is_marked_by_colour_or_by_signs(colours: bool, tmp_path: Path) -> None:
     console = Console(
         file=io.StringIO(),
         force_terminal=colours,
@@ -27,13 +26,14 @@ def test_what_is_learnt_is_marked_by_colour_or_by_signs(
         theme=THEME,
         _environ={"TERM": "xterm"},
     )
-    monkeypatch.setattr(dry_run, "out", lambda: console)
     talk = [
         {"messages": [{"role": "user", "content": "\x1b[2J"}, {"role": "assistant", "content": "No [/x]"}]}
     ]
-    _, task = teaching(tmp_path, records=talk * 9)
-    dry_run._print_learnt(task.batch(0, 0), task.tokenizer)
-    _, first, *_ = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    recipe, task = teaching(tmp_path, records=talk * 9)
+    origins = collections.defaultdict(lambda: "default")
+    dry_run.show_dry_run(set_up_training(task, recipe, None), origins, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    first = shown[shown.index("first batch") :].splitlines()[1]
     answer = "No [/x]<|endoftext|>"
     assert (f"\x1b[32m{answer}\x1b[0m" if colours else f"«{answer}»") in first
     assert ("«" in first) != colours and "\x1b[2J" not in first and "\\x1b[2J" in first
@@ -50,9 +50,9 @@ def test_memory_is_told_of_what_learns_and_what_meets_the_vocabulary(
 
     monkeypatch.setattr(dry_run, "estimate_bytes", estimate)
     recipe, task = teaching(tmp_path, "train=lora", "lora.rank=2")
-    dry_run._memory(open_session(task, recipe, None))
+    dry_run._memory(set_up_training(task, recipe, None))
     n_adapter = 2 * 8 + 24 * 2  # A (2, 8) and B (24, 2) on the one c_attn
     assert told[0] == {"n_learning": n_adapter, "n_outputs": task.most_learnt, "recompute": False}
     recipe, classes = lesson(tmp_path, "train=head", "run.recompute=on")
-    dry_run._memory(open_session(classes, recipe, None))
+    dry_run._memory(set_up_training(classes, recipe, None))
     assert told[1] == {"n_learning": 3 * 16, "n_outputs": 0, "recompute": True}

@@ -83,7 +83,7 @@ def test_a_history_that_cannot_be_kept_is_said_once(tmp_path: Path) -> None:
         assert list(history.load_history_strings()) == []
         for _ in range(2):
             history.append_string("message")
-        assert history.take_notice() == f"what you type is not kept: {place}: {reason}"
+        assert history.take_notice() == f"the history is not kept: {place}: {reason}"
         assert history.take_notice() == ""
         assert history.get_strings() == ["message", "message"]
 

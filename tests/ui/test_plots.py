@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt2cli.errors import InputError
-from gpt2cli.training.events import EvalDone, StepDone, as_record
+from gpt2cli.training.events import EvalDone, StepDone, to_json
 from gpt2cli.ui import plots
 from gpt2cli.ui.plots import plot_losses, read_curves
 
@@ -22,9 +22,9 @@ def lines_of(n_steps: int, every: int = 10) -> list[str]:
     lines = []
     for step in range(1, n_steps + 1):
         loss = 2 + 8 / step
-        lines.append(json.dumps(as_record(StepDone(step, n_steps, loss, 1e-4, 1.0, 512, 1.0))))
+        lines.append(json.dumps(to_json(StepDone(step, n_steps, loss, 1e-4, 1.0, 512, 1.0))))
         if step % every == 0:
-            lines.append(json.dumps(as_record(EvalDone(step, loss + 1, math.exp(loss), 99, True, 1.0))))
+            lines.append(json.dumps(to_json(EvalDone(step, loss + 1, math.exp(loss), 99, True, 1.0))))
     return lines
 
 
@@ -76,7 +76,7 @@ def test_curves(tmp_path: Path) -> None:
 
 
 def test_a_step_done_again_after_a_resume_counts_once(tmp_path: Path) -> None:
-    again = json.dumps(as_record(StepDone(5, 20, 7.0, 1e-4, 1.0, 512, 1.0)))
+    again = json.dumps(to_json(StepDone(5, 20, 7.0, 1e-4, 1.0, 512, 1.0)))
     curves = read_curves(written(tmp_path, [*lines_of(8), again]))
     assert [step for step, _ in curves.train] == list(range(1, 9))
     assert dict(curves.train)[5] == 7.0
@@ -90,7 +90,7 @@ def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
         "[]",
         "[" * 100_000,
         "\0\0\0",
-        json.dumps(as_record(StepDone(91, 99, math.nan, 1e-4, math.inf, 512, 1.0))),
+        json.dumps(to_json(StepDone(91, 99, math.nan, 1e-4, math.inf, 512, 1.0))),
         '{"event": "StepDone", "step": null, "loss": 1.0}',
         '{"event": "StepDone", "step": 92, "loss": 1e999}',
         '{"event": "StepDone", "step": 92, "loss": "x"}',
@@ -117,7 +117,7 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_zero_and_negative_losses_are_drawn_on_a_linear_axis(tmp_path: Path) -> None:
-    records = [as_record(StepDone(step, 9, 4.0 - step, 1e-4, 1.0, 512, 1.0)) for step in range(1, 9)]
+    records = [to_json(StepDone(step, 9, 4.0 - step, 1e-4, 1.0, 512, 1.0)) for step in range(1, 9)]
     assert plot_losses(written(tmp_path, [json.dumps(record) for record in records]), tmp_path / "loss.png")
 
 

@@ -100,7 +100,10 @@ def test_a_step_that_took_no_time_has_no_rate() -> None:
 @pytest.mark.parametrize(
     ("event", "words"),
     [
-        (Stopped(9, "patience"), "stopped early, as the validation loss no longer falls, at step 9 of 90"),
+        (
+            Stopped(9, "patience"),
+            "stopped early because the validation loss no longer falls, at step 9 of 90",
+        ),
         (Stopped(9, "signal", signal.SIGTERM), "stopped by SIGTERM at step 9 of 90"),
         (Stopped(9, "signal", 99), "stopped by signal 99 at step 9 of 90"),
     ],

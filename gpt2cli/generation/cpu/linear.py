@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2cli.checkpoints.file_block import private_memory
+from gpt2cli.checkpoints.safetensors_bytes import private_memory
 
 FEW_ROWS = 16  # up to here a matmul waits for the memory; beyond, F.linear is as fast
 MOST_PARTS = 16

@@ -1,0 +1,53 @@
+"""JSON files of any origin: read whole, within bounds, each key once; an error names file and line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt2cli.errors import InputError
+from gpt2cli.files import open_regular
+
+LARGEST_JSON = 64 << 20  # bytes
+
+
+def read_json(path: Path, fix: str = "") -> Any:
+    """The value in a JSON file. Raises InputError naming the line, where there is one, with `fix`."""
+    with open_regular(path) as file:
+        data = file.read(LARGEST_JSON + 1)
+    if len(data) > LARGEST_JSON:
+        raise InputError(f"{path}: is larger than {LARGEST_JSON >> 20} MiB", "no such file is near that", fix)
+    try:
+        return parse_json(data)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: is not JSON", error.msg, fix) from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON", str(error), fix) from None
+
+
+def read_json_object(path: Path, fix: str = "") -> dict[str, Any]:
+    """As `read_json`. Raises InputError also for what is no object."""
+    value = read_json(path, fix)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is not a JSON object", fix=fix)
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value. Raises ValueError for what is none, is nested too deeply or has a key twice."""
+    try:
+        return DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Programs do not agree about which of two values counts."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        first = {name: place for place, (name, _) in reversed(list(enumerate(pairs)))}
+        twice = next(name for place, (name, _) in enumerate(pairs) if first[name] < place)
+        raise ValueError(f"the key {twice!a} occurs twice"[:80])
+    return table
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_each_once)

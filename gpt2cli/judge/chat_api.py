@@ -1,0 +1,207 @@
+"""The two HTTP interfaces that an LLM judge may have, and what their responses mean.
+
+OpenAI's /chat/completions is what most servers have. Ollama is asked by its own /api/chat, because
+its /v1 ignores num_ctx: there, a prompt beyond the default context is cut without a word.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gpt2cli.errors import ServiceError
+from gpt2cli.judge.server import JudgeServer, no_model
+
+TEMPERATURE = 0.0
+MAX_TOKENS = 512  # of a reply; the longest that the schemas allow has about 150
+THINKING_TOKENS = 4096  # where the server counts what a model thinks before it answers
+Object = dict[str, Any]
+
+
+class NoReplyError(Exception):
+    """No usable reply, but another attempt may bring one. `wait` is the server's Retry-After in seconds."""
+
+    def __init__(
+        self, why: str, wait: float | None = None, *, is_down: bool = False, is_timeout: bool = False
+    ) -> None:
+        super().__init__(why)
+        self.why, self.wait, self.is_down, self.is_timeout = why, wait, is_down, is_timeout
+
+
+@dataclass(frozen=True)
+class JudgeReply:
+    """The model's text; or, with a `refusal`, why the server does not take this one request."""
+
+    text: str
+    prompt_tokens: int | None = None  # that the server has read, if it says so
+    finish_reason: str = ""  # "length": cut off; "" where the server gives none
+    refusal: Literal["", "truncated", "unscored"] = ""
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class JudgeResponse:
+    """An HTTP response as it came, but for the API key."""
+
+    status: int
+    body: str
+    location: str = ""
+    retry_after: str = ""
+
+    def json(self) -> Object:
+        """The body's JSON object; empty for anything else."""
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def message(self, longest: int = 4000) -> str:
+        """What an error response says, on one line."""
+        value = self.json()
+        said = (
+            (value.get("error") or value.get("detail") or value.get("message")) if value else self.body[:4000]
+        )
+        said = said.get("message", said) if isinstance(said, dict) else said or ""
+        return " ".join((said if isinstance(said, str) else json.dumps(said)).split())[:longest]
+
+
+@dataclass(frozen=True)
+class ChatApi:
+    """`forms` make what a request has besides model and messages, of seed, schema and num_ctx.
+
+    The strictest way to ask for JSON comes first; which ones a server knows it shows by refusing others.
+    """
+
+    path: str
+    models_path: str
+    forms: tuple[Callable[[int, Object, int], Object], ...]
+    content: Callable[[Object], tuple[object, object, object]]  # text, prompt tokens, finish reason
+
+
+def refuses_form(response: JudgeResponse) -> bool:
+    said = response.message()
+    may_be = response.status in (400, 422) or response.status >= 500
+    return may_be and bool(_FORM_WORDS.search(said)) and not _TOO_LONG.search(said)
+
+
+def read_reply(api: ChatApi, server: JudgeServer, response: JudgeResponse) -> JudgeReply:
+    """Raises NoReplyError where another attempt may help, and as `require_chat`."""
+    require_chat(api, server, response)
+    status, value, said = response.status, response.json(), response.message(200)
+    if status == 413 or ((status >= 400 or value.get("error")) and _TOO_LONG.search(response.message())):
+        return JudgeReply(f"too long for the judge: {said}", refusal="truncated")
+    if status in (408, 409, 425, 429) or status >= 500:
+        wait = float(response.retry_after) if re.fullmatch(r" *[0-9]{1,9} *", response.retry_after) else None
+        raise NoReplyError(f"the server answers {status}" + (f": {said}" if said else ""), wait)
+    if status >= 400:
+        return JudgeReply(f"the server answers {status}: {said}", refusal="unscored")
+    if not value or value.get("error"):
+        raise NoReplyError(f"the {'server reports an error' if value else 'answer is not JSON'}: {said}")
+    try:
+        text, n_tokens, reason = api.content(value)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise NoReplyError("the answer holds no message") from None
+    if not isinstance(text, str | None):
+        raise NoReplyError("the answer's message is no text")
+    # A server that does not count says 0.
+    return JudgeReply(
+        text or "", n_tokens if type(n_tokens) is int and n_tokens > 0 else None, str(reason or "")
+    )
+
+
+def require_chat(api: ChatApi, server: JudgeServer, response: JudgeResponse) -> None:
+    """Raise ServiceError for a response that neither another attempt nor another question would change."""
+    status, said, url = response.status, response.message(200), server.base_url
+    check = "check OLLAMA_HOST" if server.is_ollama else "check --base-url"
+    if status in (401, 403):
+        fix = check if server.is_ollama else "export OPENAI_API_KEY=..."
+        raise ServiceError(f"{url}: the server denies access ({status})", said or "it wants a key", fix)
+    if 300 <= status < 400:
+        why = "nothing is sent to an address that you did not give"
+        raise ServiceError(f"{url} redirects to {response.location or 'another place'}", why, check)
+    if status < 500 and response.json().get("error") and _NO_SUCH_MODEL.search(said):
+        raise no_model(server)
+    if status in (404, 405, 501):
+        fix = check if server.is_ollama or url.endswith("/v1") else f"--base-url {url}/v1"
+        raise ServiceError(f"{url}: there is no {api.path} ({status})", said or "it is another server", fix)
+
+
+_TOO_LONG = re.compile(
+    r"context.{0,20}(length|size|window)|exceeds?.{0,40}context|n_ctx|num_ctx|too long|too many tokens", re.I
+)
+_NO_SUCH_MODEL = re.compile(
+    r"\bmodel\b.*(not found|not exist|unknown|not loaded)|(no such|unknown) model", re.I
+)
+_FORM_WORDS = re.compile(
+    r"\bformat\b|response.?format|json.?(schema|object)|grammar|schema|structured|max_completion_tokens"
+    r"|(unsupported|unknown|unrecogni[sz]ed|unexpected|extra|additional)\W+(\w+\W+){0,2}"
+    r"(field|param|argument|propert|input|key)",
+    re.I,
+)
+
+
+def _openai(seed: int, response_format: Object | None) -> Object:
+    body = {"temperature": TEMPERATURE, "seed": seed, "max_tokens": MAX_TOKENS}
+    return body | ({"response_format": response_format} if response_format else {})
+
+
+def _strict(schema: Object) -> Object:
+    form = {"name": "judgement", "strict": True, "schema": schema}
+    return {"type": "json_schema", "json_schema": form}
+
+
+def _unbounded(schema: Object) -> Object:
+    bounds = ("minimum", "maximum", "minLength", "maxLength")
+    properties = {
+        name: {key: value for key, value in about.items() if key not in bounds}
+        for name, about in schema["properties"].items()
+    }
+    return _strict({**schema, "properties": properties})
+
+
+OPENAI = ChatApi(
+    path="/chat/completions",
+    models_path="/models",
+    forms=(
+        lambda seed, schema, num_ctx: _openai(seed, _strict(schema)),
+        lambda seed, schema, num_ctx: _openai(seed, _unbounded(schema)),  # OpenAI's own know no bounds
+        lambda seed, schema, num_ctx: _openai(seed, {"type": "json_object", "schema": schema}),  # llama-cpp
+        lambda seed, schema, num_ctx: _openai(seed, {"type": "json_object"}),
+        lambda seed, schema, num_ctx: _openai(seed, None),
+        # OpenAI's reasoning models know neither max_tokens nor a temperature.
+        lambda seed, schema, num_ctx: {
+            "seed": seed,
+            "max_completion_tokens": THINKING_TOKENS,
+            "response_format": _unbounded(schema),
+        },
+    ),
+    content=lambda value: (
+        value["choices"][0]["message"]["content"],
+        (value.get("usage") or {}).get("prompt_tokens"),
+        value["choices"][0].get("finish_reason"),
+    ),
+)
+
+
+def _ollama(seed: int, num_ctx: int, **form: Any) -> Object:
+    options = {"temperature": TEMPERATURE, "seed": seed, "num_predict": MAX_TOKENS, "num_ctx": num_ctx}
+    # A prompt beyond num_ctx is an error then; versions that do not know this cut it.
+    return {"options": options, "truncate": False, **form}
+
+
+OLLAMA = ChatApi(
+    path="/api/chat",
+    models_path="/v1/models",
+    forms=(
+        lambda seed, schema, num_ctx: _ollama(seed, num_ctx, format=schema),
+        lambda seed, schema, num_ctx: _ollama(seed, num_ctx, format="json"),  # before version 0.5
+        lambda seed, schema, num_ctx: _ollama(seed, num_ctx),
+    ),
+    content=lambda value: (
+        value["message"]["content"],
+        value.get("prompt_eval_count"),
+        value.get("done_reason"),
+    ),
+)

@@ -1,0 +1,83 @@
+"""The strict reader of a judge's answers. What is nearly right is wrong: to read "85/100" is to guess."""
+
+import json
+from typing import Any, NoReturn
+
+LONGEST_REASON = 2000  # characters; what the schema asks for is shorter
+# First in a schema, so that the grades follow from it. Without a limit a small model goes on until it is cut.
+REASON: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 300}
+
+
+class AnswerError(ValueError):
+    """A text that is not the JSON object asked for; says what is wrong with it."""
+
+
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema of an object with just these properties, in this order."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def strict_object(text: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """The one JSON object that `text` is, with just these keys, each once. Raises AnswerError."""
+    try:
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
+    except AnswerError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise AnswerError(f"not a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise AnswerError("not a JSON object")
+    wrong = [f"lacks {name!r}" for name in names if name not in value]
+    wrong += [f"has {name[:40]!r}" for name in value if name not in names]
+    if wrong:
+        raise AnswerError(f"the object {' and '.join(wrong[:2])}")
+    return value
+
+
+def points_of(value: object, name: str) -> int:
+    """A whole number from 0 to 100. Raises AnswerError."""
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole:
+        raise AnswerError(f"{name} is {_shown(value)}, not a whole number")
+    assert isinstance(value, int | float)
+    if not 0 <= value <= 100:
+        raise AnswerError(f"{name} is {_shown(value)}, not from 0 to 100")
+    return int(value)
+
+
+def one_of(value: object, name: str, words: tuple[str, ...]) -> str:
+    """One of the words, letter by letter. Raises AnswerError."""
+    if not isinstance(value, str) or value not in words:
+        raise AnswerError(f"{name} is {_shown(value)}, not one of {', '.join(words)}")
+    return value
+
+
+def reason_of(value: object) -> str:
+    """A text, not empty, of bounded length, without halves of characters. Raises AnswerError."""
+    if not isinstance(value, str) or not value.strip():
+        raise AnswerError("the reason is empty" if isinstance(value, str) else "the reason is no text")
+    if len(value) > LONGEST_REASON:
+        raise AnswerError(f"the reason has {len(value)} characters, more than {LONGEST_REASON}")
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise AnswerError("a key occurs twice")
+    return value
+
+
+def _refuse(name: str) -> NoReturn:
+    raise AnswerError(f"{name} is no number in JSON")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**20:
+        return "a huge number"  # Python refuses to write more than 4,300 digits
+    return repr(value)[:40]
