@@ -31,7 +31,7 @@ def done(reason: str, n_new: int = 3, *, is_kept: bool = True) -> ReplyDone:
     ],
 )
 def test_the_line_after_a_reply(event: ReplyDone, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    ReplyView(seed=1, is_talk=True, as_json=False).show(event)
+    ReplyView(seed=1, is_terminal=True, as_json=False).show(event)
     shown = capsys.readouterr()
     assert shown.err == f"{line}\n"
     assert shown.out == ("\n" if event.is_kept else "")
