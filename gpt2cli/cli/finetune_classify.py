@@ -146,7 +146,7 @@ def _as_report(scores: "ClassificationMetrics", labels: tuple[str, ...]) -> dict
 
 
 def _is_reported(run: "RunDir") -> bool:
-    """Whether the report is there, and is of what is now the best checkpoint."""
+    """Whether there is a report, and of the checkpoint that is now the best."""
     from gpt2cli.errors import InputError
     from gpt2cli.json_files import read_json_object
     from gpt2cli.paths import best_checkpoint

@@ -231,7 +231,7 @@ def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any],
 
 
 def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
-    """Whether the answers are there that this recipe asks for, with all its scores."""
+    """Whether all the answers and scores that this recipe asks for are there."""
     from gpt2cli import files
     from gpt2cli.errors import Gpt2Error
     from gpt2cli.evaluation.rouge import ROUGE_TYPES

@@ -77,7 +77,7 @@ def read_index(prefix: Path) -> dict[str, Entry]:
     except (IndexError, ValueError) as error:
         why = "it ends within a number" if isinstance(error, IndexError) else str(error)
         raise InputError(f"{path}: cannot be read as the index of a checkpoint", why, _FIX) from None
-    sizes = {path: _size_of(path) for path in {entry.path: None for entry in entries.values()}}
+    sizes = {data_file: _size_of(data_file) for data_file in {entry.path for entry in entries.values()}}
     for entry in entries.values():
         if entry.offset + entry.n_bytes > sizes[entry.path]:
             raise InputError(

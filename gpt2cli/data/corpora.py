@@ -1,6 +1,6 @@
-"""The named corpora: what each is called, where it lies, its exact bytes, and what may stand in.
+"""The named corpora: URL, size, SHA-256, licence, and the bundled text that may replace each.
 
-Looked for in this order: a path the user gave, the mirror, the cache, the address, the bundled text.
+The order of look-up: a path that the user gave, the mirror, the cache, the URL, the bundled text.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from gpt2cli.errors import Gpt2Error, InputError, ServiceError
 from gpt2cli.hub.fetch import RetryPolicy, fetch
 from gpt2cli.hub.registry import Expected
 
-# Impatient: a machine without a network has to fall back to the bundled text quickly.
+# Short timeouts: without a network, the bundled text must follow quickly.
 POLICY = RetryPolicy(connect=5.0, stall=10.0, attempts=1)
 
 Origin = Literal["path", "mirror", "cache", "download", "bundled"]
@@ -109,10 +109,10 @@ CORPORA = {corpus.name: corpus for corpus in _ROWS}
 def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> FoundCorpus:
     """The text that `name_or_path` means: a corpus of the table, else a file, directory or glob.
 
-    A file that bears a corpus's name is reached as ./NAME. `offline` forbids the network;
-    `allow_bundled` lets our own text stand in, with a warning.
-    Raises InputError for an unknown name or a wrong file in the mirror, ServiceError where the
-    corpus cannot be downloaded.
+    ./NAME is a file with the name of a corpus. `offline` forbids the network; `allow_bundled` lets a
+    bundled text replace the corpus, with a warning.
+    Raises InputError for an unknown name or a wrong file in the mirror, ServiceError if the corpus
+    cannot be downloaded.
     """
     if name_or_path in BUNDLED:
         return _bundled(name_or_path, BUNDLED[name_or_path], None)
@@ -163,7 +163,7 @@ def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> Fo
 def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> FoundCorpus:
     warning = (
         f"{corpus.name} cannot be downloaded ({error.what}); the bundled {file}, another text,"
-        f" takes its place: the figures will not be those of {corpus.name}"
+        f" replaces it: the results will not be those of {corpus.name}"
     )
     return _bundled(corpus.name, file, warning)
 
@@ -221,6 +221,6 @@ def _unavailable(corpus: Corpus, why: str) -> ServiceError:
 
 def _by_hand(corpus: Corpus) -> str:
     return (
-        f"fetch it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {paths.corpora()},"
+        f"download it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {paths.corpora()},"
         " or set GPT2_MIRROR to its folder"
     )

@@ -97,6 +97,7 @@ def test_nothing_but_adapters_changes_in_training(tmp_path: Path) -> None:
     from gpt2cli.training.loop import train_step
     from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
     from gpt2cli.training.pretrain_task import PretrainTask
+    from gpt2cli.training.setup import TrainingSetup
     from gpt2cli.training.train_state import TrainState
 
     recipe, data = tiny(tmp_path)
@@ -107,9 +108,9 @@ def test_nothing_but_adapters_changes_in_training(tmp_path: Path) -> None:
     runtime = choose_runtime("cpu", "fp32", 2, "off", training=True, flops=0.0)
     optimizer = make_optimizer(model, recipe.optim, runtime.device)
     assert set(parameter_names(model)) == {f"{name}.lora_{part}" for name in names for part in "AB"}
-    learner = OptimizerStep(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    progress = TrainState()
-    losses = [train_step(learner, task, progress, recipe, runtime).loss for _ in range(12)]
+    step = OptimizerStep(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    setup = TrainingSetup(recipe, runtime, "sdpa", model, step, task, TrainState(), {}, ())
+    losses = [train_step(setup).loss for _ in range(12)]
     assert losses[-1] < losses[0]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) != ("lora_" in name), name

@@ -138,7 +138,7 @@ def test_a_byte_order_mark_is_not_text(gpt2: Gpt2, model: Path, story: Path, tmp
         (["--on", "latin1.txt"], 3, "error: latin1.txt: not UTF-8 at byte 3"),
         (["--on", "nul.txt"], 3, "error: nul.txt: a NUL byte at byte 2"),
         (["--on", "unknown.txt"], 3, "error: character 'Z' (U+005A) at position 0"),
-        (["--on", "wikitext-2-test", "--offline"], 5, "error: wikitext-2-test: not to be had"),
+        (["--on", "wikitext-2-test", "--offline"], 5, "error: wikitext-2-test: cannot be downloaded"),
         (["--device", "abacus"], 2, "error: --device: invalid value"),
         (["absent"], 3, "error: absent: no such model"),
     ],
@@ -171,7 +171,7 @@ def test_the_last_models_mistake_is_said_before_the_first_is_measured(
     gpt2: Gpt2, model: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = save(tmp_path / "narrow", n_positions=8)
-    monkeypatch.setattr(perplexity, "score", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(perplexity, "measure_perplexity", lambda *_: pytest.fail("measured"))
     outcome = gpt2("evaluate", model, narrow, "--on", story, "--context", "20")
     assert outcome.code == 2 and "this model's context ends at 8" in outcome.err
 
@@ -184,7 +184,7 @@ def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
     load, encode = opening.open_model, perplexity.encode_text
     monkeypatch.setattr(opening, "open_model", lambda folder: loaded.append(folder) or load(folder))
     monkeypatch.setattr(
-        perplexity, "text_for", lambda text, t, name: read.append(t.name) or encode(text, t, name)
+        perplexity, "encode_text", lambda text, t, name: read.append(t.name) or encode(text, t, name)
     )
     assert gpt2("evaluate", *folders, "--on", story).code == 0
     assert (loaded, read) == (folders, ["chars", "gpt2"])
@@ -217,7 +217,7 @@ def test_scores_that_are_not_finite_exit_6_after_what_was_measured(
 ) -> None:
     spoiled = save(tmp_path / "spoiled", spoiled=True)
     outcome = gpt2("evaluate", model, spoiled, "--on", story)
-    assert outcome.code == 6 and "error: the model's scores are not finite" in outcome.err
+    assert outcome.code == 6 and "logits are not finite" in outcome.err
     assert [row["model"] for row in rows_of(outcome.out)] == [str(model)]
 
 
@@ -271,7 +271,7 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
                 os.kill(os.getpid(), number)
 
     n_models: list[GPT2LMHead] = []
-    monkeypatch.setattr(perplexity, "score", interrupted)
+    monkeypatch.setattr(perplexity, "measure_perplexity", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     exit_on_sigterm()  # as main() does
     try:

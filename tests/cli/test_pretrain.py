@@ -1,6 +1,7 @@
 """`gpt2 pretrain` as a person meets it: the first run, the second, the stop, the full disk."""
 
 import errno
+import importlib
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ from runs import command, losses, write_recipe
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model, verify
-from gpt2cli.training import loop, setup
+from gpt2cli.training import loop, run_dir
 from gpt2cli.training.pretrain_task import PretrainTask
 from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
 
@@ -80,7 +81,7 @@ def test_a_new_start_forgets_what_an_unsaved_one_wrote(
 ) -> None:
     """A run that died before its first save: the same command, with or without --resume, begins anew."""
     with monkeypatch.context() as patch:
-        patch.setattr(setup.TrainingSetup, "save", full_disk)
+        patch.setattr(run_dir, "save_checkpoint", full_disk)
         assert gpt2("pretrain", recipe, *SHORT, "eval.sample_tokens=3").code == 4
     for again in ([], ["--resume"]):
         assert gpt2("pretrain", recipe, *SHORT, "eval.sample_tokens=3", *again).code == 0
@@ -163,9 +164,9 @@ def tell(monkeypatch: pytest.MonkeyPatch, place: object, name: str, number: int,
     ("place", "name", "when"),
     [
         (PretrainTask, "fresh_model", 1),  # load
-        (loop, "take_step", 4),  # step
+        (loop, "train_step", 4),  # step
         (PretrainTask, "evaluation_batches", 2),  # evaluation
-        (setup.TrainingSetup, "save", 1),  # save
+        (run_dir, "save_checkpoint", 1),  # save
         ("gpt2cli.generation.engine", "generate", 1),  # sampling
     ],
 )
@@ -181,7 +182,7 @@ def test_a_signal_in_any_phase_saves_and_ends(
     code: int,
 ) -> None:
     if isinstance(place, str):
-        import gpt2cli.generation.engine as place
+        place = importlib.import_module(place)
     tell(monkeypatch, place, name, number, when)
     done = gpt2("pretrain", recipe, "eval.sample_tokens=5")
     assert done.code == code, done.err
@@ -327,7 +328,7 @@ def test_data_that_shrinks_during_the_run_is_an_error_and_no_crash(
         os.truncate(next(Path("tokens").glob("train-*.bin")), 100)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "take_step", shrink)
+    monkeypatch.setattr(loop, "train_step", shrink)
     done = gpt2("pretrain", recipe, "data.source=tokens")
     assert done.code == 3 and "train-00000.bin" in done.err
 
@@ -350,7 +351,7 @@ def test_divergence_exits_6_and_names_a_smaller_rate(
 ) -> None:
     original = PretrainTask.loss_sum
     monkeypatch.setattr(PretrainTask, "loss_sum", lambda *a: original(*a) * float("nan"))
-    done = gpt2("pretrain", recipe, "run.max_bad_steps=2")
+    done = gpt2("pretrain", recipe, "run.max_skipped_steps=2")
     assert done.code == 6 and "optim.lr=0.001" in done.err and "skipped" in done.err
 
 

@@ -130,7 +130,7 @@ def instead(name: str) -> Callable[[Path], None]:
         (add("run.json"), "the folder of a run"),
         (add("checkpoints/kept.txt"), "the folder of a run"),
         (website, "format None is unknown"),
-        (not_json, "manifest.json: is not"),
+        (not_json, "is not JSON"),
         (another_list, "not as a model"),
         (project, "gpt2 did not write it"),
     ],

@@ -161,7 +161,7 @@ def test_records_that_lie_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(
     "claim",
-    ["storage", "shape", "bytearray", "tensor", "text"],
+    ["storage", "shape", "bytearray", "tensor", "unstored", "text"],
 )
 def test_a_claim_of_100_gb_costs_no_memory(tmp_path: Path, claim: str, legacy: bool) -> None:
     """25 billion numbers, in a file of a kilobyte."""
@@ -171,6 +171,7 @@ def test_a_claim_of_100_gb_costs_no_memory(tmp_path: Path, claim: str, legacy: b
         "storage": (n_items, n_items.replace(b"K\x04", many)),
         "shape": (b"K\x04\x85", many + b"\x85"),
         "bytearray": (b"K\x4d", b"c__builtin__\nbytearray\n" + many + b"\x85R"),
+        "unstored": (b"K\x4d", b"ctorch\nFloatTensor\n\x8a\x04" + (10**6).to_bytes(4, "little") + b"\x85R"),
         "text": (b"K\x4d", b"\x8d" + (10**11).to_bytes(8, "little")),
         "tensor": (b"K\x4d", b"ctorch\nFloatTensor\n" + many + b"\x85R"),
     }[claim]

@@ -31,7 +31,7 @@ def test_a_damaged_cache_of_the_compiler_is_not_reported(gpt2: Any, tmp_path: Pa
             },
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert done.returncode == 0 and "compiled" in done.stderr, done.stderr
         return done.stderr

@@ -48,11 +48,15 @@ def test_memory_is_told_of_what_learns_and_what_meets_the_vocabulary(
         told.append(counts)
         return {"weights": 1}
 
-    monkeypatch.setattr(dry_run, "estimate_bytes", estimate)
+    monkeypatch.setattr(dry_run, "estimate_memory", estimate)
     recipe, task = teaching(tmp_path, "train=lora", "lora.rank=2")
     dry_run._memory(set_up_training(task, recipe, None))
     n_adapter = 2 * 8 + 24 * 2  # A (2, 8) and B (24, 2) on the one c_attn
-    assert told[0] == {"n_learning": n_adapter, "n_outputs": task.most_learnt, "recompute": False}
-    recipe, classes = lesson(tmp_path, "train=head", "run.recompute=on")
+    assert told[0] == {
+        "n_trainable": n_adapter,
+        "n_outputs": task.max_targets,
+        "activation_checkpointing": False,
+    }
+    recipe, classes = lesson(tmp_path, "train=head", "run.activation_checkpointing=on")
     dry_run._memory(set_up_training(classes, recipe, None))
-    assert told[1] == {"n_learning": 3 * 16, "n_outputs": 0, "recompute": True}
+    assert told[1] == {"n_trainable": 3 * 16, "n_outputs": 0, "activation_checkpointing": True}
