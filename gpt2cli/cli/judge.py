@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gpt2cli.errors import ServiceError
+    from gpt2cli.judge.endpoint import JudgeServer
     from gpt2cli.judge.runner import JudgeOptions, JudgeQuestion, JudgeTask
-    from gpt2cli.judge.server import JudgeServer
 
 
 def judge(

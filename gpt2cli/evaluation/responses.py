@@ -41,7 +41,7 @@ def open_responses(path: Path, key: str) -> Iterator["ResponseFile"]:
     there = {response.index: response for response in content.values if response.key == key}
     if content.strays or len(there) < len(content.values):
         json_lines.rewrite(path, list(there.values()))
-    with json_lines.appending(path, _response, allow=lambda content: None) as file:
+    with json_lines.appending(path, _response) as file:
         yield ResponseFile(file, there)
 
 

@@ -11,22 +11,20 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from gpt2cli.errors import ServiceError
-from gpt2cli.json_lines import Ledger
+from gpt2cli.json_lines import Ledger, Parse, appending
 from gpt2cli.judge.chat_api import MAX_TOKENS, JudgeReply, NoReplyError
 from gpt2cli.judge.client import TIMEOUT, JudgeClient
+from gpt2cli.judge.endpoint import JudgeServer
 from gpt2cli.judge.prompt import Messages
 from gpt2cli.judge.results import (
     RETRIED,
     Judgement,
-    Parse,
     Status,
     Terms,
-    appending,
     read_results,
     require_terms,
     terms_of,
 )
-from gpt2cli.judge.server import JudgeServer
 from gpt2cli.judge.strict_json import AnswerError
 from gpt2cli.judge.truncation import least_tokens, tokens_per_piece
 
@@ -49,7 +47,7 @@ class JudgeQuestion:
     """`fields` are those of its judgement that are known beforehand."""
 
     fields: dict[str, Any]
-    messages: Messages | None  # None: there is nothing to ask about
+    messages: Messages | None  # None for an empty response
     is_sample: bool = False  # short, and asked first: it shows how this server counts tokens
 
     @property
@@ -59,7 +57,7 @@ class JudgeQuestion:
 
 @dataclass(frozen=True)
 class JudgeTask(Generic[V, J]):
-    """What is asked and what is kept: grades of responses (grade.py), or comparisons of two (pairwise.py)."""
+    """How to ask and what to keep: grades of responses (grade.py), or comparisons of two (pairwise.py)."""
 
     schema: dict[str, Any]
     prompt: str  # a digest of its wording
@@ -95,29 +93,28 @@ def judge(
     keep: Callable[[J], None] = lambda judgement: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Ask what has no judgement in `path` yet. Each new one is appended, then given to `keep`.
+    """Ask the questions that have no judgement in `path` yet. Each new one is appended, then given to `keep`.
 
-    `begin` gets the number of questions that lack one, canaries aside; `tell` notices of failed attempts.
-    Interrupted, it drops its connections and leaves at once; the file holds all that came.
-    Raises ServiceError where the server is missing or lost, or left a question without an answer;
+    `begin` gets the number of these questions, canaries aside; `tell` gets notices of failed attempts.
+    Raises ServiceError if the server is missing or lost, or left a question without an answer;
     InputError for a file of another judge; ResourceError for one in use.
     """
     terms = terms_of(server, task.prompt, task.schema, options.seed)
     there = read_results(path, task.line)
-    if not options.fresh:
-        require_terms(path, there, terms)
-    missing = _missing(task, questions, () if options.fresh else there, options)
+    if options.fresh:
+        there = ()
+    require_terms(path, there, terms)
+    missing = _missing(task, questions, there, options)
     begin(sum(not question.is_canary for question in missing))
     if not missing:
         return
     if any(question.messages for question in missing):  # before a file is made or emptied
         asyncio.run(_require_model(server, options))
-    with appending(path, task.line, terms, fresh=options.fresh) as file:
-        missing = _missing(task, questions, file.values, options)
+    with appending(path, task.line, fresh=options.fresh) as file:
         client = JudgeClient(server, options.timeout, _context_for(questions), tell)
         rates = [
             tokens_per_piece(questions[place].messages or [], one.prompt_tokens)
-            for place, one in task.standing(questions, file.values).items()
+            for place, one in task.standing(questions, there).items()
             if questions[place].is_sample and one.prompt_tokens and one.status != "truncated"
         ]
         run = _Run(task, client, terms, options, file, keep, tell, rates)
@@ -125,7 +122,7 @@ def judge(
 
 
 def judgements_of(task: JudgeTask[V, J], questions: Sequence[JudgeQuestion], path: Path) -> list[J]:
-    """What a file says of the questions as they are now, by index. Raises InputError for another file."""
+    """A file's judgements of the questions as they are now, by index. Raises InputError for another file."""
     standing = task.standing(questions, read_results(path, task.line))
     return sorted(standing.values(), key=lambda judgement: judgement.index)
 
@@ -148,8 +145,6 @@ def _missing(
 
 @dataclass
 class _Run(Generic[V, J]):
-    """What the questions of one call share."""
-
     task: JudgeTask[V, J]
     client: JudgeClient
     terms: Terms

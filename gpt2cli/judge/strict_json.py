@@ -1,4 +1,4 @@
-"""The strict reader of a judge's answers. What is nearly right is wrong: to read "85/100" is to guess."""
+"""The strict reader of a judge's answers. Near misses are errors: parsing "85/100" would be guessing."""
 
 import json
 from typing import Any, NoReturn
@@ -40,25 +40,23 @@ def strict_object(text: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def points_of(value: object, name: str) -> int:
-    """A whole number from 0 to 100. Raises AnswerError."""
-    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not is_whole:
+    """Check that `value` is a whole number from 0 to 100 and return it. Raises AnswerError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
         raise AnswerError(f"{name} is {_shown(value)}, not a whole number")
-    assert isinstance(value, int | float)
     if not 0 <= value <= 100:
         raise AnswerError(f"{name} is {_shown(value)}, not from 0 to 100")
     return int(value)
 
 
 def one_of(value: object, name: str, words: tuple[str, ...]) -> str:
-    """One of the words, letter by letter. Raises AnswerError."""
+    """Check that `value` is one of the words and return it. Raises AnswerError."""
     if not isinstance(value, str) or value not in words:
         raise AnswerError(f"{name} is {_shown(value)}, not one of {', '.join(words)}")
     return value
 
 
 def reason_of(value: object) -> str:
-    """A text, not empty, of bounded length, without halves of characters. Raises AnswerError."""
+    """Check that `value` is a short text and return it without lone surrogates. Raises AnswerError."""
     if not isinstance(value, str) or not value.strip():
         raise AnswerError("the reason is empty" if isinstance(value, str) else "the reason is no text")
     if len(value) > LONGEST_REASON:

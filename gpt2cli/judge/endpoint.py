@@ -1,4 +1,4 @@
-"""Where an LLM judge is served: address, model and key, and what to do where one of them is wrong."""
+"""The endpoint of an LLM judge: address, model and API key, and errors that say how to mend them."""
 
 import os
 import re
@@ -16,7 +16,7 @@ OLLAMA_PORT = 11434
 
 @dataclass(frozen=True)
 class JudgeServer:
-    """`base_url` is what the interface's paths are added to; the key is sent, and never shown."""
+    """`base_url` is the API root; the key is sent but never printed."""
 
     base_url: str
     model: str
