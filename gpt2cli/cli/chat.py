@@ -79,7 +79,7 @@ def chat(
             from gpt2cli.generation.chat_settings import ChatSettings
 
             sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-            settings = ChatSettings(sampling, max_new_tokens)
+            settings = ChatSettings(**vars(sampling), max_new_tokens=max_new_tokens)
             n_tokens = TERMINAL_TOKENS if screen else 0
             loaded = load_for_decoding(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end

@@ -26,9 +26,8 @@ from gpt2cli.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gpt2cli.generation.engine import DecodeStep
+    from gpt2cli.generation.engine import DecodeStep, Throughput
     from gpt2cli.generation.stop_text import Continuation
-    from gpt2cli.generation.throughput import Throughput
 
 LONGEST_ECHO = 2000  # characters of the prompt that a terminal repeats
 
@@ -96,7 +95,6 @@ def generate(
     with preloading(model) as folder:
         from gpt2cli.generation import engine
         from gpt2cli.generation.stop_text import Continuation
-        from gpt2cli.generation.throughput import Throughput
 
         sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         loaded = load_for_decoding(
@@ -110,7 +108,7 @@ def generate(
         loaded.model, [ids] * num_samples, sampling, max_new_tokens, {loaded.tokenizer.end_of_text}
     )
     screen = None if as_json else _Screen(text, raw)
-    throughput = Throughput()
+    throughput = engine.Throughput()
     reason = "error"
     try:
         for step in _timed(steps, throughput):
