@@ -1,7 +1,7 @@
 """responses.jsonl: a model's answers to the test split, one line per record.
 
-The `key` of a line names the model and the way of asking; a new start drops lines of another key.
-A kill loses at most the line that is being written.
+Each line's `key` identifies the model and prompt settings; lines with a different key are dropped on
+restart. A kill loses at most the line that is being written.
 """
 
 from collections.abc import Iterator
