@@ -78,10 +78,6 @@ class _Cost:
     throughput: Throughput = field(default_factory=Throughput)
 
 
-def never() -> bool:
-    return False
-
-
 class Conversation:
     """One reply at a time: read or close an iterator of events before you call another method.
 
@@ -100,17 +96,12 @@ class Conversation:
         self._format = _with_system(model, ChatFormat(tokenizer, template, None), system)
         self.prefix = new_prefix_cache(model)
         self._exchanges: list[Exchange] = []
-        self._n_dropped = 0
+        self.n_dropped = 0  # how many of the oldest turns have left the context
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
         """All turns, oldest first, including those that have left the context."""
         return tuple(self._exchanges)
-
-    @property
-    def n_dropped(self) -> int:
-        """How many of the oldest turns have left the context."""
-        return self._n_dropped
 
     @property
     def template(self) -> Template | None:
@@ -124,7 +115,7 @@ class Conversation:
     def settings(self) -> dict[str, int | float]:
         return asdict(self._settings)
 
-    def say(self, text: str, stop: Stop = never) -> Iterator[ChatEvent]:
+    def say(self, text: str, stop: Stop = lambda: False) -> Iterator[ChatEvent]:
         """Stream the reply. It ends "interrupted" if `stop` returns true before a token.
 
         The tokens so far are kept, also when the iterator is closed or an exception passes; a signal's
@@ -132,13 +123,13 @@ class Conversation:
         the context or holds characters that a character model does not know; the conversation is then
         unchanged.
         """
-        yield from self._ask(without_surrogates(text), 0, stop, self.exchanges, self._n_dropped)
+        yield from self._ask(without_surrogates(text), 0, stop, self.exchanges, self.n_dropped)
 
-    def retry(self, stop: Stop = never) -> Iterator[ChatEvent]:
+    def retry(self, stop: Stop = lambda: False) -> Iterator[ChatEvent]:
         """Ask the last question again, with other random numbers. UsageError at the first event if there
         is none. The old reply stays until the new one has a token.
         """
-        exchanges, n_dropped = self.exchanges, self._n_dropped
+        exchanges, n_dropped = self.exchanges, self.n_dropped
         last = self.undo()
         yield from self._ask(last.question, last.attempt + 1, stop, exchanges, n_dropped)
 
@@ -164,7 +155,7 @@ class Conversation:
 
     def transcript(self, model: str) -> dict[str, Any]:
         """A JSON object of the whole conversation; `model` is the model's name."""
-        stored = Transcript(self.system, self._settings, self.exchanges, self._n_dropped)
+        stored = Transcript(self.system, self._settings, self.exchanges, self.n_dropped)
         return to_json(stored, self._format, model)
 
     def restore(self, value: Any, where: str) -> None:
@@ -182,7 +173,7 @@ class Conversation:
         self, question: str, attempt: int, stop: Stop, exchanges: Sequence[Exchange], n_dropped: int
     ) -> Iterator[ChatEvent]:
         """Ask; without a reply, return to `exchanges` and `n_dropped`."""
-        asked = Exchange(question, "", (), "", attempt, self._n_dropped, len(self.prefix.ids))
+        asked = Exchange(question, "", (), "", attempt, self.n_dropped, len(self.prefix.ids))
         turn = len(self._exchanges) + 1
         reply, cost = Continuation(self._format.tokenizer, self._format.stops), _Cost()
         reason, signal = "interrupted", None
@@ -224,7 +215,7 @@ class Conversation:
         settings = self._settings
         generator = chance(settings.seed, len(self._exchanges), asked.attempt)
         require_room(self._format, asked.question, limit)
-        n_dropped = self._n_dropped
+        n_dropped = self.n_dropped
         while True:
             left = settings.max_new_tokens - len(reply.ids)
             most = limit - len(reply.ids) - min(left, limit // 4)  # a reply needs room of its own
@@ -232,8 +223,8 @@ class Conversation:
             prompt = [*self._format.prompt(self._exchanges[n_dropped:], asked.question), *reply.ids]
             if len(prompt) > limit:
                 return "context"
-            if n_dropped > self._n_dropped:
-                n_new, self._n_dropped = n_dropped - self._n_dropped, n_dropped
+            if n_dropped > self.n_dropped:
+                n_new, self.n_dropped = n_dropped - self.n_dropped, n_dropped
                 cost.n_dropped += n_new
                 yield TurnsDropped(n_new)
             if stop():
@@ -261,13 +252,13 @@ class Conversation:
     def _keep(self, asked: Exchange, reply: Continuation) -> None:
         """Add the turn, and drop from the cache what the next prompt will not begin with."""
         ids = own_ids(reply, self._format.tokenizer)
-        prompt = self._format.prompt(self._exchanges[self._n_dropped :], asked.question)
+        prompt = self._format.prompt(self._exchanges[self.n_dropped :], asked.question)
         next_prompt = [*prompt, *ids, self._format.tokenizer.end_of_text]
         truncate(self.prefix, common_length(self.prefix.ids, next_prompt))
         self._exchanges.append(replace(asked, reply=reply.text, ids=ids, finish_reason=reply.finish_reason))
 
     def _return_to(self, exchanges: Sequence[Exchange], n_dropped: int, n_held: int) -> None:
-        self._exchanges, self._n_dropped = list(exchanges), n_dropped
+        self._exchanges, self.n_dropped = list(exchanges), n_dropped
         truncate(self.prefix, n_held)
 
 

@@ -19,14 +19,14 @@ THINKING_TOKENS = 4096  # where the server counts what a model thinks before it 
 Object = dict[str, Any]
 
 
+@dataclass(eq=False)
 class NoReplyError(Exception):
-    """No usable reply, but a retry may bring one. `wait` is the server's Retry-After in seconds."""
+    """No usable reply, but a retry may bring one."""
 
-    def __init__(
-        self, why: str, wait: float | None = None, *, is_down: bool = False, is_timeout: bool = False
-    ) -> None:
-        super().__init__(why)
-        self.why, self.wait, self.is_down, self.is_timeout = why, wait, is_down, is_timeout
+    why: str
+    wait: float | None = None  # the server's Retry-After in seconds
+    is_down: bool = False
+    is_timeout: bool = False
 
 
 @dataclass(frozen=True)

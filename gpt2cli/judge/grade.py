@@ -105,10 +105,6 @@ _SIGNS = (
 _INJECTION = re.compile("|".join(f"(?:{sign})" for sign in _SIGNS), re.IGNORECASE | re.DOTALL | re.MULTILINE)
 
 
-def _judgement(grade: Grade | None, fields: dict[str, Any]) -> GradeJudgement:
-    return GradeJudgement(score=grade, **fields)
-
-
 def _line(line: dict[str, Any]) -> GradeJudgement:
     """Raises ValueError, TypeError or KeyError for a line that is no such judgement."""
     grade = None if line["score"] is None else parse_grade(json.dumps(line["score"]))
@@ -117,4 +113,11 @@ def _line(line: dict[str, Any]) -> GradeJudgement:
     return GradeJudgement(**{**checked_fields(line), "score": grade})
 
 
-GRADING = JudgeTask(GRADE_SCHEMA, GRADE_PROMPT, parse_grade, _judgement, _line, key=("index", "asked"))
+GRADING = JudgeTask(
+    GRADE_SCHEMA,
+    GRADE_PROMPT,
+    parse_grade,
+    judgement=lambda grade, fields: GradeJudgement(score=grade, **fields),
+    line=_line,
+    key=("index", "asked"),
+)

@@ -1,6 +1,5 @@
 """The results file of `gpt2 judge`: one JSON line per judgement, appended to by one judge alone."""
 
-from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -45,11 +44,6 @@ class Judgement:
     @property
     def is_canary(self) -> bool:
         return self.index < 0
-
-    @property
-    def key(self) -> Hashable:
-        """Of several judgements with the same key the last one counts."""
-        return self.index, self.asked
 
 
 J = TypeVar("J", bound=Judgement)

@@ -64,10 +64,10 @@ class JudgeTask(Generic[V, J]):
     parse: Callable[[str], V]  # of a reply's text; raises AnswerError
     judgement: Callable[[V | None, dict[str, Any]], J]  # of the value, if there is one, and all other fields
     line: Parse[J]  # reads a line of the results file
-    key: tuple[str, ...]  # the fields by which a judgement is found
+    key: tuple[str, ...]  # the fields that identify a question; the last judgement with the same key counts
 
     def standing(self, questions: Sequence[JudgeQuestion], judgements: Iterable[J]) -> dict[int, J]:
-        """By the questions' places, what was said last of each as it is now; a file may hold more."""
+        """{place of a question: its last judgement}; a file may hold others."""
         last = {tuple(getattr(one, name) for name in self.key): one for one in judgements}
         keys = [tuple(question.fields[name] for name in self.key) for question in questions]
         return {place: last[key] for place, key in enumerate(keys) if key in last}
@@ -117,7 +117,7 @@ def judge(
             for place, one in task.standing(questions, there).items()
             if questions[place].is_sample and one.prompt_tokens and one.status != "truncated"
         ]
-        run = _Run(task, client, terms, options, file, keep, tell, rates)
+        run = _Run(task, client, terms, options, file, keep, rates)
         asyncio.run(run.ask_all(missing))
 
 
@@ -151,7 +151,6 @@ class _Run(Generic[V, J]):
     options: JudgeOptions
     file: Ledger[J]
     keep: Callable[[J], None]
-    tell: Callable[[str], None]
     rates: list[float]  # the server's tokens per piece of text, one of each sample
     unanswered: list[NoReplyError] = field(default_factory=list)
     n_in_a_row: int = 0  # of them
@@ -184,7 +183,7 @@ class _Run(Generic[V, J]):
                 value, outcome = await self._ask(question, rate)
             except NoReplyError as error:
                 if question.is_canary and not error.is_down:
-                    self.tell(f"no answer about a canary, which does not matter: {error.why}")
+                    self.client.tell(f"no answer about a canary, which does not matter: {error.why}")
                     return
                 # One question may be what the server dies of; while it answers others, they are asked.
                 self.unanswered.append(error)
