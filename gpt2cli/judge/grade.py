@@ -53,7 +53,7 @@ def parse_grade(text: str) -> Grade:
 
 
 def grade_questions(items: Sequence[JudgeItem]) -> list[JudgeQuestion]:
-    """One question per response; before them the canaries, short prompts whose grades test the judge."""
+    """The canaries, short prompts whose grades test the judge, then one question per response."""
     return [
         JudgeQuestion(
             {"index": item.index, "asked": item.asked, "flagged": has_injection(item.response)},
@@ -67,7 +67,7 @@ def grade_questions(items: Sequence[JudgeItem]) -> list[JudgeQuestion]:
 
 
 def canaries(items: Sequence[JudgeItem]) -> list[JudgeItem]:
-    """Trivial answers to the first questions: a judge that grades them high is not to be trusted."""
+    """Trivial answers to the first questions: do not trust a judge that grades them high."""
     made = []
     for number, (index, answer) in enumerate(CANARY_ANSWERS.items()):
         if items:
@@ -86,7 +86,7 @@ def has_injection(response: str) -> bool:
 
 _GRADE = r"(scor|grad|rat(e|ing)\b|mark|point|100\b|hundred)"
 _SIGNS = (
-    # what a chat's template puts between turns, and what our own prompt looks like
+    # markers of chat templates and of our own prompt
     r"<\|[^\n]{0,40}\|?>|<<?/?(s|sys|bos|eos)>>?|</?(start|end)_of_turn>|\[/?(inst|sys\w*|available_tools)\]",
     r"</?(response|reference|instruction|system|user|assistant|think|data)>",
     r"^\W{0,8}(system|assistant|user|human|judge|grader|evaluator)\W{0,4}:",
@@ -106,7 +106,7 @@ _INJECTION = re.compile("|".join(f"(?:{sign})" for sign in _SIGNS), re.IGNORECAS
 
 
 def _line(line: dict[str, Any]) -> GradeJudgement:
-    """Raises ValueError, TypeError or KeyError for a line that is no such judgement."""
+    """Raises ValueError, TypeError or KeyError for any other line."""
     grade = None if line["score"] is None else parse_grade(json.dumps(line["score"]))
     if (grade is not None) != (line["status"] == "scored"):
         raise ValueError("only what is scored has a score")

@@ -111,7 +111,7 @@ def _comparison(preference: tuple[str, str] | None, fields: dict[str, Any]) -> C
 
 
 def _line(line: dict[str, Any]) -> Comparison:
-    """Raises ValueError, TypeError or KeyError for a line that is no comparison."""
+    """Raises ValueError, TypeError or KeyError for any other line."""
     comparison = Comparison(**checked_fields(line))
     if type(comparison.a_is_first) is not bool:
         raise TypeError("a comparison is of a pair in an order")

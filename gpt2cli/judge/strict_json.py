@@ -4,16 +4,16 @@ import json
 from typing import Any, NoReturn
 
 LONGEST_REASON = 2000  # characters; what the schema asks for is shorter
-# First in a schema, so that the grades follow from it. Without a limit a small model goes on until it is cut.
+# First in a schema, so that the grades follow from it; limited, because small models do not stop.
 REASON: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 300}
 
 
 class AnswerError(ValueError):
-    """A text that is not the JSON object asked for; says what is wrong with it."""
+    """An answer that is not the JSON object asked for; says what is wrong with it."""
 
 
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema of an object with just these properties, in this order."""
+    """A JSON schema of an object with exactly these properties, in this order."""
     return {
         "type": "object",
         "properties": properties,
@@ -23,7 +23,7 @@ def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def strict_object(text: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """The one JSON object that `text` is, with just these keys, each once. Raises AnswerError."""
+    """Parse a JSON object with exactly these keys, each once. Raises AnswerError."""
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
     except AnswerError:

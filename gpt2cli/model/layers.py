@@ -108,7 +108,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two linear layers around a GELU, for each position by itself."""
+    """Two linear layers around a GELU, position by position."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

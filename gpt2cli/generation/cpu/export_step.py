@@ -22,14 +22,14 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.model.layers import Attention, KVCache
 
-# The length that the graph is traced with. Lengths 0 and 1 are constants for torch.export, so the first
-# token of a text is not for it; nor is the last place, where a slice is the whole and has other strides.
+# The length that the graph is traced with. torch.export specializes on lengths 0 and 1, so the step does not
+# take the first token of a text; nor the last position, where a slice is the whole and has other strides.
 TRACED_LENGTH, SHORTEST = 5, 2
 INDUCTOR = {
-    "realize_reads_threshold": 0,  # otherwise layer norm and GELU are computed anew inside each row's sum
-    "cpp.enable_floating_point_contract_flag": "fast",  # int8's sums wait for the arithmetic, not the memory
+    "realize_reads_threshold": 0,  # otherwise layer norm and GELU are computed again in each row's sum
+    "cpp.enable_floating_point_contract_flag": "fast",  # int8 sums are compute-bound
     "compile_threads": 1,
-    # Both take longer than the one file that they are for; a wrong guess fails the build, which is caught.
+    # Both cost more time than they save for one file; a wrong guess fails the build, which is caught.
     "cpp_cache_precompile_headers": False,
     "cpp.vec_isa_ok": True,
 }
