@@ -163,9 +163,7 @@ class _Run(Generic[V, J]):
         slots = asyncio.Semaphore(self.options.n_parallel)
         async with self.client:
             for is_sample in (True, False):
-                rate = min(
-                    self.rates, default=None
-                )  # the lowest, to call no reply truncated wrongly
+                rate = min(self.rates, default=None)  # the lowest, to call no reply truncated wrongly
                 asked = [q for q in questions if q.messages and q.is_sample is is_sample]
                 tasks = [asyncio.create_task(self._settle(question, rate, slots)) for question in asked]
                 try:
