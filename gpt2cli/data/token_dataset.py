@@ -11,13 +11,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
 
 from gpt2cli import files
-from gpt2cli.data.manifest import DTYPES, Shard, TokenManifest, read_manifest
+from gpt2cli.data.manifest import DTYPES, Dtype, Shard, TokenManifest, read_manifest
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import load_tokenizer
@@ -42,9 +41,7 @@ class TokenDataset:
     def __enter__(self) -> "TokenDataset":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -74,11 +71,10 @@ def open_dataset(folder: Path) -> TokenDataset:
 class TokenSplit:
     """The ids of one split, as one sequence of `n_tokens`."""
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str, n_vocab: int) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: Dtype, n_vocab: int) -> None:
         """Opens and verifies every shard. Raises InputError."""
         self._folder, self._shards, self._n_vocab = folder, tuple(shards), n_vocab
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._width = DTYPES[dtype]
+        self._dtype, self._width = DTYPES[dtype], DTYPES[dtype].itemsize
         self._starts = list(itertools.accumulate((shard.n_tokens for shard in shards), initial=0))
         self._files: list[BinaryIO] = []
         try:

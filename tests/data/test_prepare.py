@@ -288,17 +288,6 @@ def test_one_writer_at_a_time(tmp_path: Path, run: Run) -> None:
     assert run([source], tmp_path / "out")[-1].phase == "done"
 
 
-def test_text_that_changes_between_the_two_passes(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.txt").write_text("abcabc")
-    with pytest.raises(InputError, match=r"a\.txt: changed while it was read"):
-        for step in prepare([tmp_path / "a.txt"], tmp_path / "out", replace(SETTINGS, tokenizer="chars")):
-            if step.phase == "vocabulary":
-                (tmp_path / "a.txt").write_text("cbacba")
-    assert not (tmp_path / "out" / "manifest.json").exists()
-
-
 def test_the_cache_is_made_once_and_named_by_content(tmp_path: Path, words: Words) -> None:
     a, b = tmp_path / "a.txt", tmp_path / "b.txt"
     a.write_text(words(500), encoding="utf-8")
