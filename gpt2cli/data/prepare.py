@@ -204,7 +204,7 @@ def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
                 n_done = n_read + reader.n_read
                 yield PrepareProgress("vocabulary", job.out, n_done, job.n_total, n_bytes=n_bytes)
             n_read += reader.n_read
-    return Chars.from_counts(seen)
+    return Chars.from_text(seen)
 
 
 def _tokenizer(name: str) -> Tokenizer:

@@ -158,12 +158,9 @@ def _epoch(order: BatchOrder, epoch: int) -> list[tuple[int, ...]]:
     batches: list[tuple[int, ...]] = []
     for start in range(0, len(items), pool):
         some = items[start : start + pool]
-        batches += _cut(some[np.argsort(lengths[some], kind="stable")], order.n_rows)
+        some = some[np.argsort(lengths[some], kind="stable")]
+        batches += [tuple(some[i : i + order.n_rows].tolist()) for i in range(0, len(some), order.n_rows)]
     return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def _cut(items: NDArray[np.int64], n_rows: int) -> list[tuple[int, ...]]:
-    return [tuple(items[start : start + n_rows].tolist()) for start in range(0, len(items), n_rows)]
 
 
 def token_limit(wanted: int, context: int) -> int:

@@ -6,9 +6,11 @@ same tokens.
 """
 
 import codecs
+import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import re
 import sys
 import zlib
@@ -18,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 from gpt2cli import files
 from gpt2cli.data.input_files import TextSource
-from gpt2cli.data.records import kind_of, parquet_rows, require_pyarrow
+from gpt2cli.data.records import kind_of, parquet_rows, require_pyarrow, text_field
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import parse_json
 
@@ -102,18 +104,18 @@ class SourceReader:
 
     def _decode(self, block: bytes, offset: int, decoder: codecs.IncrementalDecoder) -> str:
         """The text of `block`, which starts at byte `offset` of the source."""
-        held = len(decoder.getstate()[0])
-        _refuse_nul(block, offset, self.source.name)
-        try:
+        held = decoder.getstate()[0]
+        with contextlib.suppress(UnicodeDecodeError):
             text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(self.source.name, offset - held + error.start, error.object) from None
-        return text.removeprefix("\ufeff") if offset == 0 else text
+            if "\0" not in text:
+                return text if offset else text.removeprefix("\ufeff")
+        return files.decode_text(held + block, self.source.name, offset - len(held))  # raises
 
     def _jsonl(self, stream: BinaryIO) -> Iterator[TextPiece]:
-        offset, number = 0, 0
-        while line := stream.readline(LINE_LIMIT + 1):
-            number += 1
+        offset = 0
+        for number in itertools.count(1):
+            if not (line := stream.readline(LINE_LIMIT + 1)):
+                return
             where = f"{self.source.name}:{number}"
             if len(line) > LINE_LIMIT:
                 raise InputError(
@@ -121,29 +123,26 @@ class SourceReader:
                     "a JSON record is parsed as a whole",
                     "put this text into a .txt file",
                 )
-            _refuse_nul(line, offset, where)
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(where, offset + error.start, line) from None
+            text = files.decode_text(line, where, offset)
             offset += len(line)
-            if number == 1:
-                text = text.removeprefix("\ufeff")
-            if text.strip():
-                yield from split_document(_joined(_record(text, where), self._fields, where), where)
+            if not text.strip():
+                continue
+            try:
+                record = parse_json(text)
+            except ValueError as error:
+                raise InputError(f"{where}: not a JSON record", str(error)) from None
+            yield from split_document(_joined(record, self._fields, where))
 
     def _parquet(self) -> Iterator[TextPiece]:
         assert self.source.path is not None
         self.drain()  # parquet needs random access, so its digest takes a separate pass
         for number, row in enumerate(parquet_rows(self.source.path, self._fields), 1):
             where = f"{self.source.name}, row {number}"
-            yield from split_document(_joined(row, self._fields, where), where)
+            yield from split_document(_joined(row, self._fields, where))
 
 
-def split_document(document: str, where: str = "") -> Iterator[TextPiece]:
+def split_document(document: str) -> Iterator[TextPiece]:
     """A document in memory, as pieces; the empty document has none."""
-    if where:  # escapes in JSON can spell half a surrogate pair; decoded files cannot
-        _encoded_length(document, where)
     while len(document) > MAX_PIECE_CHARACTERS:
         piece, document = _cut(document)
         yield piece
@@ -171,57 +170,13 @@ def _safe_cut(text: str) -> int:
     return later.end() if later else 0
 
 
-def _record(line: str, where: str) -> Any:
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not a JSON record", str(error)) from None
-
-
 def _joined(record: Any, fields: Sequence[str], where: str) -> str:
     """The texts of the fields, joined by blank lines, without empty ones."""
     if not isinstance(record, dict):
         raise InputError(f"{where}: must be a JSON object, not {kind_of(record)}")
-    texts = []
-    for field in fields:
-        value = record.get(field)
-        if not isinstance(value, str):
-            problem = f"is {kind_of(value)}, not text" if field in record else "is missing"
-            raise InputError(
-                f"{where}: field {field!r} {problem}",
-                f"the record has: {', '.join(map(repr, list(record)[:8]))}",
-                "name the field that holds the text: --text-field NAME",
-            )
-        texts.append(value)
+    fix = "name the field that holds the text: --text-field NAME"
+    texts = [text_field(record, field, where, fix) for field in fields]
     return "\n\n".join(text for text in texts if text)
-
-
-def _encoded_length(text: str, where: str) -> int:
-    try:
-        return len(text.encode("utf-8"))
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: half a surrogate pair (\\u{ord(text[error.start]):04x})", "that is not a character"
-        ) from None
-
-
-def _refuse_nul(block: bytes, offset: int, name: str) -> None:
-    place = block.find(b"\0")
-    if place >= 0:
-        raise InputError(
-            f"{name}: a NUL byte at byte {offset + place}",
-            "text has none; the file is binary, or UTF-16",
-            "if it is UTF-16: iconv -f UTF-16 -t UTF-8 FILE > FILE.txt",
-        )
-
-
-def _not_utf8(name: str, offset: int, block: bytes) -> InputError:
-    utf16 = offset == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return InputError(
-        f"{name}: not UTF-8 at byte {offset}",
-        "it starts like UTF-16" if utf16 else "these bytes are not a character; it may be Latin-1",
-        f"iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 FILE > FILE.txt",
-    )
 
 
 class _Hashing(io.RawIOBase):

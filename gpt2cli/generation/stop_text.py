@@ -1,13 +1,12 @@
 """Text from the ids of one row as they come, which ends at end-of-text or before a stop string.
 
-Ids come from engine.py; halves of characters wait in tokenizer/stream.py. What is safe to show
+Ids come from engine.py; halves of characters wait in tokenizer/base.py. What is safe to show
 on a terminal is decided in ui/console.py.
 """
 
 from collections.abc import Sequence
 
-from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.stream import TextStream
+from gpt2cli.tokenizer.base import TextStream, Tokenizer
 
 
 class Continuation:

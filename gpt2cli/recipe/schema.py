@@ -4,6 +4,7 @@ A default has no other home.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -66,15 +67,12 @@ class ModelConfig(RecipeSection):
     def config(self, vocab_size: int) -> GPT2Config:
         """The model's config for a vocabulary; its position embeddings end at `context`."""
         if self.size is not None:
-            preset = PRESETS[self.size]
-            n_layer, n_head, n_embd = preset.n_layer, preset.n_head, preset.n_embd
+            shape = PRESETS[self.size]
         else:
             assert self.n_layer and self.n_head and self.n_embd  # see _one_description
-            n_layer, n_head, n_embd = self.n_layer, self.n_head, self.n_embd
-        return GPT2Config(
-            n_layer=n_layer,
-            n_head=n_head,
-            n_embd=n_embd,
+            shape = GPT2Config(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd)
+        return replace(
+            shape,
             n_inner=self.n_inner,
             n_positions=self.context,
             vocab_size=vocab_size,
@@ -113,6 +111,10 @@ class BatchConfig(RecipeSection):
 
     micro_batch: PositiveInt = Field(default=8, description="sequences per forward and backward")
     accumulation: PositiveInt = Field(default=1, description="micro-batches per optimizer step")
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.micro_batch * self.accumulation
 
 
 class OptimConfig(RecipeSection):
@@ -309,7 +311,7 @@ class PretrainRecipe(CommonRecipe):
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch.micro_batch * self.batch.accumulation * self.model.context
+        return self.batch.rows_per_step * self.model.context
 
 
 class FinetuneRecipe(CommonRecipe):

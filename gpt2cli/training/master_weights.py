@@ -31,9 +31,8 @@ class MasterWeightsStep(OptimizerStep):
         self._copies = {master: copy for master, copy in copies.items() if master.requires_grad}
         self._others = [p for p in model.parameters() if p.requires_grad and p not in copies]
         self._lookups = _share_embeddings(model, twin, self._copies)
-        self._gradients: dict[
-            Tensor, Tensor
-        ] = {}  # by master weight; bf16, or fp32 over several micro-batches
+        # By master weight; bf16, or fp32 over several micro-batches.
+        self._gradients: dict[Tensor, Tensor] = {}
 
     def backward(self, loss: Tensor) -> None:
         # autograd.grad, not backward(): a compiled block would fill `.grad` with one more copy.

@@ -7,12 +7,12 @@ A checkpoint is a model folder (`checkpoints/folder.py`) plus the two files of `
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,47 +29,22 @@ from gpt2cli.training.train_state import write_state
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
 
+RUN_RECORD = "run.json"
 RECORD_FORMAT = 1
 SAMPLE_HEADER = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
 
 
-@dataclass(frozen=True)
 class RunDir:
     """The paths of one run."""
 
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def recipe(self) -> Path:
-        return self.folder / "recipe.yaml"
-
-    @property
-    def record(self) -> Path:
-        return self.folder / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.folder / "samples.txt"
-
-    @property
-    def plot(self) -> Path:
-        return self.folder / "loss.png"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / paths.CHECKPOINTS
-
-    @property
-    def has_checkpoint(self) -> bool:
-        return bool(paths.checkpoints(self.folder))
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        self.recipe = folder / "recipe.yaml"
+        self.record = folder / RUN_RECORD
+        self.metrics = folder / "metrics.jsonl"
+        self.samples = folder / "samples.txt"
+        self.plot = folder / "loss.png"
+        self.checkpoints = folder / paths.CHECKPOINTS
 
 
 def find_run(name: str, *, resume: bool) -> RunDir:
@@ -82,7 +57,7 @@ def find_run(name: str, *, resume: bool) -> RunDir:
         raise InputError(
             f"{run.folder}: there is no run to resume", fix="drop --resume, or name the run: --name NAME"
         )
-    if run.has_checkpoint and not resume:
+    if paths.checkpoints(run.folder) and not resume:
         raise UsageError(
             f"{run.folder}: already holds a run",
             "a new run never overwrites an old one",
@@ -276,7 +251,5 @@ def _remove_new(folder: Path, before: set[str]) -> None:
 
 
 def _free_name(folder: Path) -> str:
-    number = 2
-    while (folder.parent / f"{folder.name}-{number}").exists():
-        number += 1
-    return f"{folder.name}-{number}"
+    names = (f"{folder.name}-{number}" for number in itertools.count(2))
+    return next(name for name in names if not (folder.parent / name).exists())

@@ -27,7 +27,6 @@ from gpt2cli.data.sft_batches import (
 )
 from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
@@ -35,7 +34,7 @@ from gpt2cli.templates import TEMPLATES, Template, prompt_ids
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import FinetuneBase
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.task import Batch
+from gpt2cli.training.task import Batch, TrainingTask, add_adapters
 from gpt2cli.training.train_state import RunIdentity
 
 
@@ -121,7 +120,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: Finet
 
 
 @dataclass(frozen=True, eq=False)
-class SftTask:
+class SftTask(TrainingTask):
     """The training task of `gpt2 finetune-instruct`."""
 
     recipe: InstructRecipe
@@ -149,14 +148,9 @@ class SftTask:
         return self.base.tokenizer
 
     @property
-    def row_length(self) -> None:
-        return None
-
-    @property
     def tokens_per_step(self) -> int:
-        batch = self.recipe.batch
         mean = sum(example.n_read for example in self.examples.train) / len(self._rows)
-        return max(1, round(mean * batch.micro_batch * batch.accumulation))
+        return max(1, round(mean * self.recipe.batch.rows_per_step))
 
     @property
     def steps_per_epoch(self) -> float:
@@ -207,7 +201,7 @@ class SftTask:
     def fresh_model(self, attention: str) -> GPT2LMHead:
         model = self.base.model(attention)
         if self.recipe.train == "lora":
-            self._add_adapters(model)
+            add_adapters(model, self.recipe.lora, self.recipe.seed)
         return model
 
     def saved_model(self, checkpoint: Path, attention: str) -> GPT2LMHead:
@@ -216,22 +210,9 @@ class SftTask:
         from gpt2cli.checkpoints.lora_adapter import load_adapter
 
         model = self.base.model(attention)
-        self._add_adapters(model)
+        add_adapters(model, self.recipe.lora, self.recipe.seed)
         load_adapter(checkpoint, model)
         return model
-
-    def _add_adapters(self, model: GPT2LMHead) -> None:
-        from gpt2cli.model.lora import add_lora
-
-        lora = self.recipe.lora
-        add_lora(
-            model,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            targets=lora.targets,
-            seed=self.recipe.seed,
-        )
 
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
         """The whole model, or its adapters alone; with the template of its prompts."""
@@ -253,22 +234,11 @@ class SftTask:
         for items in batches_by_length([e.n_read for e in examples], self.recipe.batch.micro_batch):
             yield self._batch([(examples[i],) for i in items])
 
-    def n_targets(self, batch: SftBatch) -> int:
-        return batch.targets.numel()
-
     def loss_sum(self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype) -> Tensor:
         mask = None if batch.segments is None else _packing_mask(batch.segments)
         hidden = model.transformer(batch.input_ids, positions=batch.positions, mask=mask)  # (B, T, C)
         hidden = hidden.flatten(0, 1)[batch.target_positions]  # (N, C)
         return cross_entropy_sum(hidden, model.lm_head.weight, batch.targets, dtype)
-
-    def evaluate_batch(
-        self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype
-    ) -> tuple[Tensor, list[Prediction]]:
-        return self.loss_sum(model, batch, dtype), []
-
-    def metrics(self, predictions: list[Prediction]) -> dict[str, float]:
-        return {}
 
     @cached_property
     def _rows(self) -> list[tuple[SftExample, ...]]:

@@ -146,7 +146,11 @@ def test_the_bundled_messages() -> None:
             "a.jsonl:2: the field 'text' is missing",
         ),
         ("a.jsonl", '{"text": "x", "label": "a"}\n{"text": "y"}\n', "a.jsonl:2: the label is empty"),
-        ("a.jsonl", '{"text": "x", "label": "a"}\n{"text": "\\ud800", "label": "b"}\n', "a.jsonl:2: half a"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": "a"}\n{"text": "\\ud800", "label": "b"}\n',
+            "a.jsonl:2: field 'text' holds half a",
+        ),
         (
             "a.jsonl",
             f'{{"text": "{"y" * 131073}", "label": "b"}}',

@@ -16,7 +16,7 @@ import pytest
 from gpt2cli import files, paths
 from gpt2cli.data import tokenize as tasks_module
 from gpt2cli.data.manifest import PrepareSettings
-from gpt2cli.data.prepare import prepare, prepare_cached
+from gpt2cli.data.prepare import prepare_cached
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.data.shards import dtype_for, to_shard_dtype
 from gpt2cli.data.token_dataset import TokenSplit, open_dataset

@@ -76,7 +76,7 @@ def test_a_record_whose_answer_is_cut_away_is_none_and_a_question_without_answer
 
 def test_a_character_that_the_vocabulary_lacks_names_the_record() -> None:
     with pytest.raises(InputError, match=r"FILE, record 0: .*U\+2603"):
-        encode_record(record("☃", "b"), CHAT, Chars.from_counts(set("User:\n Asistant:b")), 100, True)
+        encode_record(record("☃", "b"), CHAT, Chars.from_text(set("User:\n Asistant:b")), 100, True)
 
 
 def test_a_batch_is_padded_on_the_right_and_points_at_the_positions_that_predict_targets() -> None:
