@@ -29,7 +29,6 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
     **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"},
 }
 ONE_PER_LINE = "one object per line"
-LARGEST = 1 << 30  # bytes; the rows are held in memory
 LONGEST = 131_072  # characters of a field, the csv module's own limit
 
 
@@ -156,16 +155,13 @@ def read_text(path: Path, stream: BinaryIO | None = None) -> tuple[str, str]:
     Raises InputError naming FILE:LINE.
     """
     with files.open_regular(path) if stream is None else contextlib.nullcontext(stream) as file:
-        data = file.read(LARGEST + 1)
+        data = file.read()
     sha256 = hashlib.sha256(data).hexdigest()
     if path.suffix.lower() == ".gz":
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
-                data = unpacked.read(LARGEST + 1)
+            data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{path}:1: damaged gzip data", str(error), "fetch the file again") from None
-    if len(data) > LARGEST:
-        raise InputError(f"{path}: larger than {LARGEST >> 30} GiB", "a table is held in memory whole")
     return files.decode_text(data, str(path), with_line=True), sha256
 
 
@@ -326,10 +322,6 @@ def _plain(value: Any, where: str, key: str) -> str | None:
     if value is None:
         return None
     found = value if isinstance(value, str) else json.dumps(value, default=str)
-    if len(found) > LONGEST:
-        raise InputError(
-            f"{where}: field {key!r} has more than {LONGEST:,} characters", fix="shorten the text"
-        )
     require_characters(found + key, f"{where}: field {key!r}")
     return found
 

@@ -10,7 +10,6 @@ import contextlib
 import gzip
 import hashlib
 import io
-import itertools
 import re
 import sys
 import zlib
@@ -26,7 +25,6 @@ from gpt2cli.json_files import parse_json
 
 PIECE_CHARACTERS = 1 << 18  # the usual size
 MAX_PIECE_CHARACTERS = 1 << 19  # text without a safe cut is cut here anyway
-LINE_LIMIT = 64 << 20  # bytes of a .jsonl line, which is parsed whole
 BLOCK = 1 << 20
 
 # A safe cut lies between a character that is not whitespace and a space or newline. GPT-2's pattern
@@ -113,16 +111,8 @@ class SourceReader:
 
     def _jsonl(self, stream: BinaryIO) -> Iterator[TextPiece]:
         offset = 0
-        for number in itertools.count(1):
-            if not (line := stream.readline(LINE_LIMIT + 1)):
-                return
+        for number, line in enumerate(stream, 1):
             where = f"{self.source.name}:{number}"
-            if len(line) > LINE_LIMIT:
-                raise InputError(
-                    f"{where}: a line of more than {LINE_LIMIT >> 20} MiB",
-                    "a JSON record is parsed as a whole",
-                    "put this text into a .txt file",
-                )
             text = files.decode_text(line, where, offset)
             offset += len(line)
             if not text.strip():

@@ -151,11 +151,6 @@ class BPE:
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        if self.name == "gpt2":
-            return gpt2, ()  # the other process has the table on its disk too
-        return BPE, (self.tokens, self.merges, self.specials, self.name)
-
     def _printable(self, token_id: int) -> str:
         token = self.tokens[token_id]
         return (

@@ -60,9 +60,6 @@ class Chars:
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def __reduce__(self) -> tuple[type["Chars"], tuple[str]]:
-        return Chars, (self.characters,)
-
     def _refuse(self, text: str, position: int) -> None:
         character = text[position]
         raise InputError(

@@ -18,8 +18,6 @@ from gpt2cli.recipe import yaml_lines
 from gpt2cli.training.run_dir import RUN_RECORD
 from gpt2cli.training.train_state import STATE
 
-LONGEST = 1000  # characters kept of a value
-
 Value: TypeAlias = str | int | float | bool
 Facts: TypeAlias = dict[str, Value]  # by dotted path; paths that a file lacks are left out
 
@@ -91,11 +89,7 @@ def _read(
 
 def _pick(values: Any, paths: Sequence[str]) -> Facts:
     found = {path: _at(values, path) for path in paths}
-    return {
-        path: value[:LONGEST] if isinstance(value, str) else value
-        for path, value in found.items()
-        if isinstance(value, str | int | float | bool)
-    }
+    return {path: value for path, value in found.items() if isinstance(value, str | int | float | bool)}
 
 
 def _at(values: Any, path: str) -> Any:
@@ -106,4 +100,4 @@ def _at(values: Any, path: str) -> Any:
 
 def _texts(values: Any) -> tuple[str, ...]:
     """The strings of a list, or the keys of a mapping."""
-    return tuple(v[:LONGEST] for v in values if isinstance(v, str)) if isinstance(values, list | dict) else ()
+    return tuple(v for v in values if isinstance(v, str)) if isinstance(values, list | dict) else ()

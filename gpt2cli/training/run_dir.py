@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 RUN_RECORD = "run.json"
 RECORD_FORMAT = 1
-SAMPLE_HEADER = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
+# An entry of samples.txt, up to the header of the next one, and its step.
+SAMPLE = re.compile(r"(^--- step (\d+) ---\n.*?)(?=^--- step \d+ ---\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
 class RunDir:
@@ -67,28 +68,22 @@ def find_run(name: str, *, resume: bool) -> RunDir:
 
 
 @contextlib.contextmanager
-def start_run(run: RunDir) -> Iterator[Callable[[], None]]:
-    """Make and lock the run's folder. Yields a function to call once the run has begun.
+def start_run(run: RunDir) -> Iterator[None]:
+    """Make and lock the run's folder.
 
-    A start that fails before that call removes what it made: files, the folder, its parents.
+    A start that fails before run.json is there removes what it made: files, the folder, its parents.
     Raises ResourceError if the folder is not writable, or locked by another process.
     """
     folders = [run.folder, *run.folder.parents]
     made = [folder for folder in folders if not folder.exists()]  # innermost first
-    has_begun = False
-
-    def begin() -> None:
-        nonlocal has_begun
-        has_begun = True
-
     try:
         files.require_writable(run.folder)
         before = set(os.listdir(run.folder))
         with files.lock(run.folder):
             try:
-                yield begin
+                yield
             except BaseException:
-                if not has_begun:
+                if not run.record.exists():
                     _remove_new(run.folder, before)
                 raise
     except BaseException:
@@ -167,7 +162,7 @@ def append_event(run: RunDir, event: Event) -> None:
 def add_sample(run: RunDir, step: int, text: str) -> None:
     """Append the text that the model generated at `step` to samples.txt."""
     with open(run.samples, "a", encoding="utf-8") as file:
-        file.write(_sample(step, f"{text}\n\n"))
+        file.write(f"--- step {step} ---\n{text}\n\n")
 
 
 def truncate_records(run: RunDir, step: int) -> None:
@@ -175,11 +170,8 @@ def truncate_records(run: RunDir, step: int) -> None:
     kept = [line for line, record in _records(run) if record["step"] <= step]
     files.write_file(run.metrics, "".join(kept))
     if run.samples.exists():
-        _, *parts = SAMPLE_HEADER.split(run.samples.read_text(encoding="utf-8", errors="replace"))
-        early = zip(parts[::2], parts[1::2], strict=True)  # step, text
-        files.write_file(
-            run.samples, "".join(_sample(int(at), text) for at, text in early if int(at) <= step)
-        )
+        samples = SAMPLE.findall(run.samples.read_text(encoding="utf-8", errors="replace"))
+        files.write_file(run.samples, "".join(text for text, at in samples if int(at) <= step))
 
 
 def write_record(run: RunDir, session: dict[str, Any], *, resumed: bool) -> None:
@@ -192,11 +184,6 @@ def recorded_overrides(run: RunDir) -> list[str]:
     """The overrides of the newest session; a resume applies them again."""
     sessions = _sessions(run)
     return [str(item) for item in sessions[-1].get("overrides", [])] if sessions else []
-
-
-def _sample(step: int, text: str) -> str:
-    """One entry of samples.txt; SAMPLE_HEADER matches its first line."""
-    return f"--- step {step} ---\n{text}"
 
 
 def _records(run: RunDir) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,7 +20,6 @@ from gpt2cli.data.sft_batches import (
     BatchOrder,
     SftExample,
     batches_by_length,
-    collate,
     encode_record,
     pack_records,
     token_limit,
@@ -42,9 +41,9 @@ from gpt2cli.training.train_state import RunIdentity
 class SftBatch(Batch):
     """`targets` are the N tokens inside the loss mask, (N,)."""
 
-    target_positions: Tensor  # (N,), indices into the B * T positions: where each target is predicted
+    target_positions: Tensor  # (N,), ascending indices into the B * T positions that predict them
     positions: Tensor | None  # (B, T), position within the record; None without packing
-    segments: Tensor | None  # (B, T), record within the row; None without packing
+    segments: Tensor | None  # (B, T), record within the row, -1 for padding; None without packing
     rows: tuple[tuple[SftExample, ...], ...]  # the examples of each row, for --dry-run
 
 
@@ -226,13 +225,13 @@ class SftTask(TrainingTask):
 
     def batch(self, step: int, micro: int) -> SftBatch:
         number = step * self.recipe.batch.accumulation + micro
-        return self._batch([self._rows[i] for i in self._order.batch(number)])
+        return collate([self._rows[i] for i in self._order.batch(number)])
 
     def evaluation_batches(self) -> Iterator[SftBatch]:
         """The whole validation split, unpacked."""
         examples = self.examples.validation
         for items in batches_by_length([e.n_read for e in examples], self.recipe.batch.micro_batch):
-            yield self._batch([(examples[i],) for i in items])
+            yield collate([(examples[i],) for i in items])
 
     def loss_sum(self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype) -> Tensor:
         mask = None if batch.segments is None else _packing_mask(batch.segments)
@@ -254,18 +253,38 @@ class SftTask(TrainingTask):
         lengths = [sum(example.n_read for example in row) for row in self._rows]
         return BatchOrder(lengths, self.recipe.batch.micro_batch, self.recipe.seed)
 
-    def _batch(self, rows: list[tuple[SftExample, ...]]) -> SftBatch:
-        arrays = collate(rows)
-        is_packed = any(len(row) > 1 for row in rows)
-        # One record per row needs no mask: causal attention never sees the padding on its right.
-        return SftBatch(
-            input_ids=torch.from_numpy(arrays.input_ids),
-            targets=torch.from_numpy(arrays.targets),
-            target_positions=torch.from_numpy(arrays.target_positions),
-            positions=torch.from_numpy(arrays.positions) if is_packed else None,
-            segments=torch.from_numpy(arrays.segments) if is_packed else None,
-            rows=tuple(rows),
-        )
+
+def collate(rows: Sequence[tuple[SftExample, ...]]) -> SftBatch:
+    """A batch of rows, each of one or more examples in sequence, padded on the right.
+
+    Padding is masked by length, never by id: the end-of-text that the model must predict to stop has
+    an id like any other.
+    """
+    B, T = len(rows), max(sum(example.n_read for example in row) for row in rows)
+    input_ids, positions = torch.zeros(2, B, T, dtype=torch.long).unbind()
+    segments = torch.full((B, T), -1)
+    target_positions, targets = [], []
+    for b, row in enumerate(rows):
+        start = 0
+        for number, example in enumerate(row):
+            here = slice(start, start + example.n_read)
+            ids, mask = torch.from_numpy(example.ids), torch.from_numpy(example.loss_mask)[1:]
+            input_ids[b, here] = ids[:-1]
+            positions[b, here] = torch.arange(example.n_read)
+            segments[b, here] = number
+            target_positions.append(b * T + start + mask.nonzero()[:, 0])
+            targets.append(ids[1:][mask])
+            start = here.stop
+    # One record per row needs no mask: causal attention never sees the padding on its right.
+    is_packed = any(len(row) > 1 for row in rows)
+    return SftBatch(
+        input_ids=input_ids,
+        targets=torch.cat(targets),
+        target_positions=torch.cat(target_positions),
+        positions=positions if is_packed else None,
+        segments=segments if is_packed else None,
+        rows=tuple(rows),
+    )
 
 
 def _packing_mask(segments: Tensor) -> Tensor:

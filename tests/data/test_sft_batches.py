@@ -10,7 +10,6 @@ from gpt2cli.data.sft_batches import (
     BatchOrder,
     SftExample,
     batches_by_length,
-    collate,
     encode_record,
     pack_records,
 )
@@ -18,6 +17,7 @@ from gpt2cli.errors import InputError
 from gpt2cli.templates import TEMPLATES, Turn
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
+from gpt2cli.training.sft_task import collate
 
 CHAT, TOKENIZER = TEMPLATES["chat"], gpt2()
 EOT = TOKENIZER.end_of_text

@@ -178,7 +178,6 @@ def test_pickled_copy_is_equal(byte_level: BPE):
     copy = pickle.loads(pickle.dumps(byte_level))
     assert copy.fingerprint == byte_level.fingerprint and copy.name == byte_level.name
     assert copy.encode(TYPED) == byte_level.encode(TYPED) and copy.end_of_text == byte_level.end_of_text
-    assert len(pickle.dumps(gpt2())) < 200  # workers rebuild it from the table
 
 
 def test_building_is_quick():
