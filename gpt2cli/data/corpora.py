@@ -163,7 +163,6 @@ def _bundled(name: str, file: str, warning: str | None) -> FoundCorpus:
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
-    """Fetch the corpus into the cache."""
     if offline:
         raise _unavailable(corpus, "the network is forbidden (--offline)")
     path = paths.corpora() / corpus.file

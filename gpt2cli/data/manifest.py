@@ -22,7 +22,6 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
 AGAIN = "prepare the text again with --force"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-SPLITS = ("train", "validation")
 Dtype = Literal["uint16", "uint32"]
 DTYPES: dict[Dtype, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 Record = TypeVar("Record", "Journal", "TokenManifest")
@@ -105,7 +104,7 @@ class ReadPosition:
 
 @dataclass(frozen=True)
 class WriterState:
-    """How far the shards of one split are written: the finished ones, and the tokens in the open one."""
+    """The shards of one split so far: the finished ones, and the tokens in the open one."""
 
     finished: tuple[Shard, ...] = ()
     n_open: int = 0

@@ -62,11 +62,10 @@ def prepare(
     stdin_is_jsonl: bool = False,
     journal_seconds: float = JOURNAL_SECONDS,
 ) -> Generator[PrepareProgress, None, None]:
-    """Turn text into the prepared folder `out`; the phase of the last item is "done" or "nothing to do".
+    """Turn text into the prepared folder `out`; the same call continues what was interrupted.
 
-    `block` is the least number of tokens that training needs. `workers` are threads, 0 for one per
-    core. `force` replaces a prepared folder. After a kill, or if the generator is closed, the same
-    call continues.
+    `block` is the least number of tokens that training needs; `workers` are threads, 0 for one per
+    core; `force` replaces a prepared folder.
 
     Raises UsageError if `out` holds something else or was made with other settings, InputError for
     text that cannot be read, is too short or has changed, ResourceError if another process is writing
@@ -149,7 +148,6 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
 def _journal(
     out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, force: bool
 ) -> Journal | None:
-    """The journal to continue from, if any. Raises UsageError if its settings are other ones."""
     try:
         journal = read_journal(out)
         if journal:
@@ -208,7 +206,6 @@ def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
 
 
 def _tokenizer(name: str) -> Tokenizer:
-    """The tokenizer "gpt2", or that of a folder. Raises UsageError for anything else."""
     if name == "gpt2":
         return gpt2()
     if not Path(name).is_dir():
@@ -235,7 +232,7 @@ def _spooled(job: PrepareJob) -> Iterator[PrepareJob]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise UsageError for a folder with files that are not ours, which --force would delete."""
+    """A folder with files that are not ours: --force would delete them."""
     if not out.is_dir():
         return
     names = [path.name for path in out.iterdir()]

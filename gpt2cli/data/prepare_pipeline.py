@@ -1,7 +1,6 @@
 """One preparation: chunks of text -> ids (threads) -> shards in order -> manifest.json.
 
-A journal records what is on disk, and an interrupted preparation continues from it. `prepare.py`
-decides whether there is anything to do and in which folder; together they would pass 500 lines.
+A journal records what is on disk. `prepare.py` decides whether there is anything to do, and where.
 """
 
 import contextlib

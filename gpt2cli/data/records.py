@@ -1,9 +1,8 @@
 """Records in files: CSV, TSV, JSON lines, a JSON list or parquet -> each record, with its line.
 
 CSV is RFC 4180: commas, and quotes around what holds a comma, a quote or a line end. TSV is plain:
-tabs separate and a quote is a character like any other, as in the SMS Spam Collection, whose
-messages hold lone ones. The first row of CSV and TSV names the columns, or the caller does. What the
-fields mean is not known here. Texts that do not fit into memory are read by `text_reader.py`.
+tabs separate and a quote is a character like any other, as in the SMS Spam Collection. The first row
+of both names the columns, or the caller does. `text_reader.py` reads texts larger than memory.
 """
 
 import contextlib
@@ -50,9 +49,7 @@ class Table:
         return f"{self.name}:{line}"
 
     def column(self, name: str, naming: str = "") -> int:
-        """The place of a column. Raises InputError with those that there are, and with what the user
-        writes to name them, `naming`, where the first row may hold none.
-        """
+        """The place of a column. Raises InputError; `naming` is what the user writes to name columns."""
         if name in self.columns:
             return self.columns.index(name)
         there = ", ".join(map(repr, self.columns[:8])) or "nothing"

@@ -45,9 +45,9 @@ Encoder = Callable[[Sequence[TextPiece]], Ids]
 def text_chunks(
     sources: Sequence[TextSource], settings: PrepareSettings, records: list[SourceRecord]
 ) -> Iterator[TextChunk]:
-    """All chunks of all sources. Appends a record to `records` at the end of each source.
+    """All chunks of all sources: a function of their content and the settings only.
 
-    Depends on the content of the sources and the settings only, not on time or the number of workers.
+    Appends a record to `records` at the end of each source.
     """
     chunk, size, n_chunks = TextChunk(), 0, 0
     n_documents = n_validation = n_bytes = n_forced = 0
@@ -119,7 +119,7 @@ def encode_chunks(
 
 
 def encoder_for(tokenizer: Tokenizer) -> Encoder:
-    """An encoder that many threads may call at once; its ids have the dtype of the shards."""
+    """An encoder for many threads at once; its ids have the dtype of the shards."""
     dtype = dtype_for(tokenizer.n_vocab)
     encode = _bpe_encoder(tokenizer) if isinstance(tokenizer, BPE) else _plain_encoder(tokenizer)
     return lambda pieces: to_shard_dtype(encode(pieces), dtype, tokenizer.n_vocab)

@@ -46,9 +46,6 @@ class RecipeKeys:
         inside = [key.rpartition(".")[2] for key in self.all if key.rpartition(".")[0] == section]
         return ", ".join([*inside, *self.sections] if not section else inside)
 
-    def first_of(self, section: str) -> str:
-        return next(key for key in self.all if key.startswith(f"{section}."))
-
     def unknown(self, where: str, key: str) -> UsageError:
         """The error for an unknown key, with the one that was probably meant."""
         section = key.rpartition(".")[0]
@@ -68,11 +65,8 @@ class RecipeKeys:
         known = [*self.all, *self.sections]
         own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
         elsewhere = {other: name for name in known for other in OTHER_NAMES.get(name, ())}
-        every = (
-            {name.rpartition(".")[2]: name for name in reversed(known)}
-            | elsewhere
-            | {name: name for name in self.all}
-        )
+        last_words = {name.rpartition(".")[2]: name for name in reversed(known)}
+        every = last_words | elsewhere | {name: name for name in self.all}
         for names, cutoff in ((own, 0.6), (every, 0.75)):
             if close := difflib.get_close_matches(word, names, 1, cutoff):
                 return names[close[0]]

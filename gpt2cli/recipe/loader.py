@@ -120,18 +120,12 @@ def _task_of(document: Document, name: str) -> str:
     if isinstance(task, str) and task in RECIPES:
         return task
     *first, last = RECIPES
-    must = f"{', '.join(first)} or {last}"
+    where, must = f"{name}:{document.line_of(('task',))} task", f"{', '.join(first)} or {last}"
     if "task" not in document.values:
-        raise UsageError(
-            f"{name}:{document.line_of(('task',))} task: is missing",
-            f"it must be {must}",
-            "task: pretrain",
-        )
+        raise UsageError(f"{where}: is missing", f"it must be {must}", "task: pretrain")
     near = difflib.get_close_matches(str(task), RECIPES, 1, 0.5)
     raise UsageError(
-        f"{name}:{document.line_of(('task',))} task: must be {must}",
-        _quote_value(task),
-        f"did you mean {near[0]}?" if near else "",
+        f"{where}: must be {must}", _quote_value(task), f"did you mean {near[0]}?" if near else ""
     )
 
 
@@ -147,7 +141,7 @@ def _apply_overrides(overrides: Sequence[str], values: dict[str, Any], keys: Rec
             raise UsageError(
                 f"{where}: {key} is a section",
                 f"its keys are {keys.siblings(key)}",
-                f"for example {keys.first_of(key)}=...",
+                f"for example {next(name for name in keys.all if name.startswith(f'{key}.'))}=...",
             )
         if key not in keys.all:
             raise keys.unknown(where, key)

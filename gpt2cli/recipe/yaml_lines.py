@@ -1,8 +1,7 @@
 """YAML as recipes use it: bytes -> plain values, each with the line it stands on.
 
-A small, strict subset: mappings, lists and scalars. Tags, anchors, aliases, duplicate keys and
-several documents are refused, so nothing can run, nothing can explode and nothing is silently
-dropped. Which keys a recipe has is not known here.
+A small, strict subset: tags, anchors, aliases, duplicate keys and several documents are refused, so
+nothing can run, explode or be silently dropped.
 """
 
 import re

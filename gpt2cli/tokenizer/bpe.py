@@ -1,9 +1,8 @@
 """GPT-2's byte-level byte-pair encoding: tiktoken over a rank table on this disk.
 
-A vocabulary is its tokens in the order of their ids and the list of merges. GPT-2's own is
-bundled as the merges alone (make_ranks.py in the tests made it), from which tokens, vocab.json
-and merges.txt follow. Other vocabularies come from such a pair of files, checked to belong
-together. Which files a folder holds, only files.py knows.
+GPT-2's own vocabulary is bundled as its merges alone (tests/tokenizer/make_ranks.py made it), from
+which tokens, vocab.json and merges.txt follow. Others come from such a pair of files, checked to
+belong together.
 """
 
 import functools
@@ -242,11 +241,9 @@ def _checked_merges(
 def _check_ranks(
     ranks: Mapping[bytes, int], tokens: Sequence[bytes], merges: Sequence[tuple[int, int]], where: str
 ) -> None:
-    """Ranks say the same as merges exactly where each product, encoded with the ranks below its
-    own, falls into the two parts of its merge.
-
-    tiktoken joins any neighbours whose product is a token; the files name one pair for each. As
-    ranks only grow while a text is merged, no other pair of a product can meet if this holds.
+    """Ranks say the same as merges where each product, encoded with the ranks below its own, falls
+    into the two parts of its merge: tiktoken joins any neighbours whose product is a token, the files
+    name one pair for each.
     """
     for left, right in merges:
         product = tokens[left] + tokens[right]

@@ -170,14 +170,8 @@ def _config(tokenizer_class: str) -> dict[str, Any]:
 
 
 def _added(content: str) -> dict[str, Any]:
-    return {
-        "content": content,
-        "lstrip": False,
-        "normalized": False,
-        "rstrip": False,
-        "single_word": False,
-        "special": True,
-    }
+    unchanged = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": content, **unchanged, "special": True}
 
 
 def _tokenizer_json_of(tokenizer: Chars) -> dict[str, Any]:

@@ -59,10 +59,12 @@ def find_run(name: str, *, resume: bool) -> RunDir:
             f"{run.folder}: there is no run to resume", fix="drop --resume, or name the run: --name NAME"
         )
     if paths.checkpoints(run.folder) and not resume:
+        others = (run.folder.with_name(f"{run.name}-{number}") for number in itertools.count(2))
+        free = next(other.name for other in others if not other.exists())
         raise UsageError(
             f"{run.folder}: already holds a run",
             "a new run never overwrites an old one",
-            f"add --resume to continue it, or --name {_free_name(run.folder)} for a new one",
+            f"add --resume to continue it, or --name {free} for a new one",
         )
     return run
 
@@ -235,8 +237,3 @@ def _remove_new(folder: Path, before: set[str]) -> None:
     for name in set(os.listdir(folder)) - before:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _free_name(folder: Path) -> str:
-    names = (f"{folder.name}-{number}" for number in itertools.count(2))
-    return next(name for name in names if not (folder.parent / name).exists())

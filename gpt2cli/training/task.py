@@ -1,7 +1,6 @@
 """The interface of a training task: everything in which pretraining and the two fine-tunes differ.
 
-The loop and the setup know nothing of windows, labels or records. They ask the task for a model,
-for batches, for the summed loss of a batch, and to write the model. The tasks are in
+The loop and the setup know nothing of windows, labels or records. The tasks are in
 `pretrain_task.py`, `classify_task.py` and `sft_task.py`.
 """
 
