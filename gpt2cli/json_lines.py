@@ -142,6 +142,6 @@ def _hold(descriptor: int, path: Path) -> None:
     except BlockingIOError:
         raise ResourceError(
             f"{path}: another process writes in it",
-            "two judges in one file would ask everything twice",
+            "two writers in one file would do everything twice",
             "wait for it, or name another file",
         ) from None
