@@ -172,7 +172,7 @@ def test_a_task_that_is_none(refused: Refused, small: str) -> None:
             "data: [a]\n",
             "x.yaml:3 data: must be a section of `key: value` lines",
         ),
-        ("size: 124M", "size: {a: b}", "x.yaml:6 model.size: must be text; put it in quotes"),
+        ("size: 124M", "size: {a: b}", "x.yaml:6 model.size: must be 124M, 355M, 774M or 1558M"),
     ],
 )
 def test_contradictions_and_gaps(old: str, new: str, what: str, refused: Refused, small: str) -> None:
