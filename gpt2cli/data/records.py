@@ -175,10 +175,17 @@ def kind_of(value: Any) -> str:
 
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, a batch of them in memory. Raises InputError for a missing column."""
-    require_pyarrow(path)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    """The rows of a parquet file, a batch of them in memory.
+
+    Raises InputError for a missing column, UsageError without pyarrow.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UsageError(
+            f"{path}: parquet needs pyarrow", "it is not installed here", "pip install pyarrow"
+        ) from None
 
     files.open_regular(path).close()
     try:
@@ -194,16 +201,6 @@ def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
                 yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a readable parquet file", str(error)) from None
-
-
-def require_pyarrow(path: Path) -> None:
-    """Raises UsageError where parquet cannot be read."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            f"{path}: parquet needs pyarrow", "it is not installed here", "pip install pyarrow"
-        ) from None
 
 
 def _json_lines(text: str, path: Path, fix: str = ONE_PER_LINE) -> Iterator[tuple[int, Any]]:

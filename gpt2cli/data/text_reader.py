@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from gpt2cli import files
 from gpt2cli.data.input_files import TextSource
-from gpt2cli.data.records import kind_of, parquet_rows, require_pyarrow, text_field
+from gpt2cli.data.records import kind_of, parquet_rows, text_field
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import parse_json
 
@@ -52,9 +52,6 @@ class SourceReader:
     def __init__(self, source: TextSource, fields: Sequence[str]) -> None:
         self.source = source
         self._fields = fields
-        if source.kind == "parquet":
-            assert source.path is not None
-            require_pyarrow(source.path)
         self._raw = _Hashing(files.open_regular(source.path) if source.path else sys.stdin.buffer)
 
     @property
