@@ -77,7 +77,7 @@ def train(
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    with runs.start_run(run) as begin:
+    with runs.start_run(run):
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
         if (
@@ -94,7 +94,6 @@ def train(
 
             def record() -> None:
                 _record(run, session, checkpoint, given, origin)
-                begin()
 
             _train(command, session, run, stop, record)
 

@@ -28,10 +28,9 @@ class Response:
     key: str
 
 
-def read_responses(path: Path, key: str | None = None) -> list[Response]:
-    """The responses of a file, of one key if given, without incomplete or foreign lines."""
-    found = json_lines.read_ledger(path, _response).values
-    return [response for response in found if key in (None, response.key)]
+def read_responses(path: Path) -> list[Response]:
+    """The responses of a file, without incomplete or foreign lines."""
+    return list(json_lines.read_ledger(path, _response).values)
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """The text of one row as its ids arrive, up to end-of-text or a stop string.
 
-Ids come from engine.py, incomplete characters wait in tokenizer/stream.py, and ui/console.py makes text safe
-for a terminal.
+Ids come from engine.py; halves of characters wait in tokenizer/base.py. What is safe to show
+on a terminal is decided in ui/console.py.
 """
 
 from collections.abc import Sequence
 
-from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.stream import TextStream
+from gpt2cli.tokenizer.base import TextStream, Tokenizer
 
 
 class Continuation:
