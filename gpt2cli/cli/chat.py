@@ -1,6 +1,7 @@
 """`gpt2 chat`: its options, and where messages come from: a line editor, a terminal or a pipe."""
 
 import codecs
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -22,6 +23,9 @@ from gpt2cli.cli.options import (
     TopKOption,
     TopPOption,
 )
+from gpt2cli.errors import UsageError
+from gpt2cli.paths import gpt2_home
+from gpt2cli.ui.console import err, is_terminal, out
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -39,10 +43,7 @@ PLAIN_KEYS = "a backslash adds a line, Ctrl-C ends a reply, Ctrl-D the program"
 def chat(
     model: ModelArgument = None,
     system: Annotated[
-        str | None,
-        typer.Option(
-            "--system", metavar="TEXT", help="System prompt: who the model should be.", show_default=False
-        ),
+        str | None, typer.Option("--system", metavar="TEXT", help="System prompt: who the model should be.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Limit of a reply.")] = 256,
     temperature: TemperatureOption = None,
@@ -62,20 +63,13 @@ def chat(
     Prints only replies to stdout, or with --json one object per line.
     The rest goes to stderr.
     """
-    import contextlib
-
-    from gpt2cli.errors import UsageError
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.spinner import echo_off, waiting
 
     if sys.stdin is None:  # closed by the parent process
         raise UsageError("there is nothing to answer", "stdin is closed", "start gpt2 chat in a terminal")
     screen = _screen()
     with echo_off() if screen else contextlib.nullcontext():
-        with (
-            preloading(model) as folder,
-            waiting(err(), f"loading {folder}", delay=0) as end,
-        ):
+        with preloading(model) as folder, waiting(err(), f"loading {folder}", delay=0) as end:
             from gpt2cli.generation.chat_settings import ChatSettings
 
             sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
@@ -94,8 +88,6 @@ def chat(
 
 def _screen() -> TextIO | None:
     """The terminal for a line editor: stdin is one, and so is a stream that shows what is typed; or None."""
-    from gpt2cli.ui.console import err, is_terminal, out
-
     if not sys.stdin.isatty():
         return None
     streams = ((err(), sys.stderr), (out(), sys.stdout))
@@ -112,8 +104,6 @@ def _begin(loaded: "LoadedModel", system: str | None, settings: "ChatSettings") 
 
 def _source(screen: TextIO | None) -> tuple[MessageSource, str]:
     """Where messages come from, and its keys in words."""
-    from gpt2cli.paths import gpt2_home
-
     if screen:
         from gpt2cli.ui.line_editor import LineEditor
 
@@ -131,8 +121,6 @@ class _Lines:
         self._prompt, self._is_begun, self._is_over = prompt, False, False
 
     def read(self) -> str:
-        from gpt2cli.ui.console import err
-
         if not self._prompt:
             return self._line()
         prompt = self._prompt

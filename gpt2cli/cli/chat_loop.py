@@ -10,7 +10,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from gpt2cli.cli import chat_commands
+from gpt2cli.cli.failures import explain
 from gpt2cli.cli.signals import install
+from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.files import write_json
+from gpt2cli.json_files import read_json
+from gpt2cli.ui.console import err, print_error
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -83,9 +88,7 @@ class ChatLoop:
 
     def run(self, source: MessageSource) -> int:
         """Runs until the end of the source or /exit. Through a pipe the first error sets the exit code."""
-        from gpt2cli.errors import DivergedError, Gpt2Error
         from gpt2cli.ui import chat
-        from gpt2cli.ui.console import print_error
 
         code, hint = 0, "Ctrl-D or /exit leaves"
         while True:
@@ -135,8 +138,6 @@ class ChatLoop:
         return self.conversation.retry(stop)
 
     def _continue(self, argument: str, stop: "Stop") -> "Iterator[ChatEvent]":
-        from gpt2cli.errors import UsageError
-
         if self.conversation.template:
             raise UsageError(
                 "/continue: this model has a chat template", "only a model without one continues text"
@@ -146,7 +147,6 @@ class ChatLoop:
     def _answer(self, ask: "Iterator[ChatEvent]", signals: Signals) -> None:
         from gpt2cli.generation.chat_session import ReplyDone, TextDelta
         from gpt2cli.ui.chat import ReplyView
-        from gpt2cli.ui.console import err
         from gpt2cli.ui.spinner import waiting
 
         view = ReplyView(self.conversation.settings["seed"], self.is_terminal, self.as_json)
@@ -185,7 +185,6 @@ class ChatLoop:
         note(f"forgotten: {quoted(self.conversation.undo().question)}")
 
     def _set(self, argument: str) -> None:
-        from gpt2cli.errors import UsageError
         from gpt2cli.ui.chat import note
 
         name, value = chat_commands.parse_setting(argument, self.conversation.settings)
@@ -222,8 +221,6 @@ class ChatLoop:
         note("there is no system prompt" if system is None else f"system prompt: {system}")
 
     def _save(self, argument: str) -> None:
-        from gpt2cli.errors import UsageError
-        from gpt2cli.files import write_json
         from gpt2cli.ui.chat import note
 
         name, force = chat_commands.parse_save(argument)
@@ -240,7 +237,6 @@ class ChatLoop:
         note(f"saved {_turns(self.conversation)} in {path}")
 
     def _load(self, argument: str) -> None:
-        from gpt2cli.json_files import read_json
         from gpt2cli.ui.chat import LONGEST_NAME, note, quoted
 
         path = _path(argument)
@@ -278,14 +274,10 @@ _DO: dict[str, Callable[[ChatLoop, str], None]] = {
 
 
 def too_long(what: str) -> "Gpt2Error":
-    from gpt2cli.errors import InputError
-
     return InputError(f"{what} is longer than 1 MiB", "no context is that long", "shorten it")
 
 
 def _path(name: str) -> Path:
-    from gpt2cli.errors import UsageError
-
     if "\0" in name:
         raise UsageError("a file's name cannot hold a NUL byte")
     return Path(os.path.expanduser(name))
@@ -299,8 +291,6 @@ def _turns(conversation: "Conversation") -> str:
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
     """Reports errors of the operating system like every command, and the conversation goes on."""
-    from gpt2cli.cli.failures import explain
-
     try:
         yield
     except OSError as error:

@@ -1,9 +1,16 @@
 """The model that a command line names: its folder, and the model loaded and ready to decode."""
 
 import contextlib
+import gc
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gpt2cli.errors import InputError
+from gpt2cli.paths import canonical_size, find_model, is_model
+from gpt2cli.ui.console import err, printable
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -16,10 +23,6 @@ def find_folder(name: str | None) -> Path:
 
     Raises InputError, for the name of a file too.
     """
-    from gpt2cli.errors import InputError
-    from gpt2cli.paths import find_model
-    from gpt2cli.ui.console import err, printable
-
     if name is None:
         folder = find_model(None)
         err().print(printable(f"model: {folder}"), style="faint")
@@ -38,8 +41,6 @@ def preloading(name: str | None) -> Iterator[Path]:
     Meanwhile another thread reads the weights into the page cache, and Python's garbage collector is
     off: it would scan all that torch imports a hundred times, 0.2 s, and find nothing to free.
     """
-    import gc
-
     from gpt2cli.checkpoints.safetensors_bytes import reading_ahead
 
     folder = find_folder(name)
@@ -70,7 +71,6 @@ def load_for_decoding(
     `before_build` is called before a build, which has a line of its own on the terminal.
     """
     from gpt2cli.generation.load import load_for_decoding
-    from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.progress import show_compiling
 
     def notice(sentence: str, kind: str) -> None:
@@ -98,8 +98,6 @@ def sampling_options(
     seed: int | None,
 ) -> "SamplingOptions":
     """What was given on the command line, for the rest the defaults, and a seed by chance."""
-    import secrets
-
     from gpt2cli.generation.sampling import SamplingOptions
 
     given = {
@@ -114,11 +112,6 @@ def sampling_options(
 
 
 def _refuse_file(name: str) -> None:
-    import os
-
-    from gpt2cli.errors import InputError
-    from gpt2cli.paths import canonical_size, is_model
-
     path = Path(os.path.expanduser(name))
     if canonical_size(name) or not os.path.isfile(path):
         return

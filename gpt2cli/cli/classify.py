@@ -1,11 +1,19 @@
 """`gpt2 classify`: texts in, labels and probabilities out."""
 
+import csv
+import io
+import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.paths import find_model
+from gpt2cli.ui.console import err, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +26,7 @@ LONGEST_LINE = 1 << 26  # bytes; no context is that long, and a pipe may never e
 FEW = 200  # texts; fewer are done before a bar could be read
 UNSURE = "unsure"
 STDIN = Path("-")
-ADDED = (
-    "label",
-    "probability",
-)  # added columns, as "predicted_label" where names are taken
+ADDED = ("label", "probability")  # added columns, as "predicted_label" where names are taken
 
 
 def classify(
@@ -29,14 +34,10 @@ def classify(
         str, typer.Argument(metavar="MODEL", help="A run of finetune-classify, a folder or a name.")
     ],
     texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TEXT", help="The texts; without any, the lines of stdin."),
+        list[str] | None, typer.Argument(metavar="TEXT", help="The texts; without any, the lines of stdin.")
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file", "-f", help="Read texts from a file, one per line; -: stdin.", show_default=False
-        ),
+        Path | None, typer.Option("--file", "-f", help="Read texts from a file, one per line; -: stdin.")
     ] = None,
     column: Annotated[
         str | None,
@@ -44,7 +45,6 @@ def classify(
             "--column",
             metavar="NAME",
             help="Read --file as CSV, TSV or JSONL with the text in this column; prints CSV.",
-            show_default=False,
         ),
     ] = None,
     columns: Annotated[
@@ -53,7 +53,6 @@ def classify(
             "--columns",
             metavar="NAME,NAME",
             help="Names of all columns, for a CSV or TSV file without a header.",
-            show_default=False,
         ),
     ] = None,
     threshold: Annotated[
@@ -63,7 +62,6 @@ def classify(
             metavar="P",
             help="Print 'unsure' where the most likely label has a probability below P (nothing in CSV, null"
             " in JSON). With two labels it is at least 0.5.",
-            show_default=False,
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -76,8 +74,6 @@ def classify(
     Prints one line per text: label, probability and text, separated by tabs;
     or with --json an object with the probability of every label.
     """
-    from gpt2cli.errors import UsageError
-
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is {threshold:g}", "a probability is from 0 to 1")
     if file is not None and texts:
@@ -111,10 +107,6 @@ class _Writer:
     """Writes answers to stdout as they come: as lines, CSV or JSON."""
 
     def __init__(self, threshold: float, as_json: bool) -> None:
-        import sys
-
-        from gpt2cli.ui.console import printable
-
         self._threshold, self._as_json = threshold, as_json
         self._shown: Callable[[str], str] = printable if sys.stdout.isatty() else str
         self._n_cut, self._limit = 0, 0
@@ -141,8 +133,6 @@ class _Writer:
             self._line(_csv([*row.values, label, f"{answer.probabilities[answer.best]:.4f}"]))
 
     def end(self) -> None:
-        from gpt2cli.ui.console import err
-
         if self._n_cut:
             err().print(
                 f"note: {self._n_cut:,} text{'s were' if self._n_cut > 1 else ' was'} longer than"
@@ -153,7 +143,6 @@ class _Writer:
         self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
     ) -> "Iterator[LabelPrediction]":
         from gpt2cli.generation import label_texts
-        from gpt2cli.ui.console import err
         from gpt2cli.ui.progress import counting, track
 
         self._limit = loaded.max_tokens
@@ -168,14 +157,10 @@ class _Writer:
         return answer.probabilities[answer.best] < self._threshold
 
     def _row(self, text: str, answer: "LabelPrediction", loaded: "LoadedClassifier") -> str:
-        from gpt2cli.ui.console import printable
-
         label = UNSURE if self._is_unsure(answer) else _one_line(printable(loaded.labels[answer.best]))
         return f"{label}\t{answer.probabilities[answer.best]:.4f}\t{_one_line(printable(text))}"
 
     def _object(self, text: str, answer: "LabelPrediction", loaded: "LoadedClassifier") -> str:
-        import json
-
         value = {
             "text": text,
             "label": None if self._is_unsure(answer) else loaded.labels[answer.best],
@@ -185,17 +170,13 @@ class _Writer:
         return json.dumps(value, ensure_ascii=True)
 
     def _line(self, text: str) -> None:
-        import sys
-
         sys.stdout.write(self._shown(text) + "\n")
         sys.stdout.flush()
 
 
 def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassifier":
     from gpt2cli.checkpoints.classifier import load_classifier
-    from gpt2cli.paths import find_model
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.console import err
 
     folder = find_model(name)
     runtime = choose_runtime(device, precision, threads)
@@ -209,7 +190,6 @@ def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassi
 def _refuse_tables(file: Path | None, columns: str | None) -> None:
     """Raise UsageError for a table without --column."""
     from gpt2cli.data.records import kind_by_name
-    from gpt2cli.errors import UsageError
 
     if columns is not None or (file is not None and kind_by_name(file)):
         raise UsageError(
@@ -223,8 +203,6 @@ def _refuse_tables(file: Path | None, columns: str | None) -> None:
 
 def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
     """The names in --columns; none where it is not given."""
-    from gpt2cli.errors import UsageError
-
     if columns is None:
         return ()
     names = tuple(name.strip() for name in columns.split(","))
@@ -244,30 +222,19 @@ def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
 
 
 def _require_stdin() -> None:
-    import sys
-
-    from gpt2cli.errors import UsageError
-
     if sys.stdin is None:  # closed by the parent process
         raise UsageError("there are no texts", "stdin is closed", "gpt2 classify MODEL TEXT, or --file FILE")
 
 
 def _say_if_typed() -> None:
     """Without a word, the user and the program would wait for each other."""
-    import sys
-
-    from gpt2cli.ui.console import err
-
     if sys.stdin.isatty():
         err().print("reading lines from the terminal; Ctrl-D ends")
 
 
 def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table, int]":
     """The table, and the index of its text column, which no row lacks."""
-    import sys
-
     from gpt2cli.data.records import read_table
-    from gpt2cli.errors import InputError
 
     # A file without a header has the labels first, like the SMS Spam Collection.
     usual = ("label", column) if column != "label" else ()
@@ -294,11 +261,6 @@ def _lines_of(file: Path) -> list[str]:
 
 def _arriving_lines() -> "Iterator[list[str]]":
     """Lines of stdin in groups, each as soon as it arrives. Invalid UTF-8 becomes U+FFFD."""
-    import os
-    import sys
-
-    from gpt2cli.errors import InputError
-
     _say_if_typed()
     pending = b""
     while block := os.read(sys.stdin.fileno(), 1 << 16):
@@ -317,8 +279,6 @@ def _decoded(line: bytes) -> str:
 
 def _added(table: "Table") -> tuple[str, ...]:
     """Names of the two added columns. Raises InputError if all are taken."""
-    from gpt2cli.errors import InputError
-
     for names in (ADDED, tuple(f"predicted_{name}" for name in ADDED)):
         if not set(names) & set(table.columns):
             return names
@@ -330,9 +290,6 @@ def _added(table: "Table") -> tuple[str, ...]:
 
 
 def _csv(values: "Sequence[str | None]") -> str:
-    import csv
-    import io
-
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(["" if value is None else value for value in values])
     return line.getvalue()

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gpt2cli import paths
 from gpt2cli.cli.options import JsonOption, OfflineOption
+from gpt2cli.errors import Gpt2Error, InputError, ServiceError, UsageError
+from gpt2cli.json_files import read_json_object
+from gpt2cli.ui.console import err, out, print_json, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,25 +30,21 @@ def download(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME",
-            help="124M, 355M, 774M, 1558M, or owner/name on the Hugging Face hub.",
-            show_default=False,
+            metavar="NAME", help="124M, 355M, 774M, 1558M, or owner/name on the Hugging Face hub."
         ),
     ] = None,
     source: Annotated[
         Literal["openai", "hf"] | None,
-        typer.Option("--source", help="Where from; by default openai, then hf.", show_default=False),
+        typer.Option("--source", help="Where from; by default openai, then hf."),
     ] = None,
     base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", help="A mirror with either layout; gets no token.", show_default=False),
+        str | None, typer.Option("--base-url", help="A mirror with either layout; gets no token.")
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
             "--revision",
             help="Branch, tag or commit of the hub repository; the model is then called NAME@REVISION.",
-            show_default=False,
         ),
     ] = None,
     list_sizes: Annotated[
@@ -68,12 +68,10 @@ def download(
     A model that is here is not downloaded again;
     --force replaces one that came from another --source or --base-url.
     """
-    from gpt2cli import paths
     from gpt2cli.cli import download_request as asked
     from gpt2cli.hub.downloads import Request, command
     from gpt2cli.hub.inventory import origin_of
     from gpt2cli.hub.registry import SIZES
-    from gpt2cli.ui.console import err, printable
 
     if list_sizes:
         _list(as_json)
@@ -129,9 +127,7 @@ def _fetch(
     console: "Console",
 ) -> "Downloaded":
     """The files, from the first source that serves them."""
-    from gpt2cli.errors import ServiceError
     from gpt2cli.hub.downloads import download_hub, download_openai
-    from gpt2cli.ui.console import printable
     from gpt2cli.ui.progress import downloading, finish
 
     failed: list[ServiceError] = []
@@ -157,16 +153,12 @@ def _fetch(
 
 
 def _say_fetched(fetched: "Downloaded", console: "Console") -> None:
-    from gpt2cli.ui.console import printable
-
     who = {"openai": "OpenAI's files", "hf": "the hub's files"}[fetched.origin.source]
     amount = f"{len(fetched.files)} of them, {fetched.n_bytes / 1e6:,.1f} MB"
     console.print(printable(f"{who} are here: {amount}, {fetched.origin.address}"), style="good")
 
 
 def _say_here(name: str, origin: "Origin | None", console: "Console") -> None:
-    from gpt2cli.ui.console import printable
-
     where = f", from {origin.address}" if origin else ""
     console.print(printable(f"{name} is here already{where}: --verify compares it, --force fetches it anew."))
 
@@ -187,9 +179,7 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
     Returns the receipt; that of another process where it made the same model in the meantime.
     """
     from gpt2cli.convert.pipeline import ConvertOptions, convert
-    from gpt2cli.errors import Gpt2Error, InputError
     from gpt2cli.hub.inventory import discard
-    from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.progress import converting, finish
 
     try:
@@ -219,12 +209,7 @@ def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -
 
     Raises UsageError where it was made of others.
     """
-
-    from gpt2cli import paths
-    from gpt2cli.errors import UsageError
     from gpt2cli.hub.inventory import RECEIPT, is_made_of, origin_of
-    from gpt2cli.json_files import read_json_object
-    from gpt2cli.ui.console import err
 
     if not paths.is_model(model):
         return None
@@ -235,11 +220,8 @@ def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -
 
 
 def _list(as_json: bool) -> None:
-
-    from gpt2cli import paths
     from gpt2cli.hub.inventory import is_begun, is_here
     from gpt2cli.hub.registry import SIZES, openai_files
-    from gpt2cli.ui.console import out, print_json
 
     rows: list[dict[str, Any]] = [
         {
@@ -267,12 +249,8 @@ def _list(as_json: bool) -> None:
 def _verify(
     name: str, revision: str | None, sources: tuple[str, ...], base_url: str | None, as_json: bool
 ) -> None:
-
-    from gpt2cli import paths
-    from gpt2cli.errors import UsageError
     from gpt2cli.hub.downloads import model_name
     from gpt2cli.hub.inventory import verify
-    from gpt2cli.ui.console import err, out, print_json, printable
 
     if base_url:
         raise UsageError(
@@ -292,9 +270,6 @@ def _verify(
 
 
 def _print_result(as_json: bool, result: dict[str, Any], path: Path) -> None:
-
-    from gpt2cli.ui.console import out, print_json, printable
-
     if as_json:
         print_json(result)
     else:

@@ -1,5 +1,6 @@
 """`gpt2 evaluate`: models and a text in, a table of losses and perplexities out."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,9 @@ import typer
 
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import DeviceOption, JsonOption, OfflineOption, PrecisionOption, ThreadsOption
+from gpt2cli.files import sha256_of
+from gpt2cli.paths import is_adapter
+from gpt2cli.ui.console import err, out, print_json, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,11 +26,7 @@ WIKITEXT2 = "wikitext-2-test"
 def evaluate(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Runs, model folders or names; by default the newest model.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="MODEL", help="Runs, model folders or names; by default the newest model."),
     ] = None,
     on: Annotated[
         str, typer.Option("--on", metavar="TEXT", help="A corpus by name, or a text file.")
@@ -46,8 +46,7 @@ def evaluate(
         ),
     ] = None,
     batch: Annotated[
-        int | None,
-        typer.Option("--batch", min=1, help="Windows per batch.", show_default="by their length"),
+        int | None, typer.Option("--batch", min=1, help="Windows per batch.", show_default="by their length")
     ] = None,
     as_json: JsonOption = False,
     offline: OfflineOption = False,
@@ -62,7 +61,6 @@ def evaluate(
     """
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.console import out
     from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
 
     named = [(name, find_folder(name)) for name in models or ()]
@@ -92,11 +90,8 @@ def evaluate(
 
 def _read(found: "FoundCorpus") -> "tuple[str, str]":
     """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
-    from contextlib import closing
-
     from gpt2cli.data.input_files import TextSource
     from gpt2cli.data.text_reader import SourceReader
-    from gpt2cli.files import sha256_of
 
     (path,) = found.paths
     with closing(SourceReader(TextSource(str(path), path, "text", gzipped=False), ())) as reading:
@@ -126,7 +121,6 @@ def _tasks(
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
     from gpt2cli.convert.merge_lora import find_base
     from gpt2cli.evaluation.perplexity import encode_text, sliding_window_for
-    from gpt2cli.paths import is_adapter
     from gpt2cli.tokenizer.files import load_tokenizer
 
     tasks, texts = [], {}
@@ -144,7 +138,6 @@ def _tasks(
 def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "EvaluationRow":
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import scoring, track
     from gpt2cli.ui.tables import EvaluationRow
 
@@ -171,8 +164,6 @@ def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Evaluati
 
 def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
     """One object per line."""
-    from gpt2cli.ui.console import print_json
-
     facts = {
         "model": row.model,
         "folder": str(folder),
@@ -198,6 +189,4 @@ def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runt
 
 def _say(text: str) -> None:
     """A line on stderr, safe for a terminal whatever is in it."""
-    from gpt2cli.ui.console import err, printable
-
     err().print(printable(text))

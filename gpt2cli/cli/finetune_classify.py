@@ -1,9 +1,12 @@
 """`gpt2 finetune-classify`: fine-tunes a classifier, and reports its scores on the test split."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gpt2cli import files
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
@@ -15,6 +18,10 @@ from gpt2cli.cli.train_command import (
     say,
     train,
 )
+from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_json_object
+from gpt2cli.paths import best_checkpoint
+from gpt2cli.ui.console import err
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,20 +90,15 @@ def _open_task(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[Class
 
 
 def _hint(session: "TrainingSetup", run: "RunDir") -> str:
-    import shlex
-
     return f"gpt2 classify {shlex.quote(str(run.folder))} 'a text'"
 
 
 def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
     """Evaluate the best checkpoint on the test split: a table, report.json and confusion.png."""
-    from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import classification_metrics
     from gpt2cli.generation.label_texts import label_probabilities
-    from gpt2cli.paths import best_checkpoint
     from gpt2cli.training.classify_task import ClassifyTask
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.plots import plot_confusion
     from gpt2cli.ui.tables import print_classes
 
@@ -134,8 +136,6 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
 
 
 def _as_report(scores: "ClassificationMetrics", labels: tuple[str, ...]) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         "accuracy": scores.accuracy,
         "macro_f1": scores.macro_f1,
@@ -147,10 +147,6 @@ def _as_report(scores: "ClassificationMetrics", labels: tuple[str, ...]) -> dict
 
 def _is_reported(run: "RunDir") -> bool:
     """Whether there is a report, and of the checkpoint that is now the best."""
-    from gpt2cli.errors import InputError
-    from gpt2cli.json_files import read_json_object
-    from gpt2cli.paths import best_checkpoint
-
     try:
         report = read_json_object(run.folder / REPORT)
     except InputError:

@@ -4,11 +4,14 @@ Writes an answer after each evaluation to samples.txt, and at the end responses.
 """
 
 import contextlib
+import hashlib
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli import paths
+from gpt2cli import files, paths
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
@@ -20,6 +23,10 @@ from gpt2cli.cli.train_command import (
     say,
     train,
 )
+from gpt2cli.errors import DivergedError, Gpt2Error
+from gpt2cli.files import sha256_of
+from gpt2cli.json_files import read_json_object
+from gpt2cli.ui.console import err
 
 if TYPE_CHECKING:
     from gpt2cli.evaluation.responses import Response
@@ -99,8 +106,6 @@ def _open_task(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTa
 
 
 def _hint(session: "TrainingSetup", run: "RunDir") -> str:
-    import shlex
-
     return f"head -n 3 {shlex.quote(str(run.folder / paths.RESPONSES))}"
 
 
@@ -108,7 +113,6 @@ def _answer_one(
     session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]
 ) -> None:
     """Answer a record of the validation split, to the screen and samples.txt."""
-    from gpt2cli.errors import DivergedError
     from gpt2cli.generation.batch import answer_batch
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.run_dir import add_sample
@@ -141,7 +145,6 @@ def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]
     from gpt2cli.generation.batch import answer_prompts
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.sft_task import SftTask
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import counting, track
 
     task = session.task
@@ -182,7 +185,6 @@ def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]
 
 def _best_model(session: "TrainingSetup", best: Path) -> Any:
     """In fp32: in half precision the other rows of a batch can change a close choice."""
-
     from gpt2cli.model.lora import merge_lora
 
     model = session.task.saved_model(best, session.attention)
@@ -208,17 +210,11 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
 
 def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
     """Measure and report the answers; scores.json is written last and marks them as complete."""
-    from gpt2cli import files
     from gpt2cli.evaluation.rouge import rouge
 
     n, n_ended = len(responses), sum(response.ended for response in responses)
     n_stop = sum(response.finish_reason == "stop" for response in responses)
-    scores: dict[str, Any] = {
-        **about,
-        "responses": n,
-        "ended": n_ended,
-        "ended_by_stop_text": n_stop,
-    }
+    scores: dict[str, Any] = {**about, "responses": n, "ended": n_ended, "ended_by_stop_text": n_stop}
     said = f"{n_ended} of {n} answers end by themselves ({n_ended / n:.0%})"
     if n_stop:
         said += f", {n_stop} of them by a stop text"
@@ -232,10 +228,7 @@ def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any],
 
 def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
     """Whether all the answers and scores that this recipe asks for are there."""
-    from gpt2cli import files
-    from gpt2cli.errors import Gpt2Error
     from gpt2cli.evaluation.rouge import ROUGE_TYPES
-    from gpt2cli.json_files import read_json_object
 
     try:
         scores = read_json_object(run.folder / SCORES)
@@ -253,11 +246,7 @@ def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
 
 def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
     """A hash of the weights, the test split and the options: when one changes, all is answered again."""
-    import hashlib
-    import json
-
     from gpt2cli.checkpoints.folder import MANIFEST
-    from gpt2cli.files import sha256_of
 
     asked = recipe.eval
     facts = {

@@ -1,6 +1,7 @@
 """`gpt2 inspect`: a model in; its modules, tensors and activations out."""
 
 import math
+import os
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2cli.cli.choose_model import find_folder
-from gpt2cli.cli.options import JsonOption, ModelArgument
+from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.files import require_writable
+from gpt2cli.ui.console import err, print_json, printable
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.info import ModelInfo, TensorInfo
@@ -29,12 +33,7 @@ def inspect(
     ] = False,
     prompt: Annotated[
         str | None,
-        typer.Option(
-            "--prompt",
-            "-p",
-            help="Show the activations of a forward pass over this text.",
-            show_default=False,
-        ),
+        typer.Option("--prompt", "-p", help="Show the activations of a forward pass over this text."),
     ] = None,
     top: Annotated[
         int | None,
@@ -43,18 +42,13 @@ def inspect(
         ),
     ] = None,
     attention: Annotated[
-        Path | None,
-        typer.Option(
-            "--attention", help="With --prompt: draw the attention weights to a PNG.", show_default=False
-        ),
+        Path | None, typer.Option("--attention", help="With --prompt: draw the attention weights to a PNG.")
     ] = None,
     layer: Annotated[
-        int | None,
-        typer.Option("--layer", help="With --attention: draw only this layer, from 0.", show_default=False),
+        int | None, typer.Option("--layer", help="With --attention: draw only this layer, from 0.")
     ] = None,
     head: Annotated[
-        int | None,
-        typer.Option("--head", help="With --attention: draw only this head, from 0.", show_default=False),
+        int | None, typer.Option("--head", help="With --attention: draw only this head, from 0.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,8 +96,6 @@ def _check_options(
     prompt: str | None, top: int | None, attention: Path | None, layer: int | None, head: int | None
 ) -> None:
     """Raise UsageError for options that do not go together, before any file is opened."""
-    from gpt2cli.errors import UsageError
-
     given = {"--attention": attention, "--top": top, "--layer": layer, "--head": head}
     for option, needed in (
         ("--attention", "--prompt"),
@@ -121,11 +113,6 @@ def _plan_picture(
     config: "GPT2Config", path: Path | None, layer: int | None, head: int | None
 ) -> _Picture | None:
     """What to draw, checked against the model and the disk."""
-    import os
-
-    from gpt2cli.errors import InputError, UsageError
-    from gpt2cli.files import require_writable
-
     if path is None:
         return None
     chosen = []
@@ -142,7 +129,6 @@ def _plan_picture(
 def _numbers(summary: "ModelInfo") -> "list[TensorInfo]":
     """The statistics of every tensor; aligned columns need all of them first."""
     from gpt2cli.checkpoints.info import tensor_statistics
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import counting, track
 
     n = sum(summary.dtypes.values())
@@ -153,7 +139,6 @@ def _watch(folder: Path, prompt: str, *, draw: bool) -> "ForwardTrace":
     """One forward pass over the prompt, with the attention of as many tokens as a picture holds."""
     import torch
 
-    from gpt2cli.cli.options import encode_prompt
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.generation.activations import trace_forward
     from gpt2cli.ui.attention_map import MOST_TOKENS
@@ -165,7 +150,6 @@ def _watch(folder: Path, prompt: str, *, draw: bool) -> "ForwardTrace":
 
 def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> None:
     from gpt2cli.ui.attention_map import draw_attention
-    from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.inspect import token_text
 
     n_drawn = anatomy.attention.shape[-1]
@@ -202,8 +186,6 @@ def _print_json(
     picture: _Picture | None,
 ) -> None:
     """One object. NaN and infinity become null."""
-    from gpt2cli.ui.console import print_json
-
     proved = bool(numbers) or anatomy is not None
     content = _model(summary, proved) | {
         "lineage": asdict(lineage) | {"run": lineage.run and str(lineage.run)}

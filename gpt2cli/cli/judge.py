@@ -8,6 +8,8 @@ import typer
 from gpt2cli.cli.judge_report import grade_facts, judge_facts, nothing_scored, pair_facts
 from gpt2cli.cli.judge_target import EXAMPLE, kept_of, newest_responses, responses_of, server_of
 from gpt2cli.cli.options import JsonOption
+from gpt2cli.errors import ServiceError, UsageError
+from gpt2cli.ui.console import err, out, print_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,14 +26,10 @@ def judge(
             metavar="TARGET",
             help="A run, a model folder or a file of responses; by default the newest run with responses."
             " Two are compared with each other.",
-            show_default=False,
         ),
     ] = None,
     ollama: Annotated[
-        str | None,
-        typer.Option(
-            "--ollama", metavar="NAME", help="The judge: a model that Ollama serves.", show_default=False
-        ),
+        str | None, typer.Option("--ollama", metavar="NAME", help="The judge: a model that Ollama serves.")
     ] = None,
     base_url: Annotated[
         str | None,
@@ -39,14 +37,10 @@ def judge(
             "--base-url",
             metavar="URL",
             help="The judge's server, OpenAI-compatible; its key comes from OPENAI_API_KEY.",
-            show_default=False,
         ),
     ] = None,
     judge_model: Annotated[
-        str | None,
-        typer.Option(
-            "--judge-model", metavar="NAME", help="The judge: a model at --base-url.", show_default=False
-        ),
+        str | None, typer.Option("--judge-model", metavar="NAME", help="The judge: a model at --base-url.")
     ] = None,
     seed: Annotated[
         int | None,
@@ -55,12 +49,10 @@ def judge(
         ),
     ] = None,
     parallel: Annotated[
-        int | None,
-        typer.Option("--parallel", help="Requests at the same time.", show_default="4"),
+        int | None, typer.Option("--parallel", help="Requests at the same time.", show_default="4")
     ] = None,
     timeout: Annotated[
-        float | None,
-        typer.Option("--timeout", metavar="SECONDS", help="Per attempt.", show_default="300"),
+        float | None, typer.Option("--timeout", metavar="SECONDS", help="Per attempt.", show_default="300")
     ] = None,
     out: Annotated[
         Path | None,
@@ -69,7 +61,6 @@ def judge(
             metavar="FILE",
             help="Where to keep the judgements; by default judgements.jsonl in the run, or"
             " NAME.judgements.jsonl beside a file NAME.json.",
-            show_default=False,
         ),
     ] = None,
     fresh: Annotated[
@@ -79,8 +70,7 @@ def judge(
         bool, typer.Option("--retry", help="Ask again where the judgement is unscored or truncated.")
     ] = False,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", metavar="N", help="Judge only the first N responses.", show_default=False),
+        int | None, typer.Option("--limit", metavar="N", help="Judge only the first N responses.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,7 +79,6 @@ def judge(
     If interrupted, run the same command again to continue.
     Prints a table to stdout, or with --json one object.
     """
-    from gpt2cli.errors import UsageError
     from gpt2cli.judge.client import TIMEOUT
     from gpt2cli.judge.runner import N_PARALLEL, SEED, JudgeOptions
 
@@ -120,18 +109,12 @@ def judge(
 
 
 def _grade(
-    path: Path,
-    server: "JudgeServer",
-    place: Path,
-    limit: int | None,
-    options: "JudgeOptions",
-    as_json: bool,
+    path: Path, server: "JudgeServer", place: Path, limit: int | None, options: "JudgeOptions", as_json: bool
 ) -> None:
     from gpt2cli.judge.aggregate import GradeSummary, summarize_grades
     from gpt2cli.judge.grade import GRADING, grade_questions
     from gpt2cli.judge.items import read_items
     from gpt2cli.judge.runner import judgements_of
-    from gpt2cli.ui.console import err, out, print_json
     from gpt2cli.ui.judge import grade_coverage, print_grades, print_warnings
 
     items = read_items(path)[:limit]
@@ -171,7 +154,6 @@ def _compare(
     from gpt2cli.judge.items import read_items
     from gpt2cli.judge.pairwise import COMPARING, comparison_questions, pairs_of
     from gpt2cli.judge.runner import judgements_of
-    from gpt2cli.ui.console import out, print_json
     from gpt2cli.ui.judge import pair_coverage, print_pairs
 
     items = [read_items(path) for path in (a, b)]
@@ -211,9 +193,7 @@ def _ask(
     coverage: "Callable[[], str]",
 ) -> "ServiceError | None":
     """Judge with progress on stderr. Returns the server's error: what there is comes first."""
-    from gpt2cli.errors import ServiceError
     from gpt2cli.judge.runner import judge
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.judge import JudgeProgress
 
     n_all = sum(not question.is_canary for question in questions)
@@ -246,6 +226,4 @@ def _ask(
 
 def _say(text: str) -> None:
     """A line on stderr, safe for a terminal whatever is in it."""
-    from gpt2cli.ui.console import err, printable
-
     err().print(printable(text))

@@ -1,9 +1,12 @@
 """Who judges and what is judged, as the arguments of `gpt2 judge` name them."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2cli import paths
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.ui.console import err, printable
 
 if TYPE_CHECKING:
     from gpt2cli.judge.server import JudgeServer
@@ -12,7 +15,6 @@ EXAMPLE = "gpt2 judge --ollama llama3.2"
 
 
 def server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "JudgeServer":
-    from gpt2cli.errors import UsageError
     from gpt2cli.judge import server
 
     if name is not None and (base_url is not None or judge_model is not None):
@@ -39,10 +41,6 @@ def server_of(name: str | None, base_url: str | None, judge_model: str | None) -
 
 def responses_of(target: str) -> Path:
     """The file of responses that a target means. Raises InputError."""
-    import os
-
-    from gpt2cli.errors import InputError
-
     given = Path(os.path.expanduser(target))
     if target and os.path.lexists(given) and not given.is_dir():
         return given  # reading it says what is wrong with it
@@ -60,9 +58,6 @@ def responses_of(target: str) -> Path:
 
 
 def newest_responses() -> Path:
-    from gpt2cli.errors import InputError
-    from gpt2cli.ui.console import err, printable
-
     found = [path for path in paths.runs().glob(f"*/{paths.RESPONSES}") if path.is_file()]
     found = [path for path in found if not path.parent.name.startswith(".")]
     if not found:

@@ -1,9 +1,14 @@
 """The options that several commands share, and the prompt: from an argument, a file or a pipe."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.files import open_regular
+from gpt2cli.ui.console import err
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -12,20 +17,12 @@ SAMPLING, HARDWARE = "Sampling", "Hardware"  # panels of the help
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="A run, a model folder or a name; by default the newest model.",
-        show_default=False,
-    ),
+    typer.Argument(metavar="MODEL", help="A run, a model folder or a name; by default the newest model."),
 ]
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        help="A run, a model folder or a name; by default the newest model.",
-        show_default=False,
+        "--model", "-m", metavar="MODEL", help="A run, a model folder or a name; by default the newest model."
     ),
 ]
 SeedOption = Annotated[
@@ -33,7 +30,6 @@ SeedOption = Annotated[
     typer.Option(
         "--seed",
         help="The same seed and options give the same text; random by default.",
-        show_default=False,
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -106,10 +102,7 @@ MinPOption = Annotated[
 RepetitionPenaltyOption = Annotated[
     float | None,
     typer.Option(
-        "--repetition-penalty",
-        help="Above 1: less repetition.",
-        show_default="1.0",
-        rich_help_panel=SAMPLING,
+        "--repetition-penalty", help="Above 1: less repetition.", show_default="1.0", rich_help_panel=SAMPLING
     ),
 ]
 
@@ -121,11 +114,6 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
 
     A file must be UTF-8, like every file; bytes in a pipe that are not become U+FFFD.
     """
-    import sys
-
-    from gpt2cli.errors import InputError, UsageError
-    from gpt2cli.files import open_regular
-
     if file is not None:
         if prompt is not None:
             raise UsageError("there are two prompts", f"{file} and the argument", "give one of them")
@@ -144,8 +132,6 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
 
 
 def _check_text(data: bytes, name: str) -> None:
-    from gpt2cli.errors import InputError
-
     try:
         data.decode("utf-8")
         place = data.find(b"\0")
@@ -164,9 +150,6 @@ def encode_prompt(text: str, loaded: "LoadedModel", fix: str | None) -> list[int
 
     A longer prompt is an error with this `fix`; None keeps its last tokens and says so.
     """
-    from gpt2cli.errors import InputError
-    from gpt2cli.ui.console import err
-
     ids, limit = loaded.tokenizer.encode(text), loaded.config.n_positions
     if not ids:
         err().print("the prompt is empty: starting from the end-of-text token", style="faint")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2cli.ui.console import err, out, print_json, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,9 +40,7 @@ def prepare(
     shard_tokens: Annotated[
         int | None, typer.Option(help="Tokens per file.", show_default="100 million")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Decides which documents are held out.", show_default=False)
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides which documents are held out.")] = None,
     block: Annotated[
         int, typer.Option(help="The context that you will train with; less text than that is an error.")
     ] = 1024,
@@ -54,7 +54,6 @@ def prepare(
     """
     from gpt2cli.data.manifest import PrepareSettings
     from gpt2cli.data.prepare import prepare
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import finish, preparing
 
     console = err()
@@ -64,13 +63,7 @@ def prepare(
     if shard_tokens is not None:
         settings = replace(settings, shard_tokens=shard_tokens)
     steps = prepare(
-        sources,
-        out,
-        settings,
-        block=block,
-        workers=workers,
-        force=force,
-        stdin_is_jsonl=bool(text_field),
+        sources, out, settings, block=block, workers=workers, force=force, stdin_is_jsonl=bool(text_field)
     )
     started = time.monotonic()
     try:
@@ -82,9 +75,6 @@ def prepare(
 
 
 def _summarise(last: "PrepareProgress", seconds: float, console: "Console", *, as_json: bool) -> None:
-
-    from gpt2cli.ui.console import out, print_json, printable
-
     n_new = last.n_bytes - last.n_continued
     text = (
         f"{last.n_documents:,} document(s), {last.n_bytes / 1e6:,.1f} MB of text, {last.n_tokens:,} tokens,"

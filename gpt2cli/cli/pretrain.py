@@ -1,6 +1,7 @@
 """`gpt2 pretrain`: trains a GPT-2 from random weights, and shows a sample after each evaluation."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from gpt2cli.cli.train_command import (
     say,
     train,
 )
+from gpt2cli.errors import DivergedError, UsageError
+from gpt2cli.ui.console import err
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.schema import PretrainRecipe
@@ -52,7 +55,6 @@ def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretr
     from gpt2cli.data.prepare import prepare_cached
     from gpt2cli.data.token_dataset import open_dataset
     from gpt2cli.training.pretrain_task import PretrainTask
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import finish, preparing
 
     found = find_corpus(recipe.data.source, offline=offline, allow_bundled=recipe.data.bundled)
@@ -77,8 +79,6 @@ def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretr
 
 
 def _hint(session: "TrainingSetup", run: "RunDir") -> str:
-    import shlex
-
     from gpt2cli.recipe.schema import PretrainRecipe
 
     assert isinstance(session.recipe, PretrainRecipe)
@@ -88,8 +88,6 @@ def _hint(session: "TrainingSetup", run: "RunDir") -> str:
 
 def _prompt(task: "PretrainTask") -> list[int]:
     """The token ids that each sample begins with."""
-    from gpt2cli.errors import UsageError
-
     tokenizer, context = task.tokenizer, task.recipe.model.context
     ids = tokenizer.encode(task.recipe.eval.prompt) or [tokenizer.end_of_text]
     if len(ids) > context:
@@ -101,7 +99,6 @@ def _prompt(task: "PretrainTask") -> list[int]:
 
 def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
     """Sample from the model, to the screen and samples.txt."""
-    from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.pretrain_task import PretrainTask

@@ -5,12 +5,21 @@ task as a `TrainCommand`.
 """
 
 import contextlib
+import json
+import shlex
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gpt2cli import __version__, files, paths
+from gpt2cli.cli.signals import stop_on_signal
+from gpt2cli.errors import UsageError
+from gpt2cli.ui.console import err, out, printable
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
@@ -27,13 +36,11 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=3e-4.")
 ]
 NameOption = Annotated[
-    str | None,
-    typer.Option("--name", help="Name or path of the run; by default the recipe's name.", show_default=False),
+    str | None, typer.Option("--name", help="Name or path of the run; by default the recipe's name.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 DryRunOption = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Train nothing; show the resolved recipe, memory and time."),
+    bool, typer.Option("--dry-run", help="Train nothing; show the resolved recipe, memory and time.")
 ]
 
 
@@ -62,7 +69,6 @@ def train(
     offline: bool,
 ) -> None:
     """A training command, from its arguments to its exit."""
-    from gpt2cli.cli.signals import stop_on_signal
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import set_up_training
 
@@ -101,13 +107,10 @@ def train(
 
 def say(text: str) -> None:
     """A line on stderr, safe for a terminal whatever is in it."""
-    from gpt2cli.ui.console import err, printable
-
     err().print(printable(text))
 
 
 def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
-    from gpt2cli.errors import UsageError
     from gpt2cli.recipe.loader import display_path, load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -122,9 +125,6 @@ def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRe
 
 def _newest(recipe: "Recipe") -> str:
     """The path that `init: newest` means now, as YAML; on a resume the newest model is this run."""
-    import json
-
-    from gpt2cli import paths
     from gpt2cli.training.base_model import newest_base
 
     if getattr(recipe, "init", None) != paths.NEWEST:
@@ -136,8 +136,6 @@ def _newest(recipe: "Recipe") -> str:
 
 def _name_of(recipe: str) -> str:
     """verdict for recipes/verdict.yaml; the run's path for the recipe.yaml of a run."""
-    from gpt2cli import paths
-
     path = Path(recipe)
     if path.name == "recipe.yaml" and paths.is_run(path.parent):
         return str(path.parent.resolve())
@@ -146,7 +144,6 @@ def _name_of(recipe: str) -> str:
 
 def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> None:
     from gpt2cli.training.setup import set_up_training
-    from gpt2cli.ui.console import out
     from gpt2cli.ui.dry_run import show_dry_run
 
     with command.open_task(loaded.recipe, offline) as (task, _):
@@ -188,12 +185,9 @@ def _train(
     record: Callable[[], None],
 ) -> None:
     """The training itself, shown and logged. `record` is called when no option can be wrong any more."""
-    import shlex
-
     from gpt2cli.training import loop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
-    from gpt2cli.ui.console import err, out, printable
     from gpt2cli.ui.plots import plot_losses
     from gpt2cli.ui.tensorboard import TensorBoardLog
     from gpt2cli.ui.training import TrainingView
@@ -248,10 +242,6 @@ def _record(
     origin: dict[str, object],
 ) -> None:
     """Write recipe.yaml and run.json; on a resume, say what changed and cut the log after the checkpoint."""
-    import sys
-    import time
-
-    from gpt2cli import __version__, files
     from gpt2cli.recipe.loader import dump_recipe
     from gpt2cli.runtime import describe_machine
     from gpt2cli.training.run_dir import truncate_records, write_record

@@ -199,8 +199,7 @@ def _add_tokens(axes: Any, tokens_per_step: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     above = axes.secondary_xaxis(
-        "top",
-        functions=(lambda step: step * tokens_per_step, lambda tokens: tokens / tokens_per_step),
+        "top", functions=(lambda step: step * tokens_per_step, lambda tokens: tokens / tokens_per_step)
     )
     above.xaxis.set_major_locator(MaxNLocator(nbins=8))
     above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))

@@ -40,10 +40,7 @@ class State:
 
 
 def track(
-    steps: Iterable[Step],
-    console: Console,
-    state: Callable[[Step], State],
-    every: float = LINE_SECONDS,
+    steps: Iterable[Step], console: Console, state: Callable[[Step], State], every: float = LINE_SECONDS
 ) -> Generator[Step, None, None]:
     """The same steps, with their progress shown; a plain line at most each `every` seconds.
 
@@ -63,10 +60,7 @@ def track(
 
 
 def finish(
-    steps: Iterable[Step],
-    console: Console,
-    state: Callable[[Step], State],
-    every: float = LINE_SECONDS,
+    steps: Iterable[Step], console: Console, state: Callable[[Step], State], every: float = LINE_SECONDS
 ) -> Step:
     """Run the job to its end with its progress shown; returns the last step, which holds the result."""
     with contextlib.closing(track(steps, console, state, every)) as tracked:
