@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpt2cli.errors import InputError
 from gpt2cli.paths import canonical_size, find_model, is_model
-from gpt2cli.ui.console import err, printable
+from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -25,7 +25,7 @@ def find_folder(name: str | None) -> Path:
     """
     if name is None:
         folder = find_model(None)
-        err().print(printable(f"model: {folder}"), style="faint")
+        say(f"model: {folder}", "faint")
         return folder
     try:
         return find_model(name)
@@ -74,7 +74,7 @@ def load_for_decoding(
     from gpt2cli.ui.progress import show_compiling
 
     def notice(sentence: str, kind: str) -> None:
-        err().print(printable(sentence), style="warn" if kind == "warning" else "faint")
+        say(sentence, "warn" if kind == "warning" else "faint")
 
     def build(config: "GPT2Config", precision: str) -> Path:
         before_build()

@@ -7,8 +7,7 @@ import typer
 
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.paths import find_model, model_path
-from gpt2cli.ui.console import err, print_json, printable
-from gpt2cli.ui.console import out as stdout
+from gpt2cli.ui.console import err, print_result, say
 
 
 def convert(
@@ -58,6 +57,7 @@ def convert(
     The receipt on stderr says where each tensor comes from and how far the logits
     of the two models differ.
     """
+    from gpt2cli.convert.gguf import modelfile
     from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.ui.progress import converting, finish
     from gpt2cli.ui.tables import print_receipt
@@ -66,27 +66,18 @@ def convert(
     path = _find(source)
     place = out.expanduser() if out else _default_place(path, to)
     receipt = finish(convert(path, place, options), err(), converting).receipt
-    if as_json:
-        print_json(receipt)
-        return
-    print_receipt(receipt, err())
-    if to == "gguf":
-        _say_modelfile(place, receipt["config"]["n_positions"])
-    stdout().print(printable(str(place)))
+    if not as_json:
+        print_receipt(receipt, err())
+        if to == "gguf":
+            lines = modelfile(place.name, receipt["config"]["n_positions"])
+            say(f"for Ollama, put these lines into a file named Modelfile beside it:\n{lines}")
+    print_result(as_json, receipt, place)
 
 
 def _find(source: str) -> Path:
     """The path as typed, or else the run or model of that name."""
     path = Path(source).expanduser()
     return path if path.exists() or path.is_symlink() else find_model(source)
-
-
-def _say_modelfile(gguf: Path, n_positions: int) -> None:
-    """How to give the file to Ollama: lines for the user to copy."""
-    from gpt2cli.convert.gguf import modelfile
-
-    lines = modelfile(gguf.name, n_positions)
-    err().print(printable(f"for Ollama, put these lines into a file named Modelfile beside it:\n{lines}"))
 
 
 def _default_place(path: Path, to: str) -> Path:

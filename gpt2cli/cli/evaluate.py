@@ -10,7 +10,7 @@ from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import DeviceOption, JsonOption, OfflineOption, PrecisionOption, ThreadsOption
 from gpt2cli.files import sha256_of
 from gpt2cli.paths import is_adapter
-from gpt2cli.ui.console import err, out, print_json, printable
+from gpt2cli.ui.console import err, out, print_json, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +69,7 @@ def evaluate(
         named = [(str(newest), newest)]
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
-        _say(f"note: {notice}")
+        say(f"note: {notice}")
     found = find_corpus(on, offline=offline, allow_bundled=False)
     text, sha256 = _read(found)
     tasks = _tasks(named, text, found.name, context, stride, batch)
@@ -85,7 +85,7 @@ def evaluate(
         if rows and not as_json:
             print_evaluation(rows, out())
             if any(row.paper for row in rows):
-                _say(PAPER_NOTE)
+                say(PAPER_NOTE)
 
 
 def _read(found: "FoundCorpus") -> "tuple[str, str]":
@@ -151,7 +151,7 @@ def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Evaluati
             result = step
     except (KeyboardInterrupt, SystemExit):
         if result:
-            _say(
+            say(
                 f"partial: {task.name}: {result.n_tokens:,} of {result.n_total:,} tokens:"
                 f" loss {result.loss:.4f}, perplexity/token {result.perplexity:,.2f}"
             )
@@ -185,8 +185,3 @@ def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runt
         "paper_perplexity": row.paper,
     }
     print_json(facts)
-
-
-def _say(text: str) -> None:
-    """A line on stderr, safe for a terminal whatever is in it."""
-    err().print(printable(text))

@@ -15,13 +15,12 @@ from gpt2cli.cli.train_command import (
     RecipeArgument,
     ResumeOption,
     TrainCommand,
-    say,
     train,
 )
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import read_json_object
 from gpt2cli.paths import best_checkpoint
-from gpt2cli.ui.console import err
+from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +47,7 @@ def finetune_classify(
     command = TrainCommand(
         task="finetune-classify",
         open_task=_open_task,
-        after_evaluation=lambda session, run, view, stop: None,
+        after_evaluation=lambda setup, run, view, stop: None,
         at_end=_report,
         is_complete=lambda run, recipe: _is_reported(run),
         hint=_hint,
@@ -89,11 +88,11 @@ def _open_task(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[Class
     yield ClassifyTask(recipe, data, start), origin
 
 
-def _hint(session: "TrainingSetup", run: "RunDir") -> str:
+def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
     return f"gpt2 classify {shlex.quote(str(run.folder))} 'a text'"
 
 
-def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
+def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
     """Evaluate the best checkpoint on the test split: a table, report.json and confusion.png."""
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import classification_metrics
@@ -102,11 +101,11 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
     from gpt2cli.ui.plots import plot_confusion
     from gpt2cli.ui.tables import print_classes
 
-    assert isinstance(session.task, ClassifyTask)
-    test, seen = session.task.data.test, set(session.task.data.train.ids)
+    assert isinstance(setup.task, ClassifyTask)
+    test, seen = setup.task.data.test, set(setup.task.data.train.ids)
     folder = best_checkpoint(run.folder)
     loaded = load_classifier(folder)
-    loaded.model.to(session.runtime.device)
+    loaded.model.to(setup.runtime.device)
     predictions: list[tuple[int, int]] = []
     for first in range(0, len(test), AT_ONCE):
         if signal := stop():

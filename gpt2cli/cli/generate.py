@@ -24,7 +24,7 @@ from gpt2cli.cli.options import (
     prompt_text,
 )
 from gpt2cli.errors import UsageError
-from gpt2cli.ui.console import err, print_json, printable
+from gpt2cli.ui.console import err, print_json, printable, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,7 +147,7 @@ def _timed(steps: "Iterator[DecodeStep]", throughput: "Throughput") -> "Iterator
         if step.window_moved:
             throughput.start_prefill()
             if not moved:
-                err().print("the context is full: continuing from its last half", style="warn")
+                say("the context is full: continuing from its last half", "warn")
             moved = True
         throughput.add(sum(token is not None for token in step.ids))
         yield step

@@ -13,7 +13,7 @@ from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import require_writable
-from gpt2cli.ui.console import err, print_json, printable
+from gpt2cli.ui.console import err, print_json, say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.info import ModelInfo, TensorInfo
@@ -166,15 +166,14 @@ def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> N
         title=f"{summary.folder.name}: attention weights",
         n_before=len(anatomy.ids) - n_drawn,
     )
-    console = err()
     if n_drawn < len(anatomy.ids):
-        console.print(
+        say(
             f"the prompt has {len(anatomy.ids)} tokens: the picture shows the last {n_drawn}, and"
             " not their attention to earlier ones",
-            style="warn",
+            "warn",
         )
     n = f"{len(layers)} layer{'s'[: len(layers) > 1]} x {len(heads)} head{'s'[: len(heads) > 1]}"
-    console.print(printable(f"attention: {n} in {picture.path}"), style="good")
+    say(f"attention: {n} in {picture.path}", "good")
 
 
 def _print_json(

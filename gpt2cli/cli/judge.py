@@ -9,7 +9,7 @@ from gpt2cli.cli.judge_report import grade_facts, judge_facts, nothing_scored, p
 from gpt2cli.cli.judge_target import EXAMPLE, kept_of, newest_responses, responses_of, server_of
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import ServiceError, UsageError
-from gpt2cli.ui.console import err, out, print_json, printable
+from gpt2cli.ui.console import err, out, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,7 +164,7 @@ def _compare(
         return summarize_pairs(pairs, judgements_of(COMPARING, questions, place), options.seed)
 
     if n_left_out := sum(len(one) - len(pairs) for one in items):
-        _say(f"note: {n_left_out:,} responses are left out: no counterpart, or beyond --limit")
+        say(f"note: {n_left_out:,} responses are left out: no counterpart, or beyond --limit")
     what = f"{len(pairs):,} pairs of {a} and {b} in both orders"
     failed = _ask(
         COMPARING, questions, server, place, options, what, "comparisons", lambda: pair_coverage(summed())
@@ -204,9 +204,9 @@ def _ask(
             if n_missing:
                 before = f"; {n_done:,} of {n_all:,} are there" if n_done else ""
                 at = f"{server.model} at {server.base_url}, {options.n_parallel} at a time"
-                _say(f"judging {what} with {at}{before}")
+                say(f"judging {what} with {at}{before}")
             else:
-                _say(
+                say(
                     f"all {what} were judged before; --fresh asks again"
                     if n_all
                     else f"nothing to ask about {what}"
@@ -219,11 +219,6 @@ def _ask(
             return error
         except (KeyboardInterrupt, SystemExit):
             progress.stop()
-            _say(f"{coverage()}; run the same command again to go on")
+            say(f"{coverage()}; run the same command again to go on")
             raise
     return None
-
-
-def _say(text: str) -> None:
-    """A line on stderr, safe for a terminal whatever is in it."""
-    err().print(printable(text))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpt2cli import paths
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.ui.console import err, printable
+from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
     from gpt2cli.judge.server import JudgeServer
@@ -67,7 +67,7 @@ def newest_responses() -> Path:
             "gpt2 finetune-instruct RECIPE, or name a file",
         )
     newest = max(found, key=lambda path: path.stat().st_mtime)
-    err().print(printable(f"responses: {newest}"), style="faint")
+    say(f"responses: {newest}", "faint")
     return newest
 
 

@@ -8,7 +8,7 @@ import typer
 
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import open_regular
-from gpt2cli.ui.console import err
+from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -152,11 +152,11 @@ def encode_prompt(text: str, loaded: "LoadedModel", fix: str | None) -> list[int
     """
     ids, limit = loaded.tokenizer.encode(text), loaded.config.n_positions
     if not ids:
-        err().print("the prompt is empty: starting from the end-of-text token", style="faint")
+        say("the prompt is empty: starting from the end-of-text token", "faint")
         return [loaded.tokenizer.end_of_text]
     if len(ids) <= limit:
         return ids
     if fix is not None:
         raise InputError(f"the prompt has {len(ids)} tokens", f"this model's context holds {limit}", fix)
-    err().print(f"the prompt has {len(ids)} tokens: the first {len(ids) - limit} are dropped", style="warn")
+    say(f"the prompt has {len(ids)} tokens: the first {len(ids) - limit} are dropped", "warn")
     return ids[-limit:]

@@ -13,11 +13,10 @@ from gpt2cli.cli.train_command import (
     RecipeArgument,
     ResumeOption,
     TrainCommand,
-    say,
     train,
 )
 from gpt2cli.errors import DivergedError, UsageError
-from gpt2cli.ui.console import err
+from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.schema import PretrainRecipe
@@ -40,7 +39,7 @@ def pretrain(
         task="pretrain",
         open_task=_open_task,
         after_evaluation=_sample,
-        at_end=lambda session, run, stop: 0,
+        at_end=lambda setup, run, stop: 0,
         is_complete=lambda run, recipe: True,
         hint=_hint,
     )
@@ -78,11 +77,11 @@ def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretr
         yield task, origin
 
 
-def _hint(session: "TrainingSetup", run: "RunDir") -> str:
+def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
     from gpt2cli.recipe.schema import PretrainRecipe
 
-    assert isinstance(session.recipe, PretrainRecipe)
-    prompt = shlex.quote(session.recipe.eval.prompt)
+    assert isinstance(setup.recipe, PretrainRecipe)
+    prompt = shlex.quote(setup.recipe.eval.prompt)
     return f"gpt2 generate --model {shlex.quote(str(run.folder))} {prompt}"
 
 
@@ -97,7 +96,7 @@ def _prompt(task: "PretrainTask") -> list[int]:
     return ids
 
 
-def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
+def _sample(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
     """Sample from the model, to the screen and samples.txt."""
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import SamplingOptions
@@ -105,19 +104,17 @@ def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop:
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
 
-    assert isinstance(session.task, PretrainTask)
-    wanted, tokenizer = session.task.recipe.eval, session.task.tokenizer
+    assert isinstance(setup.task, PretrainTask)
+    wanted, tokenizer = setup.task.recipe.eval, setup.task.tokenizer
     if not wanted.sample_tokens:
         return
-    sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=session.recipe.seed)
-    prompt, ids = _prompt(session.task), list[int]()
+    sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=setup.recipe.seed)
+    prompt, ids = _prompt(setup.task), list[int]()
     with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
-        for step in generate(
-            session.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}
-        ):
+        for step in generate(setup.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}):
             if stop():
                 return
             ids += [token for token in step.ids if token is not None]
     text = wanted.prompt + tokenizer.decode(ids)
     view.note(text.replace("\n", " "), "faint")
-    add_sample(run, session.state.step, text)
+    add_sample(run, setup.state.step, text)

@@ -10,7 +10,7 @@ import typer
 from gpt2cli import files
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import UsageError
-from gpt2cli.ui.console import err, out, printable
+from gpt2cli.ui.console import err, out, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
@@ -70,7 +70,7 @@ def copy(
     content = read_recipe(source)
     files.require_writable(target.parent)
     files.write_file(target, content)
-    err().print(printable(f"wrote {target}; check your changes with: gpt2 recipes check {target}"))
+    say(f"wrote {target}; check your changes with: gpt2 recipes check {target}")
 
 
 @app.command()
@@ -100,7 +100,7 @@ def _print_list() -> None:
     for name, path in shipped.items():
         out().print(printable(f"{name.ljust(width)}  {recipe_title(path)}"))
     if err().is_terminal:
-        err().print("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", style="faint")
+        say("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", "faint")
 
 
 def _print_json_list() -> None:

@@ -19,7 +19,7 @@ import typer
 from gpt2cli import __version__, files, paths
 from gpt2cli.cli.signals import stop_on_signal
 from gpt2cli.errors import UsageError
-from gpt2cli.ui.console import err, out, printable
+from gpt2cli.ui.console import err, out, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
@@ -94,20 +94,15 @@ def train(
             return
         stopping = "finishing this step and saving; again to leave at once"
         with command.open_task(loaded.recipe, offline) as (task, origin), stop_on_signal(stopping) as stop:
-            session = set_up_training(task, loaded.recipe, checkpoint)
-            for notice in session.notices:
+            setup = set_up_training(task, loaded.recipe, checkpoint)
+            for notice in setup.notices:
                 say(f"note: {notice}")
 
             def record() -> None:
-                _record(run, session, checkpoint, given, origin)
+                _record(run, setup, checkpoint, given, origin)
                 begin()
 
-            _train(command, session, run, stop, record)
-
-
-def say(text: str) -> None:
-    """A line on stderr, safe for a terminal whatever is in it."""
-    err().print(printable(text))
+            _train(command, setup, run, stop, record)
 
 
 def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
@@ -147,10 +142,10 @@ def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> 
     from gpt2cli.ui.dry_run import show_dry_run
 
     with command.open_task(loaded.recipe, offline) as (task, _):
-        session = set_up_training(task, loaded.recipe, None)
-        for notice in session.notices:
+        setup = set_up_training(task, loaded.recipe, None)
+        for notice in setup.notices:
             say(f"note: {notice}")
-        show_dry_run(session, loaded.origins, out())
+        show_dry_run(setup, loaded.origins, out())
 
 
 def _resume_point(run: "RunDir") -> "Path | None":
@@ -179,7 +174,7 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
 
 def _train(
     command: TrainCommand,
-    session: "TrainingSetup",
+    setup: "TrainingSetup",
     run: "RunDir",
     stop: Callable[[], int],
     record: Callable[[], None],
@@ -192,43 +187,43 @@ def _train(
     from gpt2cli.ui.tensorboard import TensorBoardLog
     from gpt2cli.ui.training import TrainingView
 
-    recipe, first = session.recipe, session.state.step
+    recipe, first = setup.recipe, setup.state.step
     signal_number = 0
     with (
         TensorBoardLog(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
     ):
         record()
-        view.note(_headline(session, run))
+        view.note(_headline(setup, run))
         if first:
             view.note(f"resuming after step {first}")
-        for event in loop.train(session, save=lambda: runs.save_checkpoint(run, session), stop=stop):
+        for event in loop.train(setup, save=lambda: runs.save_checkpoint(run, setup), stop=stop):
             runs.append_event(run, event)
             board.write(event)
             view.show(event)
             if isinstance(event, EvalDone):
-                command.after_evaluation(session, run, view, stop)
+                command.after_evaluation(setup, run, view, stop)
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
                 signal_number = event.signal
-    if not signal_number and session.state.best_step == 0:
+    if not signal_number and setup.state.best_step == 0:
         say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
-    signal_number = signal_number or command.at_end(session, run, stop)
+    signal_number = signal_number or command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))
     if signal_number:
         say(f"to continue: gpt2 {command.task} {shlex.quote(str(run.recipe))} --resume")
         raise typer.Exit(128 + signal_number)
-    say(f"try it: {command.hint(session, run)}")
+    say(f"try it: {command.hint(setup, run)}")
 
 
-def _headline(session: "TrainingSetup", run: "RunDir") -> str:
-    runtime, parameters = session.runtime, list(session.model.parameters())
+def _headline(setup: "TrainingSetup", run: "RunDir") -> str:
+    runtime, parameters = setup.runtime, list(setup.model.parameters())
     n_parameters = sum(p.numel() for p in parameters)
     n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
     trainable = "" if n_trainable == n_parameters else f" ({n_trainable:,} trainable)"
     return (
-        f"{run.name}: {n_parameters:,} parameters{trainable}, {session.task.size},"
+        f"{run.name}: {n_parameters:,} parameters{trainable}, {setup.task.size},"
         f" {runtime.device.type} {runtime.precision}, {runtime.threads} threads"
         + (", compiled" if runtime.compile else "")
     )
@@ -236,7 +231,7 @@ def _headline(session: "TrainingSetup", run: "RunDir") -> str:
 
 def _record(
     run: "RunDir",
-    session: "TrainingSetup",
+    setup: "TrainingSetup",
     checkpoint: "Path | None",
     given: list[str],
     origin: dict[str, object],
@@ -246,7 +241,7 @@ def _record(
     from gpt2cli.runtime import describe_machine
     from gpt2cli.training.run_dir import truncate_records, write_record
 
-    text, step = dump_recipe(session.recipe), session.state.step
+    text, step = dump_recipe(setup.recipe), setup.state.step
     if checkpoint and run.recipe.exists():
         before = run.recipe.read_text(encoding="utf-8").splitlines()
         for line in text.splitlines():
@@ -263,7 +258,7 @@ def _record(
             "overrides": given,
             "from_step": step,
             "gpt2cli": __version__,
-            "machine": describe_machine(session.runtime),
+            "machine": describe_machine(setup.runtime),
             "data": origin,
         },
         resumed=checkpoint is not None,

@@ -8,7 +8,7 @@ from gpt2cli.checkpoints.folder import LoadedModel
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.generation.chat_session import ChatEvent, ReplyDone, TextDelta, TurnsDropped
 from gpt2cli.templates import Template
-from gpt2cli.ui.console import err, print_json, printable
+from gpt2cli.ui.console import err, print_json, printable, say
 
 LONGEST_QUOTE = 60  # characters of a message in a notice
 LONGEST_NAME = 400
@@ -144,4 +144,4 @@ def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
 def note(text: str, style: str = "faint") -> None:
     """A line on stderr, if there is anything to say."""
     if text:
-        err().print(printable(text), style=style)
+        say(text, style)

@@ -38,6 +38,11 @@ def err() -> Console:
     return _console(stderr=True)
 
 
+def say(text: str, style: str = "") -> None:
+    """Print a line on stderr, safe for a terminal whatever is in it."""
+    err().print(printable(text), style=style)
+
+
 def printable(text: str) -> str:
     """The text with everything that could control a terminal made visible.
 
@@ -62,6 +67,14 @@ def print_json(value: object) -> None:
     """A line on stdout for a script; ASCII, so that nothing in it can control a terminal."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
+
+
+def print_result(as_json: bool, facts: object, line: object) -> None:
+    """The result on stdout: with --json all the facts, else the one line that a script would read."""
+    if as_json:
+        print_json(facts)
+    else:
+        out().print(printable(str(line)))
 
 
 def make_streams_safe() -> None:
