@@ -13,6 +13,7 @@ from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import require_writable
+from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.ui.console import err, print_json, say
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gpt2cli.training.lineage import Lineage
 
 N_NEXT = 10
+NEEDS = {"--attention": "--prompt", "--top": "--prompt", "--layer": "--attention", "--head": "--attention"}
 EXAMPLES = {"--prompt": '"The capital of France is"', "--attention": "attention.png"}
 
 
@@ -96,14 +98,9 @@ def _check_options(
     prompt: str | None, top: int | None, attention: Path | None, layer: int | None, head: int | None
 ) -> None:
     """Raise UsageError for options that do not go together, before any file is opened."""
-    given = {"--attention": attention, "--top": top, "--layer": layer, "--head": head}
-    for option, needed in (
-        ("--attention", "--prompt"),
-        ("--top", "--prompt"),
-        ("--layer", "--attention"),
-        ("--head", "--attention"),
-    ):
-        if given[option] is not None and (prompt if needed == "--prompt" else attention) is None:
+    given = {"--prompt": prompt, "--attention": attention, "--top": top, "--layer": layer, "--head": head}
+    for option, needed in NEEDS.items():
+        if given[option] is not None and given[needed] is None:
             raise UsageError(f"{option} needs {needed}", fix=f"add {needed} {EXAMPLES[needed]}")
     if attention is not None and attention.suffix.lower() != ".png":
         raise UsageError(f"--attention {attention}: the picture is a PNG", fix=f"--attention {attention}.png")
@@ -163,7 +160,7 @@ def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> N
         picture.path,
         layers=layers,
         heads=heads,
-        title=f"{summary.folder.name}: attention weights",
+        title=f"{_name(summary.folder)}: attention weights",
         n_before=len(anatomy.ids) - n_drawn,
     )
     if n_drawn < len(anatomy.ids):
@@ -174,6 +171,13 @@ def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> N
         )
     n = f"{len(layers)} layer{'s'[: len(layers) > 1]} x {len(heads)} head{'s'[: len(heads) > 1]}"
     say(f"attention: {n} in {picture.path}", "good")
+
+
+def _name(folder: Path) -> str:
+    """RUN/STEP for a checkpoint of a run."""
+    path = folder.resolve()
+    run = path.parent.parent.name if path.parent.name == CHECKPOINTS else ""
+    return f"{run}/{path.name}" if run else path.name
 
 
 def _print_json(

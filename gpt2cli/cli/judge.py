@@ -1,14 +1,15 @@
 """`gpt2 judge`: responses in, an LLM judge's grades out; or two models' responses, and which are better."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2cli import paths
 from gpt2cli.cli.judge_report import grade_facts, judge_facts, nothing_scored, pair_facts
-from gpt2cli.cli.judge_target import EXAMPLE, kept_of, newest_responses, responses_of, server_of
 from gpt2cli.cli.options import JsonOption
-from gpt2cli.errors import ServiceError, UsageError
+from gpt2cli.errors import InputError, ServiceError, UsageError
 from gpt2cli.ui.console import err, out, print_json, say
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from gpt2cli.errors import ServiceError
     from gpt2cli.judge.runner import JudgeOptions, JudgeQuestion, JudgeTask
     from gpt2cli.judge.server import JudgeServer
+
+EXAMPLE = "gpt2 judge --ollama llama3.2"
 
 
 def judge(
@@ -93,7 +96,7 @@ def judge(
         raise UsageError(f"--seed is {seed}", "it must be at least 0")
     if timeout is not None and not 0 < timeout < float("inf"):
         raise UsageError(f"--timeout is {timeout:g}", "it is a number of seconds above 0")
-    server = server_of(ollama, base_url, judge_model)
+    server = _server_of(ollama, base_url, judge_model)
     options = JudgeOptions(
         seed=SEED if seed is None else seed,
         n_parallel=N_PARALLEL if parallel is None else parallel,
@@ -101,11 +104,84 @@ def judge(
         fresh=fresh,
         retry=retry,
     )
-    found = [responses_of(target) for target in targets or ()] or [newest_responses()]
+    found = [_responses_of(target) for target in targets or ()] or [_newest_responses()]
     if len(found) == 1:
-        _grade(found[0], server, out or kept_of(found[0]), limit, options, as_json)
+        _grade(found[0], server, out or _kept_of(found[0]), limit, options, as_json)
     else:
-        _compare(found[0], found[1], server, out or kept_of(*found), limit, options, as_json)
+        _compare(found[0], found[1], server, out or _kept_of(*found), limit, options, as_json)
+
+
+def _server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "JudgeServer":
+    from gpt2cli.judge import server
+
+    if name is not None and (base_url is not None or judge_model is not None):
+        raise UsageError(
+            "there are two judges", "--ollama is one, --base-url with --judge-model another", EXAMPLE
+        )
+    if name is not None:
+        return server.ollama(name)
+    if base_url is None and judge_model is None:
+        raise UsageError(
+            "there is no judge",
+            "a model that Ollama runs, or one behind any OpenAI-compatible server",
+            f"{EXAMPLE}, or gpt2 judge --base-url URL --judge-model NAME",
+        )
+    if base_url is None or judge_model is None:
+        missing = "--base-url" if base_url is None else "--judge-model"
+        raise UsageError(
+            f"{missing} is missing",
+            "--base-url and --judge-model go together",
+            "gpt2 judge --base-url http://127.0.0.1:8080/v1 --judge-model NAME",
+        )
+    return server.openai_compatible(base_url, judge_model)
+
+
+def _responses_of(target: str) -> Path:
+    """The file of responses that a target means. Raises InputError."""
+    given = Path(os.path.expanduser(target))
+    if target and os.path.lexists(given) and not given.is_dir():
+        return given  # reading it says what is wrong with it
+    hidden = any(part.startswith(".") for part in Path(target).parts)
+    for folder in [given, *([] if hidden else [paths.runs() / target])]:
+        # A checkpoint's answers are its run's.
+        for place in (folder, folder.resolve().parent.parent):
+            if (place / paths.RESPONSES).is_file() and (place == folder or paths.is_run(place)):
+                return place / paths.RESPONSES
+    raise InputError(
+        f"{target or repr(target)}: no responses here",
+        f"neither a file, nor a folder or a run under {paths.runs()} with a {paths.RESPONSES}",
+        "gpt2 finetune-instruct RECIPE writes them at its end",
+    )
+
+
+def _newest_responses() -> Path:
+    found = [path for path in paths.runs().glob(f"*/{paths.RESPONSES}") if path.is_file()]
+    found = [path for path in found if not path.parent.name.startswith(".")]
+    if not found:
+        raise InputError(
+            "there are no responses here yet",
+            f"no run under {paths.runs()} has a {paths.RESPONSES}",
+            "gpt2 finetune-instruct RECIPE, or name a file",
+        )
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    say(f"responses: {newest}", "faint")
+    return newest
+
+
+def _label_of(path: Path) -> str:
+    """What a file of responses is called in another's name."""
+    name = path.resolve().parent.name if path.name == paths.RESPONSES else path.stem
+    return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name)[:100] or "other"
+
+
+def _kept_of(path: Path, other: Path | None = None) -> Path:
+    """Where the judgements of a file of responses are kept, or the comparisons with another one.
+
+    Only a run's own responses leave out their name, so that two files in one folder do not share one.
+    """
+    own = "" if path.name == paths.RESPONSES else f"{path.stem}."
+    versus = "" if other is None else f"-vs-{_label_of(other)}"
+    return path.parent / f"{own}judgements{versus}.jsonl"
 
 
 def _grade(

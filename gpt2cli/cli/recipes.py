@@ -10,7 +10,7 @@ import typer
 from gpt2cli import files
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import UsageError
-from gpt2cli.ui.console import err, out, printable, say
+from gpt2cli.ui.console import aligned, err, out, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
@@ -95,10 +95,8 @@ def check(
 def _print_list() -> None:
     from gpt2cli.recipe.loader import recipe_title, shipped_recipes
 
-    shipped = shipped_recipes()
-    width = max(map(len, shipped), default=0)
-    for name, path in shipped.items():
-        out().print(printable(f"{name.ljust(width)}  {recipe_title(path)}"))
+    for line in aligned((name, printable(recipe_title(path))) for name, path in shipped_recipes().items()):
+        out().print(line)
     if err().is_terminal:
         say("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", "faint")
 

@@ -3,17 +3,16 @@
 Lines are never cut or wrapped: a name that is cut cannot be searched for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from gpt2cli.checkpoints.info import ModelInfo, ModuleInfo, TensorInfo, TensorStatistics, nearest_size
 from gpt2cli.generation.activations import Activation, ForwardTrace, NextToken
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.lineage import Facts, Lineage
-from gpt2cli.ui.console import out, printable
+from gpt2cli.ui.console import aligned, out, printable
 
 Row = Sequence[str]
 
@@ -340,22 +339,11 @@ def _bytes(n: int) -> str:
     return f"{n / 1024:,.1f} KiB"
 
 
-def _print_table(title: str, rows: Iterator[Row] | Sequence[Row], right: Sequence[int] = ()) -> None:
-    """Aligned columns. A row of a single cell is a line of any length."""
-    rows = list(rows)
-    n_columns = max(map(len, rows))
-    widths = [
-        max((cell_len(row[i]) for row in rows if i < len(row) and len(row) > 1), default=0)
-        for i in range(n_columns)
-    ]
+def _print_table(title: str, rows: Iterable[Row], right: Container[int] = ()) -> None:
     _print("")
     _print(title, "strong")
-    for row in rows:
-        cells = [
-            " " * (width - cell_len(cell)) + cell if i in right else cell + " " * (width - cell_len(cell))
-            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-        ]
-        _print(f"  {'  '.join(cells)}".rstrip())
+    for line in aligned(rows, right):
+        _print(f"  {line}")
 
 
 def _print(line: str, style: str = "") -> None:
