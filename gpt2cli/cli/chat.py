@@ -3,11 +3,11 @@
 import codecs
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, MessageSource, too_long
+from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, too_long
 from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
@@ -26,11 +26,6 @@ from gpt2cli.cli.options import (
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import gpt2_home
 from gpt2cli.ui.console import err, is_terminal, out
-
-if TYPE_CHECKING:
-    from gpt2cli.checkpoints.folder import LoadedModel
-    from gpt2cli.generation.chat_session import Conversation
-    from gpt2cli.generation.chat_settings import ChatSettings
 
 LONGEST_LINE = 1 << 26  # bytes that are skipped in search of a line's end; a pipe may never have one
 # Tokens of a few evenings of chat: a compiled step is built if it pays over all of them. A pipe never builds.
@@ -70,19 +65,34 @@ def chat(
     screen = _screen()
     with echo_off() if screen else contextlib.nullcontext():
         with preloading(model) as folder, waiting(err(), f"loading {folder}", delay=0) as end:
+            from gpt2cli.checkpoints.template_file import read_template
+            from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
 
-            sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+            sampling = sampling_options(
+                seed,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+            )
             settings = ChatSettings(sampling, max_new_tokens)
             n_tokens = TERMINAL_TOKENS if screen else 0
             loaded = load_for_decoding(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
             )
-            conversation = _begin(loaded, system, settings)
-        source, keys = _source(screen)
+            template = read_template(loaded.folder)
+            conversation = Conversation(loaded.model, loaded.tokenizer, template, system, settings)
         loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json)
-        loop.greet(keys)
-        code = loop.run(source)
+        if screen:
+            from gpt2cli.ui.line_editor import LineEditor
+
+            loop.greet(EDITOR_KEYS)
+            code = loop.run(LineEditor(gpt2_home() / HISTORY, screen).read)
+        else:
+            loop.greet(PLAIN_KEYS)
+            code = loop.run(_Lines(prompt="> " if sys.stdin.isatty() else "").read)
     raise typer.Exit(code)
 
 
@@ -92,23 +102,6 @@ def _screen() -> TextIO | None:
         return None
     streams = ((err(), sys.stderr), (out(), sys.stdout))
     return next((stream for console, stream in streams if is_terminal(console)), None)
-
-
-def _begin(loaded: "LoadedModel", system: str | None, settings: "ChatSettings") -> "Conversation":
-    from gpt2cli.checkpoints.template_file import read_template
-    from gpt2cli.generation.chat_session import Conversation
-
-    template = read_template(loaded.folder)
-    return Conversation(loaded.model, loaded.tokenizer, template, system, settings)
-
-
-def _source(screen: TextIO | None) -> tuple[MessageSource, str]:
-    """Where messages come from, and its keys in words."""
-    if screen:
-        from gpt2cli.ui.line_editor import LineEditor
-
-        return LineEditor(gpt2_home() / HISTORY, screen), EDITOR_KEYS
-    return _Lines(prompt="> " if sys.stdin.isatty() else ""), PLAIN_KEYS
 
 
 class _Lines:

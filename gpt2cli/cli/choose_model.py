@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import InputError
 from gpt2cli.paths import canonical_size, find_model, is_model
@@ -89,26 +89,12 @@ def load_for_decoding(
     )
 
 
-def sampling_options(
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
-) -> "SamplingOptions":
+def sampling_options(seed: int | None, **given: float | None) -> "SamplingOptions":
     """What was given on the command line, for the rest the defaults, and a seed by chance."""
     from gpt2cli.generation.sampling import SamplingOptions
 
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": secrets.randbelow(2**31) if seed is None else seed,
-    }
-    return SamplingOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return SamplingOptions(seed=secrets.randbelow(2**31) if seed is None else seed, **chosen)
 
 
 def _refuse_file(name: str) -> None:

@@ -25,7 +25,6 @@ from gpt2cli.ui.console import err, say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpt2cli.evaluation.classes import ClassificationMetrics
     from gpt2cli.recipe.schema import ClassifyRecipe
     from gpt2cli.training.classify_task import ClassifyTask
     from gpt2cli.training.run_dir import RunDir
@@ -115,7 +114,12 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
     scores = classification_metrics(predictions, len(loaded.labels))
     new = [one for one, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
     plot_confusion(scores, loaded.labels, run.folder / PICTURE, title=run.name)
-    report = _as_report(scores, loaded.labels) | {
+    report: dict[str, Any] = {
+        "accuracy": scores.accuracy,
+        "macro_f1": scores.macro_f1,
+        "labels": list(loaded.labels),
+        "classes": {label: asdict(one) for label, one in zip(loaded.labels, scores.classes, strict=True)},
+        "confusion": scores.confusion,
         "checkpoint": folder.name,
         "weights": _weights_of(folder),
         "not_in_training": {
@@ -132,16 +136,6 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
             f" accuracy on the other {len(new)}: {report['not_in_training']['accuracy']:.4f}"
         )
     return 0
-
-
-def _as_report(scores: "ClassificationMetrics", labels: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "accuracy": scores.accuracy,
-        "macro_f1": scores.macro_f1,
-        "labels": list(labels),
-        "classes": {label: asdict(one) for label, one in zip(labels, scores.classes, strict=True)},
-        "confusion": [list(row) for row in scores.confusion],
-    }
 
 
 def _is_reported(run: "RunDir") -> bool:

@@ -91,7 +91,14 @@ def generate(
         from gpt2cli.generation.stop_text import Continuation
         from gpt2cli.generation.throughput import Throughput
 
-        sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        sampling = sampling_options(
+            seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )
         loaded = load_for_decoding(
             folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
         )
