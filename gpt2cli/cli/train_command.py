@@ -184,13 +184,13 @@ def _train(
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.ui.plots import plot_losses
-    from gpt2cli.ui.tensorboard import TensorBoardLog
+    from gpt2cli.ui.tensorboard import tensorboard_log
     from gpt2cli.ui.training import TrainingView
 
     recipe, first = setup.recipe, setup.state.step
     signal_number = 0
     with (
-        TensorBoardLog(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
+        tensorboard_log(run.folder / "tensorboard", recipe.log.tensorboard, first) as log,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
     ):
         record()
@@ -199,7 +199,7 @@ def _train(
             view.note(f"resuming after step {first}")
         for event in loop.train(setup, save=lambda: runs.save_checkpoint(run, setup), stop=stop):
             runs.append_event(run, event)
-            board.write(event)
+            log(event)
             view.show(event)
             if isinstance(event, EvalDone):
                 command.after_evaluation(setup, run, view, stop)
