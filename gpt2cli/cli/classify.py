@@ -80,7 +80,7 @@ def classify(
         raise UsageError("there are two sources of texts", f"{file} and the arguments", "give one of them")
     if column is not None and file is None:
         raise UsageError("--column names a column of a file", "no file is given", "--file FILE.csv")
-    if column is None and (file is not None or columns is not None):
+    if column is None:
         _refuse_tables(file, columns)
     names = _names(columns, column)
     if not texts and file in (None, STDIN) and sys.stdin is None:  # closed by the parent process
@@ -162,14 +162,14 @@ def _refuse_tables(file: Path | None, columns: str | None) -> None:
     """Raise UsageError for a table without --column."""
     from gpt2cli.data.records import kind_by_name
 
-    if columns is not None or (file is not None and kind_by_name(file)):
-        raise UsageError(
-            f"{file or '--columns'}: which column holds the texts?",
-            "--columns makes the file a table"
-            if columns is not None
-            else "its name says that the file is a table",
-            f"gpt2 classify MODEL --file {file or 'FILE.csv'} --column NAME",
-        )
+    why = ""
+    if columns is not None:
+        why = "--columns makes the file a table"
+    elif file is not None and kind_by_name(file):
+        why = "its name says that the file is a table"
+    if why:
+        fix = f"gpt2 classify MODEL --file {file or 'FILE.csv'} --column NAME"
+        raise UsageError(f"{file or '--columns'}: which column holds the texts?", why, fix)
 
 
 def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
@@ -178,17 +178,11 @@ def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
         return ()
     names = tuple(name.strip() for name in columns.split(","))
     if not all(names) or len(set(names)) < len(names):
-        raise UsageError(
-            f"--columns is {columns!r}",
-            "it must be names separated by commas, each once",
-            "--columns label,text",
-        )
+        why = "it must be names separated by commas, each once"
+        raise UsageError(f"--columns is {columns!r}", why, "--columns label,text")
     if column not in names:
-        raise UsageError(
-            f"--column {column} is not among --columns",
-            f"these are {', '.join(names)}",
-            f"--column {names[-1]}",
-        )
+        what, why = f"--column {column} is not among --columns", f"these are {', '.join(names)}"
+        raise UsageError(what, why, f"--column {names[-1]}")
     return names
 
 

@@ -164,24 +164,25 @@ def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Evaluati
 
 def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
     """One object per line."""
-    facts = {
-        "model": row.model,
-        "folder": str(folder),
-        "on": on,
-        "sha256": sha256,
-        "loss": row.result.loss,
-        "perplexity": row.result.perplexity,
-        "word_perplexity": row.result.word_perplexity(row.text),
-        "bits_per_byte": row.result.bits_per_byte(row.text),
-        "n_tokens": row.result.n_tokens,
-        "n_words": row.text.n_words,
-        "n_bytes": row.text.n_bytes,
-        "context": row.sliding.context,
-        "stride": row.sliding.stride,
-        "windows": row.result.n_windows,
-        "tokens_per_second": round(row.result.tokens_per_second, 2),
-        "device": str(runtime.device),
-        "precision": runtime.precision,
-        "paper_perplexity": row.paper,
-    }
-    print_json(facts)
+    print_json(
+        {
+            "model": row.model,
+            "folder": str(folder),
+            "on": on,
+            "sha256": sha256,
+            "loss": row.result.loss,
+            "perplexity": row.result.perplexity,
+            "word_perplexity": row.result.word_perplexity(row.text),
+            "bits_per_byte": row.result.bits_per_byte(row.text),
+            "n_tokens": row.result.n_tokens,
+            "n_words": row.text.n_words,
+            "n_bytes": row.text.n_bytes,
+            "context": row.sliding.context,
+            "stride": row.sliding.stride,
+            "windows": row.result.n_windows,
+            "tokens_per_second": round(row.result.tokens_per_second, 2),
+            "device": str(runtime.device),
+            "precision": runtime.precision,
+            "paper_perplexity": row.paper,
+        }
+    )

@@ -119,7 +119,7 @@ def _summary(done: "ReplyDone") -> str:
 
 
 def throughput_line(n_tokens: int, tokens_per_second: float) -> str:
-    """How much it was and how fast, as it stands under everything that a model has written."""
+    """The line under everything that a model has written."""
     pace = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
     return f"{n_tokens} token{'s' * (n_tokens != 1)}{pace}"
 

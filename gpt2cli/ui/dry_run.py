@@ -1,6 +1,6 @@
 """What `--dry-run` shows: each resolved value and its origin, memory, work and the first batch.
 
-It times two real steps, so that the weights of the setup cannot be used afterwards.
+It times two real steps, so that the weights of the model cannot be used afterwards.
 """
 
 import resource

@@ -6,8 +6,6 @@ Lines are never cut or wrapped: a name that is cut cannot be searched for.
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.text import Text
-
 from gpt2cli.checkpoints.info import ModelInfo, ModuleInfo, TensorInfo, TensorStatistics, nearest_size
 from gpt2cli.generation.activations import Activation, ForwardTrace, NextToken
 from gpt2cli.tokenizer.base import Tokenizer
@@ -344,4 +342,4 @@ def _print_table(title: str, rows: Iterable[Row], right: Container[int] = ()) ->
 
 
 def _print(line: str, style: str = "") -> None:
-    out().print(Text(line), style=style)
+    out().print(line, style=style)
