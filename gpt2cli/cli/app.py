@@ -39,11 +39,7 @@ HELP = "From raw text to a GPT-2 you can chat with."
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
 app = typer.Typer(
-    name="gpt2",
-    help=HELP,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
+    name="gpt2", help=HELP, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
 )
 TRAIN, USE, MEASURE, EXCHANGE = "Train", "Use", "Look inside and measure", "Download and convert"
 app.add_typer(recipes.app, name="recipes", rich_help_panel=TRAIN)

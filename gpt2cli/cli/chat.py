@@ -1,12 +1,13 @@
 """`gpt2 chat`: its options, and where messages come from: a line editor, a terminal or a pipe."""
 
 import codecs
+import contextlib
 import sys
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, MessageSource, too_long
+from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, too_long
 from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
@@ -22,11 +23,9 @@ from gpt2cli.cli.options import (
     TopKOption,
     TopPOption,
 )
-
-if TYPE_CHECKING:
-    from gpt2cli.checkpoints.folder import LoadedModel
-    from gpt2cli.generation.chat_session import Conversation
-    from gpt2cli.generation.chat_settings import ChatSettings
+from gpt2cli.errors import UsageError
+from gpt2cli.paths import gpt2_home
+from gpt2cli.ui.console import err, is_terminal, out
 
 LONGEST_LINE = 1 << 26  # bytes that are skipped in search of a line's end; a pipe may never have one
 # Tokens of a few evenings of chat: a compiled step is built if it pays over all of them. A pipe never builds.
@@ -39,10 +38,7 @@ PLAIN_KEYS = "a backslash adds a line, Ctrl-C ends a reply, Ctrl-D the program"
 def chat(
     model: ModelArgument = None,
     system: Annotated[
-        str | None,
-        typer.Option(
-            "--system", metavar="TEXT", help="System prompt: who the model should be.", show_default=False
-        ),
+        str | None, typer.Option("--system", metavar="TEXT", help="System prompt: who the model should be.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Limit of a reply.")] = 256,
     temperature: TemperatureOption = None,
@@ -62,63 +58,50 @@ def chat(
     Prints only replies to stdout, or with --json one object per line.
     The rest goes to stderr.
     """
-    import contextlib
-
-    from gpt2cli.errors import UsageError
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.spinner import echo_off, waiting
 
     if sys.stdin is None:  # closed by the parent process
         raise UsageError("there is nothing to answer", "stdin is closed", "start gpt2 chat in a terminal")
     screen = _screen()
     with echo_off() if screen else contextlib.nullcontext():
-        with (
-            preloading(model) as folder,
-            waiting(err(), f"loading {folder}", delay=0) as end,
-        ):
+        with preloading(model) as folder, waiting(err(), f"loading {folder}", delay=0) as end:
+            from gpt2cli.checkpoints.template_file import read_template
+            from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
 
-            sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-            settings = ChatSettings(**vars(sampling), max_new_tokens=max_new_tokens)
+            sampling = sampling_options(
+                seed,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+            )
+            settings = ChatSettings(sampling, max_new_tokens)
             n_tokens = TERMINAL_TOKENS if screen else 0
             loaded = load_for_decoding(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
             )
-            conversation = _begin(loaded, system, settings)
-        source, keys = _source(screen)
+            template = read_template(loaded.folder)
+            conversation = Conversation(loaded.model, loaded.tokenizer, template, system, settings)
         loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json)
-        loop.greet(keys)
-        code = loop.run(source)
+        if screen:
+            from gpt2cli.ui.line_editor import LineEditor
+
+            loop.greet(EDITOR_KEYS)
+            code = loop.run(LineEditor(gpt2_home() / HISTORY, screen).read)
+        else:
+            loop.greet(PLAIN_KEYS)
+            code = loop.run(_Lines(prompt="> " if sys.stdin.isatty() else "").read)
     raise typer.Exit(code)
 
 
 def _screen() -> TextIO | None:
     """The terminal for a line editor: stdin is one, and so is a stream that shows what is typed; or None."""
-    from gpt2cli.ui.console import err, is_terminal, out
-
     if not sys.stdin.isatty():
         return None
     streams = ((err(), sys.stderr), (out(), sys.stdout))
     return next((stream for console, stream in streams if is_terminal(console)), None)
-
-
-def _begin(loaded: "LoadedModel", system: str | None, settings: "ChatSettings") -> "Conversation":
-    from gpt2cli.checkpoints.template_file import read_template
-    from gpt2cli.generation.chat_session import Conversation
-
-    template = read_template(loaded.folder)
-    return Conversation(loaded.model, loaded.tokenizer, template, system, settings)
-
-
-def _source(screen: TextIO | None) -> tuple[MessageSource, str]:
-    """Where messages come from, and its keys in words."""
-    from gpt2cli.paths import gpt2_home
-
-    if screen:
-        from gpt2cli.ui.line_editor import LineEditor
-
-        return LineEditor(gpt2_home() / HISTORY, screen), EDITOR_KEYS
-    return _Lines(prompt="> " if sys.stdin.isatty() else ""), PLAIN_KEYS
 
 
 class _Lines:
@@ -131,8 +114,6 @@ class _Lines:
         self._prompt, self._is_begun, self._is_over = prompt, False, False
 
     def read(self) -> str:
-        from gpt2cli.ui.console import err
-
         if not self._prompt:
             return self._line()
         prompt = self._prompt

@@ -7,10 +7,25 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from gpt2cli.cli import chat_commands
+from gpt2cli.cli.failures import explain
 from gpt2cli.cli.signals import install
+from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.files import write_json
+from gpt2cli.json_files import read_json
+from gpt2cli.ui.chat import (
+    LONGEST_NAME,
+    ReplyView,
+    note,
+    print_mode,
+    print_model,
+    quoted,
+    show_failure,
+    show_pairs,
+)
+from gpt2cli.ui.console import err, print_error
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -18,13 +33,6 @@ if TYPE_CHECKING:
     from gpt2cli.generation.chat_session import ChatEvent, Conversation, Stop
 
 LONGEST_MESSAGE = 1 << 20  # bytes; no context is that long
-
-
-class MessageSource(Protocol):
-    """Where messages come from."""
-
-    def read(self) -> str:
-        """The next message. Raises EOFError at the end, InputError for a line that is too long."""
 
 
 class Signals:
@@ -72,26 +80,23 @@ class ChatLoop:
     as_json: bool
 
     def greet(self, keys: str) -> None:
-        from gpt2cli.ui import chat
-
         if self.is_terminal:
-            chat.print_model(self.loaded)
+            print_model(self.loaded)
         if self.is_terminal or self.conversation.template is None:
-            chat.print_mode(self.conversation.template)
+            print_mode(self.conversation.template)
         if self.is_terminal:
-            chat.note(f"/help lists the commands; {keys}")
+            note(f"/help lists the commands; {keys}")
 
-    def run(self, source: MessageSource) -> int:
-        """Runs until the end of the source or /exit. Through a pipe the first error sets the exit code."""
-        from gpt2cli.errors import DivergedError, Gpt2Error
-        from gpt2cli.ui import chat
-        from gpt2cli.ui.console import print_error
+    def run(self, read: "Callable[[], str]") -> int:
+        """Runs until /exit, or EOFError from `read`, which gives the next message.
 
+        Through a pipe the first error sets the exit code.
+        """
         code, hint = 0, "Ctrl-D or /exit leaves"
         while True:
             is_turn = True
             try:
-                line = source.read()
+                line = read()
                 if not line.strip():
                     continue
                 is_turn = False
@@ -109,11 +114,11 @@ class ChatLoop:
             except KeyboardInterrupt:
                 if not self.is_terminal:
                     raise
-                chat.note(hint)
+                note(hint)
                 hint = ""
             except Gpt2Error as error:
                 if is_turn and self.as_json:
-                    chat.show_failure(len(self.conversation.exchanges) + 1, error)
+                    show_failure(len(self.conversation.exchanges) + 1, error)
                 if isinstance(error, DivergedError):  # every further reply would too
                     raise
                 print_error(error)
@@ -135,8 +140,6 @@ class ChatLoop:
         return self.conversation.retry(stop)
 
     def _continue(self, argument: str, stop: "Stop") -> "Iterator[ChatEvent]":
-        from gpt2cli.errors import UsageError
-
         if self.conversation.template:
             raise UsageError(
                 "/continue: this model has a chat template", "only a model without one continues text"
@@ -145,8 +148,6 @@ class ChatLoop:
 
     def _answer(self, ask: "Iterator[ChatEvent]", signals: Signals) -> None:
         from gpt2cli.generation.chat_session import ReplyDone, TextDelta
-        from gpt2cli.ui.chat import ReplyView
-        from gpt2cli.ui.console import err
         from gpt2cli.ui.spinner import waiting
 
         view = ReplyView(self.conversation.settings["seed"], self.is_terminal, self.as_json)
@@ -168,26 +169,17 @@ class ChatLoop:
             view.say_stopped(self.conversation.exchanges != before)
 
     def _help(self, argument: str) -> None:
-        from gpt2cli.ui.chat import note, show_pairs
-
         show_pairs((command.usage, command.help) for command in chat_commands.COMMANDS)
         note("! works like /; double it to begin a message with one")
 
     def _clear(self, argument: str) -> None:
-        from gpt2cli.ui.chat import note
-
         self.conversation.clear()
         note("all turns are forgotten")
 
     def _undo(self, argument: str) -> None:
-        from gpt2cli.ui.chat import note, quoted
-
         note(f"forgotten: {quoted(self.conversation.undo().question)}")
 
     def _set(self, argument: str) -> None:
-        from gpt2cli.errors import UsageError
-        from gpt2cli.ui.chat import note
-
         name, value = chat_commands.parse_setting(argument, self.conversation.settings)
         try:
             self.conversation.set(name, value)
@@ -196,8 +188,6 @@ class ChatLoop:
         note(f"{name} is {self.conversation.settings[name]}")
 
     def _show(self, argument: str) -> None:
-        from gpt2cli.ui.chat import show_pairs
-
         conversation = self.conversation
         n_turns, n_out = len(conversation.exchanges), conversation.n_dropped
         out = f", of which {n_out} ha{'s' if n_out == 1 else 've'} left the context" if n_out else ""
@@ -214,18 +204,12 @@ class ChatLoop:
         )
 
     def _system(self, argument: str) -> None:
-        from gpt2cli.ui.chat import note
-
         if argument:
             self.conversation.set_system(None if argument == "-" else argument)
         system = self.conversation.system
         note("there is no system prompt" if system is None else f"system prompt: {system}")
 
     def _save(self, argument: str) -> None:
-        from gpt2cli.errors import UsageError
-        from gpt2cli.files import write_json
-        from gpt2cli.ui.chat import note
-
         name, force = chat_commands.parse_save(argument)
         path = _path(name)
         if os.path.lexists(path):
@@ -240,9 +224,6 @@ class ChatLoop:
         note(f"saved {_turns(self.conversation)} in {path}")
 
     def _load(self, argument: str) -> None:
-        from gpt2cli.json_files import read_json
-        from gpt2cli.ui.chat import LONGEST_NAME, note, quoted
-
         path = _path(argument)
         with _system_errors():
             value = read_json(path, "/save FILE writes a conversation that can be loaded")
@@ -278,14 +259,10 @@ _DO: dict[str, Callable[[ChatLoop, str], None]] = {
 
 
 def too_long(what: str) -> "Gpt2Error":
-    from gpt2cli.errors import InputError
-
     return InputError(f"{what} is longer than 1 MiB", "no context is that long", "shorten it")
 
 
 def _path(name: str) -> Path:
-    from gpt2cli.errors import UsageError
-
     if "\0" in name:
         raise UsageError("a file's name cannot hold a NUL byte")
     return Path(os.path.expanduser(name))
@@ -299,8 +276,6 @@ def _turns(conversation: "Conversation") -> str:
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
     """Reports errors of the operating system like every command, and the conversation goes on."""
-    from gpt2cli.cli.failures import explain
-
     try:
         yield
     except OSError as error:

@@ -1,9 +1,16 @@
 """The model that a command line names: its folder, and the model loaded and ready to decode."""
 
 import contextlib
+import gc
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from gpt2cli.errors import InputError
+from gpt2cli.paths import canonical_size, find_model, is_model
+from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -16,13 +23,9 @@ def find_folder(name: str | None) -> Path:
 
     Raises InputError, for the name of a file too.
     """
-    from gpt2cli.errors import InputError
-    from gpt2cli.paths import find_model
-    from gpt2cli.ui.console import err, printable
-
     if name is None:
         folder = find_model(None)
-        err().print(printable(f"model: {folder}"), style="faint")
+        say(f"model: {folder}", "faint")
         return folder
     try:
         return find_model(name)
@@ -38,8 +41,6 @@ def preloading(name: str | None) -> Iterator[Path]:
     Meanwhile another thread reads the weights into the page cache, and Python's garbage collector is
     off: it would scan all that torch imports a hundred times, 0.2 s, and find nothing to free.
     """
-    import gc
-
     from gpt2cli.checkpoints.safetensors_bytes import reading_ahead
 
     folder = find_folder(name)
@@ -70,11 +71,10 @@ def load_for_decoding(
     `before_build` is called before a build, which has a line of its own on the terminal.
     """
     from gpt2cli.generation.load import load_for_decoding
-    from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.progress import show_compiling
 
     def notice(sentence: str, kind: str) -> None:
-        err().print(printable(sentence), style="warn" if kind == "warning" else "faint")
+        say(sentence, "warn" if kind == "warning" else "faint")
 
     def build(config: "GPT2Config", precision: str) -> Path:
         before_build()
@@ -89,36 +89,15 @@ def load_for_decoding(
     )
 
 
-def sampling_options(
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
-) -> "SamplingOptions":
+def sampling_options(seed: int | None, **given: float | None) -> "SamplingOptions":
     """What was given on the command line, for the rest the defaults, and a seed by chance."""
-    import secrets
-
     from gpt2cli.generation.sampling import SamplingOptions
 
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": secrets.randbelow(2**31) if seed is None else seed,
-    }
-    return SamplingOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return SamplingOptions(seed=secrets.randbelow(2**31) if seed is None else seed, **chosen)
 
 
 def _refuse_file(name: str) -> None:
-    import os
-
-    from gpt2cli.errors import InputError
-    from gpt2cli.paths import canonical_size, is_model
-
     path = Path(os.path.expanduser(name))
     if canonical_size(name) or not os.path.isfile(path):
         return

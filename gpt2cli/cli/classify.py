@@ -1,14 +1,22 @@
 """`gpt2 classify`: texts in, labels and probabilities out."""
 
+import csv
+import io
+import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.paths import find_model
+from gpt2cli.ui.console import err, printable, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gpt2cli.checkpoints.classifier import LoadedClassifier
     from gpt2cli.data.records import Table
@@ -18,10 +26,7 @@ LONGEST_LINE = 1 << 26  # bytes; no context is that long, and a pipe may never e
 FEW = 200  # texts; fewer are done before a bar could be read
 UNSURE = "unsure"
 STDIN = Path("-")
-ADDED = (
-    "label",
-    "probability",
-)  # added columns, as "predicted_label" where names are taken
+ADDED = ("label", "probability")  # added columns, as "predicted_label" where names are taken
 
 
 def classify(
@@ -29,14 +34,10 @@ def classify(
         str, typer.Argument(metavar="MODEL", help="A run of finetune-classify, a folder or a name.")
     ],
     texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TEXT", help="The texts; without any, the lines of stdin."),
+        list[str] | None, typer.Argument(metavar="TEXT", help="The texts; without any, the lines of stdin.")
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file", "-f", help="Read texts from a file, one per line; -: stdin.", show_default=False
-        ),
+        Path | None, typer.Option("--file", "-f", help="Read texts from a file, one per line; -: stdin.")
     ] = None,
     column: Annotated[
         str | None,
@@ -44,7 +45,6 @@ def classify(
             "--column",
             metavar="NAME",
             help="Read --file as CSV, TSV or JSONL with the text in this column; prints CSV.",
-            show_default=False,
         ),
     ] = None,
     columns: Annotated[
@@ -53,7 +53,6 @@ def classify(
             "--columns",
             metavar="NAME,NAME",
             help="Names of all columns, for a CSV or TSV file without a header.",
-            show_default=False,
         ),
     ] = None,
     threshold: Annotated[
@@ -63,7 +62,6 @@ def classify(
             metavar="P",
             help="Print 'unsure' where the most likely label has a probability below P (nothing in CSV, null"
             " in JSON). With two labels it is at least 0.5.",
-            show_default=False,
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -76,131 +74,85 @@ def classify(
     Prints one line per text: label, probability and text, separated by tabs;
     or with --json an object with the probability of every label.
     """
-    from gpt2cli.errors import UsageError
-
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is {threshold:g}", "a probability is from 0 to 1")
     if file is not None and texts:
         raise UsageError("there are two sources of texts", f"{file} and the arguments", "give one of them")
     if column is not None and file is None:
         raise UsageError("--column names a column of a file", "no file is given", "--file FILE.csv")
-    if column is None and (file is not None or columns is not None):
+    if column is None:
         _refuse_tables(file, columns)
     names = _names(columns, column)
-    if not texts and file in (None, STDIN):
-        _require_stdin()
-    writer = _Writer(threshold or 0.0, as_json)
+    if not texts and file in (None, STDIN) and sys.stdin is None:  # closed by the parent process
+        raise UsageError("there are no texts", "stdin is closed", "gpt2 classify MODEL TEXT, or --file FILE")
+    # What is in a file is checked before the model is loaded.
+    batches: Iterable[tuple[Sequence[str], Callable[[int], str]]]
+    table = None
     if column is not None and file is not None:
         table, place = _open_table(file, column, names)
-        loaded = _load(model, device, precision, threads)
-        writer.table(loaded, table, place)
+        lines = [row.line for row in table.rows]
+        batches = [([row.values[place] or "" for row in table.rows], lambda i: table.where(lines[i]))]
     elif file is not None and file != STDIN:
-        lines = _lines_of(file)
-        writer.texts(_load(model, device, precision, threads), lines, lambda i: f"{file}:{i + 1}")
+        batches = [(_lines_of(file), _numbered(f"{file}:"))]
     elif texts:
-        writer.texts(_load(model, device, precision, threads), texts, lambda i: f"text {i + 1}")
+        batches = [(texts, _numbered("text "))]
     else:
-        loaded, n_before = _load(model, device, precision, threads), 0
-        for lines in _arriving_lines():
-            writer.texts(loaded, lines, lambda i, n=n_before: f"line {n + i + 1}")  # type: ignore[misc]
-            n_before += len(lines)
-    writer.end()
+        batches = _arriving_lines()
+    loaded = _load(model, device, precision, threads)
+    rows = iter(table.rows) if table and not as_json else None
+    if table and rows:
+        _write(_csv([*table.columns, *_added(table)]))
+    n_cut = 0
+    for some, where in batches:
+        for text, answer in zip(some, _predictions(loaded, some, where), strict=True):
+            n_cut += answer.was_cut
+            probability = answer.probabilities[answer.best]
+            label = loaded.labels[answer.best] if probability >= (threshold or 0) else None
+            if as_json:
+                _write(_json(loaded, text, label, answer))
+            elif rows:
+                _write(_csv([*next(rows).values, label, f"{probability:.4f}"]))
+            else:
+                shown = UNSURE if label is None else label
+                _write(f"{_one_line(shown)}\t{probability:.4f}\t{_one_line(text)}")
+    if n_cut:
+        were = "texts were" if n_cut > 1 else "text was"
+        say(f"note: {n_cut:,} {were} longer than {loaded.max_tokens} tokens and cut there")
 
 
-class _Writer:
-    """Writes answers to stdout as they come: as lines, CSV or JSON."""
+def _predictions(
+    loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
+) -> "Iterator[LabelPrediction]":
+    from gpt2cli.generation.label_texts import predict_labels
+    from gpt2cli.ui.progress import counting, track
 
-    def __init__(self, threshold: float, as_json: bool) -> None:
-        import sys
+    answers = predict_labels(loaded, texts, where)
+    return track(answers, err(), counting("classifying", len(texts))) if len(texts) > FEW else answers
 
-        from gpt2cli.ui.console import printable
 
-        self._threshold, self._as_json = threshold, as_json
-        self._shown: Callable[[str], str] = printable if sys.stdout.isatty() else str
-        self._n_cut, self._limit = 0, 0
+def _json(loaded: "LoadedClassifier", text: str, label: str | None, answer: "LabelPrediction") -> str:
+    value = {
+        "text": text,
+        "label": label,
+        "probability": answer.probabilities[answer.best],
+        "probabilities": dict(zip(loaded.labels, answer.probabilities, strict=True)),
+    }
+    return json.dumps(value)
 
-    def texts(
-        self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
-    ) -> None:
-        for text, answer in zip(texts, self._predictions(loaded, texts, where), strict=True):
-            self._line(
-                self._object(text, answer, loaded) if self._as_json else self._row(text, answer, loaded)
-            )
 
-    def table(self, loaded: "LoadedClassifier", table: "Table", place: int) -> None:
-        """Every row as it came, as CSV with label and probability appended; or objects, with --json."""
-        texts = [row.values[place] or "" for row in table.rows]
-        answers = self._predictions(loaded, texts, lambda i: table.where(table.rows[i].line))
-        if self._as_json:
-            for text, answer in zip(texts, answers, strict=True):
-                self._line(self._object(text, answer, loaded))
-            return
-        self._line(_csv([*table.columns, *_added(table)]))
-        for row, answer in zip(table.rows, answers, strict=True):
-            label = "" if self._is_unsure(answer) else loaded.labels[answer.best]
-            self._line(_csv([*row.values, label, f"{answer.probabilities[answer.best]:.4f}"]))
-
-    def end(self) -> None:
-        from gpt2cli.ui.console import err
-
-        if self._n_cut:
-            err().print(
-                f"note: {self._n_cut:,} text{'s were' if self._n_cut > 1 else ' was'} longer than"
-                f" {self._limit} tokens and cut there"
-            )
-
-    def _predictions(
-        self, loaded: "LoadedClassifier", texts: "Sequence[str]", where: "Callable[[int], str]"
-    ) -> "Iterator[LabelPrediction]":
-        from gpt2cli.generation import label_texts
-        from gpt2cli.ui.console import err
-        from gpt2cli.ui.progress import counting, track
-
-        self._limit = loaded.max_tokens
-        answers = label_texts.predict_labels(loaded, texts, where)
-        if len(texts) > FEW:
-            answers = track(answers, err(), counting("classifying", len(texts)))
-        for answer in answers:
-            self._n_cut += answer.was_cut
-            yield answer
-
-    def _is_unsure(self, answer: "LabelPrediction") -> bool:
-        return answer.probabilities[answer.best] < self._threshold
-
-    def _row(self, text: str, answer: "LabelPrediction", loaded: "LoadedClassifier") -> str:
-        from gpt2cli.ui.console import printable
-
-        label = UNSURE if self._is_unsure(answer) else _one_line(printable(loaded.labels[answer.best]))
-        return f"{label}\t{answer.probabilities[answer.best]:.4f}\t{_one_line(printable(text))}"
-
-    def _object(self, text: str, answer: "LabelPrediction", loaded: "LoadedClassifier") -> str:
-        import json
-
-        value = {
-            "text": text,
-            "label": None if self._is_unsure(answer) else loaded.labels[answer.best],
-            "probability": answer.probabilities[answer.best],
-            "probabilities": dict(zip(loaded.labels, answer.probabilities, strict=True)),
-        }
-        return json.dumps(value, ensure_ascii=True)
-
-    def _line(self, text: str) -> None:
-        import sys
-
-        sys.stdout.write(self._shown(text) + "\n")
-        sys.stdout.flush()
+def _write(line: str) -> None:
+    sys.stdout.write((printable(line) if sys.stdout.isatty() else line) + "\n")
+    sys.stdout.flush()
 
 
 def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassifier":
     from gpt2cli.checkpoints.classifier import load_classifier
-    from gpt2cli.paths import find_model
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.console import err
 
     folder = find_model(name)
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
-        err().print(notice, style="warn")
+        say(notice, "warn")
     loaded = load_classifier(folder, remembered=True)
     loaded.model.to(device=runtime.device, dtype=runtime.dtype)
     return loaded
@@ -209,65 +161,40 @@ def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassi
 def _refuse_tables(file: Path | None, columns: str | None) -> None:
     """Raise UsageError for a table without --column."""
     from gpt2cli.data.records import kind_by_name
-    from gpt2cli.errors import UsageError
 
-    if columns is not None or (file is not None and kind_by_name(file)):
-        raise UsageError(
-            f"{file or '--columns'}: which column holds the texts?",
-            "--columns makes the file a table"
-            if columns is not None
-            else "its name says that the file is a table",
-            f"gpt2 classify MODEL --file {file or 'FILE.csv'} --column NAME",
-        )
+    why = ""
+    if columns is not None:
+        why = "--columns makes the file a table"
+    elif file is not None and kind_by_name(file):
+        why = "its name says that the file is a table"
+    if why:
+        fix = f"gpt2 classify MODEL --file {file or 'FILE.csv'} --column NAME"
+        raise UsageError(f"{file or '--columns'}: which column holds the texts?", why, fix)
 
 
 def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
     """The names in --columns; none where it is not given."""
-    from gpt2cli.errors import UsageError
-
     if columns is None:
         return ()
     names = tuple(name.strip() for name in columns.split(","))
     if not all(names) or len(set(names)) < len(names):
-        raise UsageError(
-            f"--columns is {columns!r}",
-            "it must be names separated by commas, each once",
-            "--columns label,text",
-        )
+        why = "it must be names separated by commas, each once"
+        raise UsageError(f"--columns is {columns!r}", why, "--columns label,text")
     if column not in names:
-        raise UsageError(
-            f"--column {column} is not among --columns",
-            f"these are {', '.join(names)}",
-            f"--column {names[-1]}",
-        )
+        what, why = f"--column {column} is not among --columns", f"these are {', '.join(names)}"
+        raise UsageError(what, why, f"--column {names[-1]}")
     return names
-
-
-def _require_stdin() -> None:
-    import sys
-
-    from gpt2cli.errors import UsageError
-
-    if sys.stdin is None:  # closed by the parent process
-        raise UsageError("there are no texts", "stdin is closed", "gpt2 classify MODEL TEXT, or --file FILE")
 
 
 def _say_if_typed() -> None:
     """Without a word, the user and the program would wait for each other."""
-    import sys
-
-    from gpt2cli.ui.console import err
-
     if sys.stdin.isatty():
-        err().print("reading lines from the terminal; Ctrl-D ends")
+        say("reading lines from the terminal; Ctrl-D ends")
 
 
 def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table, int]":
     """The table, and the index of its text column, which no row lacks."""
-    import sys
-
     from gpt2cli.data.records import read_table
-    from gpt2cli.errors import InputError
 
     # A file without a header has the labels first, like the SMS Spam Collection.
     usual = ("label", column) if column != "label" else ()
@@ -292,33 +219,32 @@ def _lines_of(file: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def _arriving_lines() -> "Iterator[list[str]]":
+def _arriving_lines() -> "Iterator[tuple[Sequence[str], Callable[[int], str]]]":
     """Lines of stdin in groups, each as soon as it arrives. Invalid UTF-8 becomes U+FFFD."""
-    import os
-    import sys
-
-    from gpt2cli.errors import InputError
-
     _say_if_typed()
-    pending = b""
+    pending, n_before = b"", 0
     while block := os.read(sys.stdin.fileno(), 1 << 16):
         *lines, pending = (pending + block).split(b"\n")
         if len(pending) > LONGEST_LINE:
             raise InputError("a line on stdin is longer than 64 MiB", "no context is near that")
         if lines:
-            yield [_decoded(line) for line in lines]
+            yield [_decoded(line) for line in lines], _numbered("line ", n_before)
+        n_before += len(lines)
     if pending:
-        yield [_decoded(pending)]
+        yield [_decoded(pending)], _numbered("line ", n_before)
 
 
 def _decoded(line: bytes) -> str:
     return line.decode("utf-8", "replace").removesuffix("\r")
 
 
+def _numbered(what: str, n_before: int = 0) -> "Callable[[int], str]":
+    """The name of the i-th text, for messages."""
+    return lambda i: f"{what}{n_before + i + 1}"
+
+
 def _added(table: "Table") -> tuple[str, ...]:
     """Names of the two added columns. Raises InputError if all are taken."""
-    from gpt2cli.errors import InputError
-
     for names in (ADDED, tuple(f"predicted_{name}" for name in ADDED)):
         if not set(names) & set(table.columns):
             return names
@@ -330,13 +256,10 @@ def _added(table: "Table") -> tuple[str, ...]:
 
 
 def _csv(values: "Sequence[str | None]") -> str:
-    import csv
-    import io
-
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(["" if value is None else value for value in values])
+    csv.writer(line, lineterminator="").writerow(values)
     return line.getvalue()
 
 
 def _one_line(text: str) -> str:
-    return text.replace("\n", "␊").replace("\t", " ")
+    return printable(text).replace("\n", "␊").replace("\t", " ")

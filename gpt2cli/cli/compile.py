@@ -6,6 +6,8 @@ import typer
 
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import ModelArgument, ThreadsOption
+from gpt2cli.errors import ResourceError, UsageError
+from gpt2cli.paths import is_adapter
 
 
 def compile_step(
@@ -26,10 +28,8 @@ def compile_step(
     """
     from gpt2cli.checkpoints.folder import read_config
     from gpt2cli.convert.merge_lora import find_base
-    from gpt2cli.errors import ResourceError, UsageError
     from gpt2cli.generation.cpu.aot_packages import BuildError, find_package
     from gpt2cli.generation.cpu.swap_linears import LAYERS
-    from gpt2cli.paths import is_adapter
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.progress import show_compiling
 

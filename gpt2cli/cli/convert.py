@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from gpt2cli.cli.options import JsonOption
+from gpt2cli.paths import find_model, model_path
+from gpt2cli.ui.console import err, print_result, say
 
 
 def convert(
@@ -26,7 +28,6 @@ def convert(
         typer.Option(
             "--out",
             help="Where to write; by default a model named after the source, or a file in this folder.",
-            show_default=False,
         ),
     ] = None,
     dtype: Annotated[
@@ -40,12 +41,10 @@ def convert(
             "--verify/--no-verify",
             help="Compare the logits with an independent computation on the source's tensors; by default"
             " for models that gpt2 did not write.",
-            show_default=False,
         ),
     ] = None,
     n_head: Annotated[
-        int | None,
-        typer.Option("--n-head", help="Number of heads, for a source that does not say.", show_default=False),
+        int | None, typer.Option("--n-head", help="Number of heads, for a source that does not say.")
     ] = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Convert even if weights are NaN or infinite.")
@@ -58,9 +57,8 @@ def convert(
     The receipt on stderr says where each tensor comes from and how far the logits
     of the two models differ.
     """
+    from gpt2cli.convert.gguf import modelfile
     from gpt2cli.convert.pipeline import ConvertOptions, convert
-    from gpt2cli.ui.console import err, print_json, printable
-    from gpt2cli.ui.console import out as stdout
     from gpt2cli.ui.progress import converting, finish
     from gpt2cli.ui.tables import print_receipt
 
@@ -68,37 +66,24 @@ def convert(
     path = _find(source)
     place = out.expanduser() if out else _default_place(path, to)
     receipt = finish(convert(path, place, options), err(), converting).receipt
-    if as_json:
-        print_json(receipt)
-        return
-    print_receipt(receipt, err())
-    if to == "gguf":
-        _say_modelfile(place, receipt["config"]["n_positions"])
-    stdout().print(printable(str(place)))
+    if not as_json:
+        print_receipt(receipt, err())
+        if to == "gguf":
+            lines = modelfile(place.name, receipt["config"]["n_positions"])
+            say(f"for Ollama, put these lines into a file named Modelfile beside it:\n{lines}")
+    print_result(as_json, receipt, place)
 
 
 def _find(source: str) -> Path:
     """The path as typed, or else the run or model of that name."""
-    from gpt2cli.paths import find_model
-
     path = Path(source).expanduser()
     return path if path.exists() or path.is_symlink() else find_model(source)
-
-
-def _say_modelfile(gguf: Path, n_positions: int) -> None:
-    """How to give the file to Ollama: lines for the user to copy."""
-    from gpt2cli.convert.gguf import modelfile
-    from gpt2cli.ui.console import err, printable
-
-    lines = modelfile(gguf.name, n_positions)
-    err().print(printable(f"for Ollama, put these lines into a file named Modelfile beside it:\n{lines}"))
 
 
 def _default_place(path: Path, to: str) -> Path:
     """A model named after its source; other formats go to the current folder."""
     from gpt2cli.convert.pipeline import TARGETS
     from gpt2cli.convert.placing import default_name
-    from gpt2cli.paths import model_path
 
     _, ending = TARGETS[to]
     return model_path(default_name(path)) if to == "folder" else Path(f"{default_name(path)}{ending}")

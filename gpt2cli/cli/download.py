@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gpt2cli import paths
 from gpt2cli.cli.options import JsonOption, OfflineOption
+from gpt2cli.errors import Gpt2Error, InputError, ServiceError, UsageError
+from gpt2cli.json_files import read_json_object
+from gpt2cli.ui.console import err, out, print_json, print_result, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from gpt2cli.checkpoints.provenance import Origin
     from gpt2cli.hub.downloads import Downloaded, Request
     from gpt2cli.hub.registry import Size
@@ -26,25 +28,21 @@ def download(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME",
-            help="124M, 355M, 774M, 1558M, or owner/name on the Hugging Face hub.",
-            show_default=False,
+            metavar="NAME", help="124M, 355M, 774M, 1558M, or owner/name on the Hugging Face hub."
         ),
     ] = None,
     source: Annotated[
         Literal["openai", "hf"] | None,
-        typer.Option("--source", help="Where from; by default openai, then hf.", show_default=False),
+        typer.Option("--source", help="Where from; by default openai, then hf."),
     ] = None,
     base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", help="A mirror with either layout; gets no token.", show_default=False),
+        str | None, typer.Option("--base-url", help="A mirror with either layout; gets no token.")
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
             "--revision",
             help="Branch, tag or commit of the hub repository; the model is then called NAME@REVISION.",
-            show_default=False,
         ),
     ] = None,
     list_sizes: Annotated[
@@ -68,12 +66,9 @@ def download(
     A model that is here is not downloaded again;
     --force replaces one that came from another --source or --base-url.
     """
-    from gpt2cli import paths
     from gpt2cli.cli import download_request as asked
     from gpt2cli.hub.downloads import Request, command
     from gpt2cli.hub.inventory import origin_of
-    from gpt2cli.hub.registry import SIZES
-    from gpt2cli.ui.console import err, printable
 
     if list_sizes:
         _list(as_json)
@@ -90,34 +85,34 @@ def download(
     if paths.is_model(model) and not (force or no_convert):
         origin = origin_of(model)
         asked.require_asked(called, origin, source, base_url, again)
-        _say_here(called, origin, err())
-        _print_result(as_json, _result(model, origin), model)
+        _say_here(called, origin)
+        print_result(as_json, {"model": str(model), **_facts_of(origin)}, model)
         return
     if not no_convert:
         asked.require_place(model)
-    room = SIZES[size.name].data_bytes if size and not no_convert else 0
+    room = size.data_bytes if size and not no_convert else 0
     request = Request(base_url=base_url, offline=offline, fresh=force, room=room)
     try:
-        fetched = _fetch(sources, size, repository, revision, request, err())
+        fetched = _fetch(sources, size, repository, revision, request)
         asked.require_address(canonical, fetched.origin.address, base_url, again)
-        _say_fetched(fetched, err())
+        whose = {"openai": "OpenAI's", "hf": "the hub's"}[fetched.origin.source]
+        amount = f"{len(fetched.files)} of them, {fetched.n_bytes / 1e6:,.1f} MB"
+        say(f"{whose} files are here: {amount}, {fetched.origin.address}", "good")
         receipt = None if no_convert else _convert(called, fetched, model, force, again)
     except (KeyboardInterrupt, SystemExit):
-        err().print("Stopped. The same command continues where it was.", style="warn")
+        say("Stopped. The same command continues where it was.", "warn")
         raise
+    if receipt:
+        say(f"Ready: gpt2 generate --model {called} ...", "good")
     result = {
         "model": None if no_convert else str(model),
         "files": str(fetched.folder),
-        "source": fetched.origin.source,
-        "address": fetched.origin.address,
-        "revision": fetched.origin.revision or None,
+        **_facts_of(fetched.origin),
         "bytes": fetched.n_bytes,
         "sha256": fetched.files,
         "verification": receipt["verification"] if receipt else None,
     }
-    if receipt:
-        err().print(printable(f"Ready: gpt2 generate --model {called} ..."), style="good")
-    _print_result(as_json, result, fetched.folder if no_convert else model)
+    print_result(as_json, result, fetched.folder if no_convert else model)
 
 
 def _fetch(
@@ -126,12 +121,9 @@ def _fetch(
     repository: str,
     revision: str | None,
     request: "Request",
-    console: "Console",
 ) -> "Downloaded":
     """The files, from the first source that serves them."""
-    from gpt2cli.errors import ServiceError
     from gpt2cli.hub.downloads import download_hub, download_openai
-    from gpt2cli.ui.console import printable
     from gpt2cli.ui.progress import downloading, finish
 
     failed: list[ServiceError] = []
@@ -142,13 +134,13 @@ def _fetch(
                 steps = download_openai(size, request)
             else:
                 steps = download_hub(repository, revision, request)
-            fetched = finish(steps, console, downloading()).result
+            fetched = finish(steps, err(), downloading()).result
             assert fetched is not None
             return fetched
         except ServiceError as error:
             failed.append(error)
             if len(failed) < len(sources):
-                console.print(printable(f"{error}; trying the Hugging Face hub"), style="warn")
+                say(f"{error}; trying the Hugging Face hub", "warn")
     if len(failed) == 1:
         raise failed[0]
     raise ServiceError(
@@ -156,25 +148,14 @@ def _fetch(
     )
 
 
-def _say_fetched(fetched: "Downloaded", console: "Console") -> None:
-    from gpt2cli.ui.console import printable
-
-    who = {"openai": "OpenAI's files", "hf": "the hub's files"}[fetched.origin.source]
-    amount = f"{len(fetched.files)} of them, {fetched.n_bytes / 1e6:,.1f} MB"
-    console.print(printable(f"{who} are here: {amount}, {fetched.origin.address}"), style="good")
-
-
-def _say_here(name: str, origin: "Origin | None", console: "Console") -> None:
-    from gpt2cli.ui.console import printable
-
+def _say_here(name: str, origin: "Origin | None") -> None:
     where = f", from {origin.address}" if origin else ""
-    console.print(printable(f"{name} is here already{where}: --verify compares it, --force fetches it anew."))
+    say(f"{name} is here already{where}: --verify compares it, --force fetches it anew.")
 
 
-def _result(model: Path, origin: "Origin | None") -> dict[str, Any]:
-    """What --json says of a model that was here."""
+def _facts_of(origin: "Origin | None") -> dict[str, Any]:
+    """For --json; a model that was not downloaded has none."""
     return {
-        "model": str(model),
         "source": origin.source if origin else None,
         "address": origin.address if origin else None,
         "revision": (origin.revision or None) if origin else None,
@@ -187,9 +168,7 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
     Returns the receipt; that of another process where it made the same model in the meantime.
     """
     from gpt2cli.convert.pipeline import ConvertOptions, convert
-    from gpt2cli.errors import Gpt2Error, InputError
     from gpt2cli.hub.inventory import discard
-    from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.progress import converting, finish
 
     try:
@@ -197,19 +176,18 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
         receipt = finish(steps, err(), converting).receipt
     except InputError:
         if names := discard(fetched.folder):
-            text = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
-            err().print(printable(text), style="warn")
+            damaged = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
+            say(damaged, "warn")
         raise
     except Gpt2Error:
         if force or (made := _made_meanwhile(name, fetched, model, again)) is None:
             raise
         return made
-    found = receipt["verification"]
-    if found:
-        err().print(
+    if found := receipt["verification"]:
+        say(
             f"Converted: {receipt['parameters']['count']:,} parameters; logits differ from an independent"
             f" computation by at most {found['max_difference']:.1e}.",
-            style="good",
+            "good",
         )
     return receipt
 
@@ -219,27 +197,19 @@ def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -
 
     Raises UsageError where it was made of others.
     """
-
-    from gpt2cli import paths
-    from gpt2cli.errors import UsageError
     from gpt2cli.hub.inventory import RECEIPT, is_made_of, origin_of
-    from gpt2cli.json_files import read_json_object
-    from gpt2cli.ui.console import err
 
     if not paths.is_model(model):
         return None
     if not is_made_of(model, fetched.files):
         raise UsageError(f"{name}: another model has come to its place", f"{model}; this replaces it", again)
-    _say_here(name, origin_of(model), err())
+    _say_here(name, origin_of(model))
     return read_json_object(model / RECEIPT)
 
 
 def _list(as_json: bool) -> None:
-
-    from gpt2cli import paths
     from gpt2cli.hub.inventory import is_begun, is_here
     from gpt2cli.hub.registry import SIZES, openai_files
-    from gpt2cli.ui.console import out, print_json
 
     rows: list[dict[str, Any]] = [
         {
@@ -267,12 +237,8 @@ def _list(as_json: bool) -> None:
 def _verify(
     name: str, revision: str | None, sources: tuple[str, ...], base_url: str | None, as_json: bool
 ) -> None:
-
-    from gpt2cli import paths
-    from gpt2cli.errors import UsageError
     from gpt2cli.hub.downloads import model_name
     from gpt2cli.hub.inventory import verify
-    from gpt2cli.ui.console import err, out, print_json, printable
 
     if base_url:
         raise UsageError(
@@ -280,22 +246,9 @@ def _verify(
         )
     found = []
     for item in verify(name, revision, sources):
-        err().print(printable(f"right ({item.by}): {item.path}"))
+        say(f"right ({item.by}): {item.path}")
         found.append({"path": str(item.path), "sha256": item.sha256, "by": item.by})
-    err().print(f"{len(found)} files are what they should be.", style="good")
+    say(f"{len(found)} files are what they should be.", "good")
     place = paths.model_path(model_name(name, revision))
     folder = place if paths.is_model(place) else Path(found[0]["path"]).parent
-    if as_json:
-        print_json({"folder": str(folder), "files": found})
-    else:
-        out().print(printable(str(folder)))
-
-
-def _print_result(as_json: bool, result: dict[str, Any], path: Path) -> None:
-
-    from gpt2cli.ui.console import out, print_json, printable
-
-    if as_json:
-        print_json(result)
-    else:
-        out().print(printable(str(path)))
+    print_result(as_json, {"folder": str(folder), "files": found}, folder)

@@ -1,5 +1,6 @@
 """`gpt2 evaluate`: models and a text in, a table of losses and perplexities out."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,9 @@ import typer
 
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import DeviceOption, JsonOption, OfflineOption, PrecisionOption, ThreadsOption
+from gpt2cli.files import sha256_of
+from gpt2cli.paths import is_adapter
+from gpt2cli.ui.console import err, out, print_json, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,11 +26,7 @@ WIKITEXT2 = "wikitext-2-test"
 def evaluate(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Runs, model folders or names; by default the newest model.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="MODEL", help="Runs, model folders or names; by default the newest model."),
     ] = None,
     on: Annotated[
         str, typer.Option("--on", metavar="TEXT", help="A corpus by name, or a text file.")
@@ -46,8 +46,7 @@ def evaluate(
         ),
     ] = None,
     batch: Annotated[
-        int | None,
-        typer.Option("--batch", min=1, help="Windows per batch.", show_default="by their length"),
+        int | None, typer.Option("--batch", min=1, help="Windows per batch.", show_default="by their length")
     ] = None,
     as_json: JsonOption = False,
     offline: OfflineOption = False,
@@ -62,7 +61,6 @@ def evaluate(
     """
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.console import out
     from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
 
     named = [(name, find_folder(name)) for name in models or ()]
@@ -71,7 +69,7 @@ def evaluate(
         named = [(str(newest), newest)]
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
-        _say(f"note: {notice}")
+        say(f"note: {notice}")
     found = find_corpus(on, offline=offline, allow_bundled=False)
     text, sha256 = _read(found)
     tasks = _tasks(named, text, found.name, context, stride, batch)
@@ -87,16 +85,13 @@ def evaluate(
         if rows and not as_json:
             print_evaluation(rows, out())
             if any(row.paper for row in rows):
-                _say(PAPER_NOTE)
+                say(PAPER_NOTE)
 
 
 def _read(found: "FoundCorpus") -> "tuple[str, str]":
     """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
-    from contextlib import closing
-
     from gpt2cli.data.input_files import TextSource
     from gpt2cli.data.text_reader import SourceReader
-    from gpt2cli.files import sha256_of
 
     (path,) = found.paths
     with closing(SourceReader(TextSource(str(path), path, "text", gzipped=False), ())) as reading:
@@ -126,7 +121,6 @@ def _tasks(
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
     from gpt2cli.convert.merge_lora import find_base
     from gpt2cli.evaluation.perplexity import encode_text, sliding_window_for
-    from gpt2cli.paths import is_adapter
     from gpt2cli.tokenizer.files import load_tokenizer
 
     tasks, texts = [], {}
@@ -144,7 +138,6 @@ def _tasks(
 def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "EvaluationRow":
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import scoring, track
     from gpt2cli.ui.tables import EvaluationRow
 
@@ -158,7 +151,7 @@ def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Evaluati
             result = step
     except (KeyboardInterrupt, SystemExit):
         if result:
-            _say(
+            say(
                 f"partial: {task.name}: {result.n_tokens:,} of {result.n_total:,} tokens:"
                 f" loss {result.loss:.4f}, perplexity/token {result.perplexity:,.2f}"
             )
@@ -171,33 +164,25 @@ def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Evaluati
 
 def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
     """One object per line."""
-    from gpt2cli.ui.console import print_json
-
-    facts = {
-        "model": row.model,
-        "folder": str(folder),
-        "on": on,
-        "sha256": sha256,
-        "loss": row.result.loss,
-        "perplexity": row.result.perplexity,
-        "word_perplexity": row.result.word_perplexity(row.text),
-        "bits_per_byte": row.result.bits_per_byte(row.text),
-        "n_tokens": row.result.n_tokens,
-        "n_words": row.text.n_words,
-        "n_bytes": row.text.n_bytes,
-        "context": row.sliding.context,
-        "stride": row.sliding.stride,
-        "windows": row.result.n_windows,
-        "tokens_per_second": round(row.result.tokens_per_second, 2),
-        "device": str(runtime.device),
-        "precision": runtime.precision,
-        "paper_perplexity": row.paper,
-    }
-    print_json(facts)
-
-
-def _say(text: str) -> None:
-    """A line on stderr, safe for a terminal whatever is in it."""
-    from gpt2cli.ui.console import err, printable
-
-    err().print(printable(text))
+    print_json(
+        {
+            "model": row.model,
+            "folder": str(folder),
+            "on": on,
+            "sha256": sha256,
+            "loss": row.result.loss,
+            "perplexity": row.result.perplexity,
+            "word_perplexity": row.result.word_perplexity(row.text),
+            "bits_per_byte": row.result.bits_per_byte(row.text),
+            "n_tokens": row.result.n_tokens,
+            "n_words": row.text.n_words,
+            "n_bytes": row.text.n_bytes,
+            "context": row.sliding.context,
+            "stride": row.sliding.stride,
+            "windows": row.result.n_windows,
+            "tokens_per_second": round(row.result.tokens_per_second, 2),
+            "device": str(runtime.device),
+            "precision": runtime.precision,
+            "paper_perplexity": row.paper,
+        }
+    )

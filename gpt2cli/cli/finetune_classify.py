@@ -1,9 +1,12 @@
 """`gpt2 finetune-classify`: fine-tunes a classifier, and reports its scores on the test split."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gpt2cli import files
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
@@ -12,14 +15,16 @@ from gpt2cli.cli.train_command import (
     RecipeArgument,
     ResumeOption,
     TrainCommand,
-    say,
     train,
 )
+from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_json_object
+from gpt2cli.paths import best_checkpoint
+from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpt2cli.evaluation.classes import ClassificationMetrics
     from gpt2cli.recipe.schema import ClassifyRecipe
     from gpt2cli.training.classify_task import ClassifyTask
     from gpt2cli.training.run_dir import RunDir
@@ -41,7 +46,7 @@ def finetune_classify(
     command = TrainCommand(
         task="finetune-classify",
         open_task=_open_task,
-        after_evaluation=lambda session, run, view, stop: None,
+        after_evaluation=lambda setup, run, view, stop: None,
         at_end=_report,
         is_complete=lambda run, recipe: _is_reported(run),
         hint=_hint,
@@ -82,29 +87,24 @@ def _open_task(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[Class
     yield ClassifyTask(recipe, data, start), origin
 
 
-def _hint(session: "TrainingSetup", run: "RunDir") -> str:
-    import shlex
-
+def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
     return f"gpt2 classify {shlex.quote(str(run.folder))} 'a text'"
 
 
-def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
+def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
     """Evaluate the best checkpoint on the test split: a table, report.json and confusion.png."""
-    from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import classification_metrics
     from gpt2cli.generation.label_texts import label_probabilities
-    from gpt2cli.paths import best_checkpoint
     from gpt2cli.training.classify_task import ClassifyTask
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.plots import plot_confusion
     from gpt2cli.ui.tables import print_classes
 
-    assert isinstance(session.task, ClassifyTask)
-    test, seen = session.task.data.test, set(session.task.data.train.ids)
+    assert isinstance(setup.task, ClassifyTask)
+    test, seen = setup.task.data.test, set(setup.task.data.train.ids)
     folder = best_checkpoint(run.folder)
     loaded = load_classifier(folder)
-    loaded.model.to(session.runtime.device)
+    loaded.model.to(setup.runtime.device)
     predictions: list[tuple[int, int]] = []
     for first in range(0, len(test), AT_ONCE):
         if signal := stop():
@@ -114,7 +114,12 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
     scores = classification_metrics(predictions, len(loaded.labels))
     new = [one for one, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
     plot_confusion(scores, loaded.labels, run.folder / PICTURE, title=run.name)
-    report = _as_report(scores, loaded.labels) | {
+    report: dict[str, Any] = {
+        "accuracy": scores.accuracy,
+        "macro_f1": scores.macro_f1,
+        "labels": list(loaded.labels),
+        "classes": {label: asdict(one) for label, one in zip(loaded.labels, scores.classes, strict=True)},
+        "confusion": scores.confusion,
         "checkpoint": folder.name,
         "weights": _weights_of(folder),
         "not_in_training": {
@@ -133,24 +138,8 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
     return 0
 
 
-def _as_report(scores: "ClassificationMetrics", labels: tuple[str, ...]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "accuracy": scores.accuracy,
-        "macro_f1": scores.macro_f1,
-        "labels": list(labels),
-        "classes": {label: asdict(one) for label, one in zip(labels, scores.classes, strict=True)},
-        "confusion": [list(row) for row in scores.confusion],
-    }
-
-
 def _is_reported(run: "RunDir") -> bool:
     """Whether there is a report, and of the checkpoint that is now the best."""
-    from gpt2cli.errors import InputError
-    from gpt2cli.json_files import read_json_object
-    from gpt2cli.paths import best_checkpoint
-
     try:
         report = read_json_object(run.folder / REPORT)
     except InputError:

@@ -4,11 +4,14 @@ Writes an answer after each evaluation to samples.txt, and at the end responses.
 """
 
 import contextlib
+import hashlib
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli import paths
+from gpt2cli import files, paths
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
@@ -17,9 +20,12 @@ from gpt2cli.cli.train_command import (
     RecipeArgument,
     ResumeOption,
     TrainCommand,
-    say,
     train,
 )
+from gpt2cli.errors import DivergedError, Gpt2Error
+from gpt2cli.files import sha256_of
+from gpt2cli.json_files import read_json_object
+from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
     from gpt2cli.evaluation.responses import Response
@@ -97,29 +103,24 @@ def _open_task(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTa
     )
 
 
-def _hint(session: "TrainingSetup", run: "RunDir") -> str:
-    import shlex
-
+def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
     return f"head -n 3 {shlex.quote(str(run.folder / paths.RESPONSES))}"
 
 
-def _answer_one(
-    session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]
-) -> None:
+def _answer_one(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
     """Answer a record of the validation split, to the screen and samples.txt."""
-    from gpt2cli.errors import DivergedError
     from gpt2cli.generation.batch import answer_batch
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.sft_task import SftTask
     from gpt2cli.training.torch_compile import uncompiled
 
-    task = session.task
+    task = setup.task
     assert isinstance(task, SftTask)
     shown, replies = task.examples.shown, None
     with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
         replies = answer_batch(
-            session.model,
+            setup.model,
             task.tokenizer,
             [shown.ids],
             task.template.stops,
@@ -131,19 +132,18 @@ def _answer_one(
         return
     text = replies[0].text
     view.note(f"{_last_question(shown.record.turns)} -> {text}".replace("\n", " "), "faint")
-    add_sample(run, session.state.step, task.template.prompt(shown.record.question) + text)
+    add_sample(run, setup.state.step, task.template.prompt(shown.record.question) + text)
 
 
-def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
+def _answer_all(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
     """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
     from gpt2cli.evaluation.responses import open_responses
     from gpt2cli.generation.batch import answer_prompts
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.sft_task import SftTask
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import counting, track
 
-    task = session.task
+    task = setup.task
     assert isinstance(task, SftTask)
     asked = task.recipe.eval
     best, test = paths.best_checkpoint(run.folder), task.examples.test
@@ -153,13 +153,13 @@ def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]
         missing = [question for question in test if question.record.index not in file.responses]
         if missing:
             replies = answer_prompts(
-                _best_model(session, best),
+                _best_model(setup, best),
                 task.tokenizer,
                 [question.ids for question in missing],
                 stops=task.template.stops,
-                options=SamplingOptions(temperature=asked.temperature, seed=session.recipe.seed),
+                options=SamplingOptions(temperature=asked.temperature, seed=setup.recipe.seed),
                 max_new_tokens=asked.max_new_tokens,
-                n_rows=session.recipe.batch.micro_batch,
+                n_rows=setup.recipe.batch.micro_batch,
                 stop=stop,
             )
             n_done = len(file.responses)
@@ -179,14 +179,13 @@ def _answer_all(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]
     return 0
 
 
-def _best_model(session: "TrainingSetup", best: Path) -> Any:
+def _best_model(setup: "TrainingSetup", best: Path) -> Any:
     """In fp32: in half precision the other rows of a batch can change a close choice."""
-
     from gpt2cli.model.lora import merge_lora
 
-    model = session.task.saved_model(best, session.attention)
+    model = setup.task.saved_model(best, setup.attention)
     merge_lora(model)
-    return model.to(session.runtime.device)
+    return model.to(setup.runtime.device)
 
 
 def _response(record: Any, reply: Any, key: str) -> "Response":
@@ -207,17 +206,11 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
 
 def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
     """Measure and report the answers; scores.json is written last and marks them as complete."""
-    from gpt2cli import files
     from gpt2cli.evaluation.rouge import rouge
 
     n, n_ended = len(responses), sum(response.ended for response in responses)
     n_stop = sum(response.finish_reason == "stop" for response in responses)
-    scores: dict[str, Any] = {
-        **about,
-        "responses": n,
-        "ended": n_ended,
-        "ended_by_stop_text": n_stop,
-    }
+    scores: dict[str, Any] = {**about, "responses": n, "ended": n_ended, "ended_by_stop_text": n_stop}
     said = f"{n_ended} of {n} answers end by themselves ({n_ended / n:.0%})"
     if n_stop:
         said += f", {n_stop} of them by a stop text"
@@ -231,10 +224,7 @@ def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any],
 
 def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
     """Whether all the answers and scores that this recipe asks for are there."""
-    from gpt2cli import files
-    from gpt2cli.errors import Gpt2Error
     from gpt2cli.evaluation.rouge import ROUGE_TYPES
-    from gpt2cli.json_files import read_json_object
 
     try:
         scores = read_json_object(run.folder / SCORES)
@@ -252,11 +242,7 @@ def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
 
 def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
     """A hash of the weights, the test split and the options: when one changes, all is answered again."""
-    import hashlib
-    import json
-
     from gpt2cli.checkpoints.folder import MANIFEST
-    from gpt2cli.files import sha256_of
 
     asked = recipe.eval
     facts = {

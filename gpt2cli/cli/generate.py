@@ -1,5 +1,6 @@
 """`gpt2 generate`: a prompt in, continuations out."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ from gpt2cli.cli.options import (
     encode_prompt,
     prompt_text,
 )
+from gpt2cli.errors import UsageError
+from gpt2cli.ui.console import err, print_json, printable, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,14 +37,9 @@ LONGEST_ECHO = 2000  # characters of the prompt that a terminal repeats
 
 def generate(
     prompt: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PROMPT", help="The text to continue; - or a pipe: stdin.", show_default=False
-        ),
+        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - or a pipe: stdin.")
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.", show_default=False)
-    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
     model: ModelOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", min=1, help="Limit of a continuation.")
@@ -56,8 +54,7 @@ def generate(
         int, typer.Option("--num-samples", min=1, help="Number of continuations, decoded as one batch.")
     ] = 1,
     stop: Annotated[
-        list[str] | None,
-        typer.Option("--stop", help="Stop before this text; repeatable.", show_default=False),
+        list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     raw: Annotated[
@@ -77,10 +74,6 @@ def generate(
     Prints only continuations to stdout, or with --json one object per line.
     The rest goes to stderr.
     """
-    import sys
-
-    from gpt2cli.errors import UsageError
-
     if "" in (stop or ()):
         raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
     if raw and (as_json or sys.stdout.isatty()):
@@ -96,7 +89,14 @@ def generate(
         from gpt2cli.generation import engine
         from gpt2cli.generation.stop_text import Continuation
 
-        sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        sampling = sampling_options(
+            seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )
         loaded = load_for_decoding(
             folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
         )
@@ -140,8 +140,6 @@ def generate(
 
 def _print_json(replies: "Sequence[Continuation]", facts: dict[str, Any]) -> None:
     """One object per continuation and line."""
-    from gpt2cli.ui.console import print_json
-
     for number, reply in enumerate(replies, 1):
         own = {"text": reply.text, "ids": reply.ids, "finish_reason": reply.finish_reason}
         print_json(own | facts | {"sample": number})
@@ -149,14 +147,12 @@ def _print_json(replies: "Sequence[Continuation]", facts: dict[str, Any]) -> Non
 
 def _timed(steps: "Iterator[DecodeStep]", throughput: "Throughput") -> "Iterator[DecodeStep]":
     """The same steps; says once that the window has moved."""
-    from gpt2cli.ui.console import err
-
     moved = False
     for step in steps:
         if step.window_moved:
             throughput.start_prefill()
             if not moved:
-                err().print("the context is full: continuing from its last half", style="warn")
+                say("the context is full: continuing from its last half", "warn")
             moved = True
         throughput.add(sum(token is not None for token in step.ids))
         yield step
@@ -170,10 +166,6 @@ class _Screen:
     """
 
     def __init__(self, prompt: str, raw: bool) -> None:
-        import sys
-
-        from gpt2cli.ui.console import err
-
         self._prompt, self._raw = prompt, raw
         self._err, self._on_terminal = err(), err().is_terminal and sys.stdout.isatty()
         self._row, self._n_shown = 0, -1  # the continuation that is shown; -1: not begun
@@ -201,8 +193,6 @@ class _Screen:
             self._err.print(f"{throughput}, seed {facts['seed']}", style="faint")
 
     def _introduce(self, row: int, n_rows: int) -> None:
-        from gpt2cli.ui.console import printable
-
         self._n_shown = 0
         if n_rows > 1:
             self._err.print(f"--- {row + 1}/{n_rows} ---", style="faint")
@@ -210,10 +200,6 @@ class _Screen:
             self._err.print(printable(self._prompt[-LONGEST_ECHO:]), style="faint", end="")
 
     def _write(self, text: str) -> None:
-        import sys
-
-        from gpt2cli.ui.console import printable
-
         if self._raw:
             sys.stdout.buffer.write(text.encode("utf-8"))
         else:

@@ -1,6 +1,7 @@
 """`gpt2 inspect`: a model in; its modules, tensors and activations out."""
 
 import math
+import os
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2cli.cli.choose_model import find_folder
-from gpt2cli.cli.options import JsonOption, ModelArgument
+from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.files import require_writable
+from gpt2cli.paths import CHECKPOINTS
+from gpt2cli.ui.console import err, print_json, say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.info import ModelInfo, TensorInfo
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from gpt2cli.training.lineage import Lineage
 
 N_NEXT = 10
+NEEDS = {"--attention": "--prompt", "--top": "--prompt", "--layer": "--attention", "--head": "--attention"}
 EXAMPLES = {"--prompt": '"The capital of France is"', "--attention": "attention.png"}
 
 
@@ -29,12 +35,7 @@ def inspect(
     ] = False,
     prompt: Annotated[
         str | None,
-        typer.Option(
-            "--prompt",
-            "-p",
-            help="Show the activations of a forward pass over this text.",
-            show_default=False,
-        ),
+        typer.Option("--prompt", "-p", help="Show the activations of a forward pass over this text."),
     ] = None,
     top: Annotated[
         int | None,
@@ -43,18 +44,13 @@ def inspect(
         ),
     ] = None,
     attention: Annotated[
-        Path | None,
-        typer.Option(
-            "--attention", help="With --prompt: draw the attention weights to a PNG.", show_default=False
-        ),
+        Path | None, typer.Option("--attention", help="With --prompt: draw the attention weights to a PNG.")
     ] = None,
     layer: Annotated[
-        int | None,
-        typer.Option("--layer", help="With --attention: draw only this layer, from 0.", show_default=False),
+        int | None, typer.Option("--layer", help="With --attention: draw only this layer, from 0.")
     ] = None,
     head: Annotated[
-        int | None,
-        typer.Option("--head", help="With --attention: draw only this head, from 0.", show_default=False),
+        int | None, typer.Option("--head", help="With --attention: draw only this head, from 0.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,16 +98,9 @@ def _check_options(
     prompt: str | None, top: int | None, attention: Path | None, layer: int | None, head: int | None
 ) -> None:
     """Raise UsageError for options that do not go together, before any file is opened."""
-    from gpt2cli.errors import UsageError
-
-    given = {"--attention": attention, "--top": top, "--layer": layer, "--head": head}
-    for option, needed in (
-        ("--attention", "--prompt"),
-        ("--top", "--prompt"),
-        ("--layer", "--attention"),
-        ("--head", "--attention"),
-    ):
-        if given[option] is not None and (prompt if needed == "--prompt" else attention) is None:
+    given = {"--prompt": prompt, "--attention": attention, "--top": top, "--layer": layer, "--head": head}
+    for option, needed in NEEDS.items():
+        if given[option] is not None and given[needed] is None:
             raise UsageError(f"{option} needs {needed}", fix=f"add {needed} {EXAMPLES[needed]}")
     if attention is not None and attention.suffix.lower() != ".png":
         raise UsageError(f"--attention {attention}: the picture is a PNG", fix=f"--attention {attention}.png")
@@ -121,11 +110,6 @@ def _plan_picture(
     config: "GPT2Config", path: Path | None, layer: int | None, head: int | None
 ) -> _Picture | None:
     """What to draw, checked against the model and the disk."""
-    import os
-
-    from gpt2cli.errors import InputError, UsageError
-    from gpt2cli.files import require_writable
-
     if path is None:
         return None
     chosen = []
@@ -142,7 +126,6 @@ def _plan_picture(
 def _numbers(summary: "ModelInfo") -> "list[TensorInfo]":
     """The statistics of every tensor; aligned columns need all of them first."""
     from gpt2cli.checkpoints.info import tensor_statistics
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import counting, track
 
     n = sum(summary.dtypes.values())
@@ -153,7 +136,6 @@ def _watch(folder: Path, prompt: str, *, draw: bool) -> "ForwardTrace":
     """One forward pass over the prompt, with the attention of as many tokens as a picture holds."""
     import torch
 
-    from gpt2cli.cli.options import encode_prompt
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.generation.activations import trace_forward
     from gpt2cli.ui.attention_map import MOST_TOKENS
@@ -165,7 +147,6 @@ def _watch(folder: Path, prompt: str, *, draw: bool) -> "ForwardTrace":
 
 def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> None:
     from gpt2cli.ui.attention_map import draw_attention
-    from gpt2cli.ui.console import err, printable
     from gpt2cli.ui.inspect import token_text
 
     n_drawn = anatomy.attention.shape[-1]
@@ -179,18 +160,24 @@ def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> N
         picture.path,
         layers=layers,
         heads=heads,
-        title=f"{summary.folder.name}: attention weights",
+        title=f"{_name(summary.folder)}: attention weights",
         n_before=len(anatomy.ids) - n_drawn,
     )
-    console = err()
     if n_drawn < len(anatomy.ids):
-        console.print(
+        say(
             f"the prompt has {len(anatomy.ids)} tokens: the picture shows the last {n_drawn}, and"
             " not their attention to earlier ones",
-            style="warn",
+            "warn",
         )
     n = f"{len(layers)} layer{'s'[: len(layers) > 1]} x {len(heads)} head{'s'[: len(heads) > 1]}"
-    console.print(printable(f"attention: {n} in {picture.path}"), style="good")
+    say(f"attention: {n} in {picture.path}", "good")
+
+
+def _name(folder: Path) -> str:
+    """RUN/STEP for a checkpoint of a run."""
+    path = folder.resolve()
+    run = path.parent.parent.name if path.parent.name == CHECKPOINTS else ""
+    return f"{run}/{path.name}" if run else path.name
 
 
 def _print_json(
@@ -202,8 +189,6 @@ def _print_json(
     picture: _Picture | None,
 ) -> None:
     """One object. NaN and infinity become null."""
-    from gpt2cli.ui.console import print_json
-
     proved = bool(numbers) or anatomy is not None
     content = _model(summary, proved) | {
         "lineage": asdict(lineage) | {"run": lineage.run and str(lineage.run)}

@@ -1,13 +1,16 @@
 """`gpt2 judge`: responses in, an LLM judge's grades out; or two models' responses, and which are better."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2cli import paths
 from gpt2cli.cli.judge_report import grade_facts, judge_facts, nothing_scored, pair_facts
-from gpt2cli.cli.judge_target import EXAMPLE, kept_of, newest_responses, responses_of, server_of
 from gpt2cli.cli.options import JsonOption
+from gpt2cli.errors import InputError, ServiceError, UsageError
+from gpt2cli.ui.console import err, out, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from gpt2cli.errors import ServiceError
     from gpt2cli.judge.endpoint import JudgeServer
     from gpt2cli.judge.runner import JudgeOptions, JudgeQuestion, JudgeTask
+
+EXAMPLE = "gpt2 judge --ollama llama3.2"
 
 
 def judge(
@@ -24,14 +29,10 @@ def judge(
             metavar="TARGET",
             help="A run, a model folder or a file of responses; by default the newest run with responses."
             " Two are compared with each other.",
-            show_default=False,
         ),
     ] = None,
     ollama: Annotated[
-        str | None,
-        typer.Option(
-            "--ollama", metavar="NAME", help="The judge: a model that Ollama serves.", show_default=False
-        ),
+        str | None, typer.Option("--ollama", metavar="NAME", help="The judge: a model that Ollama serves.")
     ] = None,
     base_url: Annotated[
         str | None,
@@ -39,14 +40,10 @@ def judge(
             "--base-url",
             metavar="URL",
             help="The judge's server, OpenAI-compatible; its key comes from OPENAI_API_KEY.",
-            show_default=False,
         ),
     ] = None,
     judge_model: Annotated[
-        str | None,
-        typer.Option(
-            "--judge-model", metavar="NAME", help="The judge: a model at --base-url.", show_default=False
-        ),
+        str | None, typer.Option("--judge-model", metavar="NAME", help="The judge: a model at --base-url.")
     ] = None,
     seed: Annotated[
         int | None,
@@ -55,12 +52,10 @@ def judge(
         ),
     ] = None,
     parallel: Annotated[
-        int | None,
-        typer.Option("--parallel", help="Requests at the same time.", show_default="4"),
+        int | None, typer.Option("--parallel", help="Requests at the same time.", show_default="4")
     ] = None,
     timeout: Annotated[
-        float | None,
-        typer.Option("--timeout", metavar="SECONDS", help="Per attempt.", show_default="300"),
+        float | None, typer.Option("--timeout", metavar="SECONDS", help="Per attempt.", show_default="300")
     ] = None,
     out: Annotated[
         Path | None,
@@ -69,7 +64,6 @@ def judge(
             metavar="FILE",
             help="Where to keep the judgements; by default judgements.jsonl in the run, or"
             " NAME.judgements.jsonl beside a file NAME.json.",
-            show_default=False,
         ),
     ] = None,
     fresh: Annotated[
@@ -79,8 +73,7 @@ def judge(
         bool, typer.Option("--retry", help="Ask again where the judgement is unscored or truncated.")
     ] = False,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", metavar="N", help="Judge only the first N responses.", show_default=False),
+        int | None, typer.Option("--limit", metavar="N", help="Judge only the first N responses.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,7 +82,6 @@ def judge(
     If interrupted, run the same command again to continue.
     Prints a table to stdout, or with --json one object.
     """
-    from gpt2cli.errors import UsageError
     from gpt2cli.judge.client import TIMEOUT
     from gpt2cli.judge.runner import N_PARALLEL, SEED, JudgeOptions
 
@@ -104,7 +96,7 @@ def judge(
         raise UsageError(f"--seed is {seed}", "it must be at least 0")
     if timeout is not None and not 0 < timeout < float("inf"):
         raise UsageError(f"--timeout is {timeout:g}", "it is a number of seconds above 0")
-    server = server_of(ollama, base_url, judge_model)
+    server = _server_of(ollama, base_url, judge_model)
     options = JudgeOptions(
         seed=SEED if seed is None else seed,
         n_parallel=N_PARALLEL if parallel is None else parallel,
@@ -112,26 +104,93 @@ def judge(
         fresh=fresh,
         retry=retry,
     )
-    found = [responses_of(target) for target in targets or ()] or [newest_responses()]
+    found = [_responses_of(target) for target in targets or ()] or [_newest_responses()]
     if len(found) == 1:
-        _grade(found[0], server, out or kept_of(found[0]), limit, options, as_json)
+        _grade(found[0], server, out or _kept_of(found[0]), limit, options, as_json)
     else:
-        _compare(found[0], found[1], server, out or kept_of(*found), limit, options, as_json)
+        _compare(found[0], found[1], server, out or _kept_of(*found), limit, options, as_json)
+
+
+def _server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "JudgeServer":
+    from gpt2cli.judge import server
+
+    if name is not None and (base_url is not None or judge_model is not None):
+        raise UsageError(
+            "there are two judges", "--ollama is one, --base-url with --judge-model another", EXAMPLE
+        )
+    if name is not None:
+        return server.ollama(name)
+    if base_url is None and judge_model is None:
+        raise UsageError(
+            "there is no judge",
+            "a model that Ollama runs, or one behind any OpenAI-compatible server",
+            f"{EXAMPLE}, or gpt2 judge --base-url URL --judge-model NAME",
+        )
+    if base_url is None or judge_model is None:
+        missing = "--base-url" if base_url is None else "--judge-model"
+        raise UsageError(
+            f"{missing} is missing",
+            "--base-url and --judge-model go together",
+            "gpt2 judge --base-url http://127.0.0.1:8080/v1 --judge-model NAME",
+        )
+    return server.openai_compatible(base_url, judge_model)
+
+
+def _responses_of(target: str) -> Path:
+    """The file of responses that a target means. Raises InputError."""
+    given = Path(os.path.expanduser(target))
+    if target and os.path.lexists(given) and not given.is_dir():
+        return given  # reading it says what is wrong with it
+    hidden = any(part.startswith(".") for part in Path(target).parts)
+    for folder in [given, *([] if hidden else [paths.runs() / target])]:
+        # A checkpoint's answers are its run's.
+        for place in (folder, folder.resolve().parent.parent):
+            if (place / paths.RESPONSES).is_file() and (place == folder or paths.is_run(place)):
+                return place / paths.RESPONSES
+    raise InputError(
+        f"{target or repr(target)}: no responses here",
+        f"neither a file, nor a folder or a run under {paths.runs()} with a {paths.RESPONSES}",
+        "gpt2 finetune-instruct RECIPE writes them at its end",
+    )
+
+
+def _newest_responses() -> Path:
+    found = [path for path in paths.runs().glob(f"*/{paths.RESPONSES}") if path.is_file()]
+    found = [path for path in found if not path.parent.name.startswith(".")]
+    if not found:
+        raise InputError(
+            "there are no responses here yet",
+            f"no run under {paths.runs()} has a {paths.RESPONSES}",
+            "gpt2 finetune-instruct RECIPE, or name a file",
+        )
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    say(f"responses: {newest}", "faint")
+    return newest
+
+
+def _label_of(path: Path) -> str:
+    """What a file of responses is called in another's name."""
+    name = path.resolve().parent.name if path.name == paths.RESPONSES else path.stem
+    return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name)[:100] or "other"
+
+
+def _kept_of(path: Path, other: Path | None = None) -> Path:
+    """Where the judgements of a file of responses are kept, or the comparisons with another one.
+
+    Only a run's own responses leave out their name, so that two files in one folder do not share one.
+    """
+    own = "" if path.name == paths.RESPONSES else f"{path.stem}."
+    versus = "" if other is None else f"-vs-{_label_of(other)}"
+    return path.parent / f"{own}judgements{versus}.jsonl"
 
 
 def _grade(
-    path: Path,
-    server: "JudgeServer",
-    place: Path,
-    limit: int | None,
-    options: "JudgeOptions",
-    as_json: bool,
+    path: Path, server: "JudgeServer", place: Path, limit: int | None, options: "JudgeOptions", as_json: bool
 ) -> None:
     from gpt2cli.judge.aggregate import GradeSummary, summarize_grades
     from gpt2cli.judge.grade import GRADING, grade_questions
     from gpt2cli.judge.items import read_items
     from gpt2cli.judge.runner import judgements_of
-    from gpt2cli.ui.console import err, out, print_json
     from gpt2cli.ui.judge import grade_coverage, print_grades, print_warnings
 
     items = read_items(path)[:limit]
@@ -171,7 +230,6 @@ def _compare(
     from gpt2cli.judge.items import read_items
     from gpt2cli.judge.pairwise import COMPARING, comparison_questions, pairs_of
     from gpt2cli.judge.runner import judgements_of
-    from gpt2cli.ui.console import out, print_json
     from gpt2cli.ui.judge import pair_coverage, print_pairs
 
     items = [read_items(path) for path in (a, b)]
@@ -182,7 +240,7 @@ def _compare(
         return summarize_pairs(pairs, judgements_of(COMPARING, questions, place), options.seed)
 
     if n_left_out := sum(len(one) - len(pairs) for one in items):
-        _say(f"note: {n_left_out:,} responses are left out: no counterpart, or beyond --limit")
+        say(f"note: {n_left_out:,} responses are left out: no counterpart, or beyond --limit")
     what = f"{len(pairs):,} pairs of {a} and {b} in both orders"
     failed = _ask(
         COMPARING, questions, server, place, options, what, "comparisons", lambda: pair_coverage(summed())
@@ -211,9 +269,7 @@ def _ask(
     coverage: "Callable[[], str]",
 ) -> "ServiceError | None":
     """Judge with progress on stderr. Returns the server's error: what there is comes first."""
-    from gpt2cli.errors import ServiceError
     from gpt2cli.judge.runner import judge
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.judge import JudgeProgress
 
     n_all = sum(not question.is_canary for question in questions)
@@ -224,9 +280,9 @@ def _ask(
             if n_missing:
                 before = f"; {n_done:,} of {n_all:,} are there" if n_done else ""
                 at = f"{server.model} at {server.base_url}, {options.n_parallel} at a time"
-                _say(f"judging {what} with {at}{before}")
+                say(f"judging {what} with {at}{before}")
             else:
-                _say(
+                say(
                     f"all {what} were judged before; --fresh asks again"
                     if n_all
                     else f"nothing to ask about {what}"
@@ -239,13 +295,6 @@ def _ask(
             return error
         except (KeyboardInterrupt, SystemExit):
             progress.stop()
-            _say(f"{coverage()}; run the same command again to go on")
+            say(f"{coverage()}; run the same command again to go on")
             raise
     return None
-
-
-def _say(text: str) -> None:
-    """A line on stderr, safe for a terminal whatever is in it."""
-    from gpt2cli.ui.console import err, printable
-
-    err().print(printable(text))

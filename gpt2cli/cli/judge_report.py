@@ -1,7 +1,10 @@
 """What a script reads of `gpt2 judge`, and the error where nothing was scored."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gpt2cli.errors import ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +21,6 @@ def nothing_scored(
     what: str, coverage: str, judgements: "Sequence[Judgement]", place: Path
 ) -> "ServiceError":
     """Why, and what to do; `place` is the results file."""
-    from gpt2cli.errors import ServiceError
-
     own = [one for one in judgements if not one.is_canary]
     if all(one.status == "empty" for one in own):
         return ServiceError(what, f"{coverage}: there was nothing to ask about", "look into the responses")
@@ -37,7 +38,6 @@ def judge_facts(server: "JudgeServer", seed: int) -> dict[str, Any]:
 
 def grade_facts(summary: "GradeSummary", judgements: "Sequence[GradeJudgement]") -> dict[str, Any]:
     """Nothing of it depends on time: the same scores make the same text."""
-    from dataclasses import asdict
 
     def plain(one: "GradeJudgement") -> dict[str, Any]:
         score = asdict(one.score) if one.score else {"score": None}
@@ -56,8 +56,6 @@ def grade_facts(summary: "GradeSummary", judgements: "Sequence[GradeJudgement]")
 
 
 def pair_facts(summary: "PairSummary", pairs: "Sequence[Pair]") -> dict[str, Any]:
-    from dataclasses import asdict
-
     facts = {name: value for name, value in asdict(summary).items() if name != "outcomes"}
     items = [{"index": pair.index, "outcome": summary.outcomes.get(pair.index)} for pair in pairs]
     return {**facts, "items": items}

@@ -1,116 +1,78 @@
 """The options that several commands share, and the prompt: from an argument, a file or a pipe."""
 
+import functools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.files import open_regular
+from gpt2cli.ui.console import say
+
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
 
-SAMPLING, HARDWARE = "Sampling", "Hardware"  # panels of the help
+_MODEL = "A run, a model folder or a name; by default the newest model."
+_sampling = functools.partial(typer.Option, rich_help_panel="Sampling")
+_hardware = functools.partial(typer.Option, rich_help_panel="Hardware")
 
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="A run, a model folder or a name; by default the newest model.",
-        show_default=False,
-    ),
+ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL)]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], _hardware("--device", help="Where to compute.")
 ]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        help="A run, a model folder or a name; by default the newest model.",
-        show_default=False,
-    ),
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        help="The same seed and options give the same text; random by default.",
-        show_default=False,
-        rich_help_panel=SAMPLING,
-    ),
-]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.", rich_help_panel=HARDWARE)]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="Number format.", rich_help_panel=HARDWARE)
+    Literal["auto", "fp32", "bf16", "fp16"], _hardware("--precision", help="Number format.")
 ]
 # Decoding on a CPU also has int8, and a compiler.
-DecodingPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 DecodingPrecisionOption = Annotated[
-    DecodingPrecision,
-    typer.Option("--precision", help="Number format; int8 is for the CPU.", rich_help_panel=HARDWARE),
+    Literal["auto", "fp32", "bf16", "fp16", "int8"],
+    _hardware("--precision", help="Number format; int8 is for the CPU."),
 ]
-Compile = Literal["auto", "on", "off"]
 CompileOption = Annotated[
-    Compile,
-    typer.Option(
+    Literal["auto", "on", "off"],
+    _hardware(
         "--compile",
         help="Use a compiled decode step; auto takes one that gpt2 compile built, and builds one where it"
         " saves time.",
-        rich_help_panel=HARDWARE,
     ),
 ]
-ThreadsOption = Annotated[
-    int, typer.Option("--threads", min=0, help="CPU threads; 0: one per core.", rich_help_panel=HARDWARE)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+ThreadsOption = Annotated[int, _hardware("--threads", min=0, help="CPU threads; 0: one per core.")]
 
 # Their defaults live in generation/sampling.py, which costs an import of torch; a test compares.
 TemperatureOption = Annotated[
     float | None,
-    typer.Option(
-        "--temperature",
-        "-t",
-        help="0 is greedy; higher is more random.",
-        show_default="0.8",
-        rich_help_panel=SAMPLING,
-    ),
+    _sampling("--temperature", "-t", help="0 is greedy; higher is more random.", show_default="0.8"),
 ]
 TopKOption = Annotated[
     int | None,
-    typer.Option(
-        "--top-k",
-        help="Sample from the K most likely tokens; 0: from all.",
-        show_default="40",
-        rich_help_panel=SAMPLING,
-    ),
+    _sampling("--top-k", help="Sample from the K most likely tokens; 0: from all.", show_default="40"),
 ]
 TopPOption = Annotated[
     float | None,
-    typer.Option(
+    _sampling(
         "--top-p",
         help="Sample from the most likely tokens whose probabilities add up to P.",
         show_default="1.0",
-        rich_help_panel=SAMPLING,
     ),
 ]
 MinPOption = Annotated[
     float | None,
-    typer.Option(
-        "--min-p",
-        help="Drop tokens less than P times as likely as the most likely one.",
-        show_default="0.0",
-        rich_help_panel=SAMPLING,
+    _sampling(
+        "--min-p", help="Drop tokens less than P times as likely as the most likely one.", show_default="0.0"
     ),
 ]
 RepetitionPenaltyOption = Annotated[
     float | None,
-    typer.Option(
-        "--repetition-penalty",
-        help="Above 1: less repetition.",
-        show_default="1.0",
-        rich_help_panel=SAMPLING,
-    ),
+    _sampling("--repetition-penalty", help="Above 1: less repetition.", show_default="1.0"),
+]
+SeedOption = Annotated[
+    int | None, _sampling("--seed", help="The same seed and options give the same text; random by default.")
 ]
 
 LONGEST_PROMPT = 1 << 26  # bytes; no context is that long, and a pipe may never end
@@ -121,11 +83,6 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
 
     A file must be UTF-8, like every file; bytes in a pipe that are not become U+FFFD.
     """
-    import sys
-
-    from gpt2cli.errors import InputError, UsageError
-    from gpt2cli.files import open_regular
-
     if file is not None:
         if prompt is not None:
             raise UsageError("there are two prompts", f"{file} and the argument", "give one of them")
@@ -144,8 +101,6 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
 
 
 def _check_text(data: bytes, name: str) -> None:
-    from gpt2cli.errors import InputError
-
     try:
         data.decode("utf-8")
         place = data.find(b"\0")
@@ -164,16 +119,13 @@ def encode_prompt(text: str, loaded: "LoadedModel", fix: str | None) -> list[int
 
     A longer prompt is an error with this `fix`; None keeps its last tokens and says so.
     """
-    from gpt2cli.errors import InputError
-    from gpt2cli.ui.console import err
-
     ids, limit = loaded.tokenizer.encode(text), loaded.config.n_positions
     if not ids:
-        err().print("the prompt is empty: starting from the end-of-text token", style="faint")
+        say("the prompt is empty: starting from the end-of-text token", "faint")
         return [loaded.tokenizer.end_of_text]
     if len(ids) <= limit:
         return ids
     if fix is not None:
         raise InputError(f"the prompt has {len(ids)} tokens", f"this model's context holds {limit}", fix)
-    err().print(f"the prompt has {len(ids)} tokens: the first {len(ids) - limit} are dropped", style="warn")
+    say(f"the prompt has {len(ids)} tokens: the first {len(ids) - limit} are dropped", "warn")
     return ids[-limit:]

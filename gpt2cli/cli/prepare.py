@@ -1,15 +1,15 @@
 """`gpt2 prepare`: texts in, a folder of token files out; its path on stdout."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from gpt2cli.cli.options import JsonOption
+from gpt2cli.ui.console import err, print_result, say
 
+if TYPE_CHECKING:
     from gpt2cli.data.prepare_pipeline import PrepareProgress
 
 
@@ -38,15 +38,13 @@ def prepare(
     shard_tokens: Annotated[
         int | None, typer.Option(help="Tokens per file.", show_default="100 million")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Decides which documents are held out.", show_default=False)
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides which documents are held out.")] = None,
     block: Annotated[
         int, typer.Option(help="The context that you will train with; less text than that is an error.")
     ] = 1024,
     workers: Annotated[int, typer.Option(help="Threads; 0: one per core.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in --out.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn text into token files for pretraining.
 
@@ -54,59 +52,43 @@ def prepare(
     """
     from gpt2cli.data.manifest import PrepareSettings
     from gpt2cli.data.prepare import prepare
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import finish, preparing
 
-    console = err()
-    settings = PrepareSettings(tokenizer, tuple(text_field or ["text"]), validation)
-    if seed is not None:
-        settings = replace(settings, seed=seed)
-    if shard_tokens is not None:
-        settings = replace(settings, shard_tokens=shard_tokens)
+    given = {"seed": seed, "shard_tokens": shard_tokens}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = PrepareSettings(tokenizer, tuple(text_field or ["text"]), validation, **chosen)
     steps = prepare(
-        sources,
-        out,
-        settings,
-        block=block,
-        workers=workers,
-        force=force,
-        stdin_is_jsonl=bool(text_field),
+        sources, out, settings, block=block, workers=workers, force=force, stdin_is_jsonl=bool(text_field)
     )
     started = time.monotonic()
     try:
-        last = finish(steps, console, preparing())
+        last = finish(steps, err(), preparing())
     except (KeyboardInterrupt, SystemExit):
-        console.print("Stopped. The same command continues where it was.", style="warn")
+        say("Stopped. The same command continues where it was.", "warn")
         raise
-    _summarise(last, time.monotonic() - started, console, as_json=json)
+    _summarise(last, time.monotonic() - started, as_json)
 
 
-def _summarise(last: "PrepareProgress", seconds: float, console: "Console", *, as_json: bool) -> None:
-
-    from gpt2cli.ui.console import out, print_json, printable
-
+def _summarise(last: "PrepareProgress", seconds: float, as_json: bool) -> None:
     n_new = last.n_bytes - last.n_continued
     text = (
         f"{last.n_documents:,} document(s), {last.n_bytes / 1e6:,.1f} MB of text, {last.n_tokens:,} tokens,"
         f" {last.n_validation_tokens:,} of them for validation"
     )
     if last.phase == "nothing to do":
-        console.print(f"Nothing to do: {text} are there already.", style="good")
+        say(f"Nothing to do: {text} are there already.", "good")
     else:
         speed = f"{n_new / 1e6 / seconds:.1f} MB/s" if seconds else ""
         continued = f", {last.n_continued / 1e6:,.1f} MB of it done before" if last.n_continued else ""
-        console.print(f"Done: {text}{continued}; {seconds:.1f} s, {speed}.", style="good")
-    if as_json:
-        summary = {
-            "out": str(last.out),
-            "phase": last.phase,
-            "documents": last.n_documents,
-            "bytes": last.n_bytes,
-            "tokens": last.n_tokens,
-            "train_tokens": last.n_tokens - last.n_validation_tokens,
-            "validation_tokens": last.n_validation_tokens,
-            "seconds": round(seconds, 3),
-        }
-        print_json(summary)
-    else:
-        out().print(printable(str(last.out)))
+        say(f"Done: {text}{continued}; {seconds:.1f} s, {speed}.", "good")
+    summary = {
+        "out": str(last.out),
+        "phase": last.phase,
+        "documents": last.n_documents,
+        "bytes": last.n_bytes,
+        "tokens": last.n_tokens,
+        "train_tokens": last.n_tokens - last.n_validation_tokens,
+        "validation_tokens": last.n_validation_tokens,
+        "seconds": round(seconds, 3),
+    }
+    print_result(as_json, summary, last.out)

@@ -1,6 +1,7 @@
 """`gpt2 pretrain`: trains a GPT-2 from random weights, and shows a sample after each evaluation."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from gpt2cli.cli.train_command import (
     RecipeArgument,
     ResumeOption,
     TrainCommand,
-    say,
     train,
 )
+from gpt2cli.errors import DivergedError, UsageError
+from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.schema import PretrainRecipe
@@ -37,7 +39,7 @@ def pretrain(
         task="pretrain",
         open_task=_open_task,
         after_evaluation=_sample,
-        at_end=lambda session, run, stop: 0,
+        at_end=lambda setup, run, stop: 0,
         is_complete=lambda run, recipe: True,
         hint=_hint,
     )
@@ -52,7 +54,6 @@ def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretr
     from gpt2cli.data.prepare import prepare_cached
     from gpt2cli.data.token_dataset import open_dataset
     from gpt2cli.training.pretrain_task import PretrainTask
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.progress import finish, preparing
 
     found = find_corpus(recipe.data.source, offline=offline, allow_bundled=recipe.data.bundled)
@@ -76,20 +77,16 @@ def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[Pretr
         yield task, origin
 
 
-def _hint(session: "TrainingSetup", run: "RunDir") -> str:
-    import shlex
-
+def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
     from gpt2cli.recipe.schema import PretrainRecipe
 
-    assert isinstance(session.recipe, PretrainRecipe)
-    prompt = shlex.quote(session.recipe.eval.prompt)
+    assert isinstance(setup.recipe, PretrainRecipe)
+    prompt = shlex.quote(setup.recipe.eval.prompt)
     return f"gpt2 generate --model {shlex.quote(str(run.folder))} {prompt}"
 
 
 def _prompt(task: "PretrainTask") -> list[int]:
     """The token ids that each sample begins with."""
-    from gpt2cli.errors import UsageError
-
     tokenizer, context = task.tokenizer, task.recipe.model.context
     ids = tokenizer.encode(task.recipe.eval.prompt) or [tokenizer.end_of_text]
     if len(ids) > context:
@@ -99,28 +96,25 @@ def _prompt(task: "PretrainTask") -> list[int]:
     return ids
 
 
-def _sample(session: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
+def _sample(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
     """Sample from the model, to the screen and samples.txt."""
-    from gpt2cli.errors import DivergedError
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
 
-    assert isinstance(session.task, PretrainTask)
-    wanted, tokenizer = session.task.recipe.eval, session.task.tokenizer
+    assert isinstance(setup.task, PretrainTask)
+    wanted, tokenizer = setup.task.recipe.eval, setup.task.tokenizer
     if not wanted.sample_tokens:
         return
-    sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=session.recipe.seed)
-    prompt, ids = _prompt(session.task), list[int]()
+    sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=setup.recipe.seed)
+    prompt, ids = _prompt(setup.task), list[int]()
     with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
-        for step in generate(
-            session.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}
-        ):
+        for step in generate(setup.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}):
             if stop():
                 return
             ids += [token for token in step.ids if token is not None]
     text = wanted.prompt + tokenizer.decode(ids)
     view.note(text.replace("\n", " "), "faint")
-    add_sample(run, session.state.step, text)
+    add_sample(run, setup.state.step, text)

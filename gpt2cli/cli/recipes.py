@@ -1,19 +1,23 @@
 """`gpt2 recipes`: list, show, copy and check recipes."""
 
+import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2cli import files
 from gpt2cli.cli.options import JsonOption
+from gpt2cli.errors import UsageError
+from gpt2cli.ui.console import aligned, err, out, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=False)
 
-Name = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="The name of a shipped recipe, or a path.", show_default=False)
-]
+Name = Annotated[str, typer.Argument(metavar="RECIPE", help="The name of a shipped recipe, or a path.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -35,10 +39,7 @@ def list_(as_json: JsonOption = False) -> None:
 @app.command()
 def show(name: Name) -> None:
     """Print a recipe."""
-    import sys
-
     from gpt2cli.recipe.loader import find_recipe, read_recipe
-    from gpt2cli.ui.console import out, printable
 
     content = read_recipe(find_recipe(name))
     if out().is_terminal:
@@ -56,12 +57,7 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Copy a recipe to a file that you can change."""
-    from pathlib import Path
-
-    from gpt2cli import files
-    from gpt2cli.errors import UsageError
     from gpt2cli.recipe.loader import find_recipe, read_recipe
-    from gpt2cli.ui.console import err, printable
 
     source, target = find_recipe(name), Path(destination)
     if target.is_dir():
@@ -74,7 +70,7 @@ def copy(
     content = read_recipe(source)
     files.require_writable(target.parent)
     files.write_file(target, content)
-    err().print(printable(f"wrote {target}; check your changes with: gpt2 recipes check {target}"))
+    say(f"wrote {target}; check your changes with: gpt2 recipes check {target}")
 
 
 @app.command()
@@ -86,10 +82,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a recipe with overrides, as a run would. Exits with 2 at the first problem."""
-    import json
-
     from gpt2cli.recipe.loader import display_path, load_recipe
-    from gpt2cli.ui.console import out, printable
 
     loaded = load_recipe(name, overrides or [])
     if as_json:
@@ -101,21 +94,15 @@ def check(
 
 def _print_list() -> None:
     from gpt2cli.recipe.loader import recipe_title, shipped_recipes
-    from gpt2cli.ui.console import err, out, printable
 
-    shipped = shipped_recipes()
-    width = max(map(len, shipped), default=0)
-    for name, path in shipped.items():
-        out().print(printable(f"{name.ljust(width)}  {recipe_title(path)}"))
+    for line in aligned((name, printable(recipe_title(path))) for name, path in shipped_recipes().items()):
+        out().print(line)
     if err().is_terminal:
-        err().print("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", style="faint")
+        say("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", "faint")
 
 
 def _print_json_list() -> None:
-    import json
-
     from gpt2cli.recipe.loader import recipe_title, shipped_recipes
-    from gpt2cli.ui.console import out
 
     entries = [
         {"name": name, "title": recipe_title(path), "path": str(path)}

@@ -5,12 +5,21 @@ task as a `TrainCommand`.
 """
 
 import contextlib
+import json
+import shlex
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gpt2cli import __version__, files, paths
+from gpt2cli.cli.signals import stop_on_signal
+from gpt2cli.errors import UsageError
+from gpt2cli.ui.console import err, out, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
@@ -27,13 +36,11 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=3e-4.")
 ]
 NameOption = Annotated[
-    str | None,
-    typer.Option("--name", help="Name or path of the run; by default the recipe's name.", show_default=False),
+    str | None, typer.Option("--name", help="Name or path of the run; by default the recipe's name.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 DryRunOption = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Train nothing; show the resolved recipe, memory and time."),
+    bool, typer.Option("--dry-run", help="Train nothing; show the resolved recipe, memory and time.")
 ]
 
 
@@ -62,7 +69,6 @@ def train(
     offline: bool,
 ) -> None:
     """A training command, from its arguments to its exit."""
-    from gpt2cli.cli.signals import stop_on_signal
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import set_up_training
 
@@ -88,25 +94,18 @@ def train(
             return
         stopping = "finishing this step and saving; again to leave at once"
         with command.open_task(loaded.recipe, offline) as (task, origin), stop_on_signal(stopping) as stop:
-            session = set_up_training(task, loaded.recipe, checkpoint)
-            for notice in session.notices:
+            setup = set_up_training(task, loaded.recipe, checkpoint)
+            for notice in setup.notices:
                 say(f"note: {notice}")
 
             def record() -> None:
-                _record(run, session, checkpoint, given, origin)
+                _record(run, setup, checkpoint, given, origin)
+                begin()
 
-            _train(command, session, run, stop, record)
-
-
-def say(text: str) -> None:
-    """A line on stderr, safe for a terminal whatever is in it."""
-    from gpt2cli.ui.console import err, printable
-
-    err().print(printable(text))
+            _train(command, setup, run, stop, record)
 
 
 def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
-    from gpt2cli.errors import UsageError
     from gpt2cli.recipe.loader import display_path, load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -121,9 +120,6 @@ def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRe
 
 def _newest(recipe: "Recipe") -> str:
     """The path that `init: newest` means now, as YAML; on a resume the newest model is this run."""
-    import json
-
-    from gpt2cli import paths
     from gpt2cli.training.base_model import newest_base
 
     if getattr(recipe, "init", None) != paths.NEWEST:
@@ -135,8 +131,6 @@ def _newest(recipe: "Recipe") -> str:
 
 def _name_of(recipe: str) -> str:
     """verdict for recipes/verdict.yaml; the run's path for the recipe.yaml of a run."""
-    from gpt2cli import paths
-
     path = Path(recipe)
     if path.name == "recipe.yaml" and paths.is_run(path.parent):
         return str(path.parent.resolve())
@@ -145,14 +139,13 @@ def _name_of(recipe: str) -> str:
 
 def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> None:
     from gpt2cli.training.setup import set_up_training
-    from gpt2cli.ui.console import out
     from gpt2cli.ui.dry_run import show_dry_run
 
     with command.open_task(loaded.recipe, offline) as (task, _):
-        session = set_up_training(task, loaded.recipe, None)
-        for notice in session.notices:
+        setup = set_up_training(task, loaded.recipe, None)
+        for notice in setup.notices:
             say(f"note: {notice}")
-        show_dry_run(session, loaded.origins, out())
+        show_dry_run(setup, loaded.origins, out())
 
 
 def _resume_point(run: "RunDir") -> "Path | None":
@@ -181,59 +174,56 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
 
 def _train(
     command: TrainCommand,
-    session: "TrainingSetup",
+    setup: "TrainingSetup",
     run: "RunDir",
     stop: Callable[[], int],
     record: Callable[[], None],
 ) -> None:
     """The training itself, shown and logged. `record` is called when no option can be wrong any more."""
-    import shlex
-
     from gpt2cli.training import loop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
-    from gpt2cli.ui.console import err, out, printable
     from gpt2cli.ui.plots import plot_losses
-    from gpt2cli.ui.tensorboard import TensorBoardLog
+    from gpt2cli.ui.tensorboard import tensorboard_log
     from gpt2cli.ui.training import TrainingView
 
-    recipe, first = session.recipe, session.state.step
+    recipe, first = setup.recipe, setup.state.step
     signal_number = 0
     with (
-        TensorBoardLog(run.folder / "tensorboard", recipe.log.tensorboard, first) as board,
+        tensorboard_log(run.folder / "tensorboard", recipe.log.tensorboard, first) as log,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
     ):
         record()
-        view.note(_headline(session, run))
+        view.note(_headline(setup, run))
         if first:
             view.note(f"resuming after step {first}")
-        for event in loop.train(session, save=lambda: runs.save_checkpoint(run, session), stop=stop):
+        for event in loop.train(setup, save=lambda: runs.save_checkpoint(run, setup), stop=stop):
             runs.append_event(run, event)
-            board.write(event)
+            log(event)
             view.show(event)
             if isinstance(event, EvalDone):
-                command.after_evaluation(session, run, view, stop)
+                command.after_evaluation(setup, run, view, stop)
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
                 signal_number = event.signal
-    if not signal_number and session.state.best_step == 0:
+    if not signal_number and setup.state.best_step == 0:
         say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
-    signal_number = signal_number or command.at_end(session, run, stop)
+    signal_number = signal_number or command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))
     if signal_number:
         say(f"to continue: gpt2 {command.task} {shlex.quote(str(run.recipe))} --resume")
         raise typer.Exit(128 + signal_number)
-    say(f"try it: {command.hint(session, run)}")
+    say(f"try it: {command.hint(setup, run)}")
 
 
-def _headline(session: "TrainingSetup", run: "RunDir") -> str:
-    runtime, parameters = session.runtime, list(session.model.parameters())
+def _headline(setup: "TrainingSetup", run: "RunDir") -> str:
+    runtime, parameters = setup.runtime, list(setup.model.parameters())
     n_parameters = sum(p.numel() for p in parameters)
     n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
     trainable = "" if n_trainable == n_parameters else f" ({n_trainable:,} trainable)"
     return (
-        f"{run.name}: {n_parameters:,} parameters{trainable}, {session.task.size},"
+        f"{run.name}: {n_parameters:,} parameters{trainable}, {setup.task.size},"
         f" {runtime.device.type} {runtime.precision}, {runtime.threads} threads"
         + (", compiled" if runtime.compile else "")
     )
@@ -241,21 +231,17 @@ def _headline(session: "TrainingSetup", run: "RunDir") -> str:
 
 def _record(
     run: "RunDir",
-    session: "TrainingSetup",
+    setup: "TrainingSetup",
     checkpoint: "Path | None",
     given: list[str],
     origin: dict[str, object],
 ) -> None:
     """Write recipe.yaml and run.json; on a resume, say what changed and cut the log after the checkpoint."""
-    import sys
-    import time
-
-    from gpt2cli import __version__, files
     from gpt2cli.recipe.loader import dump_recipe
     from gpt2cli.runtime import describe_machine
     from gpt2cli.training.run_dir import truncate_records, write_record
 
-    text, step = dump_recipe(session.recipe), session.state.step
+    text, step = dump_recipe(setup.recipe), setup.state.step
     if checkpoint and run.recipe.exists():
         before = run.recipe.read_text(encoding="utf-8").splitlines()
         for line in text.splitlines():
@@ -272,7 +258,7 @@ def _record(
             "overrides": given,
             "from_step": step,
             "gpt2cli": __version__,
-            "machine": describe_machine(session.runtime),
+            "machine": describe_machine(setup.runtime),
             "data": origin,
         },
         resumed=checkpoint is not None,

@@ -18,11 +18,8 @@ MOST_TOKENS = 64  # that are drawn; beyond, squares and names become too small t
 _INK, _GREY, _FUTURE, _BROKEN = "#1f2933", "#616e7c", (237, 240, 242, 255), "#2ec4b6"
 _DPI = 100
 _LONGEST_SIDE, _LARGEST_TILE, _LARGEST_SQUARE, _GAP, _MARGIN = 3000, 1000, 40, 8, 15  # pixels
-_FONT: dict[str, Any] = {
-    "family": "DejaVu Sans",
-    "parse_math": False,
-    "usetex": False,
-}  # a $ in a token is a dollar
+# A $ in a token is a dollar.
+_FONT: dict[str, Any] = {"family": "DejaVu Sans", "parse_math": False, "usetex": False}
 _LONGEST_TOKEN, _LONGEST_TITLE = 14, 60  # characters
 
 

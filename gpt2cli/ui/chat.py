@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from gpt2cli.checkpoints.folder import LoadedModel
 from gpt2cli.errors import Gpt2Error
-from gpt2cli.generation.chat_session import ChatEvent, ReplyDone, TextDelta, TurnsDropped
-from gpt2cli.templates import Template
-from gpt2cli.ui.console import err, print_json, printable
+from gpt2cli.ui.console import err, print_json, printable, say
+
+if TYPE_CHECKING:
+    from gpt2cli.checkpoints.folder import LoadedModel
+    from gpt2cli.generation.chat_session import ChatEvent, ReplyDone
+    from gpt2cli.templates import Template
 
 LONGEST_QUOTE = 60  # characters of a message in a notice
 LONGEST_NAME = 400
@@ -23,12 +26,12 @@ _ENDS = {
 }
 
 
-def print_model(loaded: LoadedModel) -> None:
+def print_model(loaded: "LoadedModel") -> None:
     size = f"{loaded.config.n_parameters / 1e6:,.1f} million parameters"
     note(f"{loaded.folder}: {size}, context {loaded.config.n_positions:,} tokens", "")
 
 
-def print_mode(template: Template | None) -> None:
+def print_mode(template: "Template | None") -> None:
     """How the model answers, in one line."""
     note(BASE_MODEL if template is None else f"chat template: {template.name}", "")
 
@@ -47,7 +50,9 @@ class ReplyView:
     _ends_line: bool = True
     _is_done: bool = False
 
-    def show(self, event: ChatEvent) -> None:
+    def show(self, event: "ChatEvent") -> None:
+        from gpt2cli.generation.chat_session import ReplyDone, TextDelta, TurnsDropped
+
         match event:
             case TextDelta(text):
                 self._write(text)
@@ -82,7 +87,7 @@ class ReplyView:
         self._ends_line = True
         err().print(f"{ahead}{text}", style=style)
 
-    def _end(self, done: ReplyDone) -> None:
+    def _end(self, done: "ReplyDone") -> None:
         self._is_open, self._is_done = False, True
         if done.is_kept and self.as_json:
             print_json(_facts(done, self.seed))
@@ -93,7 +98,7 @@ class ReplyView:
             err().print(_summary(done), style="faint")
 
 
-def _facts(done: ReplyDone, seed: int | float) -> dict[str, str | int | float]:
+def _facts(done: "ReplyDone", seed: int | float) -> dict[str, str | int | float]:
     return {
         "reply": done.reply,
         "finish_reason": done.finish_reason,
@@ -107,14 +112,14 @@ def _facts(done: ReplyDone, seed: int | float) -> dict[str, str | int | float]:
     }
 
 
-def _summary(done: ReplyDone) -> str:
+def _summary(done: "ReplyDone") -> str:
     if not done.is_kept:
         return _STOPPED_BEFORE
     return f"{throughput_line(done.n_new, done.tokens_per_second)}{_ENDS.get(done.finish_reason, '')}"
 
 
 def throughput_line(n_tokens: int, tokens_per_second: float) -> str:
-    """How much it was and how fast, as it stands under everything that a model has written."""
+    """The line under everything that a model has written."""
     pace = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
     return f"{n_tokens} token{'s' * (n_tokens != 1)}{pace}"
 
@@ -144,4 +149,4 @@ def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
 def note(text: str, style: str = "faint") -> None:
     """A line on stderr, if there is anything to say."""
     if text:
-        err().print(printable(text), style=style)
+        say(text, style)

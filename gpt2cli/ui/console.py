@@ -7,7 +7,10 @@ characters and not a tag; a style is given as `style="good"`.
 import json
 import os
 import sys
+from collections.abc import Container, Iterable, Sequence
+from itertools import zip_longest
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 from rich.theme import Theme
@@ -38,6 +41,11 @@ def err() -> Console:
     return _console(stderr=True)
 
 
+def say(text: str, style: str = "") -> None:
+    """Print a line on stderr, safe for a terminal whatever is in it."""
+    err().print(printable(text), style=style)
+
+
 def printable(text: str) -> str:
     """The text with everything that could control a terminal made visible.
 
@@ -46,6 +54,25 @@ def printable(text: str) -> str:
     become <U+009B>. Works character by character, so pieces of a stream may be passed one at a time.
     """
     return text.translate(_VISIBLE)
+
+
+def aligned(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """A line per row, of any length, with its cells in columns; those in `right` are set to the right.
+
+    A row of a single cell widens no column.
+    """
+    rows = list(rows)
+    columns = zip_longest(*(row for row in rows if len(row) > 1), fillvalue="")
+    widths = [max(map(cell_len, column)) for column in columns]
+
+    def line(row: Sequence[str]) -> str:
+        cells = []
+        for i, (cell, width) in enumerate(zip(row, widths, strict=False)):
+            gap = " " * (width - cell_len(cell))
+            cells.append(gap + cell if i in right else cell + gap)
+        return "  ".join(cells).rstrip()
+
+    return [line(row) if len(row) > 1 else "".join(row) for row in rows]
 
 
 def print_error(error: Gpt2Error) -> None:
@@ -62,6 +89,14 @@ def print_json(value: object) -> None:
     """A line on stdout for a script; ASCII, so that nothing in it can control a terminal."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
+
+
+def print_result(as_json: bool, facts: object, line: object) -> None:
+    """The result on stdout: with --json all the facts, else the one line that a script would read."""
+    if as_json:
+        print_json(facts)
+    else:
+        out().print(printable(str(line)))
 
 
 def make_streams_safe() -> None:

@@ -1,6 +1,6 @@
 """What `--dry-run` shows: each resolved value and its origin, memory, work and the first batch.
 
-It times two real steps, so that the weights of the session cannot be used afterwards.
+It times two real steps, so that the weights of the model cannot be used afterwards.
 """
 
 import resource
@@ -28,20 +28,18 @@ Row = tuple[str, str, str]
 MiB = 1 << 20
 
 
-def show_dry_run(session: TrainingSetup, origins: Mapping[str, str], console: Console) -> None:
+def show_dry_run(setup: TrainingSetup, origins: Mapping[str, str], console: Console) -> None:
     """Print it all; the console is stdout's, as this is the data that the user asked for."""
-    _print_rows(console, "value", _values(session, origins))
-    _print_rows(console, "memory", _memory(session))
-    _print_rows(console, "work", _work(session))
-    batch = session.task.batch(0, 0)
+    _print_rows(console, "value", _values(setup, origins))
+    _print_rows(console, "memory", _memory(setup))
+    _print_rows(console, "work", _work(setup))
+    batch = setup.task.batch(0, 0)
     if isinstance(batch, SftBatch):
-        _print_loss_mask(console, batch, session.task.tokenizer)
+        _print_loss_mask(console, batch, setup.task.tokenizer)
         return
     console.print("first batch, decoded:", style="bold")
     for row in batch.input_ids.tolist():
-        console.print(
-            f"  {printable(repr(session.task.tokenizer.decode(row)))}", markup=False, highlight=False
-        )
+        console.print(f"  {printable(repr(setup.task.tokenizer.decode(row)))}", markup=False, highlight=False)
 
 
 def _print_loss_mask(console: Console, batch: SftBatch, tokenizer: Tokenizer) -> None:
@@ -65,8 +63,8 @@ def _spelled(ids: list[int], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids[:-1]) + END_OF_TEXT if ended else tokenizer.decode(ids)
 
 
-def _values(session: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
-    recipe = session.recipe.model_dump()
+def _values(setup: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
+    recipe = setup.recipe.model_dump()
 
     def value(key: str) -> object:
         found: object = recipe
@@ -76,15 +74,15 @@ def _values(session: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
         return found
 
     rows = [
-        (key, printable(str(value(key))), origins[key]) for key, _, _ in recipe_fields(type(session.recipe))
+        (key, printable(str(value(key))), origins[key]) for key, _, _ in recipe_fields(type(setup.recipe))
     ]
-    chosen = session.runtime
+    chosen = setup.runtime
     resolved = {
         "run.device": str(chosen.device),
         "run.precision": chosen.precision,
         "run.threads": str(chosen.threads),
         "run.compile": "on" if chosen.compile else "off",
-        "run.attention": session.attention,
+        "run.attention": setup.attention,
     }
     return [
         (key, f"{text} -> {resolved[key]}" if resolved.get(key, text) != text else text, origin)
@@ -92,15 +90,15 @@ def _values(session: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
     ]
 
 
-def _memory(session: TrainingSetup) -> list[Row]:
-    config, n_rows = session.model.config, session.recipe.batch.micro_batch
+def _memory(setup: TrainingSetup) -> list[Row]:
+    config, n_rows = setup.model.config, setup.recipe.batch.micro_batch
     parts = estimate_memory(
         config,
         n_rows,
-        session.runtime.dtype.itemsize,
-        n_trainable=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
-        n_outputs=_outputs(session.task, n_rows * config.n_positions),
-        activation_checkpointing=session.recipe.run.activation_checkpointing == "on",
+        setup.runtime.dtype.itemsize,
+        n_trainable=sum(p.numel() for p in setup.model.parameters() if p.requires_grad),
+        n_outputs=_outputs(setup.task, n_rows * config.n_positions),
+        activation_checkpointing=setup.recipe.run.activation_checkpointing == "on",
     )
     rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
     return [
@@ -116,14 +114,14 @@ def _outputs(task: TrainingTask, n_positions: int) -> int:
     return task.max_targets if isinstance(task, SftTask) else n_positions
 
 
-def _work(session: TrainingSetup) -> list[Row]:
-    recipe, task = session.recipe, session.task
+def _work(setup: TrainingSetup) -> list[Row]:
+    recipe, task = setup.recipe, setup.task
     per_step = task.tokens_per_step
-    loss, seconds = _timed(session)
-    left = timedelta(seconds=round(seconds * (recipe.optim.steps - session.state.step)))
+    loss, seconds = _timed(setup)
+    left = timedelta(seconds=round(seconds * (recipe.optim.steps - setup.state.step)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return [
-        ("parameters", f"{session.model.config.n_parameters:,}", ""),
+        ("parameters", f"{setup.model.config.n_parameters:,}", ""),
         ("data", task.size, task.validation_size),
         (
             "tokens per step",
@@ -139,13 +137,13 @@ def _work(session: TrainingSetup) -> list[Row]:
     ]
 
 
-def _timed(session: TrainingSetup) -> tuple[float, float]:
+def _timed(setup: TrainingSetup) -> tuple[float, float]:
     """Loss of the first step, which includes one-time costs, and seconds of the second."""
     losses, seconds = [], []
     for _ in range(2):
         started = time.perf_counter()
-        with explain_out_of_memory(session.recipe.batch):
-            event = train_step(session)
+        with explain_out_of_memory(setup.recipe.batch):
+            event = train_step(setup)
         losses.append(event.loss)
         seconds.append(time.perf_counter() - started)
     return losses[0], seconds[1]

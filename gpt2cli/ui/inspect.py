@@ -3,17 +3,14 @@
 Lines are never cut or wrapped: a name that is cut cannot be searched for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
-
-from rich.cells import cell_len
-from rich.text import Text
 
 from gpt2cli.checkpoints.info import ModelInfo, ModuleInfo, TensorInfo, TensorStatistics, nearest_size
 from gpt2cli.generation.activations import Activation, ForwardTrace, NextToken
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.lineage import Facts, Lineage
-from gpt2cli.ui.console import out, printable
+from gpt2cli.ui.console import aligned, out, printable
 
 Row = Sequence[str]
 
@@ -85,28 +82,35 @@ def show_prompt(summary: ModelInfo, anatomy: ForwardTrace, likeliest: Sequence[N
 
 def outline(summary: ModelInfo) -> list[Row]:
     """The table of modules: the first block in full, the others, which are equal, in one line."""
-    rows: list[Row] = [("module", "weight", "bias", "parameters", "share", "")]
-    blocks = [module for module in summary.modules if module.name.startswith("h.")]
-    first = [module for module in blocks if module.name.startswith("h.0.")]
-    n_layer, each = summary.config.n_layer, sum(module.n_parameters for module in first)
 
-    def share(n: int) -> tuple[str, str]:
-        return f"{n:,}", f"{n / summary.n_parameters:.1%}"
+    def row(name: str, n: int, weight: str = "", bias: str = "", note: str = "") -> Row:
+        return name, weight, bias, f"{n:,}", f"{n / summary.n_parameters:.1%}", note
 
-    for module in summary.modules:
-        if module not in blocks:
-            rows.append((module.name, *_weights(module), *share(module.n_parameters), _what(module)))
-        elif module == first[0]:
-            rows.append(("h.0", "", "", *share(each), "a block"))
-        if module in first:
-            name = module.name.removeprefix("h.0.")
-            rows.append((f"  {name}", *_weights(module), *share(module.n_parameters), MODULE_NOTES[name]))
-        if module == blocks[-1] and n_layer > 1:
-            name = "h.1" if n_layer == 2 else f"h.1 ... h.{n_layer - 1}"
-            rows.append(
-                (name, "the same" if n_layer == 2 else "each the same", "", *share(each * (n_layer - 1)), "")
-            )
-    return [*rows, ("total", "", "", *share(summary.n_parameters), "")]
+    def of(module: ModuleInfo, indent: str = "") -> Row:
+        name = module.name.removeprefix("h.0.")
+        bias = _shape(module.bias) if module.bias else "-"
+        tied = "untied from wte" if module.n_parameters else "tied to wte"
+        note = MODULE_NOTES.get(name, tied)
+        return row(indent + name, module.n_parameters, _shape(module.weight), bias, note)
+
+    wte, wpe, *last = (module for module in summary.modules if not module.name.startswith("h."))
+    block = [module for module in summary.modules if module.name.startswith("h.0.")]
+    each, n_others = sum(module.n_parameters for module in block), summary.config.n_layer - 1
+    others = []
+    if n_others == 1:
+        others = [row("h.1", each, "the same")]
+    elif n_others > 1:
+        others = [row(f"h.1 ... h.{n_others}", each * n_others, "each the same")]
+    return [
+        ("module", "weight", "bias", "parameters", "share", ""),
+        of(wte),
+        of(wpe),
+        row("h.0", each, note="a block"),
+        *(of(module, "  ") for module in block),
+        *others,
+        *map(of, last),
+        row("total", summary.n_parameters),
+    ]
 
 
 def activations(anatomy: ForwardTrace) -> list[Row]:
@@ -180,16 +184,6 @@ def _proof(summary: ModelInfo, proved: bool) -> str:
         f"manifest of {by}: the small ones of its {manifest.n_files} files are verified,"
         " the weights only with --tensors or --prompt"
     )
-
-
-def _weights(module: ModuleInfo) -> tuple[str, str]:
-    return _shape(module.weight), _shape(module.bias) if module.bias else "-"
-
-
-def _what(module: ModuleInfo) -> str:
-    if module.name != "lm_head":
-        return MODULE_NOTES[module.name]
-    return "untied from wte" if module.n_parameters else "tied to wte"
 
 
 def _matrices(modules: Sequence[ModuleInfo]) -> Row:
@@ -340,23 +334,12 @@ def _bytes(n: int) -> str:
     return f"{n / 1024:,.1f} KiB"
 
 
-def _print_table(title: str, rows: Iterator[Row] | Sequence[Row], right: Sequence[int] = ()) -> None:
-    """Aligned columns. A row of a single cell is a line of any length."""
-    rows = list(rows)
-    n_columns = max(map(len, rows))
-    widths = [
-        max((cell_len(row[i]) for row in rows if i < len(row) and len(row) > 1), default=0)
-        for i in range(n_columns)
-    ]
+def _print_table(title: str, rows: Iterable[Row], right: Container[int] = ()) -> None:
     _print("")
     _print(title, "strong")
-    for row in rows:
-        cells = [
-            " " * (width - cell_len(cell)) + cell if i in right else cell + " " * (width - cell_len(cell))
-            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-        ]
-        _print(f"  {'  '.join(cells)}".rstrip())
+    for line in aligned(rows, right):
+        _print(f"  {line}")
 
 
 def _print(line: str, style: str = "") -> None:
-    out().print(Text(line), style=style)
+    out().print(line, style=style)

@@ -14,19 +14,16 @@ from typing import TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
-from prompt_toolkit.data_structures import Size
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import History
-from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from gpt2cli.errors import InputError
 from gpt2cli.files import open_regular, replacing_file
 from gpt2cli.tokenizer.base import without_surrogates
-from gpt2cli.ui.console import err, printable
+from gpt2cli.ui.console import say
 
 PROMPT = "> "
 MORE = "  "  # before the further lines of a message
@@ -44,6 +41,9 @@ class LineEditor:
     def __init__(self, history: Path, terminal: TextIO) -> None:
         """`terminal` is the stream on which the typed text appears; keys come from stdin."""
         self._history = _Entries(history)
+        output = Vt100_Output.from_pty(terminal, os.environ.get("TERM"))
+        # Asked for its cursor position, a terminal may answer late, into the next message, or never.
+        output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
@@ -51,8 +51,7 @@ class LineEditor:
             key_bindings=_keys(),
             history=self._history,
             enable_suspend=True,
-            input=create_input(),
-            output=_output(terminal),
+            output=output,
         )
 
     def read(self) -> str:
@@ -62,7 +61,7 @@ class LineEditor:
                 text = self._session.prompt(pre_run=begin)
         finally:  # only now is the line free
             if notice := self._history.take_notice():
-                err().print(printable(notice), style="warn")
+                say(notice, "warn")
         return without_surrogates(text)  # bytes that are not UTF-8 arrive as such
 
 
@@ -92,24 +91,6 @@ def _ending_on_sigterm(app: Application[str]) -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGTERM, before)
         if is_terminated:
             raise SystemExit(128 + signal.SIGTERM)
-
-
-def _output(terminal: TextIO) -> Vt100_Output:
-    def size() -> Size:
-        try:
-            columns, rows = os.get_terminal_size(terminal.fileno())
-        except OSError:  # the terminal is gone; the end of its input follows
-            columns = rows = 0
-        return Size(rows=rows or 24, columns=columns or 80)
-
-    return Vt100_Output(
-        terminal,
-        size,
-        term=os.environ.get("TERM"),
-        default_color_depth=ColorDepth.from_env(),
-        # Asked for its cursor position, a terminal may answer late, into the next message, or never.
-        enable_cpr=False,
-    )
 
 
 def _keys() -> KeyBindings:

@@ -39,11 +39,9 @@ def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool 
     curves = read_curves(metrics)
     if not curves.train and not curves.validation:
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _draw_train(axes, curves.train)
     _draw_validation(axes, curves.validation)
@@ -59,13 +57,11 @@ def plot_confusion(
     scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
 ) -> None:
     """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     k = len(labels)
     side = min(12.0, 3.2 + 0.5 * k)  # inches
     figure = Figure(figsize=(side + 0.6, side), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shares = [[n / max(1, sum(row)) for n in row] for row in scores.confusion]
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
@@ -199,8 +195,7 @@ def _add_tokens(axes: Any, tokens_per_step: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     above = axes.secondary_xaxis(
-        "top",
-        functions=(lambda step: step * tokens_per_step, lambda tokens: tokens / tokens_per_step),
+        "top", functions=(lambda step: step * tokens_per_step, lambda tokens: tokens / tokens_per_step)
     )
     above.xaxis.set_major_locator(MaxNLocator(nbins=8))
     above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gpt2cli.ui.console import is_terminal, printable
+from gpt2cli.ui.console import err, is_terminal, printable
 
 if TYPE_CHECKING:
     from gpt2cli.convert.pipeline import ConvertProgress
@@ -40,10 +40,7 @@ class State:
 
 
 def track(
-    steps: Iterable[Step],
-    console: Console,
-    state: Callable[[Step], State],
-    every: float = LINE_SECONDS,
+    steps: Iterable[Step], console: Console, state: Callable[[Step], State], every: float = LINE_SECONDS
 ) -> Generator[Step, None, None]:
     """The same steps, with their progress shown; a plain line at most each `every` seconds.
 
@@ -63,10 +60,7 @@ def track(
 
 
 def finish(
-    steps: Iterable[Step],
-    console: Console,
-    state: Callable[[Step], State],
-    every: float = LINE_SECONDS,
+    steps: Iterable[Step], console: Console, state: Callable[[Step], State], every: float = LINE_SECONDS
 ) -> Step:
     """Run the job to its end with its progress shown; returns the last step, which holds the result."""
     with contextlib.closing(track(steps, console, state, every)) as tracked:
@@ -183,7 +177,6 @@ def show_compiling(config: "GPT2Config", precision: str, way_out: str = "") -> P
     """Build a package, with a line on stderr before and after. Raises what `build_package` raises."""
     from gpt2cli.generation.cpu import aot_packages
     from gpt2cli.model.config import size_of
-    from gpt2cli.ui.console import err
     from gpt2cli.ui.spinner import waiting
 
     aot_packages.require_compiler()

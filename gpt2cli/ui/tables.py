@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gpt2cli.evaluation import perplexity
 from gpt2cli.evaluation.classes import ClassificationMetrics
-from gpt2cli.ui.console import printable
+from gpt2cli.ui.console import aligned, printable
 
 MOST_CLASSES = 20  # beyond that a screen has no room for a confusion matrix, nor a picture for its numbers
 LONGEST_LABEL = 24  # characters in a heading
@@ -56,10 +56,8 @@ def print_evaluation(rows: Sequence[EvaluationRow], console: Console) -> None:
     with_paper = any(row.paper is not None for row in rows)
     lines = [[title for title, _ in _evaluation_cells(rows[0], with_paper)]]
     lines += [[cell for _, cell in _evaluation_cells(row, with_paper)] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *others in lines:
-        numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        console.print("  ".join([first.ljust(widths[0]), *numbers]))
+    for line in aligned(lines, range(1, len(lines[0]))):
+        console.print(line)
 
 
 def _evaluation_cells(row: EvaluationRow, with_paper: bool) -> list[tuple[str, str]]:
@@ -82,17 +80,14 @@ def print_receipt(receipt: dict[str, Any], console: Console) -> None:
     """The source of each tensor, the number of parameters, and the result of the comparison."""
     rows = [
         (
-            tensor["source"],
-            tensor["target"],
-            _shape(tensor["shape"]),
-            "transposed" if tensor["transposed"] else "",
+            *(printable(tensor[name]) for name in ("source", "target")),
+            " x ".join(map(str, tensor["shape"])),
+            "transposed" * tensor["transposed"],
         )
         for tensor in receipt["tensors"]
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for source, target, shape, transposed in rows:
-        line = f"{source:<{widths[0]}}  {target:<{widths[1]}}  {shape:<{widths[2]}}  {transposed}"
-        console.print(printable(line.rstrip()), style="faint")
+    for line in aligned(rows):
+        console.print(line, style="faint")
     for note in receipt["notes"]:
         console.print(printable(f"note: {note}"))
     source = receipt["source"]
@@ -122,10 +117,6 @@ def _print_verification(found: dict[str, Any] | None, console: Console) -> None:
         f" {found['max_difference_fp32']:.1e}",
         style="good",
     )
-
-
-def _shape(shape: list[int]) -> str:
-    return " x ".join(str(size) for size in shape)
 
 
 def _number(value: float | None) -> str:

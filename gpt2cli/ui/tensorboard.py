@@ -1,7 +1,8 @@
 """The optional TensorBoard log of a run: the numbers of its events as scalars."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from gpt2cli.errors import UsageError
@@ -14,26 +15,19 @@ _SCALARS: dict[type, dict[str, str]] = {
 }
 
 
-class TensorBoardLog:
-    """A context manager. When off, it writes and imports nothing."""
+@contextlib.contextmanager
+def tensorboard_log(folder: Path, on: bool, first_step: int) -> Iterator[Callable[[Event], None]]:
+    """Yields the function that logs an event. When off, it writes and imports nothing."""
+    if not on:
+        yield lambda event: None
+        return
+    with contextlib.closing(_open_writer(folder, first_step)) as writer:
 
-    def __init__(self, folder: Path, on: bool, first_step: int) -> None:
-        self._writer: Any = _open_writer(folder, first_step) if on else None
+        def log(event: Event) -> None:
+            for tag, field in _SCALARS.get(type(event), {}).items():
+                writer.add_scalar(tag, getattr(event, field), event.step)
 
-    def __enter__(self) -> "TensorBoardLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, event: Event) -> None:
-        if self._writer is None:
-            return
-        for tag, field in _SCALARS.get(type(event), {}).items():
-            self._writer.add_scalar(tag, getattr(event, field), event.step)
+        yield log
 
 
 def _open_writer(folder: Path, first_step: int) -> Any:

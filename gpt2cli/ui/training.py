@@ -1,13 +1,12 @@
 """What a training run shows: its events as a growing table over a progress bar, or as plain lines."""
 
-import math
 import signal
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from gpt2cli.training.events import (
@@ -48,12 +47,11 @@ class TrainingView:
         self.tabular = self.live and console.width >= _TABLE_WIDTH
         self.first_step = self.step = first_step
         self.best: EvalDone | None = None
-        self._n_tokens, self._seconds, self._rate = 0, 0.0, math.nan
+        self._n_tokens, self._seconds, self._rate = 0, 0.0, ""
         self._said_one = False
         self._progress = self._bar() if self.live else None
-        self._task = (
-            self._progress.add_task("", total=n_steps, completed=first_step) if self._progress else None
-        )
+        if self._progress:
+            self._progress.add_task("", total=n_steps, completed=first_step, rate="")
 
     def __enter__(self) -> "TrainingView":
         if self._progress:
@@ -81,20 +79,20 @@ class TrainingView:
         self._seconds += event.seconds
         due = event.step % self.log_every == 0 or event.step == event.n_steps or not self._said_one
         if due:
-            self._rate = self._n_tokens / self._seconds if self._seconds > 0 else math.nan
+            self._rate = f"{self._n_tokens / self._seconds:,.0f}" if self._seconds > 0 else ""
             self._n_tokens, self._seconds, self._said_one = 0, 0.0, True
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, completed=event.step, rate=self._rate)
+        pace = f"{self._rate} tok/s" if self._rate else ""
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], completed=event.step, rate=pace)
         if not due:
             return
         loss, lr, norm = f"{event.loss:.3f}", f"{event.lr:.1e}", f"{event.grad_norm:.2f}"
-        rate = "" if math.isnan(self._rate) else f"{self._rate:,.0f}"
         share = "" if event.utilisation is None else f"mfu {event.utilisation:.0%}"
         if self.tabular:
-            self._row(self._place(event.step), loss, lr, norm, rate, "", "", note=share)
+            self._row(self._place(event.step), loss, lr, norm, self._rate, "", "", note=share)
         else:
             parts = [self._at(event.step), f"loss {loss}", f"lr {lr}", f"norm {norm}"]
-            self._line("  ".join(parts + ([f"{rate} tok/s"] if rate else []) + ([share] if share else [])))
+            self._line("  ".join(parts + ([pace] if pace else []) + ([share] if share else [])))
 
     def _eval_done(self, event: EvalDone) -> None:
         self.best = event if event.is_best else self.best
@@ -129,7 +127,10 @@ class TrainingView:
         )
 
     def _stopped(self, event: Stopped) -> None:
-        why = _REASONS.get(event.reason, event.reason).format(signal=_signal_name(event.signal))
+        if event.reason == "signal":
+            why = f"stopped by {signal.Signals(event.signal).name}"
+        else:
+            why = _REASONS[event.reason]
         best = f"; best validation loss {self.best.loss:.3f} at step {self.best.step}" if self.best else ""
         self.note(f"{why} at step {event.step} of {self.n_steps}{best}", "strong")
 
@@ -149,11 +150,12 @@ class TrainingView:
 
     def _bar(self) -> Progress:
         """As much of the bar as fits. stdout stays as it is: it is data."""
-        columns: list[ProgressColumn] = [_Steps(), TimeRemainingColumn(compact=True)]
+        steps = TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False)
+        columns: list[ProgressColumn] = [steps, TimeRemainingColumn(compact=True)]
         if self.console.width >= 40:
             columns.insert(0, BarColumn(bar_width=None))
         if self.console.width >= 60:
-            columns += [TextColumn("left", markup=False), _Rate()]
+            columns += [TextColumn("left {task.fields[rate]}", markup=False)]
         return Progress(
             *columns,
             console=self.console,
@@ -164,23 +166,8 @@ class TrainingView:
         )
 
 
-class _Steps(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.completed:.0f}/{task.total or 0:.0f}")
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        rate = task.fields.get("rate", math.nan)
-        return Text("" if math.isnan(rate) else f"{rate:,.0f} tok/s", style="faint")
-
-
 def _perplexity(value: float) -> str:
     return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 _SHOW: dict[type, Callable[[TrainingView, Any], None]] = {
@@ -195,5 +182,4 @@ _SHOW: dict[type, Callable[[TrainingView, Any], None]] = {
 _REASONS = {
     "finished": "finished",
     "patience": "stopped early because the validation loss no longer falls,",
-    "signal": "stopped by {signal}",
 }

@@ -105,7 +105,6 @@ def test_a_step_that_took_no_time_has_no_rate() -> None:
             "stopped early because the validation loss no longer falls, at step 9 of 90",
         ),
         (Stopped(9, "signal", signal.SIGTERM), "stopped by SIGTERM at step 9 of 90"),
-        (Stopped(9, "signal", 99), "stopped by signal 99 at step 9 of 90"),
     ],
 )
 def test_why_it_stopped(event: Stopped, words: str) -> None:
