@@ -100,7 +100,6 @@ def train(
 
             def record() -> None:
                 _record(run, setup, checkpoint, given, origin)
-                begin()
 
             _train(command, setup, run, stop, record)
 
