@@ -11,18 +11,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt2cli import __version__
-from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.hf_config import read_gpt2_config
+from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
-from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
+from gpt2cli.model.config import GPT2Config, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import Tokenizer
@@ -40,8 +40,6 @@ EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
-# Hugging Face's names of the model, of the model without its output layer, of the text classifier.
-LANGUAGE_MODEL, TRANSFORMER_BODY, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,7 @@ def load_model(
     config = read_config(folder)
     if dropout is not None:
         config = replace(config, dropout=dropout)
-    hashes = read_manifest(folder)
-    for name, sha256 in hashes.items():
-        if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
-            _check(folder / name, sha256)
+    hashes = verify_texts(folder)
     tokenizer = load_tokenizer(folder)
     require_matching_vocabulary(folder, tokenizer, config.vocab_size)
     require_weights(folder)
@@ -132,32 +127,7 @@ def read_config(folder: Path) -> GPT2Config:
             "a whole model is needed here",
             f"gpt2 convert {folder} --merge, and take the result",
         )
-    values = read_json_object(folder / CONFIG)
-    require_language_model(folder, values)
-    return from_hugging_face(values)
-
-
-def require_language_model(folder: Path, config: Mapping[str, Any], *, or_body: bool = False) -> None:
-    """The `config` of a folder describes a GPT-2 language model; `or_body`: or one without its output
-    layer, which may be the embedding. Raises InputError that says which command takes the folder.
-    """
-    named = config.get("architectures") or [LANGUAGE_MODEL]
-    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_body and TRANSFORMER_BODY in named)):
-        return
-    what = str(named[0] if isinstance(named, list) else named)[:80]
-    wrong = "not a language model" if what.startswith("GPT2") else "not a GPT-2 language model"
-    fix = "gpt2 download 124M"
-    if what == CLASSIFIER:
-        why = "it classifies texts and has no output layer to generate with"
-        fix = f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>"
-    elif what == TRANSFORMER_BODY:
-        why = "it is a transformer body, which generates once the embedding is its output layer too"
-        fix = f"gpt2 convert {folder}"
-    elif what.startswith("GPT2"):
-        why = "it has another head, which classifies texts and cannot generate"
-    else:
-        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRANSFORMER_BODY}, its body"
-    raise InputError(f"{folder}: holds a {what}, {wrong}", why, fix)
+    return read_gpt2_config(folder / CONFIG, folder)
 
 
 def require_weights(folder: Path) -> None:
@@ -243,13 +213,16 @@ def verify(folder: Path) -> None:
     if not hashes:
         raise InputError(f"{folder}: has no manifest", "the save that made it was not finished")
     for name, sha256 in hashes.items():
-        _check(folder / name, sha256)
+        require_sha256(folder / name, sha256_of(folder / name), sha256)
 
 
-def _check(path: Path, sha256: str) -> None:
-    found = sha256_of(path)
-    if found != sha256:
-        raise changed(path, found, sha256)
+def verify_texts(folder: Path) -> dict[str, str]:
+    """Check the model's small files against the manifest, which is returned. Raises InputError."""
+    hashes = read_manifest(folder)
+    for name, sha256 in hashes.items():
+        if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
+            require_sha256(folder / name, sha256_of(folder / name), sha256)
+    return hashes
 
 
 def _stored_shapes_of(model: GPT2LMHead) -> dict[str, tuple[int, ...]]:

@@ -78,8 +78,7 @@ def read_bytes(path: Path, sha256: str | None, *, remembered: bool) -> memoryvie
     if is_known and not is_same:
         digest = hashlib.sha256(block)
     if digest is not None and sha256 is not None:
-        if digest.hexdigest() != sha256:
-            raise changed(path, digest.hexdigest(), sha256)
+        require_sha256(path, digest.hexdigest(), sha256)
         if remembered and is_same:
             remember(status, sha256)
     return block
@@ -109,13 +108,14 @@ def reading_ahead(path: Path) -> Iterator[None]:
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-def changed(path: Path, found: str, wanted: str) -> InputError:
-    """The error for a file whose hash is not the one that was written down."""
-    return InputError(
-        f"{path}: the content has changed since it was written",
-        f"SHA-256 is {found[:16]}..., the manifest says {wanted[:16]}...",
-        "restore the file from a copy, or use another checkpoint",
-    )
+def require_sha256(path: Path, found: str, wanted: str) -> None:
+    """Raises InputError where a file's hash is not the one that was written down."""
+    if found != wanted:
+        raise InputError(
+            f"{path}: the content has changed since it was written",
+            f"SHA-256 is {found[:16]}..., the manifest says {wanted[:16]}...",
+            "restore the file from a copy, or use another checkpoint",
+        )
 
 
 def private_memory(size: int) -> mmap.mmap:

@@ -103,8 +103,8 @@ def _screen() -> TextIO | None:
 
 
 def _begin(loaded: "LoadedModel", system: str | None, settings: "ChatSettings") -> "Conversation":
-    from gpt2cli.checkpoints.template_file import read_template
     from gpt2cli.generation.chat_session import Conversation
+    from gpt2cli.templates import read_template
 
     template = read_template(loaded.folder)
     return Conversation(loaded.model, loaded.tokenizer, template, system, settings)

@@ -28,10 +28,10 @@ from gpt2cli.checkpoints.folder import (
     require_tensors,
     stored_shapes,
 )
-from gpt2cli.checkpoints.safetensors_bytes import changed
-from gpt2cli.checkpoints.safetensors_file import TensorFile
+from gpt2cli.checkpoints.hf_config import read_gpt2_config
+from gpt2cli.checkpoints.safetensors_bytes import require_sha256
+from gpt2cli.checkpoints.safetensors_file import open_tensors
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
-from gpt2cli.convert.hf_config import read_gpt2_config
 from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
@@ -69,7 +69,7 @@ def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
 
     Raises InputError where it is damaged, another model, or its files disagree.
     """
-    config = read_gpt2_config(folder / CONFIG, str(folder))
+    config = read_gpt2_config(folder / CONFIG, folder, or_body=True)
     hashes = _checked_manifest(folder)
     tokenizer, notes = _tokenizer(folder, config)
     if not hashes and os.path.lexists(folder / MANIFEST):
@@ -130,8 +130,8 @@ def _checked_manifest(folder: Path) -> dict[str, str]:
             raise InputError(f"{folder / MANIFEST}: lists {name!r}", "a manifest speaks of its own folder")
         if name.startswith(_STATE) or not (name in needed or os.path.lexists(folder / name)):
             continue
-        if name != PLACES[0]:  # read only once: TensorFile hashes it anyway
-            _check(folder / name, sha256_of(folder / name), sha256)
+        if name != PLACES[0]:  # checked when it is opened
+            require_sha256(folder / name, sha256_of(folder / name), sha256)
     return hashes
 
 
@@ -145,11 +145,6 @@ def _has_our_manifest(folder: Path) -> bool:
         if _is_our_place(folder):  # there it is ours, and damaged
             raise
         return False
-
-
-def _check(path: Path, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise changed(path, found, wanted)
 
 
 def _tokenizer(folder: Path, config: GPT2Config) -> tuple[Tokenizer, list[str]]:
@@ -218,9 +213,9 @@ def _read_weight_map(path: Path) -> dict[str, str]:
 
 def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitStack) -> dict[str, _Stored]:
     if path.suffix == ".safetensors":
-        file = opened.enter_context(TensorFile(path))
+        file = opened.enter_context(open_tensors(path))
         if hashes:
-            _check(path, file.sha256, hashes.get(path.name, "none"))
+            require_sha256(path, file.sha256, hashes.get(path.name, "none"))
         return {
             name: _Stored(path, entry.dtype, entry.shape, partial(file.read, name))
             for name, entry in file.entries.items()

@@ -19,13 +19,14 @@ from gpt2cli import paths
 from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import WEIGHTS, LoadedModel, load_model, read_config, read_manifest
 from gpt2cli.checkpoints.lora_adapter import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE,
     StoredAdapter,
     checked_manifest,
     read_adapter,
+    read_peft_config,
 )
-from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_peft_config
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError

@@ -29,7 +29,6 @@ from gpt2cli.checkpoints.folder import (
     write_manifest,
 )
 from gpt2cli.checkpoints.safetensors_file import TensorWriter
-from gpt2cli.checkpoints.template_file import TEMPLATE_FILE
 from gpt2cli.convert import gguf, nanogpt, openai_checkpoint
 from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor
@@ -43,6 +42,7 @@ from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logi
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.json_files import read_json
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
+from gpt2cli.templates import TEMPLATE_FILE
 from gpt2cli.tokenizer.files import save_tokenizer
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

@@ -124,7 +124,7 @@ def verify(name: str, revision: str | None = None, sources: Collection[str] = SO
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredDownload:
     """A folder of files as they came; `names` all that belong to it."""
 
     folder: Path
@@ -139,7 +139,7 @@ class _Stored:
         return [name for name in self.names if not (self.folder / name).is_file()]
 
 
-def _stored(size: Size | None, repository: str) -> list[_Stored]:
+def _stored(size: Size | None, repository: str) -> list[_StoredDownload]:
     """What was begun or finished of a model, OpenAI's files first; a folder without files is nothing."""
     places = [(openai_folder(size), OPENAI)] if size else []
     commits = hub_folder(repository)
@@ -154,11 +154,11 @@ def _stored(size: Size | None, repository: str) -> list[_Stored]:
             )
             names = known.names if known else list(published) or [CONFIG, "model.safetensors"]
             again = known.command if known else command(repository, source)
-            found.append(_Stored(folder, source, names, published, known, again))
+            found.append(_StoredDownload(folder, source, names, published, known, again))
     return found
 
 
-def _verify_stored(stored: _Stored) -> Iterator[Verified]:
+def _verify_stored(stored: _StoredDownload) -> Iterator[Verified]:
     for name, record in stored.known.files.items() if stored.known else ():
         path = stored.folder / name
         if not path.is_file():
