@@ -78,7 +78,14 @@ def appending(
     # The file itself is the lock: it is never replaced by another, and nothing is left beside it.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
-        _hold(descriptor, path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResourceError(
+                f"{path}: another process writes in it",
+                "two judges in one file would ask everything twice",
+                "wait for it, or name another file",
+            ) from None
         with open(descriptor, "rb", closefd=False) as file:
             content = _content(file.read(), parse)
         allow(content)
@@ -134,14 +141,3 @@ def _value(line: bytes, parse: Parse[T]) -> T | None:
 def _write(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _hold(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ResourceError(
-            f"{path}: another process writes in it",
-            "two judges in one file would ask everything twice",
-            "wait for it, or name another file",
-        ) from None

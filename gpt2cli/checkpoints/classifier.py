@@ -16,9 +16,10 @@ from gpt2cli.checkpoints.folder import (
     CONFIG,
     COPY,
     RECIPE,
-    TRANSPOSED,
     WEIGHTS,
     require_tensors,
+    stored_shapes_of,
+    transposed,
     verify_texts,
 )
 from gpt2cli.checkpoints.hf_config import CLASSIFIER, LANGUAGE_MODEL
@@ -55,8 +56,7 @@ def write_classifier(
 ) -> dict[str, str]:
     """Write the files into an existing folder; returns {file name: SHA-256} for the manifest."""
     state = model.state_dict()
-    shapes = _stored_shapes(model.config, len(labels))
-    tensors = {name: state[name].T if name.endswith(TRANSPOSED) else state[name] for name in shapes}
+    tensors = {name: transposed(name, state[name]) for name in stored_shapes_of(model)}
     hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
     write_json(
         folder / CONFIG,
@@ -111,18 +111,11 @@ def load_classifier(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = _labels(folder, values, _n_classes(shapes, config))
     model = empty_classifier(config, len(labels), attention)
-    require_tensors(folder / WEIGHTS, _stored_shapes(config, len(labels)), shapes)
-    state = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
-    model.load_state_dict(
-        {name: t.T if name.endswith(TRANSPOSED) else t for name, t in state.items()}, assign=True
-    )
+    require_tensors(folder / WEIGHTS, stored_shapes_of(model), shapes)
+    state = {name: transposed(name, tensor.to(torch.float32)) for name, tensor in tensors.items()}
+    model.load_state_dict(state, assign=True)
     max_tokens = _max_tokens(folder, config.n_positions)
     return LoadedClassifier(model.eval(), tokenizer, labels, max_tokens, folder)
-
-
-def _stored_shapes(config: GPT2Config, n_classes: int) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(t.shape) for name, t in empty_classifier(config, n_classes).state_dict().items()}
-    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
 
 
 def _n_classes(shapes: Mapping[str, tuple[int, ...]], config: GPT2Config) -> int:

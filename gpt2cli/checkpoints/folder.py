@@ -23,13 +23,12 @@ from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, to_hugging_face
-from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
+from gpt2cli.model.gpt2 import GPT2Classifier, GPT2LMHead, empty_model
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
-RECEIPT = "conversion.json"  # beside a converted model: what it was made from, and the proof
 FORMAT = 1
 COPY = "copy the tokenizer files that the model was trained with into the folder"
 # Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
@@ -59,10 +58,7 @@ def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: s
     The caller completes it: add what else belongs in the folder, then `write_manifest`.
     """
     state = model.state_dict()
-    tensors = {
-        name: state[name].T if name.endswith(TRANSPOSED) else state[name]
-        for name in stored_shapes(model.config)
-    }
+    tensors = {name: transposed(name, state[name]) for name in stored_shapes(model.config)}
     hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
     write_json(folder / CONFIG, to_hugging_face(model.config, tokenizer.end_of_text))
     write_file(folder / RECIPE, recipe)
@@ -72,7 +68,20 @@ def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: s
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """The tensors of the weights file, in its order: Hugging Face's names and (in, out) shapes."""
-    return _stored_shapes_of(empty_model(config))
+    return stored_shapes_of(empty_model(config))
+
+
+def stored_shapes_of(model: GPT2LMHead | GPT2Classifier) -> dict[str, tuple[int, ...]]:
+    """As `stored_shapes`, for a model that is there already."""
+    shapes = {name: tuple(transposed(name, tensor).shape) for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        shapes.pop(HEAD, None)
+    return shapes
+
+
+def transposed(name: str, tensor: Tensor) -> Tensor:
+    """A matrix of a block in its other layout, (in, out) or (out, in); any other tensor as it is."""
+    return tensor.T if name.endswith(TRANSPOSED) else tensor
 
 
 def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
@@ -140,13 +149,23 @@ def require_weights(folder: Path) -> None:
         )
 
 
-def require_stored(path: Path, config: GPT2Config, found: Mapping[str, tuple[int, ...]]) -> None:
-    """The weights file at `path` has just the tensors of `config`, by {name: shape}. A head that is tied
-    may be there for a second time.
+def require_stored(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """The weights file at `path` has just the wanted tensors, by {name: shape}. A head that is tied may be
+    there for a second time.
 
     Raises InputError, with the command that helps where it is only an older program's file.
     """
-    _require_stored(path, stored_shapes(config), found)
+    n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
+    older = ['its names lack "transformer."'] if "wte.weight" in found else []
+    older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
+    if older:
+        raise InputError(
+            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
+        )
+    tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
+    require_tensors(path, {**tied, **wanted}, found)
 
 
 def require_tensors(
@@ -225,38 +244,14 @@ def verify_texts(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def _stored_shapes_of(model: GPT2LMHead) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del shapes[HEAD]
-    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
-
-
-def _require_stored(
-    path: Path, wanted: dict[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> None:
-    n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
-    older = ['its names lack "transformer."'] if "wte.weight" in found else []
-    older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
-    if older:
-        raise InputError(
-            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
-        )
-    tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
-    require_tensors(path, tied | wanted, found)
-
-
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
     """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
     config, stored = model.config, dict(tensors)
-    _require_stored(path, _stored_shapes_of(model), {name: tuple(t.shape) for name, t in stored.items()})
+    require_stored(path, stored_shapes_of(model), {name: tuple(t.shape) for name, t in stored.items()})
     if config.tie_word_embeddings and HEAD in stored:
         head, embedding = stored.pop(HEAD), stored[EMBEDDING]
         if not torch.equal(head, embedding):
             raise InputError(f"{path}: {HEAD} is not {EMBEDDING}", "config.json says that they are tied")
     # Transposed by their strides alone: a copy would cost a third of the time that reading costs.
-    found = {
-        name: t.to(torch.float32).T if name.endswith(TRANSPOSED) else t.to(torch.float32)
-        for name, t in stored.items()
-    }
+    found = {name: transposed(name, tensor.to(torch.float32)) for name, tensor in stored.items()}
     return found | ({HEAD: found[EMBEDDING]} if config.tie_word_embeddings else {})

@@ -130,7 +130,7 @@ def read_model_info(folder: Path) -> ModelInfo:
             f"{config.n_parameters:,} parameters in {config.n_layer:,} blocks,"
             f" and {n_bytes:,} bytes in {len(entries):,} tensors",
         )
-    require_stored(path, config, {name: entry.shape for name, entry in entries.items()})
+    require_stored(path, stored_shapes(config), {name: entry.shape for name, entry in entries.items()})
     dtypes = Counter(_name_of(entry.dtype) for entry in entries.values())
     manifest = None
     if hashes:

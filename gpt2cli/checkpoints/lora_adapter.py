@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.finite import require_finite
-from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, read_manifest, require_tensors, stored_shapes
-from gpt2cli.checkpoints.safetensors_bytes import require_sha256
+from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, require_tensors, stored_shapes, verify_texts
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import sha256_of, write_file, write_json
@@ -152,7 +151,7 @@ def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
     Raises InputError where a file is damaged, the adapter is of a kind that is not known here, or
     its tensors are not those that the configuration speaks of.
     """
-    hashes = checked_manifest(folder)
+    hashes = verify_texts(folder)
     peft, path = read_peft_config(folder), folder / ADAPTER_WEIGHTS
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise InputError(
@@ -220,17 +219,6 @@ def read_peft_config(folder: Path) -> PeftConfig:
     return PeftConfig(rank, float(alpha), _targets(path, values.get("target_modules")), base or "")  # type: ignore[arg-type]
 
 
-def checked_manifest(folder: Path) -> dict[str, str]:
-    """{file name: SHA-256} of a folder of ours, whose small files are just that; else empty."""
-    hashes = read_manifest(folder)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE) if hashes else ():
-        if name not in hashes:
-            raise InputError(f"{folder}: its manifest does not list {name}", "it is not ours, or was edited")
-        if name != ADAPTER_WEIGHTS:  # checked when it is read
-            require_sha256(folder / name, sha256_of(folder / name), hashes[name])
-    return hashes
-
-
 def _shapes(
     folder: Path, peft: PeftConfig, config: GPT2Config, found: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
@@ -279,6 +267,6 @@ def _targets(path: Path, value: Any) -> tuple[str, ...] | None:
 
 def _require(path: Path, values: dict[str, Any], name: str, allowed: tuple[object, ...], why: str) -> None:
     value = values.get(name)
-    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
+    if value not in allowed:
         wanted = ", ".join(json.dumps(one) for one in allowed if one is not None)
         raise InputError(f"{path}: {name} is {value!r}"[:300], f"{why}; known is {wanted}")

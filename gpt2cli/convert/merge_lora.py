@@ -17,13 +17,19 @@ from torch import Tensor
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.finite import require_finite
-from gpt2cli.checkpoints.folder import WEIGHTS, LoadedModel, load_model, read_config, read_manifest
+from gpt2cli.checkpoints.folder import (
+    WEIGHTS,
+    LoadedModel,
+    load_model,
+    read_config,
+    read_manifest,
+    verify_texts,
+)
 from gpt2cli.checkpoints.lora_adapter import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE,
     StoredAdapter,
-    checked_manifest,
     read_adapter,
     read_peft_config,
 )
@@ -64,7 +70,7 @@ def find_base(folder: Path) -> Path:
 
     Raises InputError where none is there, or what is there has other weights.
     """
-    checked_manifest(folder)
+    verify_texts(folder)
     asked, names, wanted = read_peft_config(folder).base, [], None
     if (folder / BASE).exists():
         record = read_json_object(folder / BASE)
@@ -154,12 +160,6 @@ def _product(stored: StoredAdapter, matrix: str) -> NDArray[np.float64]:
 
 
 def _model_called(name: str) -> Path | None:
-    """Where a model of this path or name is. Names come from files that anyone may have written."""
-    if not name or not name.isprintable() or len(os.fsencode(name)) > 1000:
-        return None
-    place = Path(name)
-    if paths.is_model(place):
-        return place
     try:
         return paths.find_model(name)
     except InputError:

@@ -6,15 +6,15 @@ A folder is replaced only where it is empty, or where gpt2 wrote it and nothing 
 import os
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from gpt2cli import files, paths
-from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, RECEIPT, WEIGHTS, read_manifest
-from gpt2cli.convert.openai_checkpoint import FIELDS, HPARAMS, PREFIX
+from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, WEIGHTS, read_manifest
+from gpt2cli.checkpoints.provenance import RECEIPT
+from gpt2cli.convert.openai_checkpoint import HPARAMS, PREFIX, read_hparams
 from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.json_files import read_json_object
-from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
+from gpt2cli.model.config import GPT2Config, from_hugging_face, size_of
 
 _FOLDERS = ("folder", "tensorflow")  # targets that are folders
 _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a parameter; in q8_0 32 share a scale
@@ -81,7 +81,7 @@ def default_name(path: Path) -> str:
     # A leading dot would hide it.
     name = (path.name if path.is_dir() else path.stem).lstrip(".") or "model"
     size = paths.canonical_size(name)
-    if size is None or _has_numbers_of(path, size):  # a run's own folder has no numbers
+    if size is None or _size_of(path) == size:  # a run's own folder has no numbers
         return name
     return f"{name}-converted"
 
@@ -123,14 +123,11 @@ def _listed(folder: Path) -> set[str]:
     return {RECEIPT, *written} if isinstance(written, dict) else set()
 
 
-def _has_numbers_of(folder: Path, size: str) -> bool:
-    """Whether a folder says in OpenAI's way, or in Hugging Face's, that it holds a model of this size."""
-    preset = PRESETS[size]
+def _size_of(folder: Path) -> str | None:
+    """OpenAI's size whose numbers a folder has, said in OpenAI's way or in Hugging Face's."""
     try:
         if (folder / HPARAMS).is_file():
-            numbers = read_json_object(folder / HPARAMS)
-            return all(numbers.get(theirs) == getattr(preset, ours) for ours, theirs in FIELDS.items())
-        config = from_hugging_face(read_json_object(folder / CONFIG))
+            return size_of(read_hparams(folder / HPARAMS))
+        return size_of(from_hugging_face(read_json_object(folder / CONFIG)))
     except InputError:
-        return False
-    return replace(config, dropout=preset.dropout) == preset
+        return None

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2cli import paths
 from gpt2cli.checkpoints import provenance
-from gpt2cli.checkpoints.provenance import PUBLISHED, Origin, Provenance
+from gpt2cli.checkpoints.provenance import PUBLISHED, RECEIPT, Origin, Provenance
 from gpt2cli.errors import InputError
 from gpt2cli.hub.downloads import (
     HUB,
@@ -29,7 +29,6 @@ from gpt2cli.hub.registry import SIZES, Expected, Size, hub_files, openai_files
 from gpt2cli.json_files import read_json_object
 
 REFUSED = ".refused"  # the end of the name of a file that turned out to be damaged
-RECEIPT = "conversion.json"  # as in folder.py, which costs an import of torch; a test compares
 
 
 @dataclass(frozen=True)
