@@ -83,7 +83,7 @@ def appending(
         except BlockingIOError:
             raise ResourceError(
                 f"{path}: another process writes in it",
-                "two judges in one file would ask everything twice",
+                "two writers in one file would do everything twice",
                 "wait for it, or name another file",
             ) from None
         with open(descriptor, "rb", closefd=False) as file:

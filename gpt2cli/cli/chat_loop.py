@@ -150,7 +150,7 @@ class ChatLoop:
         from gpt2cli.ui.spinner import waiting
 
         view = ReplyView(self.conversation.settings["seed"], self.is_terminal, self.as_json)
-        # Closed at once, whatever passes: the conversation waits for the end of a reply.
+        # Closed at once, whatever happens: the conversation waits for the end of a reply.
         events, before = cast("Generator[ChatEvent, None, None]", ask), self.conversation.exchanges
         try:
             with contextlib.closing(events), waiting(err(), "prefill") as end_waiting:
@@ -259,7 +259,7 @@ class ChatLoop:
             note(f"the last was: {quoted(last.question)}\n{quoted(last.reply)}")
 
 
-# What a reply comes of, and all else.
+# Commands that make a reply, and the others.
 _TURNS: "dict[str, Callable[[ChatLoop, str, Stop], Iterator[ChatEvent]]]" = {
     chat_commands.SAY: ChatLoop._say,
     "retry": ChatLoop._retry,

@@ -70,8 +70,8 @@ def load_for_decoding(
     `before_build` is called before a build, which has a line of its own on the terminal.
     """
     from gpt2cli.generation.load import load_for_decoding
-    from gpt2cli.ui.compile import show_compiling
     from gpt2cli.ui.console import err, printable
+    from gpt2cli.ui.progress import show_compiling
 
     def notice(sentence: str, kind: str) -> None:
         err().print(printable(sentence), style="warn" if kind == "warning" else "faint")

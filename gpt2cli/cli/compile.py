@@ -31,7 +31,7 @@ def compile_step(
     from gpt2cli.generation.cpu.swap_linears import LAYERS
     from gpt2cli.paths import is_adapter
     from gpt2cli.runtime import choose_runtime
-    from gpt2cli.ui.compile import show_compiling
+    from gpt2cli.ui.progress import show_compiling
 
     wanted = list(dict.fromkeys(precision or ["fp32"]))  # what generate takes by itself
     for name in wanted:

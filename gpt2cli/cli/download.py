@@ -5,7 +5,7 @@ by side, both end with it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,12 +32,8 @@ def download(
         ),
     ] = None,
     source: Annotated[
-        str | None,
-        typer.Option(
-            "--source",
-            help="openai or hf; otherwise openai, then hf.",
-            show_default=False,
-        ),
+        Literal["openai", "hf"] | None,
+        typer.Option("--source", help="Where from; by default openai, then hf.", show_default=False),
     ] = None,
     base_url: Annotated[
         str | None,

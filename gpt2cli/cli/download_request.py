@@ -42,8 +42,6 @@ def find(name: str | None) -> tuple[Size | None, str]:
 
 def sources(repository: str, source: str | None, size: Size | None, revision: str | None) -> tuple[str, ...]:
     """Where to look, in order."""
-    if source is not None and source not in SOURCES:
-        raise UsageError(f"--source {source} is unknown", f"there are {' and '.join(SOURCES)}")
     if source == "openai" and size is None:
         raise UsageError(
             "OpenAI has only its own sizes",

@@ -112,7 +112,7 @@ def _report(session: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) ->
         for found in label_probabilities(loaded, list(test.ids[first : first + AT_ONCE])):
             predictions.append((test.classes[len(predictions)], found.index(max(found))))
     scores = classification_metrics(predictions, len(loaded.labels))
-    new = [verdict for verdict, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
+    new = [one for one, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
     plot_confusion(scores, loaded.labels, run.folder / PICTURE, title=run.name)
     report = _as_report(scores, loaded.labels) | {
         "checkpoint": folder.name,

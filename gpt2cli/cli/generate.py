@@ -141,7 +141,7 @@ def generate(
 
 
 def _print_json(replies: "Sequence[Continuation]", facts: dict[str, Any]) -> None:
-    """One object a line for each continuation."""
+    """One object per continuation and line."""
     from gpt2cli.ui.console import print_json
 
     for number, reply in enumerate(replies, 1):

@@ -97,7 +97,10 @@ TopPOption = Annotated[
 MinPOption = Annotated[
     float | None,
     typer.Option(
-        "--min-p", help="Drop tokens less than P times as likely as the likeliest.", show_default="0.0"
+        "--min-p",
+        help="Drop tokens less than P times as likely as the most likely one.",
+        show_default="0.0",
+        rich_help_panel=SAMPLING,
     ),
 ]
 RepetitionPenaltyOption = Annotated[

@@ -51,11 +51,11 @@ def _print_loss_mask(console: Console, batch: SftBatch, tokenizer: Tokenizer) ->
     for record in (record for group in batch.rows for record in group):
         line = Text("  ")
         pairs = zip(record.ids.tolist(), record.loss_mask.tolist(), strict=True)
-        for learnt, some in groupby(pairs, key=lambda pair: pair[1]):
+        for counts, some in groupby(pairs, key=lambda pair: pair[1]):
             text = printable(repr(_spelled([token for token, _ in some], tokenizer))[1:-1])
-            if learnt and not coloured:
+            if counts and not coloured:
                 text = f"«{text}»"
-            line.append(text, style="good" if learnt else "faint")
+            line.append(text, style="good" if counts else "faint")
         console.print(line)
 
 

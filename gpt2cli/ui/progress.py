@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gpt2cli.data.prepare_pipeline import PrepareProgress as Preparing
     from gpt2cli.evaluation.perplexity import PerplexityProgress
     from gpt2cli.hub.downloads import DownloadProgress
+    from gpt2cli.model.config import GPT2Config
 
 LINE_SECONDS = 5.0  # between plain lines
 Step = TypeVar("Step")
@@ -175,6 +177,28 @@ def scoring(model: str) -> "Callable[[PerplexityProgress], State]":
         return State(model, step.n_tokens, step.n_total, facts)
 
     return state
+
+
+def show_compiling(config: "GPT2Config", precision: str, way_out: str = "") -> Path:
+    """Build a package, with a line on stderr before and after. Raises what `build_package` raises."""
+    from gpt2cli.generation.cpu import aot_packages
+    from gpt2cli.model.config import size_of
+    from gpt2cli.ui.console import err
+    from gpt2cli.ui.spinner import waiting
+
+    aot_packages.require_compiler()
+    console, start = err(), time.monotonic()
+    shape = size_of(config) or f"{config.n_layer} blocks of {config.n_embd}"
+    seconds = aot_packages.build_seconds(config)
+    line = f"compiling the step of {shape} in {precision}, once, about {seconds:.0f} s{way_out}"
+    if is_terminal(console):
+        with waiting(console, line, delay=0):
+            package = aot_packages.build_package(config, precision)
+    else:
+        console.print(line, style="faint")
+        package = aot_packages.build_package(config, precision)
+    console.print(f"compiled {shape} in {precision}: {time.monotonic() - start:.0f} s", style="faint")
+    return package
 
 
 def _amount(n_bytes: float) -> str:

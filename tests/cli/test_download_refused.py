@@ -69,7 +69,7 @@ def test_offline_the_steps_are_told_in_four_lines(
     [
         ((), "which model?"),
         (("gpt2-smal",), "no such model"),
-        (("124M", "--source", "azure"), "--source azure is unknown"),
+        (("124M", "--source", "azure"), "--source: invalid value"),
         (("a/b", "--source", "openai"), "OpenAI has only its own sizes"),
         (("124M@v1",), "fix: gpt2 download 124M --revision v1"),
         (("124M", "--revision", "a b"), "--revision 'a b' is not a name of git"),

@@ -242,7 +242,7 @@ def test_a_server_that_dies_costs_nothing_but_the_rest(gpt2: Gpt2, server: Judge
     assert outcome.code == 5 and "error: the judge at http" in outcome.err
     assert rows(outcome.out)["coverage"] == "2 of 6 scored, 4 not judged yet"
     assert rows(outcome.out)["score"].startswith(f"{statistics.fmean(scores()[:2]):.1f} of 100")
-    still = gpt2("judge", file, *at(server), "--json")
+    still = gpt2("judge", file, *at(server), "--parallel", "1", "--json")
     assert still.code == 5 and "error: " in still.err
     assert [one["score"] for one in json.loads(still.out)["items"]] == scores()[:2]
     server.is_dead = False

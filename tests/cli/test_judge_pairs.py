@@ -90,7 +90,7 @@ def test_a_rerun_asks_for_the_rest_alone(gpt2: Gpt2, server: Judge, runs: list[s
     assert compare(gpt2, server, *runs).out == again.out and len(server.asked()) == n_before
 
 
-def test_a_pair_without_two_verdicts_is_left_out_and_counted(
+def test_a_pair_without_two_judgements_is_left_out_and_counted(
     gpt2: Gpt2, server: Judge, runs: list[str], tmp_path: Path
 ) -> None:
     server.script = ["prose"] * 3
@@ -122,7 +122,7 @@ def test_nothing_compared_is_5(gpt2: Gpt2, server: Judge, runs: list[str]) -> No
     assert f"note: {2 * (N - 2)} responses are left out" in outcome.err
 
 
-def test_scores_and_verdicts_do_not_share_a_file(gpt2: Gpt2, server: Judge, runs: list[str]) -> None:
+def test_grades_and_comparisons_do_not_share_a_file(gpt2: Gpt2, server: Judge, runs: list[str]) -> None:
     assert compare(gpt2, server, runs[0]).code == 0
     outcome = compare(gpt2, server, *runs, "--out", "runs/one/judgements.jsonl")
     assert outcome.code == 3 and "not a judgement of this kind" in outcome.err

@@ -76,7 +76,7 @@ def test_canaries_are_apart_and_one_above_the_limit_is_told() -> None:
         ([1, 9, 5, 5, 0, 9, 9, 2], [1, 5, 6], [4, 0, 7]),
     ],
 )
-def test_best_and_worst_share_nobody_and_ties_keep_their_order(
+def test_best_and_worst_do_not_overlap_and_ties_keep_their_order(
     scores: list[int], best: list[int], worst: list[int]
 ) -> None:
     judgements = [judgement(index, score) for index, score in enumerate(scores)]

@@ -70,7 +70,7 @@ def expected_statuses(items: list[JudgeItem], faults: dict[str, list[str]]) -> d
     questions = {item.index: Expected(list(faults[item.response])) for item in asked}
     statuses = {i.index: "empty" for i in items if not i.response.strip()}
     for _ in range(1000):
-        if all(item.index in statuses for item in items):  # then nobody asks about canaries any more
+        if all(item.index in statuses for item in items):  # then no canary is asked about any more
             return statuses
         n_unanswered = 0
         for item in (*canaries(items), *items):

@@ -30,7 +30,7 @@ def n_tokens(messages: list[dict[str, str]]) -> int:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_nobody_is_accused_wrongly_and_half_a_prompt_is_noticed(name: str) -> None:
+def test_no_whole_prompt_is_accused_and_half_a_prompt_is_noticed(name: str) -> None:
     short = grade_messages("Name a colour.", "", "red", "I don't know.")
     rate = tokens_per_piece(short, n_tokens(short))
     assert TEXTS[name]
