@@ -116,6 +116,8 @@ def _checked_manifest(folder: Path) -> dict[str, str]:
     try:
         is_ours = str(read_json_object(folder / MANIFEST).get("written_by")).startswith("gpt2cli ")
     except InputError:
+        if _is_our_place(folder) and os.path.lexists(folder / MANIFEST):  # there it is ours, and damaged
+            raise
         is_ours = False
     if not is_ours:  # other programs call files manifest.json too
         return {}
