@@ -267,6 +267,6 @@ def _targets(path: Path, value: Any) -> tuple[str, ...] | None:
 
 def _require(path: Path, values: dict[str, Any], name: str, allowed: tuple[object, ...], why: str) -> None:
     value = values.get(name)
-    if value not in allowed:
+    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
         wanted = ", ".join(json.dumps(one) for one in allowed if one is not None)
         raise InputError(f"{path}: {name} is {value!r}"[:300], f"{why}; known is {wanted}")
