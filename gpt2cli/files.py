@@ -25,9 +25,10 @@ from gpt2cli.errors import InputError, ResourceError, UsageError
 
 TEMPORARY = ".partial-"  # marks what an interrupted write left behind
 REPLACED = ".replaced-"  # marks a whole folder that was about to be replaced
+_LEFTOVER = re.compile(
+    r"(\.partial-|\.replaced-)(.+)-([0-9a-f]{8})-([0-9]{1,9})(?:-old)?"
+)  # mark, name, machine, pid
 CHUNK = 1 << 20
-_OWNED = re.compile(r"(.+)-([0-9a-f]{8})-([0-9]+)(?:-old)?")  # name, machine, process
-_ATTEMPTS = 100
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -68,10 +69,9 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends, or what the link `path` points to.
 
-    A folder that is there then is replaced; without `replace` it stays, and ResourceError is
-    raised, as for a file that is there. UsageError is raised as by `place_of`. The caller must
-    flush the files in the folder (`write_file` does). Replacing takes two renames;
-    after a crash between them `recover` or `sweep` puts the old folder back.
+    A folder that is there then is replaced; without `replace`, or where a file is there, ResourceError
+    is raised. The caller must flush the files in the folder (`write_file` does). Replacing takes two
+    renames; after a crash between them `recover` or `sweep` puts the old folder back.
     """
     path = place_of(path)
     recover(path)
@@ -113,12 +113,8 @@ def recover(path: Path) -> None:
     stays: nothing is raised.
     """
     _drop_orphans(path)
-    ages = {}
-    for old in _leftovers(path, REPLACED):
-        with contextlib.suppress(OSError):
-            ages[old] = old.lstat().st_ctime_ns
-    for old in sorted(ages, key=lambda old: ages[old], reverse=True):  # the newest is the one to keep
-        _settle(old, path)
+    for aside in _leftovers(path, REPLACED):
+        _settle(aside, path)
 
 
 def point(link: Path, target: Path) -> None:
@@ -145,15 +141,12 @@ def sweep(folder: Path) -> list[Path]:
     """Delete what interrupted writes left in `folder`; a folder whose replacement did not come in
     time gets its name back. Only for the holder of the folder's lock.
     """
-    for old in folder.glob(f"{REPLACED}*"):
-        path = folder / _name_and_owner(old.name.removeprefix(REPLACED))[0]
-        if path.exists():
-            discard(old)
-        else:
-            os.rename(old, path)
+    for aside in folder.glob(f"{REPLACED}*"):
+        if match := _LEFTOVER.fullmatch(aside.name):
+            _settle(aside, folder / match[2])
     orphans = sorted(folder.glob(f"{TEMPORARY}*"))
     for orphan in orphans:
-        shutil.rmtree(orphan) if orphan.is_dir() and not orphan.is_symlink() else orphan.unlink()
+        _remove(orphan)
     return orphans
 
 
@@ -244,17 +237,13 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
+        except BlockingIOError:
             holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip() or "unknown"
             raise ResourceError(
                 f"{folder}: in use by another process (pid {holder})",
                 "two runs that write in one folder would destroy each other's files",
                 f"wait for it, or stop it: kill {holder}",
             ) from None
-        if not os.fstat(descriptor).st_nlink:  # its holder has failed, and deleted it before it let go
-            raise ResourceError(f"{folder}: in use by another process", "it is just ending", "start again")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         yield
@@ -264,95 +253,68 @@ def lock(folder: Path) -> Iterator[None]:
 
 def _install(temporary: Path, path: Path, replace: bool) -> None:
     """Give the folder `temporary` the name `path`. Whatever happens, a whole folder keeps that name."""
-    old = path.with_name(f"{REPLACED}{path.name}-{_me()}")
+    aside = path.with_name(f"{REPLACED}{path.name}-{_me()}")
+    if replace and path.is_dir():
+        os.rename(path, aside)
     try:
-        for _ in range(_ATTEMPTS):
-            if os.path.lexists(path):
-                if not replace or path.is_symlink() or not path.is_dir():
-                    raise _appeared(path)
-                _settle(old, path)  # of the attempt before, which another process has replaced
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(path, old)
-            try:
-                os.rename(temporary, path)
-            except OSError as error:
-                if error.errno not in _TAKEN:
-                    raise
-            else:
-                return
-        raise _appeared(path)
+        os.rename(temporary, path)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise ResourceError(
+            f"{path}: exists now",
+            "another process made it meanwhile",
+            "choose another place, or remove it first",
+        ) from None
     finally:
-        _settle(old, path)
+        _settle(aside, path)
 
 
-def _appeared(path: Path) -> ResourceError:
-    return ResourceError(
-        f"{path}: exists now",
-        "another process made it meanwhile, and --force was not given",
-        "choose another place, or remove it first",
-    )
-
-
-def _settle(old: Path, path: Path) -> None:
+def _settle(aside: Path, path: Path) -> None:
     """Give a folder put aside its name back, or delete it where the name is taken."""
     with contextlib.suppress(OSError):
-        if not os.path.lexists(path):
-            os.rename(old, path)
+        if not path.exists():
+            os.rename(aside, path)
             flush_directory(path.parent)
             return
         # Renamed first: cut short, no half of it is there to be given its name back.
         doomed = path.with_name(f"{_temporary_for(path).name}-old")
-        os.rename(old, doomed)
+        os.rename(aside, doomed)
         shutil.rmtree(doomed)
 
 
 def _drop_orphans(path: Path) -> None:
     for orphan in _leftovers(path, TEMPORARY):
         with contextlib.suppress(OSError):
-            shutil.rmtree(orphan) if orphan.is_dir() and not orphan.is_symlink() else orphan.unlink()
+            _remove(orphan)
+
+
+def _remove(orphan: Path) -> None:
+    shutil.rmtree(orphan) if orphan.is_dir() and not orphan.is_symlink() else orphan.unlink()
 
 
 def _leftovers(path: Path, mark: str) -> list[Path]:
-    """What lies beside `path` with this mark and its name, and belongs to no living process."""
-    try:
-        names = os.listdir(path.parent)
-    except OSError:
-        return []
+    """What lies beside `path` with this mark and its name, and belongs to no living process.
+
+    Without an owner in its name, as a download's, it is not ours to judge.
+    """
     found = []
-    for name in names:
-        if name.startswith(mark):
-            whose, owner = _name_and_owner(name.removeprefix(mark))
-            # Without an owner it may be any process's half-written file; for a folder put aside the
-            # name is enough.
-            is_ours = whose == path.name and (owner is not None or mark == REPLACED)
-            if is_ours and not _is_alive(owner):
-                found.append(path.with_name(name))
+    for name in os.listdir(path.parent) if path.parent.is_dir() else ():
+        match = _LEFTOVER.fullmatch(name)
+        if match and match[1] == mark and match[2] == path.name and not _is_alive(match[3], int(match[4])):
+            found.append(path.with_name(name))
     return found
 
 
-def _name_and_owner(marked: str) -> tuple[str, tuple[str, int] | None]:
-    """What a leftover is of, and the machine and process that left it, where its name says so."""
-    match = _OWNED.fullmatch(marked)
-    return (match[1], (match[2], int(match[3]))) if match else (marked, None)
-
-
-def _is_alive(owner: tuple[str, int] | None) -> bool:
+def _is_alive(place: str, pid: int) -> bool:
     """Whether another process may still be at work. One of another machine cannot be asked."""
-    if owner is None:
-        return False
-    place, pid = owner
     if place != machine():
         return True
     if pid == os.getpid():  # of an earlier process of this number: this one has just begun
         return False
-    return is_running(pid)
-
-
-def is_running(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # a number no process can have was never one
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True

@@ -1,6 +1,7 @@
 """JSON files of any origin: read whole, within bounds, each key once; an error names file and line."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Programs do not agree about which of two values counts."""
     table = dict(pairs)
     if len(table) < len(pairs):
-        first = {name: place for place, (name, _) in reversed(list(enumerate(pairs)))}
-        twice = next(name for place, (name, _) in enumerate(pairs) if first[name] < place)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice!a} occurs twice"[:80])
     return table
 

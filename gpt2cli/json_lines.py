@@ -75,7 +75,14 @@ def appending(path: Path, parse: Parse[T], *, fresh: bool = False) -> Iterator[L
     # The file itself is the lock: it is never replaced by another, and nothing is left beside it.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
-        _hold(descriptor, path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResourceError(
+                f"{path}: another process writes in it",
+                "two writers in one file would do everything twice",
+                "wait for it, or name another file",
+            ) from None
         with open(descriptor, "rb", closefd=False) as file:
             content = _content(file.read(), parse)
         if fresh:
@@ -130,14 +137,3 @@ def _value(line: bytes, parse: Parse[T]) -> T | None:
 def _write(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _hold(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ResourceError(
-            f"{path}: another process writes in it",
-            "two writers in one file would do everything twice",
-            "wait for it, or name another file",
-        ) from None

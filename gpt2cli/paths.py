@@ -104,7 +104,13 @@ def find_model(name: str | None) -> Path:
     Raises InputError with what is there instead.
     """
     if name is None:
-        return _newest()
+        for newest in models_newest_first():
+            return newest
+        raise InputError(
+            "there is no model here yet",
+            f"neither {runs()} nor {models()} holds one",
+            "gpt2 pretrain verdict",
+        )
     size = canonical_size(name)
     places = [Path(os.path.expanduser(name))] if name else []
     if name and not any(part.startswith(".") for part in Path(name).parts):
@@ -130,29 +136,17 @@ def find_model(name: str | None) -> Path:
 
 def best_checkpoint(run: Path) -> Path:
     """What `best` points at, else what `last` points at, else the newest checkpoint there is."""
-    found = checkpoints(run)
     for pointer in ("best", "last"):
         target = run / pointer
         if target.is_dir():
             return target.resolve()
-    if found:
+    if found := checkpoints(run):
         return found[-1]
     raise InputError(
         f"{run}: the run has no checkpoint yet",
         "it stopped before its first save",
         f"gpt2 pretrain {run / 'recipe.yaml'} --resume --name {run.name}",
     )
-
-
-def _newest() -> Path:
-    found = _candidates()
-    if not found:
-        raise InputError(
-            "there is no model here yet",
-            f"neither {runs()} nor {models()} holds one",
-            "gpt2 pretrain verdict",
-        )
-    return models_newest_first()[0]
 
 
 def models_newest_first() -> list[Path]:

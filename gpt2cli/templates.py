@@ -3,13 +3,20 @@
 A template turns a conversation into parts: what is given, and what the model answers. Everything
 before an answer is the same text, and the same ids, in training and in generation, because each part
 is encoded by itself: no byte pair crosses a border. Markers are ordinary text, so GPT-2 needs no new
-tokens; an end-of-text id ends each answer. A user's text that holds a marker is left unchanged.
+tokens; an end-of-text id ends each answer. A user's text that holds a marker is left unchanged. A model
+folder names its template in prompt.json.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+from gpt2cli.errors import InputError
+from gpt2cli.files import sha256_of, write_json
+from gpt2cli.json_files import read_json_object
+
+TEMPLATE_FILE = "prompt.json"
 Role = Literal["system", "user", "assistant"]
 PREAMBLE = (
     "Below is an instruction that describes a task."
@@ -57,6 +64,30 @@ class Template:
     def prompt(self, turns: Sequence[Turn]) -> str:
         """The prompt for the last question as text, for a person to read."""
         return "".join(part.text for part in self.parts(turns))
+
+
+def write_template(folder: Path, name: str) -> dict[str, str]:
+    """Write the template's name; returns {file name: SHA-256} for the manifest."""
+    write_json(folder / TEMPLATE_FILE, {"template": name})
+    return {TEMPLATE_FILE: sha256_of(folder / TEMPLATE_FILE)}
+
+
+def read_template(folder: Path) -> Template | None:
+    """The template that the folder names; None for a model that was never instruction-tuned.
+
+    Raises InputError for a file that names none of the templates.
+    """
+    path = folder / TEMPLATE_FILE
+    if not path.exists():
+        return None
+    name = read_json_object(path).get("template")
+    if not isinstance(name, str) or name not in TEMPLATES:
+        raise InputError(
+            f"{path}: names no known chat template",
+            f"they are {', '.join(TEMPLATES)}",
+            "pip install --upgrade gpt2cli, if a newer version wrote it",
+        )
+    return TEMPLATES[name]
 
 
 def encode_parts(

@@ -154,11 +154,8 @@ def test_a_replacement_killed_at_any_call_is_mended_by_the_next(tmp_path: Path) 
     assert {(True, 0), (False, 1), (True, 1)} <= seen, "it died before, between and after the two renames"
 
 
-@pytest.mark.parametrize(
-    "marked", [f"{files.REPLACED}m", None], ids=["of older versions", "of a dead process"]
-)
-def test_a_folder_put_aside_gets_its_name_back(marked: str | None, tmp_path: Path, dead_pid: int) -> None:
-    aside = tmp_path / (marked or as_left_by(files.REPLACED, "m", dead_pid))
+def test_a_folder_put_aside_gets_its_name_back(tmp_path: Path, dead_pid: int) -> None:
+    aside = tmp_path / as_left_by(files.REPLACED, "m", dead_pid)
     folder_with(aside, "old")
     with pytest.raises(RuntimeError), files.new_folder(tmp_path / "m"):
         assert (tmp_path / "m/f").read_text() == "old"
@@ -169,13 +166,12 @@ def test_a_folder_put_aside_gets_its_name_back(marked: str | None, tmp_path: Pat
     assert os.listdir(tmp_path) == ["m"] and (tmp_path / "m/f").read_text() == "old"
 
 
-def test_sweep_knows_folders_put_aside_by_both_names(tmp_path: Path, dead_pid: int) -> None:
+def test_sweep_settles_folders_put_aside(tmp_path: Path, dead_pid: int) -> None:
     folder_with(tmp_path / as_left_by(files.REPLACED, "step-000006", dead_pid), "six")
-    folder_with(tmp_path / f"{files.REPLACED}step-000003", "three")
     folder_with(tmp_path / "step-000009", "nine")
     folder_with(tmp_path / as_left_by(files.REPLACED, "step-000009", dead_pid), "older nine")
     files.sweep(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["step-000003", "step-000006", "step-000009"]
+    assert sorted(os.listdir(tmp_path)) == ["step-000006", "step-000009"]
     assert (tmp_path / "step-000009/f").read_text() == "nine"
 
 
@@ -224,21 +220,6 @@ def test_what_appeared_meanwhile_is_not_replaced_unasked(kind: str, tmp_path: Pa
         folder_with(path, "theirs") if kind == "folder" else path.write_text("theirs")
     assert (path / "f" if kind == "folder" else path).read_text() == "theirs"
     assert os.listdir(tmp_path) == ["m"]
-
-
-def test_two_may_replace_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process installs its own between the two renames of this one."""
-    path, rename = folder_with(tmp_path / "m", "old"), os.rename
-
-    def raced(source: Path, target: Path) -> None:
-        rename(source, target)
-        if source == path and not path.exists():
-            monkeypatch.setattr(os, "rename", rename)
-            folder_with(path, "theirs")
-
-    monkeypatch.setattr(os, "rename", raced)
-    save_over(path, "mine")
-    assert (path / "f").read_text() == "mine" and os.listdir(tmp_path) == ["m"]
 
 
 def test_a_failed_second_rename_puts_the_old_folder_back(

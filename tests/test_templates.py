@@ -1,14 +1,21 @@
 """Templates: what they write, and that asking repeats training to the id."""
 
+from pathlib import Path
+
 import pytest
 
+from gpt2cli.errors import InputError
+from gpt2cli.files import sha256_of
 from gpt2cli.templates import (
     PREAMBLE,
+    TEMPLATE_FILE,
     TEMPLATES,
     TemplatePart,
     Turn,
     encode_parts,
     prompt_ids,
+    read_template,
+    write_template,
 )
 from gpt2cli.tokenizer.bpe import gpt2
 
@@ -71,3 +78,19 @@ def test_what_begins_the_next_question_is_a_stop(name: str) -> None:
     template = TEMPLATES[name]
     following = template.prompt(TALK[3:4]).removeprefix(template.opening(None))
     assert any(("\n\n" + following).startswith(stop) for stop in template.stops)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chat"])
+def test_a_folder_names_its_template(name: str, tmp_path: Path) -> None:
+    assert read_template(tmp_path) is None
+    assert write_template(tmp_path, name) == {TEMPLATE_FILE: sha256_of(tmp_path / TEMPLATE_FILE)}
+    assert read_template(tmp_path) == TEMPLATES[name]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"template": "llama"}', '{"template": []}', "\0", "[" * 9000]
+)
+def test_a_name_that_is_not_known_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / TEMPLATE_FILE).write_text(content)
+    with pytest.raises(InputError, match=r"prompt\.json(:1)?: (names no known chat template|is not)"):
+        read_template(tmp_path)

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gpt2cli.checkpoints.folder import (
-    CLASSIFIER,
     CONFIG,
-    LANGUAGE_MODEL,
+    COPY,
     RECIPE,
-    TRANSPOSED,
     WEIGHTS,
-    read_manifest,
     require_tensors,
+    stored_shapes_of,
+    transposed,
+    verify_texts,
 )
-from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.hf_config import CLASSIFIER, LANGUAGE_MODEL
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
@@ -57,8 +56,7 @@ def write_classifier(
 ) -> dict[str, str]:
     """Write the files into an existing folder; returns {file name: SHA-256} for the manifest."""
     state = model.state_dict()
-    shapes = _stored_shapes(model.config, len(labels))
-    tensors = {name: state[name].T if name.endswith(TRANSPOSED) else state[name] for name in shapes}
+    tensors = {name: transposed(name, state[name]) for name in stored_shapes_of(model)}
     hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
     write_json(
         folder / CONFIG,
@@ -89,45 +87,35 @@ def load_classifier(
     Raises InputError where a file is missing, damaged or fits the others badly, and for a folder
     that holds a language model or an adapter to one.
     """
-    _refuse_adapters(folder)
+    if is_adapter(folder):  # a classifier's own adapters are stored merged
+        raise InputError(
+            f"{folder}: is an adapter of a language model, not a classifier",
+            "it generates text and has no classes",
+            f"gpt2 generate --model {folder}; or gpt2 convert {folder} --merge, and make a classifier of the"
+            " result: gpt2 finetune-classify spam init=RESULT",
+        )
     values = read_json_object(folder / CONFIG)
     _require_classifier(folder, values)
     config = from_hugging_face(values)
     if dropout is not None:
         config = replace(config, dropout=dropout)
-    hashes = read_manifest(folder)
-    for name, sha256 in hashes.items():
-        if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
-            found = sha256_of(folder / name)
-            if found != sha256:
-                raise changed(folder / name, found, sha256)
+    hashes = verify_texts(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer.n_vocab > config.vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
             "they were not made for each other",
-            "copy the tokenizer files that the model was trained with into the folder",
+            COPY,
         )
     tensors = read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS), remembered=remembered)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = _labels(folder, values, _n_classes(shapes, config))
     model = empty_classifier(config, len(labels), attention)
-    require_tensors(folder / WEIGHTS, _stored_shapes(config, len(labels)), shapes)
-    model.load_state_dict(
-        {name: _untransposed(name, tensor) for name, tensor in tensors.items()}, assign=True
-    )
+    require_tensors(folder / WEIGHTS, stored_shapes_of(model), shapes)
+    state = {name: transposed(name, tensor.to(torch.float32)) for name, tensor in tensors.items()}
+    model.load_state_dict(state, assign=True)
     max_tokens = _max_tokens(folder, config.n_positions)
     return LoadedClassifier(model.eval(), tokenizer, labels, max_tokens, folder)
-
-
-def _untransposed(name: str, tensor: Tensor) -> Tensor:
-    tensor = tensor.to(torch.float32)
-    return tensor.T if name.endswith(TRANSPOSED) else tensor
-
-
-def _stored_shapes(config: GPT2Config, n_classes: int) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(t.shape) for name, t in empty_classifier(config, n_classes).state_dict().items()}
-    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
 
 
 def _n_classes(shapes: Mapping[str, tuple[int, ...]], config: GPT2Config) -> int:
@@ -157,31 +145,14 @@ def _max_tokens(folder: Path, context: int) -> int:
     return min(limit, context) if type(limit) is int and limit > 0 else context
 
 
-def _refuse_adapters(folder: Path) -> None:
-    """A classifier's own adapters are stored merged: an adapter folder belongs to a language model."""
-    if is_adapter(folder):
-        raise InputError(
-            f"{folder}: is an adapter of a language model, not a classifier",
-            "it generates text and has no classes",
-            f"gpt2 generate --model {folder}; or gpt2 convert {folder} --merge, and make a classifier of the"
-            " result: gpt2 finetune-classify spam init=RESULT",
-        )
-
-
 def _require_classifier(folder: Path, values: Mapping[str, Any]) -> None:
     """The `values` of a config.json are those of a GPT-2 that gives a text one class."""
-    named = values.get("architectures")
-    named = [LANGUAGE_MODEL] if named is None or named == [] else named
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+    named = values.get("architectures") or [LANGUAGE_MODEL]
+    if not isinstance(named, list) or CLASSIFIER not in named:
+        what = str(named[0] if isinstance(named, list) else named)[:80]
+        writes = what == LANGUAGE_MODEL
         raise InputError(
-            f"{folder / CONFIG}: architectures is {str(named)[:80]}",
-            "it must be a list of names",
-            f'"architectures": ["{CLASSIFIER}"], if it is one',
-        )
-    if CLASSIFIER not in named:
-        writes = LANGUAGE_MODEL in named
-        raise InputError(
-            f"{folder}: holds a {named[0][:80]}, not a classifier",
+            f"{folder}: holds a {what}, not a classifier",
             "it generates text and has no classes" if writes else f"only {CLASSIFIER} can be read",
             f"make one of it: gpt2 finetune-classify spam init={folder}; or gpt2 generate --model {folder}"
             if writes

@@ -11,25 +11,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt2cli import __version__
-from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.hf_config import read_gpt2_config
+from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
-from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
-from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
+from gpt2cli.model.config import GPT2Config, to_hugging_face
+from gpt2cli.model.gpt2 import GPT2Classifier, GPT2LMHead, empty_model
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
-RECEIPT = "conversion.json"  # beside a converted model: what it was made from, and the proof
 FORMAT = 1
 COPY = "copy the tokenizer files that the model was trained with into the folder"
 # Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
@@ -40,8 +39,6 @@ EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
-# Hugging Face's names of the model, of the model without its output layer, of the text classifier.
-LANGUAGE_MODEL, TRANSFORMER_BODY, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,7 @@ def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: s
     The caller completes it: add what else belongs in the folder, then `write_manifest`.
     """
     state = model.state_dict()
-    tensors = {
-        name: state[name].T if name.endswith(TRANSPOSED) else state[name]
-        for name in stored_shapes(model.config)
-    }
+    tensors = {name: transposed(name, state[name]) for name in stored_shapes(model.config)}
     hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
     write_json(folder / CONFIG, to_hugging_face(model.config, tokenizer.end_of_text))
     write_file(folder / RECIPE, recipe)
@@ -74,7 +68,20 @@ def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: s
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """The tensors of the weights file, in its order: Hugging Face's names and (in, out) shapes."""
-    return _stored_shapes_of(empty_model(config))
+    return stored_shapes_of(empty_model(config))
+
+
+def stored_shapes_of(model: GPT2LMHead | GPT2Classifier) -> dict[str, tuple[int, ...]]:
+    """As `stored_shapes`, for a model that is there already."""
+    shapes = {name: tuple(transposed(name, tensor).shape) for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        shapes.pop(HEAD, None)
+    return shapes
+
+
+def transposed(name: str, tensor: Tensor) -> Tensor:
+    """A matrix of a block in its other layout, (in, out) or (out, in); any other tensor as it is."""
+    return tensor.T if name.endswith(TRANSPOSED) else tensor
 
 
 def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
@@ -100,10 +107,7 @@ def load_model(
     config = read_config(folder)
     if dropout is not None:
         config = replace(config, dropout=dropout)
-    hashes = read_manifest(folder)
-    for name, sha256 in hashes.items():
-        if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
-            _check(folder / name, sha256)
+    hashes = verify_texts(folder)
     tokenizer = load_tokenizer(folder)
     require_matching_vocabulary(folder, tokenizer, config.vocab_size)
     require_weights(folder)
@@ -132,32 +136,7 @@ def read_config(folder: Path) -> GPT2Config:
             "a whole model is needed here",
             f"gpt2 convert {folder} --merge, and take the result",
         )
-    values = read_json_object(folder / CONFIG)
-    require_language_model(folder, values)
-    return from_hugging_face(values)
-
-
-def require_language_model(folder: Path, config: Mapping[str, Any], *, or_body: bool = False) -> None:
-    """The `config` of a folder describes a GPT-2 language model; `or_body`: or one without its output
-    layer, which may be the embedding. Raises InputError that says which command takes the folder.
-    """
-    named = config.get("architectures") or [LANGUAGE_MODEL]
-    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_body and TRANSFORMER_BODY in named)):
-        return
-    what = str(named[0] if isinstance(named, list) else named)[:80]
-    wrong = "not a language model" if what.startswith("GPT2") else "not a GPT-2 language model"
-    fix = "gpt2 download 124M"
-    if what == CLASSIFIER:
-        why = "it classifies texts and has no output layer to generate with"
-        fix = f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>"
-    elif what == TRANSFORMER_BODY:
-        why = "it is a transformer body, which generates once the embedding is its output layer too"
-        fix = f"gpt2 convert {folder}"
-    elif what.startswith("GPT2"):
-        why = "it has another head, which classifies texts and cannot generate"
-    else:
-        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRANSFORMER_BODY}, its body"
-    raise InputError(f"{folder}: holds a {what}, {wrong}", why, fix)
+    return read_gpt2_config(folder / CONFIG, folder)
 
 
 def require_weights(folder: Path) -> None:
@@ -170,13 +149,23 @@ def require_weights(folder: Path) -> None:
         )
 
 
-def require_stored(path: Path, config: GPT2Config, found: Mapping[str, tuple[int, ...]]) -> None:
-    """The weights file at `path` has just the tensors of `config`, by {name: shape}. A head that is tied
-    may be there for a second time.
+def require_stored(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """The weights file at `path` has just the wanted tensors, by {name: shape}. A head that is tied may be
+    there for a second time.
 
     Raises InputError, with the command that helps where it is only an older program's file.
     """
-    _require_stored(path, stored_shapes(config), found)
+    n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
+    older = ['its names lack "transformer."'] if "wte.weight" in found else []
+    older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
+    if older:
+        raise InputError(
+            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
+        )
+    tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
+    require_tensors(path, {**tied, **wanted}, found)
 
 
 def require_tensors(
@@ -243,47 +232,26 @@ def verify(folder: Path) -> None:
     if not hashes:
         raise InputError(f"{folder}: has no manifest", "the save that made it was not finished")
     for name, sha256 in hashes.items():
-        _check(folder / name, sha256)
+        require_sha256(folder / name, sha256_of(folder / name), sha256)
 
 
-def _check(path: Path, sha256: str) -> None:
-    found = sha256_of(path)
-    if found != sha256:
-        raise changed(path, found, sha256)
-
-
-def _stored_shapes_of(model: GPT2LMHead) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del shapes[HEAD]
-    return {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, shape in shapes.items()}
-
-
-def _require_stored(
-    path: Path, wanted: dict[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> None:
-    n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
-    older = ['its names lack "transformer."'] if "wte.weight" in found else []
-    older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
-    if older:
-        raise InputError(
-            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
-        )
-    tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
-    require_tensors(path, tied | wanted, found)
+def verify_texts(folder: Path) -> dict[str, str]:
+    """Check the model's small files against the manifest, which is returned. Raises InputError."""
+    hashes = read_manifest(folder)
+    for name, sha256 in hashes.items():
+        if name.endswith((".json", ".txt")) and not name.startswith("train_state"):
+            require_sha256(folder / name, sha256_of(folder / name), sha256)
+    return hashes
 
 
 def _as_modules(path: Path, tensors: dict[str, Tensor], model: GPT2LMHead) -> dict[str, Tensor]:
     """Hugging Face's tensors as this model's state dict; every name and shape accounted for."""
     config, stored = model.config, dict(tensors)
-    _require_stored(path, _stored_shapes_of(model), {name: tuple(t.shape) for name, t in stored.items()})
+    require_stored(path, stored_shapes_of(model), {name: tuple(t.shape) for name, t in stored.items()})
     if config.tie_word_embeddings and HEAD in stored:
         head, embedding = stored.pop(HEAD), stored[EMBEDDING]
         if not torch.equal(head, embedding):
             raise InputError(f"{path}: {HEAD} is not {EMBEDDING}", "config.json says that they are tied")
     # Transposed by their strides alone: a copy would cost a third of the time that reading costs.
-    found = {
-        name: t.to(torch.float32).T if name.endswith(TRANSPOSED) else t.to(torch.float32)
-        for name, t in stored.items()
-    }
+    found = {name: transposed(name, tensor.to(torch.float32)) for name, tensor in stored.items()}
     return found | ({HEAD: found[EMBEDDING]} if config.tie_word_embeddings else {})

@@ -7,7 +7,7 @@ What the model was made from is in training/lineage.py, how all of it is shown i
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from gpt2cli.checkpoints.folder import (
     require_weights,
     stored_shapes,
 )
-from gpt2cli.checkpoints.safetensors_bytes import changed
-from gpt2cli.checkpoints.safetensors_file import Entry, TensorFile, read_entries
+from gpt2cli.checkpoints.safetensors_bytes import require_sha256
+from gpt2cli.checkpoints.safetensors_file import open_tensors
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object
@@ -116,16 +116,26 @@ def read_model_info(folder: Path) -> ModelInfo:
     hashes = read_manifest(folder)
     for name, sha256 in hashes.items():
         if not name.endswith(".safetensors"):
-            found = sha256_of(folder / name)
-            if found != sha256:
-                raise changed(folder / name, found, sha256)
+            require_sha256(folder / name, sha256_of(folder / name), sha256)
     tokenizer = load_tokenizer(folder)
     require_matching_vocabulary(folder, tokenizer, config.vocab_size)
     require_weights(folder)
-    entries, n_bytes = read_entries(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size
-    _check_shapes(folder / WEIGHTS, config, entries, n_bytes)
+    path, n_bytes = folder / WEIGHTS, (folder / WEIGHTS).stat().st_size
+    with open_tensors(path) as file:
+        entries = file.entries
+    # A wild config.json must not make us build a billion blocks only to see that they are missing.
+    if config.n_layer > len(entries) or config.n_parameters > n_bytes:
+        raise InputError(
+            f"{path}: is too small for the model of {CONFIG}",
+            f"{config.n_parameters:,} parameters in {config.n_layer:,} blocks,"
+            f" and {n_bytes:,} bytes in {len(entries):,} tensors",
+        )
+    require_stored(path, stored_shapes(config), {name: entry.shape for name, entry in entries.items()})
     dtypes = Counter(_name_of(entry.dtype) for entry in entries.values())
-    manifest = _manifest(folder, hashes) if hashes else None
+    manifest = None
+    if hashes:
+        written_by = read_json_object(folder / MANIFEST).get("written_by")
+        manifest = ManifestInfo(str(written_by or "an unnamed program"), len(hashes), hashes.get(WEIGHTS))
     return ModelInfo(folder, config, modules_of(config), dict(dtypes), n_bytes, tokenizer, manifest)
 
 
@@ -161,10 +171,9 @@ def tensor_statistics(summary: ModelInfo) -> Iterator[TensorInfo]:
     Raises InputError where the file is not the one that the manifest describes.
     """
     path = summary.folder / WEIGHTS
-    with TensorFile(path) as file:
-        wanted = summary.manifest and summary.manifest.sha256
-        if wanted and file.sha256 != wanted:
-            raise changed(path, file.sha256, wanted)
+    with open_tensors(path) as file:
+        if summary.manifest and summary.manifest.sha256:
+            require_sha256(path, file.sha256, summary.manifest.sha256)
         for name, entry in file.entries.items():
             yield TensorInfo(name, entry.shape, _name_of(entry.dtype), statistics(file.read(name)))
 
@@ -195,22 +204,6 @@ def statistics(tensor: Tensor) -> TensorStatistics:
     if not n:
         return TensorStatistics(None, None, None, None, n_nan, n_inf)
     return TensorStatistics(mean, (spread / n) ** 0.5, lowest, highest, n_nan, n_inf)
-
-
-def _check_shapes(path: Path, config: GPT2Config, entries: Mapping[str, Entry], n_bytes: int) -> None:
-    # A wild config.json must not make us build a billion blocks only to see that they are missing.
-    if config.n_layer > len(entries) or config.n_parameters > n_bytes:
-        raise InputError(
-            f"{path}: is too small for the model of {CONFIG}",
-            f"{config.n_parameters:,} parameters in {config.n_layer:,} blocks,"
-            f" and {n_bytes:,} bytes in {len(entries):,} tensors",
-        )
-    require_stored(path, config, {name: entry.shape for name, entry in entries.items()})
-
-
-def _manifest(folder: Path, hashes: Mapping[str, str]) -> ManifestInfo:
-    written_by = read_json_object(folder / MANIFEST).get("written_by")
-    return ManifestInfo(str(written_by or "an unnamed program"), len(hashes), hashes.get(WEIGHTS))
 
 
 def _name_of(dtype: torch.dtype) -> str:

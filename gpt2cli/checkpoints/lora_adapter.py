@@ -5,55 +5,55 @@ matrices, tokenizer files, `recipe.yaml`, and `base.json`: where the base model 
 of its weights. Finding that model again, and merging the two, is `convert/merge_lora.py`'s.
 """
 
+import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.finite import require_finite
-from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, read_manifest, require_tensors, stored_shapes
-from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config, write_peft_config
-from gpt2cli.checkpoints.safetensors_bytes import changed
+from gpt2cli.checkpoints.folder import RECIPE, TRANSPOSED, require_tensors, stored_shapes, verify_texts
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import sha256_of, write_file, write_json
+from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS, correction, load_lora_state, lora_layers, lora_state
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import save_tokenizer
 
 ADAPTER_WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
+ADAPTER_CONFIG = "adapter_config.json"
+# These say how the adapter came about or is to be stored, not what it computes.
+_WITHOUT_EFFECT = (
+    *("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "fan_in_fan_out", "inference_mode"),
+    *("layers_pattern", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision"),
+    "runtime_config",
+)
+_READ = ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "use_rslora", "bias")
+# Other initialisations change the base's own weights.
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
 _PREFIX = "base_model.model."  # peft's wrappers, which stand before each of its names
 
 
-class LoraSettings(Protocol):
-    """An adapter's numbers, as a recipe has them."""
+@dataclass(frozen=True)
+class PeftConfig:
+    """An adapter's numbers."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def alpha(self) -> float: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def targets(self) -> Collection[str]: ...
+    rank: int
+    alpha: float  # the correction is scaled by alpha / rank
+    targets: tuple[str, ...] | None  # ends of names; None where a pattern of peft's chose the matrices
+    base: str  # a path or a name, as it was when the adapter was made; "" where it was not recorded
 
-
-class AdapterBase(Protocol):
-    """The model that an adapter is trained over; its folder is None for random weights."""
-
-    @property
-    def folder(self) -> Path | None: ...
-    @property
-    def sha256(self) -> str:
-        """Of its weights' file."""
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
+    def means(self, matrix: str) -> bool:
+        """Whether a matrix of this name has an adapter, by peft's rule."""
+        assert self.targets is not None
+        return any(matrix == target or matrix.endswith(f".{target}") for target in self.targets)
 
 
 @dataclass(frozen=True)
@@ -75,30 +75,56 @@ class StoredAdapter:
 
 
 def write_adapter(
-    folder: Path, model: nn.Module, lora: LoraSettings, base: AdapterBase, recipe: str
+    folder: Path,
+    model: nn.Module,
+    *,
+    dropout: float,
+    targets: Collection[str],
+    base: Path | None,
+    base_sha256: str,
+    tokenizer: Tokenizer,
+    recipe: str,
 ) -> dict[str, str]:
-    """Write the adapters of a model into an existing folder; returns {file name: SHA-256}.
+    """Write the adapters of a model into an existing folder, as `peft.PeftModel.from_pretrained` opens
+    them over the model at `base`, whose weights have that hash; returns {file name: SHA-256}.
 
     The caller completes it, as with `folder.write_model`. Raises UsageError where the base is in
     no folder.
     """
-    if base.folder is None:
+    if base is None:
         raise UsageError(
             "train: lora over random weights",
             "an adapter is stored without its base, and this base is in no folder",
             "train=all, or begin with a model: init=newest",
         )
-    numbers = {(adapter.rank, adapter.alpha) for adapter in lora_layers(model).values()}
-    assert numbers == {(lora.rank, lora.alpha)}, "these adapters were not made with these numbers"
-    place = base.folder.resolve()
-    write_peft_config(
-        folder, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, base=place
+    ((rank, alpha),) = {(adapter.rank, adapter.alpha) for adapter in lora_layers(model).values()}
+    base = base.resolve()
+    write_json(
+        folder / ADAPTER_CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(base),
+            "r": rank,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "lora_dropout": dropout,
+            "target_modules": list(targets),
+            "fan_in_fan_out": True,  # GPT-2's matrices are (in, out) in transformers
+            "bias": "none",
+            "use_rslora": False,
+            "use_dora": False,
+            "modules_to_save": None,
+            "init_lora_weights": True,
+            "inference_mode": True,
+        },
     )
     tensors = {f"{_PREFIX}{name}.weight": tensor for name, tensor in lora_state(model).items()}
     hashes = {ADAPTER_WEIGHTS: write_tensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})}
-    write_json(folder / BASE, {"path": str(place), "name": _name_of(place), "sha256": base.sha256})
+    # `paths.find_model` knows a checkpoint by its run's name, any other folder by its own.
+    name = base.parent.parent.name if base.parent.name == paths.CHECKPOINTS else base.name
+    write_json(folder / BASE, {"path": str(base), "name": name, "sha256": base_sha256})
     write_file(folder / RECIPE, recipe)
-    names = [ADAPTER_CONFIG, BASE, RECIPE, *save_tokenizer(base.tokenizer, folder)]
+    names = [ADAPTER_CONFIG, BASE, RECIPE, *save_tokenizer(tokenizer, folder)]
     return hashes | {name: sha256_of(folder / name) for name in names}
 
 
@@ -125,7 +151,7 @@ def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
     Raises InputError where a file is damaged, the adapter is of a kind that is not known here, or
     its tensors are not those that the configuration speaks of.
     """
-    hashes = checked_manifest(folder)
+    hashes = verify_texts(folder)
     peft, path = read_peft_config(folder), folder / ADAPTER_WEIGHTS
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise InputError(
@@ -156,16 +182,41 @@ def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
     return StoredAdapter(peft, tensors)
 
 
-def checked_manifest(folder: Path) -> dict[str, str]:
-    """{file name: SHA-256} of a folder of ours, whose small files are just that; else empty."""
-    hashes = read_manifest(folder)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE) if hashes else ():
-        if name not in hashes:
-            raise InputError(f"{folder}: its manifest does not list {name}", "it is not ours, or was edited")
-        found = sha256_of(folder / name) if name != ADAPTER_WEIGHTS else hashes[name]
-        if found != hashes[name]:
-            raise changed(folder / name, found, hashes[name])
-    return hashes
+def read_peft_config(folder: Path) -> PeftConfig:
+    """Raises InputError naming the field by which the adapter is another kind, or damaged."""
+    path = folder / ADAPTER_CONFIG
+    values = read_json_object(path)
+    _require(path, values, "peft_type", ("LORA",), "only LoRA adapters can be read")
+    _require(path, values, "task_type", ("CAUSAL_LM", None), "the adapter belongs to another head")
+    _require(path, values, "bias", ("none", None), "biases were trained too, which is not supported")
+    _require(
+        path,
+        values,
+        "init_lora_weights",
+        _INITIALISATIONS,
+        "such an adapter changes the base model's own weights as well",
+    )
+    for name, value in values.items():
+        known = name in _READ or name in _WITHOUT_EFFECT or name == "init_lora_weights"
+        if not known and value not in (None, False, [], {}, "", 0):
+            raise InputError(
+                f"{path}: {name} is {value!r}"[:300],
+                "this adapter is not supported, and without it the model would compute something else",
+                "with peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+                ".save_pretrained(FOLDER), then use FOLDER",
+            )
+    rank, alpha = values.get("r"), values.get("lora_alpha")
+    if type(rank) is not int or rank < 1:
+        raise InputError(f"{path}: r is {rank!r}"[:300], "the rank, a whole number from 1, is needed")
+    if type(alpha) not in (int, float) or not abs(alpha) <= 1e9:  # type: ignore[arg-type]
+        raise InputError(f"{path}: lora_alpha is {alpha!r}"[:300], "a number is needed")
+    _require(path, values, "use_rslora", (True, False, None), "true or false is needed")
+    if values.get("use_rslora"):  # Kalajdzievski 2023: scaled by alpha / sqrt(rank)
+        alpha = alpha * math.sqrt(rank)  # type: ignore[operator]
+    base = values.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise InputError(f"{path}: base_model_name_or_path is {base!r}"[:300], "a name or a path is needed")
+    return PeftConfig(rank, float(alpha), _targets(path, values.get("target_modules")), base or "")  # type: ignore[arg-type]
 
 
 def _shapes(
@@ -198,12 +249,24 @@ def _shapes(
     return shapes
 
 
-def _name_of(place: Path) -> str:
-    """What `home.find_model` knows a folder by: its run's name, or its own."""
-    return place.parent.parent.name if place.parent.name == paths.CHECKPOINTS else place.name
-
-
 def _summary(numbers: Mapping[str, tuple[int, float]]) -> str:
     """The last names of the matrices with their numbers, each once."""
     short = {(name.split(".", 3)[3], *values) for name, values in numbers.items()}
     return "; ".join(f"{name} {rank}, {alpha:g}" for name, rank, alpha in sorted(short))
+
+
+def _targets(path: Path, value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, str) and value:
+        # A regular expression. It is not run: a hostile one can run for ever. Which
+        # matrices it chose shows in the tensors.
+        return None
+    if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):
+        return tuple(value)
+    raise InputError(f"{path}: target_modules is {value!r}"[:300], "names of matrices are needed")
+
+
+def _require(path: Path, values: dict[str, Any], name: str, allowed: tuple[object, ...], why: str) -> None:
+    value = values.get(name)
+    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
+        wanted = ", ".join(json.dumps(one) for one in allowed if one is not None)
+        raise InputError(f"{path}: {name} is {value!r}"[:300], f"{why}; known is {wanted}")

@@ -9,6 +9,7 @@ from gpt2cli import files
 from gpt2cli.errors import InputError
 
 NAME = "hashes.json"
+RECEIPT = "conversion.json"  # beside a converted model: what it was made from, and the proof
 # Who vouches for a hash: somebody else's word was compared, or there is none and it is held from now on.
 PUBLISHED, FIRST_SEEN = "published", "first seen"
 _MAX_SIZE = 1 << 24  # bytes

@@ -3,21 +3,12 @@
 A file that is mapped instead, and then cut short, kills the process with SIGBUS; and the format has no
 checksum. Nothing here imports torch: that import takes a second, in which `reading_ahead` reads.
 
-SHA-256 is three quarters of the time of loading a 124M model, 0.3 of 0.4 s, so GPT2_HOME/verified
-remembers a hash with the file's device, inode, size, mtime and ctime, and it counts while all five
-agree. Why that is enough for generating text:
-
-- ctime is set by the kernel at every change and cannot be put back, as mtime can.
-- Its clock ticks in steps: a change in the same tick as the hashing could not be seen. So a file is
-  remembered only if it had been left alone for SETTLED_NS when the hashing began (git calls younger
-  ones racily clean). A model that was just saved is hashed until it is that old: the hash in its
-  manifest was computed from what was sent to the disk, which proves nothing of what lies there.
-- Another file under the same name has another inode. A copy, even with its times, has another ctime.
-
-It does not see what no clock records: a disk that returns other bytes than it was given, a file
-system without a ctime of its own (FAT), or a program that keeps the file mapped for writing. So
-what proves something hashes: resuming a run, convert, download --verify, evaluate, inspect. Where
-GPT2_HOME cannot be written, or the table is lost or damaged, everything is hashed each time.
+SHA-256 is three quarters of the time of loading a 124M model, so GPT2_HOME/verified remembers a hash
+with the file's device, inode, size, mtime and ctime, and for generating text it counts while all five
+agree. The kernel sets ctime at every change, and no program can put it back. Its clock ticks in steps,
+so a file is remembered only if it had been left alone for SETTLED_NS when the hashing began. A disk that
+returns other bytes than it was given stays unseen, so resuming a run, convert, download --verify,
+evaluate and inspect always hash.
 """
 
 import contextlib
@@ -78,8 +69,7 @@ def read_bytes(path: Path, sha256: str | None, *, remembered: bool) -> memoryvie
     if is_known and not is_same:
         digest = hashlib.sha256(block)
     if digest is not None and sha256 is not None:
-        if digest.hexdigest() != sha256:
-            raise changed(path, digest.hexdigest(), sha256)
+        require_sha256(path, digest.hexdigest(), sha256)
         if remembered and is_same:
             remember(status, sha256)
     return block
@@ -109,13 +99,14 @@ def reading_ahead(path: Path) -> Iterator[None]:
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-def changed(path: Path, found: str, wanted: str) -> InputError:
-    """The error for a file whose hash is not the one that was written down."""
-    return InputError(
-        f"{path}: the content has changed since it was written",
-        f"SHA-256 is {found[:16]}..., the manifest says {wanted[:16]}...",
-        "restore the file from a copy, or use another checkpoint",
-    )
+def require_sha256(path: Path, found: str, wanted: str) -> None:
+    """Raises InputError where a file's hash is not the one that was written down."""
+    if found != wanted:
+        raise InputError(
+            f"{path}: the content has changed since it was written",
+            f"SHA-256 is {found[:16]}..., the manifest says {wanted[:16]}...",
+            "restore the file from a copy, or use another checkpoint",
+        )
 
 
 def private_memory(size: int) -> mmap.mmap:

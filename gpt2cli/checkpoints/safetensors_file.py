@@ -9,8 +9,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,7 +110,7 @@ def read_tensors(path: Path, sha256: str | None = None, *, remembered: bool = Fa
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where a tensor lies; `start` and `end` count bytes from the beginning of the file."""
 
     dtype: torch.dtype
@@ -118,51 +119,40 @@ class Entry:
     end: int
 
 
-def read_entries(path: Path) -> dict[str, Entry]:
-    """What the header says of each tensor, checked against the file's size; the data stays unread."""
-    with open_regular(path) as file:
-        return _entries_of(path, file)
-
-
+@dataclass(frozen=True)
 class TensorFile:
-    """A file whose tensors are read one at a time, so that memory need not hold them all.
+    """An open file whose tensors are read one at a time, so that memory need not hold them all."""
 
-    Opening it hashes it (`sha256`) and checks the header. Raises InputError where that fails.
-    """
+    path: Path
+    file: io.BufferedReader
+    entries: dict[str, TensorEntry]
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with contextlib.ExitStack() as opened:
-            self._file = opened.enter_context(open_regular(path))
-            self.sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
-            self.entries = _entries_of(path, self._file)
-            self._opened = opened.pop_all()
+    @cached_property
+    def sha256(self) -> str:
+        self.file.seek(0)
+        return hashlib.file_digest(self.file, "sha256").hexdigest()
 
     def read(self, name: str) -> Tensor:
         """A copy of one tensor."""
         entry = self.entries[name]
         block = bytearray(entry.end - entry.start)
-        self._file.seek(entry.start)
-        if (n_read := self._file.readinto(block)) < len(block):
+        self.file.seek(entry.start)
+        if (n_read := self.file.readinto(block)) < len(block):
             what = f"{self.path}: ended at byte {entry.start + n_read}"
             raise InputError(what, "it changed while it was read")
         return torch.frombuffer(block, dtype=entry.dtype).view(entry.shape)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-
-def _entries_of(path: Path, file: io.BufferedReader) -> dict[str, Entry]:
-    file.seek(0)
-    first = file.read(8)
-    head = first + file.read(min(int.from_bytes(first, "little"), _MAX_HEADER))
-    return _entries(path, head, os.fstat(file.fileno()).st_size)
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """The file, its header checked against its size. Raises InputError where that fails."""
+    with open_regular(path) as file:
+        first = file.read(8)
+        head = first + file.read(min(int.from_bytes(first, "little"), _MAX_HEADER))
+        yield TensorFile(path, file, _entries(path, head, os.fstat(file.fileno()).st_size))
 
 
-def _entries(path: Path, head: bytes, size: int) -> dict[str, Entry]:
+def _entries(path: Path, head: bytes, size: int) -> dict[str, TensorEntry]:
     """The header's entries, each checked against the file's `size`. `head` is how the file begins."""
     if size < 8:
         raise InputError(f"{path}: {size} bytes are no safetensors file")
@@ -189,7 +179,7 @@ def _entries(path: Path, head: bytes, size: int) -> dict[str, Entry]:
     return entries
 
 
-def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> Entry:
+def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> TensorEntry:
     """One entry of the header, whose offsets count from byte `offset` of the file."""
     try:
         dtype, shape, (start, end) = DTYPES[values["dtype"]], values["shape"], values["data_offsets"]
@@ -208,10 +198,10 @@ def _entry(path: Path, name: str, values: Any, offset: int, size: int) -> Entry:
         )
     if start == end:
         raise InputError(f"{path}: {name!r} is empty", f"its shape is {shape}")
-    return Entry(dtype, tuple(shape), offset + start, offset + end)
+    return TensorEntry(dtype, tuple(shape), offset + start, offset + end)
 
 
-def _tensor(entry: Entry, block: memoryview) -> Tensor:
+def _tensor(entry: TensorEntry, block: memoryview) -> Tensor:
     raw = torch.frombuffer(block[entry.start : entry.end], dtype=torch.uint8)
     # Matmuls may round differently in memory of another alignment, and a resume must not.
     raw = raw if raw.data_ptr() % ALIGNMENT == 0 else raw.clone()

@@ -4,10 +4,9 @@ Names are only a hint: a checkpoint may be called anything. Each format has a fi
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ KNOWN = (
     " a run or folder of gpt2cli, or a zip of one of them"
 )
 _MAX_DEPTH = 3  # folders in folders; Kaggle's downloads need two
-_MAX_ENTRIES = 10_000
 _OPENAI_INDEX, _OPENAI_SIZES = "model.ckpt.index", "hparams.json"
 _PICKLES = (".pt", ".pth")
 # Files that are one part of a model, which is recognised by its folder.
@@ -39,12 +37,8 @@ _PREFIXES = ("model.ckpt", "model.safetensors", "pytorch_model")
 _ZIP, _EMPTY_ZIP, _GGUF = b"PK\x03\x04", b"PK\x05\x06", b"GGUF"
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A model in a folder, and how it is opened."""
-
-    path: Path
-    open: Callable[[Path], AbstractContextManager[ForeignModel]]
+# A model in a folder, and how it is opened.
+Found = tuple[Path, Callable[[Path], AbstractContextManager[ForeignModel]]]
 
 
 @contextlib.contextmanager
@@ -99,7 +93,9 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Foreign
             "where it was made: torch.save(model.state_dict(), 'weights.pt')",
         )
     if path.name in _PARTS or path.name.startswith(_PREFIXES):
-        raise _is_a_part(path)
+        raise InputError(
+            f"{path}: is one part of a model", "its folder is needed whole", f"gpt2 convert {path.parent}"
+        )
     raise InputError(
         f"{path}: is not a known model format",
         f"it begins with {start[:8].hex(' ') or 'nothing'}; known are {KNOWN}",
@@ -168,55 +164,43 @@ def _open_folder(
     if not found:
         raise InputError(f"{folder}: holds no known model", f"known are {KNOWN}", f"ls {folder}")
     if len(found) > 1:
-        names = sorted(str(model.path.relative_to(folder)) for model in found)
+        names = sorted(str(model.relative_to(folder)) for model, _ in found)
         place = "FOLDER" if zipped else str(folder)
         raise InputError(
             f"{folder}: holds several models",
             ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
             (f"unzip {zipped} -d FOLDER, then " if zipped else "") + f"gpt2 convert {place}/{names[0]}",
         )
-    return found[0].open(found[0].path)
+    ((model, open_model),) = found
+    return open_model(model)
 
 
-def _models(folder: Path, n_head: int | None) -> list[_Found]:
+def _models(folder: Path, n_head: int | None) -> list[Found]:
     """The models in `folder`, at most three levels below it; nothing is looked for inside a model."""
-    found: list[_Found] = []
-    level, n_entries = [folder], 0
+    found: list[Found] = []
+    level = [folder]
     for _ in range(_MAX_DEPTH + 1):
         below: list[Path] = []
         for place in level:
             here = _models_here(place, n_head)
             found += here
-            if here:
-                continue
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    n_entries += 1
-                    if n_entries > _MAX_ENTRIES:
-                        raise InputError(
-                            f"{folder}: holds more than {_MAX_ENTRIES} files",
-                            "no model was found among them",
-                            "name the model's own folder",
-                        )
-                    if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                        below.append(Path(entry))
+            if not here:
+                below += [
+                    path
+                    for path in place.iterdir()
+                    if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+                ]
         level = below
     return found
 
 
-def _models_here(folder: Path, n_head: int | None) -> list[_Found]:
+def _models_here(folder: Path, n_head: int | None) -> list[Found]:
     """The model whose files lie in `folder` itself, or several checkpoints that do."""
     if (folder / _OPENAI_INDEX).is_file():
-        return [_Found(folder, open_openai)]
+        return [(folder, open_openai)]
     if any((folder / name).is_file() for name in (CONFIG, *PLACES)):
-        return [_Found(folder, open_hugging_face)]
+        return [(folder, open_hugging_face)]
     if (folder / _OPENAI_SIZES).is_file():
-        return [_Found(folder, open_openai)]
+        return [(folder, open_openai)]
     pickles = [path for path in folder.iterdir() if path.suffix in _PICKLES and path.is_file()]
-    return [_Found(path, lambda path: _open_pickled(path, n_head)) for path in pickles]
-
-
-def _is_a_part(path: Path) -> InputError:
-    return InputError(
-        f"{path}: is one part of a model", "its folder is needed whole", f"gpt2 convert {path.parent}"
-    )
+    return [(path, lambda path: _open_pickled(path, n_head)) for path in pickles]

@@ -68,6 +68,13 @@ def as_array(tensor: Tensor) -> NDArray[np.floating]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers in the same precision; NaN equals itself."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
 def expand_blocks(table: Mapping[str, str], n_layer: int) -> dict[str, str]:
     """A table of names with "{}" for the block's number, written out for every block, in its order.
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt2cli.checkpoints.folder import HEAD, TRANSPOSED, require_matching_vocabulary
+from gpt2cli.checkpoints.folder import HEAD, TRANSPOSED, require_matching_vocabulary, transposed
 from gpt2cli.convert.foreign_model import ForeignModel, expand_blocks
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import replacing_file
@@ -80,11 +80,10 @@ def write_gguf(path: Path, source: ForeignModel, dtype: str, name: str) -> None:
     gguf, kind = _gguf(), KINDS[dtype]
     table = expand_blocks(NAMES, source.config.n_layer)
     names = {target: table[target] for target in source.tensors}
-    vocabulary = vocabulary_of(source.tokenizer)
     with replacing_file(path) as file:
         # The writer opens the file of this name itself; flushing and renaming it stay with us.
         with contextlib.closing(gguf.GGUFWriter(file.name, "gpt2")) as writer:
-            _add_values(writer, gguf, source.config, vocabulary, kind, name)
+            _add_values(writer, gguf, source, kind, name)
             _add_layout(writer, gguf, source, names, kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -119,40 +118,21 @@ def modelfile(gguf: str, n_positions: int) -> str:
     return f"FROM ./{gguf}\nTEMPLATE {{{{ .Prompt }}}}\nPARAMETER num_ctx {n_positions}\n"
 
 
-@dataclass(frozen=True)
-class GgufVocabulary:
-    """A tokenizer as llama.cpp's byte-pair encoder wants it, in the byte-to-character spelling."""
-
-    tokens: list[str]
-    controls: set[int]  # ids that no text is encoded to
-    merges: list[str]
-    end_of_text: int
-
-
-def vocabulary_of(tokenizer: Tokenizer) -> GgufVocabulary:
-    """Tokens and merges by which llama.cpp encodes every text to the ids that `tokenizer` gives.
+def _vocabulary_of(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+    """Tokens and merges, in the byte-to-character spelling, by which llama.cpp encodes every text to the
+    ids that `tokenizer` gives.
 
     A character that a character vocabulary lacks is an error here; llama.cpp passes over it.
     """
-    match tokenizer:
-        case BPE():
-            controls = set(tokenizer.specials)
-            tokens = [
-                token.decode() if i in controls else _spelled(token)
-                for i, token in enumerate(tokenizer.tokens)
-            ]
-            merges = [f"{tokens[left]} {tokens[right]}" for left, right in tokenizer.merges]
-            return GgufVocabulary(tokens, controls, merges, tokenizer.end_of_text)
-        case Chars():
-            tokens = [_spelled(character.encode()) for character in tokenizer.characters]
-            return GgufVocabulary(
-                [*tokens, END_OF_TEXT],
-                {tokenizer.end_of_text},
-                _merges_of_characters(tokens),
-                tokenizer.end_of_text,
-            )
-        case _:
-            raise AssertionError(f"no GGUF vocabulary is known for a {type(tokenizer).__name__}")
+    if isinstance(tokenizer, BPE):
+        tokens = [
+            token.decode() if i in tokenizer.specials else _spelled(token)
+            for i, token in enumerate(tokenizer.tokens)
+        ]
+        return tokens, [f"{tokens[left]} {tokens[right]}" for left, right in tokenizer.merges]
+    assert isinstance(tokenizer, Chars)
+    tokens = [_spelled(character.encode()) for character in tokenizer.characters]
+    return [*tokens, END_OF_TEXT], _merges_of_characters(tokens)
 
 
 def _merges_of_characters(tokens: list[str]) -> list[str]:
@@ -169,9 +149,8 @@ def _spelled(token: bytes) -> str:
     return "".join([CHARACTER_OF[byte] for byte in token])
 
 
-def _add_values(
-    writer: Any, gguf: ModuleType, config: GPT2Config, vocabulary: GgufVocabulary, kind: GgufType, name: str
-) -> None:
+def _add_values(writer: Any, gguf: ModuleType, source: ForeignModel, kind: GgufType, name: str) -> None:
+    config, tokenizer = source.config, source.tokenizer
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[kind.file_type])
@@ -184,16 +163,16 @@ def _add_values(
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
 
+    tokens, merges = _vocabulary_of(tokenizer)
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    controls = set(tokenizer.specials) if isinstance(tokenizer, BPE) else {tokenizer.end_of_text}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(
-        [control if i in vocabulary.controls else normal for i in range(len(vocabulary.tokens))]
-    )
-    writer.add_token_merges(vocabulary.merges)
-    writer.add_bos_token_id(vocabulary.end_of_text)
-    writer.add_eos_token_id(vocabulary.end_of_text)
+    writer.add_token_list(tokens)
+    writer.add_token_types([control if i in controls else normal for i in range(len(tokens))])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(tokenizer.end_of_text)
+    writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(False)
 
 
@@ -224,7 +203,7 @@ def _encoded(source: ForeignModel, name: str, kind: GgufType, dtype: str) -> NDA
             f"numbers end at {kind.largest:g} in {dtype}",
             f"gpt2 convert {source.path} --to gguf --dtype bf16",
         )
-    rows = (tensor.T if name.endswith(TRANSPOSED) else tensor).to(kind.dtype).contiguous()
+    rows = transposed(name, tensor).to(kind.dtype).contiguous()
     if kind.block > 1:
         gguf = _gguf()
         blocks: NDArray[np.uint8] = gguf.quants.quantize(

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli import paths
@@ -24,15 +22,18 @@ from gpt2cli.checkpoints.folder import (
     EMBEDDING,
     HEAD,
     MANIFEST,
+    MASKS,
     read_manifest,
+    require_matching_vocabulary,
     require_tensors,
     stored_shapes,
 )
-from gpt2cli.checkpoints.safetensors_bytes import changed
-from gpt2cli.checkpoints.safetensors_file import TensorFile
-from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
-from gpt2cli.convert.hf_config import read_gpt2_config
-from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
+from gpt2cli.checkpoints.hf_config import read_gpt2_config
+from gpt2cli.checkpoints.safetensors_bytes import require_sha256
+from gpt2cli.checkpoints.safetensors_file import open_tensors
+from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors, as_array, same_bits
+from gpt2cli.convert.torch_file import FLOATING, floating_tensors, read_torch_file
+from gpt2cli.convert.vocabulary import tokenizer_files
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object
@@ -44,13 +45,8 @@ from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON, load_tokenizer
 INDEX = ".index.json"
 # Where weights may lie, the best first: safetensors are read a tensor at a time and run no code.
 PLACES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BODY_PREFIX = "transformer."  # GPT2Model alone, and OpenAI's own repository of 124M, leave it out
-# The causal mask, which transformers stored with the weights until version 4.30.
-MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
 BLOCK = re.compile(r"(?:transformer\.)?h\.(\d+)\.")
-_WRITER = "gpt2cli "  # how `written_by` begins in a manifest of ours
-_STATE = "train_state"  # what only resuming needs: large, and often left behind
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
 
     Raises InputError where it is damaged, another model, or its files disagree.
     """
-    config = read_gpt2_config(folder / CONFIG, str(folder))
+    config = read_gpt2_config(folder / CONFIG, folder, or_body=True)
     hashes = _checked_manifest(folder)
     tokenizer, notes = _tokenizer(folder, config)
     if not hashes and os.path.lexists(folder / MANIFEST):
@@ -91,10 +87,14 @@ def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
             format="gpt2cli" if hashes and _is_our_place(folder) else "huggingface",
             config=config,
             tokenizer=tokenizer,
-            tensors={target: _source_tensor(name, found[name]) for target, name in names.items()},
-            raw=RawTensors(found.keys(), lambda name: _array(found[name].read())),
+            tensors={
+                target: ForeignTensor(name, found[name].shape, False, found[name].read)
+                for target, name in names.items()
+            },
+            raw=RawTensors(found.keys(), lambda name: as_array(found[name].read())),
             files=(
-                *(folder / name for name in (CONFIG, *indexes, *_tokenizer_files(folder))),
+                *(folder / name for name in (CONFIG, *indexes)),
+                *tokenizer_files(folder),
                 *dict.fromkeys(stored.file for stored in found.values()),
             ),
             notes=tuple(notes),
@@ -104,13 +104,8 @@ def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
 def _is_our_place(folder: Path) -> bool:
     """Whether it is a model of the home or a checkpoint of a run. Elsewhere a manifest proves nothing:
     anyone can write one that fits."""
-    path = folder.resolve()
-    roots = (paths.models().resolve(), paths.runs().resolve())
-    is_of_run = any(
-        ancestor.parent.name == paths.CHECKPOINTS and paths.is_run(ancestor.parent.parent)
-        for ancestor in (path, *path.parents)
-    )
-    return is_of_run or any(root in path.parents for root in roots)
+    parents = folder.resolve().parents
+    return paths.models().resolve() in parents or parents[0].name == paths.CHECKPOINTS
 
 
 def _checked_manifest(folder: Path) -> dict[str, str]:
@@ -118,58 +113,31 @@ def _checked_manifest(folder: Path) -> dict[str, str]:
 
     What the model does without may be missing, as in a checkpoint that was published.
     """
-    if not _has_our_manifest(folder):
+    try:
+        is_ours = str(read_json_object(folder / MANIFEST).get("written_by")).startswith("gpt2cli ")
+    except InputError:
+        if _is_our_place(folder) and os.path.lexists(folder / MANIFEST):  # there it is ours, and damaged
+            raise
+        is_ours = False
+    if not is_ours:  # other programs call files manifest.json too
         return {}
     hashes = read_manifest(folder)
-    for name in (CONFIG, PLACES[0]):
-        if name not in hashes:
-            raise InputError(f"{folder / MANIFEST}: does not list {name}", "it is not ours, or was edited")
-    needed = {CONFIG, PLACES[0], TOKENIZER_JSON, *(name for pair in PAIRS for name in pair)}
+    needed = (CONFIG, TOKENIZER_JSON, *(name for pair in PAIRS for name in pair))
     for name, sha256 in hashes.items():
-        if name != Path(name).name:
-            raise InputError(f"{folder / MANIFEST}: lists {name!r}", "a manifest speaks of its own folder")
-        if name.startswith(_STATE) or not (name in needed or os.path.lexists(folder / name)):
+        if name == PLACES[0] or name.startswith("train_state"):  # checked when it is opened; of no use here
             continue
-        if name != PLACES[0]:  # read only once: TensorFile hashes it anyway
-            _check(folder / name, sha256_of(folder / name), sha256)
+        if name in needed or (folder / name).exists():
+            require_sha256(folder / name, sha256_of(folder / name), sha256)
     return hashes
-
-
-def _has_our_manifest(folder: Path) -> bool:
-    """Other programs call files manifest.json too."""
-    if not os.path.lexists(folder / MANIFEST):
-        return False
-    try:
-        return str(read_json_object(folder / MANIFEST).get("written_by")).startswith(_WRITER)
-    except InputError:
-        if _is_our_place(folder):  # there it is ours, and damaged
-            raise
-        return False
-
-
-def _check(path: Path, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise changed(path, found, wanted)
 
 
 def _tokenizer(folder: Path, config: GPT2Config) -> tuple[Tokenizer, list[str]]:
     """The folder's tokenizer, or GPT-2's where none is there; and what there is to say about it."""
-    if config.vocab_size == gpt2().n_vocab and not _tokenizer_files(folder):
+    if config.vocab_size == gpt2().n_vocab and not tokenizer_files(folder):
         return gpt2(), [f"no tokenizer files: GPT-2's vocabulary of {config.vocab_size} is taken"]
     tokenizer = load_tokenizer(folder)
-    if tokenizer.n_vocab != config.vocab_size:
-        padded = "embedding rows without a token would be generated as text"
-        raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}",
-            padded if tokenizer.n_vocab < config.vocab_size else "they were not made for each other",
-            f"in transformers: model.resize_token_embeddings({tokenizer.n_vocab})",
-        )
+    require_matching_vocabulary(folder, tokenizer, config.vocab_size)
     return tokenizer, []
-
-
-def _tokenizer_files(folder: Path) -> list[str]:
-    names = (TOKENIZER_JSON, *(name for pair in PAIRS for name in pair))
-    return [name for name in names if os.path.lexists(folder / name)]
 
 
 def _stored_tensors(
@@ -187,17 +155,12 @@ def _stored_tensors(
     found: dict[str, _Stored] = {}
     for shard in dict.fromkeys(weight_map.values()):
         for name, stored in _open_file(folder / shard, hashes, opened).items():
-            if name in found:
-                raise InputError(f"{folder / shard}: {name} is in {found[name].file.name} too", str(path))
             if weight_map.get(name) != shard:
                 raise InputError(
                     f"{folder / shard}: holds {name}",
                     f"{path.name} looks for it in {weight_map.get(name, 'no file')}",
                 )
             found[name] = stored
-    for name, shard in weight_map.items():
-        if name not in found:
-            raise InputError(f"{folder / shard}: does not hold {name}", f"{path.name} says so")
     return found
 
 
@@ -218,9 +181,9 @@ def _read_weight_map(path: Path) -> dict[str, str]:
 
 def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitStack) -> dict[str, _Stored]:
     if path.suffix == ".safetensors":
-        file = opened.enter_context(TensorFile(path))
+        file = opened.enter_context(open_tensors(path))
         if hashes:
-            _check(path, file.sha256, hashes.get(path.name, "none"))
+            require_sha256(path, file.sha256, hashes.get(path.name, "none"))
         return {
             name: _Stored(path, entry.dtype, entry.shape, partial(file.read, name))
             for name, entry in file.entries.items()
@@ -253,27 +216,13 @@ def _checked_names(folder: Path, config: GPT2Config, found: Mapping[str, _Stored
         {name: stored.shape for name, stored in found.items() if name not in shared},
     )
     for name, stored in found.items():
-        if stored.dtype not in FLOATS:
+        if stored.dtype not in FLOATING:
             kind = str(stored.dtype).removeprefix("torch.")
             raise InputError(f"{stored.file}: {name} is of type {kind}", "floating-point numbers are needed")
-    if shared and not _same_bits(found[HEAD], found[names[EMBEDDING]]):
+    if shared and not same_bits(found[HEAD].read(), found[names[EMBEDDING]].read()):
         raise InputError(
             f"{found[HEAD].file}: {HEAD} is not {names[EMBEDDING]}",
             f"{CONFIG} says that one matrix reads and writes",
             f'if the head was trained apart: "tie_word_embeddings": false in {CONFIG}',
         )
     return names
-
-
-def _same_bits(one: _Stored, other: _Stored) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return torch.equal(one.read().view(torch.uint8), other.read().view(torch.uint8))
-
-
-def _source_tensor(name: str, stored: _Stored) -> ForeignTensor:
-    return ForeignTensor(name, stored.shape, False, stored.read)
-
-
-def _array(tensor: Tensor) -> NDArray[np.floating]:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

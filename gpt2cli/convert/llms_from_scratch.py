@@ -19,8 +19,6 @@ from gpt2cli.convert.state_dict import (
     parse_state_dict,
     strip_prefix,
 )
-from gpt2cli.convert.torch_file import read_torch_file
-from gpt2cli.errors import InputError
 
 STATE = "model_state_dict"  # where the book's checkpoints with an optimizer have it
 TOKENS = "tok_emb.weight"
@@ -52,38 +50,23 @@ LAYOUT = StateDictFormat(
 )
 
 
-@contextlib.contextmanager
-def open_llms_from_scratch(path: Path, n_head: int | None = None) -> Iterator[ForeignModel]:
-    """The model of a .pth file of the book, in memory while the block lasts.
-
-    The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
-    InputError where the file is damaged or another model's, or the heads do not divide the channels.
-    """
-    with llms_from_scratch_source(path, read_torch_file(path), n_head) as source:
-        yield source
-
-
 def is_llms_from_scratch(loaded: Any) -> bool:
     """Whether what torch.load gave is the book's model, with its optimizer or without."""
-    state = _state_of(loaded)
-    return state is not None and any(isinstance(name, str) and strip_prefix(name) == TOKENS for name in state)
+    state = loaded.get(STATE, loaded) if isinstance(loaded, Mapping) else None
+    return isinstance(state, Mapping) and any(
+        isinstance(name, str) and strip_prefix(name) == TOKENS for name in state
+    )
 
 
 @contextlib.contextmanager
 def llms_from_scratch_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
-    """`loaded` is what torch.load gave; it is emptied, so that the optimizer's memory is free."""
-    found = _state_of(loaded)
-    if found is None or not is_llms_from_scratch(loaded):
-        raise InputError(f"{path}: is no checkpoint of LLMs-from-scratch", f"it has no {TOKENS}")
-    state = parse_state_dict(path, LAYOUT, found)
+    """The model of `loaded`, what torch.load gave, which is emptied: so the optimizer's memory is free.
+
+    The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
+    InputError where the file is of another model, or the heads do not divide the channels.
+    """
+    state = parse_state_dict(path, LAYOUT, loaded.get(STATE, loaded))
     loaded.clear()
     n_head, notes = infer_heads(path, n_head, infer_sizes(state).n_embd)
     with open_state_dict(state, n_head, 0.0, notes) as source:
         yield source
-
-
-def _state_of(loaded: Any) -> Mapping[Any, Any] | None:
-    if not isinstance(loaded, Mapping):
-        return None
-    state = loaded.get(STATE, loaded)
-    return state if isinstance(state, Mapping) else None

@@ -17,15 +17,22 @@ from torch import Tensor
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.finite import require_finite
-from gpt2cli.checkpoints.folder import WEIGHTS, LoadedModel, load_model, read_config, read_manifest
+from gpt2cli.checkpoints.folder import (
+    WEIGHTS,
+    LoadedModel,
+    load_model,
+    read_config,
+    read_manifest,
+    verify_texts,
+)
 from gpt2cli.checkpoints.lora_adapter import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE,
     StoredAdapter,
-    checked_manifest,
     read_adapter,
+    read_peft_config,
 )
-from gpt2cli.checkpoints.peft_config import ADAPTER_CONFIG, read_peft_config
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.errors import InputError
@@ -63,7 +70,7 @@ def find_base(folder: Path) -> Path:
 
     Raises InputError where none is there, or what is there has other weights.
     """
-    checked_manifest(folder)
+    verify_texts(folder)
     asked, names, wanted = read_peft_config(folder).base, [], None
     if (folder / BASE).exists():
         record = read_json_object(folder / BASE)
@@ -153,12 +160,6 @@ def _product(stored: StoredAdapter, matrix: str) -> NDArray[np.float64]:
 
 
 def _model_called(name: str) -> Path | None:
-    """Where a model of this path or name is. Names come from files that anyone may have written."""
-    if not name or not name.isprintable() or len(os.fsencode(name)) > 1000:
-        return None
-    place = Path(name)
-    if paths.is_model(place):
-        return place
     try:
         return paths.find_model(name)
     except InputError:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED
+from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, transposed
 from gpt2cli.convert.foreign_model import ForeignModel, require_standard_gpt2
 from gpt2cli.convert.state_dict import (
     InferredSizes,
@@ -28,7 +28,6 @@ from gpt2cli.convert.state_dict import (
     parse_state_dict,
     strip_prefix,
 )
-from gpt2cli.convert.torch_file import read_torch_file
 from gpt2cli.errors import InputError
 from gpt2cli.files import replacing_file
 from gpt2cli.model.config import GPT2Config
@@ -60,16 +59,6 @@ _GELU = (
 )
 
 
-@contextlib.contextmanager
-def open_nanogpt(path: Path) -> Iterator[ForeignModel]:
-    """The model of a ckpt.pt, in memory while the block lasts.
-
-    Raises InputError where the file is damaged, another model's, or says what its tensors do not.
-    """
-    with nanogpt_source(path, read_torch_file(path)) as source:
-        yield source
-
-
 def is_nanogpt(loaded: Any) -> bool:
     """Whether what torch.load gave is nanoGPT's: a ckpt.pt, or its bare state dict."""
     if not isinstance(loaded, Mapping):
@@ -85,12 +74,11 @@ def is_nanogpt(loaded: Any) -> bool:
 
 @contextlib.contextmanager
 def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
-    """`loaded` is what torch.load gave; it is emptied, so that the optimizer's memory is free.
+    """The model of `loaded`, what torch.load gave, which is emptied: so the optimizer's memory is free.
 
-    `n_head` is for a bare state dict, which does not hold it.
+    `n_head` is for a bare state dict, which does not hold it. Raises InputError where the file is of
+    another model, or says what its tensors do not.
     """
-    if not is_nanogpt(loaded):
-        raise InputError(f"{path}: is no checkpoint of nanoGPT", "it has no 'model' with 'model_args'")
     arguments = _arguments_of(loaded)
     state = parse_state_dict(path, LAYOUT, loaded if arguments is None else loaded["model"])
     size = infer_sizes(state)
@@ -114,14 +102,23 @@ def write_nanogpt(path: Path, source: ForeignModel) -> None:
     names no dataset. Raises InputError for what nanoGPT's model cannot be.
     """
     require_expressible(source.config, source.tokenizer, "f32")
-    model: dict[str, Tensor] = {}
-    for name, tensor in source.tensors.items():
-        value = tensor.load().to(torch.float32)
-        model[name] = value.T.contiguous() if name.endswith(TRANSPOSED) else value
+    model = {
+        name: transposed(name, tensor.load().to(torch.float32)).contiguous()
+        for name, tensor in source.tensors.items()
+    }
     model[HEAD] = model[EMBEDDING]
+    config = source.config
     checkpoint = {
         "model": model,
-        "model_args": _arguments(source.config),
+        "model_args": {
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_embd": config.n_embd,
+            "block_size": config.n_positions,
+            "bias": True,
+            "vocab_size": config.vocab_size,
+            "dropout": config.dropout,
+        },
         "iter_num": 0,
         "best_val_loss": _NOT_INITIALISED,
         "config": {},
@@ -146,18 +143,6 @@ def _arguments_of(loaded: Mapping[Any, Any]) -> Any:
         return loaded["model_args"]
     config = loaded.get("config")
     return vars(config) if hasattr(config, "__dict__") else None
-
-
-def _arguments(config: GPT2Config) -> dict[str, int | float | bool]:
-    return {
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "block_size": config.n_positions,
-        "bias": True,
-        "vocab_size": config.vocab_size,
-        "dropout": config.dropout,
-    }
 
 
 def _read_arguments(path: Path, values: Any, size: InferredSizes, state: StateDict) -> tuple[int, float]:

@@ -8,16 +8,14 @@ Slow and small on purpose; nothing is generated with it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 
 Array = NDArray[np.floating]
-Pair = tuple[str, str]  # names of a weight and its bias
 ROWS = 2048  # of the output matrix that are widened to float64 at a time
 
 
@@ -27,74 +25,70 @@ class TensorNames:
 
     tokens: str
     positions: str
-    norm_1: Pair
-    query_key_value: tuple[Pair, ...]  # one for all three, or one each
-    attention_out: Pair
-    norm_2: Pair
-    mlp_in: Pair
-    mlp_out: Pair
-    final_norm: Pair
+    norm_1: str
+    query_key_value: tuple[str, ...]  # one for all three, or one each
+    attention_out: str
+    norm_2: str
+    mlp_in: str
+    mlp_out: str
+    final_norm: str
     head: str
+    norm_ends: tuple[str, str]  # how the names of a LayerNorm's weight and bias end
+    matrix_ends: tuple[str, str]
     out_first: bool  # matrices are (out, in): y = x W^T + b instead of x W + b
 
 
 _OPENAI = TensorNames(
     tokens="model/wte",
     positions="model/wpe",
-    norm_1=("model/h{}/ln_1/g", "model/h{}/ln_1/b"),
-    query_key_value=(("model/h{}/attn/c_attn/w", "model/h{}/attn/c_attn/b"),),
-    attention_out=("model/h{}/attn/c_proj/w", "model/h{}/attn/c_proj/b"),
-    norm_2=("model/h{}/ln_2/g", "model/h{}/ln_2/b"),
-    mlp_in=("model/h{}/mlp/c_fc/w", "model/h{}/mlp/c_fc/b"),
-    mlp_out=("model/h{}/mlp/c_proj/w", "model/h{}/mlp/c_proj/b"),
-    final_norm=("model/ln_f/g", "model/ln_f/b"),
+    norm_1="model/h{}/ln_1",
+    query_key_value=("model/h{}/attn/c_attn",),
+    attention_out="model/h{}/attn/c_proj",
+    norm_2="model/h{}/ln_2",
+    mlp_in="model/h{}/mlp/c_fc",
+    mlp_out="model/h{}/mlp/c_proj",
+    final_norm="model/ln_f",
     head="",
+    norm_ends=("/g", "/b"),
+    matrix_ends=("/w", "/b"),
     out_first=False,
 )
-
-
-def _pytorch(prefix: str, *, out_first: bool) -> TensorNames:
-    def pair(name: str) -> Pair:
-        return f"{prefix}{name}.weight", f"{prefix}{name}.bias"
-
-    return TensorNames(
-        tokens=f"{prefix}wte.weight",
-        positions=f"{prefix}wpe.weight",
-        norm_1=pair("h.{}.ln_1"),
-        query_key_value=(pair("h.{}.attn.c_attn"),),
-        attention_out=pair("h.{}.attn.c_proj"),
-        norm_2=pair("h.{}.ln_2"),
-        mlp_in=pair("h.{}.mlp.c_fc"),
-        mlp_out=pair("h.{}.mlp.c_proj"),
-        final_norm=pair("ln_f"),
-        head="lm_head.weight",
-        out_first=out_first,
-    )
-
-
+_HUGGING_FACE = TensorNames(  # after "transformer."
+    tokens="wte.weight",
+    positions="wpe.weight",
+    norm_1="h.{}.ln_1",
+    query_key_value=("h.{}.attn.c_attn",),
+    attention_out="h.{}.attn.c_proj",
+    norm_2="h.{}.ln_2",
+    mlp_in="h.{}.mlp.c_fc",
+    mlp_out="h.{}.mlp.c_proj",
+    final_norm="ln_f",
+    head="lm_head.weight",
+    norm_ends=(".weight", ".bias"),
+    matrix_ends=(".weight", ".bias"),
+    out_first=False,
+)
 _BOOK = TensorNames(
     tokens="tok_emb.weight",
     positions="pos_emb.weight",
-    norm_1=("trf_blocks.{}.norm1.scale", "trf_blocks.{}.norm1.shift"),
-    query_key_value=tuple(
-        (f"trf_blocks.{{}}.att.W_{part}.weight", f"trf_blocks.{{}}.att.W_{part}.bias")
-        for part in ("query", "key", "value")
-    ),
-    attention_out=("trf_blocks.{}.att.out_proj.weight", "trf_blocks.{}.att.out_proj.bias"),
-    norm_2=("trf_blocks.{}.norm2.scale", "trf_blocks.{}.norm2.shift"),
-    mlp_in=("trf_blocks.{}.ff.layers.0.weight", "trf_blocks.{}.ff.layers.0.bias"),
-    mlp_out=("trf_blocks.{}.ff.layers.2.weight", "trf_blocks.{}.ff.layers.2.bias"),
-    final_norm=("final_norm.scale", "final_norm.shift"),
+    norm_1="trf_blocks.{}.norm1",
+    query_key_value=tuple(f"trf_blocks.{{}}.att.W_{part}" for part in ("query", "key", "value")),
+    attention_out="trf_blocks.{}.att.out_proj",
+    norm_2="trf_blocks.{}.norm2",
+    mlp_in="trf_blocks.{}.ff.layers.0",
+    mlp_out="trf_blocks.{}.ff.layers.2",
+    final_norm="final_norm",
     head="out_head.weight",
+    norm_ends=(".scale", ".shift"),
+    matrix_ends=(".weight", ".bias"),
     out_first=True,
 )
-_HUGGING_FACE = _pytorch("transformer.", out_first=False)
-LAYOUTS: dict[str, tuple[TensorNames, ...]] = {
-    "openai-tf": (_OPENAI,),
-    "huggingface": (_HUGGING_FACE, _pytorch("", out_first=False)),
-    "gpt2cli": (_HUGGING_FACE,),
-    "nanogpt": (_pytorch("transformer.", out_first=True),),
-    "llms-from-scratch": (_BOOK,),
+LAYOUTS = {
+    "openai-tf": _OPENAI,
+    "huggingface": _HUGGING_FACE,
+    "gpt2cli": _HUGGING_FACE,
+    "nanogpt": replace(_HUGGING_FACE, out_first=True),
+    "llms-from-scratch": _BOOK,
 }
 
 
@@ -112,7 +106,9 @@ def reference_logits(
     `rounded` brings a tensor to the precision that the converted model has. `turned` takes the
     square matrix of each attention's output the other way round, to find a source that has it so.
     """
-    layout, prefix = _layout_of(raw, format)
+    layout = LAYOUTS[format]
+    # "transformer.", torch.compile's wrapper, or nothing.
+    prefix = next(name.removesuffix(layout.tokens) for name in raw if name.endswith(layout.tokens))
 
     def get(name: str, layer: int = 0) -> Array | None:
         name = name.format(layer)
@@ -124,18 +120,18 @@ def reference_logits(
         assert found is not None, name  # the format file has made sure of it
         return found.astype(np.float64)
 
-    def linear(x: NDArray[np.float64], pair: Pair, layer: int, turn: bool = False) -> NDArray[np.float64]:
-        weight, bias = wide(pair[0], layer), get(pair[1], layer)
+    def linear(x: NDArray[np.float64], name: str, layer: int, turn: bool = False) -> NDArray[np.float64]:
+        weight, bias = wide(name + layout.matrix_ends[0], layer), get(name + layout.matrix_ends[1], layer)
         weight = weight.reshape(weight.shape[-2:])  # TensorFlow's have a 1 in front
         y = x @ (weight.T if layout.out_first != turn else weight)
         return y if bias is None else y + bias
 
-    def norm(x: NDArray[np.float64], pair: Pair, layer: int = 0) -> NDArray[np.float64]:
-        bias = get(pair[1], layer)
+    def norm(x: NDArray[np.float64], name: str, layer: int = 0) -> NDArray[np.float64]:
+        weight, bias = wide(name + layout.norm_ends[0], layer), get(name + layout.norm_ends[1], layer)
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = (centred**2).mean(axis=-1, keepdims=True)
         y: NDArray[np.float64] = centred / np.sqrt(variance + config.layer_norm_epsilon)
-        y = y * wide(pair[0], layer)
+        y = y * weight
         return y if bias is None else y + bias
 
     tokens, positions = get(layout.tokens), get(layout.positions)
@@ -147,7 +143,7 @@ def reference_logits(
     for layer in range(config.n_layer):
         normed = [norm(x, layout.norm_1, layer) for x in streams]
         joined = [
-            np.concatenate([linear(x, pair, layer) for pair in layout.query_key_value], axis=-1)
+            np.concatenate([linear(x, name, layer) for name in layout.query_key_value], axis=-1)
             for x in normed
         ]  # (T, 3C) each
         mixed = [_attend(qkv, config.n_head) for qkv in joined]
@@ -157,7 +153,9 @@ def reference_logits(
         hidden = [_gelu(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer)) for x in streams]
         streams = [x + linear(h, layout.mlp_out, layer) for x, h in zip(streams, hidden, strict=True)]
     streams = [norm(x, layout.final_norm) for x in streams]
-    head = tokens if config.tie_word_embeddings else _head(raw, layout, prefix, rounded)
+    head = tokens
+    if not config.tie_word_embeddings:
+        head = rounded(next(raw[name] for name in raw if name.endswith(layout.head)))
     return [_project_to_vocabulary(x, head[: config.vocab_size]) for x in streams]
 
 
@@ -199,21 +197,3 @@ def _project_to_vocabulary(x: NDArray[np.float64], head: Array) -> NDArray[np.fl
     for row in range(0, len(head), ROWS):
         logits[:, row : row + ROWS] = x @ head[row : row + ROWS].astype(np.float64).T
     return logits
-
-
-def _head(
-    raw: Mapping[str, Array], layout: TensorNames, prefix: str, rounded: Callable[[Array], Array]
-) -> Array:
-    for name in (prefix + layout.head, layout.head):
-        if name in raw:
-            return rounded(raw[name])
-    raise InputError(f"{layout.head} is missing", "the model has an output matrix of its own")
-
-
-def _layout_of(raw: Mapping[str, Array], format: str) -> tuple[TensorNames, str]:
-    """The spelling that the source uses, and what stands before each of its names (torch.compile's)."""
-    for layout in LAYOUTS[format]:
-        for name in raw:
-            if name == layout.tokens or name.endswith("." + layout.tokens):
-                return layout, name.removesuffix(layout.tokens)
-    raise InputError(f"no token embedding was found in a source of the format {format}")

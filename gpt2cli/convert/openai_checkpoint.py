@@ -73,7 +73,7 @@ def open_openai(folder: Path) -> Iterator[ForeignModel]:
     The file called `checkpoint` is not read: it may name a place anywhere on the disk.
     Raises InputError where files are missing, damaged or disagree.
     """
-    config = _read_hparams(folder / HPARAMS)
+    config = read_hparams(folder / HPARAMS)
     prefix = _prefix(folder)
     tokenizer = load_tokenizer(folder)
     copy = f"copy {VOCABULARY} and {MERGES} from where the checkpoint came from"
@@ -131,7 +131,8 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
     require_tensorflow()
 
 
-def _read_hparams(path: Path) -> GPT2Config:
+def read_hparams(path: Path) -> GPT2Config:
+    """Raises InputError where a size is missing, or no GPT-2 has it."""
     values = read_json_object(path)
     for name in FIELDS.values():
         value = values.get(name)

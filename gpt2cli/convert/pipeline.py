@@ -20,16 +20,9 @@ from gpt2cli import __version__
 from gpt2cli import files as disk
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.finite import is_finite, require_finite
-from gpt2cli.checkpoints.folder import (
-    CONFIG,
-    RECEIPT,
-    RECIPE,
-    WEIGHTS,
-    read_manifest,
-    write_manifest,
-)
+from gpt2cli.checkpoints.folder import CONFIG, RECIPE, WEIGHTS, read_manifest, write_manifest
+from gpt2cli.checkpoints.provenance import RECEIPT
 from gpt2cli.checkpoints.safetensors_file import TensorWriter
-from gpt2cli.checkpoints.template_file import TEMPLATE_FILE
 from gpt2cli.convert import gguf, nanogpt, openai_checkpoint
 from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor
@@ -38,11 +31,11 @@ from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.convert.nanogpt import write_nanogpt
 from gpt2cli.convert.openai_checkpoint import write_openai
 from gpt2cli.convert.placing import check_place, check_room
-from gpt2cli.convert.read_back import verify_export
-from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logits
+from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logits, verify_export
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.json_files import read_json
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
+from gpt2cli.templates import TEMPLATE_FILE
 from gpt2cli.tokenizer.files import save_tokenizer
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -75,8 +68,6 @@ class ConvertOptions:
     merge: bool = False  # whether an adapter is added into its base
 
     def __post_init__(self) -> None:
-        if self.to not in TARGETS:
-            raise UsageError(f"--to {self.to} is unknown", f"there are {', '.join(TARGETS)}")
         dtypes, _ = TARGETS[self.to]
         if self.dtype not in dtypes:
             raise UsageError(
@@ -108,12 +99,19 @@ def convert(path: Path, out: Path, wish: ConvertOptions) -> Iterator[ConvertProg
     # Leaving it closes files and deletes what was unzipped.
     with contextlib.ExitStack() as opened:
         source = opened.enter_context(open_foreign(path, n_head=wish.n_head, merge=wish.merge))
-        _check_heads(source, wish)
+        if wish.n_head not in (None, source.config.n_head):
+            raise UsageError(
+                f"--n-head is {wish.n_head}, but {source.path} says it has {source.config.n_head} heads",
+                "the option is for formats that do not store it",
+                "leave out --n-head",
+            )
         source, wish = _tolerated(source, wish) if wish.allow_nonfinite else (_guarded(source), wish)
         check_room(out, source.config, wish.dtype)
         if check := EXPRESSIBLE.get(wish.to):  # before the work of verifying
             check(source.config, source.tokenizer, wish.dtype)
         receipt = _receipt_of(source)
+        if wish.verify is None:
+            wish = replace(wish, verify=source.format != "gpt2cli")
         export = _to_folder if wish.to == "folder" else _to_others
         yield from export(source, out, wish, receipt, opened.close)
     yield ConvertProgress("done", len(source.tensors), len(source.tensors), receipt)
@@ -125,7 +123,7 @@ def _to_folder(
     dtype = DTYPES[wish.dtype]
     with disk.new_folder(out, replace=wish.force) as folder:
         written = yield from _write_folder(source, folder, dtype, wish)
-        if _wants_verification(source, wish):
+        if wish.verify:
             yield ConvertProgress("verifying")
             expected = expected_logits(source, dtype)
             let_go()  # some sources are held in memory
@@ -168,7 +166,7 @@ def _training_files(source: ForeignModel) -> list[str]:
 def _to_others(
     source: ForeignModel, out: Path, wish: ConvertOptions, receipt: dict[str, Any], let_go: Callable[[], None]
 ) -> Iterator[ConvertProgress]:
-    if _wants_verification(source, wish):
+    if wish.verify:
         yield ConvertProgress("verifying")
         expected = expected_logits(source, torch.float32)
         _prove(expected, source, source, receipt)
@@ -202,15 +200,6 @@ def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, wish:
     return values
 
 
-def _check_heads(source: ForeignModel, wish: ConvertOptions) -> None:
-    if wish.n_head not in (None, source.config.n_head):
-        raise UsageError(
-            f"--n-head is {wish.n_head}, but {source.path} says it has {source.config.n_head} heads",
-            "the option is for formats that do not store it",
-            "leave out --n-head",
-        )
-
-
 def _guarded(source: ForeignModel) -> ForeignModel:
     """The same source, whose tensors refuse to be read where they are not finite."""
 
@@ -236,10 +225,6 @@ def _tolerated(source: ForeignModel, wish: ConvertOptions) -> tuple[ForeignModel
         return source, wish
     note = f"{', '.join(broken)}: not finite in places, so that nothing was compared"
     return replace(source, notes=(*source.notes, note)), replace(wish, verify=False)
-
-
-def _wants_verification(source: ForeignModel, wish: ConvertOptions) -> bool:
-    return source.format != "gpt2cli" if wish.verify is None else wish.verify
 
 
 def _prove(

@@ -6,20 +6,17 @@ A folder is replaced only where it is empty, or where gpt2 wrote it and nothing 
 import os
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from gpt2cli import files, paths
-from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, RECEIPT, WEIGHTS, read_manifest
-from gpt2cli.convert.openai_checkpoint import FIELDS, HPARAMS, PREFIX
+from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, WEIGHTS, read_manifest
+from gpt2cli.checkpoints.provenance import RECEIPT
+from gpt2cli.convert.openai_checkpoint import HPARAMS, PREFIX, read_hparams
 from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.json_files import read_json_object
-from gpt2cli.model.config import PRESETS, GPT2Config, from_hugging_face
+from gpt2cli.model.config import GPT2Config, from_hugging_face, size_of
 
-_INDEX = f"{PREFIX}.index"
 _FOLDERS = ("folder", "tensorflow")  # targets that are folders
-_TRAINING = "train_state"  # begins the names of what a resume needs
-_RECORD = "run.json"
 _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a parameter; in q8_0 32 share a scale
 
 
@@ -42,8 +39,11 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
         )
     if to in _FOLDERS:
         files.recover(place)
-    if os.path.lexists(place):
-        _check_kind(out, place, to)
+    if place.exists():
+        kinds = {True: "a folder", False: "a file"}
+        if place.is_dir() != (to in _FOLDERS):
+            makes = f"--to {to} makes {kinds[to in _FOLDERS]}"
+            raise UsageError(f"{out}: is {kinds[place.is_dir()]}", makes, "choose another --out")
         if not force:
             raise UsageError(
                 f"{out}: exists already", "", "add --force to replace it, or choose another --out"
@@ -81,7 +81,7 @@ def default_name(path: Path) -> str:
     # A leading dot would hide it.
     name = (path.name if path.is_dir() else path.stem).lstrip(".") or "model"
     size = paths.canonical_size(name)
-    if size is None or _has_numbers_of(path, size):  # a run's own folder has no numbers
+    if size is None or _size_of(path) == size:  # a run's own folder has no numbers
         return name
     return f"{name}-converted"
 
@@ -90,45 +90,32 @@ def _run_around(target: Path) -> Path | None:
     """The run among whose checkpoints `target` lies or would lie."""
     for parent in target.parents:
         run = parent.parent
-        if parent.name == paths.CHECKPOINTS and ((run / _RECORD).exists() or paths.checkpoints(run)):
+        if parent.name == paths.CHECKPOINTS and ((run / "run.json").exists() or paths.checkpoints(run)):
             return run
     return None
 
 
-def _check_kind(out: Path, place: Path, to: str) -> None:
-    """A folder takes the place of a folder, a file of a file."""
-    wanted, found = "a folder" if to in _FOLDERS else "a file", "neither a file nor a folder"
-    if place.is_dir():
-        found = "a folder"
-    elif place.is_file():
-        found = "a file"
-    if found != wanted:
-        raise UsageError(f"{out}: is {found}", f"--to {to} makes {wanted}", "choose another --out")
-
-
 def _reason_to_keep(folder: Path) -> str:
-    """Why a folder is not to be deleted; "" where it is empty, or a model that gpt2 wrote and no more."""
+    """Why a folder is not to be deleted; "" where it is empty, or holds what gpt2 wrote as a model."""
     names = {path.name for path in folder.iterdir()}
     if not names:
         return ""
-    if paths.is_run(folder) or _RECORD in names:
-        return "it is the folder of a run"
     try:
         listed = _listed(folder)
     except InputError as error:
         return error.what
-    if not {WEIGHTS, _INDEX} & listed:
-        return "gpt2 did not write it, or not as a model"
-    if any(name.startswith(_TRAINING) for name in names):
-        return "it is a checkpoint from which a training can be resumed"
-    strangers = sorted(name for name in names if name not in listed or not (folder / name).is_file())
+    if not {WEIGHTS, f"{PREFIX}.index"} & listed:
+        return "it is not a model that gpt2 wrote"
+    strangers = sorted(names - listed)
     return f"{', '.join(strangers[:3])} is none of its model's files" if strangers else ""
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files that gpt2 wrote into a folder, as its manifest says, or the receipt of a conversion."""
+    """The files of a model that gpt2 wrote, by its manifest, or by the receipt of a conversion. What a
+    resume needs is none of them.
+    """
     if (folder / MANIFEST).exists():
-        return {MANIFEST, *read_manifest(folder)}
+        return {MANIFEST, *(name for name in read_manifest(folder) if not name.startswith("train_state"))}
     if not (folder / RECEIPT).exists():
         return set()
     output = read_json_object(folder / RECEIPT).get("output")
@@ -136,14 +123,11 @@ def _listed(folder: Path) -> set[str]:
     return {RECEIPT, *written} if isinstance(written, dict) else set()
 
 
-def _has_numbers_of(folder: Path, size: str) -> bool:
-    """Whether a folder says in OpenAI's way, or in Hugging Face's, that it holds a model of this size."""
-    preset = PRESETS[size]
+def _size_of(folder: Path) -> str | None:
+    """OpenAI's size whose numbers a folder has, said in OpenAI's way or in Hugging Face's."""
     try:
         if (folder / HPARAMS).is_file():
-            numbers = read_json_object(folder / HPARAMS)
-            return all(numbers.get(theirs) == getattr(preset, ours) for ours, theirs in FIELDS.items())
-        config = from_hugging_face(read_json_object(folder / CONFIG))
+            return size_of(read_hparams(folder / HPARAMS))
+        return size_of(from_hugging_face(read_json_object(folder / CONFIG)))
     except InputError:
-        return False
-    return replace(config, dropout=preset.dropout) == preset
+        return None

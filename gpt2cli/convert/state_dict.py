@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED, require_tensors, stored_shapes
+from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED, require_tensors, stored_shapes, transposed
 from gpt2cli.convert.foreign_model import (
     LAYER,
     ForeignModel,
@@ -22,6 +22,7 @@ from gpt2cli.convert.foreign_model import (
     RawTensors,
     as_array,
     expand_blocks,
+    same_bits,
 )
 from gpt2cli.convert.torch_file import floating_tensors
 from gpt2cli.convert.vocabulary import tokenizer_for
@@ -46,9 +47,6 @@ class StateDictFormat:
     masks: re.Pattern[str]  # buffers that hold no weights
     optional: re.Pattern[str]  # biases that a model may lack, all of them together
     optional_are: str
-
-    def own(self, target: str) -> str:
-        return self.table[target]
 
 
 @dataclass(frozen=True)
@@ -98,13 +96,15 @@ def infer_sizes(state: StateDict) -> InferredSizes:
     """The model's sizes, from the embeddings and the number of blocks. Raises InputError without them."""
     shapes = []
     for target in (EMBEDDING, POSITIONS):
-        name = state.layout.own(target)
+        name = state.layout.table[target]
         tensor = state.tensors.get(name)
         if not isinstance(tensor, Tensor) or tensor.dim() != 2:
             raise InputError(f"{state.path}: {name} is no matrix", "the tensors are not those of a GPT-2")
         shapes.append(tuple(tensor.shape))
     (n_rows, n_embd), (n_positions, _) = shapes
-    block = re.compile(re.escape(_block_prefix(state.layout)).replace(r"\{\}", r"(\d+)"))
+    # "transformer.h.{}." or the like
+    before, _, _ = next(own for own in state.layout.table.values() if LAYER in own).partition(LAYER)
+    block = re.compile(rf"{re.escape(before)}(\d+)\.")
     n_layer = len({match[1] for name in state.tensors if (match := block.match(name))})
     if not 1 <= n_layer <= _MAX_BLOCKS or not 1 <= n_embd <= _MAX_WIDTH:
         raise InputError(
@@ -148,8 +148,8 @@ def open_state_dict(
     tokenizer, files, about_tokens = tokenizer_for(path, size.n_rows)
     found = floating_tensors(path, state.tensors)
     state.tensors.clear()
-    head = layout.own(HEAD)
-    tied = head not in found or _same(found[head], found[layout.own(EMBEDDING)])
+    head = layout.table[HEAD]
+    tied = head not in found or same_bits(found[head], found[layout.table[EMBEDDING]])
     config = GPT2Config(
         size.n_layer,
         n_head,
@@ -208,7 +208,6 @@ def _source_tensor(
     tensors: Mapping[str, Tensor],
 ) -> ForeignTensor:
     names = [originals[part] for part in own.split(JOIN) if part in originals]
-    transposed = target.endswith(TRANSPOSED)
 
     def load() -> Tensor:
         if not names:
@@ -216,9 +215,9 @@ def _source_tensor(
         parts = [tensors[name] for name in names]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         # Rows beyond the vocabulary are padding; elsewhere the slice takes all there is.
-        return (tensor.T if transposed else tensor)[: shape[0]].contiguous()
+        return transposed(target, tensor)[: shape[0]].contiguous()
 
-    return ForeignTensor(JOIN.join(names) or ZEROS, shape, transposed, load)
+    return ForeignTensor(JOIN.join(names) or ZEROS, shape, target.endswith(TRANSPOSED), load)
 
 
 def _about(state: StateDict, *, tied: bool, without: bool) -> Iterator[str]:
@@ -227,16 +226,4 @@ def _about(state: StateDict, *, tied: bool, without: bool) -> Iterator[str]:
     if without:
         yield f"the model has no {state.layout.optional_are}: zeros are written"
     if not tied:
-        yield f"{state.layout.own(HEAD)} is not the token embedding: the model keeps a head of its own"
-
-
-def _same(head: Tensor, embedding: Tensor) -> bool:
-    """Bit for bit: a head that was trained apart may differ anywhere."""
-    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
-        return False
-    return torch.equal(head.view(torch.uint8), embedding.view(torch.uint8))
-
-
-def _block_prefix(layout: StateDictFormat) -> str:
-    own = next(own for own in layout.table.values() if LAYER in own)
-    return own[: own.index(LAYER) + len(LAYER)] + "."
+        yield f"{state.layout.table[HEAD]} is not the token embedding: the model keeps a head of its own"

@@ -71,7 +71,7 @@ def read_index(prefix: Path) -> dict[str, Entry]:
             raise ValueError(
                 f"it has more than {_LARGEST_INDEX:,} bytes; that of the largest GPT-2 has 15,000"
             )
-        rows = dict(_ascending(_table(data)))
+        rows = dict(_table(data))
         n_shards = _n_shards(rows.pop(b"", b""))
         entries = {name.decode(): _entry(prefix, name.decode(), row, n_shards) for name, row in rows.items()}
     except (IndexError, ValueError) as error:
@@ -135,15 +135,6 @@ def write_checkpoint(prefix: Path, shapes: Mapping[str, Sequence[int]], tensors:
                 said,
                 "free some space, or choose another place",
             ) from None
-
-
-def _ascending(rows: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    before = None
-    for key, value in rows:
-        if before is not None and key <= before:
-            raise ValueError(f"{key!r} does not come after {before!r}")
-        before = key
-        yield key, value
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:

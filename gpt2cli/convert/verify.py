@@ -4,11 +4,15 @@ Both compute logits for the same fixed texts in float64: the source through `num
 converted model through its own modules. In float64 rounding can neither hide a mistake nor feign
 one: an exact conversion differs by 1e-10, a wrong one by whole units. What the converted model
 computes in fp32, as it is used, stands beside it in the receipt.
+
+A file for another program is opened again, by that program's own reader where there is one, and every
+tensor is compared.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED
-from gpt2cli.convert.foreign_model import ForeignModel
+from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, transposed
+from gpt2cli.convert.detect_format import open_foreign
+from gpt2cli.convert.foreign_model import ForeignModel, expand_blocks, same_bits
+from gpt2cli.convert.gguf import NAMES
 from gpt2cli.convert.numpy_gpt2 import ROWS, Array, loss_of, reference_logits
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
@@ -37,6 +43,9 @@ PARAGRAPH = (
     " said that he had seen a dog that morning on the other side of the bridge. They thanked him and ran"
     " across. The dog was sitting in front of the bakery, waiting for somebody to open the door."
 )
+
+# What a number becomes in each kind of GGUF storage that rounds one by one.
+ROUNDED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -136,9 +145,7 @@ def converted_logits(
 
     def fill(module: nn.Module, prefix: str) -> None:
         state = {name: load(f"{prefix}.{name}").to(torch.float32).to(dtype) for name in module.state_dict()}
-        module.load_state_dict(
-            {name: t.T if name.endswith(TRANSPOSED) else t for name, t in state.items()}, assign=True
-        )
+        module.load_state_dict({name: transposed(name, t) for name, t in state.items()}, assign=True)
 
     tokens, positions = load(EMBEDDING), load("transformer.wpe.weight")
     streams = [(tokens[[*ids]].to(dtype) + positions[: len(ids)].to(dtype))[None] for ids in prompts]
@@ -151,6 +158,53 @@ def converted_logits(
     head = load(EMBEDDING if config.tie_word_embeddings else HEAD)  # (V, C)
     for x in streams:
         yield _logits(last_norm(x)[0], head).double().numpy()
+
+
+def verify_export(out: Path, to: str, source: ForeignModel) -> dict[str, Any]:
+    """Compare every tensor of the export at `out` with the source's; returns what the receipt says of it.
+
+    Raises InputError for the first that differs.
+    """
+    if to == "gguf":
+        _compare_gguf(out, source)
+    else:
+        with open_foreign(out) as written:
+            for name, tensor in source.tensors.items():
+                if not same_bits(written.tensors[name].load(), tensor.load().to(torch.float32)):
+                    raise _differs(out, name)
+    return {"tensors": len(source.tensors), "equal": True}
+
+
+def _compare_gguf(out: Path, source: ForeignModel) -> None:
+    import gguf
+
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+    names = expand_blocks(NAMES, source.config.n_layer)
+    if len(stored) != len(source.tensors):
+        raise _differs(out, f"the number of tensors, {len(stored)},")
+    for name, tensor in source.tensors.items():
+        entry = stored[names[name]]
+        values = gguf.quants.dequantize(entry.data, entry.tensor_type)
+        found, wanted = torch.from_numpy(np.array(values, dtype=np.float32)), tensor.load().to(torch.float32)
+        wanted = transposed(name, wanted)
+        kind = entry.tensor_type.name
+        if kind in ROUNDED:
+            is_close = same_bits(found, wanted.to(ROUNDED[kind]).to(torch.float32))
+        else:  # q8_0: 32 numbers share a scale, which has 127 steps
+            step = wanted.abs().reshape(-1, 32).amax(dim=1) / 127
+            error = (found - wanted).abs().view(-1, 32).amax(dim=1)
+            # Half a step by rounding, and what the scale loses by being an f16.
+            is_close = bool((error <= step * 0.6 + 1e-6).all())
+        if not is_close:
+            raise _differs(out, name)
+
+
+def _differs(out: Path, what: str) -> InputError:
+    return InputError(
+        f"{out}: {what} is not what was written",
+        "the file was read back and compared with the source",
+        "look at the disk, then convert once more with --force",
+    )
 
 
 def _logits(x: Tensor, head: Tensor) -> Tensor:

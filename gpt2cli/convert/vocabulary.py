@@ -21,7 +21,7 @@ def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...],
     One that lies beside the model and fits goes first, then GPT-2's. It fits with as many tokens as
     there are rows, or with so many that the rows are the next round number. Raises InputError else.
     """
-    files = _files_beside(path)
+    files = tokenizer_files(path.parent)
     beside = [load_tokenizer(path.parent)] if files else []
     for tokenizer in (*beside, gpt2()):
         n_vocab = tokenizer.n_vocab
@@ -39,10 +39,10 @@ def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...],
     )
 
 
-def _files_beside(path: Path) -> tuple[Path, ...]:
-    """What load_tokenizer would read."""
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """What `load_tokenizer` would read."""
     for names in ((TOKENIZER_JSON,), *PAIRS):
-        found = tuple(path.parent / name for name in names if os.path.lexists(path.parent / name))
+        found = tuple(folder / name for name in names if os.path.lexists(folder / name))
         if found:
             return found
     return ()

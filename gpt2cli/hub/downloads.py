@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints import provenance
+from gpt2cli.checkpoints.hf_config import read_gpt2_config
 from gpt2cli.checkpoints.provenance import FIRST_SEEN, PUBLISHED, Origin, Provenance, Record
-from gpt2cli.convert.hf_config import read_gpt2_config
 from gpt2cli.errors import InputError, ServiceError
 from gpt2cli.hub import hf_hub
 from gpt2cli.hub.fetch import RetryPolicy, UnreachableError, fetch, n_partial_bytes, require_space
@@ -203,7 +203,7 @@ class _Job:
     def have(self, item: _Item, record: Record) -> None:
         """Raises InputError for the config.json of something else than a GPT-2."""
         if self.origin.source == HUB and item.name == CONFIG:
-            read_gpt2_config(self.folder / CONFIG, model=self.folder.parent.name.replace("--", "/"))
+            read_gpt2_config(self.folder / CONFIG, self.folder.parent.name.replace("--", "/"), or_body=True)
         self.records[item.name] = record
 
 

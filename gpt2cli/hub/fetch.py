@@ -79,7 +79,7 @@ def fetch(
                 size = path.stat().st_size
                 yield Transfer(size, size, "", sha256)
                 return
-        job = _Job(url, path, expected, dict(headers or {}), partial)
+        job = _FetchJob(url, path, expected, dict(headers or {}), partial)
         with _client(policy) as client:
             yield from _persist(job, client, policy)
     finally:
@@ -102,7 +102,7 @@ def require_space(folder: Path, n_bytes: int) -> None:
 
 
 @dataclass
-class _Job:
+class _FetchJob:
     """One file on its way: what was asked, and what one attempt tells the next."""
 
     url: str
@@ -136,7 +136,7 @@ def _client(policy: RetryPolicy) -> "httpx2.Client":
         raise UsageError("the proxy that this machine is set up for cannot be used", why, fix) from None
 
 
-def _persist(job: _Job, client: "httpx2.Client", policy: RetryPolicy) -> Iterator[Transfer]:
+def _persist(job: _FetchJob, client: "httpx2.Client", policy: RetryPolicy) -> Iterator[Transfer]:
     """Attempt after attempt, until the file is there or another attempt makes no sense."""
     failures, best = 0, 0
     while True:
@@ -158,7 +158,7 @@ def _persist(job: _Job, client: "httpx2.Client", policy: RetryPolicy) -> Iterato
             time.sleep(pause)
 
 
-def _attempt(job: _Job, client: "httpx2.Client", longest_wait: float) -> Iterator[Transfer]:
+def _attempt(job: _FetchJob, client: "httpx2.Client", longest_wait: float) -> Iterator[Transfer]:
     """One exchange, from the end of the partial to the end of the file. Raises TransientError."""
     import httpx2
 
@@ -194,7 +194,7 @@ def _attempt(job: _Job, client: "httpx2.Client", longest_wait: float) -> Iterato
     _check_end(job, response)
 
 
-def _begin(job: _Job, response: "httpx2.Response") -> Iterator[bytes]:
+def _begin(job: _FetchJob, response: "httpx2.Response") -> Iterator[bytes]:
     """The body from its first byte, once it may be the file. Until then what came before is kept."""
     size, chunks, expected = responses.size(response), response.iter_bytes(), job.expected
     first = next(chunks, b"")
@@ -211,7 +211,7 @@ def _begin(job: _Job, response: "httpx2.Response") -> Iterator[bytes]:
     return itertools.chain([first], chunks)
 
 
-def _continues(job: _Job, response: "httpx2.Response", start: int, validator: str | None) -> bool:
+def _continues(job: _FetchJob, response: "httpx2.Response", start: int, validator: str | None) -> bool:
     """Whether a partial answer is the rest of the very file whose beginning is here."""
     place = responses.content_range(response)
     if place is None or responses.validator(response) != validator:
@@ -224,7 +224,7 @@ def _continues(job: _Job, response: "httpx2.Response", start: int, validator: st
     return job.n_total is not None and first <= last < job.n_total
 
 
-def _receive(job: _Job, chunks: Iterator[bytes]) -> Iterator[Transfer]:
+def _receive(job: _FetchJob, chunks: Iterator[bytes]) -> Iterator[Transfer]:
     """Append the body to the partial, never beyond the size that it may have."""
     limit = job.expected.max_size if job.n_total is None else job.n_total
     for chunk in chunks:
@@ -244,7 +244,7 @@ def _receive(job: _Job, chunks: Iterator[bytes]) -> Iterator[Transfer]:
         yield Transfer(job.n_done, job.n_total)
 
 
-def _check_end(job: _Job, response: "httpx2.Response") -> None:
+def _check_end(job: _FetchJob, response: "httpx2.Response") -> None:
     """Whether the end of the body is the end of the file."""
     done, total, is_marked = job.n_done, job.n_total, responses.has_marked_end(response)
     if total is not None and done < total:
@@ -258,7 +258,7 @@ def _check_end(job: _Job, response: "httpx2.Response") -> None:
         raise TransientError("nothing marks the end of the body: asking once more", 0.0)
 
 
-def _install(job: _Job) -> Iterator[Transfer]:
+def _install(job: _FetchJob) -> Iterator[Transfer]:
     """Check what lies on the disk, and give it its name."""
     yield Transfer(job.n_done, job.n_total, "checking")
     os.fsync(job.partial.fileno())
@@ -319,7 +319,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
-def _stored_validator(job: _Job) -> str | None:
+def _stored_validator(job: _FetchJob) -> str | None:
     """What the server called the version that the partial is of; None where it is of another address."""
     path = _version_path(job.partial)
     url, _, validator = path.read_text(encoding="utf-8").partition("\n") if path.exists() else ("", "", "")

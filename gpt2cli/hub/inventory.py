@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2cli import paths
 from gpt2cli.checkpoints import provenance
-from gpt2cli.checkpoints.provenance import PUBLISHED, Origin, Provenance
+from gpt2cli.checkpoints.provenance import PUBLISHED, RECEIPT, Origin, Provenance
 from gpt2cli.errors import InputError
 from gpt2cli.hub.downloads import (
     HUB,
@@ -29,7 +29,6 @@ from gpt2cli.hub.registry import SIZES, Expected, Size, hub_files, openai_files
 from gpt2cli.json_files import read_json_object
 
 REFUSED = ".refused"  # the end of the name of a file that turned out to be damaged
-RECEIPT = "conversion.json"  # as in folder.py, which costs an import of torch; a test compares
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def verify(name: str, revision: str | None = None, sources: Collection[str] = SO
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredDownload:
     """A folder of files as they came; `names` all that belong to it."""
 
     folder: Path
@@ -139,7 +138,7 @@ class _Stored:
         return [name for name in self.names if not (self.folder / name).is_file()]
 
 
-def _stored(size: Size | None, repository: str) -> list[_Stored]:
+def _stored(size: Size | None, repository: str) -> list[_StoredDownload]:
     """What was begun or finished of a model, OpenAI's files first; a folder without files is nothing."""
     places = [(openai_folder(size), OPENAI)] if size else []
     commits = hub_folder(repository)
@@ -154,11 +153,11 @@ def _stored(size: Size | None, repository: str) -> list[_Stored]:
             )
             names = known.names if known else list(published) or [CONFIG, "model.safetensors"]
             again = known.command if known else command(repository, source)
-            found.append(_Stored(folder, source, names, published, known, again))
+            found.append(_StoredDownload(folder, source, names, published, known, again))
     return found
 
 
-def _verify_stored(stored: _Stored) -> Iterator[Verified]:
+def _verify_stored(stored: _StoredDownload) -> Iterator[Verified]:
     for name, record in stored.known.files.items() if stored.known else ():
         path = stored.folder / name
         if not path.is_file():

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-CHECKPOINT_DATA = "model.ckpt.data-00000-of-00001"
-BYTES_PER_PARAMETER = 4  # the data file holds fp32 and nothing else
 _MIB = 1 << 20
 
 
@@ -63,7 +61,7 @@ class Size:
 
     @property
     def data_bytes(self) -> int:
-        return BYTES_PER_PARAMETER * self.n_parameters
+        return 4 * self.n_parameters  # fp32 and nothing else
 
 
 _ROWS = (
@@ -98,7 +96,7 @@ def openai_files(size: Size) -> dict[str, Expected]:
         "vocab.bpe": Expected(456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
         "model.ckpt.index": Expected(max_size=16 * _MIB),
         "model.ckpt.meta": Expected(max_size=2048 * _MIB),  # a protocol buffer ends there
-        CHECKPOINT_DATA: Expected(size.data_bytes),
+        "model.ckpt.data-00000-of-00001": Expected(size.data_bytes),
     }
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import load_model, write_model
-from gpt2cli.checkpoints.template_file import write_template
 from gpt2cli.data.instructions import InstructionRecord, InstructionRecords
 from gpt2cli.data.sft_batches import (
     BatchOrder,
@@ -29,7 +28,7 @@ from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
-from gpt2cli.templates import TEMPLATES, Template, prompt_ids
+from gpt2cli.templates import TEMPLATES, Template, prompt_ids, write_template
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import FinetuneBase
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
@@ -218,7 +217,16 @@ class SftTask(TrainingTask):
         if self.recipe.train == "lora":
             from gpt2cli.checkpoints.lora_adapter import write_adapter
 
-            hashes = write_adapter(folder, model, self.recipe.lora, self.base, recipe)
+            hashes = write_adapter(
+                folder,
+                model,
+                dropout=self.recipe.lora.dropout,
+                targets=self.recipe.lora.targets,
+                base=self.base.folder,
+                base_sha256=self.base.sha256,
+                tokenizer=self.tokenizer,
+                recipe=recipe,
+            )
         else:
             hashes = write_model(folder, model, self.tokenizer, recipe)
         return hashes | write_template(folder, self.recipe.template)

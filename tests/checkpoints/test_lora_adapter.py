@@ -118,7 +118,16 @@ def test_nothing_but_adapters_changes_in_training(tmp_path: Path) -> None:
 
 def test_an_adapter_over_random_weights_is_refused(base: Base, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lora over random weights"):
-        write_adapter(tmp_path, adapted(base, Lora()), Lora(), Base(None, "0" * 64), "")
+        write_adapter(
+            tmp_path,
+            adapted(base, Lora()),
+            dropout=0.0,
+            targets=("c_attn",),
+            base=None,
+            base_sha256="0" * 64,
+            tokenizer=TOKENIZER,
+            recipe="",
+        )
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, SETTINGS, "base.json", "manifest.json"])

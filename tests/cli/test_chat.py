@@ -17,11 +17,10 @@ from loud import loud
 from speaking import save_model_that_says
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.checkpoints.template_file import write_template
 from gpt2cli.cli import app
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
-from gpt2cli.templates import TEMPLATES, Turn, prompt_ids
+from gpt2cli.templates import TEMPLATES, Turn, prompt_ids, write_template
 from gpt2cli.tokenizer.bpe import gpt2 as bpe
 from gpt2cli.tokenizer.chars import Chars
 

@@ -11,7 +11,7 @@ import pytest
 from speaking import save_model_that_says
 from terminal import Terminal
 
-from gpt2cli.checkpoints.template_file import write_template
+from gpt2cli.templates import write_template
 
 HELLO = "/help lists the commands"
 LONG = " word" * 50_000  # more than anybody waits for

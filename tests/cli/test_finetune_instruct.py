@@ -11,10 +11,10 @@ import pytest
 from teaching import some_records, write_teaching
 
 from gpt2cli import paths
-from gpt2cli.checkpoints.template_file import read_template_name
 from gpt2cli.cli import app as program
 from gpt2cli.cli.finetune_instruct import finetune_instruct
 from gpt2cli.generation import batch as answering
+from gpt2cli.templates import TEMPLATES, read_template
 from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
 
 Gpt2 = Callable[..., Any]
@@ -48,7 +48,7 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
     assert samples.count("--- step") == 2 and "User:\nSay it" in samples and "\n\nAssistant:\n" in samples
     record = json.loads((FOLDER / "run.json").read_text())["sessions"][0]["data"]
     assert record["records"] == 20 and record["init"].endswith("base") and record["cut"] == 0
-    assert read_template_name(paths.find_model("teach")) == "chat"
+    assert read_template(paths.find_model("teach")) == TEMPLATES["chat"]
     answers, source = responses(), some_records()
     assert len({answer["index"] for answer in answers}) == len(answers) == 4
     for answer in answers:

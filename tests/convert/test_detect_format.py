@@ -248,13 +248,6 @@ def test_what_is_no_source_says_what_it_is(models: Path, tmp_path: Path) -> None
     assert "holds no known model" in refused(tmp_path / "empty").what
 
 
-def test_a_folder_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect_format, "_MAX_ENTRIES", 20)
-    for n in range(21):
-        (tmp_path / f"{n}.txt").touch()
-    assert "holds more than 20 files" in refused(tmp_path).what
-
-
 def test_folders_that_contain_themselves_do_not_go_on_for_ever(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x/again").symlink_to(tmp_path / "x")

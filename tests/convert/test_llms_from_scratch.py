@@ -11,8 +11,8 @@ from foreign import BookGPT, fill
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
+from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import ForeignModel
-from gpt2cli.convert.llms_from_scratch import open_llms_from_scratch
 from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.errors import InputError
 from gpt2cli.model.gpt2 import empty_model
@@ -60,7 +60,7 @@ def test_logits_are_those_of_the_book(tmp_path: Path, tied: bool, qkv_bias: bool
         }
     with torch.inference_mode():
         wanted = model(IDS)
-    with open_llms_from_scratch(saved(tmp_path, value), n_head=2) as source:
+    with open_foreign(saved(tmp_path, value), n_head=2) as source:
         assert source.format == "llms-from-scratch" and source.tokenizer is gpt2()
         assert source.config.tie_word_embeddings is tied and source.config.n_positions == 32
         assert torch.allclose(logits_of(source), wanted, atol=2e-5, rtol=0)
@@ -81,7 +81,7 @@ def test_without_the_option_64_channels_make_a_head(tmp_path: Path) -> None:
     model = book(emb_dim=128, n_heads=2)
     with torch.inference_mode():
         wanted = model(IDS)
-    with open_llms_from_scratch(saved(tmp_path, model.state_dict())) as source:
+    with open_foreign(saved(tmp_path, model.state_dict())) as source:
         assert source.config.n_head == 2 and "--n-head N sets another number" in " ".join(source.notes)
         assert torch.allclose(logits_of(source), wanted, atol=5e-5, rtol=0)
 
@@ -92,7 +92,7 @@ def test_without_the_option_64_channels_make_a_head(tmp_path: Path) -> None:
 )
 def test_heads_that_do_not_divide_the_channels(tmp_path: Path, n_head: int | None, said: str) -> None:
     path = saved(tmp_path, book().state_dict())
-    with pytest.raises(InputError, match=said) as caught, open_llms_from_scratch(path, n_head):
+    with pytest.raises(InputError, match=said) as caught, open_foreign(path, n_head=n_head):
         pass
     assert "--n-head" in caught.value.fix
 
@@ -126,7 +126,7 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
 def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]], Any], said: str) -> None:
     state = dict(book(qkv_bias=True).state_dict())
     damage(state)
-    with pytest.raises(InputError) as caught, open_llms_from_scratch(saved(tmp_path, state), 2):
+    with pytest.raises(InputError) as caught, open_foreign(saved(tmp_path, state), n_head=2):
         pass
     assert re.search(said, str(caught.value))
 
@@ -134,7 +134,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]
 @pytest.mark.parametrize("value", [[1, 2], {"a": 1}, {"model_state_dict": 3}, torch.zeros(2)])
 def test_another_thing_is_no_checkpoint_of_the_book(tmp_path: Path, value: Any) -> None:
     with (
-        pytest.raises(InputError, match="no checkpoint of LLMs"),
-        open_llms_from_scratch(saved(tmp_path, value)),
+        pytest.raises(InputError, match="but not as a GPT-2"),
+        open_foreign(saved(tmp_path, value)),
     ):
         pass

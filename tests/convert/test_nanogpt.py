@@ -13,8 +13,9 @@ from foreign import NANO_ARGS, NanoGPT, fill, nano_checkpoint
 from torch import Tensor
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
+from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
-from gpt2cli.convert.nanogpt import nanogpt_source, open_nanogpt, require_expressible, write_nanogpt
+from gpt2cli.convert.nanogpt import nanogpt_source, require_expressible, write_nanogpt
 from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
@@ -67,7 +68,7 @@ def test_logits_are_those_of_nanogpt(tmp_path: Path, bias: bool, prefix: str) ->
     checkpoint = nano_checkpoint(model, bias=bias)
     checkpoint["model"] = {prefix + name: tensor for name, tensor in checkpoint["model"].items()}
     torch.save(checkpoint, tmp_path / "anything.pt")
-    with open_nanogpt(tmp_path / "anything.pt") as source:
+    with open_foreign(tmp_path / "anything.pt") as source:
         assert source.format == "nanogpt" and source.config.n_head == 2 and source.config.n_positions == 32
         assert torch.allclose(logits_of(source), logits(model), atol=2e-5, rtol=0)
         (theirs,) = reference_logits(source.raw, source.format, source.config, [IDS[0].tolist()])
@@ -86,7 +87,7 @@ def test_the_exact_gelu_of_nanogpt_differs_by_what_the_note_says(tmp_path: Path)
     model = nano(gelu="none")
     for parameter in model.parameters():  # of the scale that trained models have
         parameter.data.mul_(0.5)
-    with open_nanogpt(save(tmp_path, model)) as source:
+    with open_foreign(save(tmp_path, model)) as source:
         difference = (logits_of(source) - logits(model)).abs().max().item()
     assert 1e-6 < difference < 3e-3
 
@@ -106,7 +107,7 @@ def test_build_nanogpt_saves_a_dataclass(tmp_path: Path, gpt2: Callable[..., Any
     model = nano()
     checkpoint = {"model": model.state_dict(), "config": GPTConfig(), "step": 7, "val_loss": 3.1}
     torch.save(checkpoint, tmp_path / "model_00007.pt")
-    with open_nanogpt(tmp_path / "model_00007.pt") as source:
+    with open_foreign(tmp_path / "model_00007.pt") as source:
         assert source.config.n_head == 2 and "GELU" not in " ".join(source.notes)
         assert torch.allclose(logits_of(source), logits(model), atol=2e-5, rtol=0)
     assert gpt2("convert", "model_00007.pt", "--out", "made").code == 0
@@ -117,7 +118,7 @@ def test_build_nanogpt_saves_a_dataclass(tmp_path: Path, gpt2: Callable[..., Any
 
 def test_padding_rows_are_cut_off(tmp_path: Path) -> None:
     model = nano(vocab_size=50304)
-    with open_nanogpt(save(tmp_path, model, vocab_size=50304)) as source:
+    with open_foreign(save(tmp_path, model, vocab_size=50304)) as source:
         assert source.config.vocab_size == 50257 and source.tokenizer is gpt2_tokenizer()
         assert torch.allclose(logits_of(source), logits(model)[..., :50257], atol=2e-5, rtol=0)
         assert "47 rows of the embedding from 50257 on" in " ".join(source.notes)
@@ -129,7 +130,7 @@ def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
     head[7, 3] += 1
     checkpoint["model"] = dict(checkpoint["model"]) | {"lm_head.weight": head}
     torch.save(checkpoint, tmp_path / "ckpt.pt")
-    with open_nanogpt(tmp_path / "ckpt.pt") as source:
+    with open_foreign(tmp_path / "ckpt.pt") as source:
         assert not source.config.tie_word_embeddings
         assert torch.equal(source.tensors["lm_head.weight"].load(), head)
         assert "lm_head.weight is not the token embedding" in " ".join(source.notes)
@@ -139,17 +140,17 @@ def test_a_tokenizer_beside_the_checkpoint_is_taken_where_it_fits(tmp_path: Path
     chars = Chars.from_text(["abcdefgh\n"])
     save_tokenizer(chars, tmp_path)
     path = save(tmp_path, nano(vocab_size=chars.n_vocab), vocab_size=chars.n_vocab)
-    with open_nanogpt(path) as source:
+    with open_foreign(path) as source:
         assert source.tokenizer.fingerprint == chars.fingerprint
         assert "tokenizer beside it (tokenizer.json)" in " ".join(source.notes)
         assert tmp_path / "tokenizer.json" in source.files
-    with open_nanogpt(save(tmp_path, nano())) as source:  # one that does not fit is somebody else's
+    with open_foreign(save(tmp_path, nano())) as source:  # one that does not fit is somebody else's
         assert source.tokenizer is gpt2_tokenizer()
 
 
 def test_an_unknown_vocabulary_says_what_to_do(tmp_path: Path) -> None:
     path = save(tmp_path, nano(vocab_size=65), vocab_size=65)
-    with pytest.raises(InputError, match="has 65 tokens") as caught, open_nanogpt(path):
+    with pytest.raises(InputError, match="has 65 tokens") as caught, open_foreign(path):
         pass
     assert "meta.pkl" in caught.value.why and "tokenizer.json" in caught.value.fix
 
@@ -205,7 +206,7 @@ W = "transformer.h.1.attn.c_attn.weight"
         (args(n_head=0), "n_head 0"),
         (args(dropout=2.0), "dropout 2.0"),
         (lambda checkpoint: checkpoint.update(model_args=[1]), "model_args is a list"),
-        (lambda checkpoint: checkpoint.update(model=None), "no checkpoint of nanoGPT"),
+        (lambda checkpoint: checkpoint.update(model=None), "but not as a GPT-2"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]], None], said: str) -> None:
@@ -213,7 +214,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]
     checkpoint["model"] = dict(checkpoint["model"])
     damage(checkpoint)
     torch.save(checkpoint, tmp_path / "ckpt.pt")
-    with pytest.raises(InputError) as caught, open_nanogpt(tmp_path / "ckpt.pt"):
+    with pytest.raises(InputError) as caught, open_foreign(tmp_path / "ckpt.pt"):
         pass
     assert re.search(said, f"{caught.value}")
 
@@ -256,7 +257,7 @@ def test_what_is_written_opens_in_nanogpt_and_comes_back_bit_for_bit(tmp_path: P
     assert theirs.load_state_dict(state, strict=False).missing_keys == masks
     assert torch.allclose(logits(theirs), logits_of(source), atol=2e-5, rtol=0)
     assert checkpoint["iter_num"] == 0 and "optimizer" not in checkpoint
-    with open_nanogpt(path) as back:
+    with open_foreign(path) as back:
         assert back.config == CONFIG
         for name, tensor in tensors.items():
             assert torch.equal(back.tensors[name].load(), tensor), name
@@ -296,7 +297,7 @@ def test_what_nanogpt_cannot_be_is_refused(tmp_path: Path, config: GPT2Config, s
 
 
 def test_memory_is_let_go_when_the_source_closes(tmp_path: Path) -> None:
-    with open_nanogpt(save(tmp_path, nano())) as source:
+    with open_foreign(save(tmp_path, nano())) as source:
         tensor = source.tensors["transformer.wpe.weight"]
         assert json.dumps(source.notes)
     with pytest.raises((KeyError, StopIteration)):

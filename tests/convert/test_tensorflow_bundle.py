@@ -230,8 +230,6 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "the wrong end": (index_of(SOUND.items())[:-1] + b"\0", "does not end as"),
     "an end alone": (bytes(40) + MAGIC, "CRC-32C"),
     "compressed": (index_of(SOUND.items(), compression=1), "compressed"),
-    "not sorted": (index_of([(b"", header(1)), (b"w", b""), (b"v", b"")]), "does not come after"),
-    "twice": (index_of([(b"", header(1)), (b"w", SOUND[b"w"]), (b"w", SOUND[b"w"])], 2), "come after"),
     "one block, many times": (table_of(block([]), n_times=9), "two of its blocks share byte 0"),
     "a value longer than its block": (table_of(row(0, b"", 9, header(1))), "a row is longer"),
     "a key that shares what is not there": (table_of(row(5, b"", 8, header(1))), "a row is longer"),

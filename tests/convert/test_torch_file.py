@@ -344,11 +344,9 @@ def test_tensors_that_are_no_floating_numbers_are_named(value: Any, said: str) -
     assert said in caught.value.what
 
 
-def test_views_become_dense_and_cannot_multiply() -> None:
+def test_views_become_dense() -> None:
     whole = torch.arange(12.0, requires_grad=True).view(3, 4)
     found = floating_tensors(Path("x.pt"), {"turned": whole.T, "tied": whole, "again": whole})
     assert all(t.is_contiguous() and not t.requires_grad for t in found.values())
     assert torch.equal(found["turned"], whole.detach().T)
     assert found["tied"].data_ptr() == found["again"].data_ptr() == whole.data_ptr()
-    with pytest.raises(InputError, match="too many views"):
-        floating_tensors(Path("x.pt"), {f"{n}": whole.T for n in range(9)})

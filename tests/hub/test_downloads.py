@@ -11,10 +11,8 @@ from downloads import QUICK
 from faulty_server import Fault, Site, serving
 from layouts import openai_content, serve_openai, tiny_size
 
-from gpt2cli.checkpoints.folder import RECEIPT
 from gpt2cli.checkpoints.provenance import NAME, Origin
 from gpt2cli.errors import InputError, ResourceError, ServiceError
-from gpt2cli.hub import inventory
 from gpt2cli.hub.downloads import Downloaded, DownloadProgress, Request, download_openai, openai_folder
 from gpt2cli.hub.inventory import REFUSED, discard, is_here, verify
 from gpt2cli.hub.registry import SIZES, Size, openai_files
@@ -236,10 +234,6 @@ def test_where_the_files_came_from_is_recorded_and_kept(size: Size, site: Site) 
         assert fetch(size, elsewhere)[0].origin.address == origin["address"]  # nothing came from there
     discard(folder)
     assert json.loads((folder / NAME).read_text())["origin"] == origin
-
-
-def test_the_name_of_the_receipt_is_the_model_folders() -> None:
-    assert inventory.RECEIPT == RECEIPT
 
 
 @pytest.mark.parametrize(

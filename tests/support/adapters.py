@@ -68,7 +68,17 @@ def save_adapter(folder: Path, base: Base, lora: Lora) -> GPT2LMHead:
     """Write it, and return the model that it was written from."""
     model = adapted(base, lora)
     folder.mkdir(parents=True)
-    write_manifest(folder, write_adapter(folder, model, lora, base, "task: finetune-instruct\n"))
+    hashes = write_adapter(
+        folder,
+        model,
+        dropout=lora.dropout,
+        targets=lora.targets,
+        base=base.folder,
+        base_sha256=base.sha256,
+        tokenizer=base.tokenizer,
+        recipe="task: finetune-instruct\n",
+    )
+    write_manifest(folder, hashes)
     return model
 
 

@@ -11,12 +11,11 @@ from loud import loud
 from teaching import some_records, teaching
 
 from gpt2cli.checkpoints.folder import read_manifest
-from gpt2cli.checkpoints.template_file import TEMPLATE_FILE, read_template_name
 from gpt2cli.convert.open_model import open_model
 from gpt2cli.data.sft_batches import SftExample
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.lora import merge_lora
-from gpt2cli.templates import TEMPLATES
+from gpt2cli.templates import TEMPLATE_FILE, TEMPLATES, read_template
 from gpt2cli.training import events as ev
 from gpt2cli.training.loop import train
 from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint
@@ -169,7 +168,7 @@ def test_the_model_is_stored_with_the_template_in_its_manifest(tmp_path: Path) -
     session, run = set_up_training(task, recipe, None), RunDir(tmp_path / "run")
     play(session, run)
     folder = (run.folder / "last").resolve()
-    assert read_template_name(folder) == "chat" and TEMPLATE_FILE in read_manifest(folder)
+    assert read_template(folder) == TEMPLATES["chat"] and TEMPLATE_FILE in read_manifest(folder)
     loaded = open_model(folder).model
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.parameters(), session.model.parameters(), strict=True)
@@ -181,7 +180,7 @@ def test_lora_stores_the_adapters_alone_and_they_make_the_same_model(tmp_path: P
     session, run = set_up_training(task, recipe, None), RunDir(tmp_path / "run")
     play(session, run)
     folder = (run.folder / "last").resolve()
-    assert read_template_name(folder) == "chat"
+    assert read_template(folder) == TEMPLATES["chat"]
     assert not (folder / "model.safetensors").exists() and (folder / "adapter_model.safetensors").exists()
     ids = torch.arange(20)[None]
     session.model.eval()

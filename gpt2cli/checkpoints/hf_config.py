@@ -1,0 +1,48 @@
+"""config.json from any program: whether it describes a GPT-2 that can be read here.
+
+Checked before weights are downloaded, and again when they are opened. Imports no torch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_json_object
+from gpt2cli.model.config import GPT2Config, from_hugging_face
+
+# Hugging Face's names of the model, of the model without its output layer, of the text classifier.
+LANGUAGE_MODEL, TRANSFORMER_BODY, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
+
+
+def read_gpt2_config(path: Path, model: Path | str, *, or_body: bool = False) -> GPT2Config:
+    """The config.json at `path`; errors call what it belongs to `model`.
+
+    Raises InputError where it is damaged, or of another model than a GPT-2 that writes.
+    """
+    values = read_json_object(path)
+    require_language_model(model, values, or_body=or_body)
+    return from_hugging_face(values)
+
+
+def require_language_model(folder: Path | str, config: Mapping[str, Any], *, or_body: bool = False) -> None:
+    """The `config` of a folder describes a GPT-2 language model; `or_body`: or one without its output
+    layer, which may be the embedding. Raises InputError that says which command takes the folder.
+    """
+    named = config.get("architectures") or [LANGUAGE_MODEL]
+    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_body and TRANSFORMER_BODY in named)):
+        return
+    what = str(named[0] if isinstance(named, list) else named)[:80]
+    wrong = "not a language model" if what.startswith("GPT2") else "not a GPT-2 language model"
+    fix = "gpt2 download 124M"
+    if what == CLASSIFIER:
+        why = "it classifies texts and has no output layer to generate with"
+        fix = f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>"
+    elif what == TRANSFORMER_BODY:
+        why = "it is a transformer body, which generates once the embedding is its output layer too"
+        fix = f"gpt2 convert {folder}"
+    elif what.startswith("GPT2"):
+        why = "it has another head, which classifies texts and cannot generate"
+    else:
+        why = f"only GPT-2 can be read: {LANGUAGE_MODEL}, or {TRANSFORMER_BODY}, its body"
+    raise InputError(f"{folder}: holds a {what}, {wrong}", why, fix)
