@@ -65,9 +65,9 @@ def chat(
     screen = _screen()
     with echo_off() if screen else contextlib.nullcontext():
         with preloading(model) as folder, waiting(err(), f"loading {folder}", delay=0) as end:
-            from gpt2cli.checkpoints.template_file import read_template
             from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
+            from gpt2cli.templates import read_template
 
             sampling = sampling_options(
                 seed,
@@ -102,25 +102,6 @@ def _screen() -> TextIO | None:
         return None
     streams = ((err(), sys.stderr), (out(), sys.stdout))
     return next((stream for console, stream in streams if is_terminal(console)), None)
-
-
-def _begin(loaded: "LoadedModel", system: str | None, settings: "ChatSettings") -> "Conversation":
-    from gpt2cli.generation.chat_session import Conversation
-    from gpt2cli.templates import read_template
-
-    template = read_template(loaded.folder)
-    return Conversation(loaded.model, loaded.tokenizer, template, system, settings)
-
-
-def _source(screen: TextIO | None) -> tuple[MessageSource, str]:
-    """Where messages come from, and its keys in words."""
-    from gpt2cli.paths import gpt2_home
-
-    if screen:
-        from gpt2cli.ui.line_editor import LineEditor
-
-        return LineEditor(gpt2_home() / HISTORY, screen), EDITOR_KEYS
-    return _Lines(prompt="> " if sys.stdin.isatty() else ""), PLAIN_KEYS
 
 
 class _Lines:

@@ -202,8 +202,6 @@ def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -
     from gpt2cli.checkpoints.provenance import RECEIPT
     from gpt2cli.errors import UsageError
     from gpt2cli.hub.inventory import is_made_of, origin_of
-    from gpt2cli.json_files import read_json_object
-    from gpt2cli.ui.console import err
 
     if not paths.is_model(model):
         return None

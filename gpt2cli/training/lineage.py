@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from gpt2cli.checkpoints.folder import RECIPE
 from gpt2cli.checkpoints.provenance import RECEIPT
-from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.errors import Gpt2Error
 from gpt2cli.json_files import read_json_object
 from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.recipe import yaml_lines
