@@ -197,6 +197,29 @@ def open_regular(path: Path) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def decode_text(data: bytes, name: str, offset: int = 0, *, with_line: bool = False) -> str:
+    """The UTF-8 text `data`, which begins at byte `offset` of `name`; a byte order mark is dropped.
+
+    Raises InputError with the offset of the first byte that is not text, and its line if wanted.
+    """
+    place, what = data.find(b"\0"), "a NUL byte"
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if place < 0 or error.start < place:
+            place, what = error.start, "not UTF-8"
+    if place < 0:
+        return text if offset else text.removeprefix("\ufeff")
+    utf16 = not offset and data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    line = data.count(b"\n", 0, place) + 1
+    where = f"{name}:{line}" if with_line else name
+    raise InputError(
+        f"{where}: {what} at byte {offset + place}",
+        "it begins like UTF-16" if utf16 else "the file is binary, or in another encoding such as Latin-1",
+        f"iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 FILE > NEW-FILE",
+    )
+
+
 def require_writable(folder: Path) -> None:
     """Create `folder` if it is missing and prove that a file can be made in it, before any work."""
     try:

@@ -63,14 +63,11 @@ def read_ledger(path: Path, parse: Parse[T]) -> Content[T]:
 
 
 @contextmanager
-def appending(
-    path: Path, parse: Parse[T], allow: Callable[[Content[T]], None], *, fresh: bool = False
-) -> Iterator[Ledger[T]]:
+def appending(path: Path, parse: Parse[T], *, fresh: bool = False) -> Iterator[Ledger[T]]:
     """Open a file to add to it, made if it is missing, and held for this process alone.
 
-    `allow` sees what the file holds before anything is changed, and raises where it is not to be
-    written to. Then its torn last line is cut off, or with `fresh` all of it. Raises ResourceError
-    where another process holds it.
+    Its torn last line is cut off, or with `fresh` all of it. Raises ResourceError where another
+    process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -81,7 +78,6 @@ def appending(
         _hold(descriptor, path)
         with open(descriptor, "rb", closefd=False) as file:
             content = _content(file.read(), parse)
-        allow(content)
         if fresh:
             content = Content((), (), b"", 0, False)
         os.ftruncate(descriptor, content.n_bytes)

@@ -77,7 +77,7 @@ def chat(
                 min_p=min_p,
                 repetition_penalty=repetition_penalty,
             )
-            settings = ChatSettings(sampling, max_new_tokens)
+            settings = ChatSettings(**vars(sampling), max_new_tokens=max_new_tokens)
             n_tokens = TERMINAL_TOKENS if screen else 0
             loaded = load_for_decoding(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end

@@ -63,7 +63,7 @@ def finetune_instruct(
 def _open_task(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTask, dict[str, object]]]":
     """The recipe's records, split and encoded for its base model, and their origin."""
     from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.instructions import RecordFields, read_instructions
+    from gpt2cli.data.instructions import read_instructions
     from gpt2cli.evaluation.rouge import require_rouge
     from gpt2cli.training.base_model import find_base
     from gpt2cli.training.sft_task import SftTask, split_records
@@ -75,8 +75,7 @@ def _open_task(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTa
     found = find_corpus(data.source, offline=offline, allow_bundled=data.bundled)
     if found.warning:
         say(f"warning: {found.warning}")
-    fields = RecordFields(data.instruction, data.input, data.output, data.task)
-    read = read_instructions(found.paths[0], fields)
+    read = read_instructions(found.paths[0], data)
     examples = split_records(recipe, read, start)
     for n, said in (
         (read.n_empty, "left out: no answer"),

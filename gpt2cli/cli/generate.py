@@ -29,9 +29,8 @@ from gpt2cli.ui.console import err, print_json, printable, say
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gpt2cli.generation.engine import DecodeStep
+    from gpt2cli.generation.engine import DecodeStep, Throughput
     from gpt2cli.generation.stop_text import Continuation
-    from gpt2cli.generation.throughput import Throughput
 
 LONGEST_ECHO = 2000  # characters of the prompt that a terminal repeats
 
@@ -89,7 +88,6 @@ def generate(
     with preloading(model) as folder:
         from gpt2cli.generation import engine
         from gpt2cli.generation.stop_text import Continuation
-        from gpt2cli.generation.throughput import Throughput
 
         sampling = sampling_options(
             seed,
@@ -110,7 +108,7 @@ def generate(
         loaded.model, [ids] * num_samples, sampling, max_new_tokens, {loaded.tokenizer.end_of_text}
     )
     screen = None if as_json else _Screen(text, raw)
-    throughput = Throughput()
+    throughput = engine.Throughput()
     reason = "error"
     try:
         for step in _timed(steps, throughput):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gpt2cli.errors import ServiceError
+    from gpt2cli.judge.endpoint import JudgeServer
     from gpt2cli.judge.runner import JudgeOptions, JudgeQuestion, JudgeTask
-    from gpt2cli.judge.server import JudgeServer
 
 EXAMPLE = "gpt2 judge --ollama llama3.2"
 
@@ -112,14 +112,14 @@ def judge(
 
 
 def _server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "JudgeServer":
-    from gpt2cli.judge import server
+    from gpt2cli.judge import endpoint
 
     if name is not None and (base_url is not None or judge_model is not None):
         raise UsageError(
             "there are two judges", "--ollama is one, --base-url with --judge-model another", EXAMPLE
         )
     if name is not None:
-        return server.ollama(name)
+        return endpoint.ollama(name)
     if base_url is None and judge_model is None:
         raise UsageError(
             "there is no judge",
@@ -133,7 +133,7 @@ def _server_of(name: str | None, base_url: str | None, judge_model: str | None) 
             "--base-url and --judge-model go together",
             "gpt2 judge --base-url http://127.0.0.1:8080/v1 --judge-model NAME",
         )
-    return server.openai_compatible(base_url, judge_model)
+    return endpoint.openai_compatible(base_url, judge_model)
 
 
 def _responses_of(target: str) -> Path:

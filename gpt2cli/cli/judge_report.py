@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
     from gpt2cli.errors import ServiceError
     from gpt2cli.judge.aggregate import GradeSummary, PairSummary
+    from gpt2cli.judge.endpoint import JudgeServer
     from gpt2cli.judge.grade import GradeJudgement
     from gpt2cli.judge.pairwise import Pair
     from gpt2cli.judge.results import Judgement
-    from gpt2cli.judge.server import JudgeServer
 
 
 def nothing_scored(

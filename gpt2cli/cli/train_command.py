@@ -83,7 +83,7 @@ def train(
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    with runs.start_run(run) as begin:
+    with runs.start_run(run):
         runs.sweep(run)
         checkpoint = _resume_point(run) if resume else None
         if (
@@ -100,7 +100,6 @@ def train(
 
             def record() -> None:
                 _record(run, setup, checkpoint, given, origin)
-                begin()
 
             _train(command, setup, run, stop, record)
 

@@ -119,17 +119,28 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
     corpus = CORPORA.get(name_or_path)
     if corpus is None:
         return _path(name_or_path)
-    for origin, folder in (("mirror", paths.mirror()), ("cache", paths.corpora())):
-        if folder and (folder / corpus.file).exists():
-            found = _local(corpus, folder / corpus.file, "mirror" if origin == "mirror" else "cache")
-            if found:
-                return found
+    mirror, cached = paths.mirror(), paths.corpora() / corpus.file
+    if mirror and (path := mirror / corpus.file).exists():
+        digest = files.sha256_of(path)
+        if digest != corpus.sha256:
+            raise InputError(
+                f"{path}: is not {corpus.name}",
+                f"its SHA-256 is {digest}, not {corpus.sha256}",
+                f"put the right file there ({corpus.url}), or unset GPT2_MIRROR",
+            )
+        return FoundCorpus(corpus.name, (path,), "mirror", digest, None)
+    if cached.exists() and files.sha256_of(cached) == corpus.sha256:  # else a download replaces it
+        return FoundCorpus(corpus.name, (cached,), "cache", corpus.sha256, None)
     try:
         return FoundCorpus(corpus.name, (_download(corpus, offline),), "download", corpus.sha256, None)
     except Gpt2Error as error:
         if not allow_bundled or not corpus.stand_in:
             raise
-        return _stand_in(corpus, corpus.stand_in, error)
+        warning = (
+            f"{corpus.name} cannot be downloaded ({error.what}); the bundled {corpus.stand_in}, another text,"
+            f" replaces it: the results will not be those of {corpus.name}"
+        )
+        return _bundled(corpus.name, corpus.stand_in, warning)
 
 
 def _path(argument: str) -> FoundCorpus:
@@ -146,35 +157,12 @@ def _path(argument: str) -> FoundCorpus:
     )
 
 
-def _local(corpus: Corpus, path: Path, origin: Literal["mirror", "cache"]) -> FoundCorpus | None:
-    """The file, if its content is right; None for a damaged one in our cache."""
-    digest = files.sha256_of(path)
-    if digest == corpus.sha256:
-        return FoundCorpus(corpus.name, (path,), origin, digest, None)
-    if origin == "cache":
-        return None  # a download replaces it
-    raise InputError(
-        f"{path}: is not {corpus.name}",
-        f"its SHA-256 is {digest}, not {corpus.sha256}",
-        f"put the right file there ({corpus.url}), or unset GPT2_MIRROR",
-    )
-
-
-def _stand_in(corpus: Corpus, file: str, error: Gpt2Error) -> FoundCorpus:
-    warning = (
-        f"{corpus.name} cannot be downloaded ({error.what}); the bundled {file}, another text,"
-        f" replaces it: the results will not be those of {corpus.name}"
-    )
-    return _bundled(corpus.name, file, warning)
-
-
 def _bundled(name: str, file: str, warning: str | None) -> FoundCorpus:
     path = Path(bundled.__file__).parent / file
     return FoundCorpus(name, (path,), "bundled", files.sha256_of(path), warning)
 
 
 def _download(corpus: Corpus, offline: bool) -> Path:
-    """Fetch the corpus into the cache."""
     if offline:
         raise _unavailable(corpus, "the network is forbidden (--offline)")
     path = paths.corpora() / corpus.file
@@ -198,20 +186,16 @@ def _download(corpus: Corpus, offline: bool) -> Path:
 
 def _unpacked(corpus: Corpus, archive: Path) -> bytes:
     """The corpus's file from a zip. Raises InputError if it is missing or has another hash."""
+    why = ""
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(corpus.member or "") as member:
             content = member.read(corpus.n_bytes + 1)  # one byte too many shows another file
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error) as error:
-        raise InputError(
-            f"{corpus.url}: is not a zip that holds {corpus.member}", str(error), _by_hand(corpus)
-        ) from None
+        content, why = b"", f"not a zip that holds {corpus.member}: {error}"
     digest = hashlib.sha256(content).hexdigest()
     if digest != corpus.sha256:
-        raise InputError(
-            f"{corpus.url}: is not {corpus.name}",
-            f"SHA-256 of its {corpus.member} is {digest}, not {corpus.sha256}",
-            _by_hand(corpus),
-        )
+        why = why or f"SHA-256 of its {corpus.member} is {digest}, not {corpus.sha256}"
+        raise InputError(f"{corpus.url}: is not {corpus.name}", why, _by_hand(corpus))
     return content
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gpt2cli.data.records import kind_by_name
 from gpt2cli.errors import InputError, UsageError
 
 Kind = Literal["text", "jsonl", "parquet"]
 STDIN = "-"
 IN_DIRECTORIES = (".txt", ".md", ".txt.gz", ".md.gz")
-KIND_OF_SUFFIX: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,8 @@ def _under(path: str, folder: Path) -> bool:
 
 
 def _source(path: Path) -> TextSource:
-    gzipped = path.suffix.lower() == ".gz"
-    inner = Path(path.stem) if gzipped else path
-    kind = KIND_OF_SUFFIX.get(inner.suffix.lower(), "text")
+    gzipped, named = path.suffix.lower() == ".gz", kind_by_name(path)
+    kind: Kind = "jsonl" if named == "jsonl" else "parquet" if named == "parquet" else "text"
     if gzipped and kind == "parquet":
         raise InputError(f"{path}: a gzipped parquet file", "parquet needs random access", f"gunzip {path}")
     return TextSource(str(path), path, kind, gzipped)

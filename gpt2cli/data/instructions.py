@@ -9,21 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from gpt2cli.data.records import kind_of, read_records
+from gpt2cli.data.records import kind_of, read_records, text_field
 from gpt2cli.errors import InputError
+from gpt2cli.recipe.schema import InstructDataConfig
 from gpt2cli.templates import Role, Turn
 
 MESSAGES = "messages"
-
-
-@dataclass(frozen=True)
-class RecordFields:
-    """The field names of a record's three parts, and the instruction of records that have none."""
-
-    instruction: str = "instruction"
-    input: str = "input"  # may be missing from a record, or null
-    output: str = "output"
-    task: str = ""  # the instruction where that field is missing or null; "" for none
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class InstructionRecords:
     sha256: str  # of the file
 
 
-def read_instructions(path: Path, fields: RecordFields) -> InstructionRecords:
+def read_instructions(path: Path, fields: InstructDataConfig) -> InstructionRecords:
     """Read a file of any kind that `records.py` reads; without a known suffix it is one JSON list.
 
     Raises InputError naming the line and the record's number, counted from 0.
@@ -73,7 +64,7 @@ def read_instructions(path: Path, fields: RecordFields) -> InstructionRecords:
     return InstructionRecords(kept, len(records) - len(kept), sha256)
 
 
-def _turns(value: Any, fields: RecordFields, where: str) -> tuple[Turn, ...]:
+def _turns(value: Any, fields: InstructDataConfig, where: str) -> tuple[Turn, ...]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: must be a JSON object, not {kind_of(value)}")
     if MESSAGES in value:
@@ -118,20 +109,10 @@ _MESSAGE = 'a message is {"role": "user", "content": "..."}'
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
-    value = record.get(field)
-    if not isinstance(value, str):
-        problem = f"is {kind_of(value)}, not text" if field in record else "is missing"
-        raise InputError(
-            f"{where}: field {field!r} {problem}",
-            f"it has: {', '.join(repr(name[:40]) for name in list(record)[:8]) or 'no field'}",
-            "name the fields in the recipe: data.instruction=NAME data.input=NAME data.output=NAME;"
-            " data.task=TEXT for records without an instruction",
-        )
-    try:
-        value.encode("utf-8")  # escapes in JSON can spell half a surrogate pair
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise InputError(
-            f"{where}: field {field!r} holds half a surrogate pair ({half})", "that is not a character"
-        ) from None
-    return value
+    return text_field(record, field, where, _FIELDS)
+
+
+_FIELDS = (
+    "name the fields in the recipe: data.instruction=NAME data.input=NAME data.output=NAME;"
+    " data.task=TEXT for records without an instruction"
+)

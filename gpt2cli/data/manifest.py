@@ -6,11 +6,15 @@ Both describe the content only, without times, so that the same text and setting
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gpt2cli import files
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import read_json_object
+from gpt2cli.recipe.yaml_lines import dotted
 
 FORMAT = "gpt2cli tokens"
 VERSION = 1
@@ -18,8 +22,9 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
 AGAIN = "prepare the text again with --force"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-SPLITS = ("train", "validation")
-DTYPES = {"uint16": 2, "uint32": 4}  # bytes per token; little-endian in the shards
+Dtype = Literal["uint16", "uint32"]
+DTYPES: dict[Dtype, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+Record = TypeVar("Record", "Journal", "TokenManifest")
 
 
 class StaleError(InputError):
@@ -52,8 +57,8 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class Shard:
-    file: str
-    n_tokens: int
+    file: Annotated[str, Field(pattern=r"^(train|validation)-\d{5,}\.bin$")]
+    n_tokens: Annotated[int, Field(ge=1)]
     sha256: str
 
 
@@ -64,7 +69,7 @@ class TokenManifest:
     settings: PrepareSettings
     fingerprint: str
     n_vocab: int
-    dtype: str
+    dtype: Dtype
     tokenizer_files: tuple[str, ...]
     n_documents: int
     n_validation_documents: int
@@ -99,7 +104,7 @@ class ReadPosition:
 
 @dataclass(frozen=True)
 class WriterState:
-    """How far the shards of one split are written: the finished ones, and the tokens in the open one."""
+    """The shards of one split so far: the finished ones, and the tokens in the open one."""
 
     finished: tuple[Shard, ...] = ()
     n_open: int = 0
@@ -107,9 +112,7 @@ class WriterState:
 
 @dataclass(frozen=True)
 class Journal:
-    """An unfinished preparation. Once `tail_moved`, validation holds a copy of the tail of training;
-    `train` and `validation` then say what to keep, and the rest is truncated.
-    """
+    """An unfinished preparation: what is on disk, and how far reading had come then."""
 
     settings: PrepareSettings
     fingerprint: str
@@ -117,37 +120,21 @@ class Journal:
     sources: tuple[SourceRecord, ...] = ()
     train: WriterState = WriterState()
     validation: WriterState = WriterState()
-    tail_moved: bool = False
 
 
 def write_journal(folder: Path, journal: Journal) -> None:
-    files.write_json(folder / JOURNAL, {"format": FORMAT, "version": VERSION, **asdict(journal)})
+    _write(folder / JOURNAL, journal)
 
 
 def read_journal(folder: Path) -> Journal | None:
     """The journal, or None without one or before its first chunk. Raises InputError for a damaged one."""
     path = folder / JOURNAL
-    if not path.is_file():
-        return None
-    record = read_json_object(path, AGAIN)
-    _check_version(record, path)
-    try:
-        journal = Journal(
-            settings=settings_from_json(record["settings"]),
-            fingerprint=record["fingerprint"],
-            position=ReadPosition(**record["position"]),
-            sources=tuple(SourceRecord(**source) for source in record["sources"]),
-            train=_writer_state(record["train"]),
-            validation=_writer_state(record["validation"]),
-            tail_moved=record["tail_moved"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged_error(path, f"{type(error).__name__}: {error}") from None
-    return journal if journal.position.n_chunks else None
+    journal = _read(path, Journal) if path.is_file() else None
+    return journal if journal and journal.position.n_chunks else None
 
 
 def write_manifest(folder: Path, manifest: TokenManifest) -> None:
-    files.write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, **asdict(manifest)})
+    _write(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> TokenManifest:
@@ -162,21 +149,7 @@ def read_manifest(folder: Path) -> TokenManifest:
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
-    record = read_json_object(path, AGAIN)
-    _check_version(record, path)
-    try:
-        return TokenManifest(
-            **{
-                **record,
-                "settings": settings_from_json(record["settings"]),
-                "tokenizer_files": tuple(record["tokenizer_files"]),
-                "sources": tuple(SourceRecord(**source) for source in record["sources"]),
-                **{split: tuple(_shard(shard) for shard in record[split]) for split in SPLITS},
-                "dtype": {name: name for name in DTYPES}[record["dtype"]],
-            }
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged_error(path, f"{type(error).__name__}: {error}") from None
+    return _read(path, TokenManifest)
 
 
 def is_prepared(folder: Path) -> bool:
@@ -209,30 +182,21 @@ def delete_prepared(folder: Path, keep: str = "") -> None:
                 path.unlink()
 
 
-def settings_from_json(record: dict[str, Any]) -> PrepareSettings:
-    return PrepareSettings(**{**record, "text_fields": tuple(record["text_fields"])})
+def _write(path: Path, record: Journal | TokenManifest) -> None:
+    files.write_json(path, {"format": FORMAT, "version": VERSION, **asdict(record)})
 
 
-def damaged_error(path: Path, why: str) -> InputError:
-    return InputError(f"{path}: damaged", why, AGAIN)
-
-
-def _check_version(record: dict[str, Any], path: Path) -> None:
-    found = (record.pop("format", None), record.pop("version", None))
+def _read(path: Path, kind: type[Record]) -> Record:
+    values = read_json_object(path, AGAIN)
+    found = (values.pop("format", None), values.pop("version", None))
     if found != (FORMAT, VERSION):
         raise InputError(
             f"{path}: {found[0]!r} in version {found[1]}, not {FORMAT!r} in version {VERSION}",
             "another program or another version of gpt2cli wrote it",
             "prepare the text into another folder: --out FOLDER",
         )
-
-
-def _writer_state(record: dict[str, Any]) -> WriterState:
-    return WriterState(tuple(_shard(shard) for shard in record["finished"]), record["n_open"])
-
-
-def _shard(record: dict[str, Any]) -> Shard:
-    shard = Shard(str(record["file"]), int(record["n_tokens"]), str(record["sha256"]))
-    if Path(shard.file).name != shard.file or shard.n_tokens < 1:
-        raise ValueError(f"not a shard of a prepared folder: {record}")
-    return shard
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(f"{path}: damaged", f"{dotted(problem['loc'])}: {problem['msg']}", AGAIN) from None

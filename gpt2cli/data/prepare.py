@@ -15,11 +15,11 @@ import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from gpt2cli import files, paths
-from gpt2cli.data.input_files import TextSource, expand_sources, total_bytes
+from gpt2cli.data.input_files import expand_sources
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
@@ -37,7 +37,6 @@ from gpt2cli.data.manifest import (
     write_journal,
 )
 from gpt2cli.data.prepare_pipeline import PrepareJob, PrepareProgress, require_unchanged, run_prepare
-from gpt2cli.data.shards import dtype_for
 from gpt2cli.data.text_reader import SourceReader
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.data.tokenize import source_record, trim_heap
@@ -63,11 +62,10 @@ def prepare(
     stdin_is_jsonl: bool = False,
     journal_seconds: float = JOURNAL_SECONDS,
 ) -> Generator[PrepareProgress, None, None]:
-    """Turn text into the prepared folder `out`; the phase of the last item is "done" or "nothing to do".
+    """Turn text into the prepared folder `out`; the same call continues what was interrupted.
 
-    `block` is the least number of tokens that training needs. `workers` are threads, 0 for one per
-    core. `force` replaces a prepared folder. After a kill, or if the generator is closed, the same
-    call continues.
+    `block` is the least number of tokens that training needs; `workers` are threads, 0 for one per
+    core; `force` replaces a prepared folder.
 
     Raises UsageError if `out` holds something else or was made with other settings, InputError for
     text that cannot be read, is too short or has changed, ResourceError if another process is writing
@@ -79,16 +77,12 @@ def prepare(
     files.require_writable(out)
     with files.lock(out):
         files.sweep(out)
-        work = _Work(out, settings, block, workers or os.cpu_count() or 1, journal_seconds)
-        yield from _prepare(work, found, force, None)
+        job = PrepareJob(found, out, settings, block, workers or os.cpu_count() or 1, journal_seconds)
+        yield from _prepare(job, force)
 
 
 def prepare_cached(
-    sources: Sequence[str | Path],
-    settings: PrepareSettings,
-    *,
-    block: int = 1,
-    workers: int = 0,
+    sources: Sequence[str | Path], settings: PrepareSettings
 ) -> Generator[PrepareProgress, None, None]:
     """`prepare` once into a folder under GPT2_HOME, named by content and settings: the last item's `out`.
 
@@ -106,80 +100,54 @@ def prepare_cached(
     out = paths.prepared() / _key(expected, settings)
     files.require_writable(out)
     with contextlib.ExitStack() as stack:
-        while not _locked(stack, out):
-            yield PrepareProgress("waiting", out)
-            time.sleep(0.2)
+        while True:
+            try:
+                stack.enter_context(files.lock(out))
+                break
+            except ResourceError:
+                yield PrepareProgress("waiting", out)
+                time.sleep(0.2)
         files.sweep(out)
         if (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
             yield PrepareProgress("nothing to do", out)
             return
-        work = _Work(out, settings, block, workers or os.cpu_count() or 1, JOURNAL_SECONDS)
-        yield from _prepare(work, found, False, expected)
+        job = PrepareJob(found, out, settings, 1, os.cpu_count() or 1, JOURNAL_SECONDS, expected)
+        yield from _prepare(job, False)
 
 
-@dataclass(frozen=True)
-class _Work:
-    out: Path
-    settings: PrepareSettings
-    block: int
-    workers: int
-    journal_seconds: float
-
-
-def _prepare(
-    work: _Work, sources: Sequence[TextSource], force: bool, expected: Sequence[SourceRecord] | None
-) -> Iterator[PrepareProgress]:
+def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
     """`prepare`, under the folder's lock."""
-    out = work.out
-    with _spooled(sources, work) as sources:
-        tokenizer = None if work.settings.tokenizer == CHARS else _tokenizer(work.settings.tokenizer)
-        settings = replace(work.settings, tokenizer=tokenizer.name if tokenizer else CHARS)
-        journal = _journal(out, settings, tokenizer, force)
-        if force and not all(source.path for source in sources):
+    out = job.out
+    with _spooled(job) as job:
+        tokenizer = None if job.settings.tokenizer == CHARS else _tokenizer(job.settings.tokenizer)
+        job = replace(job, settings=replace(job.settings, tokenizer=tokenizer.name if tokenizer else CHARS))
+        journal = _journal(out, job.settings, tokenizer, force)
+        if force and not all(source.path for source in job.sources):
             journal = None  # standard input could not be read again after a stale journal
-        if not journal and not force and (out / MANIFEST).is_file():
-            yield _nothing_to_do(out, settings, tokenizer, sources)
+        if not force and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
+            yield _nothing_to_do(job, tokenizer)
             return
-        n_total = total_bytes(sources)
         if not tokenizer:
-            tokenizer, counted = yield from _characters(sources, settings, out, n_total)
-            expected = expected or counted
-        job = PrepareJob(
-            sources=sources,
-            n_total=n_total,
-            out=out,
-            settings=settings,
-            tokenizer=tokenizer,
-            dtype=dtype_for(tokenizer.n_vocab),
-            block=work.block,
-            workers=work.workers,
-            journal_seconds=work.journal_seconds,
-            expected=expected,
-        )
+            tokenizer = yield from _characters(job)
         if journal and journal.fingerprint == tokenizer.fingerprint:
             try:
-                yield from run_prepare(job, journal)
+                yield from run_prepare(job, tokenizer, journal)
                 return
             except StaleError:
                 if not force:
                     raise
         elif journal and not force:
             raise StaleError("the text has other characters than before the interruption")
-        yield from run_prepare(job, _begin(job))
-
-
-def _begin(job: PrepareJob) -> Journal:
-    """Empty the folder. The journal comes first: it shows that the folder is ours."""
-    journal = Journal(job.settings, job.tokenizer.fingerprint)
-    write_journal(job.out, journal)
-    delete_prepared(job.out, keep=JOURNAL)
-    return journal
+        # The journal comes first: it shows that the folder is ours.
+        begin = Journal(job.settings, tokenizer.fingerprint)
+        write_journal(out, begin)
+        delete_prepared(out, keep=JOURNAL)
+        yield from run_prepare(job, tokenizer, begin)
 
 
 def _journal(
     out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, force: bool
 ) -> Journal | None:
-    """The journal to continue from, if any. Raises UsageError if its settings are other ones."""
     try:
         journal = read_journal(out)
         if journal:
@@ -191,19 +159,15 @@ def _journal(
         raise
 
 
-def _nothing_to_do(
-    out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, sources: Sequence[TextSource]
-) -> PrepareProgress:
+def _nothing_to_do(job: PrepareJob, tokenizer: Tokenizer | None) -> PrepareProgress:
     """The finished folder, after checking its settings, its sources and its shards."""
-    manifest = read_manifest(out)
-    _refuse_other(out, settings, tokenizer, manifest)
-    require_unchanged(
-        manifest.sources, [source_record(source) for source in sources], "since it was prepared"
-    )
-    open_dataset(out).close()
+    manifest = read_manifest(job.out)
+    _refuse_other(job.out, job.settings, tokenizer, manifest)
+    require_unchanged(manifest.sources, list(map(source_record, job.sources)), "since it was prepared")
+    open_dataset(job.out).close()
     return PrepareProgress(
         "nothing to do",
-        out,
+        job.out,
         n_documents=manifest.n_documents,
         n_bytes=manifest.n_bytes,
         n_tokens=manifest.n_tokens,
@@ -226,26 +190,22 @@ def _refuse_other(
         )
 
 
-def _characters(
-    sources: Sequence[TextSource], settings: PrepareSettings, out: Path, n_total: int | None
-) -> Generator[PrepareProgress, None, tuple[Tokenizer, list[SourceRecord]]]:
+def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
     """The character vocabulary of the whole text, from a pass of its own over all sources."""
     seen: set[str] = set()
-    found: list[SourceRecord] = []
     n_read = n_bytes = 0
-    for source in sources:
-        with contextlib.closing(SourceReader(source, settings.text_fields)) as reader:
+    for source in job.sources:
+        with contextlib.closing(SourceReader(source, job.settings.text_fields)) as reader:
             for piece in trim_heap(reader.pieces()):
                 seen.update(piece.text)
                 n_bytes += piece.n_bytes
-                yield PrepareProgress("vocabulary", out, n_read + reader.n_read, n_total, n_bytes=n_bytes)
+                n_done = n_read + reader.n_read
+                yield PrepareProgress("vocabulary", job.out, n_done, job.n_total, n_bytes=n_bytes)
             n_read += reader.n_read
-            found.append(SourceRecord(source.name, source.kind, reader.n_read, reader.digest))
-    return Chars.from_counts(seen), found
+    return Chars.from_text(seen)
 
 
 def _tokenizer(name: str) -> Tokenizer:
-    """The tokenizer "gpt2", or that of a folder. Raises UsageError for anything else."""
     if name == "gpt2":
         return gpt2()
     if not Path(name).is_dir():
@@ -257,29 +217,26 @@ def _tokenizer(name: str) -> Tokenizer:
 
 
 @contextlib.contextmanager
-def _spooled(sources: Sequence[TextSource], work: _Work) -> Iterator[Sequence[TextSource]]:
+def _spooled(job: PrepareJob) -> Iterator[PrepareJob]:
     """Characters take two passes, so standard input is kept in a file."""
-    if work.settings.tokenizer != CHARS or all(source.path for source in sources):
-        yield sources
+    if job.settings.tokenizer != CHARS or all(source.path for source in job.sources):
+        yield job
         return
-    spool = work.out / SPOOL
+    spool = job.out / SPOOL
     try:
         with open(spool, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file, files.CHUNK)
-        yield [source if source.path else replace(source, path=spool) for source in sources]
+        yield replace(job, sources=[s if s.path else replace(s, path=spool) for s in job.sources])
     finally:
         spool.unlink(missing_ok=True)
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise UsageError for a folder with files that are not ours, which --force would delete."""
+    """A folder with files that are not ours: --force would delete them."""
     if not out.is_dir():
         return
-    foreign = [
-        path.name
-        for path in out.iterdir()
-        if path.name != ".lock" and not path.name.startswith(files.TEMPORARY)
-    ]
+    names = [path.name for path in out.iterdir()]
+    foreign = [name for name in names if name != ".lock" and not name.startswith(files.TEMPORARY)]
     if foreign and not was_made_by_prepare(out):
         raise UsageError(
             f"{out}: is not empty, and was not made by `gpt2 prepare`",
@@ -297,19 +254,9 @@ def _check_settings(settings: PrepareSettings) -> None:
         raise UsageError("no text field given", fix="--text-field text")
 
 
-def _locked(stack: contextlib.ExitStack, folder: Path) -> bool:
-    try:
-        stack.enter_context(files.lock(folder))
-    except ResourceError:
-        return False
-    return True
-
-
 def _key(sources: Sequence[SourceRecord], settings: PrepareSettings) -> str:
     """The name of the cache folder: a hash of the content and the settings, not of paths."""
     content = [[source.kind, source.bytes, source.sha256] for source in sources]
-    tokenizer = settings.tokenizer
-    if tokenizer != CHARS:
-        tokenizer = _tokenizer(tokenizer).fingerprint
+    tokenizer = CHARS if settings.tokenizer == CHARS else _tokenizer(settings.tokenizer).fingerprint
     key = json.dumps([VERSION, content, tokenizer, asdict(replace(settings, tokenizer=""))])
     return hashlib.sha256(key.encode()).hexdigest()[:24]

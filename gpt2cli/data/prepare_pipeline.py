@@ -1,7 +1,6 @@
 """One preparation: chunks of text -> ids (threads) -> shards in order -> manifest.json.
 
-A journal records what is on disk, and an interrupted preparation continues from it. `prepare.py`
-decides whether there is anything to do and in which folder; together they would pass 500 lines.
+A journal records what is on disk. `prepare.py` decides whether there is anything to do, and where.
 """
 
 import contextlib
@@ -9,17 +8,17 @@ import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from gpt2cli import files
-from gpt2cli.data.input_files import TextSource
+from gpt2cli.data.input_files import TextSource, total_bytes
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
     Journal,
     PrepareSettings,
-    ReadPosition,
     Shard,
     SourceRecord,
     StaleError,
@@ -29,13 +28,7 @@ from gpt2cli.data.manifest import (
     write_journal,
     write_manifest,
 )
-from gpt2cli.data.shards import (
-    ShardWriter,
-    copy_tail,
-    last_document_length,
-    shards_without_tail,
-    truncate_shards,
-)
+from gpt2cli.data.shards import ShardWriter, dtype_for, last_document_length, move_tail
 from gpt2cli.data.text_reader import MAX_PIECE_CHARACTERS
 from gpt2cli.data.tokenize import encode_chunks, encoder_for, text_chunks
 from gpt2cli.errors import InputError
@@ -75,35 +68,33 @@ class PrepareJob:
     """What to prepare. `expected` are the sources as an earlier pass found them, if there was one."""
 
     sources: Sequence[TextSource]
-    n_total: int | None
     out: Path
     settings: PrepareSettings
-    tokenizer: Tokenizer
-    dtype: str
     block: int
     workers: int
     journal_seconds: float
-    expected: Sequence[SourceRecord] | None
+    expected: Sequence[SourceRecord] | None = None
+
+    @cached_property
+    def n_total(self) -> int | None:
+        return total_bytes(self.sources)
 
 
-def run_prepare(job: PrepareJob, start: Journal) -> Iterator[PrepareProgress]:
+def run_prepare(job: PrepareJob, tokenizer: Tokenizer, start: Journal) -> Iterator[PrepareProgress]:
     """Do the work that the journal `start` leaves. After the last item the folder is valid.
 
     The caller holds the folder's lock. Raises InputError if the text is too short for one block, or
     has changed.
     """
-    journal = start
-    # Left by an interrupted `prepare --force` or an interrupted last move.
+    # Left by an interrupted `prepare --force`.
     (job.out / MANIFEST).unlink(missing_ok=True)
-    if not journal.tail_moved:
-        train, validation = (
-            ShardWriter(job.out, split, job.dtype, job.settings.shard_tokens, state)
-            for split, state in (("train", start.train), ("validation", start.validation))
-        )
-        with contextlib.closing(train), contextlib.closing(validation):
-            journal = yield from _write_tokens(job, start, train, validation)
-            yield _progress(job, "finishing", journal, start)
-            journal = _move_tail(job, journal, validation)
+    dtype, n_shard = dtype_for(tokenizer.n_vocab), job.settings.shard_tokens
+    train = ShardWriter(job.out, "train", dtype, n_shard, start.train)
+    validation = ShardWriter(job.out, "validation", dtype, n_shard, start.validation)
+    with contextlib.closing(train), contextlib.closing(validation):
+        journal = yield from _write_tokens(job, tokenizer, start, train, validation)
+        yield _progress(job, "finishing", journal, start)
+        journal = _fill_validation(job, tokenizer, journal, validation)
     n_validation = _n_tokens(journal.validation.finished)
     if job.settings.validation and n_validation < job.block:
         why = f"only {n_validation:,} validation tokens, fewer than one block of {job.block:,}"
@@ -114,75 +105,67 @@ def run_prepare(job: PrepareJob, start: Journal) -> Iterator[PrepareProgress]:
             " characters: tokens there may differ"
         )
         yield _progress(job, "finishing", journal, start, warning=cuts)
-    for split, state in (("train", journal.train), ("validation", journal.validation)):
-        truncate_shards(job.out, split, state.finished, job.dtype)
-    names = save_tokenizer(job.tokenizer, job.out)
-    write_manifest(job.out, _manifest(job, journal, names))
+    names = save_tokenizer(tokenizer, job.out)
+    write_manifest(job.out, _manifest(job, tokenizer, journal, names))
     (job.out / JOURNAL).unlink()
     files.flush_directory(job.out)
     yield _progress(job, "done", journal, start)
 
 
 def _write_tokens(
-    job: PrepareJob, start: Journal, train: ShardWriter, validation: ShardWriter
+    job: PrepareJob, tokenizer: Tokenizer, start: Journal, train: ShardWriter, validation: ShardWriter
 ) -> Generator[PrepareProgress, None, Journal]:
     """Encode and append every chunk that is not done yet; returns the journal of the finished work."""
     found: list[SourceRecord] = []
     journal, saved_at = start, time.monotonic()
     chunks = text_chunks(job.sources, job.settings, found)
-    encode, n_done = encoder_for(job.tokenizer, job.dtype), start.position.n_chunks
-    for chunk, ids in encode_chunks(chunks, encode, job.workers, n_done):
-        sources = tuple(found[: chunk.position.n_sources])
+    n_done = start.position.n_chunks
+    for chunk, ids in encode_chunks(chunks, encoder_for(tokenizer), job.workers, n_done):
+        journal = replace(journal, position=chunk.position, sources=tuple(found[: chunk.position.n_sources]))
         if ids is None:
             if chunk.position.n_chunks == n_done:
-                _compare(start, chunk.position, sources)
-            journal = replace(start, position=chunk.position, sources=sources)
+                _compare(start, journal)
             yield _progress(job, "continuing", journal, start)
             continue
         train.write(ids[0])
         validation.write(ids[1])
-        journal = replace(
-            start, position=chunk.position, sources=sources, train=train.state, validation=validation.state
-        )
+        journal = replace(journal, train=train.state, validation=validation.state)
         if time.monotonic() - saved_at >= job.journal_seconds:
             train.flush()
             validation.flush()
             write_journal(job.out, journal)
             saved_at = time.monotonic()
         yield _progress(job, "tokens", journal, start)
-    if journal.position.n_chunks < start.position.n_chunks:
-        _compare(start, journal.position, tuple(found))
+    journal = replace(journal, sources=tuple(found))
+    if journal.position.n_chunks < n_done:
+        _compare(start, journal)
     if job.expected is not None:
         require_unchanged(job.expected, found, "while it was read")
     train.finish()
     validation.finish()
     end = replace(journal.position, n_sources=len(found), n_read=0, digest="")
-    return replace(
-        journal, position=end, sources=tuple(found), train=train.state, validation=validation.state
-    )
+    return replace(journal, position=end, train=train.state, validation=validation.state)
 
 
-def _move_tail(job: PrepareJob, journal: Journal, validation: ShardWriter) -> Journal:
-    """If no document was drawn for validation, move the last one there, or the tail of a single one.
-
-    The training shards are truncated only after the journal has recorded the move.
-    """
-    train = journal.train.finished
-    n = 0
+def _fill_validation(
+    job: PrepareJob, tokenizer: Tokenizer, journal: Journal, validation: ShardWriter
+) -> Journal:
+    """If no document was drawn for validation, move the last one there, or the tail of a single one."""
+    train, dtype, n = journal.train.finished, dtype_for(tokenizer.n_vocab), 0
     if job.settings.validation and not validation.n_tokens and _n_tokens(train) > 1:
         if journal.position.n_documents == 1:
             n = max(1, round(_n_tokens(train) * job.settings.validation))
         else:
-            n = last_document_length(job.out, train, job.dtype, job.tokenizer.end_of_text)
-            one_more = replace(journal.position, n_validation_documents=1)
-            journal = replace(journal, position=one_more)
+            n = last_document_length(job.out, train, dtype, tokenizer.end_of_text)
+            journal = replace(journal, position=replace(journal.position, n_validation_documents=1))
     _require_block(job, journal, _n_tokens(train) - n)
-    copy_tail(job.out, train, job.dtype, n, validation)
+    if not n:
+        return journal
+    # Interrupted from here on, the next call starts over: the journal's shards are being cut.
+    write_journal(job.out, Journal(journal.settings, journal.fingerprint))
+    kept = move_tail(job.out, train, dtype, n, validation)
     validation.finish()
-    kept = shards_without_tail(job.out, train, job.dtype, n)
-    journal = replace(journal, train=WriterState(kept), validation=validation.state, tail_moved=True)
-    write_journal(job.out, journal)
-    return journal
+    return replace(journal, train=WriterState(kept), validation=validation.state)
 
 
 def _require_block(job: PrepareJob, journal: Journal, n_train: int) -> None:
@@ -211,22 +194,24 @@ def require_unchanged(before: Sequence[SourceRecord], now: Sequence[SourceRecord
         raise StaleError(what)
 
 
-def _compare(start: Journal, position: ReadPosition, sources: tuple[SourceRecord, ...]) -> None:
+def _compare(start: Journal, now: Journal) -> None:
     """Check that the work so far was done from the text that is there now."""
     when = "since the preparation was interrupted"
-    require_unchanged(start.sources, sources, when)
-    if position != start.position:
-        raise StaleError(f"the source after the first {len(sources)} changed {when}")
+    require_unchanged(start.sources, now.sources, when)
+    if now.position != start.position:
+        raise StaleError(f"the source after the first {len(now.sources)} changed {when}")
 
 
-def _manifest(job: PrepareJob, journal: Journal, tokenizer_files: Sequence[str]) -> TokenManifest:
+def _manifest(
+    job: PrepareJob, tokenizer: Tokenizer, journal: Journal, tokenizer_files: Sequence[str]
+) -> TokenManifest:
     position = journal.position
     tail = position.n_documents == 1
     return TokenManifest(
         settings=job.settings,
         fingerprint=journal.fingerprint,
-        n_vocab=job.tokenizer.n_vocab,
-        dtype=job.dtype,
+        n_vocab=tokenizer.n_vocab,
+        dtype=dtype_for(tokenizer.n_vocab),
         tokenizer_files=tuple(tokenizer_files),
         n_documents=position.n_documents,
         n_validation_documents=position.n_validation_documents,

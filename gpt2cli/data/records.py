@@ -1,9 +1,8 @@
 """Records in files: CSV, TSV, JSON lines, a JSON list or parquet -> each record, with its line.
 
 CSV is RFC 4180: commas, and quotes around what holds a comma, a quote or a line end. TSV is plain:
-tabs separate and a quote is a character like any other, as in the SMS Spam Collection, whose
-messages hold lone ones. The first row of CSV and TSV names the columns, or the caller does. What the
-fields mean is not known here. Texts that do not fit into memory are read by `text_reader.py`.
+tabs separate and a quote is a character like any other, as in the SMS Spam Collection. The first row
+of both names the columns, or the caller does. `text_reader.py` reads texts larger than memory.
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import csv
 import gzip
 import hashlib
 import io
-import itertools
 import json
 import re
 import zlib
@@ -30,7 +28,6 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
     **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"},
 }
 ONE_PER_LINE = "one object per line"
-LARGEST = 1 << 30  # bytes; the rows are held in memory
 LONGEST = 131_072  # characters of a field, the csv module's own limit
 
 
@@ -52,9 +49,7 @@ class Table:
         return f"{self.name}:{line}"
 
     def column(self, name: str, naming: str = "") -> int:
-        """The place of a column. Raises InputError with those that there are, and with what the user
-        writes to name them, `naming`, where the first row may hold none.
-        """
+        """The place of a column. Raises InputError; `naming` is what the user writes to name columns."""
         if name in self.columns:
             return self.columns.index(name)
         there = ", ".join(map(repr, self.columns[:8])) or "nothing"
@@ -104,17 +99,22 @@ def read_table(
     fields in its first line, none of them one of those names, and its first word stands at the head
     of a later line too. Raises InputError naming FILE:LINE.
     """
-    given = tuple(columns)
-    if kind_by_name(path) == "parquet":
-        _require_no_names(path, given)
-        records = enumerate(parquet_rows(path), 1)
-        return _table(path, "parquet", records, files.sha256_of(path))
-    text, sha256 = read_text(path, stream)
-    kind = kind_by_name(path) or _kind_by_content(text)
-    if kind in ("jsonl", "json"):
-        _require_no_names(path, given)
-        found_records = _json_lines(text, path) if kind == "jsonl" else _json_list(text, path)
-        return _table(path, kind, found_records, sha256)
+    kind, given = kind_by_name(path), tuple(columns)
+    records: Iterable[tuple[int, Any]]
+    if kind == "parquet":
+        records, sha256 = enumerate(parquet_rows(path), 1), files.sha256_of(path)
+    else:
+        text, sha256 = read_text(path, stream)
+        kind = kind or _kind_by_content(text)
+        records = _json_lines(text, path) if kind == "jsonl" else _json_list(text, path)
+    if kind not in ("csv", "tsv"):
+        if given:
+            raise InputError(
+                f"{path}:1: records name their fields themselves",
+                f"and are to be named {', '.join(map(repr, given[:8]))}",
+                "leave the names of columns out",
+            )
+        return _table(path, kind, records, sha256)
     found = list(_csv_rows(str(path), text, kind))
     if not found:
         raise InputError(f"{path}:1: there are no rows", "the file is empty")
@@ -152,33 +152,14 @@ def read_text(path: Path, stream: BinaryIO | None = None) -> tuple[str, str]:
     Raises InputError naming FILE:LINE.
     """
     with files.open_regular(path) if stream is None else contextlib.nullcontext(stream) as file:
-        data = file.read(LARGEST + 1)
+        data = file.read()
     sha256 = hashlib.sha256(data).hexdigest()
     if path.suffix.lower() == ".gz":
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
-                data = unpacked.read(LARGEST + 1)
+            data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{path}:1: damaged gzip data", str(error), "fetch the file again") from None
-    if len(data) > LARGEST:
-        raise InputError(f"{path}: larger than {LARGEST >> 30} GiB", "a table is held in memory whole")
-    place, what = data.find(b"\0"), "a NUL byte"
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if place < 0 or error.start < place:
-            place, what = error.start, "not UTF-8"
-    if place >= 0:
-        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        line = data.count(b"\n", 0, place) + 1
-        raise InputError(
-            f"{path}:{line}: {what} at byte {place}",
-            "it begins like UTF-16"
-            if utf16
-            else "a table is UTF-8 text; this is binary, or another encoding",
-            f"iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 FILE > NEW-FILE",
-        )
-    return text.removeprefix("\ufeff"), sha256
+    return files.decode_text(data, str(path), with_line=True), sha256
 
 
 def kind_by_name(path: Path) -> Kind | None:
@@ -194,10 +175,17 @@ def kind_of(value: Any) -> str:
 
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, a batch of them in memory. Raises InputError for a missing column."""
-    require_pyarrow(path)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    """The rows of a parquet file, a batch of them in memory.
+
+    Raises InputError for a missing column, UsageError without pyarrow.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UsageError(
+            f"{path}: parquet needs pyarrow", "it is not installed here", "pip install pyarrow"
+        ) from None
 
     files.open_regular(path).close()
     try:
@@ -215,16 +203,6 @@ def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
         raise InputError(f"{path}: not a readable parquet file", str(error)) from None
 
 
-def require_pyarrow(path: Path) -> None:
-    """Raises UsageError where parquet cannot be read."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            f"{path}: parquet needs pyarrow", "it is not installed here", "pip install pyarrow"
-        ) from None
-
-
 def _json_lines(text: str, path: Path, fix: str = ONE_PER_LINE) -> Iterator[tuple[int, Any]]:
     # Not splitlines: U+2028 and its like may stand inside of a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
@@ -239,56 +217,33 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _json_list(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """One item after another, for its line."""
-    place = _SPACE.match(text).end()  # type: ignore[union-attr]
-    if text[place : place + 1] != "[":
-        value = _item(text, place, path, 1)[0]
+    try:
+        values = parse_json(text)
+    except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}: a list of records is needed, not {kind_of(value)}",
+            f"{path}:{error.lineno}: not JSON, column {error.colno}",
+            error.msg,
+            "one record per line is read from a file that is called .jsonl",
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: not readable JSON", str(error)) from None
+    if not isinstance(values, list):
+        raise InputError(
+            f"{path}: a list of records is needed, not {kind_of(values)}",
             "the file is one JSON value",
             "put the records into [ ], or one per line into a file that is called .jsonl",
         )
-    line, counted = 1, 0
-    for n in itertools.count():
-        place = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
-        if n == 0 and text[place : place + 1] == "]":
-            break
+    # Valid JSON from here on: decoded once more, value by value, for where each begins.
+    line, counted, place = 1, 0, text.index("[") if values else 0
+    for value in values:
+        place = _after_space(text, place + 1)
         line, counted = line + text.count("\n", counted, place), place
-        value, end = _item(text, place, path, line)
         yield line, value
-        place = _SPACE.match(text, end).end()  # type: ignore[union-attr]
-        if text[place : place + 1] != ",":
-            break
-    end = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
-    if text[place : place + 1] != "]" or end < len(text):
-        raise _not_json(path, json.JSONDecodeError("a comma or the list's end is needed", text, place))
+        place = _after_space(text, DECODER.raw_decode(text, place)[1])
 
 
-def _item(text: str, place: int, path: Path, line: int) -> tuple[Any, int]:
-    """The value that begins there, and where it ends."""
-    try:
-        return DECODER.raw_decode(text, place)
-    except json.JSONDecodeError as error:
-        raise _not_json(path, error) from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists 10,000 deep
-        raise InputError(f"{path}:{line}: not readable JSON", str(error)) from None
-
-
-def _not_json(path: Path, error: json.JSONDecodeError) -> InputError:
-    return InputError(
-        f"{path}:{error.lineno}: not JSON, column {error.colno}",
-        error.msg,
-        "one record per line is read from a file that is called .jsonl",
-    )
-
-
-def _require_no_names(path: Path, given: tuple[str, ...]) -> None:
-    if given:
-        raise InputError(
-            f"{path}:1: records name their fields themselves",
-            f"and are to be named {', '.join(map(repr, given[:8]))}",
-            "leave the names of columns out",
-        )
+def _after_space(text: str, place: int) -> int:
+    return _SPACE.match(text, place).end()  # type: ignore[union-attr]
 
 
 def _kind_by_content(text: str) -> Kind:
@@ -312,8 +267,6 @@ def _csv_rows(name: str, text: str, kind: Kind) -> Iterator[TableRow]:
             raise _malformed(f"{name}:{line}", str(error)) from None
         if values is None:
             return
-        if any(len(value) > LONGEST for value in values):  # another library may have raised csv's limit
-            raise _malformed(f"{name}:{line}", "field larger than field limit")
         if values:  # an empty line is nothing
             yield TableRow(line, tuple(values))
         line = reader.line_num + 1
@@ -363,10 +316,28 @@ def _plain(value: Any, where: str, key: str) -> str | None:
     if value is None:
         return None
     found = value if isinstance(value, str) else json.dumps(value, default=str)
-    if len(found) > LONGEST:
-        raise InputError(
-            f"{where}: field {key!r} has more than {LONGEST:,} characters", fix="shorten the text"
-        )
-    if any("\ud800" <= char <= "\udfff" for char in found + key):
-        raise InputError(f"{where}: half a surrogate pair in field {key!r}", "it is not a character")
+    require_characters(found + key, f"{where}: field {key!r}")
     return found
+
+
+def text_field(record: dict[str, Any], field: str, where: str, fix: str) -> str:
+    """A field that must hold text. Raises InputError, with `fix` to name another field."""
+    value = record.get(field)
+    if not isinstance(value, str):
+        problem = f"is {kind_of(value)}, not text" if field in record else "is missing"
+        raise InputError(
+            f"{where}: field {field!r} {problem}",
+            f"it has: {', '.join(repr(name[:40]) for name in list(record)[:8]) or 'no field'}",
+            fix,
+        )
+    require_characters(value, f"{where}: field {field!r}")
+    return value
+
+
+def require_characters(text: str, what: str) -> None:
+    """Raise InputError for half a surrogate pair, which an escape in JSON can spell."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise InputError(f"{what} holds half a surrogate pair ({half})", "that is not a character") from None

@@ -1,8 +1,7 @@
-"""Batches for supervised fine-tuning: conversations as token ids with a loss mask, packed and padded.
+"""Batches for supervised fine-tuning: conversations as token ids with a loss mask, and their order.
 
 Batches are a pure function of (seed, number). Records of similar length go together, so that there
-is little padding, and every epoch has its own order. Padding is masked by length, never by id: the
-end-of-text that the model must predict to stop has an id like any other.
+is little padding, and every epoch has its own order.
 """
 
 import math
@@ -20,7 +19,6 @@ from gpt2cli.tokenizer.base import Tokenizer
 
 POOL_BATCHES = 16  # sorted by length together; more means less padding and less shuffling
 OPEN_ROWS = 64  # packed rows that may still receive a record
-PAD = 0  # any id: no position attends to it
 _ORDER, _PACK = 2, 3  # random streams: no two uses may share one
 
 
@@ -35,17 +33,6 @@ class SftExample:
     @property
     def n_read(self) -> int:
         return len(self.ids) - 1
-
-
-@dataclass(frozen=True)
-class SftArrays:
-    """A batch as arrays, with N targets: the tokens inside the loss mask."""
-
-    input_ids: NDArray[np.int64]  # (B, T)
-    target_positions: NDArray[np.int64]  # (N,), ascending indices into the B * T positions
-    targets: NDArray[np.int64]  # (N,), the token after each of those positions
-    positions: NDArray[np.int64]  # (B, T), from 0 in each record
-    segments: NDArray[np.int64]  # (B, T), the record within its row; -1 for padding
 
 
 def encode_record(
@@ -127,28 +114,6 @@ def batches_by_length(
     return [tuple(batch) for batch in batches]
 
 
-def collate(rows: Sequence[Sequence[SftExample]]) -> SftArrays:
-    """A batch of rows, each of one or more examples in sequence, padded on the right."""
-    B, T = len(rows), max(sum(example.n_read for example in row) for row in rows)
-    input_ids = np.full((B, T), PAD, np.int64)
-    positions = np.zeros((B, T), np.int64)
-    segments = np.full((B, T), -1, np.int64)
-    target_positions, targets = [], []
-    for b, row in enumerate(rows):
-        start = 0
-        for number, example in enumerate(row):
-            here, mask = slice(start, start + example.n_read), example.loss_mask[1:]
-            input_ids[b, here] = example.ids[:-1]
-            positions[b, here] = np.arange(example.n_read)
-            segments[b, here] = number
-            target_positions.append(b * T + start + np.flatnonzero(mask))
-            targets.append(example.ids[1:][mask])
-            start = here.stop
-    return SftArrays(
-        input_ids, np.concatenate(target_positions), np.concatenate(targets), positions, segments
-    )
-
-
 @lru_cache(maxsize=2)  # a step may span two epochs
 def _epoch(order: BatchOrder, epoch: int) -> list[tuple[int, ...]]:
     """Shuffle, sort by length within pools, split into batches, shuffle the batches."""
@@ -158,12 +123,9 @@ def _epoch(order: BatchOrder, epoch: int) -> list[tuple[int, ...]]:
     batches: list[tuple[int, ...]] = []
     for start in range(0, len(items), pool):
         some = items[start : start + pool]
-        batches += _cut(some[np.argsort(lengths[some], kind="stable")], order.n_rows)
+        some = some[np.argsort(lengths[some], kind="stable")]
+        batches += [tuple(some[i : i + order.n_rows].tolist()) for i in range(0, len(some), order.n_rows)]
     return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def _cut(items: NDArray[np.int64], n_rows: int) -> list[tuple[int, ...]]:
-    return [tuple(items[start : start + n_rows].tolist()) for start in range(0, len(items), n_rows)]
 
 
 def token_limit(wanted: int, context: int) -> int:

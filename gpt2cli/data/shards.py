@@ -5,38 +5,37 @@ hold the same number. `token_dataset.py` reads them.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from gpt2cli import files
-from gpt2cli.data.manifest import DTYPES, Shard, StaleError, WriterState
+from gpt2cli.data.manifest import DTYPES, Dtype, Shard, StaleError, WriterState
 from gpt2cli.errors import InputError
 
 Ids = np.ndarray[tuple[int], np.dtype[Any]]
 
 
-def dtype_for(n_vocab: int) -> str:
+def dtype_for(n_vocab: int) -> Dtype:
     """uint16 if it holds every id, else uint32."""
     return "uint16" if n_vocab <= 1 << 16 else "uint32"
 
 
-def to_shard_dtype(ids: Ids, dtype: str, n_vocab: int) -> Ids:
+def to_shard_dtype(ids: Ids, dtype: Dtype, n_vocab: int) -> Ids:
     """`ids` (N,) as `dtype`, little-endian. Checked first: a plain cast would turn 70000 into 4464."""
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < n_vocab:
         raise InputError(f"token id {int(ids.max())} is not below the vocabulary size {n_vocab}")
-    assert n_vocab <= 1 << 8 * DTYPES[dtype]
-    return ids.astype(np.dtype(dtype).newbyteorder("<"))
+    return ids.astype(DTYPES[dtype])
 
 
 class ShardWriter:
     """Appends ids to the shards of one split: `split`-00000.bin, `split`-00001.bin, ..."""
 
-    def __init__(self, folder: Path, split: str, dtype: str, shard_tokens: int, state: WriterState) -> None:
+    def __init__(self, folder: Path, split: str, dtype: Dtype, shard_tokens: int, state: WriterState) -> None:
         """Continues from `state`: whatever the folder holds beyond it is truncated or deleted."""
-        self._folder, self._split, self._dtype = folder, split, dtype
+        self._folder, self._split, self._width = folder, split, DTYPES[dtype].itemsize
         self._shard_tokens = shard_tokens
         self._finished = list(state.finished)
         self._n_open = state.n_open
@@ -95,12 +94,12 @@ class ShardWriter:
         path = self._folder / self._open_name()
         self._require(path, self._n_open)
         self._file = open(path, "r+b")  # noqa: SIM115
-        self._file.truncate(self._n_open * DTYPES[self._dtype])
+        self._file.truncate(self._n_open * self._width)
         while block := self._file.read(files.CHUNK):
             self._digest.update(block)
 
     def _require(self, path: Path, n_tokens: int) -> None:
-        if not path.is_file() or path.stat().st_size < n_tokens * DTYPES[self._dtype]:
+        if not path.is_file() or path.stat().st_size < n_tokens * self._width:
             raise StaleError(
                 f"{path}: shorter than the journal says",
                 "the folder has changed since `prepare` was interrupted",
@@ -117,65 +116,49 @@ class ShardWriter:
         return f"{self._split}-{len(self._finished):05d}.bin"
 
 
-def copy_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int, target: ShardWriter) -> None:
-    """Append the last `n` tokens of `shards` to `target`."""
-    width = DTYPES[dtype]
-    skip = sum(shard.n_tokens for shard in shards) - n
-    for shard in shards:
-        with files.open_regular(folder / shard.file) as file:
-            file.seek(min(skip, shard.n_tokens) * width)
-            while block := file.read(files.CHUNK):
-                target.write(np.frombuffer(block, np.dtype(dtype).newbyteorder("<")))
-        skip = max(0, skip - shard.n_tokens)
-
-
-def shards_without_tail(folder: Path, shards: Sequence[Shard], dtype: str, n: int) -> tuple[Shard, ...]:
-    """`shards` without their last `n` tokens; nothing changes on disk."""
-    kept = []
+def move_tail(
+    folder: Path, shards: Sequence[Shard], dtype: Dtype, n: int, target: ShardWriter
+) -> tuple[Shard, ...]:
+    """Move the last `n` tokens of `shards` to `target`; returns what is left of `shards`."""
+    width, kept = DTYPES[dtype].itemsize, []
     left = sum(shard.n_tokens for shard in shards) - n
     for shard in shards:
-        n_tokens = min(left, shard.n_tokens)
-        left -= n_tokens
-        if n_tokens:
-            whole = n_tokens == shard.n_tokens
-            digest = shard.sha256 if whole else _digest_of_head(folder / shard.file, n_tokens * DTYPES[dtype])
-            kept.append(Shard(shard.file, n_tokens, digest))
+        n_kept = min(left, shard.n_tokens)
+        left -= n_kept
+        if n_kept == shard.n_tokens:
+            kept.append(shard)
+            continue
+        path, head = folder / shard.file, hashlib.sha256()
+        with open(path, "r+b") as file:
+            for block in _blocks(file, n_kept * width):
+                head.update(block)
+            for block in _blocks(file, (shard.n_tokens - n_kept) * width):
+                target.write(np.frombuffer(block, DTYPES[dtype]))
+            file.truncate(n_kept * width)
+            files.flush(file)
+        if n_kept:
+            kept.append(Shard(shard.file, n_kept, head.hexdigest()))
+        else:
+            path.unlink()
     return tuple(kept)
 
 
-def truncate_shards(folder: Path, split: str, shards: Sequence[Shard], dtype: str) -> None:
-    """Make the files of a split match `shards`: truncate longer ones, delete others."""
-    for path in sorted(folder.glob(f"{split}-*.bin"))[len(shards) :]:
-        path.unlink()
-    for shard in shards:
-        path = folder / shard.file
-        n_bytes = shard.n_tokens * DTYPES[dtype]
-        if path.stat().st_size != n_bytes:
-            with open(path, "r+b") as file:
-                file.truncate(n_bytes)
-                files.flush(file)
-    files.flush_directory(folder)
+def _blocks(file: BinaryIO, n_bytes: int) -> Iterator[bytes]:
+    while n_bytes and (block := file.read(min(n_bytes, files.CHUNK))):
+        yield block
+        n_bytes -= len(block)
 
 
-def _digest_of_head(path: Path, n_bytes: int) -> str:
-    digest = hashlib.sha256()
-    with files.open_regular(path) as file:
-        while n_bytes and (block := file.read(min(n_bytes, files.CHUNK))):
-            digest.update(block)
-            n_bytes -= len(block)
-    return digest.hexdigest()
-
-
-def last_document_length(folder: Path, shards: Sequence[Shard], dtype: str, end_of_text: int) -> int:
+def last_document_length(folder: Path, shards: Sequence[Shard], dtype: Dtype, end_of_text: int) -> int:
     """Tokens of the last document, with its end-of-text: all after the previous end-of-text."""
-    width, seen = DTYPES[dtype], 0
+    width, seen = DTYPES[dtype].itemsize, 0
     for shard in reversed(shards):
         with files.open_regular(folder / shard.file) as file:
             right = shard.n_tokens
             while right:
                 left = max(0, right - files.CHUNK)
                 file.seek(left * width)
-                ids = np.frombuffer(file.read((right - left) * width), np.dtype(dtype).newbyteorder("<"))
+                ids = np.frombuffer(file.read((right - left) * width), DTYPES[dtype])
                 ends = np.flatnonzero(ids == end_of_text)
                 if not seen:
                     ends = ends[:-1]  # the end-of-text of the last document itself

@@ -6,6 +6,7 @@ same tokens.
 """
 
 import codecs
+import contextlib
 import gzip
 import hashlib
 import io
@@ -18,13 +19,12 @@ from typing import Any, BinaryIO, cast
 
 from gpt2cli import files
 from gpt2cli.data.input_files import TextSource
-from gpt2cli.data.records import kind_of, parquet_rows, require_pyarrow
+from gpt2cli.data.records import kind_of, parquet_rows, text_field
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import parse_json
 
 PIECE_CHARACTERS = 1 << 18  # the usual size
 MAX_PIECE_CHARACTERS = 1 << 19  # text without a safe cut is cut here anyway
-LINE_LIMIT = 64 << 20  # bytes of a .jsonl line, which is parsed whole
 BLOCK = 1 << 20
 
 # A safe cut lies between a character that is not whitespace and a space or newline. GPT-2's pattern
@@ -52,9 +52,6 @@ class SourceReader:
     def __init__(self, source: TextSource, fields: Sequence[str]) -> None:
         self.source = source
         self._fields = fields
-        if source.kind == "parquet":
-            assert source.path is not None
-            require_pyarrow(source.path)
         self._raw = _Hashing(files.open_regular(source.path) if source.path else sys.stdin.buffer)
 
     @property
@@ -102,48 +99,37 @@ class SourceReader:
 
     def _decode(self, block: bytes, offset: int, decoder: codecs.IncrementalDecoder) -> str:
         """The text of `block`, which starts at byte `offset` of the source."""
-        held = len(decoder.getstate()[0])
-        _refuse_nul(block, offset, self.source.name)
-        try:
+        held = decoder.getstate()[0]
+        with contextlib.suppress(UnicodeDecodeError):
             text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(self.source.name, offset - held + error.start, error.object) from None
-        return text.removeprefix("\ufeff") if offset == 0 else text
+            if "\0" not in text:
+                return text if offset else text.removeprefix("\ufeff")
+        return files.decode_text(held + block, self.source.name, offset - len(held))  # raises
 
     def _jsonl(self, stream: BinaryIO) -> Iterator[TextPiece]:
-        offset, number = 0, 0
-        while line := stream.readline(LINE_LIMIT + 1):
-            number += 1
+        offset = 0
+        for number, line in enumerate(stream, 1):
             where = f"{self.source.name}:{number}"
-            if len(line) > LINE_LIMIT:
-                raise InputError(
-                    f"{where}: a line of more than {LINE_LIMIT >> 20} MiB",
-                    "a JSON record is parsed as a whole",
-                    "put this text into a .txt file",
-                )
-            _refuse_nul(line, offset, where)
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(where, offset + error.start, line) from None
+            text = files.decode_text(line, where, offset)
             offset += len(line)
-            if number == 1:
-                text = text.removeprefix("\ufeff")
-            if text.strip():
-                yield from split_document(_joined(_record(text, where), self._fields, where), where)
+            if not text.strip():
+                continue
+            try:
+                record = parse_json(text)
+            except ValueError as error:
+                raise InputError(f"{where}: not a JSON record", str(error)) from None
+            yield from split_document(_joined(record, self._fields, where))
 
     def _parquet(self) -> Iterator[TextPiece]:
         assert self.source.path is not None
         self.drain()  # parquet needs random access, so its digest takes a separate pass
         for number, row in enumerate(parquet_rows(self.source.path, self._fields), 1):
             where = f"{self.source.name}, row {number}"
-            yield from split_document(_joined(row, self._fields, where), where)
+            yield from split_document(_joined(row, self._fields, where))
 
 
-def split_document(document: str, where: str = "") -> Iterator[TextPiece]:
+def split_document(document: str) -> Iterator[TextPiece]:
     """A document in memory, as pieces; the empty document has none."""
-    if where:  # escapes in JSON can spell half a surrogate pair; decoded files cannot
-        _encoded_length(document, where)
     while len(document) > MAX_PIECE_CHARACTERS:
         piece, document = _cut(document)
         yield piece
@@ -171,57 +157,13 @@ def _safe_cut(text: str) -> int:
     return later.end() if later else 0
 
 
-def _record(line: str, where: str) -> Any:
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not a JSON record", str(error)) from None
-
-
 def _joined(record: Any, fields: Sequence[str], where: str) -> str:
     """The texts of the fields, joined by blank lines, without empty ones."""
     if not isinstance(record, dict):
         raise InputError(f"{where}: must be a JSON object, not {kind_of(record)}")
-    texts = []
-    for field in fields:
-        value = record.get(field)
-        if not isinstance(value, str):
-            problem = f"is {kind_of(value)}, not text" if field in record else "is missing"
-            raise InputError(
-                f"{where}: field {field!r} {problem}",
-                f"the record has: {', '.join(map(repr, list(record)[:8]))}",
-                "name the field that holds the text: --text-field NAME",
-            )
-        texts.append(value)
+    fix = "name the field that holds the text: --text-field NAME"
+    texts = [text_field(record, field, where, fix) for field in fields]
     return "\n\n".join(text for text in texts if text)
-
-
-def _encoded_length(text: str, where: str) -> int:
-    try:
-        return len(text.encode("utf-8"))
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: half a surrogate pair (\\u{ord(text[error.start]):04x})", "that is not a character"
-        ) from None
-
-
-def _refuse_nul(block: bytes, offset: int, name: str) -> None:
-    place = block.find(b"\0")
-    if place >= 0:
-        raise InputError(
-            f"{name}: a NUL byte at byte {offset + place}",
-            "text has none; the file is binary, or UTF-16",
-            "if it is UTF-16: iconv -f UTF-16 -t UTF-8 FILE > FILE.txt",
-        )
-
-
-def _not_utf8(name: str, offset: int, block: bytes) -> InputError:
-    utf16 = offset == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return InputError(
-        f"{name}: not UTF-8 at byte {offset}",
-        "it starts like UTF-16" if utf16 else "these bytes are not a character; it may be Latin-1",
-        f"iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 FILE > FILE.txt",
-    )
 
 
 class _Hashing(io.RawIOBase):

@@ -11,17 +11,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
 
 from gpt2cli import files
-from gpt2cli.data.manifest import DTYPES, Shard, TokenManifest, read_manifest
+from gpt2cli.data.manifest import DTYPES, Dtype, Shard, TokenManifest, read_manifest
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import load_tokenizer
 
+REPAIR = "prepare the text again with --force, or delete {} if it is in the cache"
 Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -42,9 +42,7 @@ class TokenDataset:
     def __enter__(self) -> "TokenDataset":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -60,7 +58,7 @@ def open_dataset(folder: Path) -> TokenDataset:
         raise InputError(
             f"{folder}: its tokenizer is not the one that made its tokens",
             f"it has {tokenizer.n_vocab} tokens, the manifest says {manifest.n_vocab}, or they differ",
-            _repair(folder),
+            REPAIR.format(folder),
         )
     train = TokenSplit(folder, manifest.train, manifest.dtype, manifest.n_vocab)
     try:
@@ -74,11 +72,10 @@ def open_dataset(folder: Path) -> TokenDataset:
 class TokenSplit:
     """The ids of one split, as one sequence of `n_tokens`."""
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str, n_vocab: int) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: Dtype, n_vocab: int) -> None:
         """Opens and verifies every shard. Raises InputError."""
         self._folder, self._shards, self._n_vocab = folder, tuple(shards), n_vocab
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._width = DTYPES[dtype]
+        self._dtype, self._width = DTYPES[dtype], DTYPES[dtype].itemsize
         self._starts = list(itertools.accumulate((shard.n_tokens for shard in shards), initial=0))
         self._files: list[BinaryIO] = []
         try:
@@ -116,13 +113,9 @@ class TokenSplit:
             file.close()
 
     def _read_shard(self, index: int, start: int, n: int) -> np.ndarray:
-        data = bytearray()
-        while len(data) < n * self._width:
-            at = start * self._width + len(data)
-            block = os.pread(self._files[index].fileno(), n * self._width - len(data), at)
-            if not block:
-                raise self._error(self._shards[index], "truncated since it was opened")
-            data += block
+        data = os.pread(self._files[index].fileno(), n * self._width, start * self._width)
+        if len(data) < n * self._width:
+            raise self._error(self._shards[index], "truncated since it was opened")
         ids = np.frombuffer(data, self._dtype)
         if n and int(ids.max()) >= self._n_vocab:
             raise self._error(self._shards[index], f"changed since it was opened: id {int(ids.max())}")
@@ -131,27 +124,19 @@ class TokenSplit:
     def _verify(self, shard: Shard, file: BinaryIO) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != shard.n_tokens * self._width:
-            odd = f", not a multiple of {self._width}" if size % self._width else ""
-            raise self._error(
-                shard, "damaged: wrong size", f"{size} bytes{odd}, not {shard.n_tokens * self._width}"
-            )
+            why = f"{size} bytes, not {shard.n_tokens * self._width}"
+            raise self._error(shard, "damaged: wrong size", why)
         digest, largest = hashlib.sha256(), 0
         while block := file.read(files.CHUNK):
             digest.update(block)
             largest = max(largest, int(np.frombuffer(block, self._dtype).max()))
         # Not covered by the digest: a manifest made elsewhere can confirm ids outside the vocabulary.
         if largest >= self._n_vocab:
-            raise self._error(
-                shard, f"holds the id {largest}", f"the vocabulary has the ids 0 to {self._n_vocab - 1}"
-            )
+            why = f"the vocabulary has the ids 0 to {self._n_vocab - 1}"
+            raise self._error(shard, f"holds the id {largest}", why)
         if digest.hexdigest() != shard.sha256:
-            raise self._error(
-                shard, "damaged: its content changed", f"SHA-256 is {digest.hexdigest()}, not {shard.sha256}"
-            )
+            why = f"SHA-256 is {digest.hexdigest()}, not {shard.sha256}"
+            raise self._error(shard, "damaged: its content changed", why)
 
     def _error(self, shard: Shard, what: str, why: str = "") -> InputError:
-        return InputError(f"{self._folder / shard.file}: {what}", why, _repair(self._folder))
-
-
-def _repair(folder: Path) -> str:
-    return f"prepare the text again with --force, or delete {folder} if it is in the cache"
+        return InputError(f"{self._folder / shard.file}: {what}", why, REPAIR.format(self._folder))

@@ -10,17 +10,16 @@ import contextlib
 import ctypes
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import tiktoken
 
 from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.manifest import PrepareSettings, ReadPosition, SourceRecord
-from gpt2cli.data.shards import Ids, to_shard_dtype
+from gpt2cli.data.shards import Ids, dtype_for, to_shard_dtype
 from gpt2cli.data.text_reader import SourceReader, TextPiece
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2cli.tokenizer.bpe import BPE, PATTERN
@@ -39,32 +38,54 @@ class TextChunk:
     position: ReadPosition = field(default_factory=ReadPosition)
 
 
-class Encoder(Protocol):
-    def __call__(self, pieces: Sequence[TextPiece]) -> Ids:
-        """The ids (N,) of consecutive pieces of one split, with an end-of-text after each document."""
+# The ids (N,) of consecutive pieces of one split, with an end-of-text after each document.
+Encoder = Callable[[Sequence[TextPiece]], Ids]
 
 
 def text_chunks(
     sources: Sequence[TextSource], settings: PrepareSettings, records: list[SourceRecord]
 ) -> Iterator[TextChunk]:
-    """All chunks of all sources. Appends a record to `records` at the end of each source.
+    """All chunks of all sources: a function of their content and the settings only.
 
-    Depends on the content of the sources and the settings only, not on time or the number of workers.
+    Appends a record to `records` at the end of each source.
     """
-    chunk, size, count = TextChunk(), 0, _Count()
+    chunk, size, n_chunks = TextChunk(), 0, 0
+    n_documents = n_validation = n_bytes = n_forced = 0
+    inside, for_validation = False, False  # a document; whether it is for validation
+
+    def position(n_read: int, digest: str) -> ReadPosition:
+        return ReadPosition(
+            n_chunks=n_chunks,
+            n_sources=len(records),
+            n_read=n_read,
+            digest=digest,
+            n_documents=n_documents,
+            n_validation_documents=n_validation,
+            n_bytes=n_bytes,
+            n_forced_cuts=n_forced,
+        )
+
     for source in sources:
-        reader = SourceReader(source, settings.text_fields)
-        with contextlib.closing(reader):
+        with contextlib.closing(SourceReader(source, settings.text_fields)) as reader:
             for piece in trim_heap(reader.pieces()):
-                (chunk.validation if count.add(piece, settings) else chunk.train).append(piece)
+                if not inside:
+                    for_validation = is_validation(n_documents, settings)
+                    n_documents += 1
+                    n_validation += for_validation
+                inside = not piece.ends
+                n_bytes += piece.n_bytes
+                n_forced += piece.forced
+                (chunk.validation if for_validation else chunk.train).append(piece)
                 size += len(piece.text)
                 if size >= CHUNK_CHARACTERS or len(chunk.train) + len(chunk.validation) >= CHUNK_PIECES:
-                    chunk.position = count.position(len(records), reader.n_read, reader.digest)
+                    n_chunks += 1
+                    chunk.position = position(reader.n_read, reader.digest)
                     yield chunk
                     chunk, size = TextChunk(), 0
             records.append(SourceRecord(source.name, source.kind, reader.n_read, reader.digest))
     if chunk.train or chunk.validation:
-        chunk.position = count.position(len(records), 0, "")
+        n_chunks += 1
+        chunk.position = position(0, "")
         yield chunk
 
 
@@ -75,6 +96,10 @@ def encode_chunks(
 
     The first `n_done` chunks are not encoded: None stands for their ids.
     """
+
+    def encode_splits(chunk: TextChunk) -> tuple[Ids, Ids]:
+        return encode(chunk.train), encode(chunk.validation)
+
     queue: collections.deque[tuple[TextChunk, Future[tuple[Ids, Ids]]]] = collections.deque()
     with ThreadPoolExecutor(workers, "encode") as pool:
         try:
@@ -82,7 +107,7 @@ def encode_chunks(
                 if chunk.position.n_chunks <= n_done:
                     yield chunk, None
                     continue
-                queue.append((chunk, pool.submit(_encode_splits, encode, chunk)))
+                queue.append((chunk, pool.submit(encode_splits, chunk)))
                 if len(queue) > 2 * workers:
                     first, future = queue.popleft()
                     yield first, future.result()
@@ -93,8 +118,9 @@ def encode_chunks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def encoder_for(tokenizer: Tokenizer, dtype: str) -> Encoder:
-    """An encoder that many threads may call at once; its ids have the dtype of the shards."""
+def encoder_for(tokenizer: Tokenizer) -> Encoder:
+    """An encoder for many threads at once; its ids have the dtype of the shards."""
+    dtype = dtype_for(tokenizer.n_vocab)
     encode = _bpe_encoder(tokenizer) if isinstance(tokenizer, BPE) else _plain_encoder(tokenizer)
     return lambda pieces: to_shard_dtype(encode(pieces), dtype, tokenizer.n_vocab)
 
@@ -130,10 +156,6 @@ def trim_heap(pieces: Iterator[TextPiece]) -> Iterator[TextPiece]:
             trim(0)
             size = 0
         yield piece
-
-
-def _encode_splits(encode: Encoder, chunk: TextChunk) -> tuple[Ids, Ids]:
-    return encode(chunk.train), encode(chunk.validation)
 
 
 def _bpe_encoder(tokenizer: BPE) -> Encoder:
@@ -180,37 +202,3 @@ def _plain_encoder(tokenizer: Tokenizer) -> Encoder:
         return np.concatenate(parts)
 
     return encode
-
-
-class _Count:
-    """Running totals over pieces."""
-
-    def __init__(self) -> None:
-        self._n_chunks = self._n_documents = self._n_validation = self._n_bytes = self._n_forced = 0
-        self._inside = False  # between two pieces of one document
-        self._validation = False  # whether the current document is for validation
-
-    def add(self, piece: TextPiece, settings: PrepareSettings) -> bool:
-        """Count the piece; returns whether it is for validation."""
-        if not self._inside:
-            self._validation = is_validation(self._n_documents, settings)
-            self._n_documents += 1
-            self._n_validation += self._validation
-        self._inside = not piece.ends
-        self._n_bytes += piece.n_bytes
-        self._n_forced += piece.forced
-        return self._validation
-
-    def position(self, n_sources: int, n_read: int, digest: str) -> ReadPosition:
-        """The position at the end of a chunk."""
-        self._n_chunks += 1
-        return ReadPosition(
-            n_chunks=self._n_chunks,
-            n_sources=n_sources,
-            n_read=n_read,
-            digest=digest,
-            n_documents=self._n_documents,
-            n_validation_documents=self._n_validation,
-            n_bytes=self._n_bytes,
-            n_forced_cuts=self._n_forced,
-        )

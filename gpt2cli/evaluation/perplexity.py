@@ -35,23 +35,11 @@ class SlidingWindow:
     """A window of `context` tokens that moves by `stride`; `batch` windows form a batch.
 
     A token is predicted from the context - stride to context tokens before it, or all there are.
-    Raises UsageError for numbers that contradict each other.
     """
 
     context: int
     stride: int
     batch: int
-
-    def __post_init__(self) -> None:
-        for name in ("context", "stride", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}", "it must be at least 1")
-        if self.stride > self.context:
-            raise UsageError(
-                f"--stride {self.stride} is larger than the context, {self.context}",
-                "the tokens between two windows would not be predicted",
-                f"--stride {self.context}",
-            )
 
 
 def sliding_window_for(
@@ -59,21 +47,26 @@ def sliding_window_for(
 ) -> SlidingWindow:
     """The window for the given numbers; None is the model's context, half of it, and a batch that fits.
 
-    Raises UsageError for a window beyond the model's context.
+    Raises UsageError for a window beyond the model's context, and for numbers that contradict each other.
     """
-    if context is None:
-        context = config.n_positions
+    for name, given in (("context", context), ("stride", stride), ("batch", batch)):
+        if given is not None and given < 1:
+            raise UsageError(f"--{name} is {given}", "it must be at least 1")
+    context = context or config.n_positions
+    stride = stride or max(context // 2, 1)
     if context > config.n_positions:
         raise UsageError(
             f"--context is {context}",
             f"this model's context ends at {config.n_positions}",
             f"--context {config.n_positions}",
         )
-    if stride is None:
-        stride = max(context // 2, 1)
-    if batch is None:
-        batch = max(BATCH_TOKENS // max(context, 1), 1)
-    return SlidingWindow(context, stride, batch)
+    if stride > context:
+        raise UsageError(
+            f"--stride {stride} is larger than the context, {context}",
+            "the tokens between two windows would not be predicted",
+            f"--stride {context}",
+        )
+    return SlidingWindow(context, stride, batch or max(BATCH_TOKENS // context, 1))
 
 
 @dataclass(frozen=True)

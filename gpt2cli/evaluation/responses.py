@@ -1,7 +1,7 @@
 """responses.jsonl: a model's answers to the test split, one line per record.
 
-The `key` of a line names the model and the way of asking; a new start drops lines of another key.
-A kill loses at most the line that is being written.
+Each line's `key` identifies the model and prompt settings; lines with a different key are dropped on
+restart. A kill loses at most the line that is being written.
 """
 
 from collections.abc import Iterator
@@ -28,10 +28,9 @@ class Response:
     key: str
 
 
-def read_responses(path: Path, key: str | None = None) -> list[Response]:
-    """The responses of a file, of one key if given, without incomplete or foreign lines."""
-    found = json_lines.read_ledger(path, _response).values
-    return [response for response in found if key in (None, response.key)]
+def read_responses(path: Path) -> list[Response]:
+    """The responses of a file, without incomplete or foreign lines."""
+    return list(json_lines.read_ledger(path, _response).values)
 
 
 @contextmanager
@@ -41,7 +40,7 @@ def open_responses(path: Path, key: str) -> Iterator["ResponseFile"]:
     there = {response.index: response for response in content.values if response.key == key}
     if content.strays or len(there) < len(content.values):
         json_lines.rewrite(path, list(there.values()))
-    with json_lines.appending(path, _response, allow=lambda content: None) as file:
+    with json_lines.appending(path, _response) as file:
         yield ResponseFile(file, there)
 
 

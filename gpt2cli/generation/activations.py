@@ -1,7 +1,7 @@
-"""Activations of one forward pass: what goes in and out of each module, and which token attends to which.
+"""Activations of one forward pass: inputs and outputs of each module, and attention weights.
 
-The real model runs; hooks look on. Nothing in `model/` knows of it, and nothing is kept but
-shapes and statistics, except for the attention that was asked for.
+Hooks observe the unchanged model. Only shapes and statistics are stored, and the attention that was asked
+for.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ SPLIT = "attn.c_attn"  # its output is q, k and v side by side
 
 @dataclass(frozen=True)
 class Activation:
-    """One tensor on its way. `statistics` is None for ids, which are names and no quantities."""
+    """One tensor of the forward pass. `statistics` is None for ids."""
 
     name: str  # "h.0.attn.q"
     shape: tuple[int, ...]
@@ -45,11 +45,11 @@ class Activation:
 
 @dataclass(frozen=True)
 class ForwardTrace:
-    """What hooks saw of one forward pass."""
+    """The record of one forward pass."""
 
     ids: tuple[int, ...]  # the T tokens that went in
     activations: tuple[Activation, ...]  # in order of computation
-    attention: Tensor  # (n_layer, H, n, n) among the last n tokens, as many as were asked for
+    attention: Tensor  # (n_layer, H, n, n) among the last n tokens
     logits: Tensor  # (V,), after the last token
 
 
@@ -61,10 +61,10 @@ class NextToken:
 
 @torch.inference_mode()
 def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> ForwardTrace:
-    """Run input_ids (1, T) through the model and note each activation.
+    """Run input_ids (1, T) through the model and record each activation.
 
-    Attention weights are kept for the last `n_drawn` tokens: all of them would be 5 GB for 48
-    layers of 25 heads at T = 1024.
+    Attention weights are stored for the last `n_drawn` tokens only: all would be 5 GB for 48 layers of 25
+    heads at T = 1024.
     """
     assert input_ids.shape[0] == 1 and not model.training
     T = input_ids.shape[1]
@@ -100,22 +100,18 @@ def heads(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """Row t of (B, H, T, S) says how much query t takes from each position; causal, rows sum to 1.
-
-    The model's own formula with the identity for values: what comes out are its weights.
+    """The causal attention weights (B, H, T, S), whose rows sum to 1: the model's own formula with the
+    identity as values.
     """
     return attention_formula(q, k, torch.eye(k.shape[2], dtype=q.dtype), None, 0.0)
 
 
 def next_tokens(logits: Tensor, n: int) -> list[NextToken]:
-    """The `n` likeliest ids after logits (V,), likeliest first, at most V; none where one is not finite."""
+    """The `n` most likely ids of logits (V,), most likely first, at most V; none if a logit is not finite."""
     if not is_finite(logits):
         return []
     top = logits.double().softmax(dim=-1).topk(min(n, len(logits)))
-    return [
-        NextToken(token, probability)
-        for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    ]
+    return list(map(NextToken, top.indices.tolist(), top.values.tolist()))
 
 
 def _places(n_layer: int) -> dict[str, tuple[str, str]]:

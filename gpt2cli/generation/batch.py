@@ -1,4 +1,4 @@
-"""Replies to many prompts: in batches of like length, each row ending where it would end alone."""
+"""Replies to many prompts, batched by length; each row matches what it would get unbatched."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,7 +23,7 @@ def answer_prompts(
     """(number of the prompt, its finished reply), the shortest prompts first, `n_rows` in a batch.
 
     A reply has at most `max_new_tokens`, ends before a text in `stops`, and ends with the context.
-    Ends early where `stop` asks for it. Raises what `generate` raises.
+    Ends early when `stop` returns true. Raises what `generate` raises.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), n_rows):
@@ -45,9 +45,9 @@ def answer_batch(
     max_new_tokens: int,
     stop: Callable[[], int],
 ) -> list[Continuation] | None:
-    """The replies to prompts in one batch; None where `stop` came first."""
+    """The replies to prompts in one batch; None if `stop` returned true."""
     context = model.config.n_positions
-    # A position for each token that is read; the last one of a reply is not read any more.
+    # Each token that goes through the model takes a position; the last of a reply does not.
     room = [min(max_new_tokens, context + 1 - len(prompt)) for prompt in prompts]
     replies = [Continuation(tokenizer, stops) for _ in prompts]
     for n, step in enumerate(generate(model, prompts, options, max(room), {tokenizer.end_of_text}), 1):

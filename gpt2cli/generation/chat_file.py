@@ -1,35 +1,22 @@
-"""The file of a stored conversation: a JSON object, written whole and read strictly."""
+"""The file of a saved conversation: one JSON object, read strictly."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.chat_prompt import ChatFormat, Exchange
-from gpt2cli.generation.chat_settings import SETTINGS, ChatSettings, from_values
+from gpt2cli.generation.chat_settings import SETTINGS, ChatSettings
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
 
 FORMAT = 1
-# What is wrong, by pydantic's word for it.
-_WRONG = {
-    "missing": "it is missing",
-    "extra_forbidden": "there is no such field",
-    "string_type": "it must be a text",
-    "value_error": "it holds half a surrogate pair",
-    "int_type": "it must be a whole number",
-    "float_type": "it must be a number",
-    "list_type": "it must be a list",
-    "greater_than_equal": "it is too small",
-    "less_than_equal": "it is too large",
-    "model_type": "it must be an object",
-}
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What a file stores; chat_session.py makes a conversation of it."""
+    """The content of a file; chat_session.py makes a conversation of it."""
 
     system: str | None
     settings: ChatSettings
@@ -38,14 +25,14 @@ class Transcript:
 
 
 def to_json(transcript: Transcript, chat_format: ChatFormat, model: str) -> dict[str, Any]:
-    """For `from_json`; a reply is there as text and as the ids that the model chose."""
+    """For `from_json`; a reply is stored as text and as the ids that the model chose."""
     return {
         "format": FORMAT,
         "model": model,
         "tokenizer": chat_format.tokenizer.fingerprint,
         "template": chat_format.template.name if chat_format.template else None,
         "system": transcript.system,
-        "settings": transcript.settings.values,
+        "settings": asdict(transcript.settings),
         "dropped": transcript.n_dropped,
         "turns": [
             {
@@ -62,19 +49,16 @@ def to_json(transcript: Transcript, chat_format: ChatFormat, model: str) -> dict
 
 
 def from_json(value: Any, tokenizer: Tokenizer, where: str) -> Transcript:
-    """Read it back; with another vocabulary the replies are encoded anew.
+    """Read it back; with another vocabulary the replies are encoded again. Ids may be left out.
 
-    Raises InputError for everything that `to_json` does not make, but that ids may be left out.
+    Raises InputError for anything else that `to_json` does not write.
     """
     try:
         file = _File.model_validate(value)
-        settings = from_values(file.settings.model_dump())
+        settings = ChatSettings(**file.settings.model_dump())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        expected = first.get("ctx", {}).get("expected")
-        why = f"it must be {expected}" if expected else _WRONG.get(first["type"], "it has another form")
-        raise _wrong(where, place, why) from None
+        raise _wrong(where, ".".join(map(str, first["loc"])), first["msg"]) from None
     except UsageError as error:
         raise _wrong(where, "settings", str(error)) from None
     _check_drops(where, [turn.dropped for turn in file.turns], file.dropped)
@@ -87,13 +71,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _whole(text: str) -> str:
-    if text != without_surrogates(text):
-        raise ValueError
-    return text
-
-
-_Text = Annotated[str, AfterValidator(_whole)]
+_Text = Annotated[str, AfterValidator(without_surrogates)]
 
 
 class _Turn(_Strict):
@@ -124,15 +102,15 @@ def _exchange(turn: _Turn, number: int, tokenizer: Tokenizer, same: bool, where:
     if same and turn.ids is not None:
         ids = turn.ids
         if not all(0 <= token < tokenizer.n_vocab for token in ids) or tokenizer.decode(ids) != turn.reply:
-            raise _wrong(where, f"turns.{number}.ids", "they do not say what the reply says")
+            raise _wrong(where, f"turns.{number}.ids", "they do not decode to the reply")
     else:
         ids = tokenizer.encode(turn.reply)
-    tokenizer.encode(turn.question)  # a character model may not know it; better said now
+    tokenizer.encode(turn.question)  # a character model may not know it
     return Exchange(turn.question, turn.reply, tuple(ids), turn.finish_reason, turn.attempt, turn.dropped)
 
 
 def _check_drops(where: str, before: Sequence[int], after: int) -> None:
-    """What has left the context is behind the turn that was asked, and never comes back."""
+    """A turn that has left the context never comes back."""
     drops = [*before, after]
     if drops != sorted(drops) or any(n > number for number, n in enumerate(drops)):
         raise _wrong(where, "dropped", "more turns have left the context than there were")
@@ -140,4 +118,4 @@ def _check_drops(where: str, before: Sequence[int], after: int) -> None:
 
 def _wrong(where: str, place: str, why: str) -> InputError:
     at = f"{where}: {place}" if place else where
-    return InputError(f"{at}: is no part of a saved conversation", why, "/save FILE writes one")
+    return InputError(f"{at}: is not part of a saved conversation", why, "/save FILE writes one")

@@ -1,4 +1,4 @@
-"""The prompt of a conversation: what has been said, a template and a system text become ids."""
+"""The prompt of a conversation: its turns, template and system text as ids."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -21,15 +21,13 @@ class Exchange:
     ids: tuple[int, ...]  # what the model chose for the reply, without end-of-text
     finish_reason: str
     attempt: int = 0  # how often the question had been asked before
-    n_dropped: int = 0  # the turns out of the context when it was asked
-    n_held: int = field(default=0, compare=False)  # tokens that the model had read by then
+    n_dropped: int = 0  # turns that had left the context when it was asked
+    n_held: int = field(default=0, compare=False)  # tokens in the KV cache by then
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How turns are written for a model. Without a template a text simply goes on: each side's words
-    follow the other's.
-    """
+    """How turns are written for a model. Without a template they are one running text."""
 
     tokenizer: Tokenizer
     template: Template | None
@@ -40,8 +38,8 @@ class ChatFormat:
         return self.template.stops if self.template else ()
 
     def prompt(self, exchanges: Sequence[Exchange], question: str) -> list[int]:
-        """What a reply to the question follows: what training has put before it, with replies in
-        the ids that the model chose. An empty text begins with end-of-text.
+        """The ids before the reply, as in training, with earlier replies in the ids that the model chose.
+        An empty text begins with end-of-text.
         """
         if self.template:
             return [*_written(self, self.template, exchanges, question)]
@@ -73,8 +71,8 @@ def _written(
 def first_that_fits(
     chat_format: ChatFormat, exchanges: Sequence[Exchange], question: str, n_dropped: int, most: int
 ) -> int:
-    """The least number of the oldest exchanges that have to go, at least `n_dropped`, so that the
-    prompt has at most `most` ids; all of them where nothing helps.
+    """The smallest number of oldest exchanges to drop, at least `n_dropped`, so that the prompt has at most
+    `most` ids; all of them if none suffices.
     """
     numbers = range(n_dropped, len(exchanges))
     return n_dropped + bisect_left(
@@ -83,7 +81,7 @@ def first_that_fits(
 
 
 def require_room(chat_format: ChatFormat, question: str, limit: int) -> None:
-    """Raises InputError for a question that has no place in the context even alone."""
+    """Raises InputError for a question that does not fit the context even alone."""
     n = len(chat_format.prompt([], question))
     if n > limit:
         beside = n - len(chat_format.tokenizer.encode(question))
@@ -96,7 +94,7 @@ def require_room(chat_format: ChatFormat, question: str, limit: int) -> None:
 
 
 def require_room_beside(chat_format: ChatFormat, limit: int) -> None:
-    """Raises InputError for a system text that leaves none."""
+    """Raises InputError for a system text that leaves no room for a question."""
     n = len(chat_format.prompt([], "")) if chat_format.system else 0
     if n > limit - LEAST_ROOM:
         raise InputError(
@@ -107,8 +105,8 @@ def require_room_beside(chat_format: ChatFormat, limit: int) -> None:
 
 
 def own_ids(reply: Continuation, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of the reply's text. A stop string at its end does not belong to it, and may begin
-    inside a token: what that token holds of the text is encoded.
+    """The ids of the reply's text, without the stop string at its end. That may begin inside a token: the
+    part of the text in that token is encoded.
     """
     ids, text = reply.ids, reply.text
     if reply.finish_reason != "stop":

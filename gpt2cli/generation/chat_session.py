@@ -1,16 +1,15 @@
-"""A conversation with a model: turns, the cache of what the model has read, and what a reply costs.
+"""A conversation with a model: its turns, the KV cache of its prefix, and the cost of a reply.
 
 A reply is a function of the turns in the context before it, the settings, its number and its attempt;
-what was said and taken back plays no part. This holds to the bit where what was taken back had only
-been added to the cache. Where the cache was prefilled again in between, as when turns leave the
-context, it holds up to rounding: the last bits of keys and values depend on how many ids were prefilled
-together. How turns become ids is in chat_prompt.py, how ids are chosen in engine.py, how a conversation
-is stored in chat_file.py.
+turns that were undone play no part. This holds bit for bit, except where the cache was prefilled again in
+between, as when turns leave the context: the last bits of keys and values depend on how many ids are
+prefilled together. Turns become ids in chat_prompt.py, ids are chosen in engine.py, and conversations are
+stored by chat_file.py.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gpt2cli.errors import UsageError
@@ -24,10 +23,9 @@ from gpt2cli.generation.chat_prompt import (
     require_room_beside,
 )
 from gpt2cli.generation.chat_settings import ChatSettings
-from gpt2cli.generation.engine import common_length, continue_row, new_prefix_cache, truncate
+from gpt2cli.generation.engine import Throughput, common_length, continue_row, new_prefix_cache, truncate
 from gpt2cli.generation.sampling import chance
 from gpt2cli.generation.stop_text import Continuation
-from gpt2cli.generation.throughput import Throughput
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.templates import Template
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
@@ -37,14 +35,14 @@ Stop = Callable[[], object]
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text of the reply that is certain; not yet safe for a terminal."""
+    """The next text of the reply; not yet safe for a terminal."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TurnsDropped:
-    """The context is full: so many of the oldest turns have just left it."""
+    """The context was full: this many of the oldest turns have left it."""
 
     n_turns: int
 
@@ -52,7 +50,7 @@ class TurnsDropped:
 @dataclass(frozen=True)
 class ReplyDone:
     """The last event of a reply. `finish_reason` is "end_of_text", "stop" (a stop string of the
-    template), "length", "context" (nothing is left to drop) or "interrupted".
+    template), "length", "context" (no turn is left to drop) or "interrupted".
     """
 
     reply: str
@@ -64,8 +62,8 @@ class ReplyDone:
     n_new: int  # tokens of the reply
     n_dropped: int  # turns that left the context for this reply
     seconds: float
-    prefill_seconds: float  # of these, until the first token and for prefilling again after drops
-    tokens_per_second: float  # without prefill; 0 where it cannot be told
+    prefill_seconds: float  # of these, before the first token and after drops
+    tokens_per_second: float  # without prefill; 0 if unknown
     is_kept: bool  # an interrupted reply without a single token leaves the conversation as it was
 
 
@@ -74,22 +72,16 @@ ChatEvent = TextDelta | TurnsDropped | ReplyDone
 
 @dataclass
 class _Cost:
-    """What a reply has cost so far."""
-
     n_prompt: int = 0
     n_prefilled: int = 0
     n_dropped: int = 0
     throughput: Throughput = field(default_factory=Throughput)
 
 
-def never() -> bool:
-    return False
-
-
 class Conversation:
-    """One reply at a time: an iterator of events is read to its end or closed before anything else.
+    """One reply at a time: read or close an iterator of events before you call another method.
 
-    The model is put into evaluation mode. Raises InputError for a system text that leaves no room.
+    Puts the model into evaluation mode. Raises InputError for a system text that leaves no room.
     """
 
     def __init__(
@@ -102,20 +94,14 @@ class Conversation:
     ) -> None:
         self._model, self._settings = model.eval(), settings
         self._format = _with_system(model, ChatFormat(tokenizer, template, None), system)
-        self.prefix = new_prefix_cache(model)  # what the model has read
+        self.prefix = new_prefix_cache(model)
         self._exchanges: list[Exchange] = []
-        self._n_dropped = 0
-        self._in_reply = False
+        self.n_dropped = 0  # how many of the oldest turns have left the context
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
-        """All turns, oldest first, with those that have left the context."""
+        """All turns, oldest first, including those that have left the context."""
         return tuple(self._exchanges)
-
-    @property
-    def n_dropped(self) -> int:
-        """How many of the oldest turns have left the context."""
-        return self._n_dropped
 
     @property
     def template(self) -> Template | None:
@@ -127,31 +113,28 @@ class Conversation:
 
     @property
     def settings(self) -> dict[str, int | float]:
-        """Their values, by the names of chat_settings.py."""
-        return self._settings.values
+        return asdict(self._settings)
 
-    def say(self, text: str, stop: Stop = never) -> Iterator[ChatEvent]:
-        """Stream the reply. Where `stop` says so before a token, it ends "interrupted".
+    def say(self, text: str, stop: Stop = lambda: False) -> Iterator[ChatEvent]:
+        """Stream the reply. It ends "interrupted" if `stop` returns true before a token.
 
-        What was made stays, also when the iterator is closed or an exception passes; a signal's passes
-        after ReplyDone. Raises InputError, at the first event, for a text that has no place in the context
-        or holds what a character model does not know; the conversation is then as before.
+        The tokens so far are kept, also when the iterator is closed or an exception passes; a signal's
+        exception passes after ReplyDone. Raises InputError, at the first event, for a text that does not fit
+        the context or holds characters that a character model does not know; the conversation is then
+        unchanged.
         """
-        self._require_silence()
-        yield from self._ask(without_surrogates(text), 0, stop, self.exchanges, self._n_dropped)
+        yield from self._ask(without_surrogates(text), 0, stop, self.exchanges, self.n_dropped)
 
-    def retry(self, stop: Stop = never) -> Iterator[ChatEvent]:
-        """Ask the last question again, with other chance. UsageError at the first event where there
+    def retry(self, stop: Stop = lambda: False) -> Iterator[ChatEvent]:
+        """Ask the last question again, with other random numbers. UsageError at the first event if there
         is none. The old reply stays until the new one has a token.
         """
-        self._require_silence()
-        exchanges, n_dropped = self.exchanges, self._n_dropped
+        exchanges, n_dropped = self.exchanges, self.n_dropped
         last = self.undo()
         yield from self._ask(last.question, last.attempt + 1, stop, exchanges, n_dropped)
 
     def undo(self) -> Exchange:
-        """Forget the last question and its reply, which are returned. UsageError where there is none."""
-        self._require_silence()
+        """Remove and return the last question and its reply. UsageError if there is none."""
         if not self._exchanges:
             raise UsageError("there is no turn yet", "nothing has been said")
         last = self._exchanges[-1]
@@ -160,34 +143,27 @@ class Conversation:
 
     def clear(self) -> None:
         """Forget every turn; system text and settings stay."""
-        self._require_silence()
         self._return_to((), 0, 0)
 
     def set(self, name: str, value: str) -> None:
-        """Change one of SETTINGS from its text; UsageError says what it can be, and nothing is changed."""
-        self._require_silence()
+        """Change one of SETTINGS from its text; UsageError says what it can be."""
         self._settings = self._settings.changed(name, value)
 
     def set_system(self, text: str | None) -> None:
-        """Replace the text that stands before all turns; None takes it away. InputError for one that
-        leaves no room.
-        """
-        self._require_silence()
+        """Replace the system text; None removes it. InputError for one that leaves no room."""
         self._format = _with_system(self._model, self._format, text)
 
     def transcript(self, model: str) -> dict[str, Any]:
-        """A JSON object of the whole conversation; `model` is its name for a reader."""
-        self._require_silence()
-        stored = Transcript(self.system, self._settings, self.exchanges, self._n_dropped)
+        """A JSON object of the whole conversation; `model` is the model's name."""
+        stored = Transcript(self.system, self._settings, self.exchanges, self.n_dropped)
         return to_json(stored, self._format, model)
 
     def restore(self, value: Any, where: str) -> None:
         """Become the conversation of a transcript: turns, system text, settings.
 
-        Raises InputError, naming the place in `where`, for anything that `transcript` does not
-        make, and for a system text that leaves no room; the conversation is then as before.
+        Raises InputError, naming the place in `where`, for anything that `transcript` does not write, and
+        for a system text that leaves no room; the conversation is then unchanged.
         """
-        self._require_silence()
         stored = from_json(value, self._format.tokenizer, where)
         self.set_system(stored.system)
         self._settings = stored.settings
@@ -196,18 +172,16 @@ class Conversation:
     def _ask(
         self, question: str, attempt: int, stop: Stop, exchanges: Sequence[Exchange], n_dropped: int
     ) -> Iterator[ChatEvent]:
-        """Ask; where nothing comes of it, return to `exchanges` and `n_dropped`."""
-        asked = Exchange(question, "", (), "", attempt, self._n_dropped, len(self.prefix.ids))
+        """Ask; without a reply, return to `exchanges` and `n_dropped`."""
+        asked = Exchange(question, "", (), "", attempt, self.n_dropped, len(self.prefix.ids))
         turn = len(self._exchanges) + 1
         reply, cost = Continuation(self._format.tokenizer, self._format.stops), _Cost()
         reason, signal = "interrupted", None
-        self._in_reply = True
         try:
             reason = yield from self._answer(asked, reply, cost, stop)
         except (KeyboardInterrupt, SystemExit) as error:
             signal = error
         finally:
-            self._in_reply = False
             rest = reply.finish(reason)
             is_kept = bool(reply.ids) or reply.finish_reason != "interrupted"
             if is_kept:
@@ -236,28 +210,28 @@ class Conversation:
     def _answer(
         self, asked: Exchange, reply: Continuation, cost: _Cost, stop: Stop
     ) -> Generator[ChatEvent, None, str]:
-        """Feed the reply until it ends by itself, or return why it ends."""
+        """Feed the reply; returns why it ends."""
         limit, end = self._model.config.n_positions, self._format.tokenizer.end_of_text
-        sampling, max_new_tokens = self._settings.sampling, self._settings.max_new_tokens
-        generator = chance(sampling.seed, len(self._exchanges), asked.attempt)
+        settings = self._settings
+        generator = chance(settings.seed, len(self._exchanges), asked.attempt)
         require_room(self._format, asked.question, limit)
-        n_dropped = self._n_dropped
+        n_dropped = self.n_dropped
         while True:
-            left = max_new_tokens - len(reply.ids)
+            left = settings.max_new_tokens - len(reply.ids)
             most = limit - len(reply.ids) - min(left, limit // 4)  # a reply needs room of its own
             n_dropped = first_that_fits(self._format, self._exchanges, asked.question, n_dropped, most)
             prompt = [*self._format.prompt(self._exchanges[n_dropped:], asked.question), *reply.ids]
             if len(prompt) > limit:
                 return "context"
-            if n_dropped > self._n_dropped:
-                n_new, self._n_dropped = n_dropped - self._n_dropped, n_dropped
+            if n_dropped > self.n_dropped:
+                n_new, self.n_dropped = n_dropped - self.n_dropped, n_dropped
                 cost.n_dropped += n_new
                 yield TurnsDropped(n_new)
             if stop():
                 return "interrupted"
             cost.n_prompt = cost.n_prompt or len(prompt)
             cost.throughput.start_prefill()
-            chosen = continue_row(self._model, self.prefix, prompt, sampling, left, {end}, generator)
+            chosen = continue_row(self._model, self.prefix, prompt, settings, left, {end}, generator)
             with closing(chosen):
                 for n, token in enumerate(chosen):
                     cost.throughput.add()
@@ -269,30 +243,26 @@ class Conversation:
                         return reply.finish_reason
                     if stop():
                         return "interrupted"
-            if len(reply.ids) == max_new_tokens:
+            if len(reply.ids) == settings.max_new_tokens:
                 return "length"
             if n_dropped == len(self._exchanges):
                 return "context"
             n_dropped += 1
 
     def _keep(self, asked: Exchange, reply: Continuation) -> None:
-        """Note the turn; what was read and will not stand before the next question is forgotten."""
+        """Add the turn, and drop from the cache what the next prompt will not begin with."""
         ids = own_ids(reply, self._format.tokenizer)
-        prompt = self._format.prompt(self._exchanges[self._n_dropped :], asked.question)
+        prompt = self._format.prompt(self._exchanges[self.n_dropped :], asked.question)
         next_prompt = [*prompt, *ids, self._format.tokenizer.end_of_text]
         truncate(self.prefix, common_length(self.prefix.ids, next_prompt))
         self._exchanges.append(replace(asked, reply=reply.text, ids=ids, finish_reason=reply.finish_reason))
 
     def _return_to(self, exchanges: Sequence[Exchange], n_dropped: int, n_held: int) -> None:
-        self._exchanges, self._n_dropped = list(exchanges), n_dropped
+        self._exchanges, self.n_dropped = list(exchanges), n_dropped
         truncate(self.prefix, n_held)
-
-    def _require_silence(self) -> None:
-        assert not self._in_reply, "a reply is read to its end or closed before anything else"
 
 
 def _with_system(model: GPT2LMHead, chat_format: ChatFormat, system: str | None) -> ChatFormat:
-    """With this system text; InputError for one that leaves no room."""
     chat_format = replace(chat_format, system=None if system is None else without_surrogates(system))
     require_room_beside(chat_format, model.config.n_positions)
     return chat_format

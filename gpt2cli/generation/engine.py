@@ -1,10 +1,11 @@
-"""The decode engine: from prompts of ids to new ids, one step for all rows at a time.
+"""The decode engine: prompts of ids in, new ids out, one step for all rows at a time.
 
-Keys and values stay in a cache, so each token goes through the model once; a conversation's row keeps
-its cache from prompt to prompt. How an id is chosen is in sampling.py, what the ids say in stop_text.py,
-what the prompts of a conversation are in chat_prompt.py.
+A KV cache lets each token go through the model once; a conversation keeps its cache from prompt to
+prompt. Ids are chosen in sampling.py and become text in stop_text.py; chat_prompt.py writes the prompts of
+a conversation.
 """
 
+import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,8 +23,7 @@ from gpt2cli.model.layers import KVCache
 class DecodeStep:
     """One new id per row; None for a row that has ended. A stop id is the last id of its row.
 
-    `window_moved`: some row had filled the context, and this step and the following see only
-    the last half of it.
+    `window_moved`: a row had filled the context; from this step on it sees only the last half of it.
     """
 
     ids: tuple[int | None, ...]
@@ -39,11 +39,11 @@ def generate(
 ) -> Iterator[DecodeStep]:
     """Continue each prompt until a stop id or for `max_new_tokens`.
 
-    Learned positions end at n_positions. A row that would pass it goes on from its last
-    n_positions // 2 ids. A batch gives each row what the row would get alone; a prompt that stands
-    there several times is prefilled once. The model is in evaluation mode until the iterator ends or
-    is closed. Raises InputError for a prompt that is empty, too long or holds an unknown id; UsageError
-    for max_new_tokens below 1; DivergedError for logits that are not finite.
+    Learned positions end at n_positions: a row that would pass it continues from its last
+    n_positions // 2 ids. In a batch each row gets what it would get alone; equal prompts are prefilled
+    once. The model is in evaluation mode until the iterator ends or is closed. Raises InputError for a
+    prompt that is empty, too long or holds an unknown id; UsageError for max_new_tokens below 1;
+    DivergedError for logits that are not finite.
     """
     limit = model.config.n_positions
     _check(prompts, model, max_new_tokens)
@@ -101,10 +101,10 @@ def continue_row(
 ) -> Generator[int, None, None]:
     """Continue one prompt until a stop id, for `max_new_tokens`, or to the end of the context.
 
-    Of the prompt only what comes after its common beginning with `prefix.ids` goes through the model.
-    The last id that comes out is not in the cache yet. Chance is `generator`'s; without one it is that
-    of `generate`. A repetition penalty does not weigh the stop ids: the prompt of a conversation has
-    one after every reply. May be closed at any place. Raises what `generate` raises.
+    Only the part of the prompt after its common prefix with `prefix.ids` goes through the model. The
+    last id that is yielded is not in the cache yet. Without `generator` the ids are those of `generate`. A
+    repetition penalty does not apply to the stop ids: a conversation's prompt has one after every reply.
+    May be closed at any point. Raises what `generate` raises.
     """
     _check([prompt], model, max_new_tokens)
     generators = None if generator is None else [generator]
@@ -133,10 +133,7 @@ def continue_row(
 def _decode(
     extend: Callable[[Tensor], Tensor], logits: Tensor, sampler: Sampler, n_steps: int
 ) -> Iterator[list[int]]:
-    """The new ids of all rows, step by step: chosen from logits (B, V), then run for the next logits.
-
-    The ids of the last step are not run.
-    """
+    """The new ids of all rows, step by step. Those of the last step do not go through the model."""
     for n in range(1, n_steps + 1):
         ids = sampler(logits)  # (B,)
         yield to_list(ids)
@@ -152,7 +149,7 @@ def extend_row(model: GPT2LMHead, prefix: PrefixCache, ids: Sequence[int]) -> Te
     try:
         logits = model.extend(input_ids, prefix.kv)
         prefix.ids += ids
-    finally:  # interrupted, it holds what it held
+    finally:  # after an interrupt it holds what it held before
         truncate(prefix, len(prefix.ids))
     return logits
 
@@ -164,34 +161,34 @@ def truncate(prefix: PrefixCache, n: int) -> None:
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """The length of their common beginning."""
+    """The length of their common prefix."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Rows of unequal length end together: the shorter ones begin with padding that no token attends to."""
+    """Left padding of rows of unequal length; no token attends to it."""
 
     n_pads: Tensor  # (B, 1)
-    visible: Tensor  # (B, n_positions), True for the places of real tokens
+    visible: Tensor  # (B, n_positions), True for real tokens
 
 
 @dataclass
 class BatchCache:
-    """The KV cache of B rows. Equal prompts are prefilled once; each row gets its copy at the first decode
-    step, so that the first token does not wait for the copies.
+    """The KV cache of B rows. Equal prompts are prefilled once, and copied only at the first decode step, so
+    that the first token does not wait for it.
     """
 
     kv: KVCache
     padding: Padding | None
-    distinct: KVCache | None = None  # of the distinct prompts, until it is copied
-    sources: Sequence[int] = ()  # which of them each row continues
+    distinct: KVCache | None = None  # of the distinct prompts, until copied
+    sources: Sequence[int] = ()  # the distinct prompt of each row
 
 
 @torch.inference_mode()
 def prefill(model: GPT2LMHead, kv: KVCache, rows: Sequence[Sequence[int]]) -> tuple[Tensor, BatchCache]:
-    """Fill a cache of B rows, whatever it holds; logits of the next token, (B, V)."""
+    """Fill a cache of B rows, replacing its content; logits of the next token, (B, V)."""
     prompts = list(dict.fromkeys(map(tuple, rows)))
     if len(prompts) == len(rows):
         logits, padding = _prefill_each(model, kv, rows)
@@ -221,7 +218,7 @@ def _prefill_each(
     positions = (places[:T] - n_pads).clamp(min=0)  # (B, T): a row's first real token is at 0
     mask = places[:T] <= places[:T, None]  # (T, T), causal
     mask = mask & padding.visible[:, None, None, :T]  # (B, 1, T, T)
-    # A query of padding sees itself: a softmax over nothing is NaN, and would spread.
+    # A padding query sees itself: a softmax over nothing would be NaN, and spread.
     mask = mask | torch.eye(T, dtype=torch.bool, device=device)
     hidden = model.transformer(input_ids, kv, positions, mask)  # (B, T, C)
     return model.lm_head(hidden[:, -1]), padding
@@ -250,9 +247,9 @@ def _copy_rows(distinct: KVCache, sources: Sequence[int], kv: KVCache) -> None:
 
 
 def _move_window(rows: list[list[int]], active: Sequence[bool], limit: int) -> bool:
-    """Cut the rows that have outgrown the context to its last half; is a row in use among them?
+    """Cut rows longer than the context to its last half; returns whether an active row was cut.
 
-    The others stay whole, as they would alone. A row that has ended only has to be somewhere.
+    A finished row keeps one id as a placeholder.
     """
     moved = False
     for row, on in zip(rows, active, strict=True):
@@ -262,6 +259,40 @@ def _move_window(rows: list[list[int]], active: Sequence[bool], limit: int) -> b
             del row[: -max(limit // 2, 1)]
             moved = True
     return moved
+
+
+class Throughput:
+    """Tokens per second, end-of-text included, for `generate` and `chat`; prefill is timed apart."""
+
+    def __init__(self) -> None:
+        self.start = self._last = time.perf_counter()
+        self.prefill_seconds = 0.0
+        self._seconds, self._n_tokens = 0.0, 0
+        self._is_prefill = True
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    @property
+    def tokens_per_second(self) -> float:
+        """0 before the second token."""
+        return self._n_tokens / self._seconds if self._seconds > 0 else 0.0
+
+    def start_prefill(self) -> None:
+        """The time until the next token is prefill's."""
+        self._is_prefill = True
+
+    def add(self, n_tokens: int = 1) -> None:
+        """Count tokens that came together, one per row."""
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        if self._is_prefill:
+            self.prefill_seconds += passed
+        else:
+            self._seconds += passed
+            self._n_tokens += n_tokens
+        self._is_prefill = False
 
 
 def _device(model: GPT2LMHead) -> torch.device:

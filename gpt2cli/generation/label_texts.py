@@ -1,4 +1,4 @@
-"""Labels for many texts from a classifier: predicted in batches by length, in the order given."""
+"""Labels for many texts from a classifier: predicted in batches by length, returned in order."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from gpt2cli.data.labelled_texts import encode_text, pad_right
 from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import Gpt2Error, InputError
 
-WINDOW = 2048  # texts that are sorted by length together; predictions come a window at a time
+WINDOW = 2048  # texts that are sorted by length together
 N_ROWS, N_TOKENS = 64, 8192  # of a batch, padding counted
 
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """What the classifier predicts for a text: a probability for each label, in their order."""
+    """A probability for each label, in order."""
 
     probabilities: tuple[float, ...]
     was_cut: bool  # the text was longer than the classifier reads
@@ -44,7 +44,7 @@ def predict_labels(
 
 @torch.no_grad()
 def label_probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -> list[tuple[float, ...]]:
-    """The same for texts that are ids already, none longer than the context."""
+    """The same for texts as ids, none longer than the context."""
     device = loaded.model.score.weight.device
     found: list[tuple[float, ...]] = [()] * len(rows)
     for batch in batches_by_length([len(row) for row in rows], N_ROWS, N_TOKENS):

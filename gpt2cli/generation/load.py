@@ -1,8 +1,7 @@
-"""A model ready to decode: on its device, in its precision, with a compiled step where that pays.
+"""A model ready to decode: on its device, in its precision, with a compiled step if that pays off.
 
-What a compiled step is, and what it saves, is in cpu/aot_packages.py. Here is decided whether to take
-one, to build one, or to say how to get one. What is worth saying goes through callbacks, so that
-nothing is printed here.
+This file decides whether to use a compiled step (cpu/aot_packages.py), to build one, or to say how to get
+one. Messages go through callbacks; nothing is printed here.
 """
 
 import shlex
@@ -19,7 +18,7 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.runtime import Runtime, choose_runtime, default_threads
 
 Notice = Callable[[str, Literal["warning", "hint"]], None]  # a sentence for the user
-Build = Callable[[GPT2Config, str], Path]  # aot_packages.build_package, perhaps with something to look at
+Build = Callable[[GPT2Config, str], Path]  # aot_packages.build_package, perhaps with a spinner
 
 COMPILE = ("auto", "on", "off")
 
@@ -36,11 +35,11 @@ def load_for_decoding(
     notice: Notice,
     build: Build,
 ) -> LoadedModel:
-    """The model of a folder, made ready to write about `n_tokens` in each of `n_rows` together.
+    """The model of a folder, ready to generate about `n_tokens` in each of `n_rows` together.
 
-    For one row "auto" takes a compiled step that is there, and builds one where that takes less time than
-    it saves. Where it cannot be had, a notice says why, and the model decodes without.
-    Raises UsageError for a device or a word that means nothing, and what `open_model` raises.
+    For one row "auto" uses an existing compiled step, and builds one if that saves more time than it takes.
+    If it fails, a notice says why, and the model decodes without.
+    Raises UsageError for an unknown device or value of `compile`, and what `open_model` raises.
     """
     if compile not in COMPILE:
         raise UsageError(f"--compile is {compile!r}", "it must be auto, on or off")
@@ -78,7 +77,7 @@ def _package(
     notice: Notice,
     build: Build,
 ) -> Path | None:
-    """The compiled step to use, built first where that pays."""
+    """The compiled step to use, built first if that pays off."""
     precision = runtime.precision
     if compile == "off":
         return None

@@ -1,8 +1,8 @@
 """Sampling: how a row of logits becomes the id of the next token.
 
 Logits (B, V) pass a chain of small filters, each a plain function from logits to logits: repetition
-penalty, top-k, temperature, top-p, min-p, in this order. Then one id per row is drawn. Chance comes in
-as one uniform number per row, so every function here is pure; `Sampler` keeps what lasts from step to step.
+penalty, top-k, temperature, top-p, min-p, in this order. Then one id per row is drawn. Randomness enters as
+one uniform number per row, so every function here is pure; `Sampler` keeps the state between steps.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ from torch import Tensor
 from gpt2cli.checkpoints.finite import bad_logits
 from gpt2cli.errors import UsageError
 
-Filter = Callable[[Tensor], Tensor]  # logits (B, n) to logits (B, n), REMOVED where a token drops out
+Filter = Callable[[Tensor], Tensor]  # logits (B, n) to logits (B, n), REMOVED for a filtered token
 
-REMOVED = float("-inf")  # the logit of a token that cannot be chosen any more
-NOT_FINITE = -1  # in the place of an id: the logits of this row hold NaN or infinity
-TINY = torch.finfo(torch.float32).tiny  # what is smaller may count as 0 in fp32
+REMOVED = float("-inf")  # the logit of a token that cannot be chosen
+NOT_FINITE = -1  # instead of an id: the logits of this row hold NaN or infinity
+TINY = torch.finfo(torch.float32).tiny  # anything smaller may count as 0 in fp32
 BLOCK = 64  # logits whose maximum is looked at first
-FIRST_LOOK = 512  # tokens sorted before top_p sorts them all; a whole sort is 40 times as long
+FIRST_LOOK = 512  # tokens that top_p sorts at first; sorting all takes 40 times as long
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is chosen. Raises UsageError for values that mean nothing.
+    """How the next token is chosen. Raises UsageError for invalid values.
 
-    With equal settings and seed a row's tokens depend on nothing but its place among the rows.
+    With equal settings and seed, a row's random numbers depend only on its index in the batch.
     """
 
     temperature: float = 0.8  # 0 is greedy: always the most likely token
     top_k: int = 40  # only the k most likely tokens; 0 is all of them
     top_p: float = 1.0  # only the most likely tokens that together reach this probability
     min_p: float = 0.0  # only tokens at least this many times as likely as the most likely one
-    repetition_penalty: float = 1.0  # above 1 makes tokens that are there already less likely
+    repetition_penalty: float = 1.0  # above 1 makes tokens of the text so far less likely
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class SamplingOptions:
 class Sampler:
     """Chooses the next id of each of B rows, step after step; each row draws one number per step.
 
-    `rows` are the prompts, whose ids a repetition penalty weighs, but for those in `unweighed`.
+    `rows` are the prompts; a repetition penalty applies to their ids, except those in `unweighed`.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Sampler:
 def choose(logits: Tensor, options: SamplingOptions, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
     """The next id of each row, (B,), from raw logits (B, V); NOT_FINITE where not all of a row are finite.
 
-    `uniforms` (B,) in [0, 1) are used where chance plays a part; `seen` (B, V) is True for the tokens
-    that a repetition penalty weighs. Nothing waits for the device; `to_list` does, and raises.
+    `uniforms` (B,) in [0, 1) are the random numbers; `seen` (B, V) is True for the tokens that a
+    repetition penalty applies to. No device sync here; `to_list` syncs, and raises.
     """
     logits = logits.float()
     low, high = logits.aminmax(dim=1)  # (B,) each; they pass NaN on
@@ -101,7 +101,7 @@ def choose(logits: Tensor, options: SamplingOptions, uniforms: Tensor, seen: Ten
     if options.temperature < TINY:
         ids = logits.argmax(dim=1)
     elif 0 < options.top_k < logits.shape[1]:
-        # Top-k first: dividing by a temperature moves no rank, and the rest costs nothing on k tokens.
+        # Top-k first: a temperature keeps the ranks, and the other filters cost nothing on k tokens.
         kept = top_k_ids(logits, options.top_k)  # (B, k)
         places = _draw_filtered(logits.gather(1, kept), options, uniforms)  # (B,), of 0 to k - 1
         ids = kept.gather(1, places[:, None]).squeeze(1)
@@ -119,7 +119,7 @@ def to_list(ids: Tensor) -> list[int]:
 
 
 def filters(options: SamplingOptions) -> list[Filter]:
-    """The filters behind top-k, in order; each works on as many tokens as are left, (B, n)."""
+    """The filters after top-k, in order; each works on the n tokens that are left, (B, n)."""
     chain: list[Filter] = [partial(scale, temperature=options.temperature)]
     if options.top_p < 1:
         chain.append(partial(top_p, p=options.top_p))
@@ -140,14 +140,14 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     A negative logit is multiplied, because dividing it would make the token more likely.
     """
     penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, penalized.nan_to_num(), logits)  # an extreme penalty leaves the numbers
+    return torch.where(seen, penalized.nan_to_num(), logits)  # an extreme penalty overflows
 
 
 def top_k_ids(logits: Tensor, k: int) -> Tensor:
-    """The ids (B, k), rising, of the k highest of each row of logits (B, V).
+    """The ids (B, k), ascending, of the k highest of each row of logits (B, V).
 
-    Each of them lies in one of the k blocks with the highest maxima, so only these are looked through.
-    Of equal logits at the limit some are left out, for the same logits the same ones.
+    They lie in the k blocks with the highest maxima, so only these are searched. Of equal logits at the
+    limit some are left out, always the same ones.
     """
     B, V = logits.shape
     n_blocks = V // BLOCK
@@ -165,7 +165,7 @@ def top_k_ids(logits: Tensor, k: int) -> Tensor:
 def scale(logits: Tensor, temperature: float) -> Tensor:
     """Logits (B, V) divided by a temperature, the highest of each row at 0.
 
-    It becomes 0 before: divided by a small temperature it would leave the numbers.
+    The maximum is subtracted first: dividing by a tiny temperature would overflow.
     """
     return (logits - logits.amax(dim=1, keepdim=True)) / temperature
 
@@ -177,11 +177,11 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     """
     kept = torch.zeros_like(logits, dtype=torch.bool)
     for row, probabilities in zip(kept, logits.softmax(dim=1), strict=True):
-        # Each row by itself: how far one is sorted decides which of its equal logits come first.
+        # Row by row: how many are sorted decides which of equal logits come first.
         V = len(probabilities)
         for n in (min(FIRST_LOOK, V), V):
-            highest, ids = probabilities.topk(n)  # (n,), falling
-            before = highest.cumsum(dim=0) - highest  # what the tokens ahead of each one have together
+            highest, ids = probabilities.topk(n)  # (n,), descending
+            before = highest.cumsum(dim=0) - highest  # the sum ahead of each token
             if n == V or before[-1] >= p:
                 break
         row[ids[before < max(p, TINY)]] = True
@@ -193,31 +193,31 @@ def min_p(logits: Tensor, p: float) -> Tensor:
     (Nguyen et al. 2024, arXiv 2407.01082).
     """
     highest = logits.amax(dim=1, keepdim=True)  # (B, 1)
-    return logits.masked_fill(logits - highest < math.log(p), REMOVED)  # a ratio's logarithm is a difference
+    return logits.masked_fill(logits - highest < math.log(p), REMOVED)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """One id per row, (B,), with the probabilities softmax(logits).
 
     The inverse of the distribution function: the first token at which the running sum passes the
-    uniform number. In double precision, where a removed token never moves the sum; Apple's GPUs
-    have none, so there the sum is the CPU's.
+    uniform number. In float64, where a removed token never moves the sum; Apple's GPUs lack it, so there
+    the sum is computed on the CPU.
     """
     device = logits.device
     probabilities = logits.softmax(dim=-1).to("cpu" if device.type == "mps" else device)
-    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)  # (B, V), rising
+    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)  # (B, V), ascending
     targets = uniforms.to(sums).unsqueeze(1) * sums[:, -1:]  # (B, 1), below the last sum
     ids = torch.searchsorted(sums, targets, right=True).clamp(max=logits.shape[-1] - 1)
     return ids.squeeze(1).to(device)
 
 
 def row_generators(seed: int, n_rows: int) -> list[torch.Generator]:
-    """A source of chance for each row, from the seed and the row's place alone."""
+    """A generator for each row, from the seed and the row's index alone."""
     return [chance(seed, row) for row in range(n_rows)]
 
 
 def chance(*path: int) -> torch.Generator:
-    """A source of chance of its own for each path of numbers, which begins with a seed."""
+    """A generator seeded by `path`, whose first number is the seed."""
     digest = hashlib.sha256(":".join(map(str, path)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 

@@ -1,21 +1,20 @@
-"""Text from the ids of one row as they come, which ends at end-of-text or before a stop string.
+"""The text of one row as its ids arrive, up to end-of-text or a stop string.
 
-Ids come from engine.py; halves of characters wait in tokenizer/stream.py. What is safe to show
+Ids come from engine.py; halves of characters wait in tokenizer/base.py. What is safe to show
 on a terminal is decided in ui/console.py.
 """
 
 from collections.abc import Sequence
 
-from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.stream import TextStream
+from gpt2cli.tokenizer.base import TextStream, Tokenizer
 
 
 class Continuation:
-    """One continuation. The pieces that `feed` and `finish` return, put together, are `text`.
+    """One continuation. `text` is all the pieces that `feed` and `finish` return.
 
-    Nothing of a stop string is ever returned: text that may be the beginning of one waits until
-    the next ids decide. `finish_reason` is "" while the reply goes on, then "end_of_text",
-    "stop" (a stop string), or what `finish` was told.
+    No part of a stop string is returned: text that may begin one waits for the next ids.
+    `finish_reason` is "" while the reply grows, then "end_of_text", "stop" (a stop string), or the
+    argument of `finish`.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
@@ -29,7 +28,7 @@ class Continuation:
         self._waiting = ""  # text that may be the beginning of a stop string
 
     def feed(self, token_id: int) -> str:
-        """The text that this id makes certain. After the end ids are ignored."""
+        """The text that this id completes. After the end, ids are ignored."""
         if self.finish_reason:
             return ""
         if token_id == self._end_of_text:
@@ -39,7 +38,7 @@ class Continuation:
         return self._release(piece)
 
     def finish(self, reason: str = "length") -> str:
-        """What is still waiting, when no more ids will come. The first reason stays."""
+        """The text that is still waiting, when no more ids will come. The first reason stays."""
         if self.finish_reason:
             return ""
         piece = self._release(self._stream.finish())

@@ -1,7 +1,7 @@
-"""What many judgements say together: mean grade, win rate, intervals, coverage, extremes.
+"""Aggregates of many judgements: mean grade, win rate, intervals, coverage, extremes.
 
-Only what was scored is averaged. Everything else is counted beside it, so that a mean over half
-of the answers cannot pass for one over all.
+Only scored answers are averaged. The others are counted, so that a mean over half of the answers
+is not mistaken for one over all.
 """
 
 import math
@@ -13,8 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from gpt2cli.judge.grade import Grade, GradeJudgement
-from gpt2cli.judge.injection import CANARY_LIMIT
+from gpt2cli.judge.grade import CANARY_LIMIT, Grade, GradeJudgement
 from gpt2cli.judge.pairwise import Comparison, Pair
 from gpt2cli.judge.results import Status
 from gpt2cli.judge.rubric import CRITERIA
@@ -23,7 +22,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95  # of the interval
 N_BINS = 10  # of the histogram: 0 to 9, 10 to 19, ..., 90 to 100
 N_EXTREMES = 3
-FEWEST = 5  # values that an interval is made of; resampling fewer shows hardly anything but their gaps
+FEWEST = 5  # values for an interval: resampling fewer says little
 Outcome = Literal["win", "tie", "loss"]  # of A
 
 
@@ -45,12 +44,12 @@ class GradeSummary:
     histogram: tuple[int, ...]
     best: tuple[GradeJudgement, ...]  # best first
     worst: tuple[GradeJudgement, ...]  # worst first; none of `best`
-    lost: tuple[GradeJudgement, ...]  # the first ones that were sent and not scored, with why
-    canaries: tuple[GradeJudgement, ...]  # worthless answers that were judged along with the others
+    lost: tuple[GradeJudgement, ...]  # the first that were sent and not scored
+    canaries: tuple[GradeJudgement, ...]  # trivial answers, judged along with the others
 
     @property
     def fooled(self) -> tuple[GradeJudgement, ...]:
-        """The canaries that the judge took for good answers: its scores cannot be trusted."""
+        """The canaries that the judge took for good answers: do not trust its scores."""
         return tuple(one for one in self.canaries if one.score and one.score.score > CANARY_LIMIT)
 
     @property
@@ -73,8 +72,8 @@ class PairSummary:
     wins: int
     ties: int
     losses: int
-    n_same: int  # ties because the two texts are one
-    n_for_first: int  # ties because the judge took what stood first, both times
+    n_same: int  # ties of equal texts
+    n_for_first: int  # ties because the judge preferred the first place both times
     n_for_second: int
     win_rate: float | None
     interval: tuple[float, float] | None
@@ -83,7 +82,7 @@ class PairSummary:
 
 
 def summarize_grades(judgements: Iterable[GradeJudgement], n_items: int, seed: int = 0) -> GradeSummary:
-    """`seed` is that of the interval's resamples."""
+    """`seed` is for the interval's resamples."""
     judgements = list(judgements)
     own = [one for one in judgements if not one.is_canary]
     scored = [(one, one.score) for one in own if one.score is not None]
@@ -110,7 +109,7 @@ def summarize_grades(judgements: Iterable[GradeJudgement], n_items: int, seed: i
 
 
 def summarize_pairs(pairs: Sequence[Pair], comparisons: Iterable[Comparison], seed: int = 0) -> PairSummary:
-    """`seed` is that of the interval's resamples."""
+    """`seed` is for the interval's resamples."""
     said: dict[int, dict[bool, Comparison]] = defaultdict(dict)
     for comparison in comparisons:
         said[comparison.index][comparison.a_is_first] = comparison

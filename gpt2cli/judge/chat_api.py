@@ -1,7 +1,7 @@
-"""The two HTTP interfaces that an LLM judge may have, and what their responses mean.
+"""The two HTTP APIs of LLM judges, and what their responses mean.
 
-OpenAI's /chat/completions is what most servers have. Ollama is asked by its own /api/chat, because
-its /v1 ignores num_ctx: there, a prompt beyond the default context is cut without a word.
+Most servers have OpenAI's /chat/completions. Ollama is asked by its own /api/chat, because its /v1
+ignores num_ctx: there, a prompt beyond the default context is truncated silently.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt2cli.errors import ServiceError
-from gpt2cli.judge.server import JudgeServer, no_model
+from gpt2cli.judge.endpoint import JudgeServer, no_model
 
 TEMPERATURE = 0.0
 MAX_TOKENS = 512  # of a reply; the longest that the schemas allow has about 150
@@ -19,30 +19,30 @@ THINKING_TOKENS = 4096  # where the server counts what a model thinks before it 
 Object = dict[str, Any]
 
 
+@dataclass(eq=False)
 class NoReplyError(Exception):
-    """No usable reply, but another attempt may bring one. `wait` is the server's Retry-After in seconds."""
+    """No usable reply, but a retry may bring one."""
 
-    def __init__(
-        self, why: str, wait: float | None = None, *, is_down: bool = False, is_timeout: bool = False
-    ) -> None:
-        super().__init__(why)
-        self.why, self.wait, self.is_down, self.is_timeout = why, wait, is_down, is_timeout
+    why: str
+    wait: float | None = None  # the server's Retry-After in seconds
+    is_down: bool = False
+    is_timeout: bool = False
 
 
 @dataclass(frozen=True)
 class JudgeReply:
-    """The model's text; or, with a `refusal`, why the server does not take this one request."""
+    """The model's text; or, with a `refusal`, why the server refuses this one request."""
 
     text: str
-    prompt_tokens: int | None = None  # that the server has read, if it says so
-    finish_reason: str = ""  # "length": cut off; "" where the server gives none
+    prompt_tokens: int | None = None  # as the server reports them
+    finish_reason: str = ""  # "" where the server gives none
     refusal: Literal["", "truncated", "unscored"] = ""
     attempts: int = 1
 
 
 @dataclass(frozen=True)
 class JudgeResponse:
-    """An HTTP response as it came, but for the API key."""
+    """An HTTP response, with the API key removed."""
 
     status: int
     body: str
@@ -60,18 +60,19 @@ class JudgeResponse:
     def message(self, longest: int = 4000) -> str:
         """What an error response says, on one line."""
         value = self.json()
-        said = (
-            (value.get("error") or value.get("detail") or value.get("message")) if value else self.body[:4000]
-        )
-        said = said.get("message", said) if isinstance(said, dict) else said or ""
+        said: Any = value.get("error") or value.get("detail") or value.get("message") or ""
+        if not value:
+            said = self.body[:4000]
+        if isinstance(said, dict):
+            said = said.get("message", said)
         return " ".join((said if isinstance(said, str) else json.dumps(said)).split())[:longest]
 
 
 @dataclass(frozen=True)
 class ChatApi:
-    """`forms` make what a request has besides model and messages, of seed, schema and num_ctx.
+    """`forms` make the rest of a request's body from seed, schema and num_ctx.
 
-    The strictest way to ask for JSON comes first; which ones a server knows it shows by refusing others.
+    The strictest way to ask for JSON comes first; a server that refuses one is asked with the next.
     """
 
     path: str
@@ -87,7 +88,7 @@ def refuses_form(response: JudgeResponse) -> bool:
 
 
 def read_reply(api: ChatApi, server: JudgeServer, response: JudgeResponse) -> JudgeReply:
-    """Raises NoReplyError where another attempt may help, and as `require_chat`."""
+    """Raises NoReplyError where a retry may help, and as `require_chat`."""
     require_chat(api, server, response)
     status, value, said = response.status, response.json(), response.message(200)
     if status == 413 or ((status >= 400 or value.get("error")) and _TOO_LONG.search(response.message())):
@@ -112,7 +113,7 @@ def read_reply(api: ChatApi, server: JudgeServer, response: JudgeResponse) -> Ju
 
 
 def require_chat(api: ChatApi, server: JudgeServer, response: JudgeResponse) -> None:
-    """Raise ServiceError for a response that neither another attempt nor another question would change."""
+    """Raise ServiceError for a response that no retry and no other question would change."""
     status, said, url = response.status, response.message(200), server.base_url
     check = "check OLLAMA_HOST" if server.is_ollama else "check --base-url"
     if status in (401, 403):

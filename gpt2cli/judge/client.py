@@ -1,4 +1,4 @@
-"""The HTTP client of an LLM judge: one question in, one reply out. Retries and time limits live here only."""
+"""The HTTP client of an LLM judge: one question in, one reply out, with retries and timeouts."""
 
 import asyncio
 import random
@@ -22,24 +22,24 @@ from gpt2cli.judge.chat_api import (
     refuses_form,
     require_chat,
 )
+from gpt2cli.judge.endpoint import JudgeServer, no_model, not_running
 from gpt2cli.judge.prompt import Messages
-from gpt2cli.judge.server import JudgeServer, no_model, not_running
 
-TIMEOUT = 300.0  # seconds of one request: a judge on a CPU may think for minutes before its first byte
+TIMEOUT = 300.0  # seconds per request: a judge on a CPU may need minutes
 LIST_TIMEOUT = CONNECT_TIMEOUT = 10.0
 ATTEMPTS = 6
 TIMED_OUT_ATTEMPTS = 2  # a third would cost as long again
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts; doubles from one to the next
-LONGEST_RETRY_AFTER = 120.0  # seconds; a server that asks for more is given up
-NOTICE_SECONDS = 15.0  # between two notices of failed attempts, of all questions together
-LARGEST = 1 << 20  # bytes of a response; the usual one has some hundreds
+LONGEST_RETRY_AFTER = 120.0  # seconds; beyond, the request is given up
+NOTICE_SECONDS = 15.0  # between two notices of failed attempts
+LARGEST = 1 << 20  # bytes of a response
 SHORTEST_KEY = 8  # characters; "1" or "none" is no secret, and occurs in every reply
 
 
 class JudgeClient:
     """Connections to one server, for `async with`; remembers which form of request the server takes.
 
-    Nothing that it returns or raises holds the API key, not even where the server sends it back.
+    The API key is removed from everything it returns or raises.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class JudgeClient:
         await self._http.aclose()
 
     async def require_model(self) -> None:
-        """Raise ServiceError if the server does not run, denies access, or says that it lacks the model.
+        """Raise ServiceError if the server does not run, denies access, or does not list the model.
 
-        A server without a usable list of models passes: asking it says more.
+        A server without a usable list passes.
         """
         try:
             async with asyncio.timeout(min(LIST_TIMEOUT, self.timeout)):
@@ -85,9 +85,9 @@ class JudgeClient:
             raise no_model(self.server, names)
 
     async def ask(self, messages: Messages, schema: dict[str, Any], seed: int) -> JudgeReply:
-        """One reply. Between attempts the pauses double, or are as long as the server asks for.
+        """One reply. Pauses between attempts double, or follow the server's Retry-After.
 
-        Raises NoReplyError after the last attempt, and ServiceError where another would not help.
+        Raises NoReplyError after the last attempt, and ServiceError where a retry would not help.
         """
         n_timeouts = 0
         for attempt in range(1, ATTEMPTS + 1):

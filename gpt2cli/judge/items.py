@@ -1,6 +1,5 @@
-"""What is to be judged: responses.jsonl of a run, or any file with such records."""
+"""The responses to judge: responses.jsonl of a run, or any file with such records."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,14 @@ from gpt2cli.data.records import ONE_PER_LINE, json_records, read_text
 from gpt2cli.errors import InputError
 from gpt2cli.json_lines import digest_of
 
-RESPONSE = ("response", "model_response")  # what files call what the model has answered
+RESPONSE = ("response", "model_response")  # the names that files use for the model's answer
 _RECORD = '{"instruction": "...", "input": "...", "output": "...", "response": "..."}'
 _TORN = f"{ONE_PER_LINE}; if the run was stopped while it answered, go on with it: --resume"
 
 
 @dataclass(frozen=True)
 class JudgeItem:
-    """One response with what it answers. `response` may be empty: then there is nothing to ask about."""
+    """One response and its record. An empty `response` is not sent to the judge."""
 
     index: int  # of the record, from 0
     instruction: str
@@ -26,19 +25,20 @@ class JudgeItem:
 
     @property
     def asked(self) -> str:
-        """A digest of all that a judge is shown: a changed response has another one."""
+        """A digest of everything the judge sees: a changed response has another one."""
         return digest_of([self.instruction, self.input, self.reference, self.response])
 
 
 def read_items(path: Path) -> list[JudgeItem]:
-    """Read .jsonl or .ndjson, a record a line, or anything else as one JSON list.
+    """Read .jsonl or .ndjson, one record per line, or anything else as one JSON list.
 
     Items are numbered by the records' own "index" where they have one, else by their place. An
     empty or missing response is an item too. Raises InputError naming the line or the place.
     """
     text, _ = read_text(path)
     items: dict[int, JudgeItem] = {}
-    for place, (where, record) in enumerate(_numbered(text, path)):
+    for place, (line, record) in enumerate(json_records(text, path, _TORN)):
+        where = f"{path}:{line}, record {place}"
         item = _item(record, place, where)
         if item.index in items:
             raise InputError(
@@ -50,12 +50,6 @@ def read_items(path: Path) -> list[JudgeItem]:
     if not items:
         raise InputError(f"{path}: no record to judge", "it is empty", f"a record is {_RECORD}")
     return list(items.values())
-
-
-def _numbered(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each record stands, and what it is."""
-    for place, (line, record) in enumerate(json_records(text, path, _TORN)):
-        yield f"{path}:{line}, record {place}", record
 
 
 def _item(record: Any, place: int, where: str) -> JudgeItem:

@@ -1,7 +1,7 @@
-"""Which of two models answers better: the same questions, each asked twice with the order swapped.
+"""Which of two models answers better: each question is asked twice, with the answers swapped.
 
 A judge that prefers what it reads first, or last, would give that model the win. So only a preference
-that outlives the swap counts; one that turns with it is a tie, and counted as what it is.
+that survives the swap counts; one that follows the position is a tie, and is reported as position bias.
 """
 
 from collections import defaultdict
@@ -17,14 +17,14 @@ from gpt2cli.judge.results import Judgement, checked_fields
 from gpt2cli.judge.runner import JudgeQuestion, JudgeTask
 from gpt2cli.judge.strict_json import REASON, object_schema, one_of, reason_of, strict_object
 
-N_SAMPLES = 2  # pairs, the shortest ones; asked first, they show how the server counts tokens
+N_SAMPLES = 2  # the shortest pairs, asked first: they show how the server counts tokens
 PLACES = ("first", "second", "tie")
 COMPARISON_SCHEMA = object_schema({"reason": REASON, "better": {"type": "string", "enum": list(PLACES)}})
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What two models answered to one question."""
+    """The answers of two models to one question."""
 
     index: int  # of the record in A's file
     instruction: str
@@ -35,7 +35,7 @@ class Pair:
 
     @property
     def asked(self) -> str:
-        """A digest of all that a judge is shown."""
+        """A digest of everything the judge sees."""
         return digest_of([self.instruction, self.input, self.reference, self.a, self.b])
 
     @property
@@ -44,17 +44,13 @@ class Pair:
 
     @property
     def is_same(self) -> bool:
-        """A tie without asking: swapped, the question would be the same, and so would the answer."""
+        """A tie without asking: swapped, the question would be the same."""
         return self.a == self.b
-
-    @property
-    def needs_asking(self) -> bool:
-        return not self.is_empty and not self.is_same
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Judgement):
-    """What was said of one pair in one order."""
+    """The judge's preference for one pair in one order."""
 
     a_is_first: bool
     better: str  # "a", "b" or "tie" where it is scored, otherwise ""
@@ -64,7 +60,7 @@ class Comparison(Judgement):
 def pairs_of(
     a: Sequence[JudgeItem], b: Sequence[JudgeItem], names: tuple[str, str] = ("A", "B")
 ) -> list[Pair]:
-    """The questions that both answered, each as often as both did. Raises InputError for none."""
+    """The questions that both answered, repeated ones too. Raises InputError if there are none."""
     waiting: dict[tuple[str, str], list[JudgeItem]] = defaultdict(list)
     for item in reversed(b):
         waiting[item.instruction, item.input].append(item)
@@ -86,9 +82,9 @@ def pairs_of(
 
 
 def comparison_questions(pairs: Sequence[Pair]) -> list[JudgeQuestion]:
-    """Each pair in both orders. Empty responses and equal ones need no asking."""
-    asked = [pair for pair in pairs if pair.needs_asking]
-    # A short prompt is read whole; were even these cut, only their words would tell.
+    """Each pair in both orders; empty and equal responses are not asked about."""
+    asked = [pair for pair in pairs if not pair.is_empty and not pair.is_same]
+    # A short prompt is not truncated.
     shortest = sorted(asked, key=lambda p: len(p.instruction + p.input + p.reference + p.a + p.b))
     samples = {pair.index for pair in shortest[:N_SAMPLES]}
     return [
@@ -115,7 +111,7 @@ def _comparison(preference: tuple[str, str] | None, fields: dict[str, Any]) -> C
 
 
 def _line(line: dict[str, Any]) -> Comparison:
-    """Raises ValueError, TypeError or KeyError for a line that is no comparison."""
+    """Raises ValueError, TypeError or KeyError for any other line."""
     comparison = Comparison(**checked_fields(line))
     if type(comparison.a_is_first) is not bool:
         raise TypeError("a comparison is of a pair in an order")

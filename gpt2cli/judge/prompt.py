@@ -1,4 +1,4 @@
-"""The chat prompts of an LLM judge. What is judged is data: a JSON object that holds no special token."""
+"""The chat prompts of an LLM judge. The texts to judge are data: a JSON object without special tokens."""
 
 import json
 import re
@@ -25,11 +25,11 @@ def comparison_messages(instruction: str, input: str, reference: str, first: str
 
 def _messages(system: str, fields: dict[str, str]) -> Messages:
     data = json.dumps(fields, ensure_ascii=False, indent=1)
-    # Only strings hold such characters, and there each may be written by its number.
+    # They occur inside strings only, where JSON allows escapes.
     data = _MARKERS.sub(lambda match: f"\\u{ord(match[0]):04x}", data)
     return [{"role": "system", "content": system}, {"role": "user", "content": data}]
 
 
-# Digests of all that is fixed in a prompt: judgements by one wording do not mix with those by another.
+# Digests of the wording: judgements made with different prompts are not mixed.
 GRADE_PROMPT = digest_of(grade_messages("a", "b", "c", "<d [e"))
 COMPARISON_PROMPT = digest_of(comparison_messages("a", "b", "c", "<d [e", "f"))

@@ -1,15 +1,13 @@
-"""The results file of `gpt2 judge`: one JSON line per judgement, only appended to, and by one judge alone."""
+"""The results file of `gpt2 judge`: one JSON line per judgement, appended to by one judge alone."""
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from gpt2cli import json_lines
 from gpt2cli.errors import InputError
+from gpt2cli.json_lines import Parse, digest_of, read_ledger
 from gpt2cli.judge.chat_api import TEMPERATURE
-from gpt2cli.judge.server import JudgeServer
+from gpt2cli.judge.endpoint import JudgeServer
 
 Status = Literal["scored", "unscored", "truncated", "empty"]
 RETRIED: tuple[Status, ...] = ("unscored", "truncated")  # what `--retry` asks for again
@@ -17,9 +15,9 @@ RETRIED: tuple[Status, ...] = ("unscored", "truncated")  # what `--retry` asks f
 
 @dataclass(frozen=True)
 class Terms:
-    """What makes two judgements comparable: who judges, and how. `prompt` and `schema` are digests.
+    """What makes two judgements comparable: the judge and its settings. `prompt` and `schema` are digests.
 
-    The address is no part of it: the same model may be served elsewhere tomorrow.
+    The address is not included: the same model may be served elsewhere tomorrow.
     """
 
     model: str
@@ -32,73 +30,54 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What became of one question. A negative index is a canary's."""
+    """The result of one question. A negative index is a canary's."""
 
-    index: int  # of the item; the first field, by which the beginning of a torn file is known
+    index: int  # of the item; the first field, so that a torn first line is recognised
     status: Status
     why: str  # "" where it is scored
     attempts: int  # requests sent
     seconds: float  # from the first request to the last reply
     prompt_tokens: int | None  # as the server counts them
-    asked: str  # a digest of the texts: a changed response is judged anew
+    asked: str  # a digest of the texts: a changed response is judged again
     terms: Terms
 
     @property
     def is_canary(self) -> bool:
         return self.index < 0
 
-    @property
-    def key(self) -> Hashable:
-        """Of several judgements with the same key the last one counts."""
-        return self.index, self.asked
-
 
 J = TypeVar("J", bound=Judgement)
-Parse = Callable[[dict[str, Any]], J]  # raises ValueError, TypeError or KeyError for other objects
 
 
 def terms_of(server: JudgeServer, prompt: str, schema: dict[str, Any], seed: int) -> Terms:
     kind = "ollama" if server.is_ollama else "openai-compatible"
     # To Ollama, a name without a tag is that of its latest.
     model = server.model.removesuffix(":latest") if server.is_ollama else server.model
-    return Terms(model, kind, prompt, json_lines.digest_of(schema), TEMPERATURE, seed)
+    return Terms(model, kind, prompt, digest_of(schema), TEMPERATURE, seed)
 
 
 def checked_fields(line: dict[str, Any]) -> dict[str, Any]:
     """A line's fields with `terms` as Terms. Raises ValueError, TypeError or KeyError."""
-    terms = Terms(**line["terms"])
-    texts = (line["asked"], terms.model, terms.server, terms.prompt, terms.schema)
-    is_good = type(line["index"]) is int and type(terms.seed) is int and line["status"] in get_args(Status)
-    if not is_good or not all(isinstance(text, str) for text in texts):
+    has_key = type(line["index"]) is int and isinstance(line["asked"], str)
+    if not has_key or line["status"] not in get_args(Status):
         raise ValueError("not a judgement")
-    return {**line, "terms": terms}
+    return {**line, "terms": Terms(**line["terms"])}
 
 
 def read_results(path: Path, parse: Parse[J]) -> tuple[J, ...]:
     """All judgements of a file, in the order of its lines; none where there is no file.
 
-    Raises InputError for a file that holds anything else.
+    Raises InputError for a file that holds anything else: with --fresh, too, it is never emptied.
     """
-    content = json_lines.read_ledger(path, parse)
-    _require_judgements(path, content)
+    content = read_ledger(path, parse)
+    is_torn_first_line = content.tail.startswith(b'{"index": '[: len(content.tail)])
+    if content.strays or (not content.values and not is_torn_first_line):
+        raise InputError(
+            f"{path}:{content.strays[0] if content.strays else 1}: not a judgement of this kind",
+            "the file was written by something else, or was changed",
+            "name another file: --out FILE",
+        )
     return content.values
-
-
-@contextmanager
-def appending(path: Path, parse: Parse[J], terms: Terms, *, fresh: bool) -> Iterator[json_lines.Ledger[J]]:
-    """A results file to add to: locked, its torn last line cut off, and with `fresh` emptied.
-
-    Raises InputError for a file of other content, and without `fresh` for one of other terms; ResourceError
-    where another process writes in it.
-    """
-
-    def allow(content: json_lines.Content[J]) -> None:
-        _require_judgements(path, content)
-        if not fresh:
-            require_terms(path, content.values, terms)
-
-    with json_lines.appending(path, parse, allow, fresh=fresh) as file:
-        yield file
 
 
 def require_terms(path: Path, judgements: tuple[J, ...], terms: Terms) -> None:
@@ -111,15 +90,4 @@ def require_terms(path: Path, judgements: tuple[J, ...], terms: Terms) -> None:
             f"{path}: another judge wrote this",
             f"{', '.join(changes)}; averages over both would mean nothing",
             "--fresh empties it and judges everything again, --out FILE leaves it alone",
-        )
-
-
-def _require_judgements(path: Path, content: json_lines.Content[J]) -> None:
-    """Also with --fresh: a file of something else is never emptied."""
-    is_torn_first_line = content.tail.startswith(b'{"index": '[: len(content.tail)])
-    if content.strays or (not content.values and not is_torn_first_line):
-        raise InputError(
-            f"{path}:{content.strays[0] if content.strays else 1}: not a judgement of this kind",
-            "the file was written by something else, or was changed",
-            "name another file: --out FILE",
         )

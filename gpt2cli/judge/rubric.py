@@ -1,4 +1,4 @@
-"""What an LLM judge is asked to look at: the criteria of a grade, and the instructions that name them.
+"""The criteria of an LLM judge's grade, and the instructions that name them.
 
 A new criterion is a line in CRITERIA and a field of `Grade` in `grade.py`.
 """

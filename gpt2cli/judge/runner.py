@@ -1,4 +1,4 @@
-"""Asks a judge's server all questions of a task, several at once, and keeps each judgement as it comes.
+"""Asks a judge's server all questions of a task in parallel, and stores each judgement as it arrives.
 
 items -> questions -> replies -> judgements, one line each in the results file -> aggregate.
 """
@@ -11,46 +11,44 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from gpt2cli.errors import ServiceError
-from gpt2cli.json_lines import Ledger
+from gpt2cli.json_lines import Ledger, Parse, appending
 from gpt2cli.judge.chat_api import MAX_TOKENS, JudgeReply, NoReplyError
 from gpt2cli.judge.client import TIMEOUT, JudgeClient
+from gpt2cli.judge.endpoint import JudgeServer
 from gpt2cli.judge.prompt import Messages
 from gpt2cli.judge.results import (
     RETRIED,
     Judgement,
-    Parse,
     Status,
     Terms,
-    appending,
     read_results,
     require_terms,
     terms_of,
 )
-from gpt2cli.judge.server import JudgeServer
 from gpt2cli.judge.strict_json import AnswerError
 from gpt2cli.judge.truncation import least_tokens, tokens_per_piece
 
 SEED = 123
 N_PARALLEL = 4
-MAX_BAD_ANSWERS = 3  # that break the schema; then the question counts as unscored
-MAX_UNANSWERED = 3  # questions in a row; then it is the server and not the question
-LARGEST_CONTEXT = 32768  # tokens that Ollama is asked for
+MAX_BAD_ANSWERS = 3  # in a row that break the schema; then the question is unscored
+MAX_UNANSWERED = 3  # questions in a row; then the server is given up
+LARGEST_CONTEXT = 32768  # tokens, for Ollama
 _CUT = {
     "length": "the answer was cut off for its length",
     "content_filter": "the server's filter cut the answer off",
 }
 
-V = TypeVar("V")  # what an answer says: a grade, or a preference
+V = TypeVar("V")  # of an answer: a grade, or a preference
 J = TypeVar("J", bound=Judgement)
 
 
 @dataclass(frozen=True)
 class JudgeQuestion:
-    """`fields` are those of its judgement that are known beforehand."""
+    """`fields` are the known fields of its judgement."""
 
     fields: dict[str, Any]
-    messages: Messages | None  # None: there is nothing to ask about
-    is_sample: bool = False  # short, and asked first: it shows how this server counts tokens
+    messages: Messages | None  # None for an empty response
+    is_sample: bool = False  # short and asked first, to learn the server's tokens per piece
 
     @property
     def is_canary(self) -> bool:
@@ -59,17 +57,17 @@ class JudgeQuestion:
 
 @dataclass(frozen=True)
 class JudgeTask(Generic[V, J]):
-    """What is asked and what is kept: grades of responses (grade.py), or comparisons of two (pairwise.py)."""
+    """How to ask and what to keep: grades of responses (grade.py), or comparisons of two (pairwise.py)."""
 
     schema: dict[str, Any]
     prompt: str  # a digest of its wording
     parse: Callable[[str], V]  # of a reply's text; raises AnswerError
-    judgement: Callable[[V | None, dict[str, Any]], J]  # of the value, if there is one, and all other fields
+    judgement: Callable[[V | None, dict[str, Any]], J]  # from the value, if any, and all other fields
     line: Parse[J]  # reads a line of the results file
-    key: tuple[str, ...]  # the fields by which a judgement is found
+    key: tuple[str, ...]  # the fields that identify a question; the last judgement with the same key counts
 
     def standing(self, questions: Sequence[JudgeQuestion], judgements: Iterable[J]) -> dict[int, J]:
-        """By the questions' places, what was said last of each as it is now; a file may hold more."""
+        """{place of a question: its last judgement}; a file may hold others."""
         last = {tuple(getattr(one, name) for name in self.key): one for one in judgements}
         keys = [tuple(question.fields[name] for name in self.key) for question in questions]
         return {place: last[key] for place, key in enumerate(keys) if key in last}
@@ -95,37 +93,36 @@ def judge(
     keep: Callable[[J], None] = lambda judgement: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Ask what has no judgement in `path` yet. Each new one is appended, then given to `keep`.
+    """Ask the questions that have no judgement in `path` yet. Each new one is appended, then given to `keep`.
 
-    `begin` gets the number of questions that lack one, canaries aside; `tell` notices of failed attempts.
-    Interrupted, it drops its connections and leaves at once; the file holds all that came.
-    Raises ServiceError where the server is missing or lost, or left a question without an answer;
+    `begin` gets the number of these questions, canaries aside; `tell` gets notices of failed attempts.
+    Raises ServiceError if the server is missing or lost, or left a question without an answer;
     InputError for a file of another judge; ResourceError for one in use.
     """
     terms = terms_of(server, task.prompt, task.schema, options.seed)
     there = read_results(path, task.line)
-    if not options.fresh:
-        require_terms(path, there, terms)
-    missing = _missing(task, questions, () if options.fresh else there, options)
+    if options.fresh:
+        there = ()
+    require_terms(path, there, terms)
+    missing = _missing(task, questions, there, options)
     begin(sum(not question.is_canary for question in missing))
     if not missing:
         return
     if any(question.messages for question in missing):  # before a file is made or emptied
         asyncio.run(_require_model(server, options))
-    with appending(path, task.line, terms, fresh=options.fresh) as file:
-        missing = _missing(task, questions, file.values, options)
+    with appending(path, task.line, fresh=options.fresh) as file:
         client = JudgeClient(server, options.timeout, _context_for(questions), tell)
         rates = [
             tokens_per_piece(questions[place].messages or [], one.prompt_tokens)
-            for place, one in task.standing(questions, file.values).items()
+            for place, one in task.standing(questions, there).items()
             if questions[place].is_sample and one.prompt_tokens and one.status != "truncated"
         ]
-        run = _Run(task, client, terms, options, file, keep, tell, rates)
+        run = _Run(task, client, terms, options, file, keep, rates)
         asyncio.run(run.ask_all(missing))
 
 
 def judgements_of(task: JudgeTask[V, J], questions: Sequence[JudgeQuestion], path: Path) -> list[J]:
-    """What a file says of the questions as they are now, by index. Raises InputError for another file."""
+    """A file's judgements of the questions as they are now, by index. Raises InputError for another file."""
     standing = task.standing(questions, read_results(path, task.line))
     return sorted(standing.values(), key=lambda judgement: judgement.index)
 
@@ -138,7 +135,7 @@ async def _require_model(server: JudgeServer, options: JudgeOptions) -> None:
 def _missing(
     task: JudgeTask[V, J], questions: Sequence[JudgeQuestion], there: Iterable[J], options: JudgeOptions
 ) -> list[JudgeQuestion]:
-    """Canaries are asked about along with others, never alone."""
+    """Canaries are asked along with others, never alone."""
     standing = task.standing(questions, there)
     done = {place for place, one in standing.items() if not (options.retry and one.status in RETRIED)}
     missing = [question for place, question in enumerate(questions) if place not in done]
@@ -148,15 +145,12 @@ def _missing(
 
 @dataclass
 class _Run(Generic[V, J]):
-    """What the questions of one call share."""
-
     task: JudgeTask[V, J]
     client: JudgeClient
     terms: Terms
     options: JudgeOptions
     file: Ledger[J]
     keep: Callable[[J], None]
-    tell: Callable[[str], None]
     rates: list[float]  # the server's tokens per piece of text, one of each sample
     unanswered: list[NoReplyError] = field(default_factory=list)
     n_in_a_row: int = 0  # of them
@@ -169,7 +163,7 @@ class _Run(Generic[V, J]):
         slots = asyncio.Semaphore(self.options.n_parallel)
         async with self.client:
             for is_sample in (True, False):
-                rate = min(self.rates, default=None)  # the least, so that no reply is accused wrongly
+                rate = min(self.rates, default=None)  # the lowest, to call no reply truncated wrongly
                 asked = [q for q in questions if q.messages and q.is_sample is is_sample]
                 tasks = [asyncio.create_task(self._settle(question, rate, slots)) for question in asked]
                 try:
@@ -189,9 +183,9 @@ class _Run(Generic[V, J]):
                 value, outcome = await self._ask(question, rate)
             except NoReplyError as error:
                 if question.is_canary and not error.is_down:
-                    self.tell(f"no answer about a canary, which does not matter: {error.why}")
+                    self.client.tell(f"no answer about a canary, which does not matter: {error.why}")
                     return
-                # One question may be what the server dies of; while it answers others, they are asked.
+                # This question may be the cause: the others are asked while the server answers some.
                 self.unanswered.append(error)
                 self.n_in_a_row += 1
                 if error.is_down or self.n_in_a_row == MAX_UNANSWERED:
@@ -203,10 +197,10 @@ class _Run(Generic[V, J]):
             self._add(question, value, outcome)
 
     async def _ask(self, question: JudgeQuestion, rate: float | None) -> tuple[V | None, dict[str, Any]]:
-        """The value and the outcome's fields. An answer that breaks the schema is asked for again."""
+        """The value and the outcome's fields. After an answer that breaks the schema it asks again."""
         messages, began, attempts = question.messages or [], time.monotonic(), 0
         for n_bad in range(MAX_BAD_ANSWERS):
-            seed = self.options.seed + n_bad  # the same one would bring the same text again
+            seed = self.options.seed + n_bad  # the same seed would give the same text
             reply = await self.client.ask(messages, self.task.schema, seed)
             attempts += reply.attempts
             value, status, why = self._read(reply, least_tokens(messages, rate))
@@ -235,7 +229,6 @@ class _Run(Generic[V, J]):
         self.keep(judgement)
 
     def _give_up(self, what: str) -> NoReturn:
-        """Say why there is no answer, and how to go on."""
         error, is_ollama = self.unanswered[-1], self.client.server.is_ollama
         again = "then the same command again: what is judged is kept"
         fix = f"look into the server's own log, {again}"
@@ -249,7 +242,7 @@ class _Run(Generic[V, J]):
 
 
 def _context_for(questions: Sequence[JudgeQuestion]) -> int:
-    """The num_ctx that the longest prompt needs. One for all: Ollama loads the model anew for each other."""
+    """The num_ctx for the longest prompt. All share it, because Ollama reloads the model for another one."""
     sizes = [sum(len(m["content"].encode()) for m in question.messages or ()) for question in questions]
     needed = max(sizes, default=0) // 2 + 2 * MAX_TOKENS  # a token has 3 to 4 bytes; and the reply
     return next(n for n in (4096, 8192, 16384, LARGEST_CONTEXT) if n >= min(needed, LARGEST_CONTEXT))

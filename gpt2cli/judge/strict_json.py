@@ -1,19 +1,19 @@
-"""The strict reader of a judge's answers. What is nearly right is wrong: to read "85/100" is to guess."""
+"""The strict reader of a judge's answers. Near misses are errors: parsing "85/100" would be guessing."""
 
 import json
 from typing import Any, NoReturn
 
 LONGEST_REASON = 2000  # characters; what the schema asks for is shorter
-# First in a schema, so that the grades follow from it. Without a limit a small model goes on until it is cut.
+# First in a schema, so that the grades follow from it; limited, because small models do not stop.
 REASON: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 300}
 
 
 class AnswerError(ValueError):
-    """A text that is not the JSON object asked for; says what is wrong with it."""
+    """An answer that is not the JSON object asked for; says what is wrong with it."""
 
 
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema of an object with just these properties, in this order."""
+    """A JSON schema of an object with exactly these properties, in this order."""
     return {
         "type": "object",
         "properties": properties,
@@ -23,7 +23,7 @@ def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def strict_object(text: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """The one JSON object that `text` is, with just these keys, each once. Raises AnswerError."""
+    """Parse a JSON object with exactly these keys, each once. Raises AnswerError."""
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
     except AnswerError:
@@ -40,25 +40,23 @@ def strict_object(text: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def points_of(value: object, name: str) -> int:
-    """A whole number from 0 to 100. Raises AnswerError."""
-    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not is_whole:
+    """Check that `value` is a whole number from 0 to 100 and return it. Raises AnswerError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
         raise AnswerError(f"{name} is {_shown(value)}, not a whole number")
-    assert isinstance(value, int | float)
     if not 0 <= value <= 100:
         raise AnswerError(f"{name} is {_shown(value)}, not from 0 to 100")
     return int(value)
 
 
 def one_of(value: object, name: str, words: tuple[str, ...]) -> str:
-    """One of the words, letter by letter. Raises AnswerError."""
+    """Check that `value` is one of the words and return it. Raises AnswerError."""
     if not isinstance(value, str) or value not in words:
         raise AnswerError(f"{name} is {_shown(value)}, not one of {', '.join(words)}")
     return value
 
 
 def reason_of(value: object) -> str:
-    """A text, not empty, of bounded length, without halves of characters. Raises AnswerError."""
+    """Check that `value` is a short text and return it without lone surrogates. Raises AnswerError."""
     if not isinstance(value, str) or not value.strip():
         raise AnswerError("the reason is empty" if isinstance(value, str) else "the reason is no text")
     if len(value) > LONGEST_REASON:

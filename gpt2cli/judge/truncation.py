@@ -1,21 +1,18 @@
-"""Whether a server has read all that it was sent, by the prompt tokens that it counts.
+"""Whether the server truncated a prompt, judged by the prompt token count that it reports.
 
 A server whose context is too small may cut a prompt silently, and its judge then grades half a
-response. Its tokenizer is not known here, so this is a lower bound, not an estimate: to discard a
-good judgement is as bad as to keep a wrong one. Words are safe: no usual tokenizer makes one token
-of two words that whitespace separates.
+response. Its tokenizer is unknown here, so this is a lower bound, not an estimate: no usual tokenizer
+makes one token of two words that whitespace separates.
 
-Pieces are tighter. They are cut so that a token seldom spans two of them: letters with the symbol
-before them (`.core`, `_id`), a number however long, a run of symbols. The server's own counts for
-short prompts say how many tokens it makes of a piece (`tokens_per_piece`); MARGIN of that is the
-bound for the others. Measured with the tokenizers of GPT-2, Llama 3 and Qwen on English, code of
-seven kinds, tables, lists, mark-up, numbers, verse and nine other languages: each has more tokens
-than its bound.
+Pieces are a tighter bound. They are cut so that a token seldom spans two of them: letters with the
+symbol before them (`.core`, `_id`), a number, a run of symbols. The server's counts for short prompts
+give its tokens per piece; MARGIN of that is the bound for the others. Measured with the tokenizers of
+GPT-2, Llama 3 and Qwen on English, code, tables, mark-up, numbers and nine other languages, each text
+has more tokens than its bound.
 
-Scripts without spaces count by the letter. Of Chinese, Japanese, Korean and Thai prose, Qwen and
-Llama 3 make 0.45 to 0.9 tokens per letter, and 0.37 where words of several letters are dense; MARGIN
-of LETTER at a usual rate is below that, and close enough to notice that half of a Chinese prompt is
-missing. With a tokenizer of English, which makes two tokens of such a letter, it is not.
+Scripts without spaces count by the letter: of Chinese, Japanese, Korean and Thai prose, Qwen and
+Llama 3 make 0.37 to 0.9 tokens per letter. MARGIN of LETTER is below that, and still high enough to
+notice that half of a Chinese prompt is missing.
 """
 
 import re
@@ -33,7 +30,7 @@ _PIECE = re.compile(r"(?:[^\w\s]|_)?[^\W\d_]+|\d+|(?:[^\w\s]|_)+")
 
 
 def least_tokens(messages: Sequence[dict[str, str]], tokens_per_piece: float | None) -> int:
-    """A server that counts fewer tokens has not read it all. None: nothing is known of its tokenizer yet."""
+    """A server that counts fewer tokens has truncated the prompt. Without a rate, words are the bound."""
     n_words = sum(len(message["content"].split()) for message in messages)
     return max(n_words, int(MARGIN * (tokens_per_piece or 0.0) * _n_pieces(messages)))
 

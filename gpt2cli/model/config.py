@@ -4,6 +4,7 @@ How they are used is in `layers.py` and `gpt2.py`.
 """
 
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
 
 from gpt2cli.errors import InputError
@@ -11,10 +12,7 @@ from gpt2cli.errors import InputError
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Field names are Hugging Face's. Sizes count units: blocks, heads, channels, positions, tokens.
-
-    Raises InputError where the numbers contradict each other.
-    """
+    """Field names are Hugging Face's. Raises InputError if the numbers contradict each other."""
 
     n_layer: int = 12
     n_head: int = 12
@@ -22,7 +20,7 @@ class GPT2Config:
     n_positions: int = 1024  # the longest context; learned positions end there
     vocab_size: int = 50257
     n_inner: int | None = None  # width of the MLP; None is 4 * n_embd
-    dropout: float = 0.0  # one rate for embeddings, attention and residuals, in training only
+    dropout: float = 0.0  # for embeddings, attention and residuals, in training only
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True  # the output layer is the token embedding, as OpenAI trained it
@@ -65,20 +63,20 @@ PRESETS: dict[str, GPT2Config] = {
     "1558M": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
 }
 
-# The fields of a config that the weights' names and shapes show.
-_SHAPE = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width", "tie_word_embeddings")
+# The fields that determine the names and shapes of the weights.
+_shape = attrgetter(
+    "n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width", "tie_word_embeddings"
+)
 
 
 def size_of(config: GPT2Config) -> str | None:
-    """Which of OpenAI's models has just this shape, "124M" and the like; dropout and epsilon do not count."""
-    for size, preset in PRESETS.items():
-        if all(getattr(config, name) == getattr(preset, name) for name in _SHAPE):
-            return size
-    return None
+    """Which of OpenAI's models has this shape, "124M" and the like; dropout and epsilon do not count."""
+    same = (size for size, preset in PRESETS.items() if _shape(preset) == _shape(config))
+    return next(same, None)
 
 
 _HF_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-# What this model always does; a config.json that says otherwise describes another model.
+# What layers.py implements; any other value in a config.json describes another model.
 _FIXED = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",
@@ -87,7 +85,7 @@ _FIXED = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
-# A number beyond it is a mistake or an attack: modules would be built, and memory taken, for it.
+# Beyond these a config.json is damaged: modules would be built for it.
 _LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 
 

@@ -1,6 +1,6 @@
-"""Three operations of the model, written so that a CPU computes them sooner: dropout, GELU, causal attention.
+"""Three model operations, optimized for CPU: dropout, GELU, causal attention.
 
-Each equals the textbook's in layers.py, where it is named, and is faster for a reason given here.
+Each equals the textbook version in layers.py and is faster for the reason given here.
 """
 
 import math
@@ -11,11 +11,10 @@ from torch import Tensor
 
 
 def drop(x: Tensor, rate: float) -> Tensor:
-    """Dropout: each number of x becomes zero with probability `rate`, the others grow to keep the mean.
+    """Dropout: each number of x becomes zero with probability `rate`; the others grow to keep the mean.
 
-    On a CPU torch draws one random float per element, one after another, which takes a third of a
-    small model's step (and twice that once compiled). Sixteen bits decide as well: the rate is met
-    to 1e-5, and what stays grows by the rate that was really met.
+    On a CPU torch draws one random float per element, which takes a third of a small model's step (and
+    twice that when compiled). Sixteen bits suffice: the rate is exact to 1e-5, and the scale fits it.
     """
     if not rate:
         return x
@@ -30,7 +29,7 @@ def drop(x: Tensor, rate: float) -> Tensor:
 def gelu_by_sigmoid(x: Tensor) -> Tensor:
     """GELU's tanh approximation as x * sigmoid(2 u), u = sqrt(2 / pi) * (x + 0.044715 x^3).
 
-    (1 + tanh(u)) / 2 is sigmoid(2 u). Compiled for a CPU that takes half of the time of the tanh.
+    (1 + tanh(u)) / 2 is sigmoid(2 u). Compiled for a CPU it takes half the time of the tanh.
     """
     y = x.float()
     u = math.sqrt(2 / math.pi) * (y + 0.044715 * y * y * y)
@@ -42,8 +41,8 @@ def causal_attention_in_blocks(
 ) -> Tensor:
     """Causal attention for `n_queries` at a time, each block with the keys that it may see.
 
-    q is (B, H, T, D), k and v are (B, H, S, D); returns (B, H, T, D). Saves up to half of the matmuls,
-    and nearly half of the weights that a backward needs.
+    q is (B, H, T, D), k and v are (B, H, S, D); returns (B, H, T, D). Saves up to half of the matmul work,
+    and nearly half of the weights stored for the backward pass.
     """
     T, S, D = q.shape[2], k.shape[2], q.shape[3]
     later = torch.full((n_queries, n_queries), float("-inf"), dtype=q.dtype, device=q.device).triu(1)

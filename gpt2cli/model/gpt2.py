@@ -1,4 +1,4 @@
-"""GPT-2 as a whole: the transformer, its two heads, and how weights begin.
+"""GPT-2 as a whole: the transformer, its two heads, and weight initialization.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Pure torch: no files,
 no loss, no sampling. Shapes use the letters of `layers.py`, and V for the vocabulary.
@@ -26,7 +26,7 @@ class GPT2(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer, attention) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        # In training: keep only each block's input, and run the block again when its backward comes.
+        # In training: store only each block's input, and run the block again in the backward pass.
         self.activation_checkpointing = False
 
     def forward(
@@ -68,7 +68,7 @@ class GPT2LMHead(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Let one (V, C) matrix read and write; again after either name was given other memory."""
+        """Tie lm_head to wte. Call again after either weight is replaced."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
@@ -93,7 +93,7 @@ class GPT2LMHead(nn.Module):
 
 
 class GPT2Classifier(nn.Module):
-    """GPT-2 as a classifier of whole texts: the hidden state of a text's last token gives each class a logit.
+    """GPT-2 as a classifier of texts: the last token's hidden state gives each class a logit.
 
     Only that position has seen the whole text. Hugging Face's GPT2ForSequenceClassification.
     """
@@ -107,7 +107,7 @@ class GPT2Classifier(nn.Module):
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, n_classes) of input_ids (B, T), whose rows end after `lengths` (B,) tokens.
 
-        What fills a row up on the right is never seen: attention looks to the left.
+        Padding on the right has no effect: attention is causal.
         """
         hidden = self.transformer(input_ids)  # (B, T, C)
         rows = torch.arange(len(lengths), device=hidden.device)
@@ -115,7 +115,7 @@ class GPT2Classifier(nn.Module):
 
 
 def empty_model(config: GPT2Config, attention: str = "sdpa") -> GPT2LMHead:
-    """The modules with shapes and no memory, for weights that come from elsewhere."""
+    """A model on the meta device, without memory, for weights that come from elsewhere."""
     with torch.device("meta"):
         return GPT2LMHead(config, attention)
 
@@ -129,7 +129,7 @@ def empty_classifier(config: GPT2Config, n_classes: int, attention: str = "sdpa"
 def new_model(config: GPT2Config, seed: int, attention: str = "sdpa") -> GPT2LMHead:
     """A fresh model on the CPU in fp32, ready to train; the same seed gives the same weights."""
     model = empty_model(config, attention).to_empty(device="cpu")
-    model.tie()  # memory was given to each name apart
+    model.tie()  # to_empty gave each name its own memory
     initialize(model, seed)
     return model
 

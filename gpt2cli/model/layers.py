@@ -31,7 +31,7 @@ def attention_formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
 
 
 def attention_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same function without the products that a causal mask hides."""
+    """The same function without the matmuls that a causal mask hides."""
     if mask is not None:
         return attention_formula(q, k, v, mask, dropout)
     return causal_attention_in_blocks(q, k, v, dropout)
@@ -42,7 +42,7 @@ def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout
     if not has_fast_sdpa(q, mask, dropout):
         return attention_blocks(q, k, v, mask, dropout)
     T, S = q.shape[2], k.shape[2]
-    if mask is None and 1 < T < S:  # is_causal counts from the upper left corner, which is wrong here
+    if mask is None and 1 < T < S:  # is_causal aligns the mask at the upper left, which is wrong here
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     causal = mask is None and T > 1
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
@@ -56,10 +56,10 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Te
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, so that each token is computed once.
+    """Keys and values of the positions so far, so that each token is computed once.
 
-    One tensor per block for keys and one for values, (B, H, n_positions, D), allocated in full at
-    the start: growing them with `torch.cat` would copy all of them for every token.
+    One tensor per block for keys and one for values, (B, H, n_positions, D), allocated in full at the
+    start: `torch.cat` would copy all of them for every token.
     """
 
     def __init__(self, config: GPT2Config, n_rows: int, like: Tensor) -> None:
@@ -69,9 +69,9 @@ class KVCache:
         self.length = 0  # positions filled, the same for each row and block
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, H, T, D) behind what is there; return all so far, (B, H, S, D) each.
+        """Append k and v (B, H, T, D); returns all so far, (B, H, S, D) each.
 
-        The transformer moves `length` forward when every block has stored its part.
+        The transformer advances `length` after the last block.
         """
         end = self.length + k.shape[2]
         self.keys[layer][:, :, self.length : end] = k
@@ -108,7 +108,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two linear layers around a GELU, for each position by itself."""
+    """Two linear layers around a GELU, position by position."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Read the normalised residual stream, add what was found to it; first attention, then MLP."""
+    """Pre-norm residual block: x += attention(ln_1(x)); x += mlp(ln_2(x))."""
 
     def __init__(self, config: GPT2Config, layer: int, attention: str) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Block(nn.Module):
 
 
 class Dropout(nn.Module):
-    """In training each number is zero with probability `rate`, the others grow by 1 / (1 - rate)
+    """In training zeroes each number with probability `rate` and scales the others by 1 / (1 - rate)
     (Srivastava et al. 2014).
     """
 
@@ -156,15 +156,14 @@ class Dropout(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that leaves its weights unset: `initialize` or a file fills them (see gpt2.py).
-
-    torch's own filling would be thrown away; for 124M it takes two seconds of every start.
+    """nn.Linear without torch's initialization, which takes two seconds for 124M: `initialize` (gpt2.py) or a
+    file sets the weights.
     """
 
     def reset_parameters(self) -> None: ...
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding, unset for the same reason."""
+    """nn.Embedding, uninitialized for the same reason."""
 
     def reset_parameters(self) -> None: ...

@@ -1,7 +1,7 @@
 """Low-rank adapters: a frozen matrix plus a trained correction, W x + B A x * alpha / rank.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Pure torch: which layers get
-one, how they are initialised, and how they are merged. Their files are `checkpoints/lora_adapter.py`'s.
+one, how they are initialised, and how they are merged. Their files are in `checkpoints/lora_adapter.py`.
 """
 
 import math
@@ -23,8 +23,8 @@ PARTS = ("lora_A", "lora_B")  # an adapter's two matrices, by peft's names
 class LoraLinear(nn.Module):
     """A frozen linear layer plus a trainable correction of rank r.
 
-    The layer's tensors get other names by it (`c_attn.base.weight`), and so a model with adapters
-    cannot be stored as if it had none: every name that a model folder asks for is missing.
+    Wrapping renames the layer's tensors (`c_attn.base.weight`), so a model with adapters cannot be saved as
+    if it had none: every name that a model folder asks for is missing.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
@@ -48,9 +48,8 @@ class LoraLinear(nn.Module):
 
 
 def correction(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """B A * scale, (out, in), on the CPU in float64: added there, a weight is rounded once.
-
-    In float64 the order of summation does not show in the merged weights.
+    """B A * scale, (out, in), on the CPU in float64: the merged weight is rounded once, and does not depend
+    on the order of summation.
     """
     return b.detach().cpu().double() @ a.detach().cpu().double() * scale
 
@@ -60,9 +59,9 @@ def add_lora(
 ) -> list[str]:
     """Freeze the model and put an adapter on each named matrix of each block; returns their names.
 
-    For any model with a `transformer`. A starts as peft's does, uniform within 1 / sqrt(in); B is
-    zero, so that the model computes what it did before. The same seed gives the same adapters.
-    Raises UsageError where a matrix has no room for the rank, or a target names no matrix.
+    For any model with a `transformer`. A starts like peft's, uniform within 1 / sqrt(in); B is zero, so
+    the model computes the same as before. The same seed gives the same adapters.
+    Raises UsageError for a rank that is too large, or a target that names no matrix.
     """
     names = lora_target_names(model, targets)
     for name in names:
@@ -86,9 +85,9 @@ def add_lora(
 
 
 def lora_target_names(model: nn.Module, targets: Collection[str]) -> list[str]:
-    """The full names of the matrices that targets mean, in the model's order.
+    """The full names of the matrices that targets match, in the model's order.
 
-    Raises UsageError for a target that means none.
+    Raises UsageError for a target that matches none.
     """
     matrices = [
         name
@@ -97,13 +96,13 @@ def lora_target_names(model: nn.Module, targets: Collection[str]) -> list[str]:
     ]
     assert not lora_layers(model), "the model has adapters already"
     for target in targets:
-        if not any(_means(target, name) for name in matrices):
+        if not any(_matches(target, name) for name in matrices):
             raise UsageError(
-                f"lora.targets: {target} is no matrix of a block",
-                "there are c_attn, c_fc and c_proj, which is attention's and the MLP's",
+                f"lora.targets: {target} is not a matrix of a transformer block",
+                "they are c_attn, c_fc and c_proj; c_proj is in both attention and MLP",
                 "lora.targets=[c_attn]",
             )
-    return [name for name in matrices if any(_means(target, name) for target in targets)]
+    return [name for name in matrices if any(_matches(target, name) for target in targets)]
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -122,7 +121,7 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_lora_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the adapters with what `adapter_state` gave; names and shapes must be theirs."""
+    """Load the adapters from the output of `lora_state`; names and shapes must match."""
     state = lora_state(model)
     assert state.keys() == tensors.keys(), "the adapters are other ones"
     for name, tensor in state.items():
@@ -131,14 +130,11 @@ def load_lora_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Turn it back into a plain model, in place, that computes the same: W + B A * alpha / rank.
-
-    All of its parameters are trainable again.
-    """
+    """Merge the adapters into a plain model, in place: W + B A * alpha / rank. All parameters train again."""
     for name, adapter in lora_layers(model).items():
         model.set_submodule(name, adapter.merged())
     model.requires_grad_(True)
 
 
-def _means(target: str, name: str) -> bool:
+def _matches(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}")

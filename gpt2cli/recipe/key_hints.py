@@ -9,29 +9,22 @@ from gpt2cli.recipe.schema import RECIPES, Recipe, recipe_fields
 
 # The names of these keys in other codebases.
 OTHER_NAMES = {
-    "learning_rate": "optim.lr",
-    "max_lr": "optim.lr",
-    "min_learning_rate": "optim.min_lr",
-    "max_iters": "optim.steps",
-    "max_steps": "optim.steps",
-    "epochs": "optim.steps",
-    "warmup_iters": "optim.warmup_steps",
-    "grad_clip": "optim.clip",
-    "max_grad_norm": "optim.clip",
-    "batch_size": "batch.micro_batch",
-    "gradient_accumulation_steps": "batch.accumulation",
-    "block_size": "model.context",
-    "context_length": "model.context",
-    "n_positions": "model.context",
-    "drop_rate": "model.dropout",
-    "eval_interval": "eval.every",
-    "eval_iters": "eval.batches",
-    "log_interval": "log.every",
-    "save_every": "checkpoint.every",
-    "recompute": "run.activation_checkpointing",
-    "gradient_checkpointing": "run.activation_checkpointing",
-    "dtype": "run.precision",
-    "dataset": "data.source",
+    "optim.lr": ("learning_rate", "max_lr"),
+    "optim.min_lr": ("min_learning_rate",),
+    "optim.steps": ("max_iters", "max_steps", "epochs"),
+    "optim.warmup_steps": ("warmup_iters",),
+    "optim.clip": ("grad_clip", "max_grad_norm"),
+    "batch.micro_batch": ("batch_size",),
+    "batch.accumulation": ("gradient_accumulation_steps",),
+    "model.context": ("block_size", "context_length", "n_positions"),
+    "model.dropout": ("drop_rate",),
+    "eval.every": ("eval_interval",),
+    "eval.batches": ("eval_iters",),
+    "log.every": ("log_interval",),
+    "checkpoint.every": ("save_every",),
+    "run.activation_checkpointing": ("recompute", "gradient_checkpointing"),
+    "run.precision": ("dtype",),
+    "data.source": ("dataset",),
 }
 
 
@@ -53,9 +46,6 @@ class RecipeKeys:
         inside = [key.rpartition(".")[2] for key in self.all if key.rpartition(".")[0] == section]
         return ", ".join([*inside, *self.sections] if not section else inside)
 
-    def first_of(self, section: str) -> str:
-        return next(key for key in self.all if key.startswith(f"{section}."))
-
     def unknown(self, where: str, key: str) -> UsageError:
         """The error for an unknown key, with the one that was probably meant."""
         section = key.rpartition(".")[0]
@@ -74,12 +64,9 @@ class RecipeKeys:
         section, _, word = key.rpartition(".")
         known = [*self.all, *self.sections]
         own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-        elsewhere = {word: name for word, name in OTHER_NAMES.items() if name in known}
-        every = (
-            {name.rpartition(".")[2]: name for name in reversed(known)}
-            | elsewhere
-            | {name: name for name in self.all}
-        )
+        elsewhere = {other: name for name in known for other in OTHER_NAMES.get(name, ())}
+        last_words = {name.rpartition(".")[2]: name for name in reversed(known)}
+        every = last_words | elsewhere | {name: name for name in self.all}
         for names, cutoff in ((own, 0.6), (every, 0.75)):
             if close := difflib.get_close_matches(word, names, 1, cutoff):
                 return names[close[0]]

@@ -4,13 +4,15 @@
 """
 
 import difflib
+import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
@@ -27,7 +29,6 @@ class LoadedRecipe:
     recipe: Recipe
     origins: dict[str, str]  # by dotted key, every field of the schema
     path: Path
-    text: str  # the content of the file, without a byte order mark
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -38,8 +39,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """
     path = find_recipe(source)
     name = display_path(path)
-    text = yaml_lines.read_text(path, name)
-    document = yaml_lines.parse(text, name)
+    document = yaml_lines.parse(yaml_lines.read_text(path, name), name)
     keys = RecipeKeys(RECIPES[_task_of(document, name)])
     values = {
         key: {} if key in keys.sections and value is None else value for key, value in document.values.items()
@@ -49,7 +49,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         recipe = keys.kind.model_validate(values)
     except ValidationError as error:
         raise _first_error(error, document, name, overridden, keys) from None
-    return LoadedRecipe(recipe, _origins(document, name, overridden, keys), path, text)
+    return LoadedRecipe(recipe, _origins(document, name, overridden, keys), path)
 
 
 def find_recipe(source: str) -> Path:
@@ -120,18 +120,12 @@ def _task_of(document: Document, name: str) -> str:
     if isinstance(task, str) and task in RECIPES:
         return task
     *first, last = RECIPES
-    must = f"{', '.join(first)} or {last}"
+    where, must = f"{name}:{document.line_of(('task',))} task", f"{', '.join(first)} or {last}"
     if "task" not in document.values:
-        raise UsageError(
-            f"{name}:{document.line_of(('task',))} task: is missing",
-            f"it must be {must}",
-            "task: pretrain",
-        )
+        raise UsageError(f"{where}: is missing", f"it must be {must}", "task: pretrain")
     near = difflib.get_close_matches(str(task), RECIPES, 1, 0.5)
     raise UsageError(
-        f"{name}:{document.line_of(('task',))} task: must be {must}",
-        _quote_value(task),
-        f"did you mean {near[0]}?" if near else "",
+        f"{where}: must be {must}", _quote_value(task), f"did you mean {near[0]}?" if near else ""
     )
 
 
@@ -147,7 +141,7 @@ def _apply_overrides(overrides: Sequence[str], values: dict[str, Any], keys: Rec
             raise UsageError(
                 f"{where}: {key} is a section",
                 f"its keys are {keys.siblings(key)}",
-                f"for example {keys.first_of(key)}=...",
+                f"for example {next(name for name in keys.all if name.startswith(f'{key}.'))}=...",
             )
         if key not in keys.all:
             raise keys.unknown(where, key)
@@ -174,31 +168,33 @@ def _first_error(
             problems.append((0, line, keys.unknown(where, dotted(place))))
             continue
         message = _MESSAGES.get(entry["type"])
-        what = message(context) if message else entry["msg"]
+        what = message.format(**context) if message else entry["msg"]
+        if entry["type"] == "literal_error":
+            what = what.replace("'", "")
         got = "" if entry["type"] in ("missing", "recipe") else _quote_value(entry["input"])
         problems.append((1, line, UsageError(f"{where}: {what}", got, context.get("fix", ""))))
     return min(problems, key=lambda problem: problem[:2])[2]
 
 
-_MESSAGES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "missing": lambda context: "is missing",
-    "recipe": lambda context: str(context["must"]),
-    "greater_than": lambda context: f"must be > {context['gt']:g}",
-    "greater_than_equal": lambda context: f"must be >= {context['ge']:g}",
-    "less_than": lambda context: f"must be < {context['lt']:g}",
-    "less_than_equal": lambda context: f"must be <= {context['le']:g}",
-    "finite_number": lambda context: "must be a finite number",
-    "float_type": lambda context: "must be a number",
-    "int_type": lambda context: "must be a whole number",
-    "int_from_float": lambda context: "must be a whole number",
-    "bool_type": lambda context: "must be true or false",
-    "string_type": lambda context: "must be text; put it in quotes",
-    "string_unicode": lambda context: "must be text; this is not Unicode",
-    "string_too_short": lambda context: "must not be empty",
-    "too_short": lambda context: "must not be empty",
-    "tuple_type": lambda context: "must be a list, like [text]",
-    "literal_error": lambda context: f"must be {context['expected'].replace(chr(39), '')}",
-    "model_type": lambda context: "must be a section of `key: value` lines",
+_MESSAGES = {
+    "missing": "is missing",
+    "recipe": "{must}",
+    "greater_than": "must be > {gt:g}",
+    "greater_than_equal": "must be >= {ge:g}",
+    "less_than": "must be < {lt:g}",
+    "less_than_equal": "must be <= {le:g}",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text; put it in quotes",
+    "string_unicode": "must be text; this is not Unicode",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "tuple_type": "must be a list, like [text]",
+    "literal_error": "must be {expected}",
+    "model_type": "must be a section of `key: value` lines",
 }
 
 
@@ -218,37 +214,13 @@ def _origins(document: Document, name: str, overridden: dict[Place, str], keys: 
 
 def _to_yaml(value: Any) -> str:
     """A value as YAML that our reader and every other one read alike."""
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(_to_yaml(item) for item in value)}]"
-    if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else _quote(value)
-    return repr(value)
+    is_word = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _AMBIGUOUS
+    style = '"' if isinstance(value, str) and not is_word else None
+    text: str = yaml.safe_dump(value, default_style=style, allow_unicode=True, width=math.inf)
+    return text.partition("\n")[0]
 
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-_WORDS = {
-    "null",
-    "true",
-    "false",
-    "yes",
-    "no",
-    "on",
-    "off",
-    "y",
-    "n",
-}  # read as something else by some YAML readers
-
-
-def _quote(text: str) -> str:
-    return '"' + "".join(_escape(char) for char in text) + '"'
-
-
-def _escape(char: str) -> str:
-    if char in '"\\':
-        return "\\" + char
-    if char.isprintable():
-        return char
-    code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+_AMBIGUOUS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # not text to some YAML readers

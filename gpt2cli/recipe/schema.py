@@ -4,6 +4,7 @@ A default has no other home.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +28,12 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 UnicodeText = Annotated[str, AfterValidator(_require_unicode)]
 NonEmptyText = Annotated[UnicodeText, Field(min_length=1)]
+
+
+def _require_training_share(data: Any) -> Any:
+    if data.validation + data.test >= 1:
+        raise _field_error("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
+    return data
 
 
 class RecipeSection(BaseModel):
@@ -55,7 +62,9 @@ class DataConfig(RecipeSection):
 class ModelConfig(RecipeSection):
     """The model: a size by name, or n_layer, n_head and n_embd."""
 
-    size: str | None = Field(default=None, description="124M, 355M, 774M or 1558M; instead of the next three")
+    size: Literal["124M", "355M", "774M", "1558M"] | None = Field(
+        default=None, description="124M, 355M, 774M or 1558M; instead of the next three"
+    )
     n_layer: PositiveInt | None = Field(default=None, description="transformer blocks")
     n_head: PositiveInt | None = Field(default=None, description="heads per block; must divide n_embd")
     n_embd: PositiveInt | None = Field(default=None, description="channels of the residual stream")
@@ -66,15 +75,12 @@ class ModelConfig(RecipeSection):
     def config(self, vocab_size: int) -> GPT2Config:
         """The model's config for a vocabulary; its position embeddings end at `context`."""
         if self.size is not None:
-            preset = PRESETS[self.size]
-            n_layer, n_head, n_embd = preset.n_layer, preset.n_head, preset.n_embd
+            shape = PRESETS[self.size]
         else:
             assert self.n_layer and self.n_head and self.n_embd  # see _one_description
-            n_layer, n_head, n_embd = self.n_layer, self.n_head, self.n_embd
-        return GPT2Config(
-            n_layer=n_layer,
-            n_head=n_head,
-            n_embd=n_embd,
+            shape = GPT2Config(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd)
+        return replace(
+            shape,
             n_inner=self.n_inner,
             n_positions=self.context,
             vocab_size=vocab_size,
@@ -85,26 +91,18 @@ class ModelConfig(RecipeSection):
     def _one_description(self) -> "ModelConfig":
         numbers = {"n_layer": self.n_layer, "n_head": self.n_head, "n_embd": self.n_embd}
         given = [name for name, value in numbers.items() if value is not None]
-        missing = [name for name, value in numbers.items() if value is None]
         if self.size is not None:
-            if self.size not in PRESETS:
-                raise _field_error(
-                    "size", f"must be {_join_with_or(list(PRESETS))}", "or n_layer, n_head and n_embd instead"
-                )
             if given:
-                raise _field_error(
-                    given[0], "size sets it already", f"model.size=null, or no model.{given[0]}"
-                )
+                fix = f"model.size=null, or no model.{given[0]}"
+                raise _field_error(given[0], "size sets it already", fix)
         elif not given:
             raise _field_error("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
-        elif missing:
-            raise _field_error(
-                missing[0], "is missing", "without a size, n_layer, n_head and n_embd are all needed"
-            )
+        elif missing := [name for name in numbers if name not in given]:
+            fix = "without a size, n_layer, n_head and n_embd are all needed"
+            raise _field_error(missing[0], "is missing", fix)
         elif self.n_embd and self.n_head and self.n_embd % self.n_head:
-            raise _field_error(
-                "n_head", f"must divide n_embd ({self.n_embd})", "each head takes n_embd / n_head channels"
-            )
+            fix = "each head takes n_embd / n_head channels"
+            raise _field_error("n_head", f"must divide n_embd ({self.n_embd})", fix)
         return self
 
 
@@ -113,6 +111,10 @@ class BatchConfig(RecipeSection):
 
     micro_batch: PositiveInt = Field(default=8, description="sequences per forward and backward")
     accumulation: PositiveInt = Field(default=1, description="micro-batches per optimizer step")
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.micro_batch * self.accumulation
 
 
 class OptimConfig(RecipeSection):
@@ -131,15 +133,11 @@ class OptimConfig(RecipeSection):
     @model_validator(mode="after")
     def _in_order(self) -> "OptimConfig":
         if self.min_lr > self.lr:
-            raise _field_error(
-                "min_lr", f"must be <= optim.lr ({self.lr:g})", f"optim.min_lr={self.lr / 10:g}"
-            )
+            fix = f"optim.min_lr={self.lr / 10:g}"
+            raise _field_error("min_lr", f"must be <= optim.lr ({self.lr:g})", fix)
         if self.warmup_steps > self.steps:
-            raise _field_error(
-                "warmup_steps",
-                f"must be <= optim.steps ({self.steps})",
-                f"optim.warmup_steps={self.steps // 10}",
-            )
+            fix = f"optim.warmup_steps={self.steps // 10}"
+            raise _field_error("warmup_steps", f"must be <= optim.steps ({self.steps})", fix)
         return self
 
 
@@ -226,11 +224,7 @@ class ClassifyDataConfig(RecipeSection):
             raise _field_error("columns", "has a name twice", "data.columns='[label, text]'")
         return self
 
-    @model_validator(mode="after")
-    def _something_to_train_on(self) -> "ClassifyDataConfig":
-        if self.validation + self.test >= 1:
-            raise _field_error("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
-        return self
+    _leaves_some = model_validator(mode="after")(_require_training_share)
 
 
 class InstructDataConfig(RecipeSection):
@@ -248,11 +242,7 @@ class InstructDataConfig(RecipeSection):
         default=True, description="whether bundled records may replace the corpus if there is no network"
     )
 
-    @model_validator(mode="after")
-    def _something_to_train_on(self) -> "InstructDataConfig":
-        if self.validation + self.test >= 1:
-            raise _field_error("test", "leaves nothing to train on", "data.validation=0.05 data.test=0.1")
-        return self
+    _leaves_some = model_validator(mode="after")(_require_training_share)
 
 
 class LoraConfig(RecipeSection):
@@ -309,7 +299,7 @@ class PretrainRecipe(CommonRecipe):
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch.micro_batch * self.batch.accumulation * self.model.context
+        return self.batch.rows_per_step * self.model.context
 
 
 class FinetuneRecipe(CommonRecipe):
@@ -381,7 +371,3 @@ def in_reading_order(values: dict[str, Any]) -> dict[str, Any]:
 def _field_error(field: str, must: str, fix: str) -> PydanticCustomError:
     """An error of a whole section that the loader reports at one of its fields."""
     return PydanticCustomError("recipe", "{must}", {"field": field, "must": must, "fix": fix})
-
-
-def _join_with_or(words: list[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"

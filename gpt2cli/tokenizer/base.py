@@ -1,8 +1,11 @@
 """The Tokenizer protocol: text to ids and back, a size, an end-of-text id, a fingerprint.
 
+`TextStream` decodes ids as they come.
+
 The tokenizers are in bpe.py and chars.py, their files in files.py.
 """
 
+import codecs
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -65,3 +68,25 @@ def without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+class TextStream:
+    """The pieces that `feed` and `finish` return, put together, are `tokenizer.decode` of all ids.
+
+    A byte-level token may hold a part of a UTF-8 character (an emoji is up to four tokens), so
+    bytes wait here until their character is whole or can no longer become one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token_id: int) -> str:
+        """The text that `token_id` completes, which may be empty."""
+        return self._decoder.decode(self._tokenizer.decode_bytes((token_id,)))
+
+    def finish(self) -> str:
+        """What an unfinished character at the end decodes to. The stream is then as new."""
+        tail = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return tail

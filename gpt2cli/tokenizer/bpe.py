@@ -1,19 +1,17 @@
 """GPT-2's byte-level byte-pair encoding: tiktoken over a rank table on this disk.
 
-A vocabulary is its tokens in the order of their ids and the list of merges. GPT-2's own is
-bundled as the merges alone (make_ranks.py in the tests made it), from which tokens, vocab.json
-and merges.txt follow. Other vocabularies come from such a pair of files, checked to belong
-together. Which files a folder holds, only files.py knows.
+GPT-2's own vocabulary is bundled as its merges alone (tests/tokenizer/make_ranks.py made it), from
+which tokens, vocab.json and merges.txt follow. Others come from such a pair of files, checked to
+belong together.
 """
 
 import functools
+import importlib.resources
 import json
 import re
 import struct
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,13 @@ from typing import Any
 import tiktoken
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import open_regular
+from gpt2cli.files import decode_text, open_regular
 from gpt2cli.json_files import read_json
 from gpt2cli.tokenizer.base import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
 
-TABLE, TABLE_BYTES, TABLE_CRC32 = "gpt2-merges.bin", 200_000, 0x508BC279
+TABLE = "gpt2-merges.bin"
 VERSION_LINE = "#version: 0.2\n"
-LARGEST_FILE = 1 << 28  # bytes of a vocabulary file; GPT-2's own have 1 MB
+LARGEST_FILE = 1 << 28  # bytes of merges.txt; GPT-2's own has half a MB
 
 # GPT-2's pattern (openai/gpt-2, src/encoder.py) in tiktoken's form, which backtracks less and
 # cuts every text at the same places.
@@ -47,8 +45,8 @@ BYTE_OF = {character: byte for byte, character in CHARACTER_OF.items()}
 
 @functools.lru_cache(maxsize=1)
 def gpt2() -> "BPE":
-    """GPT-2's tokenizer, 50,257 tokens, from the bundled table. Raises InputError if that is damaged."""
-    table = _bundled_table()
+    """GPT-2's tokenizer, 50,257 tokens, from the bundled merges: pairs of ids, little-endian uint16."""
+    table = importlib.resources.files("gpt2cli.bundled").joinpath(TABLE).read_bytes()
     tokens = [bytes((byte,)) for byte in CHARACTER_OF]
     for left, right in struct.iter_unpack("<HH", table):
         tokens.append(tokens[left] + tokens[right])
@@ -152,11 +150,6 @@ class BPE:
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        if self.name == "gpt2":
-            return gpt2, ()  # the other process has the table on its disk too
-        return BPE, (self.tokens, self.merges, self.specials, self.name)
-
     def _printable(self, token_id: int) -> str:
         token = self.tokens[token_id]
         return (
@@ -167,35 +160,6 @@ class BPE:
 def _ranks(tokens: Sequence[bytes], specials: Iterable[int]) -> dict[bytes, int]:
     special = set(specials)
     return {token: i for i, token in enumerate(tokens) if i not in special}
-
-
-def read_vocabulary_file(path: Path) -> str:
-    """The text of a vocabulary file. Raises InputError where it is missing or not UTF-8."""
-    with open_regular(path) as file:
-        data = file.read(LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        raise InputError(
-            f"{path}: is larger than any vocabulary or config", f"the limit is {LARGEST_FILE} bytes"
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 at byte {error.start}", fix="fetch the file again") from None
-
-
-def _bundled_table() -> bytes:
-    """The merges of GPT-2: 50,000 pairs of ids, each a little-endian uint16."""
-    try:
-        table = files("gpt2cli.bundled").joinpath(TABLE).read_bytes()
-    except FileNotFoundError:
-        table = b""
-    if len(table) != TABLE_BYTES or zlib.crc32(table) != TABLE_CRC32:
-        raise InputError(
-            f"the installed table of GPT-2's merges ({TABLE}) is missing or damaged",
-            f"it has {len(table)} bytes (not {TABLE_BYTES}) and CRC-32 {zlib.crc32(table):08x}",
-            "pip install --force-reinstall --no-deps gpt2cli",
-        )
-    return table
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -215,7 +179,9 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    lines = read_vocabulary_file(path).replace("\r\n", "\n").split("\n")
+    with open_regular(path) as file:
+        text = decode_text(file.read(LARGEST_FILE), str(path))
+    lines = text.replace("\r\n", "\n").split("\n")
     first = 1 if lines[0].startswith("#version") else 0
     merges = []
     for number, line in enumerate(lines[first:], first + 1):
@@ -253,32 +219,31 @@ def _checked_merges(
     vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], where: str
 ) -> list[tuple[int, int]]:
     """The merges as ids, after making sure that the bytes and the products are just the vocabulary."""
-    made = dict.fromkeys(BYTE_OF) | {left + right: None for left, right in merges}
-    for token in made:
+    made = dict.fromkeys(BYTE_OF, -1)
+    for token in [*made, *(left + right for left, right in merges)]:
         if token not in vocab:
             raise _mismatch(where, f"token {token!a} is not in the vocabulary", "a merge or a byte needs it")
+    last = -1
+    for left, right in merges:
+        for part in (left, right):
+            if part not in made:
+                raise _mismatch(where, f"a merge needs {part!a} before it is made", f"for {left + right!a}")
+        product = vocab[left + right]
+        if product <= last:
+            raise _mismatch(where, f"token {left + right!a} has too low an id", "ids must follow the merges")
+        made[left + right] = last = product
     for token in vocab:
         if token not in made:
             raise _mismatch(where, f"token {token!a} is never made", "no merge has it as its product")
-    last = ""
-    for left, right in merges:
-        for part in (left, right):
-            if part not in vocab or vocab[part] >= vocab[left + right]:
-                raise _mismatch(where, f"a merge needs {part!a} before it is made", f"for {left + right!a}")
-        if last and vocab[left + right] <= vocab[last]:
-            raise _mismatch(where, f"token {left + right!a} has too low an id", "ids must follow the merges")
-        last = left + right
     return [(vocab[left], vocab[right]) for left, right in merges]
 
 
 def _check_ranks(
     ranks: Mapping[bytes, int], tokens: Sequence[bytes], merges: Sequence[tuple[int, int]], where: str
 ) -> None:
-    """Ranks say the same as merges exactly where each product, encoded with the ranks below its
-    own, falls into the two parts of its merge.
-
-    tiktoken joins any neighbours whose product is a token; the files name one pair for each. As
-    ranks only grow while a text is merged, no other pair of a product can meet if this holds.
+    """Ranks say the same as merges where each product, encoded with the ranks below its own, falls
+    into the two parts of its merge: tiktoken joins any neighbours whose product is a token, the files
+    name one pair for each.
     """
     for left, right in merges:
         product = tokens[left] + tokens[right]

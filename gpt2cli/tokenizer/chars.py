@@ -28,19 +28,13 @@ class Chars:
 
     @classmethod
     def from_text(cls, texts: Iterable[str]) -> "Chars":
-        """The vocabulary of a corpus: one string, or any cut of it into pieces."""
+        """The vocabulary of a corpus: one string, or any cut of it into pieces, each of them once or more.
+
+        Raises InputError where there are no characters.
+        """
         found: set[str] = set()
         for text in [texts] if isinstance(texts, str) else texts:
             found.update(without_surrogates(text))
-        return cls.from_counts(found)
-
-    @classmethod
-    def from_counts(cls, characters: Iterable[str]) -> "Chars":
-        """The vocabulary of characters already gathered: a set, or a Counter's keys.
-
-        Raises InputError where there are none.
-        """
-        found = {without_surrogates(character) for character in characters}
         if not found:
             raise InputError("no characters to make a vocabulary of", "the text is empty", "give a text file")
         return cls("".join(sorted(found)))
@@ -65,9 +59,6 @@ class Chars:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def __reduce__(self) -> tuple[type["Chars"], tuple[str]]:
-        return Chars, (self.characters,)
 
     def _refuse(self, text: str, position: int) -> None:
         character = text[position]

@@ -5,18 +5,21 @@ the tokenizer_config.json by which transformers.AutoTokenizer opens the folder. 
 names and other programs' tokenizer.json are read too. Encoding itself is in bpe.py and chars.py.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
-from gpt2cli.json_files import read_json
+from gpt2cli.json_files import read_json_object
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer, without_surrogates
 from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.chars import Chars
 
 TOKENIZER_JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
+AGAIN = "fetch the file again"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, OpenAI's
 GPT2_SHA256 = (
     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -68,26 +71,25 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
     """Write the tokenizer's files into `folder`, the same bytes every time; returns their names."""
-    match tokenizer:
-        case BPE():
-            write_file(folder / "vocab.json", tokenizer.vocab_json)
-            write_file(folder / "merges.txt", tokenizer.merges_txt)
-            write_json(folder / CONFIG, _config_of_bpe(tokenizer))
-            return ["vocab.json", "merges.txt", CONFIG]
-        case Chars():
-            write_json(folder / TOKENIZER_JSON, _tokenizer_json_of(tokenizer))
-            write_json(folder / CONFIG, {**_config("PreTrainedTokenizerFast"), "unk_token": None})
-            return [TOKENIZER_JSON, CONFIG]
-        case _:
-            raise AssertionError(f"no files are known for a {type(tokenizer).__name__}")
+    if isinstance(tokenizer, BPE):
+        decoder = {str(i): _added(tokenizer.tokens[i].decode()) for i in tokenizer.specials}
+        config = {**_config("GPT2Tokenizer"), "add_prefix_space": False, "added_tokens_decoder": decoder}
+        write_file(folder / "vocab.json", tokenizer.vocab_json)
+        write_file(folder / "merges.txt", tokenizer.merges_txt)
+        write_json(folder / CONFIG, config)
+        return ["vocab.json", "merges.txt", CONFIG]
+    assert isinstance(tokenizer, Chars)
+    write_json(folder / TOKENIZER_JSON, _tokenizer_json_of(tokenizer))
+    write_json(folder / CONFIG, {**_config("PreTrainedTokenizerFast"), "unk_token": None})
+    return [TOKENIZER_JSON, CONFIG]
 
 
 def _from_pair(vocab: Path, merges: Path) -> BPE:
     path = vocab.parent / CONFIG
-    config = read_json(path, "fetch the file again") if os.path.lexists(path) else {}
-    added = _table(config, "added_tokens_decoder", path)
-    entries = [{**_mapping(value, path), "id": _number(key)} for key, value in added.items()]
-    specials = _specials(entries, path)
+    config = read_json_object(path, AGAIN) if os.path.lexists(path) else {}
+    with _refuse_damage(path):
+        added = config.get("added_tokens_decoder") or {}
+        specials = _specials([{**value, "id": int(key)} for key, value in added.items()], path)
     if config.get("add_prefix_space"):
         raise _unlike(path, "add_prefix_space", True)
     if (sha256_of(vocab), sha256_of(merges)) == GPT2_SHA256 and set(specials) <= {END_OF_TEXT}:
@@ -96,27 +98,36 @@ def _from_pair(vocab: Path, merges: Path) -> BPE:
 
 
 def _from_tokenizer_json(path: Path) -> Tokenizer:
-    content = read_json(path, "fetch the file again")
-    model = _table(content, "model", path)
-    vocab = _table(model, "vocab", path)
-    added = content.get("added_tokens") or []
-    if not isinstance(added, list):
-        raise _malformed(path, "added_tokens")
-    specials = _specials([_mapping(entry, path) for entry in added], path)
-    match model.get("type"):
-        case "BPE":
-            for (part, key), allowed in BYTE_LEVEL.items():
-                value = _table(content, part, path).get(key)
-                if value not in allowed:
-                    raise _unlike(path, f"{part}.{key}", value)
-            return BPE.from_vocabulary(vocab, _merges(model, path), specials, str(path))
-        case "WordLevel":
+    content = read_json_object(path, AGAIN)
+    with _refuse_damage(path):
+        model = content["model"]
+        vocab, kind = {**model["vocab"]}, model["type"]
+        specials = _specials(content.get("added_tokens") or [], path)
+        if kind == "WordLevel":
             for part, expected in (("normalizer", None), ("pre_tokenizer", EACH_CHARACTER)):
                 if content.get(part) != expected:
                     raise _unlike(path, part, content.get(part))
             return _chars(vocab, path)
-        case kind:
+        if kind != "BPE":
             raise _unlike(path, "model.type", kind)
+        for (part, key), allowed in BYTE_LEVEL.items():
+            value = (content.get(part) or {}).get(key)
+            if value not in allowed:
+                raise _unlike(path, f"{part}.{key}", value)
+        merges = []
+        for merge in model["merges"]:  # "a b" in older versions, ["a", "b"] in newer ones
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            merges.append((str(left), str(right)))
+    return BPE.from_vocabulary(vocab, merges, specials, str(path))
+
+
+@contextlib.contextmanager
+def _refuse_damage(path: Path) -> Iterator[None]:
+    """Raise InputError where the content of a file has not the structure that is read from it."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is damaged", f"{type(error).__name__}: {error}", AGAIN) from None
 
 
 def _chars(vocab: dict[str, Any], path: Path) -> Chars:
@@ -131,51 +142,13 @@ def _chars(vocab: dict[str, Any], path: Path) -> Chars:
     return Chars("".join(characters))
 
 
-def _merges(model: dict[str, Any], path: Path) -> list[tuple[str, str]]:
-    """Merges as pairs; they are stored as "a b" by older and as ["a", "b"] by newer versions."""
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise _malformed(path, "model.merges")
-    found = []
-    for merge in merges:
-        match merge.split(" ") if isinstance(merge, str) else merge:
-            case [str(left), str(right)]:
-                found.append((left, right))
-            case _:
-                raise _malformed(path, f"model.merges[{len(found)}]")
-    return found
-
-
 def _specials(entries: list[dict[str, Any]], path: Path) -> dict[str, int]:
     """Added control tokens and their ids. Added words would change how texts are encoded: refused."""
     for entry in entries:
-        content = entry.get("content")
-        if not isinstance(content, str) or without_surrogates(content) != content or "id" not in entry:
-            raise _malformed(path, "added_tokens")
-        if not entry.get("special") and content != END_OF_TEXT:
-            raise _unlike(path, "added token", content)
+        entry["content"].encode("utf-8")  # raises for what is not text
+        if not entry.get("special") and entry["content"] != END_OF_TEXT:
+            raise _unlike(path, "added token", entry["content"])
     return {entry["content"]: entry["id"] for entry in entries}
-
-
-def _number(key: str) -> int | str:
-    return int(key) if key.isascii() and key.isdigit() and len(key) < 10 else key
-
-
-def _table(content: Any, key: str, path: Path) -> dict[str, Any]:
-    value = _mapping(content, path).get(key)
-    return _mapping({} if value is None else value, path)
-
-
-def _mapping(value: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _malformed(path, "structure")
-    return value
-
-
-def _malformed(path: Path, where: str) -> InputError:
-    return InputError(
-        f"{path}: is damaged ({where})", "it is not what tokenizers write", "fetch the file again"
-    )
 
 
 def _unlike(path: Path, key: str, value: Any) -> InputError:
@@ -196,20 +169,9 @@ def _config(tokenizer_class: str) -> dict[str, Any]:
     }
 
 
-def _config_of_bpe(tokenizer: BPE) -> dict[str, Any]:
-    decoder = {str(i): _added(tokenizer.tokens[i].decode()) for i in tokenizer.specials}
-    return {**_config("GPT2Tokenizer"), "add_prefix_space": False, "added_tokens_decoder": decoder}
-
-
 def _added(content: str) -> dict[str, Any]:
-    return {
-        "content": content,
-        "lstrip": False,
-        "normalized": False,
-        "rstrip": False,
-        "single_word": False,
-        "special": True,
-    }
+    unchanged = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": content, **unchanged, "special": True}
 
 
 def _tokenizer_json_of(tokenizer: Chars) -> dict[str, Any]:

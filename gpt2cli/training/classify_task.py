@@ -17,14 +17,14 @@ from gpt2cli.checkpoints.folder import read_manifest, require_tensors
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.data.labelled_texts import ClassifySplits, LabelledExamples, class_weights, pad_right
 from gpt2cli.data.sft_batches import batches_by_length
-from gpt2cli.data.windows import first_sample
 from gpt2cli.evaluation.classes import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
+from gpt2cli.model.lora import merge_lora
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import FinetuneBase
-from gpt2cli.training.task import RANK, WORLD_SIZE, Batch
+from gpt2cli.training.task import Batch, TrainingTask, add_adapters, first_sample
 from gpt2cli.training.train_state import RunIdentity
 
 ADAPTERS = "adapters.safetensors"  # of train: lora, for a resume; the model's weights have them merged
@@ -38,7 +38,7 @@ class ClassifyBatch(Batch):
 
 
 @dataclass(frozen=True)
-class ClassifyTask:
+class ClassifyTask(TrainingTask):
     """The training task of `gpt2 finetune-classify`: the last token's hidden state gives the class."""
 
     recipe: ClassifyRecipe
@@ -55,17 +55,13 @@ class ClassifyTask:
         return self.base.tokenizer
 
     @property
-    def row_length(self) -> None:
-        return None
-
-    @property
     def tokens_per_step(self) -> int:
         mean = sum(map(len, self.data.train.ids)) / len(self.data.train)
-        return max(1, round(mean * self._rows_per_step))
+        return max(1, round(mean * self.recipe.batch.rows_per_step))
 
     @property
     def steps_per_epoch(self) -> float:
-        return len(self.data.train) / self._rows_per_step
+        return len(self.data.train) / self.recipe.batch.rows_per_step
 
     @property
     def size(self) -> str:
@@ -74,10 +70,6 @@ class ClassifyTask:
     @property
     def validation_size(self) -> str:
         return f"validation {len(self.data.validation):,}, test {len(self.data.test):,}"
-
-    @property
-    def _rows_per_step(self) -> int:
-        return self.recipe.batch.micro_batch * self.recipe.batch.accumulation
 
     @cached_property
     def _weights(self) -> tuple[float, ...] | None:
@@ -125,8 +117,6 @@ class ClassifyTask:
     def write_model(self, folder: Path, model: GPT2Classifier, recipe: str) -> dict[str, str]:
         hashes: dict[str, str] = {}
         if self.recipe.train == "lora":
-            from gpt2cli.model.lora import merge_lora
-
             trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
             hashes = {ADAPTERS: write_tensors(folder / ADAPTERS, trainable, {"format": "pt"})}
             model = deepcopy(model)  # training continues with separate adapters
@@ -137,9 +127,7 @@ class ClassifyTask:
     def batch(self, step: int, micro: int) -> ClassifyBatch:
         """Each epoch visits every text once, in its own order; a batch may span two epochs."""
         batch, n = self.recipe.batch, len(self.data.train)
-        first = first_sample(
-            step, micro, batch.micro_batch, batch.accumulation, rank=RANK, world_size=WORLD_SIZE
-        )
+        first = first_sample(batch, step, micro)
         samples = [divmod(sample, n) for sample in range(first, first + batch.micro_batch)]
         rows = [int(_epoch_order(self.recipe.seed, epoch, n)[position]) for epoch, position in samples]
         return self._batch(self.data.train, rows)
@@ -149,9 +137,6 @@ class ClassifyTask:
         validation, n_rows = self.data.validation, self.recipe.batch.micro_batch
         for rows in batches_by_length([len(ids) for ids in validation.ids], n_rows):
             yield self._batch(validation, rows)
-
-    def n_targets(self, batch: ClassifyBatch) -> int:
-        return len(batch.targets)
 
     def loss_sum(self, model: GPT2Classifier, batch: ClassifyBatch, dtype: torch.dtype) -> Tensor:
         return self._loss_sum(model(batch.input_ids, batch.lengths), batch)
@@ -180,12 +165,7 @@ class ClassifyTask:
         the last block costs little more than a forward.
         """
         if self.recipe.train == "lora":
-            from gpt2cli.model.lora import add_lora
-
-            lora, seed = self.recipe.lora, self.recipe.seed
-            add_lora(
-                model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed
-            )
+            add_adapters(model, self.recipe.lora, self.recipe.seed)
             model.score.weight.requires_grad_(True)
             return
         trainable = {

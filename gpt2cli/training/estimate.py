@@ -84,11 +84,10 @@ def out_of_memory(batch: BatchConfig) -> ResourceError:
         smaller = next(n for n in range(batch.micro_batch // 2, 0, -1) if batch.micro_batch % n == 0)
         accumulation = batch.accumulation * (batch.micro_batch // smaller)
         fix = f"batch.micro_batch={smaller} batch.accumulation={accumulation}"
-    sequences = batch.micro_batch * batch.accumulation
     return ResourceError(
         f"out of memory with batch.micro_batch={batch.micro_batch}",
         "activations grow with the micro-batch; accumulation trains on the same"
-        f" {sequences} sequences per step with less memory",
+        f" {batch.rows_per_step} sequences per step with less memory",
         fix,
     )
 

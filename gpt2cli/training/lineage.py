@@ -5,20 +5,18 @@ read is listed as a problem and raises nothing.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from gpt2cli.checkpoints.folder import RECEIPT, RECIPE
-from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.errors import Gpt2Error
 from gpt2cli.json_files import read_json_object
 from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.recipe import yaml_lines
+from gpt2cli.training.run_dir import RUN_RECORD
 from gpt2cli.training.train_state import STATE
-
-RUN_RECORD = "run.json"
-LONGEST = 1000  # characters kept of a value
 
 Value: TypeAlias = str | int | float | bool
 Facts: TypeAlias = dict[str, Value]  # by dotted path; paths that a file lacks are left out
@@ -57,49 +55,41 @@ def read_lineage(folder: Path) -> Lineage:
     problems: list[str] = []
     above = folder.resolve().parent
     run = above.parent if above.name == CHECKPOINTS else None
-    record = _read_json(run / RUN_RECORD, problems) if run else {}
-    receipt = _read_json(folder / RECEIPT, problems)
-    sessions, files, notes = record.get("sessions"), _at(receipt, "source.files"), receipt.get("notes")
+    record = _read(run / RUN_RECORD, problems) if run else {}
+    receipt = _read(folder / RECEIPT, problems)
+    sessions = record.get("sessions")
     return Lineage(
-        recipe=_read_recipe(folder / RECIPE, problems),
-        progress=_pick(_read_json(folder / STATE, problems), _PROGRESS),
+        recipe=_read(folder / RECIPE, problems, _recipe_values),
+        progress=_pick(_read(folder / STATE, problems), _PROGRESS),
         run=run,
         sessions=tuple(_pick(s, _SESSION) for s in sessions) if isinstance(sessions, list) else (),
         conversion=_pick(receipt, _CONVERSION),
-        sources=_texts(files),
-        notes=_texts(notes),
+        sources=_texts(_at(receipt, "source.files")),
+        notes=_texts(receipt.get("notes")),
         problems=tuple(problems),
     )
 
 
-def _read_recipe(path: Path, problems: list[str]) -> dict[str, Any]:
+def _recipe_values(path: Path) -> dict[str, Any]:
+    return yaml_lines.parse(yaml_lines.read_text(path, path.name), path.name).values
+
+
+def _read(
+    path: Path, problems: list[str], read: Callable[[Path], dict[str, Any]] = read_json_object
+) -> dict[str, Any]:
+    """The content of a file; empty if there is no such file."""
     if not os.path.lexists(path):
         return {}
     try:
-        return yaml_lines.parse(yaml_lines.read_text(path, path.name), path.name).values
+        return read(path)
     except Gpt2Error as error:
-        problems.append(str(error))
-        return {}
-
-
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file."""
-    if not os.path.lexists(path):
-        return {}
-    try:
-        return read_json_object(path)
-    except InputError as error:
         problems.append(str(error))
         return {}
 
 
 def _pick(values: Any, paths: Sequence[str]) -> Facts:
     found = {path: _at(values, path) for path in paths}
-    return {
-        path: value[:LONGEST] if isinstance(value, str) else value
-        for path, value in found.items()
-        if isinstance(value, str | int | float | bool)
-    }
+    return {path: value for path, value in found.items() if isinstance(value, str | int | float | bool)}
 
 
 def _at(values: Any, path: str) -> Any:
@@ -110,4 +100,4 @@ def _at(values: Any, path: str) -> Any:
 
 def _texts(values: Any) -> tuple[str, ...]:
     """The strings of a list, or the keys of a mapping."""
-    return tuple(v[:LONGEST] for v in values if isinstance(v, str)) if isinstance(values, list | dict) else ()
+    return tuple(v for v in values if isinstance(v, str)) if isinstance(values, list | dict) else ()

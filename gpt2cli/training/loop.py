@@ -101,7 +101,7 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
     # Count the targets of the whole step first: if each micro-batch were divided by its own count,
     # the weight of a target would depend on how many others share its micro-batch.
     batches = [task.batch(step, micro).to(runtime.device) for micro in range(recipe.batch.accumulation)]
-    n_targets = sum(task.n_targets(batch) for batch in batches)
+    n_targets = sum(batch.n_targets for batch in batches)
 
     model.train()
     loss = 0.0
@@ -146,7 +146,7 @@ def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
             batch = batch.to(runtime.device)
             with runtime.autocast():
                 loss_sum, predicted = task.evaluate_batch(model, batch, runtime.dtype)
-            total, n_targets = total + loss_sum.item(), n_targets + task.n_targets(batch)
+            total, n_targets = total + loss_sum.item(), n_targets + batch.n_targets
             predictions += predicted
     loss = total / n_targets
 

@@ -25,15 +25,17 @@ class MasterWeightsStep(OptimizerStep):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-        copies: dict[Tensor, nn.Parameter] = {weight: _bf16_copy(weight) for weight in weights}
+        copies: dict[Tensor, nn.Parameter] = {
+            weight: nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=weight.requires_grad)
+            for weight in weights
+        }
         twin = deepcopy(model, {id(p): copies.get(p, p) for p in model.parameters()})
         super().__init__(twin, optimizer, torch.amp.GradScaler("cpu", enabled=False))
         self._copies = {master: copy for master, copy in copies.items() if master.requires_grad}
         self._others = [p for p in model.parameters() if p.requires_grad and p not in copies]
         self._lookups = _share_embeddings(model, twin, self._copies)
-        self._gradients: dict[
-            Tensor, Tensor
-        ] = {}  # by master weight; bf16, or fp32 over several micro-batches
+        # By master weight; bf16, or fp32 over several micro-batches.
+        self._gradients: dict[Tensor, Tensor] = {}
 
     def backward(self, loss: Tensor) -> None:
         # autograd.grad, not backward(): a compiled block would fill `.grad` with one more copy.
@@ -88,10 +90,6 @@ class MasterWeightsStep(OptimizerStep):
         return state
 
 
-def _bf16_copy(master: Tensor) -> nn.Parameter:
-    return nn.Parameter(master.detach().to(torch.bfloat16), requires_grad=master.requires_grad)
-
-
 def _share_embeddings(
     model: nn.Module, twin: nn.Module, copies: dict[Tensor, nn.Parameter]
 ) -> dict[Tensor, nn.Parameter]:
@@ -115,17 +113,8 @@ def _share_embeddings(
 def _update_factors(group: dict[str, Any], step: float, clip: float) -> Tensor:
     """The scalars of one update as a tensor: as Python numbers they would be compiled in as constants."""
     (beta1, beta2), lr = group["betas"], group["lr"]
-    return torch.tensor(
-        [
-            clip,
-            1 - lr * group["weight_decay"],
-            lr / (1 - beta1**step),
-            1 / math.sqrt(1 - beta2**step),
-            beta1,
-            beta2,
-            group["eps"],
-        ]
-    )
+    keep, rate = 1 - lr * group["weight_decay"], lr / (1 - beta1**step)
+    return torch.tensor([clip, keep, rate, 1 / math.sqrt(1 - beta2**step), beta1, beta2, group["eps"]])
 
 
 @torch.compile(dynamic=True)

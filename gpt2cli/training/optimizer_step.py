@@ -14,11 +14,7 @@ from gpt2cli.recipe.schema import OptimConfig
 
 
 class OptimizerStep:
-    """A model, its optimizer, and the loss scaling that fp16 needs.
-
-    One step is `backward` for each micro-batch, `gradient_norm`, `update` if the norm is finite, and
-    `zero_grad` in any case.
-    """
+    """One step: `backward` per micro-batch, `gradient_norm`, `update` if that is finite, `zero_grad`."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -59,7 +55,6 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, device: torch.device) -
     """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices and embeddings only.
 
     Decay pulls a weight towards zero, which means nothing for a bias or a LayerNorm gain.
-    Within a group, parameters keep the model's order; `parameter_names` returns the matching names.
     """
     decayed, plain = _decay_groups(model)
     groups = [

@@ -12,20 +12,19 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.folder import load_model, write_model
 from gpt2cli.data.token_dataset import TokenDataset
-from gpt2cli.data.windows import TrainingWindows, first_sample, validation_starts
+from gpt2cli.data.windows import TrainingWindows, validation_starts
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.recipe.schema import PretrainRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.task import RANK, WORLD_SIZE, Batch
+from gpt2cli.training.task import Batch, TrainingTask, first_sample
 from gpt2cli.training.train_state import RunIdentity
 
 
 @dataclass(frozen=True)
-class PretrainTask:
+class PretrainTask(TrainingTask):
     """The training task of `gpt2 pretrain`."""
 
     recipe: PretrainRecipe
@@ -80,13 +79,10 @@ class PretrainTask:
         return self.windows.n_windows * self.recipe.model.context / self.tokens_per_step
 
     def identity(self) -> RunIdentity:
-        shards = "".join(
-            shard.sha256 for shard in (*self.data.manifest.train, *self.data.manifest.validation)
-        )
-        return {
-            "data": hashlib.sha256(shards.encode()).hexdigest()[:16],
-            "train tokens": self.data.train.n_tokens,
-        }
+        manifest = self.data.manifest
+        shards = "".join(shard.sha256 for shard in (*manifest.train, *manifest.validation))
+        digest = hashlib.sha256(shards.encode()).hexdigest()[:16]
+        return {"data": digest, "train tokens": self.data.train.n_tokens}
 
     def fresh_model(self, attention: str) -> GPT2LMHead:
         return new_model(self.config, self.recipe.seed, attention)
@@ -99,10 +95,8 @@ class PretrainTask:
 
     def batch(self, step: int, micro: int) -> Batch:
         batch = self.recipe.batch
-        first = first_sample(
-            step, micro, batch.micro_batch, batch.accumulation, rank=RANK, world_size=WORLD_SIZE
-        )
-        return _inputs_and_targets(self.windows.rows(first, batch.micro_batch))  # (B, T + 1)
+        rows = self.windows.rows(first_sample(batch, step, micro), batch.micro_batch)  # (B, T + 1)
+        return _inputs_and_targets(rows)
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """Windows spread evenly over the validation split, in batches of at most `micro_batch`."""
@@ -111,24 +105,12 @@ class PretrainTask:
         length = min(context + 1, validation.n_tokens)
         starts = validation_starts(validation.n_tokens, context, self.recipe.eval.batches * n_rows)
         for i in range(0, len(starts), n_rows):
-            yield _inputs_and_targets(
-                np.stack([validation.read(start, length) for start in starts[i : i + n_rows]])
-            )
-
-    def n_targets(self, batch: Batch) -> int:
-        return batch.targets.numel()
+            rows = [validation.read(start, length) for start in starts[i : i + n_rows]]
+            yield _inputs_and_targets(np.stack(rows))
 
     def loss_sum(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> Tensor:
         hidden = model.transformer(batch.input_ids).flatten(0, 1)  # (B * T, C)
         return cross_entropy_sum(hidden, model.lm_head.weight, batch.targets.flatten(), dtype)
-
-    def evaluate_batch(
-        self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype
-    ) -> tuple[Tensor, list[Prediction]]:
-        return self.loss_sum(model, batch, dtype), []
-
-    def metrics(self, predictions: list[Prediction]) -> dict[str, float]:
-        return {}
 
 
 def _inputs_and_targets(rows: np.ndarray) -> Batch:

@@ -7,12 +7,12 @@ A checkpoint is a model folder (`checkpoints/folder.py`) plus the two files of `
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,47 +29,23 @@ from gpt2cli.training.train_state import write_state
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
 
+RUN_RECORD = "run.json"
 RECORD_FORMAT = 1
-SAMPLE_HEADER = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
+# An entry of samples.txt, up to the header of the next one, and its step.
+SAMPLE = re.compile(r"(^--- step (\d+) ---\n.*?)(?=^--- step \d+ ---\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
-@dataclass(frozen=True)
 class RunDir:
     """The paths of one run."""
 
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def recipe(self) -> Path:
-        return self.folder / "recipe.yaml"
-
-    @property
-    def record(self) -> Path:
-        return self.folder / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.folder / "samples.txt"
-
-    @property
-    def plot(self) -> Path:
-        return self.folder / "loss.png"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / paths.CHECKPOINTS
-
-    @property
-    def has_checkpoint(self) -> bool:
-        return bool(paths.checkpoints(self.folder))
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        self.recipe = folder / "recipe.yaml"
+        self.record = folder / RUN_RECORD
+        self.metrics = folder / "metrics.jsonl"
+        self.samples = folder / "samples.txt"
+        self.plot = folder / "loss.png"
+        self.checkpoints = folder / paths.CHECKPOINTS
 
 
 def find_run(name: str, *, resume: bool) -> RunDir:
@@ -82,38 +58,34 @@ def find_run(name: str, *, resume: bool) -> RunDir:
         raise InputError(
             f"{run.folder}: there is no run to resume", fix="drop --resume, or name the run: --name NAME"
         )
-    if run.has_checkpoint and not resume:
+    if paths.checkpoints(run.folder) and not resume:
+        others = (run.folder.with_name(f"{run.name}-{number}") for number in itertools.count(2))
+        free = next(other.name for other in others if not other.exists())
         raise UsageError(
             f"{run.folder}: already holds a run",
             "a new run never overwrites an old one",
-            f"add --resume to continue it, or --name {_free_name(run.folder)} for a new one",
+            f"add --resume to continue it, or --name {free} for a new one",
         )
     return run
 
 
 @contextlib.contextmanager
-def start_run(run: RunDir) -> Iterator[Callable[[], None]]:
-    """Make and lock the run's folder. Yields a function to call once the run has begun.
+def start_run(run: RunDir) -> Iterator[None]:
+    """Make and lock the run's folder.
 
-    A start that fails before that call removes what it made: files, the folder, its parents.
+    A start that fails before run.json is there removes what it made: files, the folder, its parents.
     Raises ResourceError if the folder is not writable, or locked by another process.
     """
     folders = [run.folder, *run.folder.parents]
     made = [folder for folder in folders if not folder.exists()]  # innermost first
-    has_begun = False
-
-    def begin() -> None:
-        nonlocal has_begun
-        has_begun = True
-
     try:
         files.require_writable(run.folder)
         before = set(os.listdir(run.folder))
         with files.lock(run.folder):
             try:
-                yield begin
+                yield
             except BaseException:
-                if not has_begun:
+                if not run.record.exists():
                     _remove_new(run.folder, before)
                 raise
     except BaseException:
@@ -192,7 +164,7 @@ def append_event(run: RunDir, event: Event) -> None:
 def add_sample(run: RunDir, step: int, text: str) -> None:
     """Append the text that the model generated at `step` to samples.txt."""
     with open(run.samples, "a", encoding="utf-8") as file:
-        file.write(_sample(step, f"{text}\n\n"))
+        file.write(f"--- step {step} ---\n{text}\n\n")
 
 
 def truncate_records(run: RunDir, step: int) -> None:
@@ -200,11 +172,8 @@ def truncate_records(run: RunDir, step: int) -> None:
     kept = [line for line, record in _records(run) if record["step"] <= step]
     files.write_file(run.metrics, "".join(kept))
     if run.samples.exists():
-        _, *parts = SAMPLE_HEADER.split(run.samples.read_text(encoding="utf-8", errors="replace"))
-        early = zip(parts[::2], parts[1::2], strict=True)  # step, text
-        files.write_file(
-            run.samples, "".join(_sample(int(at), text) for at, text in early if int(at) <= step)
-        )
+        samples = SAMPLE.findall(run.samples.read_text(encoding="utf-8", errors="replace"))
+        files.write_file(run.samples, "".join(text for text, at in samples if int(at) <= step))
 
 
 def write_record(run: RunDir, session: dict[str, Any], *, resumed: bool) -> None:
@@ -217,11 +186,6 @@ def recorded_overrides(run: RunDir) -> list[str]:
     """The overrides of the newest session; a resume applies them again."""
     sessions = _sessions(run)
     return [str(item) for item in sessions[-1].get("overrides", [])] if sessions else []
-
-
-def _sample(step: int, text: str) -> str:
-    """One entry of samples.txt; SAMPLE_HEADER matches its first line."""
-    return f"--- step {step} ---\n{text}"
 
 
 def _records(run: RunDir) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -273,10 +237,3 @@ def _remove_new(folder: Path, before: set[str]) -> None:
     for name in set(os.listdir(folder)) - before:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _free_name(folder: Path) -> str:
-    number = 2
-    while (folder.parent / f"{folder.name}-{number}").exists():
-        number += 1
-    return f"{folder.name}-{number}"

@@ -1,7 +1,4 @@
-"""The parts of one training run, assembled: runtime, model, optimizer, task and state.
-
-A new run, a resumed one and a dry run are set up by the same function.
-"""
+"""The parts of one training run, assembled alike for a new run, a resumed one and a dry run."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

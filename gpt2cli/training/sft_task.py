@@ -20,14 +20,12 @@ from gpt2cli.data.sft_batches import (
     BatchOrder,
     SftExample,
     batches_by_length,
-    collate,
     encode_record,
     pack_records,
     token_limit,
 )
 from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
@@ -35,7 +33,7 @@ from gpt2cli.templates import TEMPLATES, Template, prompt_ids
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import FinetuneBase
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.task import Batch
+from gpt2cli.training.task import Batch, TrainingTask, add_adapters
 from gpt2cli.training.train_state import RunIdentity
 
 
@@ -43,9 +41,9 @@ from gpt2cli.training.train_state import RunIdentity
 class SftBatch(Batch):
     """`targets` are the N tokens inside the loss mask, (N,)."""
 
-    target_positions: Tensor  # (N,), indices into the B * T positions: where each target is predicted
+    target_positions: Tensor  # (N,), ascending indices into the B * T positions that predict them
     positions: Tensor | None  # (B, T), position within the record; None without packing
-    segments: Tensor | None  # (B, T), record within the row; None without packing
+    segments: Tensor | None  # (B, T), record within the row, -1 for padding; None without packing
     rows: tuple[tuple[SftExample, ...], ...]  # the examples of each row, for --dry-run
 
 
@@ -121,7 +119,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: Finet
 
 
 @dataclass(frozen=True, eq=False)
-class SftTask:
+class SftTask(TrainingTask):
     """The training task of `gpt2 finetune-instruct`."""
 
     recipe: InstructRecipe
@@ -149,14 +147,9 @@ class SftTask:
         return self.base.tokenizer
 
     @property
-    def row_length(self) -> None:
-        return None
-
-    @property
     def tokens_per_step(self) -> int:
-        batch = self.recipe.batch
         mean = sum(example.n_read for example in self.examples.train) / len(self._rows)
-        return max(1, round(mean * batch.micro_batch * batch.accumulation))
+        return max(1, round(mean * self.recipe.batch.rows_per_step))
 
     @property
     def steps_per_epoch(self) -> float:
@@ -207,7 +200,7 @@ class SftTask:
     def fresh_model(self, attention: str) -> GPT2LMHead:
         model = self.base.model(attention)
         if self.recipe.train == "lora":
-            self._add_adapters(model)
+            add_adapters(model, self.recipe.lora, self.recipe.seed)
         return model
 
     def saved_model(self, checkpoint: Path, attention: str) -> GPT2LMHead:
@@ -216,22 +209,9 @@ class SftTask:
         from gpt2cli.checkpoints.lora_adapter import load_adapter
 
         model = self.base.model(attention)
-        self._add_adapters(model)
+        add_adapters(model, self.recipe.lora, self.recipe.seed)
         load_adapter(checkpoint, model)
         return model
-
-    def _add_adapters(self, model: GPT2LMHead) -> None:
-        from gpt2cli.model.lora import add_lora
-
-        lora = self.recipe.lora
-        add_lora(
-            model,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            targets=lora.targets,
-            seed=self.recipe.seed,
-        )
 
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
         """The whole model, or its adapters alone; with the template of its prompts."""
@@ -245,30 +225,19 @@ class SftTask:
 
     def batch(self, step: int, micro: int) -> SftBatch:
         number = step * self.recipe.batch.accumulation + micro
-        return self._batch([self._rows[i] for i in self._order.batch(number)])
+        return collate([self._rows[i] for i in self._order.batch(number)])
 
     def evaluation_batches(self) -> Iterator[SftBatch]:
         """The whole validation split, unpacked."""
         examples = self.examples.validation
         for items in batches_by_length([e.n_read for e in examples], self.recipe.batch.micro_batch):
-            yield self._batch([(examples[i],) for i in items])
-
-    def n_targets(self, batch: SftBatch) -> int:
-        return batch.targets.numel()
+            yield collate([(examples[i],) for i in items])
 
     def loss_sum(self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype) -> Tensor:
         mask = None if batch.segments is None else _packing_mask(batch.segments)
         hidden = model.transformer(batch.input_ids, positions=batch.positions, mask=mask)  # (B, T, C)
         hidden = hidden.flatten(0, 1)[batch.target_positions]  # (N, C)
         return cross_entropy_sum(hidden, model.lm_head.weight, batch.targets, dtype)
-
-    def evaluate_batch(
-        self, model: GPT2LMHead, batch: SftBatch, dtype: torch.dtype
-    ) -> tuple[Tensor, list[Prediction]]:
-        return self.loss_sum(model, batch, dtype), []
-
-    def metrics(self, predictions: list[Prediction]) -> dict[str, float]:
-        return {}
 
     @cached_property
     def _rows(self) -> list[tuple[SftExample, ...]]:
@@ -284,18 +253,38 @@ class SftTask:
         lengths = [sum(example.n_read for example in row) for row in self._rows]
         return BatchOrder(lengths, self.recipe.batch.micro_batch, self.recipe.seed)
 
-    def _batch(self, rows: list[tuple[SftExample, ...]]) -> SftBatch:
-        arrays = collate(rows)
-        is_packed = any(len(row) > 1 for row in rows)
-        # One record per row needs no mask: causal attention never sees the padding on its right.
-        return SftBatch(
-            input_ids=torch.from_numpy(arrays.input_ids),
-            targets=torch.from_numpy(arrays.targets),
-            target_positions=torch.from_numpy(arrays.target_positions),
-            positions=torch.from_numpy(arrays.positions) if is_packed else None,
-            segments=torch.from_numpy(arrays.segments) if is_packed else None,
-            rows=tuple(rows),
-        )
+
+def collate(rows: Sequence[tuple[SftExample, ...]]) -> SftBatch:
+    """A batch of rows, each of one or more examples in sequence, padded on the right.
+
+    Padding is masked by length, never by id: the end-of-text that the model must predict to stop has
+    an id like any other.
+    """
+    B, T = len(rows), max(sum(example.n_read for example in row) for row in rows)
+    input_ids, positions = torch.zeros(2, B, T, dtype=torch.long).unbind()
+    segments = torch.full((B, T), -1)
+    target_positions, targets = [], []
+    for b, row in enumerate(rows):
+        start = 0
+        for number, example in enumerate(row):
+            here = slice(start, start + example.n_read)
+            ids, mask = torch.from_numpy(example.ids), torch.from_numpy(example.loss_mask)[1:]
+            input_ids[b, here] = ids[:-1]
+            positions[b, here] = torch.arange(example.n_read)
+            segments[b, here] = number
+            target_positions.append(b * T + start + mask.nonzero()[:, 0])
+            targets.append(ids[1:][mask])
+            start = here.stop
+    # One record per row needs no mask: causal attention never sees the padding on its right.
+    is_packed = any(len(row) > 1 for row in rows)
+    return SftBatch(
+        input_ids=input_ids,
+        targets=torch.cat(targets),
+        target_positions=torch.cat(target_positions),
+        positions=positions if is_packed else None,
+        segments=segments if is_packed else None,
+        rows=tuple(rows),
+    )
 
 
 def _packing_mask(segments: Tensor) -> Tensor:

@@ -1,20 +1,22 @@
 """The interface of a training task: everything in which pretraining and the two fine-tunes differ.
 
-The loop and the setup know nothing of windows, labels or records. They ask the task for a model,
-for batches, for the summed loss of a batch, and to write the model. The tasks are in
+The loop and the setup know nothing of windows, labels or records. The tasks are in
 `pretrain_task.py`, `classify_task.py` and `sft_task.py`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gpt2cli.data import windows
 from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.lora import add_lora
+from gpt2cli.recipe.schema import BatchConfig, LoraConfig
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.train_state import RunIdentity
 
@@ -29,14 +31,20 @@ class Batch:
     input_ids: Tensor  # (B, T)
     targets: Tensor  # (B, T), the token after each position, unless the task says otherwise
 
+    @property
+    def n_targets(self) -> int:
+        return self.targets.numel()
+
     def to(self, device: torch.device) -> Self:
         """The batch on another device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: t.to(device) if isinstance(t, Tensor) else t for name, t in moved.items()})
+        tensors = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **tensors)
 
 
 class TrainingTask(Protocol):
     """One kind of training on one data set."""
+
+    recipe: Any
 
     @property
     def config(self) -> GPT2Config:
@@ -48,6 +56,7 @@ class TrainingTask(Protocol):
     @property
     def row_length(self) -> int | None:
         """T of every batch, or None where it varies."""
+        return None
 
     @property
     def tokens_per_step(self) -> int:
@@ -82,13 +91,25 @@ class TrainingTask(Protocol):
     def evaluation_batches(self) -> Iterator[Any]:
         """Batches of the validation split, the same ones each time."""
 
-    def n_targets(self, batch: Any) -> int: ...
-
     def loss_sum(self, model: Any, batch: Any, dtype: torch.dtype) -> Tensor:
         """The loss summed over the batch's targets, a scalar in nats. The output layer uses `dtype`."""
 
     def evaluate_batch(self, model: Any, batch: Any, dtype: torch.dtype) -> tuple[Tensor, list[Prediction]]:
         """The same sum, and a prediction per item of the batch where the task makes them."""
+        return self.loss_sum(model, batch, dtype), []
 
     def metrics(self, predictions: list[Prediction]) -> dict[str, float]:
         """Metrics over the predictions of a whole evaluation, by name."""
+        return {}
+
+
+def first_sample(batch: BatchConfig, step: int, micro: int) -> int:
+    """The number of the first sample of a micro-batch of this process."""
+    return windows.first_sample(
+        step, micro, batch.micro_batch, batch.accumulation, rank=RANK, world_size=WORLD_SIZE
+    )
+
+
+def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> None:
+    """Freeze the model and add the LoRA adapters of a recipe."""
+    add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from gpt2cli.errors import is_out_of_memory
 from gpt2cli.runtime import Runtime
@@ -31,17 +30,16 @@ def compile_blocks(optimizer_step: OptimizerStep, n_rows: int, runtime: Runtime)
     x = torch.zeros(n_rows, config.n_positions, config.n_embd, device=runtime.device, requires_grad=True)
     model.train()
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            runtime.autocast(),
-        ):
+        with warnings.catch_warnings(action="ignore"), runtime.autocast():
             blocks[-1](x).sum().backward()
         optimizer_step.compile()
     except (RuntimeError, OSError, ImportError) as error:
-        _undo(blocks)
+        for block in blocks:
+            block._compiled_call_impl = None
+        torch.compiler.reset()
         if is_out_of_memory(error):
             raise
-        first_line = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         return f"torch.compile does not work here ({first_line}); running without it"
     finally:
         model.zero_grad(set_to_none=True)
@@ -55,9 +53,3 @@ def uncompiled() -> Iterator[None]:
     """
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-def _undo(blocks: list[nn.Module]) -> None:
-    for block in blocks:
-        block._compiled_call_impl = None
-    torch.compiler.reset()

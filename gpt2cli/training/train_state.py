@@ -84,9 +84,9 @@ def load_moments(
     if not moments:
         return  # saved before the first update
     for name, parameter in zip(names, _parameters(optimizer), strict=True):
-        state: dict[str, Any] = {
-            "step": torch.tensor(float(updates), device=_step_device(optimizer, parameter))
-        }
+        # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
+        device = parameter.device if optimizer.defaults["fused"] else "cpu"
+        state: dict[str, Any] = {"step": torch.tensor(float(updates), device=device)}
         for moment in MOMENTS:
             state[moment] = moments[f"{moment}.{name}"].to(parameter.device)
         optimizer.state[parameter] = state
@@ -106,8 +106,3 @@ def require_same_run(saved: RunIdentity, now: RunIdentity) -> None:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _step_device(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> torch.device:
-    """Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU."""
-    return parameter.device if optimizer.defaults["fused"] else torch.device("cpu")

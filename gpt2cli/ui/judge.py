@@ -8,8 +8,7 @@ from typing import Self
 from rich.console import Console
 
 from gpt2cli.judge.aggregate import FEWEST, N_BINS, GradeSummary, PairSummary
-from gpt2cli.judge.grade import GradeJudgement
-from gpt2cli.judge.injection import CANARY_NAMES
+from gpt2cli.judge.grade import CANARY_NAMES, GradeJudgement
 from gpt2cli.judge.items import JudgeItem
 from gpt2cli.judge.results import Judgement
 from gpt2cli.ui.console import printable

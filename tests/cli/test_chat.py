@@ -388,7 +388,7 @@ def test_files_that_hold_no_conversation_are_refused(chat: Chat, models: Path, t
         "missing": "missing: ",
         "text": "text: is not JSON",
         "deep": "deep: is not JSON",
-        "other": "is no part of a saved conversation",
+        "other": "is not part of a saved conversation",
         "a\0b": "cannot hold a NUL byte",
     }.items():
         code, _, err = chat(models / "taught", f"one\n/load {name}\n/show\n")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from teaching import some_records
 
-from gpt2cli.data.instructions import InstructionRecords, RecordFields, read_instructions
+from gpt2cli.data.instructions import InstructionRecords, read_instructions
 from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.recipe.schema import InstructDataConfig
 from gpt2cli.templates import Turn
 
 TALK = [
@@ -29,8 +30,12 @@ def write(folder: Path, content: Any, name: str = "records.json") -> Path:
     return path
 
 
-def read(path: Path, fields: RecordFields | None = None) -> InstructionRecords:
-    return read_instructions(path, fields or RecordFields())
+def fields_named(**names: str) -> InstructDataConfig:
+    return InstructDataConfig(source="x", **names)  # type: ignore[arg-type]
+
+
+def read(path: Path, fields: InstructDataConfig | None = None) -> InstructionRecords:
+    return read_instructions(path, fields or fields_named())
 
 
 def lines(records: list[Any]) -> str:
@@ -50,7 +55,7 @@ def test_a_list_and_lines_give_the_same_records(tmp_path: Path) -> None:
 
 def test_fields_may_bear_other_names_and_an_input_may_be_null(tmp_path: Path) -> None:
     path = write(tmp_path, [{"ask": "2+2", "with": None, "say": "4"}, {"ask": "x", "with": "y", "say": "z"}])
-    found = read(path, RecordFields("ask", "with", "say")).records
+    found = read(path, fields_named(instruction="ask", input="with", output="say")).records
     assert found[0].turns == (Turn("user", "2+2"), Turn("assistant", "4")) and found[1].turns[0].input == "y"
 
 
@@ -164,7 +169,7 @@ def test_a_task_stands_in_where_a_record_has_no_instruction(tmp_path: Path) -> N
         {"instruction": None, "document": "a", "summary": "b"},
         {"instruction": "In French.", "document": "c", "summary": "d"},
     ]
-    fields = RecordFields(input="document", output="summary", task="Sum it up.")
+    fields = fields_named(input="document", output="summary", task="Sum it up.")
     found = read(write(tmp_path, values), fields).records
     assert [r.turns[0] for r in found] == [
         Turn("user", "Sum it up.", "long"),
@@ -172,9 +177,9 @@ def test_a_task_stands_in_where_a_record_has_no_instruction(tmp_path: Path) -> N
         Turn("user", "In French.", "c"),
     ]
     with pytest.raises(InputError, match="record 0: field 'input' is missing"):
-        read(write(tmp_path, values), RecordFields(output="summary", task="Sum it up."))
+        read(write(tmp_path, values), fields_named(output="summary", task="Sum it up."))
     with pytest.raises(InputError, match="record 0: field 'instruction' is missing") as caught:
-        read(write(tmp_path, values), RecordFields(input="document", output="summary"))
+        read(write(tmp_path, values), fields_named(input="document", output="summary"))
     assert "data.task=" in caught.value.fix
 
 

@@ -16,7 +16,7 @@ import pytest
 from gpt2cli import files, paths
 from gpt2cli.data import tokenize as tasks_module
 from gpt2cli.data.manifest import PrepareSettings
-from gpt2cli.data.prepare import prepare, prepare_cached
+from gpt2cli.data.prepare import prepare_cached
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.data.shards import dtype_for, to_shard_dtype
 from gpt2cli.data.token_dataset import TokenSplit, open_dataset
@@ -286,17 +286,6 @@ def test_one_writer_at_a_time(tmp_path: Path, run: Run) -> None:
     with files.lock(tmp_path / "out"), pytest.raises(ResourceError, match="in use by another process"):
         run([source], tmp_path / "out")
     assert run([source], tmp_path / "out")[-1].phase == "done"
-
-
-def test_text_that_changes_between_the_two_passes(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.txt").write_text("abcabc")
-    with pytest.raises(InputError, match=r"a\.txt: changed while it was read"):
-        for step in prepare([tmp_path / "a.txt"], tmp_path / "out", replace(SETTINGS, tokenizer="chars")):
-            if step.phase == "vocabulary":
-                (tmp_path / "a.txt").write_text("cbacba")
-    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_the_cache_is_made_once_and_named_by_content(tmp_path: Path, words: Words) -> None:

@@ -10,7 +10,6 @@ from gpt2cli.data.sft_batches import (
     BatchOrder,
     SftExample,
     batches_by_length,
-    collate,
     encode_record,
     pack_records,
 )
@@ -18,6 +17,7 @@ from gpt2cli.errors import InputError
 from gpt2cli.templates import TEMPLATES, Turn
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
+from gpt2cli.training.sft_task import collate
 
 CHAT, TOKENIZER = TEMPLATES["chat"], gpt2()
 EOT = TOKENIZER.end_of_text
@@ -76,7 +76,7 @@ def test_a_record_whose_answer_is_cut_away_is_none_and_a_question_without_answer
 
 def test_a_character_that_the_vocabulary_lacks_names_the_record() -> None:
     with pytest.raises(InputError, match=r"FILE, record 0: .*U\+2603"):
-        encode_record(record("☃", "b"), CHAT, Chars.from_counts(set("User:\n Asistant:b")), 100, True)
+        encode_record(record("☃", "b"), CHAT, Chars.from_text(set("User:\n Asistant:b")), 100, True)
 
 
 def test_a_batch_is_padded_on_the_right_and_points_at_the_positions_that_predict_targets() -> None:

@@ -88,13 +88,6 @@ def test_a_bad_record_is_named_by_file_and_line(line: str, message: str, tmp_pat
     assert f"{path}:2: " in caught.value.what
 
 
-def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces_module, "LINE_LIMIT", 1 << 20)
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * (1 << 20)}))
-    with pytest.raises(InputError, match=r"a\.jsonl:1: a line of more than 1 MiB"):
-        read(tmp_path / "a.jsonl")
-
-
 def test_fields_are_joined_by_a_blank_line_and_empty_ones_left_out(tmp_path: Path) -> None:
     rows = [{"title": "T", "text": "body"}, {"title": "", "text": "only"}, {"title": "", "text": ""}]
     path = tmp_path / "a.jsonl.gz"

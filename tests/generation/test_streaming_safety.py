@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from gpt2cli.generation.stop_text import Continuation
+from gpt2cli.tokenizer.base import TextStream
 from gpt2cli.tokenizer.bpe import gpt2
-from gpt2cli.tokenizer.stream import TextStream
 from gpt2cli.ui.console import printable
 
 N_SEQUENCES, N_PARTS = 100_000, 5

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gpt2cli.generation.throughput import Throughput
+from gpt2cli.generation.engine import Throughput
 
 
 def test_prefill_is_not_counted_before_the_first_token_nor_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from gpt2cli.judge.aggregate import bootstrap, summarize_grades
-from gpt2cli.judge.grade import Grade, GradeJudgement
-from gpt2cli.judge.injection import CANARY_LIMIT
+from gpt2cli.judge.grade import CANARY_LIMIT, Grade, GradeJudgement
 from gpt2cli.judge.results import Status, Terms
 
 TERMS = Terms("m", "ollama", "p", "s", 0.0, 1)

@@ -12,9 +12,9 @@ from judge_server import BROKEN, BUSY, FINAL, MODEL, SLOW, Judge, judging
 from gpt2cli.errors import ServiceError, UsageError
 from gpt2cli.judge.chat_api import MAX_TOKENS, OLLAMA, OPENAI, THINKING_TOKENS, JudgeReply, NoReplyError
 from gpt2cli.judge.client import ATTEMPTS, TIMED_OUT_ATTEMPTS, JudgeClient
+from gpt2cli.judge.endpoint import JudgeServer, ollama, openai_compatible
 from gpt2cli.judge.grade import GRADE_SCHEMA, parse_grade
 from gpt2cli.judge.prompt import grade_messages
-from gpt2cli.judge.server import JudgeServer, ollama, openai_compatible
 
 MESSAGES = grade_messages("ask", "", "right", "said")
 

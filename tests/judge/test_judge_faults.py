@@ -18,10 +18,10 @@ from judged import judged, run, score_of
 
 from gpt2cli.errors import ServiceError
 from gpt2cli.judge.client import ATTEMPTS, TIMED_OUT_ATTEMPTS
+from gpt2cli.judge.endpoint import JudgeServer
 from gpt2cli.judge.grade import GradeJudgement, canaries
 from gpt2cli.judge.items import JudgeItem
 from gpt2cli.judge.runner import MAX_BAD_ANSWERS, MAX_UNANSWERED
-from gpt2cli.judge.server import JudgeServer
 
 TIMEOUT = 3.0
 LOST = {*BUSY, *BROKEN, *SLOW, "429-late"}
@@ -208,7 +208,7 @@ from pathlib import Path
 from gpt2cli.judge.grade import GRADING, grade_questions
 from gpt2cli.judge.items import read_items
 from gpt2cli.judge.runner import JudgeOptions, judge
-from gpt2cli.judge.server import openai_compatible
+from gpt2cli.judge.endpoint import openai_compatible
 server = openai_compatible(sys.argv[1], sys.argv[2])
 questions = grade_questions(read_items(Path(sys.argv[3])))
 say = lambda judgement: print(judgement.index, flush=True)

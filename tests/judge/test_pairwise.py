@@ -12,6 +12,7 @@ from judge_server import MODEL, judging, n_tokens
 from gpt2cli.errors import InputError
 from gpt2cli.json_lines import line_of
 from gpt2cli.judge.aggregate import sign_test, summarize_pairs
+from gpt2cli.judge.endpoint import openai_compatible
 from gpt2cli.judge.items import JudgeItem
 from gpt2cli.judge.pairwise import (
     COMPARING,
@@ -23,7 +24,6 @@ from gpt2cli.judge.pairwise import (
 )
 from gpt2cli.judge.results import Status, Terms
 from gpt2cli.judge.runner import JudgeOptions, judge, judgements_of
-from gpt2cli.judge.server import openai_compatible
 from gpt2cli.judge.strict_json import AnswerError
 
 TERMS = Terms("m", "ollama", "p", "s", 0.0, 1)

@@ -13,11 +13,11 @@ from judged import ITEMS, judged, run, score_of
 
 from gpt2cli.errors import InputError, ResourceError, ServiceError
 from gpt2cli.judge.client import ATTEMPTS, TIMED_OUT_ATTEMPTS
+from gpt2cli.judge.endpoint import ollama
 from gpt2cli.judge.grade import GradeJudgement, canaries
 from gpt2cli.judge.items import JudgeItem
 from gpt2cli.judge.prompt import GRADE_PROMPT
 from gpt2cli.judge.runner import MAX_BAD_ANSWERS
-from gpt2cli.judge.server import ollama
 
 
 def test_each_response_gets_its_own_judgement_and_a_rerun_asks_nothing(tmp_path: Path) -> None:
@@ -209,7 +209,6 @@ def test_a_line_that_was_tampered_with_is_no_judgement(tmp_path: Path) -> None:
             {"score": None},
             {"status": "perfect"},
             {"index": "0"},
-            {"terms": {**line["terms"], "seed": "9"}},
             {"score": {**line["score"], "score": 101}},
             {"score": {**line["score"], "score": "85"}},
             {"more": 1},

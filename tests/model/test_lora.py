@@ -171,7 +171,7 @@ def test_a_rank_beyond_the_matrix_is_refused_and_the_model_left_alone() -> None:
 
 
 def test_a_target_that_is_no_matrix_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"lora\.targets: wte is no matrix"):
+    with pytest.raises(UsageError, match=r"lora\.targets: wte is not a matrix"):
         add_lora(new_model(CONFIG, 1), rank=1, alpha=1.0, dropout=0.0, targets=("c_attn", "wte"), seed=0)
 
 

@@ -35,7 +35,9 @@ def conversing(
     template: Template | None = CHAT,
     system: str | None = None,
 ) -> Conversation:
-    return Conversation(model, LETTERS, template, system, ChatSettings(decoding, max_new_tokens))
+    return Conversation(
+        model, LETTERS, template, system, ChatSettings(**vars(decoding), max_new_tokens=max_new_tokens)
+    )
 
 
 def done(events: Iterable[ChatEvent]) -> ReplyDone:

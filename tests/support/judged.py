@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from judge_server import MODEL, Judge, grade
 
+from gpt2cli.judge.endpoint import JudgeServer, openai_compatible
 from gpt2cli.judge.grade import GRADING, Grade, GradeJudgement, grade_questions
 from gpt2cli.judge.items import JudgeItem
 from gpt2cli.judge.runner import JudgeOptions, judge, judgements_of
-from gpt2cli.judge.server import JudgeServer, openai_compatible
 
 # One at a time, so that the order is known.
 OPTIONS = JudgeOptions(timeout=5.0, n_parallel=1)

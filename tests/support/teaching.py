@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.data.instructions import RecordFields, read_instructions
+from gpt2cli.data.instructions import read_instructions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.loader import load_recipe
@@ -65,7 +65,5 @@ def teaching(folder: Path, *overrides: str, records: Any = None) -> tuple[Instru
     recipe = load_recipe(str(write_teaching(folder, records)), overrides).recipe
     assert isinstance(recipe, InstructRecipe)
     data, start = recipe.data, find_base(recipe)
-    found = read_instructions(
-        Path(data.source), RecordFields(data.instruction, data.input, data.output, data.task)
-    )
+    found = read_instructions(Path(data.source), data)
     return recipe, SftTask(recipe, start, split_records(recipe, found, start))

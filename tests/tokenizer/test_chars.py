@@ -33,7 +33,7 @@ def test_ids_are_plain_integers():
 def test_vocabulary_is_the_same_however_the_corpus_is_cut():
     whole = Chars.from_text(TEXT)
     cut = Chars.from_text(TEXT[i : i + 7] for i in range(0, len(TEXT), 7))
-    counted = Chars.from_counts({character: TEXT.count(character) for character in TEXT})
+    counted = Chars.from_text({character: TEXT.count(character) for character in TEXT})
     assert whole.characters == cut.characters == counted.characters
     assert whole.fingerprint == cut.fingerprint != Chars.from_text(TEXT + "ß").fingerprint
 

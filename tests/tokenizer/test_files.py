@@ -161,15 +161,15 @@ UNLIKE_GPT2 = {
     "dropout": (_set("model", "dropout", to=0.1), "dropout is 0.1"),
     "another kind": (_set("model", "type", to="Unigram"), "model.type is 'Unigram'"),
     "an added word": (_set("added_tokens", to=[WORD]), "added token is 'Covid'"),
-    "no merges": (_set("model", "merges", to=None), r"is damaged \(model.merges\)"),
-    "half a merge": (_set("model", "merges", to=[["a", "b"], ["a"]]), r"is damaged \(model.merges\[1\]\)"),
-    "model is text": (_set("model", to="BPE"), r"is damaged \(structure\)"),
-    "vocab is a list": (_set("model", "vocab", to=[]), r"is damaged \(structure\)"),
-    "added tokens are a table": (_set("added_tokens", to={"a": 1}), r"is damaged \(added_tokens\)"),
-    "an added token is text": (_set("added_tokens", to=["a"]), r"is damaged \(structure\)"),
+    "no merges": (_set("model", "merges", to=None), "is damaged"),
+    "half a merge": (_set("model", "merges", to=[["a", "b"], ["a"]]), "is damaged"),
+    "model is text": (_set("model", to="BPE"), "is damaged"),
+    "vocab is a list": (_set("model", "vocab", to=[]), "is damaged"),
+    "added tokens are a table": (_set("added_tokens", to={"a": 1}), "is damaged"),
+    "an added token is text": (_set("added_tokens", to=["a"]), "is damaged"),
     "a nameless token": (
         _set("added_tokens", to=[{"id": 1, "special": True}]),
-        r"is damaged \(added_tokens\)",
+        "is damaged",
     ),
     "vocab is empty": (_set("model", "vocab", to={}), "has the id 0|no <|is not in the vocabulary"),
 }
@@ -187,14 +187,17 @@ def test_tokenizer_json_that_is_not_gpt2s_is_refused(case: str, foreign_folder: 
 
 
 NO_CHARACTERS = {
-    "a word": (_set("model", "vocab", to={"ab": 0, "<|endoftext|>": 1}), "no character vocabulary"),
+    "a word": (_set("model", "vocab", to={"ab": 0, "<|endoftext|>": 1}), "is not a character vocabulary"),
     "no order": (
         _set("model", "vocab", to={"b": 0, "a": 1, "<|endoftext|>": 2}),
-        "no character vocabulary",
+        "is not a character vocabulary",
     ),
-    "no end": (_set("model", "vocab", to={"a": 0, "b": 1}), "no character vocabulary"),
-    "nothing": (_set("model", "vocab", to={"<|endoftext|>": 0}), "no character vocabulary"),
-    "surrogate": (_set("model", "vocab", to={"\ud800": 0, "<|endoftext|>": 1}), "no character vocabulary"),
+    "no end": (_set("model", "vocab", to={"a": 0, "b": 1}), "is not a character vocabulary"),
+    "nothing": (_set("model", "vocab", to={"<|endoftext|>": 0}), "is not a character vocabulary"),
+    "surrogate": (
+        _set("model", "vocab", to={"\ud800": 0, "<|endoftext|>": 1}),
+        "is not a character vocabulary",
+    ),
     "words split": (_set("pre_tokenizer", to={"type": "Whitespace"}), "pre_tokenizer is"),
     "lower case": (_set("normalizer", to={"type": "Lowercase"}), "normalizer is"),
 }
@@ -236,9 +239,9 @@ def test_pair_with_a_leading_space_is_refused(foreign_folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", r"is damaged \(structure\)"),
-        ('{"added_tokens_decoder": {"x": {"content": "a", "special": true}}}', "token 'a' has"),
-        ('{"added_tokens_decoder": {"0": "a"}}', r"is damaged \(structure\)"),
+        ("[]", "is not a JSON object"),
+        ('{"added_tokens_decoder": {"x": {"content": "a", "special": true}}}', "is damaged"),
+        ('{"added_tokens_decoder": {"0": "a"}}', "is damaged"),
         ("{", "is not JSON"),
     ],
 )

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2cli.tokenizer.base import TextStream
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
-from gpt2cli.tokenizer.stream import TextStream
 
 # Ids of single bytes above 0x7F: they begin, continue and break UTF-8 characters.
 HIGH_BYTES = [i for i, token in enumerate(gpt2().tokens[:256]) if token[0] > 0x7F]

@@ -61,7 +61,7 @@ def test_a_batch_loses_what_its_records_lose_alone(mask: str, tmp_path: Path) ->
         padded += len({row.n_read for (row,) in batch.rows}) > 1
         found = task.loss_sum(model, batch, torch.float32)
         assert found.item() == pytest.approx(sum(loss for loss, _ in wanted), rel=1e-6)
-        assert task.n_targets(batch) == sum(n for _, n in wanted)
+        assert batch.n_targets == sum(n for _, n in wanted)
     assert padded, "lengths must differ, or nothing is shown"
 
 
@@ -291,5 +291,5 @@ def test_the_test_digest_names_what_is_asked_and_what_would_be_right(tmp_path: P
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_no_batch_learns_more_than_the_most(packing: str, tmp_path: Path) -> None:
     _, task = teaching(tmp_path, f"packing={packing}")
-    found = [task.n_targets(task.batch(step, micro)) for step in range(6) for micro in range(2)]
+    found = [task.batch(step, micro).n_targets for step in range(6) for micro in range(2)]
     assert max(found) <= task.max_targets < 3 * 64

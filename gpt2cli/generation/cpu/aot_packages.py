@@ -1,14 +1,15 @@
 """Compiled decode steps: the packages under GPT2_HOME/compiled, when one is worth building, and its use.
 
-A package is machine code for one config, precision, processor and torch; it holds no weights. Because
-it is code, it lies in a folder of the user's own, and is run only if its SHA-256 is the one that was
-stored when it was built here; anything else there is built anew. export_step.py says what is compiled.
+A package is machine code for one config, precision, thread count, processor and torch, without weights.
+Because it is code, its folder is private to the user, and it runs only if its SHA-256 is the one stored
+when it was built here. export_step.py says what is compiled.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,15 +24,7 @@ from torch import Tensor
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2Error
-from gpt2cli.files import (
-    discard,
-    flush,
-    lock,
-    new_folder,
-    sha256_of,
-    sweep,
-    write_json,
-)
+from gpt2cli.files import flush, lock, new_folder, sha256_of, sweep, write_file, write_json
 from gpt2cli.generation.cpu import export_step, linear, swap_linears
 from gpt2cli.model import cpu_ops, gpt2, layers
 from gpt2cli.model.config import GPT2Config, size_of
@@ -40,17 +33,15 @@ from gpt2cli.model.layers import KVCache
 from gpt2cli.runtime import find_compiler
 
 PACKAGE, FACTS = "step.pt2", "facts.json"
-LONGEST_BUILD = 3600.0  # seconds
-# What a compiled token saves over an eager one, in seconds per parameter: 4 to 6 ms at 124M. Below
-# SMALL parameters any way is fast enough.
+# Seconds per parameter that a compiled token saves: 4 to 6 ms at 124M. Smaller models are fast enough.
 SAVED, SMALL = 4e-11, 20_000_000
 BUILD_SECONDS, BUILD_SECONDS_PER_BLOCK = 15.0, 3.0  # 50 s for 124M on two cores
-PAYS = 2  # a build must save so many times what it takes: most texts end before their limit
-WORTH_SAYING = 0.25  # seconds; below, it is not worth a line on the terminal
+PAYS = 2  # how many times its own time a build must save: most texts end before their limit
+WORTH_SAYING = 0.25  # seconds
 
 
 class BuildError(Gpt2Error):
-    """The compiler is missing or failed; the caller goes on without. `what` is a sentence."""
+    """The compiler is missing or failed; the caller continues without. `what` is a sentence."""
 
 
 def build_seconds(config: GPT2Config) -> float:
@@ -75,57 +66,52 @@ def require_compiler() -> None:
 
 
 def find_package(config: GPT2Config, precision: str) -> Path | None:
-    """The package for this config, precision, machine and thread count, if it is whole and our own."""
+    """The package for this config, precision, machine and thread count, if it is intact."""
     folder = _folder(config, precision)
     try:
-        if not _is_private(folder.parent):
-            return None
         stored = json.loads((folder / FACTS).read_bytes())
         package = folder / PACKAGE
-        if stored == {"facts": _facts(config, precision), "sha256": sha256_of(package)}:
-            return package
+        wanted = {"facts": _facts(config, precision), "sha256": sha256_of(package)}
+        return package if _is_private(folder.parent) and stored == wanted else None
     except (OSError, ValueError, Gpt2Error):  # missing or damaged: as if it were not there
         return None
-    return None
 
 
 def build_package(config: GPT2Config, precision: str) -> Path:
-    """Build it, in place of whatever is there, and return it. Takes about `build_seconds`.
+    """Build the package, replacing an older one. Takes about `build_seconds`.
 
-    Raises BuildError where it cannot be built or kept, ResourceError while another process builds.
+    Raises BuildError if it cannot be built or stored, ResourceError while another process builds.
     """
     require_compiler()
     folder = _folder(config, precision)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.parent.stat().st_uid == os.geteuid():
-            folder.parent.chmod(0o700)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(folder.parent):
-            raise BuildError(f"{folder.parent}: is not a folder of your own", "compiled code is run from it")
+            fix = f"chmod 700 {shlex.quote(str(folder.parent))}"
+            raise BuildError(f"{folder.parent}: is not private", "compiled code is run from it", fix)
         with lock(folder.parent):
             sweep(folder.parent)
             _failure(folder).unlink(missing_ok=True)
             _build(config, precision, folder)
-            _forget_older(folder)
     except OSError as error:
         raise BuildError(f"the compiled step cannot be kept ({_first_line(error)})") from error
     return folder / PACKAGE
 
 
 def has_failed(config: GPT2Config, precision: str) -> bool:
-    """Whether the last build of this package failed: with the same compiler it would again."""
-    return os.path.lexists(_failure(_folder(config, precision)))
+    """Whether the last build of this package failed: with the same facts it would again."""
+    failure = _failure(_folder(config, precision))
+    return failure.is_file() and failure.read_text() == json.dumps(_facts(config, precision))
 
 
 def _build(config: GPT2Config, precision: str, folder: Path) -> None:
     with new_folder(folder) as temporary:
-        temporary.chmod(0o700)
         scratch = temporary / "scratch"
         scratch.mkdir()
         try:
             _compile(config, precision, temporary / PACKAGE, scratch)
         except BuildError:
-            _failure(folder).touch()
+            write_file(_failure(folder), json.dumps(_facts(config, precision)))
             raise
         shutil.rmtree(scratch)
         with open(temporary / PACKAGE, "rb") as file:
@@ -138,23 +124,10 @@ def _failure(folder: Path) -> Path:
     return folder.with_name(folder.name + ".failed")
 
 
-def _forget_older(folder: Path) -> None:
-    """Delete what other versions of torch, the compiler or this code built for the same shape and threads."""
-    facts = json.loads((folder / FACTS).read_bytes())["facts"]
-    for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
-        try:
-            theirs = json.loads((other / FACTS).read_bytes())["facts"]
-            is_older = all(theirs[name] == facts[name] for name in ("config", "threads")) and theirs != facts
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not a package, or one that is not whole: nothing that is known about it
-        if is_older:
-            discard(other)
-
-
 def use_package(model: GPT2LMHead, precision: str, package: Path) -> None:
-    """Let a model that was swapped for it decode with the package, which `find_package` gave.
+    """Let a model, swapped for "compiled", decode with a package from `find_package`.
 
-    Raises BuildError where torch cannot open it.
+    Raises BuildError if torch cannot open it.
     """
     try:
         step = CompiledStep(model, precision, package)
@@ -174,16 +147,14 @@ class CompiledStep:
         self._config = config = model.config
         self._precision = precision
         self._eager, self._other_cache = model.extend, model.new_cache
-        self._weights = export_step.weights_of(model)
-        found = [f"{n} {tuple(p.shape)} {p.dtype}" for n, p in model.named_parameters()]
-        assert found == export_step.signature(config, precision), "the model is swapped for another step"
+        self._weights = [parameter.detach() for parameter in model.parameters()]
+        assert export_step.signature(model) == export_step.signature(export_step.swapped(config, precision))
         assert all(weight.is_contiguous() for weight in self._weights)
-        self._shortest, self._longest = export_step.SHORTEST, export_step.longest(config)
         self._shape = (1, config.n_head, config.n_positions, config.head_width)
         self._dtype = export_step.cache_dtype(precision)
         self._places = torch.arange(config.n_positions)
-        # torch unpacks it into TMPDIR and deletes that in a destructor, which not every end of a program
-        # comes to. Once opened the code is in memory.
+        # torch unpacks it into TMPDIR and deletes that in a destructor, which may never run. Once opened, the
+        # code is in memory.
         before = os.environ.get("TMPDIR")
         with tempfile.TemporaryDirectory() as unpacked:
             os.environ["TMPDIR"] = unpacked
@@ -196,7 +167,7 @@ class CompiledStep:
         S = cache.length + 1
         keys = cache.keys[0]
         fits = keys.shape == self._shape and keys.dtype is self._dtype and keys.is_contiguous()
-        if not fits or input_ids.shape != (1, 1) or not self._shortest <= S <= self._longest:
+        if not fits or input_ids.shape != (1, 1) or not export_step.SHORTEST <= S < self._config.n_positions:
             return self._eager(input_ids, cache)
         inputs = [input_ids, self._places[:S], *self._weights, *cache.keys, *cache.values]
         logits: Tensor = self._run(inputs)[0]  # (1, V)
@@ -204,14 +175,14 @@ class CompiledStep:
         return logits
 
     def new_cache(self, n_rows: int, n_positions: int) -> KVCache:
-        """For one row always of full length: strides are part of the code."""
+        """For one row always full length: its strides are part of the code."""
         if n_rows == 1:
             return export_step.full_cache(self._config, self._precision, n_positions)
         return self._other_cache(n_rows, n_positions)
 
 
 def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> None:
-    """In a process of its own, whose caches no other process can have filled."""
+    """Build in a process of its own, with its own caches."""
     request = {
         "config": asdict(config),
         "precision": precision,
@@ -234,8 +205,8 @@ def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> N
             process_group=0,
         )
         try:
-            _, errors = process.communicate(json.dumps(request), timeout=LONGEST_BUILD)
-        finally:  # the compiler that it has started, too, whatever ended the wait
+            _, errors = process.communicate(json.dumps(request), timeout=3600)
+        finally:  # the compiler that it started, too
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -248,14 +219,19 @@ def _compile(config: GPT2Config, precision: str, path: Path, scratch: Path) -> N
 
 
 def _folder(config: GPT2Config, precision: str) -> Path:
-    facts = json.dumps(_facts(config, precision), sort_keys=True)
-    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    """Named by what a user chooses; other versions of torch, the compiler or this code replace it."""
+    chosen = json.dumps([_decoding_config(config), torch.get_num_threads()])
+    digest = hashlib.sha256(chosen.encode()).hexdigest()[:16]
     name = size_of(config) or f"{config.n_layer}x{config.n_embd}"
     return paths.gpt2_home() / "compiled" / f"{name}-{precision}-{digest}"
 
 
+def _decoding_config(config: GPT2Config) -> dict[str, Any]:
+    return asdict(config) | {"dropout": 0.0, "initializer_range": 0.0}  # these matter in training only
+
+
 def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
-    """All that the code depends on."""
+    """Everything that the machine code depends on."""
     modules = (export_step, swap_linears, linear, gpt2, layers, cpu_ops)
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return {
@@ -264,13 +240,13 @@ def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
         "compiler": _compiler(),
         "threads": torch.get_num_threads(),
         "precision": precision,
-        "config": asdict(config) | {"dropout": 0.0, "initializer_range": 0.0},  # only training has them
+        "config": _decoding_config(config),
         "code": hashlib.sha256(code).hexdigest(),
     }
 
 
 def _processor() -> str:
-    """What the code may use: -march=native is in it."""
+    """A digest of the processor's features: the code is compiled with -march=native."""
     lines = []
     if os.path.exists("/proc/cpuinfo"):
         wanted = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU implementer", "CPU part")
@@ -281,7 +257,7 @@ def _processor() -> str:
 
 
 def _compiler() -> str:
-    """The compiler, and which version of it: its file's size and time. Empty where there is none."""
+    """The compiler's path, size and time, which identify its version; "" if there is none."""
     found = find_compiler()
     if found is None:
         return ""

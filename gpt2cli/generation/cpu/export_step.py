@@ -2,9 +2,9 @@
 
 The graph is the model of `model/` itself, run once by torch.export with three of its parts swapped:
 matmuls that are sums, which the compiler turns into one loop (linear.py), attention of a single query,
-and a cache that is written in place. Weights are inputs of the graph, so one package serves every model
-of a config. Run as a program it builds one package, in a process of its own: the compiler takes seconds
-to import, hundreds of megabytes, and may crash. aot_packages.py keeps the packages.
+and a cache that is written in place. Weights are inputs of the graph, so one package works for every model
+of a config. This file is also a program that builds one package: the compiler takes seconds to import,
+hundreds of megabytes, and may crash. aot_packages.py stores the packages.
 """
 
 import json
@@ -22,22 +22,17 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model
 from gpt2cli.model.layers import Attention, KVCache
 
-# The length that the graph is traced with. Lengths 0 and 1 are constants for torch.export, so the first
-# token of a text is not for it; nor is the last place, where a slice is the whole and has other strides.
+# The length that the graph is traced with. torch.export specializes on lengths 0 and 1, so the step does not
+# take the first token of a text; nor the last position, where a slice is the whole and has other strides.
 TRACED_LENGTH, SHORTEST = 5, 2
 INDUCTOR = {
-    "realize_reads_threshold": 0,  # otherwise layer norm and GELU are computed anew inside each row's sum
-    "cpp.enable_floating_point_contract_flag": "fast",  # int8's sums wait for the arithmetic, not the memory
+    "realize_reads_threshold": 0,  # otherwise layer norm and GELU are computed again in each row's sum
+    "cpp.enable_floating_point_contract_flag": "fast",  # int8 sums are compute-bound
     "compile_threads": 1,
-    # Both take longer than the one file that they are for; a wrong guess fails the build, which is caught.
+    # Both cost more time than they save for one file; a wrong guess fails the build, which is caught.
     "cpp_cache_precompile_headers": False,
     "cpp.vec_isa_ok": True,
 }
-
-
-def longest(config: GPT2Config) -> int:
-    """How many positions the compiled step can see."""
-    return config.n_positions - 1
 
 
 def cache_dtype(precision: str) -> torch.dtype:
@@ -45,10 +40,10 @@ def cache_dtype(precision: str) -> torch.dtype:
 
 
 def full_cache(config: GPT2Config, precision: str, n_wanted: int) -> KVCache:
-    """What the step writes: one row, all positions, of which `n_wanted` will be used.
+    """The step's cache: one row, all positions, of which `n_wanted` will be used.
 
-    Where most of them will, in large pages: at 900 positions that is 10 percent of an int8 token. They
-    are all cleared at the first touch, 50 ms at 124M, while of small ones most are never touched.
+    If most will, it lies in huge pages: at 900 positions that saves 10 percent of an int8 token. The system
+    clears all of them at the first touch, 50 ms at 124M; of small pages most are never touched.
     """
     like = torch.empty(0, dtype=cache_dtype(precision))
     if 4 * n_wanted < 3 * config.n_positions:
@@ -60,15 +55,14 @@ def full_cache(config: GPT2Config, precision: str, n_wanted: int) -> KVCache:
     return cache
 
 
-def weights_of(model: GPT2LMHead) -> list[Tensor]:
-    """The weights of a swapped model in the order in which the step takes them."""
-    return [parameter.detach() for _, parameter in model.named_parameters()]
+def swapped(config: GPT2Config, precision: str) -> GPT2LMHead:
+    """The model of the step, without memory for its weights."""
+    return swap_layers(empty_model(config), precision, "compiled")
 
 
-def signature(config: GPT2Config, precision: str) -> list[str]:
-    """The weights that the step takes, in words: a package built for others must never be run."""
-    model = swap_layers(empty_model(config), precision, "compiled")
-    return [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.named_parameters()]
+def signature(model: GPT2LMHead) -> list[tuple[str, torch.Size, torch.dtype]]:
+    """The weights that a step takes, in order: a package built for others must never run."""
+    return [(name, t.shape, t.dtype) for name, t in model.named_parameters()]
 
 
 class DecodeGraph(nn.Module):
@@ -76,12 +70,12 @@ class DecodeGraph(nn.Module):
 
     def __init__(self, config: GPT2Config, precision: str) -> None:
         super().__init__()
-        model = swap_layers(empty_model(config), precision, "compiled").eval()
+        model = swapped(config, precision).eval()
         for module in model.modules():
             if isinstance(module, Attention):
                 module.attend = attend_one
-        self.weights = dict(model.named_parameters())  # shapes alone
-        self._model = (model,)  # in a tuple it is no part of this module: its weights are inputs
+        self.weights = dict(model.named_parameters())  # without memory
+        self._model = (model,)  # a tuple hides it from nn.Module: its weights are inputs
 
     def forward(
         self,
@@ -99,9 +93,9 @@ class DecodeGraph(nn.Module):
 
 
 class StepCache(KVCache):
-    """A cache of full length, written at a place that is known only at run time.
+    """A cache of full length, written at a position that is known only at run time.
 
-    What is written is the whole of an input, and contiguous: of another the compiler copies all, each time.
+    It writes whole, contiguous inputs: of anything else the compiler makes a copy at each step.
     """
 
     def __init__(self, places: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -118,7 +112,7 @@ class StepCache(KVCache):
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """`attention_formula` for a query that sees everything, as sums in fp32.
+    """`attention_formula` for one query that sees everything, as sums in fp32.
 
     The exponentials are divided by their sum at the end: D divisions per head instead of S.
     """
@@ -136,7 +130,7 @@ def build(config: GPT2Config, precision: str, path: str) -> None:
     places = torch.arange(TRACED_LENGTH)
     weights = [torch.empty(p.shape, dtype=p.dtype) for p in step.weights.values()]
     cache = full_cache(config, precision, n_wanted=TRACED_LENGTH)
-    S = torch.export.Dim("S", min=SHORTEST, max=longest(config))
+    S = torch.export.Dim("S", min=SHORTEST, max=config.n_positions - 1)
     shapes: Any = (None, {0: S}, *([None] * len(tensors) for tensors in (weights, cache.keys, cache.values)))
     arguments = (torch.zeros(1, 1, dtype=torch.long), places, weights, cache.keys, cache.values)
     exported = torch.export.export(step, arguments, dynamic_shapes=shapes, strict=False)

@@ -1,10 +1,10 @@
-"""Linear layers and embeddings that take the place of `nn.Linear` and `nn.Embedding` to decode on a CPU.
+"""Linear layers and embeddings that replace `nn.Linear` and `nn.Embedding` for decoding on a CPU.
 
 At batch 1 a token costs one read of every weight, and `F.linear` reads at a quarter of the memory's
 speed: SplitLinear, RowLinear, Bf16Linear and Int8Linear read faster, from weights in fp32, bf16 or int8.
 With 2 to some 100 rows a matmul is too much arithmetic for these kernels and too little for `F.linear`,
-which brings the weights into the blocks of oneDNN's kernels again at every call: the Blocked layers
-keep them there. swap_linears.py puts the layers into a model.
+which reorders the weights into oneDNN's blocks at every call: the Blocked layers do so once.
+swap_linears.py puts the layers into a model.
 """
 
 import torch
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 
 from gpt2cli.checkpoints.safetensors_bytes import private_memory
 
-FEW_ROWS = 16  # up to here a matmul waits for the memory; beyond, F.linear is as fast
+FEW_ROWS = 16  # up to here a matmul is memory-bound; beyond, F.linear is as fast
 MOST_PARTS = 16
-ROWS_HINT = 8  # that oneDNN's blocks are chosen for; between 1 and 512 rows it made no difference
-LARGEST = 127  # of int8; -128 stays unused, so that both signs reach equally far
+ROWS_HINT = 8  # for oneDNN's choice of blocks; from 1 to 512 rows it made no difference
+LARGEST = 127  # of int8; -128 is unused, so that the range is symmetric
 MIDDLE = 128  # the unsigned number that stands for 0: the processor multiplies unsigned by signed
 CHUNK = 4096  # rows converted at a time: the temporary copies stay small
 HUGE_PAGE = 1 << 21  # bytes, on x86-64 and most of arm64
 
 
 class DecodeLinear(nn.Module):
-    """A matmul that takes the place of a linear layer; its weights no longer train."""
+    """Replaces a linear layer; its weights no longer train."""
 
     def as_embedding(self) -> nn.Module | None:
-        """The token embedding on the same matrix; None where its layout is not made for reading a row."""
+        """The token embedding on the same matrix; None if its layout has no readable rows."""
         return None
 
 
 class SplitLinear(DecodeLinear):
     """For fp32: x W^T + b with the channels of x split among the threads, and the parts added up.
 
-    W is kept as (K, N), K channels in and N out, so that each part is a block of whole rows: a
-    batched matmul gives every thread one of them to read from end to end.
+    W is stored as (K, N), K channels in and N out, so that each part is a block of whole rows, which one
+    thread of a batched matmul reads from end to end.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -72,17 +72,17 @@ class ColumnEmbedding(nn.Module):
 
 
 class RowLinear(DecodeLinear):
-    """x W^T + b with W (N, K) in fp32 or bf16. Whatever comes in is rounded to the weights' precision.
+    """x W^T + b with W (N, K) in fp32 or bf16; x is rounded to the same precision.
 
-    For a single row in bf16 oneDNN is left out: it reads at half the speed of torch's own kernel for
-    a matrix times a vector, which also adds up in fp32.
+    For a single row in bf16 oneDNN is disabled: it reads at half the speed of torch's own matrix-vector
+    kernel, which also sums in fp32.
     """
 
     dtype = torch.float32
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        # A loaded model's matrices are transposed by their strides; here each row lies together.
+        # A loaded model's matrices are transposed by their strides; here each row is contiguous.
         self.weight = _fixed(linear.weight.detach(), self.dtype)  # (N, K)
         self.bias = _vector(linear.bias)  # (N,)
 
@@ -110,7 +110,7 @@ class Bf16Linear(RowLinear):
 
 
 class Int8Linear(DecodeLinear):
-    """x W^T + b with W (N, K) as whole numbers and a scale per row. In and out in bf16, like its sums."""
+    """x W^T + b with W (N, K) in int8 and a scale per row. Input, output and sums are bf16."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Int8Linear(DecodeLinear):
             return _reduced(x, self.weight, self.bias, self.scale)
         N, K = self.weight.shape
         rows = x.reshape(-1, K).bfloat16()
-        if len(rows) <= FEW_ROWS:  # the sums alone: scales would be rounded here
+        if len(rows) <= FEW_ROWS:  # without the scales, which would be rounded here
             y = torch._weight_int8pack_mm(rows, self.weight, rows.new_ones(N))
         else:
             y = F.linear(rows, self.weight.bfloat16())  # whole numbers to 127 fit in bf16 exactly
@@ -139,23 +139,18 @@ class Int8Linear(DecodeLinear):
 
 
 class RowEmbedding(nn.Module):
-    """A row of W (V, C) in fp32 or bf16 for each id; the residual stream that it begins is fp32."""
+    """A row of W (V, C) in fp32 or bf16 for each id; the residual stream is fp32."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.weight = weight if isinstance(weight, nn.Parameter) else _fixed(weight)  # (V, C)
+        self.weight = weight if isinstance(weight, nn.Parameter) else _fixed(weight, dtype)  # (V, C)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return F.embedding(input_ids, self.weight).float()  # (B, T, C)
 
 
-class Bf16Embedding(RowEmbedding):
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__(_fixed(weight, torch.bfloat16))
-
-
 class Int8Embedding(nn.Module):
-    """The same on the matrix of an Int8Linear."""
+    """The token embedding on the matrix of an Int8Linear."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -166,7 +161,7 @@ class Int8Embedding(nn.Module):
 
 
 class BlockedLinear(DecodeLinear):
-    """x W^T + b in fp32; what comes out is always fp32."""
+    """x W^T + b in fp32; the output is always fp32."""
 
     dtype = torch.float32
 
@@ -189,10 +184,8 @@ class BlockedBf16Linear(BlockedLinear):
 
 
 class BlockedInt8Linear(DecodeLinear):
-    """x W^T + b with W and each row of x as whole numbers and a scale per row, and whole sums.
-
-    A row of x has a scale of its own (Dettmers et al. 2022, LLM.int8(), section 2.1), so that no row
-    depends on the others.
+    """x W^T + b with W and x quantised per row, and integer sums (Dettmers et al. 2022, LLM.int8(),
+    section 2.1). No row of x depends on the others.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -208,7 +201,7 @@ class BlockedInt8Linear(DecodeLinear):
         rows = x.reshape(-1, x.shape[-1])
         largest = rows.abs().amax(dim=1, keepdim=True)  # (n, 1); torch's norm takes ten times as long
         scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
-        # The cast cuts off what follows the point; half a step more makes that rounding.
+        # The cast truncates; adding 0.5 makes it round.
         whole = (rows / scale).add_(MIDDLE + 0.5).to(torch.uint8)  # (n, K)
         y = torch.ops.onednn.qlinear_pointwise(
             *(whole, 1.0, MIDDLE),
@@ -220,7 +213,7 @@ class BlockedInt8Linear(DecodeLinear):
 
 
 def can_block(precision: str) -> bool:
-    """Whether oneDNN is there, with kernels for this precision on this processor."""
+    """Whether oneDNN has kernels for this precision on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if precision == "bf16":
@@ -233,23 +226,23 @@ def quantize_rows(weight: Tensor, whole: Tensor, scale: Tensor) -> None:
     """Fill `whole` (N, K) int8 and `scale` (N,) fp32 from `weight` (N, K), which is about scale * whole.
 
     Symmetric and per row, from -127 to 127 ("absmax"; Dettmers et al. 2022, LLM.int8(), section 2.1,
-    there per column). A row of zeros has scale 0. `whole` may be the beginning of the weight's own
-    memory, if that is contiguous.
+    there per column). A row of zeros has scale 0. `whole` may reuse the weight's own memory, if that is
+    contiguous.
     """
     for start in range(0, len(weight), CHUNK):
         rows = weight[start : start + CHUNK].float()  # (n, K)
         largest = rows.abs().amax(dim=1)  # (n,)
         scale[start : start + CHUNK] = largest / LARGEST
-        # Of a row of zeros nothing may become 0 / 0.
+        # clamp: a row of zeros must not become 0 / 0
         steps = rows * (LARGEST / largest.clamp(min=torch.finfo(torch.float32).tiny))[:, None]
         whole[start : start + CHUNK] = steps.round_().to(torch.int8)
 
 
 def in_huge_pages(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor in pages of 2 MB where the system has them.
+    """Memory for a tensor in pages of 2 MB if the system has them.
 
-    A processor finds 4 KiB pages by tables of its own, which are too small for hundreds of megabytes;
-    large pages it finds at once: weights are read at 34 GB/s instead of 24 (two cores of an AMD EPYC).
+    They need fewer TLB entries than pages of 4 KiB: weights are read at 34 GB/s instead of 24 (two cores
+    of an AMD EPYC).
     """
     n_bytes = torch.Size(shape).numel() * dtype.itemsize
     if n_bytes < HUGE_PAGE:
@@ -260,9 +253,8 @@ def in_huge_pages(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Te
 
 
 def _reduced(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
-    """The matmul of one row as the compiler likes it: sums in fp32, one loop over two halves of W.
-
-    Two rows far apart are read at a time, so that two streams come from the memory.
+    """The matmul of one row in a form that compiles well: sums in fp32, one loop over two halves of W, so
+    that two streams come from memory.
     """
     N, K = weight.shape
     row = x.reshape(K)
@@ -275,7 +267,7 @@ def _reduced(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | Non
 
 
 def _fixed(tensor: Tensor, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """The tensor (N, K) as weights that do not train, row after row in `_memory_of` it."""
+    """The tensor (N, K) as frozen weights, row by row in `_memory_of` it."""
     dtype = dtype or tensor.dtype
     memory = _memory_of(tensor, dtype)
     if not tensor.is_meta and not (tensor.is_contiguous() and tensor.dtype is dtype):
@@ -286,10 +278,10 @@ def _fixed(tensor: Tensor, dtype: torch.dtype | None = None) -> nn.Parameter:
 
 
 def _memory_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Memory for weights of its shape: its own, where that is one piece; else large pages.
+    """Memory for weights of its shape: its own if that is one piece, else huge pages.
 
-    A model that was loaded lies in large pages already, and new memory has to be cleared by the
-    system, which for 124M takes longer than all else that is done here.
+    A loaded model lies in huge pages already, and the system clears new memory, which for 124M takes longer
+    than everything else here.
     """
     piece = tensor if tensor.is_contiguous() else tensor.t()
     if tensor.is_meta:

@@ -1,18 +1,18 @@
-"""The swap of a model's linear layers and embeddings for those that decode fastest on a CPU.
+"""Swaps a model's linear layers and embeddings for those of linear.py that decode fastest on a CPU.
 
-The model around them stays the one of `model/`. The layers are in linear.py; a compiled step
-(aot_packages.py) is faster still for one row. benchmarks/decode.py measures all of them.
+The rest of the model stays that of `model/`. For one row a compiled step (aot_packages.py) is faster still.
+benchmarks/decode.py measures all of them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gpt2cli.generation.cpu.linear import (
-    Bf16Embedding,
     Bf16Linear,
     BlockedBf16Linear,
     BlockedInt8Linear,
@@ -33,12 +33,12 @@ Use = Literal["row", "rows", "compiled"]
 def swap_for_decoding(model: GPT2LMHead, precision: str | None = None, use: Use = "row") -> GPT2LMHead:
     """Swap the layers of a model on a CPU, in place, and return it.
 
-    `precision` "fp32", "bf16" or "int8" is that of the matrices; without it they keep their own.
-    `use` says what for: one row, several rows together, or one row in a compiled step. Vectors stay in
-    fp32. The memory of the weights is used again: afterwards the model can only decode, and other
-    holders of its tensors find other numbers in them.
-    Which layers are taken depends on these words, the processor and the number of threads, never
-    on a timing: with them a seed gives the same text again; with others, in bf16 and int8, perhaps not.
+    `precision` "fp32", "bf16" or "int8" is that of the matrices; by default they keep their own. `use` is
+    for one row, several rows together, or one row in a compiled step. Vectors stay in fp32. The memory of
+    the weights is reused: afterwards the model can only decode, and other references to its tensors see
+    other numbers.
+    The choice of layers depends on these arguments, the processor and the number of threads, never on a
+    timing, so a seed gives the same text again; with other choices, in bf16 and int8, perhaps not.
     On other devices, and in fp16, nothing changes.
     """
     weight = model.lm_head.weight
@@ -49,7 +49,7 @@ def swap_for_decoding(model: GPT2LMHead, precision: str | None = None, use: Use 
 
 
 def swap_layers(model: GPT2LMHead, precision: str, use: Use) -> GPT2LMHead:
-    """The same without asking where the model is; on "meta" it gives the shapes alone."""
+    """Swap on any device; on "meta" only shapes and dtypes."""
     kinds = LAYERS[use][precision]
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -59,7 +59,7 @@ def swap_layers(model: GPT2LMHead, precision: str, use: Use) -> GPT2LMHead:
                 child.float()
     head, body = model.lm_head, model.transformer
     body.wpe = kinds.positions(body.wpe.weight.detach())  # type: ignore[assignment]
-    # The token embedding shares the matrix of the output layer, where a row can be read from it.
+    # The token embedding shares the matrix of the output layer if that has readable rows.
     shared = head.as_embedding() if model.config.tie_word_embeddings else None  # type: ignore[operator]
     body.wte = shared or kinds.tokens(body.wte.weight.detach())  # type: ignore[assignment]
     return model
@@ -67,30 +67,27 @@ def swap_layers(model: GPT2LMHead, precision: str, use: Use) -> GPT2LMHead:
 
 @dataclass(frozen=True)
 class LayerKinds:
-    """What takes the place of a linear layer, of the position embedding, which has the cache's
-    precision, and of a token embedding that shares no matrix with a linear layer.
-    """
-
     linear: Callable[[nn.Linear], DecodeLinear]
-    positions: Callable[[Tensor], nn.Module]
-    tokens: Callable[[Tensor], nn.Module]
+    positions: Callable[[Tensor], nn.Module]  # its precision is the KV cache's
+    tokens: Callable[[Tensor], nn.Module]  # for a token embedding that shares no matrix
 
 
+_Bf16Embedding = partial(RowEmbedding, dtype=torch.bfloat16)
 LAYERS: dict[Use, dict[str, LayerKinds]] = {
     "row": {
         "fp32": LayerKinds(SplitLinear, RowEmbedding, RowEmbedding),
-        "bf16": LayerKinds(Bf16Linear, Bf16Embedding, Bf16Embedding),
-        "int8": LayerKinds(Int8Linear, Bf16Embedding, Bf16Embedding),
+        "bf16": LayerKinds(Bf16Linear, _Bf16Embedding, _Bf16Embedding),
+        "int8": LayerKinds(Int8Linear, _Bf16Embedding, _Bf16Embedding),
     },
     # Keys and values in fp32: torch's attention is five times as fast on them as on bf16.
     "rows": {
         "fp32": LayerKinds(BlockedLinear, RowEmbedding, RowEmbedding),
-        "bf16": LayerKinds(BlockedBf16Linear, RowEmbedding, Bf16Embedding),
-        "int8": LayerKinds(BlockedInt8Linear, RowEmbedding, Bf16Embedding),
+        "bf16": LayerKinds(BlockedBf16Linear, RowEmbedding, _Bf16Embedding),
+        "int8": LayerKinds(BlockedInt8Linear, RowEmbedding, _Bf16Embedding),
     },
     "compiled": {
         "fp32": LayerKinds(RowLinear, RowEmbedding, RowEmbedding),
-        "bf16": LayerKinds(Bf16Linear, Bf16Embedding, Bf16Embedding),
-        "int8": LayerKinds(Int8Linear, Bf16Embedding, Bf16Embedding),
+        "bf16": LayerKinds(Bf16Linear, _Bf16Embedding, _Bf16Embedding),
+        "int8": LayerKinds(Int8Linear, _Bf16Embedding, _Bf16Embedding),
     },
 }

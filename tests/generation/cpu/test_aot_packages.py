@@ -187,7 +187,7 @@ def test_a_failed_build_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPa
         build_package(CONFIG, "fp32")
     home = Path(os.environ["GPT2_HOME"]) / "compiled"
     assert not find_package(CONFIG, "fp32")
-    assert {path.suffix for path in home.iterdir()} == {"", ".failed"}  # the lock, and what was learnt
+    assert {path.suffix for path in home.iterdir()} == {"", ".failed"}  # the lock, and the failure
     assert home.stat().st_mode & 0o777 == 0o700
 
 
@@ -227,18 +227,24 @@ def test_a_failed_build_is_remembered_until_one_succeeds_and_older_packages_go(
     def succeed(config: GPT2Config, precision: str, path: Path, scratch: Path) -> None:
         path.write_bytes(b"code")
 
+    before = (copied / aot_packages.PACKAGE).read_bytes()
     monkeypatch.setattr(torch, "__version__", "2.99")  # what was built before is now an older one
     monkeypatch.setattr(aot_packages, "_compile", fail)
     with pytest.raises(BuildError):
         build_package(CONFIG, "fp32")
-    assert aot_packages.has_failed(CONFIG, "fp32") and copied.exists()
+    assert aot_packages.has_failed(CONFIG, "fp32")
+    assert (copied / aot_packages.PACKAGE).read_bytes() == before
     monkeypatch.setattr(aot_packages, "_compile", succeed)
     torch.set_num_threads(2)
     other = build_package(CONFIG, "fp32")
     torch.set_num_threads(1)
     package = build_package(CONFIG, "fp32")
     assert package == find_package(CONFIG, "fp32") and other.exists()
-    assert not aot_packages.has_failed(CONFIG, "fp32") and not copied.exists()
+    assert not aot_packages.has_failed(CONFIG, "fp32")
+    assert package.parent == copied and package.read_bytes() == b"code"
+    with monkeypatch.context() as newer:
+        newer.setattr(torch, "__version__", "3.0")
+        assert not aot_packages.has_failed(CONFIG, "fp32") and not find_package(CONFIG, "fp32")
 
 
 @pytest.mark.proofs

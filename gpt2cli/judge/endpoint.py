@@ -1,4 +1,4 @@
-"""Where an LLM judge is served: address, model and key, and what to do where one of them is wrong."""
+"""The endpoint of an LLM judge: address, model and API key, and errors that say how to mend them."""
 
 import os
 import re
@@ -16,7 +16,7 @@ OLLAMA_PORT = 11434
 
 @dataclass(frozen=True)
 class JudgeServer:
-    """`base_url` is what the interface's paths are added to; the key is sent, and never shown."""
+    """`base_url` is the API root; the key is sent but never printed."""
 
     base_url: str
     model: str
@@ -25,13 +25,13 @@ class JudgeServer:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine, where no proxy reaches it."""
+        """Whether it is on this machine, where no proxy applies."""
         return urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 def ollama(model: str) -> JudgeServer:
-    """The Ollama at OLLAMA_HOST, or at 127.0.0.1:11434; it gets no key. Raises UsageError."""
-    # By the rules of Ollama's own client: any part may be missing, and 0.0.0.0 is where it listens.
+    """Ollama at OLLAMA_HOST, or at 127.0.0.1:11434, without a key. Raises UsageError."""
+    # As Ollama's own client reads it: any part may be missing, and 0.0.0.0 is a listening address.
     value = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'").strip()
     scheme, _, place = value.rpartition("://")
     if place.count(":") > 1 and "[" not in place:
@@ -59,7 +59,6 @@ def openai_compatible(base_url: str, model: str) -> JudgeServer:
 
 
 def not_running(server: JudgeServer, why: str) -> ServiceError:
-    """No connection: how to start the server."""
     if re.search("certificate|ssl|tls", why, re.I):
         fix = "http:// for https:// if it has no certificate, or export SSL_CERT_FILE=ITS-CERTIFICATE"
         return ServiceError(f"no secure connection to {server.base_url}", why, fix)
@@ -70,7 +69,7 @@ def not_running(server: JudgeServer, why: str) -> ServiceError:
 
 
 def no_model(server: JudgeServer, names: Sequence[str] = ()) -> ServiceError:
-    """The server lacks the model; `names` are those it has, as far as it says."""
+    """The server lacks the model; `names` are those that it lists."""
     why = f"it has {', '.join(names[:8])}" if names else ""
     if server.is_ollama:
         why = why or f"there is none of that name at {server.base_url}"
@@ -82,7 +81,7 @@ def no_model(server: JudgeServer, names: Sequence[str] = ()) -> ServiceError:
 
 
 def _checked_url(address: str, name: str, example: str) -> str:
-    """The address without a slash at its end. Raises UsageError."""
+    """The address without a trailing slash. Raises UsageError."""
     address = address.strip()
     try:
         parts = urlsplit(address)

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2cli.errors import ServiceError, UsageError
 from gpt2cli.judge.client import JudgeClient
-from gpt2cli.judge.server import JudgeServer, ollama, openai_compatible
+from gpt2cli.judge.endpoint import JudgeServer, ollama, openai_compatible
 
 # What OLLAMA_HOST may hold: any part may be missing, and it may say where Ollama listens, which is not
 # where to call.
