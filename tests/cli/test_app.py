@@ -25,20 +25,15 @@ HEAVY = ("torch", "numpy", "pydantic", "yaml", "tiktoken", "matplotlib", "httpx2
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_help_imports_nothing_heavy_and_is_instant() -> None:
+def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys; from gpt2cli.cli.app import run; code = run(['--help'])\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "print(code, heavy, file=sys.stderr)"
     )
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        times.append(time.perf_counter() - started)
-        assert done.stderr.strip() == "0 []"
-        assert all(name in done.stdout for name in ("prepare", "pretrain", "generate", "recipes"))
-    assert min(times) < 1.0, "0.16 s on an idle machine; the bound leaves room for a busy one"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "0 []"
+    assert all(name in done.stdout for name in ("prepare", "pretrain", "generate", "recipes"))
 
 
 @pytest.mark.parametrize(
