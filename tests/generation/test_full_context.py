@@ -61,9 +61,9 @@ def test_before_a_reply_the_oldest_turns_go_until_it_has_room(
         require_true(model, talk.prefix)
         assert talk.prefix.ids[: len(kept)] == kept
         talk.undo()
-        talk._n_dropped = n_before + n_said  # the same remaining turns, without a cache
+        talk.n_dropped = n_before + n_said  # the same remaining turns, without a cache
         expected = uncached(talk, question, 8)
-        talk._n_dropped = n_before
+        talk.n_dropped = n_before
         again = done(talk.say(question))
         assert again.reply == done(events).reply
         assert again.finish_reason == "stop" or LETTERS.encode(again.reply) == expected
