@@ -1,4 +1,4 @@
-"""The loop of `gpt2 chat`: each line is answered, or obeyed as a slash command, until the end of input."""
+"""The loop of `gpt2 chat`: each line is answered, or run as a slash command, until the end of input."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
 """`gpt2 download`: the name of a size or repository in, the path of a model folder on stdout.
 
-What is here already is only taken where it is what was asked for; two downloads of one model, side
-by side, both end with it.
+A model on disk is used only if it is the one that was asked for. Two concurrent downloads of one
+model both succeed.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpt2cli.hub.downloads import Downloaded, Request
     from gpt2cli.hub.registry import Size
 
-# What --list says of a size, the first that is true of it.
+# What --list says of a size: the first of these that is true.
 HERE = {"ready": "ready", "files": "files, not converted", "incomplete": "incomplete"}
 
 
@@ -33,10 +33,13 @@ def download(
     ] = None,
     source: Annotated[
         Literal["openai", "hf"] | None,
-        typer.Option("--source", help="Where from; by default openai, then hf."),
+        typer.Option("--source", help="Where to download from; by default openai, then hf."),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option("--base-url", help="A mirror with either layout; gets no token.")
+        str | None,
+        typer.Option(
+            "--base-url", help="URL of a mirror of OpenAI's or the hub's files; no token is sent to it."
+        ),
     ] = None,
     revision: Annotated[
         str | None,
@@ -46,16 +49,15 @@ def download(
         ),
     ] = None,
     list_sizes: Annotated[
-        bool, typer.Option("--list", help="List the sizes, and what is here already.")
+        bool, typer.Option("--list", help="List the sizes and which are already downloaded.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Download nothing; check the files here against their hashes.")
+        bool,
+        typer.Option("--verify", help="Check the downloaded files against their hashes; download nothing."),
     ] = False,
-    no_convert: Annotated[
-        bool, typer.Option("--no-convert", help="Keep the files as they are on the server.")
-    ] = False,
+    no_convert: Annotated[bool, typer.Option("--no-convert", help="Download only; do not convert.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Download and convert again, whatever is here.")
+        bool, typer.Option("--force", help="Download and convert again, even if the model exists.")
     ] = False,
     offline: OfflineOption = False,
     as_json: JsonOption = False,
@@ -63,7 +65,7 @@ def download(
     """Download a GPT-2 from OpenAI or the Hugging Face hub, verified and ready to use.
 
     If interrupted, run the same command again to continue.
-    A model that is here is not downloaded again;
+    A model that exists is not downloaded again;
     --force replaces one that came from another --source or --base-url.
     """
     from gpt2cli.cli import download_request as asked

@@ -1,6 +1,6 @@
-"""What `gpt2 download` was asked for: which model, from where, under which name, and what forbids it.
+"""The request that `gpt2 download` was given: model, source and name, and the errors that refuse it.
 
-All of it is settled before anything is fetched.
+All checks come before any download.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """`gpt2 finetune-instruct`: instruction tuning, then answers to the test split.
 
-Writes an answer after each evaluation to samples.txt, and at the end responses.jsonl and scores.json.
+Writes one answer per evaluation to samples.txt, and responses.jsonl and scores.json at the end.
 """
 
 import contextlib

@@ -31,7 +31,7 @@ EXAMPLES = {"--prompt": '"The capital of France is"', "--attention": "attention.
 def inspect(
     model: ModelArgument = None,
     tensors: Annotated[
-        bool, typer.Option("--tensors", help="Mean, std, min and max of each tensor in the file.")
+        bool, typer.Option("--tensors", help="Show mean, std, min and max of each tensor.")
     ] = False,
     prompt: Annotated[
         str | None,
@@ -44,7 +44,8 @@ def inspect(
         ),
     ] = None,
     attention: Annotated[
-        Path | None, typer.Option("--attention", help="With --prompt: draw the attention weights to a PNG.")
+        Path | None,
+        typer.Option("--attention", help="With --prompt: draw the attention weights to a PNG file."),
     ] = None,
     layer: Annotated[
         int | None, typer.Option("--layer", help="With --attention: draw only this layer, from 0.")
@@ -54,7 +55,7 @@ def inspect(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look into a model: modules, memory, tokenizer and origin; tensors; one forward pass.
+    """Show a model's modules, memory, tokenizer, origin, tensors and activations.
 
     Reads the weights only with --tensors or --prompt.
     """

@@ -1,4 +1,4 @@
-"""What a script reads of `gpt2 judge`, and the error where nothing was scored."""
+"""The JSON output of `gpt2 judge`, and the error if nothing was scored."""
 
 from dataclasses import asdict
 from pathlib import Path
