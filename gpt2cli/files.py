@@ -214,7 +214,7 @@ def decode_text(data: bytes, name: str, offset: int = 0, *, with_line: bool = Fa
 
 
 def require_writable(folder: Path) -> None:
-    """Create `folder` if it is missing and prove that a file can be made in it, before any work."""
+    """Create `folder` if it is missing and check that it is writable, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = _temporary_for(folder / "probe")

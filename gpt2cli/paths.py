@@ -1,7 +1,7 @@
 """Where things live: models, downloads, corpora and caches under GPT2_HOME, runs under ./runs.
 
 Turns what a user typed (a run, a folder, a name, nothing) into the path of one model folder.
-What is in the folder is `checkpoints/folder.py`'s business.
+`checkpoints/folder.py` reads its content.
 """
 
 import os

@@ -67,7 +67,7 @@ def write_classifier(
             "label2id": {label: i for i, label in enumerate(labels)},
             "num_labels": len(labels),
             "problem_type": "single_label_classification",
-            # By this id Hugging Face finds a row's last token; no text of ours encodes to it.
+            # By this id Hugging Face finds a row's last token; no text encodes to it.
             "pad_token_id": tokenizer.end_of_text,
         },
     )

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     code = run(arguments)
     with contextlib.suppress(OSError):
         sys.stderr.flush()
-    # What is still buffered has nowhere to go once a stream is broken; a normal exit would say so.
+    # Buffered output cannot be written to a broken stream; a normal exit would report that.
     if code in (EXIT_SIGPIPE, ResourceError.exit_code):
         os._exit(code)
     sys.exit(code)

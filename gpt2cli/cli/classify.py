@@ -174,7 +174,7 @@ def _refuse_tables(file: Path | None, columns: str | None) -> None:
 
 
 def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
-    """The names in --columns; none where it is not given."""
+    """The names in --columns; none if it is not given."""
     if columns is None:
         return ()
     names = tuple(name.strip() for name in columns.split(","))
@@ -188,7 +188,7 @@ def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
 
 
 def _say_if_typed() -> None:
-    """Without a word, the user and the program would wait for each other."""
+    """Tell the user that the program waits for input."""
     if sys.stdin.isatty():
         say("reading lines from the terminal; Ctrl-D ends")
 

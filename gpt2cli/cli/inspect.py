@@ -190,8 +190,8 @@ def _print_json(
     picture: _Picture | None,
 ) -> None:
     """One object. NaN and infinity become null."""
-    proved = bool(numbers) or anatomy is not None
-    content = _model(summary, proved) | {
+    verified = bool(numbers) or anatomy is not None
+    content = _model(summary, verified) | {
         "lineage": asdict(lineage) | {"run": lineage.run and str(lineage.run)}
     }
     if numbers:
@@ -208,7 +208,7 @@ def _print_json(
     print_json(_finite(content))
 
 
-def _model(summary: "ModelInfo", proved: bool) -> dict[str, Any]:
+def _model(summary: "ModelInfo", verified: bool) -> dict[str, Any]:
     from gpt2cli.checkpoints.info import nearest_size
 
     size, other = nearest_size(summary.config) or (None, ())
@@ -239,7 +239,7 @@ def _model(summary: "ModelInfo", proved: bool) -> dict[str, Any]:
             "end_of_text": tokenizer.end_of_text,
             "fingerprint": tokenizer.fingerprint,
         },
-        "manifest": manifest and asdict(manifest) | {"weights_verified": proved},
+        "manifest": manifest and asdict(manifest) | {"weights_verified": verified},
     }
 
 

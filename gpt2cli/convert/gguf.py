@@ -1,4 +1,4 @@
-"""GGUF export: a model as llama.cpp and Ollama read it, the tokenizer inside.
+"""GGUF export: a model file for llama.cpp and Ollama, with the tokenizer inside.
 
 The header is written by the `gguf` package (an extra), the tensors follow one at a time. The format
 is described in ggml's docs/gguf.md; names and keys are those of llama.cpp's architecture "gpt2".
@@ -97,7 +97,7 @@ def write_gguf(path: Path, source: ForeignModel, dtype: str, name: str) -> None:
 
 
 def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
-    """What can be known before a tensor is read: the vocabulary and the width of rows fit, gguf is there.
+    """Checks that need no tensor: the vocabulary and the row width fit, and gguf is installed.
 
     Raises InputError for a model that cannot be expressed, UsageError without the package.
     """

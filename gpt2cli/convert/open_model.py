@@ -1,4 +1,4 @@
-"""A language model from any folder of ours or from Hugging Face: whole, or an adapter over its base."""
+"""A language model from any folder of gpt2cli or Hugging Face: whole, or an adapter over its base."""
 
 from pathlib import Path
 

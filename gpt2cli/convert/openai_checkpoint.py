@@ -114,8 +114,8 @@ def write_openai(out: Path, source: ForeignModel) -> None:
 
 
 def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
-    """What can be known before a tensor is read: the five numbers, the names and the two vocabulary
-    files must say all of the model, and TensorFlow must be there.
+    """Checks that need no tensor: the five numbers, the names and the two vocabulary files describe the
+    whole model, and TensorFlow is installed.
 
     Raises InputError for what the format has no place for, UsageError without TensorFlow.
     """

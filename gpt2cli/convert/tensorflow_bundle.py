@@ -234,7 +234,7 @@ def _message(data: bytes) -> tuple[dict[int, int], dict[int, list[bytes]]]:
             n_bytes, at = _varint(data, at)
         part, at = data[at : at + n_bytes], at + n_bytes
         if (not n_bytes and kind != 2) or at > len(data):
-            raise ValueError("one of its rows is no protobuf message")
+            raise ValueError("one of its rows is not a protobuf message")
         if kind == 2:
             parts.setdefault(field, []).append(part)
         else:

@@ -59,7 +59,7 @@ def read_torch_file(path: Path) -> Any:
             names = _check_old(path, file)
         else:
             raise InputError(
-                f"{path}: is no file of torch.save",
+                f"{path}: is not a file written by torch.save",
                 f"it begins with the bytes {start[:8].hex(' ') or '(none)'}",
             )
     if names & _BYTEARRAYS:

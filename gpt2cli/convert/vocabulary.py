@@ -1,6 +1,6 @@
 """The tokenizer of a checkpoint whose file, like PyTorch's, holds none.
 
-Tokenizer files and their content are `tokenizer/files.py`'s business.
+`tokenizer/files.py` reads and writes tokenizer files.
 """
 
 import os

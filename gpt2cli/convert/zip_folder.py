@@ -1,6 +1,6 @@
-"""Zips with a model's folder in them, as Kaggle offers OpenAI's files: unpacked while they are read.
+"""Zips that contain a model's folder, such as Kaggle's of OpenAI's files: unpacked while they are read.
 
-Nothing is written outside one temporary folder, which is gone afterwards however the work ends. Zips
+Nothing is written outside one temporary folder, which is always deleted afterwards. Zips
 inside a zip stay packed. A zip that torch.save wrote is for `torch_file.py`.
 """
 

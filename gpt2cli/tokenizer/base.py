@@ -1,6 +1,6 @@
 """The Tokenizer protocol: text to ids and back, a size, an end-of-text id, a fingerprint.
 
-`TextStream` decodes ids as they come.
+`TextStream` decodes ids one by one, never splitting a character.
 
 The tokenizers are in bpe.py and chars.py, their files in files.py.
 """
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What `fingerprint_of` makes of the tokens: equal fingerprints mean equal vocabularies."""
+        """`fingerprint_of` the tokens: equal fingerprints mean equal vocabularies."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of ordinary text: a typed "<|endoftext|>" is thirteen plain characters."""

@@ -114,7 +114,7 @@ class BPE:
     def _encoding(self) -> tiktoken.Encoding:
         """Made when a text is first encoded: it takes two thirds of the time of making a tokenizer.
 
-        It is only told of what a text can contain, so a special token never comes out of it.
+        It knows only the tokens that a text can contain, so it never produces a special token.
         """
         ranks = _ranks(self.tokens, self.specials)
         return tiktoken.Encoding(self.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
@@ -254,7 +254,7 @@ def _check_ranks(
 
 
 def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """The pieces to which the merges ranked below the token's own bring it."""
+    """The pieces that remain of a token after all merges ranked below its own."""
     parts = [token[i : i + 1] for i in range(len(token))]
     limit = ranks[token]
     while True:

@@ -132,6 +132,6 @@ def _table(first: str, *others: str) -> Table:
 
 
 def short_label(label: str) -> str:
-    """A label on one line, safe for a terminal, cut where it is long."""
+    """A label as one terminal-safe line, truncated if long."""
     text = printable(label).replace("\n", "␊").replace("\t", " ")
     return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
