@@ -294,7 +294,7 @@ def _remove(orphan: Path) -> None:
 
 
 def _leftovers(path: Path, mark: str) -> list[Path]:
-    """What lies beside `path` with this mark and its name, and belongs to no living process.
+    """The leftovers next to `path` with this mark and its name that belong to no living process.
 
     Without an owner in its name, as a download's, it is not ours to judge.
     """

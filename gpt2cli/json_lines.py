@@ -23,7 +23,7 @@ Parse = Callable[[dict[str, Any]], T]
 
 @dataclass(frozen=True)
 class Content(Generic[T]):
-    """What a file holds. `tail` is what follows the last line's end, unless it is a whole value."""
+    """The content of a file. `tail` is the text after the last line end, unless it is a whole value."""
 
     values: tuple[T, ...]
     strays: tuple[int, ...]  # numbers, from 1, of lines that are not valid records
@@ -107,7 +107,7 @@ def line_of(value: Any) -> bytes:
 
 
 def digest_of(value: Any) -> str:
-    """What a line is known by: 64 bits of a digest of what JSON can hold."""
+    """The key of a line: 64 bits of a digest of its JSON value."""
     return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()[:16]
 
 

@@ -135,7 +135,7 @@ def find_model(name: str | None) -> Path:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """What `best` points at, else what `last` points at, else the newest checkpoint there is."""
+    """The checkpoint that `best` points to, else that of `last`, else the newest."""
     for pointer in ("best", "last"):
         target = run / pointer
         if target.is_dir():

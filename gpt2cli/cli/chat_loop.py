@@ -216,7 +216,7 @@ class ChatLoop:
             if not path.is_file():
                 raise UsageError(f"{path}: is not a regular file", fix="/save FILE")
             if not force:
-                raise UsageError(f"{path}: is there already", fix=f"/save {name} {chat_commands.FORCE}")
+                raise UsageError(f"{path}: already exists", fix=f"/save {name} {chat_commands.FORCE}")
         elif not path.parent.is_dir():
             raise UsageError(f"{path.parent}: there is no such folder", fix="/save FILE")
         with _system_errors():

@@ -102,7 +102,7 @@ def download(
         say(f"{whose} files are here: {amount}, {fetched.origin.address}", "good")
         receipt = None if no_convert else _convert(called, fetched, model, force, again)
     except (KeyboardInterrupt, SystemExit):
-        say("Stopped. The same command continues where it was.", "warn")
+        say("Stopped. Run the same command again to continue.", "warn")
         raise
     if receipt:
         say(f"Ready: gpt2 generate --model {called} ...", "good")
@@ -152,7 +152,7 @@ def _fetch(
 
 def _say_here(name: str, origin: "Origin | None") -> None:
     where = f", from {origin.address}" if origin else ""
-    say(f"{name} is here already{where}: --verify compares it, --force fetches it anew.")
+    say(f"{name} already exists{where}: --verify checks it, --force downloads it again.")
 
 
 def _facts_of(origin: "Origin | None") -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _facts_of(origin: "Origin | None") -> dict[str, Any]:
 def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: str) -> dict[str, Any]:
     """Make a model folder of the files; files that turn out to be damaged are refused.
 
-    Returns the receipt; that of another process where it made the same model in the meantime.
+    Returns the receipt; that of another process if it made the same model meanwhile.
     """
     from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.hub.inventory import discard
@@ -178,7 +178,7 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
         receipt = finish(steps, err(), converting).receipt
     except InputError:
         if names := discard(fetched.folder):
-            damaged = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
+            damaged = f"these files are damaged; the next download fetches them again: {', '.join(names)}"
             say(damaged, "warn")
         raise
     except Gpt2Error:
@@ -187,17 +187,17 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
         return made
     if found := receipt["verification"]:
         say(
-            f"Converted: {receipt['parameters']['count']:,} parameters; logits differ from an independent"
-            f" computation by at most {found['max_difference']:.1e}.",
+            f"Converted: {receipt['parameters']['count']:,} parameters; logits differ from the NumPy"
+            f" reference by at most {found['max_difference']:.1e}.",
             "good",
         )
     return receipt
 
 
 def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -> dict[str, Any] | None:
-    """The receipt of the model in this place if it was made of the same files.
+    """The receipt of the model in this place if it was made from the same files.
 
-    Raises UsageError where it was made of others.
+    Raises UsageError if it was made from others.
     """
 
     from gpt2cli import paths

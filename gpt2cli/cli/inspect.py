@@ -88,7 +88,7 @@ def inspect(
 
 @dataclass(frozen=True)
 class _Picture:
-    """What --attention draws, and where."""
+    """The picture that --attention draws."""
 
     path: Path
     layers: range
@@ -110,7 +110,7 @@ def _check_options(
 def _plan_picture(
     config: "GPT2Config", path: Path | None, layer: int | None, head: int | None
 ) -> _Picture | None:
-    """What to draw, checked against the model and the disk."""
+    """The picture to draw, checked against the model and the disk."""
     if path is None:
         return None
     chosen = []

@@ -168,13 +168,13 @@ def _newest_responses() -> Path:
 
 
 def _label_of(path: Path) -> str:
-    """What a file of responses is called in another's name."""
+    """The label of a file of responses in the name of a comparison."""
     name = path.resolve().parent.name if path.name == paths.RESPONSES else path.stem
     return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name)[:100] or "other"
 
 
 def _kept_of(path: Path, other: Path | None = None) -> Path:
-    """Where the judgements of a file of responses are kept, or the comparisons with another one.
+    """The default output: the file for the judgements of one file of responses, or the comparison of two.
 
     Only a run's own responses leave out their name, so that two files in one folder do not share one.
     """
@@ -267,7 +267,7 @@ def _ask(
     unit: str,
     coverage: "Callable[[], str]",
 ) -> "ServiceError | None":
-    """Judge with progress on stderr. Returns the server's error: what there is comes first."""
+    """Judge with progress on stderr. Returns the server's error, so that finished grades print first."""
     from gpt2cli.judge.runner import judge
     from gpt2cli.ui.judge import JudgeProgress
 

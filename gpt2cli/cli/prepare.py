@@ -64,7 +64,7 @@ def prepare(
     try:
         last = finish(steps, err(), preparing())
     except (KeyboardInterrupt, SystemExit):
-        say("Stopped. The same command continues where it was.", "warn")
+        say("Stopped. Run the same command again to continue.", "warn")
         raise
     _summarise(last, time.monotonic() - started, as_json)
 
@@ -76,7 +76,7 @@ def _summarise(last: "PrepareProgress", seconds: float, as_json: bool) -> None:
         f" {last.n_validation_tokens:,} of them for validation"
     )
     if last.phase == "nothing to do":
-        say(f"Nothing to do: {text} are there already.", "good")
+        say(f"Nothing to do: already prepared, {text}.", "good")
     else:
         speed = f"{n_new / 1e6 / seconds:.1f} MB/s" if seconds else ""
         continued = f", {last.n_continued / 1e6:,.1f} MB of it done before" if last.n_continued else ""

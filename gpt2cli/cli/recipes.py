@@ -66,7 +66,7 @@ def copy(
         if not target.is_file():
             raise UsageError(f"{target}: is not a regular file", "", "name a file")
         if not force:
-            raise UsageError(f"{target}: is there already", "", f"gpt2 recipes copy {name} {target} --force")
+            raise UsageError(f"{target}: already exists", "", f"gpt2 recipes copy {name} {target} --force")
     content = read_recipe(source)
     files.require_writable(target.parent)
     files.write_file(target, content)
@@ -113,7 +113,7 @@ def _print_json_list() -> None:
 
 
 def _summary(loaded: "LoadedRecipe") -> str:
-    """What a run would do, in one line."""
+    """A one-line summary of the run."""
     from gpt2cli.recipe.schema import PretrainRecipe
 
     recipe, optim = loaded.recipe, loaded.recipe.optim

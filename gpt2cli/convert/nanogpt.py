@@ -60,7 +60,7 @@ _GELU = (
 
 
 def is_nanogpt(loaded: Any) -> bool:
-    """Whether what torch.load gave is nanoGPT's: a ckpt.pt, or its bare state dict."""
+    """Whether the result of torch.load is nanoGPT's: a ckpt.pt, or its bare state dict."""
     if not isinstance(loaded, Mapping):
         return False
     if isinstance(loaded.get("model"), Mapping) and _arguments_of(loaded) is not None:
@@ -74,7 +74,7 @@ def is_nanogpt(loaded: Any) -> bool:
 
 @contextlib.contextmanager
 def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
-    """The model of `loaded`, what torch.load gave, which is emptied: so the optimizer's memory is free.
+    """The model of `loaded`, the result of torch.load, which is emptied to free the optimizer's memory.
 
     `n_head` is for a bare state dict, which does not hold it. Raises InputError where the file is of
     another model, or says what its tensors do not.

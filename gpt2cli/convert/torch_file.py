@@ -45,7 +45,7 @@ def is_torch_file(path: Path, file: io.BufferedReader) -> bool:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What torch.save put into the file, tensors on the CPU; those of a zip are mapped, not read.
+    """The object that torch.save stored, tensors on the CPU; those of a zip are mapped, not read.
 
     Raises InputError where the file is damaged, would run code, or claims more than it holds.
     """

@@ -40,7 +40,7 @@ def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...],
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
-    """What `load_tokenizer` would read."""
+    """The files that `load_tokenizer` would read."""
     for names in ((TOKENIZER_JSON,), *PAIRS):
         found = tuple(folder / name for name in names if os.path.lexists(folder / name))
         if found:

@@ -36,7 +36,7 @@ class StaleError(InputError):
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What the user chose. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
+    """The user's settings. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
 
     tokenizer: str
     text_fields: tuple[str, ...]

@@ -65,7 +65,7 @@ class PrepareProgress:
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """What to prepare. `expected` are the sources as an earlier pass found them, if there was one."""
+    """The sources and settings of a preparation. `expected` are the sources as an earlier pass found them."""
 
     sources: Sequence[TextSource]
     out: Path

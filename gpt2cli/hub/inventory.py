@@ -180,7 +180,7 @@ def _commit(repository: str, revision: str) -> str:
 
 
 def _made_from(model: Path) -> dict[str, Any]:
-    """What a model's receipt says about its source; empty where there is no receipt."""
+    """The source in a model's receipt; empty without a receipt."""
     if not (model / RECEIPT).is_file():
         return {}
     source = read_json_object(model / RECEIPT).get("source")

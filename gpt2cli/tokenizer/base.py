@@ -86,7 +86,7 @@ class TextStream:
         return self._decoder.decode(self._tokenizer.decode_bytes((token_id,)))
 
     def finish(self) -> str:
-        """What an unfinished character at the end decodes to. The stream is then as new."""
+        """The text of an unfinished character at the end. Resets the stream."""
         tail = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return tail

@@ -172,7 +172,7 @@ class _Entries(History):
 
 
 def _entry(line: bytes) -> str:
-    """ "" for a torn line, or one of another program."""
+    """The entry of a line; "" for a torn line, or one of another program."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

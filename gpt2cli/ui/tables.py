@@ -112,7 +112,7 @@ def _print_verification(found: dict[str, Any] | None, console: Console) -> None:
         f" of the source {_number(found['perplexity_of_source'])}"
     )
     console.print(
-        f"PASS: over {found['tokens']} tokens the logits differ from an independent computation by at most"
+        f"PASS: over {found['tokens']} tokens the logits differ from the NumPy reference by at most"
         f" {found['max_difference']:.1e} ({found['tolerance']:g} allowed), in fp32 by"
         f" {found['max_difference_fp32']:.1e}",
         style="good",
