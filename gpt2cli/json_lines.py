@@ -66,7 +66,7 @@ def read_ledger(path: Path, parse: Parse[T]) -> Content[T]:
 def appending(path: Path, parse: Parse[T], *, fresh: bool = False) -> Iterator[Ledger[T]]:
     """Open a file to add to it, made if it is missing, and held for this process alone.
 
-    Its torn last line is cut off, or with `fresh` all of it. Raises ResourceError where another
+    Its torn last line is cut off, or with `fresh` all of it. Raises ResourceError if another
     process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ def load_classifier(
 ) -> LoadedClassifier:
     """Load and verify a classifier, in fp32 and evaluation mode, on the CPU; the rest as `load_model`.
 
-    Raises InputError where a file is missing, damaged or fits the others badly, and for a folder
+    Raises InputError if a file is missing, damaged or fits the others badly, and for a folder
     that holds a language model or an adapter to one.
     """
     if is_adapter(folder):  # a classifier's own adapters are stored merged

@@ -101,7 +101,7 @@ def load_model(
     The transposed matrices are views of what was read: training makes them contiguous first.
     `dropout` replaces the folder's rate, for training. With `remembered`, for generation, weights
     that were hashed before and not touched since are not hashed again.
-    Raises InputError where a file is missing, damaged or fits the others badly, and for an adapter,
+    Raises InputError if a file is missing, damaged or fits the others badly, and for an adapter,
     whose folder `open_model.py` takes too.
     """
     config = read_config(folder)
@@ -120,7 +120,7 @@ def build_model(
 ) -> GPT2LMHead:
     """A model in fp32 and evaluation mode with tensors of Hugging Face's names and layout.
 
-    `path` is where they come from. Raises InputError where they are not those of `config`.
+    `path` is where they come from. Raises InputError if they are not those of `config`.
     """
     model = empty_model(config, attention)
     model.load_state_dict(_as_modules(path, tensors, model), assign=True)

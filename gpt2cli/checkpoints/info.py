@@ -110,7 +110,7 @@ class TensorInfo:
 def read_model_info(folder: Path) -> ModelInfo:
     """Read everything in a model folder except the weights.
 
-    Raises InputError where a file is missing, damaged or fits the others badly.
+    Raises InputError if a file is missing, damaged or fits the others badly.
     """
     config = read_config(folder)
     hashes = read_manifest(folder)
@@ -168,7 +168,7 @@ def nearest_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
 def tensor_statistics(summary: ModelInfo) -> Iterator[TensorInfo]:
     """The tensors of the weights file in its order, read one by one.
 
-    Raises InputError where the file is not the one that the manifest describes.
+    Raises InputError if the file is not the one that the manifest describes.
     """
     path = summary.folder / WEIGHTS
     with open_tensors(path) as file:

@@ -88,7 +88,7 @@ def write_adapter(
     """Write the adapters of a model into an existing folder, as `peft.PeftModel.from_pretrained` opens
     them over the model at `base`, whose weights have that hash; returns {file name: SHA-256}.
 
-    The caller completes it, as with `folder.write_model`. Raises UsageError where the base is in
+    The caller completes it, as with `folder.write_model`. Raises UsageError if the base is in
     no folder.
     """
     if base is None:
@@ -131,7 +131,7 @@ def write_adapter(
 def load_adapter(folder: Path, model: nn.Module) -> None:
     """Put a folder's tensors into a model that has such adapters, to train on.
 
-    Raises InputError where the folder is damaged or its adapters are others.
+    Raises InputError if the folder is damaged or its adapters are others.
     """
     stored = read_adapter(folder, model.config)  # type: ignore[arg-type]
     there = {name: (adapter.rank, adapter.alpha) for name, adapter in lora_layers(model).items()}

@@ -54,7 +54,7 @@ def read_bytes(path: Path, sha256: str | None, *, remembered: bool) -> memoryvie
     """The whole file, so placed that the tensors in it are aligned.
 
     With `remembered`, a file that had this hash before and is unchanged since is not hashed again.
-    Raises InputError where the hash differs from `sha256`.
+    Raises InputError if the hash differs from `sha256`.
     """
     with open_regular(path) as file:
         status = look(file)
@@ -165,7 +165,7 @@ def _read(
     path: Path, file: io.BufferedReader, size: int, use: Callable[[memoryview], object] | None
 ) -> memoryview:
     """The first `size` bytes, by several threads; `use` gets one part after another while the next
-    ones are read. InputError where the file ends before.
+    ones are read. InputError if the file ends before.
     """
 
     def read(start: int) -> memoryview:

@@ -101,7 +101,7 @@ def read_tensors(path: Path, sha256: str | None = None, *, remembered: bool = Fa
     """Every tensor of the file, as views of one block of memory, hashed while it is read.
 
     With `remembered`, a file that had this hash before and is unchanged since is not hashed again.
-    Raises InputError where the hash differs from `sha256` or the header does not fit the data.
+    Raises InputError if the hash differs from `sha256` or the header does not fit the data.
     """
     block = read_bytes(path, sha256, remembered=remembered)
     length = int.from_bytes(block[:8], "little")
@@ -145,7 +145,7 @@ class TensorFile:
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """The file, its header checked against its size. Raises InputError where that fails."""
+    """The file, its header checked against its size. Raises InputError if that fails."""
     with open_regular(path) as file:
         first = file.read(8)
         head = first + file.read(min(int.from_bytes(first, "little"), _MAX_HEADER))

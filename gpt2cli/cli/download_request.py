@@ -95,7 +95,7 @@ def require_place(model: Path) -> None:
     """Refuse, before the download, a place that could not be replaced afterwards."""
     if os.path.lexists(model) and not paths.is_model(model):
         raise UsageError(
-            f"{model}: is in the model's place, and no model",
+            f"{model}: is in the model's place, and is not a model",
             "it would be deleted",
             shlex.join(["mv", str(model), f"{model}.old"]),
         )

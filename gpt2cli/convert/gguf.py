@@ -74,7 +74,7 @@ def write_gguf(path: Path, source: ForeignModel, dtype: str, name: str) -> None:
     """Write the model to `path`, whole or not at all; `name` is what llama.cpp shows for it.
 
     dtype "f32", "f16", "bf16" or "q8_0" is that of the matrices; vectors and positions stay f32.
-    Raises UsageError where the package is missing, InputError for a model that cannot be expressed.
+    Raises UsageError if the package is missing, InputError for a model that cannot be expressed.
     """
     require_expressible(source.config, source.tokenizer, dtype)
     gguf, kind = _gguf(), KINDS[dtype]

@@ -63,7 +63,7 @@ class _Stored:
 def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
     """The GPT-2 in `folder`. Tensors of safetensors are read one at a time; pickles are held in memory.
 
-    Raises InputError where it is damaged, another model, or its files disagree.
+    Raises InputError if it is damaged, another model, or its files disagree.
     """
     config = read_gpt2_config(folder / CONFIG, folder, or_body=True)
     hashes = _checked_manifest(folder)

@@ -63,7 +63,7 @@ def llms_from_scratch_source(path: Path, loaded: Any, n_head: int | None = None)
     """The model of `loaded`, the result of torch.load, which is emptied to free the optimizer's memory.
 
     The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
-    InputError where the file is of another model, or the heads do not divide the channels.
+    InputError if the file is of another model, or the heads do not divide the channels.
     """
     state = parse_state_dict(path, LAYOUT, loaded.get(STATE, loaded))
     loaded.clear()

@@ -76,7 +76,7 @@ def is_nanogpt(loaded: Any) -> bool:
 def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
     """The model of `loaded`, the result of torch.load, which is emptied to free the optimizer's memory.
 
-    `n_head` is for a bare state dict, which does not hold it. Raises InputError where the file is of
+    `n_head` is for a bare state dict, which does not hold it. Raises InputError if the file is of
     another model, or says what its tensors do not.
     """
     arguments = _arguments_of(loaded)

@@ -99,11 +99,11 @@ def reference_logits(
     prompts: Sequence[Sequence[int]],
     *,
     rounded: Callable[[Array], Array] = lambda array: array,
-    turned: bool = False,
+    transposed: bool = False,
 ) -> list[NDArray[np.float64]]:
     """Logits (T, V) of each prompt of T ids, from a source's own tensors.
 
-    `rounded` brings a tensor to the precision that the converted model has. `turned` transposes
+    `rounded` brings a tensor to the precision that the converted model has. `transposed` transposes
     the square output matrix of each attention, to detect a source that stores it so.
     """
     layout = LAYOUTS[format]
@@ -148,7 +148,8 @@ def reference_logits(
         ]  # (T, 3C) each
         mixed = [_attend(qkv, config.n_head) for qkv in joined]
         streams = [
-            x + linear(y, layout.attention_out, layer, turned) for x, y in zip(streams, mixed, strict=True)
+            x + linear(y, layout.attention_out, layer, transposed)
+            for x, y in zip(streams, mixed, strict=True)
         ]
         hidden = [_gelu(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer)) for x in streams]
         streams = [x + linear(h, layout.mlp_out, layer) for x, h in zip(streams, hidden, strict=True)]

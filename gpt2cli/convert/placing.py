@@ -23,7 +23,7 @@ _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a parameter; 
 def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
     """The place that `out` means, behind any link; before any work, free or replaceable, and writable.
 
-    Raises UsageError where something is in the way, ResourceError where nothing can be written.
+    Raises UsageError if something is in the way, ResourceError where nothing can be written.
     """
     place = files.place_of(out)
     source, target = (Path(os.path.realpath(one)) for one in (path, place))
@@ -59,7 +59,7 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
 
 
 def check_room(out: Path, config: GPT2Config, dtype: str) -> None:
-    """Raise ResourceError where the disk cannot take the converted model."""
+    """Raise ResourceError if the disk cannot take the converted model."""
     needed = int(config.n_parameters * _BYTES[dtype] * 1.01) + (4 << 20)
     free = shutil.disk_usage(out.parent).free
     if free < needed:

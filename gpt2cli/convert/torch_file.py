@@ -47,7 +47,7 @@ def is_torch_file(path: Path, file: io.BufferedReader) -> bool:
 def read_torch_file(path: Path) -> Any:
     """The object that torch.save stored, tensors on the CPU; those of a zip are mapped, not read.
 
-    Raises InputError where the file is damaged, would run code, or claims more than it holds.
+    Raises InputError if the file is damaged, would run code, or claims more than it holds.
     """
     with open_regular(path) as file:
         start = file.peek(len(_OLD))

@@ -79,7 +79,7 @@ class ExpectedLogits:
 def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     """The source's logits, its tensors brought to `dtype` as the converted ones are.
 
-    Raises InputError where the source itself holds the attention's square matrices transposed: no
+    Raises InputError if the source itself holds the attention's square matrices transposed: no
     shape shows that, only that the model makes sense the other way round.
     """
     prompts = [_encode(text, source.tokenizer, source.config.n_positions) for text in (*PROMPTS, PARAGRAPH)]
@@ -93,14 +93,14 @@ def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     loss, knows_nothing = loss_of(logits[-1], prompts[-1]), math.log(source.config.vocab_size)
     if loss > 0.5 * knows_nothing:  # hardly trained, or broken
         (other,) = reference_logits(
-            source.raw, source.format, source.config, prompts[-1:], rounded=rounded, turned=True
+            source.raw, source.format, source.config, prompts[-1:], rounded=rounded, transposed=True
         )
-        turned = loss_of(other, prompts[-1])
-        if turned < 0.95 * knows_nothing and turned < loss - 0.5:
+        transposed = loss_of(other, prompts[-1])
+        if transposed < 0.95 * knows_nothing and transposed < loss - 0.5:
             name = next(t.source for n, t in source.tensors.items() if n.endswith("attn.c_proj.weight"))
             raise InputError(
                 f"{source.path}: {name} and its like in each block are stored transposed",
-                f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them transposed",
+                f"the loss on plain English is {loss:.2f}, and {transposed:.2f} with them transposed",
                 "write the checkpoint again with these square matrices transposed",
             )
     return ExpectedLogits(prompts, logits)

@@ -44,7 +44,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     """A temporary folder with the files of the zip at `path` that belong to a model.
 
     Raises InputError for a zip that is damaged, encrypted, or would write outside the folder or far
-    more than it is; ResourceError where no disk has the room.
+    more than it is; ResourceError if no disk has the room.
     """
     with open_regular(path) as file:
         archive = open_zip(path, file)
@@ -65,7 +65,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def open_zip(path: Path, file: io.BufferedReader) -> zipfile.ZipFile:
-    """The archive in `file`, its directory read. Raises InputError where that is damaged."""
+    """The archive in `file`, its directory read. Raises InputError if that is damaged."""
     with reading_zip(path):
         return zipfile.ZipFile(file)
 

@@ -80,7 +80,7 @@ class BPE:
     def from_files(cls, vocab_json: Path, merges: Path, specials: Mapping[str, int] | None = None) -> "BPE":
         """A byte-level vocabulary from OpenAI's or Hugging Face's pair of files.
 
-        `specials`: further control tokens and their ids. Raises InputError where the files do not
+        `specials`: further control tokens and their ids. Raises InputError if the files do not
         belong together, with the first token that disagrees.
         """
         where = f"{vocab_json.name} and {merges.name} in {vocab_json.parent}"
