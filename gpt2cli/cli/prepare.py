@@ -40,7 +40,7 @@ def prepare(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of the validation split.")] = None,
     block: Annotated[
-        int, typer.Option(help="Context length for training; less text than that is an error.")
+        int, typer.Option(help="Context length for training; fail if there is less text.")
     ] = 1024,
     workers: Annotated[int, typer.Option(help="Threads; 0: one per core.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier result in --out.")] = False,

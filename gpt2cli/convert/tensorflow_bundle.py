@@ -113,7 +113,7 @@ def write_checkpoint(prefix: Path, shapes: Mapping[str, Sequence[int]], tensors:
     """Write a checkpoint of float32 variables, and the graph that holds them. `tensors` come in the order
     of `shapes`, one at a time.
 
-    Raises UsageError if TensorFlow does not start, ResourceError where it cannot write there.
+    Raises UsageError if TensorFlow does not start, ResourceError if it cannot write there.
     """
     tf = _tensorflow()
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={"GPU": 0})) as session:
