@@ -214,7 +214,7 @@ def decode_text(data: bytes, name: str, offset: int = 0, *, with_line: bool = Fa
 
 
 def require_writable(folder: Path) -> None:
-    """Create `folder` if it is missing and prove that a file can be made in it, before any work."""
+    """Create `folder` if it is missing and check that it is writable, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = _temporary_for(folder / "probe")
@@ -294,7 +294,7 @@ def _remove(orphan: Path) -> None:
 
 
 def _leftovers(path: Path, mark: str) -> list[Path]:
-    """What lies beside `path` with this mark and its name, and belongs to no living process.
+    """The leftovers next to `path` with this mark and its name that belong to no living process.
 
     Without an owner in its name, as a download's, it is not ours to judge.
     """

@@ -26,7 +26,7 @@ def read_json(path: Path, fix: str = "") -> Any:
 
 
 def read_json_object(path: Path, fix: str = "") -> dict[str, Any]:
-    """As `read_json`. Raises InputError also for what is no object."""
+    """As `read_json`, but raises InputError also for a value that is not an object."""
     value = read_json(path, fix)
     if not isinstance(value, dict):
         raise InputError(f"{path}: is not a JSON object", fix=fix)

@@ -23,10 +23,10 @@ Parse = Callable[[dict[str, Any]], T]
 
 @dataclass(frozen=True)
 class Content(Generic[T]):
-    """What a file holds. `tail` is what follows the last line's end, unless it is a whole value."""
+    """The content of a file. `tail` is the text after the last line end, unless it is a whole value."""
 
     values: tuple[T, ...]
-    strays: tuple[int, ...]  # numbers, from 1, of lines that are none of ours
+    strays: tuple[int, ...]  # numbers, from 1, of lines that are not valid records
     tail: bytes
     n_bytes: int  # up to the tail
     lacks_end: bool  # the last value is whole, but for its line's end
@@ -55,7 +55,7 @@ class Ledger(Generic[T]):
 
 
 def read_ledger(path: Path, parse: Parse[T]) -> Content[T]:
-    """The values of a file that need not be there. Raises InputError for what is no regular file."""
+    """The values of a file that need not be there. Raises InputError if it is not a regular file."""
     if not os.path.lexists(path):
         return Content((), (), b"", 0, False)
     with files.open_regular(path) as file:
@@ -66,7 +66,7 @@ def read_ledger(path: Path, parse: Parse[T]) -> Content[T]:
 def appending(path: Path, parse: Parse[T], *, fresh: bool = False) -> Iterator[Ledger[T]]:
     """Open a file to add to it, made if it is missing, and held for this process alone.
 
-    Its torn last line is cut off, or with `fresh` all of it. Raises ResourceError where another
+    Its torn last line is cut off, or with `fresh` all of it. Raises ResourceError if another
     process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def appending(path: Path, parse: Parse[T], *, fresh: bool = False) -> Iterator[L
 
 
 def rewrite(path: Path, values: Sequence[T]) -> None:
-    """Replace a file by these values, at once or not at all. Only for whoever holds its folder."""
+    """Replace a file by these values, at once or not at all. The caller holds the lock of its folder."""
     files.write_file(path, b"".join(map(line_of, values)))
 
 
@@ -107,7 +107,7 @@ def line_of(value: Any) -> bytes:
 
 
 def digest_of(value: Any) -> str:
-    """What a line is known by: 64 bits of a digest of what JSON can hold."""
+    """The key of a line: 64 bits of a digest of its JSON value."""
     return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()[:16]
 
 

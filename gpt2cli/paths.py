@@ -1,7 +1,7 @@
 """Where things live: models, downloads, corpora and caches under GPT2_HOME, runs under ./runs.
 
 Turns what a user typed (a run, a folder, a name, nothing) into the path of one model folder.
-What is in the folder is `checkpoints/folder.py`'s business.
+`checkpoints/folder.py` reads its content.
 """
 
 import os
@@ -135,7 +135,7 @@ def find_model(name: str | None) -> Path:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """What `best` points at, else what `last` points at, else the newest checkpoint there is."""
+    """The checkpoint that `best` points to, else that of `last`, else the newest."""
     for pointer in ("best", "last"):
         target = run / pointer
         if target.is_dir():

@@ -1,7 +1,7 @@
-"""The machine and what we ask of it: device, precision, threads, compiler.
+"""The machine and its settings: device, precision, threads, compiler.
 
 `choose_runtime` resolves "auto" from a recipe or a flag into a frozen Runtime; every other
-module is given one and asks the machine nothing.
+module receives one and never queries the machine.
 """
 
 import ctypes
@@ -94,7 +94,7 @@ def choose_attention(attention: str, device: torch.device, context: int, *, comp
 
 
 def describe_machine(runtime: Runtime) -> dict[str, str | int]:
-    """What a reader of run.json needs to judge the speed and to repeat the numbers."""
+    """The machine's facts for run.json, needed to interpret the speed and reproduce the numbers."""
     accelerator = torch.cuda.get_device_name() if runtime.device.type == "cuda" else ""
     return {
         "device": str(runtime.device),

@@ -67,7 +67,7 @@ def write_classifier(
             "label2id": {label: i for i, label in enumerate(labels)},
             "num_labels": len(labels),
             "problem_type": "single_label_classification",
-            # By this id Hugging Face finds a row's last token; no text of ours encodes to it.
+            # By this id Hugging Face finds a row's last token; no text encodes to it.
             "pad_token_id": tokenizer.end_of_text,
         },
     )
@@ -84,7 +84,7 @@ def load_classifier(
 ) -> LoadedClassifier:
     """Load and verify a classifier, in fp32 and evaluation mode, on the CPU; the rest as `load_model`.
 
-    Raises InputError where a file is missing, damaged or fits the others badly, and for a folder
+    Raises InputError if a file is missing, damaged or fits the others badly, and for a folder
     that holds a language model or an adapter to one.
     """
     if is_adapter(folder):  # a classifier's own adapters are stored merged

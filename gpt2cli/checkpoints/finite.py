@@ -1,4 +1,4 @@
-"""Whether weights and logits are finite: the one check, by everything that reads, writes or computes them."""
+"""Checks that weights and logits are finite. Every reader, writer and sampler uses it."""
 
 import math
 
@@ -9,7 +9,7 @@ from gpt2cli.errors import DivergedError, Gpt2Error
 
 
 def require_finite(values: Tensor | float, error: Gpt2Error) -> None:
-    """Raises `error` where one of the values is NaN or infinite."""
+    """Raises `error` if one of the values is NaN or infinite."""
     if not is_finite(values):
         raise error
 
@@ -22,7 +22,7 @@ def is_finite(values: Tensor | float) -> bool:
 
 
 def bad_logits(where: str, fix: str) -> DivergedError:
-    """The error for a model that computes NaN; `where` may say in which tokens."""
+    """The error for a model that computes NaN; `where` may say at which tokens."""
     return DivergedError(
         f"the model's logits are not finite{where}",
         "its weights hold NaN or infinity, or overflow in this precision",

@@ -3,7 +3,7 @@
 `config.json`, `model.safetensors` with Hugging Face's names and (in, out) matrices, tokenizer
 files, `recipe.yaml`, and `manifest.json` with the SHA-256 of each file, written last.
 transformers opens every folder written here; a folder without a manifest comes from another
-program and is read without that check. Training state beside the model is `training/train_state.py`'s.
+program and is read without that check. The training state next to the model is in `training/train_state.py`.
 """
 
 import os
@@ -72,7 +72,7 @@ def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def stored_shapes_of(model: GPT2LMHead | GPT2Classifier) -> dict[str, tuple[int, ...]]:
-    """As `stored_shapes`, for a model that is there already."""
+    """As `stored_shapes`, for an existing model."""
     shapes = {name: tuple(transposed(name, tensor).shape) for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         shapes.pop(HEAD, None)
@@ -101,7 +101,7 @@ def load_model(
     The transposed matrices are views of what was read: training makes them contiguous first.
     `dropout` replaces the folder's rate, for training. With `remembered`, for generation, weights
     that were hashed before and not touched since are not hashed again.
-    Raises InputError where a file is missing, damaged or fits the others badly, and for an adapter,
+    Raises InputError if a file is missing, damaged or fits the others badly, and for an adapter,
     whose folder `open_model.py` takes too.
     """
     config = read_config(folder)
@@ -120,7 +120,7 @@ def build_model(
 ) -> GPT2LMHead:
     """A model in fp32 and evaluation mode with tensors of Hugging Face's names and layout.
 
-    `path` is where they come from. Raises InputError where they are not those of `config`.
+    `path` is where they come from. Raises InputError if they are not those of `config`.
     """
     model = empty_model(config, attention)
     model.load_state_dict(_as_modules(path, tensors, model), assign=True)
@@ -129,7 +129,7 @@ def build_model(
 
 
 def read_config(folder: Path) -> GPT2Config:
-    """The numbers of a language model's folder, without its weights."""
+    """The config of a language model's folder, without its weights."""
     if is_adapter(folder):
         raise InputError(
             f"{folder}: is an adapter, which has no weights of its own",

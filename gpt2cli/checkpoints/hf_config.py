@@ -1,4 +1,4 @@
-"""config.json from any program: whether it describes a GPT-2 that can be read here.
+"""The config.json of any program, checked: does it describe a GPT-2 that gpt2cli supports?
 
 Checked before weights are downloaded, and again when they are opened. Imports no torch.
 """
@@ -18,7 +18,7 @@ LANGUAGE_MODEL, TRANSFORMER_BODY, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "
 def read_gpt2_config(path: Path, model: Path | str, *, or_body: bool = False) -> GPT2Config:
     """The config.json at `path`; errors call what it belongs to `model`.
 
-    Raises InputError where it is damaged, or of another model than a GPT-2 that writes.
+    Raises InputError if it is damaged, or describes another model than a GPT-2 that writes.
     """
     values = read_json_object(path)
     require_language_model(model, values, or_body=or_body)

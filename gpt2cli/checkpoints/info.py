@@ -1,8 +1,8 @@
-"""What a model folder says about itself without being run: modules, sizes, tokenizer, manifest,
+"""The facts about a model folder that need no forward pass: modules, sizes, tokenizer, manifest,
 tensor statistics. Only the header of the weights is read, unless statistics are asked for; then
 one tensor at a time.
 
-What the model was made from is in training/lineage.py, how all of it is shown in ui/inspect.py.
+Where the model came from is in training/lineage.py; ui/inspect.py displays both.
 """
 
 import math
@@ -55,7 +55,7 @@ class ModuleInfo:
 
 @dataclass(frozen=True)
 class ManifestInfo:
-    """What our manifest.json says. The small files are verified; `sha256` is the weights' own."""
+    """The content of our manifest.json. The small files are verified; `sha256` is that of the weights."""
 
     written_by: str
     n_files: int
@@ -87,7 +87,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class TensorStatistics:
-    """Of the finite values; None where there is no such. `std` is that of all values, not of a sample."""
+    """Statistics of the finite values; None if there are none. `std` divides by n, not n - 1."""
 
     mean: float | None
     std: float | None
@@ -108,9 +108,9 @@ class TensorInfo:
 
 
 def read_model_info(folder: Path) -> ModelInfo:
-    """Read all of a model folder but the weights themselves.
+    """Read everything in a model folder except the weights.
 
-    Raises InputError where a file is missing, damaged or fits the others badly.
+    Raises InputError if a file is missing, damaged or fits the others badly.
     """
     config = read_config(folder)
     hashes = read_manifest(folder)
@@ -157,7 +157,7 @@ def modules_of(config: GPT2Config) -> tuple[ModuleInfo, ...]:
 
 
 def nearest_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
-    """OpenAI's size with just these blocks, "124M" and the like, and the other numbers that differ."""
+    """OpenAI's size with the same blocks, such as "124M", and the other numbers that differ."""
     for size, preset in PRESETS.items():
         beside = {name: getattr(preset, name) for name in BESIDE_BLOCKS}
         if size_of(replace(config, **beside)) == size:
@@ -168,7 +168,7 @@ def nearest_size(config: GPT2Config) -> tuple[str, tuple[str, ...]] | None:
 def tensor_statistics(summary: ModelInfo) -> Iterator[TensorInfo]:
     """The tensors of the weights file in its order, read one by one.
 
-    Raises InputError where the file is not the one that the manifest describes.
+    Raises InputError if the file is not the one that the manifest describes.
     """
     path = summary.folder / WEIGHTS
     with open_tensors(path) as file:

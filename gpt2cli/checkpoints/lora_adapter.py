@@ -1,8 +1,8 @@
-"""An adapter's folder: peft's two files, and which base model they belong to.
+"""A LoRA adapter's folder: peft's two files, and the base model that they belong to.
 
 `adapter_config.json`, `adapter_model.safetensors` with peft's names and (rank, in), (out, rank)
 matrices, tokenizer files, `recipe.yaml`, and `base.json`: where the base model was and the SHA-256
-of its weights. Finding that model again, and merging the two, is `convert/merge_lora.py`'s.
+of its weights. `convert/merge_lora.py` finds that model again and merges the two.
 """
 
 import json
@@ -58,18 +58,18 @@ class PeftConfig:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """What a folder holds. `tensors` are named as in `model.lora.adapter_state`, in fp32."""
+    """The content of a folder. `tensors` are named as in `model.lora.lora_state`, in fp32."""
 
     config: PeftConfig
     tensors: dict[str, Tensor]
 
     @property
     def matrices(self) -> list[str]:
-        """Full names of the matrices that are corrected."""
+        """Full names of the matrices with an adapter."""
         return list(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
 
     def correction(self, matrix: str) -> Tensor:
-        """What is added to a matrix, (out, in), in float64."""
+        """The matrix to add to a weight, (out, in), in float64."""
         a, b = (self.tensors[f"{matrix}.{part}"] for part in PARTS)
         return correction(a, b, self.config.alpha / self.config.rank)
 
@@ -88,7 +88,7 @@ def write_adapter(
     """Write the adapters of a model into an existing folder, as `peft.PeftModel.from_pretrained` opens
     them over the model at `base`, whose weights have that hash; returns {file name: SHA-256}.
 
-    The caller completes it, as with `folder.write_model`. Raises UsageError where the base is in
+    The caller completes it, as with `folder.write_model`. Raises UsageError if the base is in
     no folder.
     """
     if base is None:
@@ -131,7 +131,7 @@ def write_adapter(
 def load_adapter(folder: Path, model: nn.Module) -> None:
     """Put a folder's tensors into a model that has such adapters, to train on.
 
-    Raises InputError where the folder is damaged or its adapters are others.
+    Raises InputError if the folder is damaged or its adapters are others.
     """
     stored = read_adapter(folder, model.config)  # type: ignore[arg-type]
     there = {name: (adapter.rank, adapter.alpha) for name, adapter in lora_layers(model).items()}
@@ -148,8 +148,8 @@ def load_adapter(folder: Path, model: nn.Module) -> None:
 def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
     """An adapter for a model of this config, from any program.
 
-    Raises InputError where a file is damaged, the adapter is of a kind that is not known here, or
-    its tensors are not those that the configuration speaks of.
+    Raises InputError if a file is damaged, the adapter is of an unsupported kind, or its tensors do
+    not match the configuration.
     """
     hashes = verify_texts(folder)
     peft, path = read_peft_config(folder), folder / ADAPTER_WEIGHTS
@@ -183,7 +183,7 @@ def read_adapter(folder: Path, config: GPT2Config) -> StoredAdapter:
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
-    """Raises InputError naming the field by which the adapter is another kind, or damaged."""
+    """Raises InputError naming the field that is damaged or makes the adapter an unsupported kind."""
     path = folder / ADAPTER_CONFIG
     values = read_json_object(path)
     _require(path, values, "peft_type", ("LORA",), "only LoRA adapters can be read")
@@ -222,7 +222,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
 def _shapes(
     folder: Path, peft: PeftConfig, config: GPT2Config, found: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
-    """{name as in `adapter_state`: shape} of the tensors that must be there."""
+    """{name as in `lora_state`: shape} of the required tensors."""
     matrices = {
         name.removesuffix(".weight"): shape  # (in, out)
         for name, shape in stored_shapes(config).items()

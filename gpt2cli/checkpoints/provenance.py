@@ -1,4 +1,4 @@
-"""hashes.json, the record beside downloaded files: where they come from, and what they were then."""
+"""hashes.json: the source and hash of each downloaded file."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from gpt2cli import files
 from gpt2cli.errors import InputError
 
 NAME = "hashes.json"
-RECEIPT = "conversion.json"  # beside a converted model: what it was made from, and the proof
-# Who vouches for a hash: somebody else's word was compared, or there is none and it is held from now on.
+RECEIPT = "conversion.json"  # next to a converted model: its source, and the verification
+# The source of a hash: it was published, or it was recorded at the first download.
 PUBLISHED, FIRST_SEEN = "published", "first seen"
 _MAX_SIZE = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a file was when it came."""
+    """The size and hash of a file at its download."""
 
     size: int  # bytes
     sha256: str
@@ -28,7 +28,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a folder of files comes from; goes into the receipt of what is made of them."""
+    """The source of a folder of files; stored in the receipt of a model made from them."""
 
     source: str  # "openai" or "hf"
     address: str  # of the folder there
@@ -37,7 +37,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of a folder of downloaded files; `names` are all that belong to it, missing ones too."""
+    """The record of a folder of downloaded files; `names` are all that belong to it, also missing ones."""
 
     origin: Origin
     command: str  # that fetches what is missing
@@ -64,7 +64,7 @@ def write(folder: Path, provenance: Provenance) -> None:
 
 
 def origin_of(values: Any, path: Path) -> Origin:
-    """An origin as the JSON file `path` holds it. Raises InputError where it is none."""
+    """An origin as stored in the JSON file `path`. Raises InputError if it is not one."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

@@ -1,4 +1,4 @@
-"""The bytes of a safetensors file, in memory of our own and proved by their SHA-256.
+"""A safetensors file's bytes, copied into our own memory and verified by SHA-256.
 
 A file that is mapped instead, and then cut short, kills the process with SIGBUS; and the format has no
 checksum. Nothing here imports torch: that import takes a second, in which `reading_ahead` reads.
@@ -6,9 +6,9 @@ checksum. Nothing here imports torch: that import takes a second, in which `read
 SHA-256 is three quarters of the time of loading a 124M model, so GPT2_HOME/verified remembers a hash
 with the file's device, inode, size, mtime and ctime, and for generating text it counts while all five
 agree. The kernel sets ctime at every change, and no program can put it back. Its clock ticks in steps,
-so a file is remembered only if it had been left alone for SETTLED_NS when the hashing began. A disk that
-returns other bytes than it was given stays unseen, so resuming a run, convert, download --verify,
-evaluate and inspect always hash.
+so a file is remembered only if it had been unchanged for SETTLED_NS when the hashing began. A disk that
+returns corrupted bytes goes unnoticed this way, so resuming a run, convert, download --verify, evaluate
+and inspect always hash.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _LARGEST_TABLE = 1 << 20  # bytes; a line has some 150
 
 @dataclass(frozen=True)
 class Status:
-    """What the system says of an open file. Two of an unchanged file are equal."""
+    """The status of an open file. Two of an unchanged file are equal."""
 
     device: int
     inode: int
@@ -53,8 +53,8 @@ _under_way: dict[Path, "Future[tuple[Status, memoryview]]"] = {}
 def read_bytes(path: Path, sha256: str | None, *, remembered: bool) -> memoryview:
     """The whole file, so placed that the tensors in it are aligned.
 
-    With `remembered` a file that had this hash before, and has not been touched since, is only read.
-    Raises InputError where the hash differs from `sha256`.
+    With `remembered`, a file that had this hash before and is unchanged since is not hashed again.
+    Raises InputError if the hash differs from `sha256`.
     """
     with open_regular(path) as file:
         status = look(file)
@@ -77,7 +77,7 @@ def read_bytes(path: Path, sha256: str | None, *, remembered: bool) -> memoryvie
 
 @contextlib.contextmanager
 def reading_ahead(path: Path) -> Iterator[None]:
-    """Read the file during the block, for `read_bytes`. What is not asked for by its end is let go."""
+    """Read the file during the block, for `read_bytes`. Bytes not requested by its end are freed."""
     is_over = threading.Event()
 
     def stop_when_over(part: memoryview) -> None:
@@ -100,7 +100,7 @@ def reading_ahead(path: Path) -> Iterator[None]:
 
 
 def require_sha256(path: Path, found: str, wanted: str) -> None:
-    """Raises InputError where a file's hash is not the one that was written down."""
+    """Raises InputError if a file's hash is not the recorded one."""
     if found != wanted:
         raise InputError(
             f"{path}: the content has changed since it was written",
@@ -124,20 +124,20 @@ def private_memory(size: int) -> mmap.mmap:
 
 
 def look(file: io.BufferedReader) -> Status:
-    """The status of the file at this moment: before it is hashed, to be remembered."""
+    """The current status of the file, to be taken before it is hashed and passed to `remember`."""
     seen_ns, found = time.time_ns(), os.fstat(file.fileno())
     return Status(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, seen_ns)
 
 
 def is_verified(status: Status, sha256: str) -> bool:
-    """Whether a file of this status had this hash. False also where nothing can be known."""
+    """Whether a file of this status had this hash. False also if that is unknown."""
     return _line(status, sha256) in _lines()
 
 
 def remember(status: Status, sha256: str) -> None:
-    """The file that had this status before it was hashed, and has it still, has this hash.
+    """Record this hash for the file, if it still has the status from before it was hashed.
 
-    Nothing happens where it is too young, or the table cannot be written: it will be hashed again.
+    Does nothing if the file changed too recently or the table is not writable: it is then hashed again.
     """
     if status.seen_ns - status.ctime_ns < SETTLED_NS:
         return
@@ -150,7 +150,7 @@ def remember(status: Status, sha256: str) -> None:
 
 
 def _read_ahead(path: Path, status: Status) -> memoryview | None:
-    """What `reading_ahead` reads of the file that has this status; waits for the rest of it."""
+    """The bytes that `reading_ahead` read from the file of this status; waits for the rest."""
     reading = _under_way.pop(path, None)
     if reading is None:
         return None
@@ -165,7 +165,7 @@ def _read(
     path: Path, file: io.BufferedReader, size: int, use: Callable[[memoryview], object] | None
 ) -> memoryview:
     """The first `size` bytes, by several threads; `use` gets one part after another while the next
-    ones are read. InputError where the file ends before.
+    ones are read. InputError if the file ends before.
     """
 
     def read(start: int) -> memoryview:

@@ -100,8 +100,8 @@ class TensorWriter:
 def read_tensors(path: Path, sha256: str | None = None, *, remembered: bool = False) -> dict[str, Tensor]:
     """Every tensor of the file, as views of one block of memory, hashed while it is read.
 
-    With `remembered` a file that had this hash before, and has not been touched since, is only read.
-    Raises InputError where the hash differs from `sha256` or the header does not fit the data.
+    With `remembered`, a file that had this hash before and is unchanged since is not hashed again.
+    Raises InputError if the hash differs from `sha256` or the header does not fit the data.
     """
     block = read_bytes(path, sha256, remembered=remembered)
     length = int.from_bytes(block[:8], "little")
@@ -145,7 +145,7 @@ class TensorFile:
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """The file, its header checked against its size. Raises InputError where that fails."""
+    """The file, its header checked against its size. Raises InputError if that fails."""
     with open_regular(path) as file:
         first = file.read(8)
         head = first + file.read(min(int.from_bytes(first, "little"), _MAX_HEADER))
@@ -155,7 +155,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 def _entries(path: Path, head: bytes, size: int) -> dict[str, TensorEntry]:
     """The header's entries, each checked against the file's `size`. `head` is how the file begins."""
     if size < 8:
-        raise InputError(f"{path}: {size} bytes are no safetensors file")
+        raise InputError(f"{path}: {size} bytes are not a safetensors file")
     length = int.from_bytes(head[:8], "little")
     if length > min(_MAX_HEADER, size - 8):
         raise InputError(f"{path}: the header claims {length} bytes", f"the file has {size} in all")

@@ -41,7 +41,7 @@ EXIT_SIGPIPE = 128 + signal.SIGPIPE
 app = typer.Typer(
     name="gpt2", help=HELP, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
 )
-TRAIN, USE, MEASURE, EXCHANGE = "Train", "Use", "Look inside and measure", "Download and convert"
+TRAIN, USE, MEASURE, EXCHANGE = "Train", "Use", "Inspect and evaluate", "Download and convert"
 app.add_typer(recipes.app, name="recipes", rich_help_panel=TRAIN)
 app.command("prepare", rich_help_panel=TRAIN)(prepare.prepare)
 app.command("pretrain", rich_help_panel=TRAIN)(pretrain.pretrain)
@@ -64,7 +64,7 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere on the line.")
+        bool, typer.Option("--debug", help="Show tracebacks; may appear anywhere on the command line.")
     ] = False,
 ) -> None:
     pass
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     code = run(arguments)
     with contextlib.suppress(OSError):
         sys.stderr.flush()
-    # What is still buffered has nowhere to go once a stream is broken; a normal exit would say so.
+    # Buffered output cannot be written to a broken stream; a normal exit would report that.
     if code in (EXIT_SIGPIPE, ResourceError.exit_code):
         os._exit(code)
     sys.exit(code)

@@ -37,10 +37,10 @@ PLAIN_KEYS = "a backslash adds a line, Ctrl-C ends a reply, Ctrl-D the program"
 
 def chat(
     model: ModelArgument = None,
-    system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="System prompt: who the model should be.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Limit of a reply.")] = 256,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", help="Maximum number of tokens per reply.")
+    ] = 256,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
@@ -56,7 +56,7 @@ def chat(
     """Chat with a model in a terminal, or through a pipe with one message per line.
 
     Prints only replies to stdout, or with --json one object per line.
-    The rest goes to stderr.
+    Progress and notes go to stderr.
     """
     from gpt2cli.ui.spinner import echo_off, waiting
 

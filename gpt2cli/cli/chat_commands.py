@@ -79,7 +79,7 @@ def parse(line: str) -> Call:
 
 
 def parse_setting(argument: str, names: Collection[str]) -> tuple[str, str]:
-    """Name and value of "top_k=20", and of "top-k = 20" and "top_k 20", which people type.
+    """Name and value of "top_k=20", also typed as "top-k = 20" or "top_k 20".
 
     Raises UsageError for a name that is not among `names`. The value is not checked here.
     """

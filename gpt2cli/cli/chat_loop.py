@@ -1,4 +1,4 @@
-"""The loop of `gpt2 chat`: each line is answered, or obeyed as a slash command, until the end of input."""
+"""The loop of `gpt2 chat`: each line is answered, or run as a slash command, until the end of input."""
 
 import contextlib
 import os
@@ -216,7 +216,7 @@ class ChatLoop:
             if not path.is_file():
                 raise UsageError(f"{path}: is not a regular file", fix="/save FILE")
             if not force:
-                raise UsageError(f"{path}: is there already", fix=f"/save {name} {chat_commands.FORCE}")
+                raise UsageError(f"{path}: already exists", fix=f"/save {name} {chat_commands.FORCE}")
         elif not path.parent.is_dir():
             raise UsageError(f"{path.parent}: there is no such folder", fix="/save FILE")
         with _system_errors():

@@ -36,10 +36,10 @@ def find_folder(name: str | None) -> Path:
 
 @contextlib.contextmanager
 def preloading(name: str | None) -> Iterator[Path]:
-    """The folder of `find_folder`, for a block that imports torch and then loads the model.
+    """Context manager that yields `find_folder(name)` and prefetches its weights into the page cache.
 
-    Meanwhile another thread reads the weights into the page cache, and Python's garbage collector is
-    off: it would scan all that torch imports a hundred times, 0.2 s, and find nothing to free.
+    For a block that imports torch and then loads the model. The garbage collector is off meanwhile:
+    it would scan torch's modules about a hundred times (0.2 s) and free nothing.
     """
     from gpt2cli.checkpoints.safetensors_bytes import reading_ahead
 
@@ -66,9 +66,9 @@ def load_for_decoding(
     n_tokens: int,
     before_build: Callable[[], None] = lambda: None,
 ) -> "LoadedModel":
-    """The model, ready to write about `n_tokens` in each of `n_rows`; notices go to stderr.
+    """The model, ready to generate about `n_tokens` in each of `n_rows`; notices go to stderr.
 
-    `before_build` is called before a build, which has a line of its own on the terminal.
+    `before_build` is called before a build, which draws its own progress line on the terminal.
     """
     from gpt2cli.generation.load import load_for_decoding
     from gpt2cli.ui.progress import show_compiling
@@ -90,7 +90,7 @@ def load_for_decoding(
 
 
 def sampling_options(seed: int | None, **given: float | None) -> "SamplingOptions":
-    """What was given on the command line, for the rest the defaults, and a seed by chance."""
+    """The options given on the command line, defaults for the rest, and a random seed if none is given."""
     from gpt2cli.generation.sampling import SamplingOptions
 
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

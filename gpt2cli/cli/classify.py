@@ -31,10 +31,11 @@ ADDED = ("label", "probability")  # added columns, as "predicted_label" where na
 
 def classify(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run of finetune-classify, a folder or a name.")
+        str, typer.Argument(metavar="MODEL", help="A finetune-classify run, a model folder or a name.")
     ],
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="The texts; without any, the lines of stdin.")
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="Texts to classify; by default one per line from stdin."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read texts from a file, one per line; -: stdin.")
@@ -44,7 +45,7 @@ def classify(
         typer.Option(
             "--column",
             metavar="NAME",
-            help="Read --file as CSV, TSV or JSONL with the text in this column; prints CSV.",
+            help="Read --file as CSV, TSV or JSONL with the text in this column; print CSV.",
         ),
     ] = None,
     columns: Annotated[
@@ -60,8 +61,8 @@ def classify(
         typer.Option(
             "--threshold",
             metavar="P",
-            help="Print 'unsure' where the most likely label has a probability below P (nothing in CSV, null"
-            " in JSON). With two labels it is at least 0.5.",
+            help="Print 'unsure' (empty in CSV, null in JSON) if the top probability is below P. With two"
+            " labels it is never below 0.5.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -72,7 +73,7 @@ def classify(
     """Classify texts with a fine-tuned classifier.
 
     Prints one line per text: label, probability and text, separated by tabs;
-    or with --json an object with the probability of every label.
+    or with --json one object with the probability of each label.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is {threshold:g}", "a probability is from 0 to 1")
@@ -173,7 +174,7 @@ def _refuse_tables(file: Path | None, columns: str | None) -> None:
 
 
 def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
-    """The names in --columns; none where it is not given."""
+    """The names in --columns; none if it is not given."""
     if columns is None:
         return ()
     names = tuple(name.strip() for name in columns.split(","))
@@ -187,7 +188,7 @@ def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
 
 
 def _say_if_typed() -> None:
-    """Without a word, the user and the program would wait for each other."""
+    """Tell the user that the program waits for input."""
     if sys.stdin.isatty():
         say("reading lines from the terminal; Ctrl-D ends")
 

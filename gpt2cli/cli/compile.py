@@ -1,4 +1,4 @@
-"""`gpt2 compile`: builds machine code for a model's decode step before it is needed."""
+"""`gpt2 compile`: builds machine code for a model's decode step ahead of time."""
 
 from typing import Annotated
 
@@ -17,14 +17,14 @@ def compile_step(
         typer.Option("--precision", help="fp32, bf16 or int8; repeatable.", show_default="fp32"),
     ] = None,
     threads: ThreadsOption = 0,
-    force: Annotated[bool, typer.Option("--force", help="Build even if it is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild even if it exists.")] = False,
 ) -> None:
     """Compile a model's decode step for this CPU, so that generate and chat run faster.
 
     Needs a C++ compiler and about a minute per precision.
-    The result serves every model of this shape with this number of threads.
-    A new torch, compiler, CPU or gpt2cli needs a new one.
-    Prints its path to stdout.
+    Works for all models of the same shape with the same --threads.
+    Compile again after a change of torch, compiler, CPU or gpt2cli.
+    Prints the path of the compiled step to stdout.
     """
     from gpt2cli.checkpoints.folder import read_config
     from gpt2cli.convert.merge_lora import find_base

@@ -16,35 +16,35 @@ def convert(
         typer.Argument(
             metavar="SOURCE",
             help="A folder, file or zip of a GPT-2 from OpenAI, Hugging Face, nanoGPT or LLMs-from-scratch;"
-            " or the name of a run or model of yours.",
+            " or one of your own runs or models.",
         ),
     ],
     to: Annotated[
         Literal["folder", "gguf", "nanogpt", "tensorflow"],
-        typer.Option("--to", help="The format to write; folder is ours and Hugging Face's."),
+        typer.Option("--to", help="Output format; folder is a Hugging Face folder, as gpt2 uses."),
     ] = "folder",
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Where to write; by default a model named after the source, or a file in this folder.",
+            help="Output path; by default a model named after the source, or a file in the current folder.",
         ),
     ] = None,
     dtype: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"],
         typer.Option("--dtype", help="Number format; q8_0 only in gguf, where biases and norms stay f32."),
     ] = "f32",
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing output.")] = False,
     verify: Annotated[
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare the logits with an independent computation on the source's tensors; by default"
+            help="Compare the logits with a NumPy reference that reads the source's tensors; by default on"
             " for models that gpt2 did not write.",
         ),
     ] = None,
     n_head: Annotated[
-        int | None, typer.Option("--n-head", help="Number of heads, for a source that does not say.")
+        int | None, typer.Option("--n-head", help="Number of heads, if the checkpoint does not store it.")
     ] = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Convert even if weights are NaN or infinite.")
@@ -52,10 +52,9 @@ def convert(
     merge: Annotated[bool, typer.Option("--merge", help="Merge a LoRA adapter into its base model.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a GPT-2 from or to another format, and prove that it is the same model.
+    """Convert a GPT-2 from or to another format, and verify the result.
 
-    The receipt on stderr says where each tensor comes from and how far the logits
-    of the two models differ.
+    Prints the tensor mapping and the largest logit difference to stderr.
     """
     from gpt2cli.convert.gguf import modelfile
     from gpt2cli.convert.pipeline import ConvertOptions, convert

@@ -1,7 +1,7 @@
 """`gpt2 download`: the name of a size or repository in, the path of a model folder on stdout.
 
-What is here already is only taken where it is what was asked for; two downloads of one model, side
-by side, both end with it.
+A model on disk is used only if it is the one that was asked for. Two concurrent downloads of one
+model both succeed.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpt2cli.hub.downloads import Downloaded, Request
     from gpt2cli.hub.registry import Size
 
-# What --list says of a size, the first that is true of it.
+# What --list says of a size: the first of these that is true.
 HERE = {"ready": "ready", "files": "files, not converted", "incomplete": "incomplete"}
 
 
@@ -33,10 +33,13 @@ def download(
     ] = None,
     source: Annotated[
         Literal["openai", "hf"] | None,
-        typer.Option("--source", help="Where from; by default openai, then hf."),
+        typer.Option("--source", help="Where to download from; by default openai, then hf."),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option("--base-url", help="A mirror with either layout; gets no token.")
+        str | None,
+        typer.Option(
+            "--base-url", help="URL of a mirror of OpenAI's or the hub's files; no token is sent to it."
+        ),
     ] = None,
     revision: Annotated[
         str | None,
@@ -46,16 +49,15 @@ def download(
         ),
     ] = None,
     list_sizes: Annotated[
-        bool, typer.Option("--list", help="List the sizes, and what is here already.")
+        bool, typer.Option("--list", help="List the sizes and which are already downloaded.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Download nothing; check the files here against their hashes.")
+        bool,
+        typer.Option("--verify", help="Check the downloaded files against their hashes; download nothing."),
     ] = False,
-    no_convert: Annotated[
-        bool, typer.Option("--no-convert", help="Keep the files as they are on the server.")
-    ] = False,
+    no_convert: Annotated[bool, typer.Option("--no-convert", help="Download only; do not convert.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Download and convert again, whatever is here.")
+        bool, typer.Option("--force", help="Download and convert again, even if the model exists.")
     ] = False,
     offline: OfflineOption = False,
     as_json: JsonOption = False,
@@ -63,7 +65,7 @@ def download(
     """Download a GPT-2 from OpenAI or the Hugging Face hub, verified and ready to use.
 
     If interrupted, run the same command again to continue.
-    A model that is here is not downloaded again;
+    A model that exists is not downloaded again;
     --force replaces one that came from another --source or --base-url.
     """
     from gpt2cli.cli import download_request as asked
@@ -100,7 +102,7 @@ def download(
         say(f"{whose} files are here: {amount}, {fetched.origin.address}", "good")
         receipt = None if no_convert else _convert(called, fetched, model, force, again)
     except (KeyboardInterrupt, SystemExit):
-        say("Stopped. The same command continues where it was.", "warn")
+        say("Stopped. Run the same command again to continue.", "warn")
         raise
     if receipt:
         say(f"Ready: gpt2 generate --model {called} ...", "good")
@@ -150,7 +152,7 @@ def _fetch(
 
 def _say_here(name: str, origin: "Origin | None") -> None:
     where = f", from {origin.address}" if origin else ""
-    say(f"{name} is here already{where}: --verify compares it, --force fetches it anew.")
+    say(f"{name} already exists{where}: --verify checks it, --force downloads it again.")
 
 
 def _facts_of(origin: "Origin | None") -> dict[str, Any]:
@@ -165,7 +167,7 @@ def _facts_of(origin: "Origin | None") -> dict[str, Any]:
 def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: str) -> dict[str, Any]:
     """Make a model folder of the files; files that turn out to be damaged are refused.
 
-    Returns the receipt; that of another process where it made the same model in the meantime.
+    Returns the receipt; that of another process if it made the same model meanwhile.
     """
     from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.hub.inventory import discard
@@ -176,7 +178,7 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
         receipt = finish(steps, err(), converting).receipt
     except InputError:
         if names := discard(fetched.folder):
-            damaged = f"these files are damaged, and the next download fetches them anew: {', '.join(names)}"
+            damaged = f"these files are damaged; the next download fetches them again: {', '.join(names)}"
             say(damaged, "warn")
         raise
     except Gpt2Error:
@@ -185,17 +187,17 @@ def _convert(name: str, fetched: "Downloaded", model: Path, force: bool, again: 
         return made
     if found := receipt["verification"]:
         say(
-            f"Converted: {receipt['parameters']['count']:,} parameters; logits differ from an independent"
-            f" computation by at most {found['max_difference']:.1e}.",
+            f"Converted: {receipt['parameters']['count']:,} parameters; logits differ from the NumPy"
+            f" reference by at most {found['max_difference']:.1e}.",
             "good",
         )
     return receipt
 
 
 def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -> dict[str, Any] | None:
-    """The receipt of the model in this place if it was made of the same files.
+    """The receipt of the model in this place if it was made from the same files.
 
-    Raises UsageError where it was made of others.
+    Raises UsageError if it was made from others.
     """
 
     from gpt2cli import paths

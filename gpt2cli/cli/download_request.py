@@ -1,6 +1,6 @@
-"""What `gpt2 download` was asked for: which model, from where, under which name, and what forbids it.
+"""The request that `gpt2 download` was given: model, source and name, and the errors that refuse it.
 
-All of it is settled before anything is fetched.
+All checks come before any download.
 """
 
 import difflib
@@ -21,7 +21,7 @@ WHO = {"openai": "OpenAI", "hf": "the Hugging Face hub"}
 
 
 def find(name: str | None) -> tuple[Size | None, str]:
-    """One of the four sizes or None, and the repository of the hub."""
+    """One of the four sizes or None, and the repository on the hub."""
     if name is None:
         raise UsageError("which model?", f"there are {', '.join(SIZES)}", "gpt2 download 124M")
     size = SIZES.get(paths.canonical_size(name) or "")
@@ -60,7 +60,7 @@ def sources(repository: str, source: str | None, size: Size | None, revision: st
 
 
 def called(name: str, revision: str | None) -> str:
-    """The model's name: NAME@REVISION, unless the model NAME is here and was made of that commit."""
+    """The model's name: NAME@REVISION, unless the model NAME exists and was made from that commit."""
     if revision is None:
         return name
     require_revision(revision)
@@ -72,30 +72,30 @@ def called(name: str, revision: str | None) -> str:
 def require_asked(
     name: str, origin: Origin | None, source: str | None, base_url: str | None, again: str
 ) -> None:
-    """Refuse a model that is here but came from elsewhere than was asked."""
+    """Refuse an existing model that came from another source than requested."""
     if source and (origin is None or origin.source != source):
         where = f"from {WHO[origin.source]}" if origin and origin.source in WHO else "not from a download"
         raise UsageError(
-            f"{name} is here already, {where}", f"--source {source} asks for another; this replaces it", again
+            f"{name} already exists, {where}", f"--source {source} asks for another; this replaces it", again
         )
     require_address(name, origin.address if origin else "", base_url, again)
 
 
 def require_address(name: str, address: str, base_url: str | None, again: str) -> None:
-    """Refuse files that are here but came from another server than was asked."""
+    """Refuse existing files that came from another server than requested."""
     if base_url and not f"{address}/".startswith(f"{shown(base_url).rstrip('/')}/"):
         raise UsageError(
-            f"{name} is here already, from {address or 'an unknown place'}",
+            f"{name} already exists, from {address or 'an unknown place'}",
             "--base-url asks for another; this replaces it",
             again,
         )
 
 
 def require_place(model: Path) -> None:
-    """Refuse before anything is fetched what could not be replaced afterwards."""
+    """Refuse, before the download, a place that could not be replaced afterwards."""
     if os.path.lexists(model) and not paths.is_model(model):
         raise UsageError(
-            f"{model}: is in the model's place, and no model",
+            f"{model}: is in the model's place, and is not a model",
             "it would be deleted",
             shlex.join(["mv", str(model), f"{model}.old"]),
         )

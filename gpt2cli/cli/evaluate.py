@@ -29,7 +29,7 @@ def evaluate(
         typer.Argument(metavar="MODEL", help="Runs, model folders or names; by default the newest model."),
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", metavar="TEXT", help="A corpus by name, or a text file.")
+        str, typer.Option("--on", metavar="TEXT", help="Name of a corpus, or a text file.")
     ] = WIKITEXT2,
     context: Annotated[
         int | None,
@@ -40,13 +40,12 @@ def evaluate(
         typer.Option(
             "--stride",
             min=1,
-            help="Tokens that the window moves by; each token is predicted from at least CONTEXT - STRIDE"
-            " others.",
-            show_default="half of the context",
+            help="Tokens per window step; each token is predicted from at least CONTEXT - STRIDE others.",
+            show_default="half the context",
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Windows per batch.", show_default="by their length")
+        int | None, typer.Option("--batch", min=1, help="Windows per batch.", show_default="auto")
     ] = None,
     as_json: JsonOption = False,
     offline: OfflineOption = False,
@@ -56,8 +55,8 @@ def evaluate(
 ) -> None:
     """Measure how well models predict a text: loss, perplexity, bits per byte.
 
-    Every token of the text is predicted once, the first from end-of-text alone.
-    Prints a table to stdout, or with --json one object per model and line.
+    Predicts each token once, the first from end-of-text alone.
+    Prints a table to stdout, or with --json one line per model.
     """
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.runtime import choose_runtime
@@ -81,7 +80,7 @@ def evaluate(
             rows.append(row)
             if as_json:
                 _print_json(row, task.folder, found.name, sha256, runtime)
-    finally:  # what is measured by now is the user's, whatever ended it
+    finally:  # print what was measured so far, whatever ended it
         if rows and not as_json:
             print_evaluation(rows, out())
             if any(row.paper for row in rows):

@@ -1,6 +1,6 @@
 """`gpt2 finetune-instruct`: instruction tuning, then answers to the test split.
 
-Writes an answer after each evaluation to samples.txt, and at the end responses.jsonl and scores.json.
+Writes one answer per evaluation to samples.txt, and responses.jsonl and scores.json at the end.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ def _answer_one(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", sto
 
 
 def _answer_all(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
-    """Answer what is not answered yet of the test split, by the best checkpoint. A signal's number, or 0."""
+    """Answer the rest of the test split with the best checkpoint. Returns a signal's number, or 0."""
     from gpt2cli.evaluation.responses import open_responses
     from gpt2cli.generation.batch import answer_prompts
     from gpt2cli.generation.sampling import SamplingOptions
@@ -241,7 +241,7 @@ def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
 
 
 def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
-    """A hash of the weights, the test split and the options: when one changes, all is answered again."""
+    """A hash of the weights, the test split and the options: a change of one discards all answers."""
     from gpt2cli.checkpoints.folder import MANIFEST
 
     asked = recipe.eval

@@ -37,12 +37,12 @@ LONGEST_ECHO = 2000  # characters of the prompt that a terminal repeats
 
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - or a pipe: stdin.")
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or piped input: read stdin.")
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
     model: ModelOption = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", min=1, help="Limit of a continuation.")
+        int, typer.Option("--max-new-tokens", "-n", min=1, help="Maximum number of new tokens.")
     ] = 100,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -54,15 +54,22 @@ def generate(
         int, typer.Option("--num-samples", min=1, help="Number of continuations, decoded as one batch.")
     ] = 1,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")
+        list[str] | None,
+        typer.Option("--stop", help="Stop where this text appears (not printed); repeatable."),
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Print tokens as they are generated.")
+    ] = True,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Exact bytes, control characters included; for pipes.")
+        bool,
+        typer.Option(
+            "--raw", help="Print exact bytes, including control characters; only to a pipe or file."
+        ),
     ] = False,
     as_json: JsonOption = False,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Keep only the last tokens of a prompt that is too long.")
+        bool,
+        typer.Option("--truncate", help="Keep only the last tokens of a prompt longer than the context."),
     ] = False,
     device: DeviceOption = "auto",
     precision: DecodingPrecisionOption = "auto",
@@ -72,7 +79,7 @@ def generate(
     """Continue a text.
 
     Prints only continuations to stdout, or with --json one object per line.
-    The rest goes to stderr.
+    Progress and notes go to stderr.
     """
     if "" in (stop or ()):
         raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
@@ -123,7 +130,7 @@ def generate(
     except (KeyboardInterrupt, SystemExit):
         reason = "interrupted"
         raise
-    finally:  # what there is by now is the user's, whatever ended it
+    finally:  # print what was generated so far, whatever ended it
         for reply in replies:
             reply.finish(reason)
         facts = {
@@ -139,7 +146,7 @@ def generate(
 
 
 def _print_json(replies: "Sequence[Continuation]", facts: dict[str, Any]) -> None:
-    """One object per continuation and line."""
+    """One object per line, one line per continuation."""
     for number, reply in enumerate(replies, 1):
         own = {"text": reply.text, "ids": reply.ids, "finish_reason": reply.finish_reason}
         print_json(own | facts | {"sample": number})

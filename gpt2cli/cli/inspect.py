@@ -31,7 +31,7 @@ EXAMPLES = {"--prompt": '"The capital of France is"', "--attention": "attention.
 def inspect(
     model: ModelArgument = None,
     tensors: Annotated[
-        bool, typer.Option("--tensors", help="Mean, std, min and max of each tensor in the file.")
+        bool, typer.Option("--tensors", help="Show mean, std, min and max of each tensor.")
     ] = False,
     prompt: Annotated[
         str | None,
@@ -44,7 +44,8 @@ def inspect(
         ),
     ] = None,
     attention: Annotated[
-        Path | None, typer.Option("--attention", help="With --prompt: draw the attention weights to a PNG.")
+        Path | None,
+        typer.Option("--attention", help="With --prompt: draw the attention weights to a PNG file."),
     ] = None,
     layer: Annotated[
         int | None, typer.Option("--layer", help="With --attention: draw only this layer, from 0.")
@@ -54,7 +55,7 @@ def inspect(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look into a model: modules, memory, tokenizer and origin; tensors; one forward pass.
+    """Show a model's modules, memory, tokenizer, origin, tensors and activations.
 
     Reads the weights only with --tensors or --prompt.
     """
@@ -87,7 +88,7 @@ def inspect(
 
 @dataclass(frozen=True)
 class _Picture:
-    """What --attention draws, and where."""
+    """The picture that --attention draws."""
 
     path: Path
     layers: range
@@ -109,7 +110,7 @@ def _check_options(
 def _plan_picture(
     config: "GPT2Config", path: Path | None, layer: int | None, head: int | None
 ) -> _Picture | None:
-    """What to draw, checked against the model and the disk."""
+    """The picture to draw, checked against the model and the disk."""
     if path is None:
         return None
     chosen = []
@@ -189,8 +190,8 @@ def _print_json(
     picture: _Picture | None,
 ) -> None:
     """One object. NaN and infinity become null."""
-    proved = bool(numbers) or anatomy is not None
-    content = _model(summary, proved) | {
+    verified = bool(numbers) or anatomy is not None
+    content = _model(summary, verified) | {
         "lineage": asdict(lineage) | {"run": lineage.run and str(lineage.run)}
     }
     if numbers:
@@ -207,7 +208,7 @@ def _print_json(
     print_json(_finite(content))
 
 
-def _model(summary: "ModelInfo", proved: bool) -> dict[str, Any]:
+def _model(summary: "ModelInfo", verified: bool) -> dict[str, Any]:
     from gpt2cli.checkpoints.info import nearest_size
 
     size, other = nearest_size(summary.config) or (None, ())
@@ -238,7 +239,7 @@ def _model(summary: "ModelInfo", proved: bool) -> dict[str, Any]:
             "end_of_text": tokenizer.end_of_text,
             "fingerprint": tokenizer.fingerprint,
         },
-        "manifest": manifest and asdict(manifest) | {"weights_verified": proved},
+        "manifest": manifest and asdict(manifest) | {"weights_verified": verified},
     }
 
 

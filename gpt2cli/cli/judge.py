@@ -1,4 +1,4 @@
-"""`gpt2 judge`: responses in, an LLM judge's grades out; or two models' responses, and which are better."""
+"""`gpt2 judge`: one model's responses in, an LLM judge's grades out; or two models compared."""
 
 import os
 from pathlib import Path
@@ -28,56 +28,55 @@ def judge(
         typer.Argument(
             metavar="TARGET",
             help="A run, a model folder or a file of responses; by default the newest run with responses."
-            " Two are compared with each other.",
+            " Give two to compare them.",
         ),
     ] = None,
     ollama: Annotated[
-        str | None, typer.Option("--ollama", metavar="NAME", help="The judge: a model that Ollama serves.")
+        str | None, typer.Option("--ollama", metavar="NAME", help="Judge model in Ollama.")
     ] = None,
     base_url: Annotated[
         str | None,
         typer.Option(
             "--base-url",
             metavar="URL",
-            help="The judge's server, OpenAI-compatible; its key comes from OPENAI_API_KEY.",
+            help="OpenAI-compatible judge server; its key is read from OPENAI_API_KEY.",
         ),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option("--judge-model", metavar="NAME", help="The judge: a model at --base-url.")
+        str | None, typer.Option("--judge-model", metavar="NAME", help="Judge model at --base-url.")
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", help="For the judge's sampling and the confidence interval.", show_default="123"
+            "--seed",
+            help="Random seed of the judge's sampling and the confidence interval.",
+            show_default="123",
         ),
     ] = None,
     parallel: Annotated[
-        int | None, typer.Option("--parallel", help="Requests at the same time.", show_default="4")
+        int | None, typer.Option("--parallel", help="Concurrent requests.", show_default="4")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", help="Per attempt.", show_default="300")
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="Timeout per attempt.", show_default="300"),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Where to keep the judgements; by default judgements.jsonl in the run, or"
-            " NAME.judgements.jsonl beside a file NAME.json.",
+            help="Output file for judgements; by default judgements.jsonl in the run, or"
+            " NAME.judgements.jsonl next to a file NAME.json.",
         ),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard earlier judgements and ask for all again.")
-    ] = False,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Ask again where the judgement is unscored or truncated.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; discard earlier judgements.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Retry unscored and truncated judgements.")] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Judge only the first N responses.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let an LLM grade a model's responses from 0 to 100, or compare the responses of two models.
+    """Grade a model's responses from 0 to 100 with an LLM judge, or compare two models.
 
     If interrupted, run the same command again to continue.
     Prints a table to stdout, or with --json one object.
@@ -169,13 +168,13 @@ def _newest_responses() -> Path:
 
 
 def _label_of(path: Path) -> str:
-    """What a file of responses is called in another's name."""
+    """The label of a file of responses in the name of a comparison."""
     name = path.resolve().parent.name if path.name == paths.RESPONSES else path.stem
     return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name)[:100] or "other"
 
 
 def _kept_of(path: Path, other: Path | None = None) -> Path:
-    """Where the judgements of a file of responses are kept, or the comparisons with another one.
+    """The default output: the file for the judgements of one file of responses, or the comparison of two.
 
     Only a run's own responses leave out their name, so that two files in one folder do not share one.
     """
@@ -268,7 +267,7 @@ def _ask(
     unit: str,
     coverage: "Callable[[], str]",
 ) -> "ServiceError | None":
-    """Judge with progress on stderr. Returns the server's error: what there is comes first."""
+    """Judge with progress on stderr. Returns the server's error, so that finished grades print first."""
     from gpt2cli.judge.runner import judge
     from gpt2cli.ui.judge import JudgeProgress
 

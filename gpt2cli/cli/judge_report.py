@@ -1,4 +1,4 @@
-"""What a script reads of `gpt2 judge`, and the error where nothing was scored."""
+"""The JSON output of `gpt2 judge`, and the error if nothing was scored."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def nothing_scored(
     what: str, coverage: str, judgements: "Sequence[Judgement]", place: Path
 ) -> "ServiceError":
-    """Why, and what to do; `place` is the results file."""
+    """The error for a task without a score; `place` is the results file."""
     own = [one for one in judgements if not one.is_canary]
     if all(one.status == "empty" for one in own):
         return ServiceError(what, f"{coverage}: there was nothing to ask about", "look into the responses")

@@ -24,7 +24,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"], _hardware("--device", help="Where to compute.")
+    Literal["auto", "cpu", "cuda", "mps"], _hardware("--device", help="Device to run on.")
 ]
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"], _hardware("--precision", help="Number format.")
@@ -38,8 +38,7 @@ CompileOption = Annotated[
     Literal["auto", "on", "off"],
     _hardware(
         "--compile",
-        help="Use a compiled decode step; auto takes one that gpt2 compile built, and builds one where it"
-        " saves time.",
+        help="Use a compiled decode step. auto: use it if it is built, and build it if that saves time.",
     ),
 ]
 ThreadsOption = Annotated[int, _hardware("--threads", min=0, help="CPU threads; 0: one per core.")]
@@ -51,7 +50,7 @@ TemperatureOption = Annotated[
 ]
 TopKOption = Annotated[
     int | None,
-    _sampling("--top-k", help="Sample from the K most likely tokens; 0: from all.", show_default="40"),
+    _sampling("--top-k", help="Sample from the K most likely tokens; 0: all.", show_default="40"),
 ]
 TopPOption = Annotated[
     float | None,
@@ -64,16 +63,16 @@ TopPOption = Annotated[
 MinPOption = Annotated[
     float | None,
     _sampling(
-        "--min-p", help="Drop tokens less than P times as likely as the most likely one.", show_default="0.0"
+        "--min-p",
+        help="Exclude tokens less than P times as likely as the most likely one.",
+        show_default="0.0",
     ),
 ]
 RepetitionPenaltyOption = Annotated[
     float | None,
-    _sampling("--repetition-penalty", help="Above 1: less repetition.", show_default="1.0"),
+    _sampling("--repetition-penalty", help="Values above 1 discourage repetition.", show_default="1.0"),
 ]
-SeedOption = Annotated[
-    int | None, _sampling("--seed", help="The same seed and options give the same text; random by default.")
-]
+SeedOption = Annotated[int | None, _sampling("--seed", help="Random seed; same seed and options, same text.")]
 
 LONGEST_PROMPT = 1 << 26  # bytes; no context is that long, and a pipe may never end
 

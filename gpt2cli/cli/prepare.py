@@ -1,4 +1,4 @@
-"""`gpt2 prepare`: texts in, a folder of token files out; its path on stdout."""
+"""`gpt2 prepare`: texts in, a folder of token shards out; its path on stdout."""
 
 import time
 from pathlib import Path
@@ -18,35 +18,35 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Files or globs (.txt, .md, .jsonl, .gz of these, .parquet), folders of them,"
-            " or - for stdin.",
+            help="Files or globs (.txt, .md, .jsonl, each also as .gz; .parquet), folders of .txt and .md"
+            " files, or - for stdin.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
     tokenizer: Annotated[
         str, typer.Option(help="gpt2, chars, or a folder with vocab.json and merges.txt.")
     ] = "gpt2",
     text_field: Annotated[
         list[str] | None,
         typer.Option(
-            help="Field of .jsonl and .parquet records that holds the text; repeat it to join several."
-            " With it, stdin is read as .jsonl.",
+            help="Text field of .jsonl and .parquet records; repeat it to join several."
+            " With this option, stdin is read as .jsonl.",
             show_default="text",
         ),
     ] = None,
     validation: Annotated[float, typer.Option(help="Fraction of documents held out for validation.")] = 0.01,
     shard_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per file.", show_default="100 million")
+        int | None, typer.Option(help="Tokens per shard file.", show_default="100 million")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides which documents are held out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the validation split.")] = None,
     block: Annotated[
-        int, typer.Option(help="The context that you will train with; less text than that is an error.")
+        int, typer.Option(help="Context length for training; fail if there is less text.")
     ] = 1024,
     workers: Annotated[int, typer.Option(help="Threads; 0: one per core.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier result in --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn text into token files for pretraining.
+    """Tokenize text into shards for pretraining.
 
     If interrupted, run the same command again to continue.
     """
@@ -64,7 +64,7 @@ def prepare(
     try:
         last = finish(steps, err(), preparing())
     except (KeyboardInterrupt, SystemExit):
-        say("Stopped. The same command continues where it was.", "warn")
+        say("Stopped. Run the same command again to continue.", "warn")
         raise
     _summarise(last, time.monotonic() - started, as_json)
 
@@ -76,7 +76,7 @@ def _summarise(last: "PrepareProgress", seconds: float, as_json: bool) -> None:
         f" {last.n_validation_tokens:,} of them for validation"
     )
     if last.phase == "nothing to do":
-        say(f"Nothing to do: {text} are there already.", "good")
+        say(f"Nothing to do: already prepared, {text}.", "good")
     else:
         speed = f"{n_new / 1e6 / seconds:.1f} MB/s" if seconds else ""
         continued = f", {last.n_continued / 1e6:,.1f} MB of it done before" if last.n_continued else ""

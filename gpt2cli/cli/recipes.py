@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=False)
 
-Name = Annotated[str, typer.Argument(metavar="RECIPE", help="The name of a shipped recipe, or a path.")]
+Name = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a path.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -53,10 +53,10 @@ def show(name: Name) -> None:
 @app.command()
 def copy(
     name: Name,
-    destination: Annotated[str, typer.Argument(metavar="DEST", help="A file, or a folder to put it in.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A file, or an existing folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Copy a recipe to a file that you can change."""
+    """Copy a recipe to a file to edit."""
     from gpt2cli.recipe.loader import find_recipe, read_recipe
 
     source, target = find_recipe(name), Path(destination)
@@ -66,7 +66,7 @@ def copy(
         if not target.is_file():
             raise UsageError(f"{target}: is not a regular file", "", "name a file")
         if not force:
-            raise UsageError(f"{target}: is there already", "", f"gpt2 recipes copy {name} {target} --force")
+            raise UsageError(f"{target}: already exists", "", f"gpt2 recipes copy {name} {target} --force")
     content = read_recipe(source)
     files.require_writable(target.parent)
     files.write_file(target, content)
@@ -77,11 +77,12 @@ def copy(
 def check(
     name: Name,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=3e-4.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Values to override, such as optim.lr=3e-4."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a recipe with overrides, as a run would. Exits with 2 at the first problem."""
+    """Validate a recipe and its overrides without training. Exits with 2 on the first error."""
     from gpt2cli.recipe.loader import display_path, load_recipe
 
     loaded = load_recipe(name, overrides or [])
@@ -112,7 +113,7 @@ def _print_json_list() -> None:
 
 
 def _summary(loaded: "LoadedRecipe") -> str:
-    """What a run would do, in one line."""
+    """A one-line summary of the run."""
     from gpt2cli.recipe.schema import PretrainRecipe
 
     recipe, optim = loaded.recipe, loaded.recipe.optim

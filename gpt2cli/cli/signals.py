@@ -1,7 +1,7 @@
-"""What Ctrl-C and SIGTERM mean, in every command.
+"""The handling of Ctrl-C and SIGTERM in all commands.
 
-A process that was started with SIGINT ignored leaves it ignored: shells start background jobs so, and
-then the terminal's Ctrl-C is meant for another program. SIGTERM always counts.
+A process started with SIGINT ignored leaves it ignored: shells start background jobs that way, and
+the terminal's Ctrl-C is then meant for another program. SIGTERM always counts.
 """
 
 import contextlib

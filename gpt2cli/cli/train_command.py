@@ -1,4 +1,4 @@
-"""What the three training commands share: their options, and the way from a recipe to a finished run.
+"""The part that the three training commands share: their options, and a run from its recipe to its end.
 
 `pretrain.py`, `finetune_classify.py` and `finetune_instruct.py` declare a command each and add their
 task as a `TrainCommand`.
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
     from gpt2cli.ui.training import TrainingView
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name that gpt2 recipes lists.")
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from 'gpt2 recipes list'.")
 ]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=3e-4.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to override, such as optim.lr=3e-4.")
 ]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Name or path of the run; by default the recipe's name.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Train nothing; show the resolved recipe, memory and time.")
+    bool, typer.Option("--dry-run", help="Show the resolved recipe, memory and time, without training.")
 ]
 
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """What a training command adds. `open_task` yields the task and the origin of its data."""
+    """The part of a training command that differs. `open_task` yields the task and its data's origin."""
 
     task: str  # in recipes, and the command's name
     open_task: Callable[
         [Any, bool], contextlib.AbstractContextManager[tuple["TrainingTask", dict[str, object]]]
     ]
     after_evaluation: Callable[["TrainingSetup", "RunDir", "TrainingView", Callable[[], int]], None]
-    # Called once training has ended by itself; returns the number of a signal that stopped it, or 0.
+    # Called once training has finished; returns the number of a signal that stopped it, or 0.
     at_end: Callable[["TrainingSetup", "RunDir", Callable[[], int]], int]
     is_complete: Callable[["RunDir", Any], bool]  # whether the results of at_end are there, for this recipe
     hint: Callable[["TrainingSetup", "RunDir"], str]  # the command to try next
@@ -68,7 +68,7 @@ def train(
     dry_run: bool,
     offline: bool,
 ) -> None:
-    """A training command, from its arguments to its exit."""
+    """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.setup import set_up_training
 
@@ -158,7 +158,7 @@ def _resume_point(run: "RunDir") -> "Path | None":
 
 
 def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
-    """Whether the run has ended, by its steps or by early stopping; if so, say it."""
+    """Whether the run has finished its steps or stopped early; if so, say so."""
     from gpt2cli.training.train_state import read_state
 
     progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
@@ -178,7 +178,7 @@ def _train(
     stop: Callable[[], int],
     record: Callable[[], None],
 ) -> None:
-    """The training itself, shown and logged. `record` is called when no option can be wrong any more."""
+    """Train, with display and log. `record` is called once all options have been validated."""
     from gpt2cli.training import loop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped

@@ -1,4 +1,4 @@
-"""What a file or folder is, decided by its content, and opening it as a ForeignModel.
+"""Format detection: a file or folder, recognised by its content and opened as a ForeignModel.
 
 Names are only a hint: a checkpoint may be called anything. Each format has a file of its own.
 """
@@ -46,7 +46,7 @@ def open_foreign(path: Path, *, n_head: int | None = None, merge: bool = False) 
     """The model at `path`, whatever its format. `n_head` is for formats that do not store it; an
     adapter needs `merge`, which adds it into its base.
 
-    Raises InputError where nothing known is there, or several models are, or it is damaged;
+    Raises InputError if there is no known model, or several, or it is damaged;
     UsageError for an adapter alone.
     """
     adapter = _adapter_at(path)
@@ -143,7 +143,7 @@ def _open_beside(path: Path) -> AbstractContextManager[ForeignModel]:
 
 @contextlib.contextmanager
 def _open_zip(path: Path, n_head: int | None) -> Iterator[ForeignModel]:
-    """What is in the zip, unpacked while the block lasts; errors speak of the zip."""
+    """The model in the zip, unpacked while the block lasts; errors name the zip."""
     with unpacked(path) as folder:
         try:
             with _open_folder(folder, n_head, zipped=path) as source:

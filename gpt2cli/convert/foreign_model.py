@@ -1,8 +1,8 @@
 """ForeignModel: GPT-2's tensors under Hugging Face's names, in whatever format they are stored.
 
 Each format file (`openai_checkpoint.py`, `hf_folder.py`, `nanogpt.py`, `llms_from_scratch.py`) turns a file
-or folder into a `Source` by a table of names; `pipeline.py` turns any Source into any target. A
-Source holds no weights: each tensor is read when it is asked for, so that one at a time is in memory.
+or folder into a `ForeignModel` by a table of names; `pipeline.py` converts any ForeignModel into any
+target. It holds no weights: each tensor is read on demand, so that one at a time is in memory.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,7 +23,7 @@ LAYER = "{}"  # stands for the number of a block in a table's names
 
 @dataclass(frozen=True)
 class ForeignTensor:
-    """One tensor of GPT-2: where it comes from, and how to have it in Hugging Face's layout."""
+    """One tensor of GPT-2: where it comes from, and how to read it in Hugging Face's layout."""
 
     source: str  # its name there; several that are concatenated stand as "a + b + c"
     shape: tuple[int, ...]  # Hugging Face's, matrices as (in, out)
@@ -32,7 +32,7 @@ class ForeignTensor:
 
 
 class RawTensors(Mapping[str, NDArray[np.floating]]):
-    """The source's own tensors by its own names, untouched; each is read when it is asked for."""
+    """The source's own tensors by its own names, untouched; each is read on demand."""
 
     def __init__(self, names: Collection[str], read: Callable[[str], NDArray[np.floating]]) -> None:
         self._names, self._read = names, read

@@ -1,4 +1,4 @@
-"""GGUF export: a model as llama.cpp and Ollama read it, the tokenizer inside.
+"""GGUF export: a model file for llama.cpp and Ollama, with the tokenizer inside.
 
 The header is written by the `gguf` package (an extra), the tensors follow one at a time. The format
 is described in ggml's docs/gguf.md; names and keys are those of llama.cpp's architecture "gpt2".
@@ -74,7 +74,7 @@ def write_gguf(path: Path, source: ForeignModel, dtype: str, name: str) -> None:
     """Write the model to `path`, whole or not at all; `name` is what llama.cpp shows for it.
 
     dtype "f32", "f16", "bf16" or "q8_0" is that of the matrices; vectors and positions stay f32.
-    Raises UsageError where the package is missing, InputError for a model that cannot be expressed.
+    Raises UsageError if the package is missing, InputError for a model that cannot be expressed.
     """
     require_expressible(source.config, source.tokenizer, dtype)
     gguf, kind = _gguf(), KINDS[dtype]
@@ -97,7 +97,7 @@ def write_gguf(path: Path, source: ForeignModel, dtype: str, name: str) -> None:
 
 
 def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
-    """What can be known before a tensor is read: the vocabulary and the width of rows fit, gguf is there.
+    """Checks that need no tensor: the vocabulary and the row width fit, and gguf is installed.
 
     Raises InputError for a model that cannot be expressed, UsageError without the package.
     """

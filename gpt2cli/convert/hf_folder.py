@@ -1,8 +1,8 @@
 """Hugging Face GPT-2 folders as a source, from any program and in any of its storage forms.
 
 One file or shards, safetensors or pickles, names with and without `transformer.`, old mask buffers.
-A folder of ours is one of them, and each file that is read is checked against its manifest.
-Writing and loading our own folder is `checkpoints/folder.py`'s.
+A folder that gpt2cli wrote is one of them; each file read is checked against its manifest.
+`checkpoints/folder.py` writes and loads such folders.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ BLOCK = re.compile(r"(?:transformer\.)?h\.(\d+)\.")
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor in a file, which is read when it is asked for."""
+    """A tensor in a file, read on demand."""
 
     file: Path
     dtype: torch.dtype
@@ -63,7 +63,7 @@ class _Stored:
 def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
     """The GPT-2 in `folder`. Tensors of safetensors are read one at a time; pickles are held in memory.
 
-    Raises InputError where it is damaged, another model, or its files disagree.
+    Raises InputError if it is damaged, another model, or its files disagree.
     """
     config = read_gpt2_config(folder / CONFIG, folder, or_body=True)
     hashes = _checked_manifest(folder)
@@ -102,21 +102,21 @@ def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
 
 
 def _is_our_place(folder: Path) -> bool:
-    """Whether it is a model of the home or a checkpoint of a run. Elsewhere a manifest proves nothing:
-    anyone can write one that fits."""
+    """Whether it is a model under GPT2_HOME or a checkpoint of a run. Elsewhere a manifest proves nothing:
+    anyone can write a matching one."""
     parents = folder.resolve().parents
     return paths.models().resolve() in parents or parents[0].name == paths.CHECKPOINTS
 
 
 def _checked_manifest(folder: Path) -> dict[str, str]:
-    """{file name: SHA-256} of a folder of ours, whose files but the weights are just that; else empty.
+    """{file name: SHA-256} of a folder that gpt2cli wrote, its small files verified; else empty.
 
-    What the model does without may be missing, as in a checkpoint that was published.
+    Files that the model does not need may be missing, as in a published checkpoint.
     """
     try:
         is_ours = str(read_json_object(folder / MANIFEST).get("written_by")).startswith("gpt2cli ")
     except InputError:
-        if _is_our_place(folder) and os.path.lexists(folder / MANIFEST):  # there it is ours, and damaged
+        if _is_our_place(folder) and os.path.lexists(folder / MANIFEST):  # there it is our own, and damaged
             raise
         is_ours = False
     if not is_ours:  # other programs call files manifest.json too
@@ -132,7 +132,7 @@ def _checked_manifest(folder: Path) -> dict[str, str]:
 
 
 def _tokenizer(folder: Path, config: GPT2Config) -> tuple[Tokenizer, list[str]]:
-    """The folder's tokenizer, or GPT-2's where none is there; and what there is to say about it."""
+    """The folder's tokenizer, or GPT-2's if it has none; and the notes about it."""
     if config.vocab_size == gpt2().n_vocab and not tokenizer_files(folder):
         return gpt2(), [f"no tokenizer files: GPT-2's vocabulary of {config.vocab_size} is taken"]
     tokenizer = load_tokenizer(folder)
@@ -200,7 +200,7 @@ def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitSta
 
 
 def _checked_names(folder: Path, config: GPT2Config, found: Mapping[str, _Stored]) -> dict[str, str]:
-    """{our name: the name there}, after making sure that the tensors are just those of `config`."""
+    """{our name: the name in the file}, after checking that the tensors are exactly those of `config`."""
     blocks = {match[1] for name in found if (match := BLOCK.match(name))}
     if len(blocks) != config.n_layer:
         raise InputError(

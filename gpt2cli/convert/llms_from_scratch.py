@@ -51,7 +51,7 @@ LAYOUT = StateDictFormat(
 
 
 def is_llms_from_scratch(loaded: Any) -> bool:
-    """Whether what torch.load gave is the book's model, with its optimizer or without."""
+    """Whether the result of torch.load is the book's model, with or without its optimizer."""
     state = loaded.get(STATE, loaded) if isinstance(loaded, Mapping) else None
     return isinstance(state, Mapping) and any(
         isinstance(name, str) and strip_prefix(name) == TOKENS for name in state
@@ -60,10 +60,10 @@ def is_llms_from_scratch(loaded: Any) -> bool:
 
 @contextlib.contextmanager
 def llms_from_scratch_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
-    """The model of `loaded`, what torch.load gave, which is emptied: so the optimizer's memory is free.
+    """The model of `loaded`, the result of torch.load, which is emptied to free the optimizer's memory.
 
     The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
-    InputError where the file is of another model, or the heads do not divide the channels.
+    InputError if the file is of another model, or the heads do not divide the channels.
     """
     state = parse_state_dict(path, LAYOUT, loaded.get(STATE, loaded))
     loaded.clear()

@@ -1,7 +1,7 @@
 """An adapter merged into its base: finding the base, checking that it is the right one, adding.
 
-An adapter's folder does not hold the weights that it corrects. It says where they were and their
-hash: another model under the same name would compute something else without any error.
+An adapter's folder does not contain the base weights, only their path and hash: another model under
+the same name would give other logits without any error.
 """
 
 import os
@@ -46,7 +46,7 @@ def load_merged(
 ) -> LoadedModel:
     """The base with the adapter added into its weights: a plain model, as `load_model` gives it.
 
-    Raises InputError where the base is not to be found or has changed, or the adapter is damaged.
+    Raises InputError if the base is missing or has changed, or the adapter is damaged.
     """
     base = find_base(folder)
     stored = read_adapter(folder, read_config(base))  # before the large file is read
@@ -66,9 +66,9 @@ def load_merged(
 
 
 def find_base(folder: Path) -> Path:
-    """The folder of the model that an adapter belongs to: where it was, or a model of its name.
+    """The folder of an adapter's base model: its recorded path, or a model of its name.
 
-    Raises InputError where none is there, or what is there has other weights.
+    Raises InputError if there is none, or it has other weights.
     """
     verify_texts(folder)
     asked, names, wanted = read_peft_config(folder).base, [], None
@@ -119,10 +119,10 @@ def open_adapter(folder: Path) -> Iterator[ForeignModel]:
 
 
 def merged_source(folder: Path, base: ForeignModel) -> ForeignModel:
-    """`base` with the adapter added to the tensors that it corrects.
+    """`base` with the adapter added to its tensors.
 
-    `raw` is corrected too, by NumPy from the same two factors, so that the final comparison is
-    with an independent merge.
+    `raw` is merged too, by NumPy from the same two factors, so that the verification compares two
+    independent merges.
     """
     stored = read_adapter(folder, base.config)
     weights = {f"{matrix}.weight": matrix for matrix in stored.matrices}

@@ -2,8 +2,8 @@
 
 Karpathy's model.py has Hugging Face's module names with nn.Linear's (out, in) matrices; train.py
 saves {"model": state dict, "model_args", "optimizer", "iter_num", "best_val_loss", "config"}.
-Since 2023 its GELU is the exact one, while GPT-2's, and ours, is the tanh approximation: logits of a
-model that was trained there differ here by about 1e-3, and the notes say so. build-nanogpt's checkpoints
+Since 2023 its GELU is the exact one, while GPT-2's is the tanh approximation: the logits of a model
+trained there differ here by about 1e-3, and the notes say so. build-nanogpt's checkpoints
 have the same names, the tanh, and instead of model_args their GPTConfig, a dataclass.
 """
 
@@ -60,7 +60,7 @@ _GELU = (
 
 
 def is_nanogpt(loaded: Any) -> bool:
-    """Whether what torch.load gave is nanoGPT's: a ckpt.pt, or its bare state dict."""
+    """Whether the result of torch.load is nanoGPT's: a ckpt.pt, or its bare state dict."""
     if not isinstance(loaded, Mapping):
         return False
     if isinstance(loaded.get("model"), Mapping) and _arguments_of(loaded) is not None:
@@ -74,9 +74,9 @@ def is_nanogpt(loaded: Any) -> bool:
 
 @contextlib.contextmanager
 def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
-    """The model of `loaded`, what torch.load gave, which is emptied: so the optimizer's memory is free.
+    """The model of `loaded`, the result of torch.load, which is emptied to free the optimizer's memory.
 
-    `n_head` is for a bare state dict, which does not hold it. Raises InputError where the file is of
+    `n_head` is for a bare state dict, which does not hold it. Raises InputError if the file is of
     another model, or says what its tensors do not.
     """
     arguments = _arguments_of(loaded)
@@ -98,8 +98,8 @@ def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterat
 def write_nanogpt(path: Path, source: ForeignModel) -> None:
     """Write a ckpt.pt in float32 that nanoGPT's sample.py opens, and `--init_from=resume` does not.
 
-    There is no optimizer to go on with, and no tokenizer: nanoGPT takes GPT-2's where a checkpoint
-    names no dataset. Raises InputError for what nanoGPT's model cannot be.
+    It has no optimizer state to resume from, and no tokenizer: nanoGPT uses GPT-2's if a checkpoint
+    names no dataset. Raises InputError for a model that nanoGPT cannot express.
     """
     require_expressible(source.config, source.tokenizer, "f32")
     model = {
@@ -129,7 +129,7 @@ def write_nanogpt(path: Path, source: ForeignModel) -> None:
 
 
 def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
-    """What can be known before a tensor is read. Raises InputError for what nanoGPT's model cannot be."""
+    """Checks that need no tensor. Raises InputError for a model that nanoGPT cannot express."""
     why = (
         "nanoGPT's model.py ties the head to the embedding, and fixes the width at 4 * n_embd and the"
         " epsilon at 1e-5"

@@ -1,9 +1,9 @@
 """A second GPT-2, in plain NumPy and float64, against which conversions are checked.
 
 It shares no code and no table with `model/` or the format files: it has its own names of each
-format's tensors and its own notion of which way round their matrices lie, and reads the source
-itself. A matrix that a format file transposes wrongly or confuses with another changes its logits.
-Slow and small on purpose; nothing is generated with it.
+format's tensors and its own table of transposed matrices, and reads the source itself. A matrix that a
+format file transposes wrongly or confuses with another changes the logits. Slow and small on purpose;
+it generates no text.
 """
 
 import math
@@ -99,12 +99,12 @@ def reference_logits(
     prompts: Sequence[Sequence[int]],
     *,
     rounded: Callable[[Array], Array] = lambda array: array,
-    turned: bool = False,
+    transposed: bool = False,
 ) -> list[NDArray[np.float64]]:
     """Logits (T, V) of each prompt of T ids, from a source's own tensors.
 
-    `rounded` brings a tensor to the precision that the converted model has. `turned` takes the
-    square matrix of each attention's output the other way round, to find a source that has it so.
+    `rounded` brings a tensor to the precision that the converted model has. `transposed` transposes
+    the square output matrix of each attention, to detect a source that stores it so.
     """
     layout = LAYOUTS[format]
     # "transformer.", torch.compile's wrapper, or nothing.
@@ -148,7 +148,8 @@ def reference_logits(
         ]  # (T, 3C) each
         mixed = [_attend(qkv, config.n_head) for qkv in joined]
         streams = [
-            x + linear(y, layout.attention_out, layer, turned) for x, y in zip(streams, mixed, strict=True)
+            x + linear(y, layout.attention_out, layer, transposed)
+            for x, y in zip(streams, mixed, strict=True)
         ]
         hidden = [_gelu(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer)) for x in streams]
         streams = [x + linear(h, layout.mlp_out, layer) for x, h in zip(streams, hidden, strict=True)]

@@ -1,4 +1,4 @@
-"""A language model from any folder of ours or from Hugging Face: whole, or an adapter over its base."""
+"""A language model from any folder of gpt2cli or Hugging Face: whole, or an adapter over its base."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def open_model(
     """The model of a folder, in fp32 and evaluation mode, on the CPU; `folder.load_model` has the options.
 
     An adapter's folder gives the model that it was trained over, with the adapter added into its
-    weights. Raises InputError where a file is missing or damaged, and where an adapter's base is not found.
+    weights. Raises InputError if a file is missing or damaged, and where an adapter's base is not found.
     """
     load = load_merged if is_adapter(folder) else load_model
     return load(folder, attention=attention, dropout=dropout, remembered=remembered)

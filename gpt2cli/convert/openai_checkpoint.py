@@ -71,7 +71,7 @@ def open_openai(folder: Path) -> Iterator[ForeignModel]:
     """The checkpoint in `folder`, each tensor read when it is asked for.
 
     The file called `checkpoint` is not read: it may name a place anywhere on the disk.
-    Raises InputError where files are missing, damaged or disagree.
+    Raises InputError if files are missing, damaged or disagree.
     """
     config = read_hparams(folder / HPARAMS)
     prefix = _prefix(folder)
@@ -114,8 +114,8 @@ def write_openai(out: Path, source: ForeignModel) -> None:
 
 
 def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) -> None:
-    """What can be known before a tensor is read: the five numbers, the names and the two vocabulary
-    files must say all of the model, and TensorFlow must be there.
+    """Checks that need no tensor: the five numbers, the names and the two vocabulary files describe the
+    whole model, and TensorFlow is installed.
 
     Raises InputError for what the format has no place for, UsageError without TensorFlow.
     """
@@ -132,7 +132,7 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
 
 
 def read_hparams(path: Path) -> GPT2Config:
-    """Raises InputError where a size is missing, or no GPT-2 has it."""
+    """Raises InputError if a size is missing, or no GPT-2 has it."""
     values = read_json_object(path)
     for name in FIELDS.values():
         value = values.get(name)

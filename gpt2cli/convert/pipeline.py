@@ -1,7 +1,7 @@
-"""`gpt2 convert`: a model in any known format in; a verified model in ours, or in another format, out.
+"""The pipeline of `gpt2 convert`: a model in any known format in, a verified model in another out.
 
-The order: refuse what cannot work, open the source, write tensor by tensor, compare what was
-written with what was read, write the receipt, and only then give the result its name. Each
+The order: refuse what cannot work, open the source, write tensor by tensor, compare the result with
+the source, write the receipt, and only then rename the result. Each
 format has a file of its own.
 """
 
@@ -57,7 +57,7 @@ EXPRESSIBLE = {
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """The command's options. `verify` None: verify unless the source is a folder of ours."""
+    """The command's options. `verify` None: verify unless gpt2cli wrote the source."""
 
     to: str = "folder"
     dtype: str = "f32"
@@ -90,9 +90,9 @@ class ConvertProgress:
 def convert(path: Path, out: Path, wish: ConvertOptions) -> Iterator[ConvertProgress]:
     """Convert the model at `path` to `out`, and verify it.
 
-    Raises UsageError where `out` exists, InputError for a source that is damaged or no GPT-2, or
-    whose converted model computes something else, ResourceError where the disk has no room.
-    If anything fails, what was at `out` before is still there.
+    Raises UsageError if `out` exists, InputError for a source that is damaged or not a GPT-2, or
+    whose converted model computes something else, ResourceError if the disk is full.
+    If anything fails, `out` is unchanged.
     """
     out = check_place(path, out, wish.to, force=wish.force)
     yield ConvertProgress("reading")
@@ -128,7 +128,7 @@ def _to_folder(
             expected = expected_logits(source, dtype)
             let_go()  # some sources are held in memory
             with open_hugging_face(folder) as converted:
-                _prove(expected, converted, source, receipt)
+                _require_same_logits(expected, converted, source, receipt)
         receipt["output"] = {"dtype": wish.dtype, "files": written}
         disk.write_json(folder / RECEIPT, receipt)
         write_manifest(folder, {**written, RECEIPT: disk.sha256_of(folder / RECEIPT)})
@@ -169,7 +169,7 @@ def _to_others(
     if wish.verify:
         yield ConvertProgress("verifying")
         expected = expected_logits(source, torch.float32)
-        _prove(expected, source, source, receipt)
+        _require_same_logits(expected, source, source, receipt)
     yield ConvertProgress("writing", 0, len(source.tensors))
     match wish.to:
         case "gguf":
@@ -188,7 +188,7 @@ def _to_others(
 
 
 def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, wish: ConvertOptions) -> Tensor:
-    """The tensor in the precision that is written. Raises InputError where it overflows there."""
+    """The tensor in the output precision. Raises InputError if it overflows."""
     values = tensor.load().to(dtype)
     if not wish.allow_nonfinite:
         too_large = InputError(
@@ -201,7 +201,7 @@ def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, wish:
 
 
 def _guarded(source: ForeignModel) -> ForeignModel:
-    """The same source, whose tensors refuse to be read where they are not finite."""
+    """The same source, whose tensors raise on reading if they are not finite."""
 
     def load(tensor: ForeignTensor) -> Tensor:
         values = tensor.load()
@@ -227,7 +227,7 @@ def _tolerated(source: ForeignModel, wish: ConvertOptions) -> tuple[ForeignModel
     return replace(source, notes=(*source.notes, note)), replace(wish, verify=False)
 
 
-def _prove(
+def _require_same_logits(
     expected: ExpectedLogits, converted: ForeignModel, source: ForeignModel, receipt: dict[str, Any]
 ) -> None:
     verification = compare_logits(expected, converted)
@@ -245,7 +245,7 @@ def _prove(
 
 
 def _receipt_of(source: ForeignModel) -> dict[str, Any]:
-    """What is known before anything is written: where each tensor comes from, and the bytes read."""
+    """The part of the receipt known before writing: the source of each tensor, and the bytes read."""
     size = size_of(source.config)
     return {
         "format": 1,
@@ -280,7 +280,7 @@ def _receipt_of(source: ForeignModel) -> dict[str, Any]:
 
 
 def _origin(source: ForeignModel) -> dict[str, Any] | None:
-    """What is known of the source's own past: its receipt, or where it was downloaded from."""
+    """The source's own origin: its receipt, or where it was downloaded from."""
     if not source.path.is_dir():
         return None
     known = {}

@@ -1,6 +1,6 @@
-"""Where a converted model goes: which name it gets, what it may replace, whether there is room.
+"""The place of a converted model: its name, what it may replace, and whether there is room.
 
-A folder is replaced only where it is empty, or where gpt2 wrote it and nothing else lies in it.
+A folder is replaced only if it is empty, or if gpt2 wrote everything in it.
 """
 
 import os
@@ -23,7 +23,7 @@ _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a parameter; 
 def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
     """The place that `out` means, behind any link; before any work, free or replaceable, and writable.
 
-    Raises UsageError where something is in the way, ResourceError where nothing can be written.
+    Raises UsageError if something is in the way, ResourceError if nothing can be written.
     """
     place = files.place_of(out)
     source, target = (Path(os.path.realpath(one)) for one in (path, place))
@@ -59,7 +59,7 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
 
 
 def check_room(out: Path, config: GPT2Config, dtype: str) -> None:
-    """Raise ResourceError where the disk cannot take the converted model."""
+    """Raise ResourceError if the disk cannot take the converted model."""
     needed = int(config.n_parameters * _BYTES[dtype] * 1.01) + (4 << 20)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
@@ -71,9 +71,9 @@ def check_room(out: Path, config: GPT2Config, dtype: str) -> None:
 
 
 def default_name(path: Path) -> str:
-    """What a model made from `path` is called: as its source is, or the run that its source is in.
+    """The name of a model made from `path`: that of its source, or of the run around it.
 
-    Only what has the numbers of one of OpenAI's models gets the name of one, and no run of ours.
+    Only a model of the same shape gets the name of one of OpenAI's models, and a run never does.
     """
     path = Path(os.path.realpath(path))
     if path.parent.name == paths.CHECKPOINTS:
@@ -96,7 +96,7 @@ def _run_around(target: Path) -> Path | None:
 
 
 def _reason_to_keep(folder: Path) -> str:
-    """Why a folder is not to be deleted; "" where it is empty, or holds what gpt2 wrote as a model."""
+    """Why a folder must not be deleted; "" if it is empty, or a model that gpt2 wrote."""
     names = {path.name for path in folder.iterdir()}
     if not names:
         return ""
@@ -111,8 +111,8 @@ def _reason_to_keep(folder: Path) -> str:
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files of a model that gpt2 wrote, by its manifest, or by the receipt of a conversion. What a
-    resume needs is none of them.
+    """The files of a model that gpt2 wrote, by its manifest, or by the receipt of a conversion. Files that
+    a resume needs are not among them.
     """
     if (folder / MANIFEST).exists():
         return {MANIFEST, *(name for name in read_manifest(folder) if not name.startswith("train_state"))}

@@ -62,7 +62,7 @@ class StateDict:
 
 @dataclass(frozen=True)
 class InferredSizes:
-    """What the shapes say of a model. `n_rows` are those of its embedding, tokens or not."""
+    """A model's sizes by its shapes. `n_rows` are those of the embedding, tokens or padding."""
 
     n_layer: int
     n_embd: int
@@ -99,7 +99,7 @@ def infer_sizes(state: StateDict) -> InferredSizes:
         name = state.layout.table[target]
         tensor = state.tensors.get(name)
         if not isinstance(tensor, Tensor) or tensor.dim() != 2:
-            raise InputError(f"{state.path}: {name} is no matrix", "the tensors are not those of a GPT-2")
+            raise InputError(f"{state.path}: {name} is not a matrix", "the tensors are not those of a GPT-2")
         shapes.append(tuple(tensor.shape))
     (n_rows, n_embd), (n_positions, _) = shapes
     # "transformer.h.{}." or the like

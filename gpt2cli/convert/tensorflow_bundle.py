@@ -89,7 +89,7 @@ def read_index(prefix: Path) -> dict[str, Entry]:
 
 
 def read_tensor(entry: Entry) -> Tensor:
-    """The tensor, in memory of its own. Raises InputError where its bytes are not those that were written."""
+    """The tensor, in memory of its own. Raises InputError if its bytes are not those that were written."""
     tensor = torch.empty(entry.n_bytes, dtype=torch.uint8)
     memory = tensor.numpy().data
     with open_regular(entry.path) as file:  # not mapped: to cut a mapped file short kills the process
@@ -103,7 +103,7 @@ def read_tensor(entry: Entry) -> Tensor:
 
 
 def require_tensorflow() -> None:
-    """Raises UsageError where TensorFlow is not installed, which only writing needs."""
+    """Raises UsageError if TensorFlow is not installed, which only writing needs."""
     spec = importlib.util.find_spec("tensorflow")
     if spec is None or spec.origin is None:  # a mere folder of that name has no origin
         raise UsageError("TensorFlow writes this format", "it is not installed here", INSTALL)
@@ -113,7 +113,7 @@ def write_checkpoint(prefix: Path, shapes: Mapping[str, Sequence[int]], tensors:
     """Write a checkpoint of float32 variables, and the graph that holds them. `tensors` come in the order
     of `shapes`, one at a time.
 
-    Raises UsageError where TensorFlow does not start, ResourceError where it cannot write there.
+    Raises UsageError if TensorFlow does not start, ResourceError if it cannot write there.
     """
     tf = _tensorflow()
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={"GPU": 0})) as session:
@@ -234,7 +234,7 @@ def _message(data: bytes) -> tuple[dict[int, int], dict[int, list[bytes]]]:
             n_bytes, at = _varint(data, at)
         part, at = data[at : at + n_bytes], at + n_bytes
         if (not n_bytes and kind != 2) or at > len(data):
-            raise ValueError("one of its rows is no protobuf message")
+            raise ValueError("one of its rows is not a protobuf message")
         if kind == 2:
             parts.setdefault(field, []).append(part)
         else:

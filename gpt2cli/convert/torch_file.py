@@ -45,9 +45,9 @@ def is_torch_file(path: Path, file: io.BufferedReader) -> bool:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What torch.save put into the file, tensors on the CPU; those of a zip are mapped, not read.
+    """The object that torch.save stored, tensors on the CPU; those of a zip are mapped, not read.
 
-    Raises InputError where the file is damaged, would run code, or claims more than it holds.
+    Raises InputError if the file is damaged, would run code, or claims more than it holds.
     """
     with open_regular(path) as file:
         start = file.peek(len(_OLD))
@@ -59,7 +59,7 @@ def read_torch_file(path: Path) -> Any:
             names = _check_old(path, file)
         else:
             raise InputError(
-                f"{path}: is no file of torch.save",
+                f"{path}: is not a file written by torch.save",
                 f"it begins with the bytes {start[:8].hex(' ') or '(none)'}",
             )
     if names & _BYTEARRAYS:

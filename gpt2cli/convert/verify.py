@@ -1,9 +1,9 @@
-"""The proof that a converted model is the model it was made from.
+"""The verification that a converted model is the model it was made from.
 
 Both compute logits for the same fixed texts in float64: the source through `numpy_gpt2.py`, the
 converted model through its own modules. In float64 rounding can neither hide a mistake nor feign
 one: an exact conversion differs by 1e-10, a wrong one by whole units. What the converted model
-computes in fp32, as it is used, stands beside it in the receipt.
+computes in fp32, as it is used, is in the receipt too.
 
 A file for another program is opened again, by that program's own reader where there is one, and every
 tensor is compared.
@@ -50,7 +50,7 @@ ROUNDED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared and what came out. Differences are the largest over all logits."""
+    """The result of a comparison. Differences are the largest over all logits."""
 
     tokens: int
     max_difference: float  # both sides in float64
@@ -70,7 +70,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class ExpectedLogits:
-    """What the source computes; recorded before its tensors are freed."""
+    """The source's logits, computed before its tensors are freed."""
 
     prompts: list[list[int]]  # the last is the paragraph
     logits: list[NDArray[np.float64]]  # (T, V) each
@@ -79,7 +79,7 @@ class ExpectedLogits:
 def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     """The source's logits, its tensors brought to `dtype` as the converted ones are.
 
-    Raises InputError where the source itself holds the attention's square matrices transposed: no
+    Raises InputError if the source itself holds the attention's square matrices transposed: no
     shape shows that, only that the model makes sense the other way round.
     """
     prompts = [_encode(text, source.tokenizer, source.config.n_positions) for text in (*PROMPTS, PARAGRAPH)]
@@ -93,21 +93,21 @@ def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
     loss, knows_nothing = loss_of(logits[-1], prompts[-1]), math.log(source.config.vocab_size)
     if loss > 0.5 * knows_nothing:  # hardly trained, or broken
         (other,) = reference_logits(
-            source.raw, source.format, source.config, prompts[-1:], rounded=rounded, turned=True
+            source.raw, source.format, source.config, prompts[-1:], rounded=rounded, transposed=True
         )
-        turned = loss_of(other, prompts[-1])
-        if turned < 0.95 * knows_nothing and turned < loss - 0.5:
+        transposed = loss_of(other, prompts[-1])
+        if transposed < 0.95 * knows_nothing and transposed < loss - 0.5:
             name = next(t.source for n, t in source.tensors.items() if n.endswith("attn.c_proj.weight"))
             raise InputError(
                 f"{source.path}: {name} and its like in each block are stored transposed",
-                f"the loss on plain English is {loss:.2f}, and {turned:.2f} with them transposed",
+                f"the loss on plain English is {loss:.2f}, and {transposed:.2f} with them transposed",
                 "write the checkpoint again with these square matrices transposed",
             )
     return ExpectedLogits(prompts, logits)
 
 
 def compare_logits(expected: ExpectedLogits, converted: ForeignModel) -> Verification:
-    """Run the converted model on the same ids. Raises nothing: the caller decides what a failure means."""
+    """Run the converted model on the same ids. Raises nothing: the caller handles a failure."""
     prompts, differences, losses = expected.prompts, [], []
 
     def logits(dtype: torch.dtype) -> Iterator[NDArray[np.float64]]:
@@ -137,7 +137,7 @@ def converted_logits(
     """Logits (T, V) of each prompt of T ids, by the model's own modules in `dtype`.
 
     `load` gives a tensor by Hugging Face's name, in Hugging Face's layout. Two blocks
-    and one embedding are in memory at most: a machine that can convert a model can prove it.
+    and one embedding are in memory at most: a machine that can convert a model can verify it.
     """
     transformer = empty_model(config).eval().transformer
     block, last_norm = transformer.h[0], transformer.ln_f
@@ -161,7 +161,7 @@ def converted_logits(
 
 
 def verify_export(out: Path, to: str, source: ForeignModel) -> dict[str, Any]:
-    """Compare every tensor of the export at `out` with the source's; returns what the receipt says of it.
+    """Compare every tensor of the export at `out` with the source's; returns the entry for the receipt.
 
     Raises InputError for the first that differs.
     """

@@ -1,6 +1,6 @@
 """The tokenizer of a checkpoint whose file, like PyTorch's, holds none.
 
-Tokenizer files and their content are `tokenizer/files.py`'s business.
+`tokenizer/files.py` reads and writes tokenizer files.
 """
 
 import os
@@ -40,7 +40,7 @@ def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...],
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
-    """What `load_tokenizer` would read."""
+    """The files that `load_tokenizer` would read."""
     for names in ((TOKENIZER_JSON,), *PAIRS):
         found = tuple(folder / name for name in names if os.path.lexists(folder / name))
         if found:

@@ -1,6 +1,6 @@
-"""Zips with a model's folder in them, as Kaggle offers OpenAI's files: unpacked while they are read.
+"""Zips that contain a model's folder, such as Kaggle's of OpenAI's files: unpacked while they are read.
 
-Nothing is written outside one temporary folder, which is gone afterwards however the work ends. Zips
+Nothing is written outside one temporary folder, which is always deleted afterwards. Zips
 inside a zip stay packed. A zip that torch.save wrote is for `torch_file.py`.
 """
 
@@ -44,7 +44,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     """A temporary folder with the files of the zip at `path` that belong to a model.
 
     Raises InputError for a zip that is damaged, encrypted, or would write outside the folder or far
-    more than it is; ResourceError where no disk has the room.
+    more than it is; ResourceError if no disk has the room.
     """
     with open_regular(path) as file:
         archive = open_zip(path, file)
@@ -65,7 +65,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def open_zip(path: Path, file: io.BufferedReader) -> zipfile.ZipFile:
-    """The archive in `file`, its directory read. Raises InputError where that is damaged."""
+    """The archive in `file`, its directory read. Raises InputError if that is damaged."""
     with reading_zip(path):
         return zipfile.ZipFile(file)
 

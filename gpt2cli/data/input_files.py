@@ -34,7 +34,7 @@ def expand_sources(
 ) -> list[TextSource]:
     """The sources that `arguments` name, in the given order; sorted within a glob or directory.
 
-    Nothing under `out` is a source: the output folder has a merges.txt of its own.
+    Skips files under `out`, whose own merges.txt would match.
     Raises InputError if nothing matches, UsageError for a file that is named twice.
     """
     if not arguments:

@@ -1,6 +1,6 @@
 """Instruction records: a JSON list or JSON lines, read as conversations and checked.
 
-There are two kinds: an instruction with an output and possibly an input, under any field names; and
+There are two kinds: an instruction with an output and optionally an input, under any field names; and
 {"messages": [{"role", "content"}, ...]}. `templates.py` turns a conversation into a prompt,
 `sft_batches.py` into token ids.
 """
@@ -37,7 +37,7 @@ class InstructionRecord:
 
 @dataclass(frozen=True)
 class InstructionRecords:
-    """The records of a file. Those without any answer text are left out and counted in `n_empty`."""
+    """The records of a file. Records without answer text are left out and counted in `n_empty`."""
 
     records: tuple[InstructionRecord, ...]
     n_empty: int

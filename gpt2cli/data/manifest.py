@@ -1,5 +1,5 @@
 """The two records of a prepared folder: manifest.json, which makes it valid, and journal.json, which
-says how far an interrupted `prepare` came.
+records the progress of an interrupted `prepare`.
 
 Both describe the content only, without times, so that the same text and settings give the same bytes.
 """
@@ -36,7 +36,7 @@ class StaleError(InputError):
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What the user chose. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
+    """The user's settings. `tokenizer` is "gpt2", "chars" or a folder's "bpe"."""
 
     tokenizer: str
     text_fields: tuple[str, ...]
@@ -87,7 +87,7 @@ class TokenManifest:
 
 @dataclass(frozen=True)
 class ReadPosition:
-    """How far reading had come after `n_chunks` chunks, and the counts so far.
+    """The read position after `n_chunks` chunks, and the counts so far.
 
     `n_sources` sources are finished; of the next one, `n_read` bytes are read, with this digest.
     """
@@ -112,7 +112,7 @@ class WriterState:
 
 @dataclass(frozen=True)
 class Journal:
-    """An unfinished preparation: what is on disk, and how far reading had come then."""
+    """An unfinished preparation: the shards on disk, and the read position at that point."""
 
     settings: PrepareSettings
     fingerprint: str

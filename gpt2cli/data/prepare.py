@@ -1,4 +1,4 @@
-"""Preparation of text: which folder holds the tokens of which text, and what is left to do there.
+"""Preparation of text: the folder that holds a text's tokens, and the work left to do there.
 
     sources -> chunks (read, cut, split) -> encode (threads) -> shards (in order) -> manifest.json
 
@@ -218,7 +218,7 @@ def _tokenizer(name: str) -> Tokenizer:
 
 @contextlib.contextmanager
 def _spooled(job: PrepareJob) -> Iterator[PrepareJob]:
-    """Characters take two passes, so standard input is kept in a file."""
+    """Characters take two passes, so standard input is saved to a file."""
     if job.settings.tokenizer != CHARS or all(source.path for source in job.sources):
         yield job
         return

@@ -40,7 +40,7 @@ Phase = Literal["waiting", "vocabulary", "continuing", "tokens", "finishing", "d
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """How far a preparation is. The last item has the phase "done" or "nothing to do".
+    """The progress of a preparation. The last item has the phase "done" or "nothing to do".
 
     `n_read` of `n_total` source bytes (None: standard input) gives the fraction, `n_bytes` of text and
     `n_tokens` the speed; an earlier call did `n_continued` of these bytes. A `warning` comes once, in
@@ -65,7 +65,7 @@ class PrepareProgress:
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """What to prepare. `expected` are the sources as an earlier pass found them, if there was one."""
+    """The sources and settings of a preparation. `expected` are the sources as an earlier pass found them."""
 
     sources: Sequence[TextSource]
     out: Path
@@ -81,7 +81,7 @@ class PrepareJob:
 
 
 def run_prepare(job: PrepareJob, tokenizer: Tokenizer, start: Journal) -> Iterator[PrepareProgress]:
-    """Do the work that the journal `start` leaves. After the last item the folder is valid.
+    """Do the remaining work in journal `start`, yielding progress. The last item means a valid folder.
 
     The caller holds the folder's lock. Raises InputError if the text is too short for one block, or
     has changed.
@@ -115,7 +115,7 @@ def run_prepare(job: PrepareJob, tokenizer: Tokenizer, start: Journal) -> Iterat
 def _write_tokens(
     job: PrepareJob, tokenizer: Tokenizer, start: Journal, train: ShardWriter, validation: ShardWriter
 ) -> Generator[PrepareProgress, None, Journal]:
-    """Encode and append every chunk that is not done yet; returns the journal of the finished work."""
+    """Encode and append all remaining chunks; returns the journal of the finished work."""
     found: list[SourceRecord] = []
     journal, saved_at = start, time.monotonic()
     chunks = text_chunks(job.sources, job.settings, found)
@@ -195,7 +195,7 @@ def require_unchanged(before: Sequence[SourceRecord], now: Sequence[SourceRecord
 
 
 def _compare(start: Journal, now: Journal) -> None:
-    """Check that the work so far was done from the text that is there now."""
+    """Check that the work so far was done from the current text."""
     when = "since the preparation was interrupted"
     require_unchanged(start.sources, now.sources, when)
     if now.position != start.position:

@@ -49,7 +49,7 @@ class Table:
         return f"{self.name}:{line}"
 
     def column(self, name: str, naming: str = "") -> int:
-        """The place of a column. Raises InputError; `naming` is what the user writes to name columns."""
+        """The index of a column. Raises InputError; `naming` is the option that names columns."""
         if name in self.columns:
             return self.columns.index(name)
         there = ", ".join(map(repr, self.columns[:8])) or "nothing"
@@ -92,7 +92,7 @@ def read_table(
     columns: Sequence[str] = (),
     stream: BinaryIO | None = None,
 ) -> Table:
-    """Read a whole table; from `stream` where one is given, and `path` is what to call it then.
+    """Read a whole table, from `stream` if given; `path` is then its name in messages.
 
     `columns` are the names of the columns of a file without a row of names. Where they are not given,
     `headerless` names those of a TSV file that begins with its data: such a file has just so many
@@ -163,13 +163,13 @@ def read_text(path: Path, stream: BinaryIO | None = None) -> tuple[str, str]:
 
 
 def kind_by_name(path: Path) -> Kind | None:
-    """What a file's name, packed or not, says of it; None where it need not be a table."""
+    """The kind that a file's name tells, gzipped or not; None if it need not be a table."""
     inner = Path(path.stem) if path.suffix.lower() == ".gz" else path
     return KIND_OF_SUFFIX.get(inner.suffix.lower())
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -321,7 +321,7 @@ def _plain(value: Any, where: str, key: str) -> str | None:
 
 
 def text_field(record: dict[str, Any], field: str, where: str, fix: str) -> str:
-    """A field that must hold text. Raises InputError, with `fix` to name another field."""
+    """A field that must hold text. Raises InputError, with `fix` to choose another field."""
     value = record.get(field)
     if not isinstance(value, str):
         problem = f"is {kind_of(value)}, not text" if field in record else "is missing"

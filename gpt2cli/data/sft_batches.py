@@ -93,7 +93,7 @@ class BatchOrder:
         return math.ceil(len(self.lengths) / self.n_rows)
 
     def batch(self, number: int) -> tuple[int, ...]:
-        """The items of batch `number`."""
+        """Indices of the records in batch `number`."""
         epoch, place = divmod(number, self.n_batches)
         return _epoch(self, epoch)[place]
 

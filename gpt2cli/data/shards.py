@@ -68,7 +68,7 @@ class ShardWriter:
 
     @property
     def state(self) -> WriterState:
-        """What to continue from; it is on disk after `flush`."""
+        """The state to continue from; it is on disk after `flush`."""
         return WriterState(tuple(self._finished), self._n_open)
 
     def flush(self) -> None:
@@ -119,7 +119,7 @@ class ShardWriter:
 def move_tail(
     folder: Path, shards: Sequence[Shard], dtype: Dtype, n: int, target: ShardWriter
 ) -> tuple[Shard, ...]:
-    """Move the last `n` tokens of `shards` to `target`; returns what is left of `shards`."""
+    """Move the last `n` tokens of `shards` to `target`; returns the rest of `shards`."""
     width, kept = DTYPES[dtype].itemsize, []
     left = sum(shard.n_tokens for shard in shards) - n
     for shard in shards:

@@ -44,7 +44,7 @@ class TextPiece:
 
 
 class SourceReader:
-    """A source that is being read: iterate over `pieces`. `digest` and `n_read` cover what was read so far.
+    """A source being read: iterate over `pieces`. `digest` and `n_read` cover the bytes read so far.
 
     Raises InputError naming the file with the byte offset or the line.
     """

@@ -31,7 +31,7 @@ TRIM_CHARACTERS = 1 << 25  # often enough for flat memory, too rarely to cost ti
 
 @dataclass
 class TextChunk:
-    """Whole pieces of text by split, and how far reading had come after them."""
+    """Text pieces per split, and the read position after them."""
 
     train: list[TextPiece] = field(default_factory=list)
     validation: list[TextPiece] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""The hub room: what is downloaded and from where, how its bytes come, and how they are checked."""
+"""Downloads: the published files and their sources, the transfer, and the verification."""

@@ -1,8 +1,8 @@
 """Downloading a model: a size or a repository in, a folder of checked files under GPT2_HOME/downloads out.
 
-A file that is here already, put there by hand or lying in the cache that huggingface_hub's users share,
-is compared and not fetched again. What nobody publishes a hash of is held to what it was when it was
-first seen (`provenance.py`).
+A file already on disk, put there by hand or in huggingface_hub's shared cache, is verified, not
+downloaded again. Files without a published hash are checked against the hash recorded at their first
+download (`provenance.py`).
 """
 
 import shlex
@@ -30,7 +30,7 @@ FORBIDDEN = "the network is forbidden (--offline or HF_HUB_OFFLINE)"
 
 @dataclass(frozen=True)
 class Request:
-    """How to download. `fresh` takes nothing that is here for granted; `room` bytes are needed afterwards."""
+    """How to download. `fresh` ignores files already on disk; `room` is the bytes needed afterwards."""
 
     base_url: str | None = None
     offline: bool = False
@@ -51,7 +51,7 @@ class Downloaded:
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """How far it is, in bytes, with one file and in all; None is unknown. The last has the result."""
+    """Progress in bytes, of one file and of all; None is unknown. The last item has the result."""
 
     file: str = ""
     n_done: int = 0
@@ -65,7 +65,7 @@ class DownloadProgress:
 def download_openai(size: Size, request: Request) -> Generator[DownloadProgress, None, None]:
     """OpenAI's files into GPT2_HOME/downloads/openai/SIZE.
 
-    Raises what `fetch` raises; without a network the error says what to put where.
+    Raises what `fetch` raises. When offline, the error says which files to place in which folder.
     """
     address = f"{(request.base_url or OPENAI_URL).rstrip('/')}/{size.name}"
     items = [_Item(name, f"{address}/{name}", expected) for name, expected in openai_files(size).items()]
@@ -81,7 +81,7 @@ def download_openai(size: Size, request: Request) -> Generator[DownloadProgress,
 def download_hub(
     repository: str, revision: str | None, request: Request
 ) -> Generator[DownloadProgress, None, None]:
-    """What a GPT-2 needs of a repository into GPT2_HOME/downloads/hub/OWNER--NAME/COMMIT.
+    """The files that a GPT-2 needs from a repository, into GPT2_HOME/downloads/hub/OWNER--NAME/COMMIT.
 
     Without a revision it is the one whose hashes are published, else the newest. Raises what `fetch`
     raises, and InputError for a repository without a GPT-2, before any weights are fetched.
@@ -124,13 +124,13 @@ def listing_path(repository: str, revision: str) -> Path:
 
 
 def default_revision(repository: str, base_url: str | None) -> str:
-    """The commit whose hashes are published, which a mirror need not have; else the newest."""
+    """The commit whose hashes are known, unless a mirror is used, which may lack it; else the newest."""
     known = next((size.revision for size in SIZES.values() if size.repository == repository), None)
     return (None if base_url else known) or MAIN
 
 
 def model_name(name: str, revision: str | None) -> str:
-    """What a model is called that was made of a revision: two revisions are two models."""
+    """The name of a model made from a revision: two revisions are two models."""
     return name if revision is None else f"{name}@{revision}"
 
 
@@ -140,7 +140,7 @@ def command(
     base_url: str | None = None,
     revision: str | None = None,
 ) -> str:
-    """What to type to fetch what is missing of a model; `name` is a size or a repository."""
+    """The command that fetches the missing files of a model; `name` is a size or a repository."""
     size = next((size.name for size in SIZES.values() if size.repository == name), name)
     words = ["gpt2", "download", size]
     # Only a size has two sources, and a revision says which.
@@ -151,7 +151,7 @@ def command(
 
 
 def _list(repository: str, revision: str, request: Request) -> Generator[DownloadProgress, None, Listing]:
-    """The repository's files at a revision; the hub's answer is kept for times without a network."""
+    """The repository's files at a revision; the hub's answer is kept for offline use."""
     path, trouble = listing_path(repository, revision), FORBIDDEN
     if not request.offline:
         url = hf_hub.listing_url(repository, revision, request.base_url)
@@ -181,7 +181,7 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Downloa
 
 @dataclass(frozen=True)
 class _Item:
-    """A file to have. `cached` is a copy in the cache that huggingface_hub's users share."""
+    """A file to download. `cached` is a copy in huggingface_hub's shared cache."""
 
     name: str
     url: str
@@ -191,7 +191,7 @@ class _Item:
 
 @dataclass
 class _Job:
-    """A folder to fill, and the records of its files that are here and right."""
+    """A folder to fill, and the records of its verified files."""
 
     folder: Path
     items: list[_Item]
@@ -208,7 +208,7 @@ class _Job:
 
 
 def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, None]:
-    """Bring every item into the folder: kept where it is right, linked from a cache, or fetched."""
+    """Put every item into the folder: kept if it is right, linked from a cache, or fetched."""
     known = None if request.fresh else provenance.read(job.folder)
     held = known.files if known else {}
     expected = {item.name: _expectation(item, held.get(item.name)) for item in job.items}
@@ -236,7 +236,7 @@ def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, N
 def _look(
     job: _Job, item: _Item, expected: Expected, held: Record | None, request: Request
 ) -> Generator[DownloadProgress, None, None]:
-    """Whether the file is here and right, in the folder or in the cache."""
+    """Whether the file exists and is right, in the folder or in the cache."""
     path = job.folder / item.name
     if path.is_file():
         yield DownloadProgress(item.name, note="here already: checking")
@@ -277,7 +277,7 @@ def _fetch(
 
 
 def _expectation(item: _Item, held: Record | None) -> Expected:
-    """What is published, else what the file was when it was first seen."""
+    """The published hash and size, else those recorded at the first download."""
     if held is None or item.expected.has_hash:
         return item.expected
     return replace(item.expected, size=held.size, sha256=held.sha256)

@@ -1,7 +1,7 @@
 """One file over HTTP: resumed where it stopped, checked, and renamed into place; or not at all.
 
-Bytes collect in `.partial-NAME` beside the file, under a lock: of two processes one fetches, and the
-other takes what came. `.partial-NAME.version` says of which version of which address they are.
+Bytes go to `.partial-NAME` next to the file, under a lock: if two processes fetch it, the second waits
+and reuses the first one's result. `.partial-NAME.version` records the address and version of the bytes.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class UnreachableError(ServiceError):
-    """The network or the server failed again and again; what came is kept for the next time."""
+    """The network or the server failed repeatedly; the received bytes are kept for the next attempt."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to wait for what, in seconds, and how often to try."""
+    """Timeouts and pauses in seconds, and the number of attempts."""
 
     connect: float = 10.0
     stall: float = 30.0  # without a byte
@@ -60,11 +60,11 @@ def fetch(
     headers: Mapping[str, str] | None = None,
     policy: RetryPolicy = RetryPolicy(),
 ) -> Iterator[Transfer]:
-    """Fetch `url` into `path`, going on where an earlier attempt stopped.
+    """Fetch `url` into `path`, continuing where an earlier attempt stopped.
 
-    `path` is replaced in one step once every byte is there and checked; until then it stays as it is.
-    Raises InputError for a body that is not the expected file, ResourceError where the disk has no
-    room, ServiceError where the server refuses or the network fails for good; then what came is kept.
+    `path` is replaced in one step once all bytes have arrived and are checked.
+    Raises InputError for a body that is not the expected file, ResourceError if the disk is full,
+    ServiceError if the server refuses or the network keeps failing; the received bytes are then kept.
     """
     files.require_writable(path.parent)
     before, partial = _stamp(path), _open_partial(path, wait=False)
@@ -93,7 +93,7 @@ def n_partial_bytes(path: Path) -> int:
 
 
 def require_space(folder: Path, n_bytes: int) -> None:
-    """Raise ResourceError where `folder`, or what will be its parent, has no room for `n_bytes` more."""
+    """Raise ResourceError if the disk of `folder`, or of its future parent, lacks room for `n_bytes`."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -103,7 +103,7 @@ def require_space(folder: Path, n_bytes: int) -> None:
 
 @dataclass
 class _FetchJob:
-    """One file on its way: what was asked, and what one attempt tells the next."""
+    """The transfer of one file: the request, and the state that one attempt passes to the next."""
 
     url: str
     path: Path
@@ -131,13 +131,13 @@ def _client(policy: RetryPolicy) -> "httpx2.Client":
     try:
         return httpx2.Client(timeout=timeout, follow_redirects=True, event_hooks=hooks)
     except (ImportError, ValueError, httpx2.InvalidURL):  # whose text may tell the proxy's password
-        why = "it is no address of a proxy, or one of SOCKS, for which pip install socksio is needed"
+        why = "it is not the address of a proxy, or a SOCKS proxy, which needs pip install socksio"
         fix = "look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
         raise UsageError("the proxy that this machine is set up for cannot be used", why, fix) from None
 
 
 def _persist(job: _FetchJob, client: "httpx2.Client", policy: RetryPolicy) -> Iterator[Transfer]:
-    """Attempt after attempt, until the file is there or another attempt makes no sense."""
+    """Repeat attempts until the file is complete or another attempt is pointless."""
     failures, best = 0, 0
     while True:
         try:
@@ -195,7 +195,7 @@ def _attempt(job: _FetchJob, client: "httpx2.Client", longest_wait: float) -> It
 
 
 def _begin(job: _FetchJob, response: "httpx2.Response") -> Iterator[bytes]:
-    """The body from its first byte, once it may be the file. Until then what came before is kept."""
+    """Start over at the first byte if the body may be the file. Until then the old partial is kept."""
     size, chunks, expected = responses.size(response), response.iter_bytes(), job.expected
     first = next(chunks, b"")
     if page := responses.page(first):
@@ -212,7 +212,7 @@ def _begin(job: _FetchJob, response: "httpx2.Response") -> Iterator[bytes]:
 
 
 def _continues(job: _FetchJob, response: "httpx2.Response", start: int, validator: str | None) -> bool:
-    """Whether a partial answer is the rest of the very file whose beginning is here."""
+    """Whether a partial response continues the same file version as the partial on disk."""
     place = responses.content_range(response)
     if place is None or responses.validator(response) != validator:
         return False
@@ -225,7 +225,7 @@ def _continues(job: _FetchJob, response: "httpx2.Response", start: int, validato
 
 
 def _receive(job: _FetchJob, chunks: Iterator[bytes]) -> Iterator[Transfer]:
-    """Append the body to the partial, never beyond the size that it may have."""
+    """Append the body to the partial, never beyond its maximum size."""
     limit = job.expected.max_size if job.n_total is None else job.n_total
     for chunk in chunks:
         if job.n_done + len(chunk) > limit:
@@ -259,7 +259,7 @@ def _check_end(job: _FetchJob, response: "httpx2.Response") -> None:
 
 
 def _install(job: _FetchJob) -> Iterator[Transfer]:
-    """Check what lies on the disk, and give it its name."""
+    """Check the partial on disk and rename it to the final name."""
     yield Transfer(job.n_done, job.n_total, "checking")
     os.fsync(job.partial.fileno())
     partial = Path(job.partial.name)
@@ -278,7 +278,7 @@ def _install(job: _FetchJob) -> Iterator[Transfer]:
 
 
 def _open_partial(path: Path, *, wait: bool) -> IO[bytes] | None:
-    """The partial of `path`, held by this process alone; None where another process holds it."""
+    """The partial of `path`, locked by this process; None if another process holds it."""
     partial = _partial_path(path)
     while True:
         file = partial.open("ab", buffering=0)
@@ -298,7 +298,7 @@ def _open_partial(path: Path, *, wait: bool) -> IO[bytes] | None:
 
 
 def _close(partial: IO[bytes]) -> None:
-    """Let go of a partial; an empty one is not worth keeping."""
+    """Close a partial and delete it if empty."""
     if not partial.closed:
         if not os.fstat(partial.fileno()).st_size:
             _version_path(partial).unlink(missing_ok=True)
@@ -320,7 +320,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _stored_validator(job: _FetchJob) -> str | None:
-    """What the server called the version that the partial is of; None where it is of another address."""
+    """The server's validator of the version in the partial; None if it is from another address."""
     path = _version_path(job.partial)
     url, _, validator = path.read_text(encoding="utf-8").partition("\n") if path.exists() else ("", "", "")
     return validator if url == job.url else None

@@ -1,8 +1,8 @@
-"""What a repository of the Hugging Face hub holds: the files that a GPT-2 needs, and what vouches for them.
+"""A repository on the Hugging Face hub: the files that a GPT-2 needs, and their published hashes.
 
 Endpoint, token, addresses and cache are huggingface_hub's, with its environment variables (HF_ENDPOINT,
 HF_TOKEN, HF_HOME, HF_HUB_OFFLINE). The bytes come through `fetch.py`: huggingface_hub 2.4 compares no
-hash, forgets what a killed download brought, and mixes two versions of a file that changes meanwhile.
+hash, drops the bytes of a killed download, and mixes two versions of a file that changes meanwhile.
 """
 
 import json
@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCI
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit: the files that a GPT-2 needs of it, and what is known of each."""
+    """A repository at one commit: the files that a GPT-2 needs, and their known sizes and hashes."""
 
     repository: str
     commit: str
@@ -50,7 +50,7 @@ def endpoint(base_url: str | None) -> str:
 
 
 def headers(base_url: str | None) -> dict[str, str]:
-    """The token for the hub itself. A mirror that was named on the command line is not told it."""
+    """The token for the hub itself. It is not sent to a mirror named on the command line."""
     from huggingface_hub import constants, get_token
 
     if endpoint(base_url) != endpoint(None) or constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
@@ -60,7 +60,7 @@ def headers(base_url: str | None) -> dict[str, str]:
 
 
 def require_name(repository: str) -> None:
-    """Raise UsageError for what cannot be the name of a repository."""
+    """Raise UsageError for an invalid repository name."""
     if not _NAME.fullmatch(repository) or ".." in repository or "--" in repository:
         raise UsageError(
             f"{repository}: is not a name of the hub", "it would be owner/name", "gpt2 download --list"
@@ -68,7 +68,7 @@ def require_name(repository: str) -> None:
 
 
 def require_revision(revision: str) -> None:
-    """Raise UsageError for what cannot be the name of a branch, a tag or a commit."""
+    """Raise UsageError for an invalid name of a branch, tag or commit."""
     if not revision or not revision.isprintable() or set(revision) & set(" ~^:?*[\\"):
         why = "it would be a branch, a tag or a commit"
         raise UsageError(f"--revision {revision!r} is not a name of git", why, "leave out --revision")
@@ -85,7 +85,7 @@ def file_url(listing: Listing, name: str, base_url: str | None) -> str:
 
 
 def read_listing(path: Path, repository: str) -> Listing:
-    """The hub's answer as it was stored. Raises InputError where it is none, or no GPT-2's."""
+    """The stored answer of the hub. Raises InputError if it is not one, or not about a GPT-2."""
     with files.open_regular(path) as file:
         try:
             answer = json.loads(file.read(MAX_LISTING))
@@ -104,7 +104,7 @@ def read_listing(path: Path, repository: str) -> Listing:
 
 
 def listing_from_cache(repository: str, revision: str) -> Listing | None:
-    """What the cache that huggingface_hub's users share holds of a revision."""
+    """The files of a revision in huggingface_hub's shared cache."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repository, CONFIG, revision=revision)
@@ -117,7 +117,7 @@ def listing_from_cache(repository: str, revision: str) -> Listing | None:
 
 
 def listing_of_folder(repository: str, folder: Path) -> Listing | None:
-    """What was put by hand into the folder of a revision."""
+    """The files put by hand into the folder of a revision."""
     if not (folder / CONFIG).is_file():
         return None
     names = [path.name for path in folder.iterdir() if path.is_file()]
@@ -125,7 +125,7 @@ def listing_of_folder(repository: str, folder: Path) -> Listing | None:
 
 
 def in_cache(repository: str, commit: str, name: str) -> Path | None:
-    """The file in the cache that huggingface_hub's users share."""
+    """The file in huggingface_hub's shared cache."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, name, revision=commit)
@@ -138,7 +138,7 @@ def _listing(repository: str, commit: str, known: dict[str, Expected]) -> Listin
 
 
 def _needed(repository: str, names: Collection[str]) -> list[str]:
-    """What of a repository makes a GPT-2, small files first. Raises InputError where that is not there."""
+    """The files that make a GPT-2, small ones first. Raises InputError if some are missing."""
     beside = [name for name in _BESIDE if name in names]
     for stem, suffix in _WEIGHTS:
         single = f"{stem}.{suffix}"
@@ -162,7 +162,7 @@ def _expected(entry: dict[str, object]) -> Expected:
 
 
 def _by_hash(digits: str) -> Expected:
-    """What a hash of the hub says: SHA-256 of a file in Git LFS, else git's own name of it."""
+    """The hash that the hub gives: SHA-256 for a file in Git LFS, else git's blob SHA-1."""
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digits):
         return Expected()
     return Expected(sha256=digits) if len(digits) == 64 else Expected(git_sha1=digits)

@@ -1,4 +1,4 @@
-"""What is here of a model's downloads, whether it is whole and right, and what was made of it.
+"""The inventory of downloads: a model's files on disk, whether they are intact, and what was made of them.
 
 Nothing here uses the network.
 """
@@ -33,7 +33,7 @@ REFUSED = ".refused"  # the end of the name of a file that turned out to be dama
 
 @dataclass(frozen=True)
 class Verified:
-    """A file that is what it was, and who says so."""
+    """A verified file and the source of its hash."""
 
     path: Path
     sha256: str
@@ -41,17 +41,17 @@ class Verified:
 
 
 def is_here(size: Size) -> bool:
-    """Whether a size's files are here, from either source; they are not read."""
+    """Whether a size's files are on disk, from either source; they are not read."""
     return any(not stored.missing for stored in _stored(size, size.repository))
 
 
 def is_begun(size: Size) -> bool:
-    """Whether some of a size's files are here, and from no source all."""
+    """Whether some of a size's files are on disk, but no source is complete."""
     return bool(_stored(size, size.repository)) and not is_here(size)
 
 
 def origin_of(model: Path) -> Origin | None:
-    """Where the files came from of which a model was made; None for one that was not downloaded."""
+    """Where a model's source files came from; None for a model that was not downloaded."""
     known = _made_from(model).get("made_from")
     record = known.get("hashes") if isinstance(known, dict) else None
     origin = record.get("origin") if isinstance(record, dict) else None
@@ -59,7 +59,7 @@ def origin_of(model: Path) -> Origin | None:
 
 
 def is_made_of(model: Path, files: Mapping[str, str]) -> bool:
-    """Whether a model was made of just these files: {name: SHA-256}."""
+    """Whether a model was made of exactly these files: {name: SHA-256}."""
     read = _made_from(model).get("files")
     if not isinstance(read, dict) or not read:
         return False
@@ -67,9 +67,9 @@ def is_made_of(model: Path, files: Mapping[str, str]) -> bool:
 
 
 def discard(folder: Path) -> list[str]:
-    """Refuse the files of a folder that nobody vouches for, as they turned out to be damaged.
+    """Set aside the files of a folder without a published hash, after they turned out to be damaged.
 
-    They get another name and their hashes are forgotten, so that the next download fetches them.
+    Renames them and drops their recorded hashes, so that the next download fetches them.
     Returns their names.
     """
     known = provenance.read(folder)
@@ -84,7 +84,7 @@ def discard(folder: Path) -> list[str]:
 
 
 def verify(name: str, revision: str | None = None, sources: Collection[str] = SOURCES) -> Iterator[Verified]:
-    """Compare every file of a model with what it should be: what was downloaded, and what was made of it.
+    """Check every file of a model against its hash: the downloaded files and the converted ones.
 
     Raises InputError for the first that differs, for a download of which something is missing (unless
     a model is here that was made of another), or where there is nothing.
@@ -124,7 +124,7 @@ def verify(name: str, revision: str | None = None, sources: Collection[str] = SO
 
 @dataclass(frozen=True)
 class _StoredDownload:
-    """A folder of files as they came; `names` all that belong to it."""
+    """A folder of downloaded files; `names` are all that belong to it."""
 
     folder: Path
     source: str
@@ -139,7 +139,7 @@ class _StoredDownload:
 
 
 def _stored(size: Size | None, repository: str) -> list[_StoredDownload]:
-    """What was begun or finished of a model, OpenAI's files first; a folder without files is nothing."""
+    """A model's downloads, finished or not, OpenAI's first; an empty folder does not count."""
     places = [(openai_folder(size), OPENAI)] if size else []
     commits = hub_folder(repository)
     if commits.is_dir():
@@ -174,13 +174,13 @@ def _verify_stored(stored: _StoredDownload) -> Iterator[Verified]:
 
 
 def _commit(repository: str, revision: str) -> str:
-    """The commit that a revision was when it was downloaded."""
+    """The commit that a revision named when it was downloaded."""
     path = listing_path(repository, revision)
     return read_listing(path, repository).commit if path.exists() else revision
 
 
 def _made_from(model: Path) -> dict[str, Any]:
-    """What a model's receipt says about its source; empty where there is no receipt."""
+    """The source in a model's receipt; empty without a receipt."""
     if not (model / RECEIPT).is_file():
         return {}
     source = read_json_object(model / RECEIPT).get("source")

@@ -1,6 +1,6 @@
-"""What OpenAI and the Hugging Face hub publish of GPT-2's files: sizes, addresses, hashes, repositories.
+"""The published files of GPT-2, at OpenAI and on the Hugging Face hub: sizes, URLs, hashes, repositories.
 
-A published hash counts only for the file it belongs to. What has none is recorded at its first
+A published hash counts only for its own file. The hash of any other file is recorded at its first
 download. Imports nothing heavy: `gpt2 download --list` reads this table.
 """
 
@@ -14,7 +14,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file before it comes; None is unknown. Sizes are in bytes, hashes in hex.
+    """The known facts about a file before its download; None is unknown. Sizes in bytes, hashes in hex.
 
     `git_sha1` is git's name for a blob: the hub gives it for files that are not in Git LFS. A body
     that passes `size`, or `max_size` where that is unknown, is not read to its end.
@@ -86,7 +86,7 @@ HUB = {
 
 
 def openai_files(size: Size) -> dict[str, Expected]:
-    """The files of OpenAI's layout, small ones first, so that a wrong address is noticed at once."""
+    """The files of OpenAI's layout, small ones first, so that a wrong URL fails at once."""
     return {
         "hparams.json": Expected(max_size=_MIB),
         "checkpoint": Expected(max_size=_MIB),
@@ -101,5 +101,5 @@ def openai_files(size: Size) -> dict[str, Expected]:
 
 
 def hub_files(repository: str, commit: str) -> dict[str, Expected]:
-    """What is published of this repository's files at this very commit; often nothing."""
+    """The published facts about this repository's files at this commit; often none."""
     return HUB.get((repository, commit), {})

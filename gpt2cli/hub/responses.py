@@ -1,4 +1,4 @@
-"""What an HTTP response says: whether it has content, how much, of which version, and where it leads."""
+"""HTTP responses: whether they have content, how much, of which version, and where they redirect."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ _REFUSALS = {
     403: ("the server refuses it", _NEEDS_TOKEN),
     404: ("there is no such file", "check the name"),
 }
-# What a server sends with status 200 in the place of a file. No file of ours begins like this.
+# What a server sends with status 200 in the place of a file. No file of a GPT-2 begins like this.
 _PAGES = {
     b"<!doctype": "a web page",
     b"<html": "a web page",
@@ -31,7 +31,7 @@ _PAGES = {
 
 
 class TransientError(Exception):
-    """An attempt failed in a way that another may mend; `wait` is the pause before it in seconds."""
+    """An attempt failed, but a retry may succeed; `wait` is the pause before it in seconds."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
@@ -39,7 +39,7 @@ class TransientError(Exception):
 
 
 def shown(url: str) -> str:
-    """An address for people: without password and without the signature of a temporary link."""
+    """A URL to print: without password and without the signature of a temporary link."""
     import httpx2
 
     with contextlib.suppress(httpx2.InvalidURL):
@@ -48,7 +48,7 @@ def shown(url: str) -> str:
 
 
 def require_content(response: "httpx2.Response", longest_wait: float) -> None:
-    """Raise for an answer that has no content, or has it in a coding that cannot be read."""
+    """Raise for a response without content, or with an unsupported content encoding."""
     code, coding = response.status_code, response.headers.get("content-encoding", "identity")
     answer = f"the server answers {code} {response.reason_phrase}".rstrip()
     if code in _BUSY:
@@ -84,14 +84,14 @@ def require_web(response: "httpx2.Response") -> None:
 
 
 def validator(response: "httpx2.Response") -> str:
-    """ETag or Last-Modified: changes when the bytes change. "" where the server says neither."""
+    """ETag or Last-Modified: changes when the bytes change. "" if the server sends neither."""
     etag = str(response.headers.get("etag", ""))
     # A weak ETag stands for the same meaning, not the same bytes.
     return "" if etag.startswith("W/") else etag or str(response.headers.get("last-modified", ""))
 
 
 def size(response: "httpx2.Response") -> int | None:
-    """Bytes of the body, where the server says how many."""
+    """Bytes of the body, if the server says how many."""
     length = response.headers.get("content-length", "")
     return int(length) if length.isdecimal() and "content-encoding" not in response.headers else None
 
@@ -111,7 +111,7 @@ def has_marked_end(response: "httpx2.Response") -> bool:
 
 
 def page(first: bytes) -> str:
-    """What a body is that begins like this; "" for nothing known."""
+    """The kind of page that begins like this; "" if unknown."""
     start = first[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((f"it is {what}" for mark, what in _PAGES.items() if start.startswith(mark)), "")
 

@@ -105,7 +105,7 @@ def read_reply(api: ChatApi, server: JudgeServer, response: JudgeResponse) -> Ju
     except (KeyError, IndexError, TypeError, AttributeError):
         raise NoReplyError("the answer holds no message") from None
     if not isinstance(text, str | None):
-        raise NoReplyError("the answer's message is no text")
+        raise NoReplyError("the answer's message is not text")
     # A server that does not count says 0.
     return JudgeReply(
         text or "", n_tokens if type(n_tokens) is int and n_tokens > 0 else None, str(reason or "")

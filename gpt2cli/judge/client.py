@@ -33,7 +33,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts; doubles 
 LONGEST_RETRY_AFTER = 120.0  # seconds; beyond, the request is given up
 NOTICE_SECONDS = 15.0  # between two notices of failed attempts
 LARGEST = 1 << 20  # bytes of a response
-SHORTEST_KEY = 8  # characters; "1" or "none" is no secret, and occurs in every reply
+SHORTEST_KEY = 8  # characters; "1" or "none" is not a secret, and occurs in every reply
 
 
 class JudgeClient:

@@ -58,7 +58,7 @@ def one_of(value: object, name: str, words: tuple[str, ...]) -> str:
 def reason_of(value: object) -> str:
     """Check that `value` is a short text and return it without lone surrogates. Raises AnswerError."""
     if not isinstance(value, str) or not value.strip():
-        raise AnswerError("the reason is empty" if isinstance(value, str) else "the reason is no text")
+        raise AnswerError("the reason is empty" if isinstance(value, str) else "the reason is not text")
     if len(value) > LONGEST_REASON:
         raise AnswerError(f"the reason has {len(value)} characters, more than {LONGEST_REASON}")
     return value.encode("utf-8", "replace").decode("utf-8")
@@ -72,7 +72,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise AnswerError(f"{name} is no number in JSON")
+    raise AnswerError(f"{name} is not a number in JSON")
 
 
 def _shown(value: object) -> str:

@@ -115,7 +115,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _task_of(document: Document, name: str) -> str:
-    """The task, which decides what keys there are."""
+    """The task, which determines the valid keys."""
     task = document.values.get("task")
     if isinstance(task, str) and task in RECIPES:
         return task
@@ -213,7 +213,7 @@ def _origins(document: Document, name: str, overridden: dict[Place, str], keys: 
 
 
 def _to_yaml(value: Any) -> str:
-    """A value as YAML that our reader and every other one read alike."""
+    """A value as YAML that all readers parse alike."""
     if isinstance(value, tuple):
         return f"[{', '.join(_to_yaml(item) for item in value)}]"
     is_word = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _AMBIGUOUS

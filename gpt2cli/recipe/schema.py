@@ -1,6 +1,6 @@
 """The schema of recipes: every key with its type, limits, default and a line of help.
 
-A default has no other home.
+Defaults are defined only here.
 """
 
 from collections.abc import Iterator
@@ -320,7 +320,7 @@ class ClassifyRecipe(FinetuneRecipe):
     data: ClassifyDataConfig
     train: Literal["head", "last-block", "all", "lora"] = Field(
         default="last-block",
-        description="trainable weights: the head; it, the last block and ln_f; all; LoRA adapters",
+        description="trainable weights: head | head + last block + ln_f | all | LoRA adapters",
     )
     eval: ClassifyEvalConfig = ClassifyEvalConfig()
 
@@ -336,7 +336,7 @@ class InstructRecipe(FinetuneRecipe):
     template: Literal["alpaca", "chat"] = Field(
         default="alpaca", description="prompt template of a record; saved with the model"
     )
-    mask_prompt: bool = Field(default=True, description="whether the loss covers the answers only")
+    mask_prompt: bool = Field(default=True, description="whether only answers count in the loss")
     packing: bool = Field(default=False, description="whether records share a row, each attending to itself")
     eval: InstructEvalConfig = InstructEvalConfig()
 

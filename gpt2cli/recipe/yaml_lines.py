@@ -1,4 +1,4 @@
-"""YAML as recipes use it: bytes -> plain values, each with the line it stands on.
+"""The YAML of recipes: bytes -> plain values, each with its line number.
 
 A small, strict subset: tags, anchors, aliases, duplicate keys and several documents are refused, so
 nothing can run, explode or be silently dropped.
@@ -36,13 +36,13 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 @dataclass(frozen=True)
 class Document:
-    """What a YAML text says, and on which line each of its values begins (from 1)."""
+    """The values of a YAML text, and the line on which each begins (from 1)."""
 
     values: dict[str, Value]
     lines: dict[Place, int] = field(default_factory=dict)
 
     def line_of(self, place: Place) -> int:
-        """The line of `place`, or of the nearest thing around it that is written down."""
+        """The line of `place`, or of the nearest enclosing value in the file."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
@@ -57,7 +57,7 @@ def read_text(path: Path, name: str) -> str:
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """The file as it is. Raises InputError where it is not a regular file of a recipe's size."""
+    """The file's bytes. Raises InputError unless it is a regular file of a recipe's size."""
     with files.open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -90,7 +90,7 @@ def parse_value(text: str, name: str) -> Value:
 
 
 def plain_scalar(text: str, where: str) -> Value:
-    """What an unquoted scalar means: null, true or false, an integer, a float, or itself."""
+    """The value of an unquoted scalar: null, true or false, an integer, a float, or its text."""
     if text in _WORDS:
         return _WORDS[text]
     if _AMBIGUOUS.fullmatch(text):
@@ -120,7 +120,7 @@ def _read(text: str, at: _At) -> tuple[Value, dict[Place, int]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML would follow without a limit, or run."""
+    """Refuses constructs that PyYAML would follow without a limit, or run."""
 
     def __init__(self, text: str, at: _At) -> None:
         super().__init__(text)
@@ -144,7 +144,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _compose(text: str, at: _At) -> yaml.Node | None:
-    """The one document of the text, or None where there is none."""
+    """The one document of the text, or None if it is empty."""
     try:
         return _Loader(text, at).get_single_node()
     except yaml.MarkedYAMLError as error:

@@ -1,6 +1,6 @@
 """The Tokenizer protocol: text to ids and back, a size, an end-of-text id, a fingerprint.
 
-`TextStream` decodes ids as they come.
+`TextStream` decodes ids one by one, never splitting a character.
 
 The tokenizers are in bpe.py and chars.py, their files in files.py.
 """
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What `fingerprint_of` makes of the tokens: equal fingerprints mean equal vocabularies."""
+        """`fingerprint_of` the tokens: equal fingerprints mean equal vocabularies."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of ordinary text: a typed "<|endoftext|>" is thirteen plain characters."""
@@ -86,7 +86,7 @@ class TextStream:
         return self._decoder.decode(self._tokenizer.decode_bytes((token_id,)))
 
     def finish(self) -> str:
-        """What an unfinished character at the end decodes to. The stream is then as new."""
+        """The text of an unfinished character at the end. Resets the stream."""
         tail = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return tail

@@ -80,7 +80,7 @@ class BPE:
     def from_files(cls, vocab_json: Path, merges: Path, specials: Mapping[str, int] | None = None) -> "BPE":
         """A byte-level vocabulary from OpenAI's or Hugging Face's pair of files.
 
-        `specials`: further control tokens and their ids. Raises InputError where the files do not
+        `specials`: further control tokens and their ids. Raises InputError if the files do not
         belong together, with the first token that disagrees.
         """
         where = f"{vocab_json.name} and {merges.name} in {vocab_json.parent}"
@@ -114,7 +114,7 @@ class BPE:
     def _encoding(self) -> tiktoken.Encoding:
         """Made when a text is first encoded: it takes two thirds of the time of making a tokenizer.
 
-        It is only told of what a text can contain, so a special token never comes out of it.
+        It knows only the tokens that a text can contain, so it never produces a special token.
         """
         ranks = _ranks(self.tokens, self.specials)
         return tiktoken.Encoding(self.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
@@ -254,7 +254,7 @@ def _check_ranks(
 
 
 def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """The pieces to which the merges ranked below the token's own bring it."""
+    """The pieces that remain of a token after all merges ranked below its own."""
     parts = [token[i : i + 1] for i in range(len(token))]
     limit = ranks[token]
     while True:

@@ -30,7 +30,7 @@ class Chars:
     def from_text(cls, texts: Iterable[str]) -> "Chars":
         """The vocabulary of a corpus: one string, or any cut of it into pieces, each of them once or more.
 
-        Raises InputError where there are no characters.
+        Raises InputError if there are no characters.
         """
         found: set[str] = set()
         for text in [texts] if isinstance(texts, str) else texts:

@@ -123,7 +123,7 @@ def _from_tokenizer_json(path: Path) -> Tokenizer:
 
 @contextlib.contextmanager
 def _refuse_damage(path: Path) -> Iterator[None]:
-    """Raise InputError where the content of a file has not the structure that is read from it."""
+    """Raise InputError if the content of a file lacks the expected structure."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -47,7 +47,7 @@ class FinetuneBase:
 
 
 def find_base(recipe: FinetuneRecipe) -> FinetuneBase:
-    """Resolve `recipe.init`. Raises InputError, with the alternatives, if that model is not here."""
+    """Resolve `recipe.init`. Raises InputError, with the alternatives, if that model does not exist."""
     dropout = recipe.model.dropout
     if recipe.init == SCRATCH:
         return FinetuneBase(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)

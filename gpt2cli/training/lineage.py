@@ -39,7 +39,7 @@ _CONVERSION = (
 
 @dataclass(frozen=True)
 class Lineage:
-    """Everything that was found; fields are empty where there is nothing."""
+    """The files found around a model. A field is empty if its file is missing."""
 
     recipe: dict[str, Any]  # the recipe's own sections and values
     progress: Facts  # of training when this checkpoint was saved
@@ -52,7 +52,7 @@ class Lineage:
 
 
 def read_lineage(folder: Path) -> Lineage:
-    """Everything that the files of the model in `folder`, and of its run, say about its origin."""
+    """The origin of the model in `folder`, from its files and those of its run."""
     problems: list[str] = []
     above = folder.resolve().parent
     run = above.parent if above.name == CHECKPOINTS else None
@@ -100,5 +100,5 @@ def _at(values: Any, path: str) -> Any:
 
 
 def _texts(values: Any) -> tuple[str, ...]:
-    """The strings of a list, or the keys of a mapping."""
+    """All strings in a list, or the keys of a dict."""
     return tuple(v for v in values if isinstance(v, str)) if isinstance(values, list | dict) else ()

@@ -121,7 +121,7 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
 
     state.step += 1
     if not finite:
-        # An fp16 gradient that overflows while the loss scale is still coming down is no divergence.
+        # An fp16 gradient that overflows while the loss scale is still decreasing is not a divergence.
         state.skipped_in_a_row += not (math.isfinite(loss) and optimizer_step.is_searching_loss_scale)
         return StepSkipped(state.step, loss, grad_norm, state.skipped_in_a_row, recipe.run.max_skipped_steps)
     state.skipped_in_a_row = 0

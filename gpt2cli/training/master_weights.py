@@ -17,9 +17,9 @@ from gpt2cli.training.optimizer_step import OptimizerStep, clip_gradients, gradi
 
 
 class MasterWeightsStep(OptimizerStep):
-    """Trains a twin of the model in which the weight of each nn.Linear is a bf16 copy.
+    """Trains a copy of the model in which the weight of each nn.Linear is a bf16 copy.
 
-    The twin shares everything else with the model: vectors, embeddings, adapters. Its forward runs
+    The copy shares everything else with the model: vectors, embeddings, adapters. Its forward runs
     under autocast, which then casts activations only.
     """
 
@@ -29,11 +29,11 @@ class MasterWeightsStep(OptimizerStep):
             weight: nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=weight.requires_grad)
             for weight in weights
         }
-        twin = deepcopy(model, {id(p): copies.get(p, p) for p in model.parameters()})
-        super().__init__(twin, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+        bf16_model = deepcopy(model, {id(p): copies.get(p, p) for p in model.parameters()})
+        super().__init__(bf16_model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
         self._copies = {master: copy for master, copy in copies.items() if master.requires_grad}
         self._others = [p for p in model.parameters() if p.requires_grad and p not in copies]
-        self._lookups = _share_embeddings(model, twin, self._copies)
+        self._lookups = _share_embeddings(model, bf16_model, self._copies)
         # By master weight; bf16, or fp32 over several micro-batches.
         self._gradients: dict[Tensor, Tensor] = {}
 
@@ -91,18 +91,18 @@ class MasterWeightsStep(OptimizerStep):
 
 
 def _share_embeddings(
-    model: nn.Module, twin: nn.Module, copies: dict[Tensor, nn.Parameter]
+    model: nn.Module, bf16_model: nn.Module, copies: dict[Tensor, nn.Parameter]
 ) -> dict[Tensor, nn.Parameter]:
-    """Let the twin look embeddings up in the fp32 master even where the tied output layer has a copy.
+    """Let the copy look embeddings up in the fp32 master even if the tied output layer has a bf16 copy.
 
     fp32 rows keep the residual stream in fp32. Returns {master: the parameter of the lookup}, which
     shares the master's memory and has a sparse gradient: of the rows that the batch used.
     """
     lookups = dict[Tensor, nn.Parameter]()
-    twin_modules = dict(twin.named_modules())
+    modules = dict(bf16_model.named_modules())
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and module.weight in copies:
-            embedding = twin_modules[name]
+            embedding = modules[name]
             assert isinstance(embedding, nn.Embedding)
             lookup = nn.Parameter(module.weight.detach())  # the same memory
             embedding.weight, embedding.sparse = lookup, True

@@ -43,11 +43,11 @@ class OptimizerStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def compile(self) -> None:
-        """Compile what a step runs besides the model's blocks: nothing here."""
+        """Compile the functions that a step runs besides the model's blocks: none here."""
 
     @property
     def is_searching_loss_scale(self) -> bool:
-        """Whether an overflowing fp16 gradient may only mean that the loss scale must come down."""
+        """Whether an overflowing fp16 gradient may only mean that the loss scale must decrease."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
 

@@ -73,7 +73,7 @@ def find_run(name: str, *, resume: bool) -> RunDir:
 def start_run(run: RunDir) -> Iterator[None]:
     """Make and lock the run's folder.
 
-    A start that fails before run.json is there removes what it made: files, the folder, its parents.
+    A start that fails before run.json exists removes what it made: files, the folder, its parents.
     Raises ResourceError if the folder is not writable, or locked by another process.
     """
     folders = [run.folder, *run.folder.parents]
@@ -96,7 +96,7 @@ def start_run(run: RunDir) -> Iterator[None]:
 
 
 def sweep(run: RunDir) -> list[Path]:
-    """Delete what killed saves left behind. The caller holds the run's lock."""
+    """Delete the leftovers of killed saves. The caller holds the run's lock."""
     return files.sweep(run.folder) + (files.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
 
 
@@ -104,7 +104,8 @@ def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
     """Write the checkpoint of the current step, then move the pointers, then prune. Returns its path.
 
     In that order, so that `last` and `best` name complete checkpoints whenever this is cut short.
-    Raises DivergedError for non-finite weights: their checkpoint would push out a good one.
+    Raises DivergedError for non-finite weights, so that pruning never deletes a good checkpoint for a
+    bad one.
     """
     state, recipe = setup.state, setup.recipe
     diverged = DivergedError(
@@ -189,7 +190,7 @@ def recorded_overrides(run: RunDir) -> list[str]:
 
 
 def _records(run: RunDir) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line, record) of metrics.jsonl, without a last line that a kill has cut off."""
+    """(line, record) of metrics.jsonl, without a truncated last line."""
     if not run.metrics.exists():
         return
     for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):

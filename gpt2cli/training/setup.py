@@ -31,11 +31,11 @@ class TrainingSetup:
     runtime: Runtime
     attention: str  # "sdpa", "formula" or "blocks"
     model: Any  # a GPT-2 with the task's head, in fp32; checkpoints hold this one
-    optimizer_step: OptimizerStep  # its `model` runs the forward: the same one, or its bf16 twin
+    optimizer_step: OptimizerStep  # its `model` runs the forward: the model itself, or its bf16 copy
     task: TrainingTask
     state: TrainState
     identity: RunIdentity
-    notices: tuple[str, ...]  # sentences for the user: what was asked for and is not available
+    notices: tuple[str, ...]  # sentences for the user: options that are not available here
 
 
 def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None) -> TrainingSetup:
@@ -99,7 +99,7 @@ def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None)
 
 
 def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
-    """What must not change for a resumed run to end with the weights of an uninterrupted one."""
+    """The values that must not change for a resumed run to end with an uninterrupted run's weights."""
     config = task.config
     return task.identity() | {
         "vocabulary": task.tokenizer.fingerprint[:16],

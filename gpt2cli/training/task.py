@@ -1,4 +1,4 @@
-"""The interface of a training task: everything in which pretraining and the two fine-tunes differ.
+"""The interface of a training task: the differences between pretraining and the two fine-tunes.
 
 The loop and the setup know nothing of windows, labels or records. The tasks are in
 `pretrain_task.py`, `classify_task.py` and `sft_task.py`.
@@ -74,7 +74,7 @@ class TrainingTask(Protocol):
         """The sizes of the other splits, as text."""
 
     def identity(self) -> RunIdentity:
-        """What must not change for a resumed run to end with the weights of an uninterrupted one."""
+        """The values that must not change for a resumed run to end with an uninterrupted run's weights."""
 
     def fresh_model(self, attention: str) -> Any:
         """The model at step 0; `requires_grad` marks the trainable parameters."""

@@ -1,4 +1,4 @@
-"""torch.compile in training: block by block, and tried before the run depends on it."""
+"""torch.compile for training, per block, tested with one forward and backward before use."""
 
 import contextlib
 import logging
@@ -16,11 +16,11 @@ from gpt2cli.training.optimizer_step import OptimizerStep
 def compile_blocks(optimizer_step: OptimizerStep, n_rows: int, runtime: Runtime) -> str | None:
     """Compile every block for (n_rows, n_positions) inputs, and the optimizer step's own functions.
 
-    Returns None, or why compiling fails here; the blocks are then as before. The blocks share their
-    code, so one compilation serves all of them. A forward and a backward of one block test it.
+    Returns None, or why compiling fails here; the blocks are then unchanged. The blocks share their
+    code, so one compilation is enough for all. A forward and a backward of one block test it.
     """
-    # Inductor reports even what it recovers from, like a damaged cache, with a traceback.
-    # Where TORCH_LOGS is set, that holds.
+    # Inductor prints a traceback even for errors it recovers from, such as a damaged cache.
+    # TORCH_LOGS still takes precedence.
     torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
     model: Any = optimizer_step.model  # a GPT-2 under the task's head
     config = model.config

@@ -24,7 +24,7 @@ RECENT_LOSSES = 32  # losses in the running median that spikes are compared with
 
 @dataclass
 class TrainState:
-    """How far a run is. `step` counts finished steps, skipped ones included."""
+    """The progress of a run. `step` counts finished steps, including skipped ones."""
 
     step: int = 0
     updates: int = 0  # steps that changed the weights: AdamW's step count
@@ -62,7 +62,7 @@ def write_state(
 
 
 def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
-    """State, identity and loss scaler of a checkpoint whose hashes have been verified."""
+    """Read (state, identity, loss scaler) from a checkpoint. The caller has verified its hashes."""
     saved = read_json_object(folder / STATE)
     try:
         values = dict(saved["progress"])

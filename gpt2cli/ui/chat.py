@@ -1,4 +1,4 @@
-"""What a chat shows: the greeting, replies as they come, tables. Replies go to stdout, the rest to stderr."""
+"""The display of a chat: greeting, streamed replies, tables. Replies go to stdout, the rest to stderr."""
 
 import sys
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ def print_mode(template: "Template | None") -> None:
 
 @dataclass
 class ReplyView:
-    """One reply: its text as it comes, or with `as_json` an object at its end.
+    """One reply: its text as it is generated, or with `as_json` an object at its end.
 
     At a terminal it ends with the number of tokens and the speed.
     """
@@ -63,14 +63,14 @@ class ReplyView:
                 self._end(event)
 
     def break_off(self) -> None:
-        """When an exception ends the reply: what comes next begins on a new line."""
+        """Start a new line after an exception has ended the reply."""
         if self._is_open:
             sys.stdout.write("\n")
             sys.stdout.flush()
             self._is_open = False
 
     def say_stopped(self, is_kept: bool) -> None:
-        """When Ctrl-C has ended the reply, unless its end is shown already."""
+        """Say that Ctrl-C ended the reply, unless its end is shown already."""
         if not self._is_done:
             note(_STOPPED if is_kept else _STOPPED_BEFORE)
 
@@ -119,13 +119,13 @@ def _summary(done: "ReplyDone") -> str:
 
 
 def throughput_line(n_tokens: int, tokens_per_second: float) -> str:
-    """The line under everything that a model has written."""
+    """The line under each text that a model generates."""
     pace = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
     return f"{n_tokens} token{'s' * (n_tokens != 1)}{pace}"
 
 
 def show_failure(turn: int, error: Gpt2Error) -> None:
-    """For a script, in place of the reply."""
+    """Print the error as JSON in place of the reply."""
     print_json({"turn": turn, "error": {"what": error.what, "why": error.why, "fix": error.fix}})
 
 

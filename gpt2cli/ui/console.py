@@ -32,7 +32,7 @@ THEME = Theme(
 
 
 def out() -> Console:
-    """stdout: what a script would read."""
+    """stdout: data, which a script may read."""
     return _console(stderr=False)
 
 
@@ -42,7 +42,7 @@ def err() -> Console:
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a line on stderr, safe for a terminal whatever is in it."""
+    """Print a line to stderr, safe for a terminal whatever it contains."""
     err().print(printable(text), style=style)
 
 
@@ -76,7 +76,7 @@ def aligned(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[s
 
 
 def print_error(error: Gpt2Error) -> None:
-    """What happened, why, and the fix, on stderr: one line each, whatever the messages hold."""
+    """Print what happened, why, and the fix to stderr: one line each, whatever the messages contain."""
     console = err()
     parts = (("error", error.what, "bad"), ("why", error.why, ""), ("fix", error.fix, ""))
     for label, text, style in parts:
@@ -92,7 +92,7 @@ def print_json(value: object) -> None:
 
 
 def print_result(as_json: bool, facts: object, line: object) -> None:
-    """The result on stdout: with --json all the facts, else the one line that a script would read."""
+    """Print the result to stdout: with --json all the facts, else one line for scripts."""
     if as_json:
         print_json(facts)
     else:
@@ -100,7 +100,7 @@ def print_result(as_json: bool, facts: object, line: object) -> None:
 
 
 def make_streams_safe() -> None:
-    """Let stdout and stderr take any text: what their encoding lacks is written as \\u2603.
+    """Let stdout and stderr accept any text: characters that their encoding lacks are written as \\u2603.
 
     Called once, before anything is printed; without it `PYTHONIOENCODING=ascii` ends in a traceback.
     If the parent process has closed them, stderr is silent and writing to stdout fails as on a bad disk.

@@ -1,6 +1,6 @@
-"""What `--dry-run` shows: each resolved value and its origin, memory, work and the first batch.
+"""The output of `--dry-run`: each resolved value and its origin, memory, work and the first batch.
 
-It times two real steps, so that the weights of the model cannot be used afterwards.
+It times two real steps, so the model's weights cannot be used afterwards.
 """
 
 import resource
@@ -29,7 +29,7 @@ MiB = 1 << 20
 
 
 def show_dry_run(setup: TrainingSetup, origins: Mapping[str, str], console: Console) -> None:
-    """Print it all; the console is stdout's, as this is the data that the user asked for."""
+    """Print everything to `console`: stdout, because it is the requested data."""
     _print_rows(console, "value", _values(setup, origins))
     _print_rows(console, "memory", _memory(setup))
     _print_rows(console, "work", _work(setup))

@@ -49,7 +49,7 @@ BAR = 24  # characters of a probability of 1
 
 def show_summary(summary: ModelInfo, lineage: Lineage) -> None:
     """The model as a whole, to stdout."""
-    _print_heading(summary, proved=False)
+    _print_heading(summary, verified=False)
     _print_table("modules", outline(summary), right=(3, 4))
     for line in _matrices(summary.modules):
         _print(f"  {line}", "faint")
@@ -61,7 +61,7 @@ def show_summary(summary: ModelInfo, lineage: Lineage) -> None:
 
 def show_tensors(summary: ModelInfo, tensors: Sequence[TensorInfo]) -> None:
     """The statistics of each tensor in the file."""
-    _print_heading(summary, proved=True)
+    _print_heading(summary, verified=True)
     rows = [
         (printable(t.name), _shape(t.shape), t.dtype, *_numbers(t.statistics, t.statistics.mean))
         for t in tensors
@@ -70,9 +70,9 @@ def show_tensors(summary: ModelInfo, tensors: Sequence[TensorInfo]) -> None:
 
 
 def show_prompt(summary: ModelInfo, anatomy: ForwardTrace, likeliest: Sequence[NextToken]) -> None:
-    """One forward pass: tokens, activations, and what comes next."""
+    """One forward pass: tokens, activations, and the likeliest next tokens."""
     tokenizer, ids = summary.tokenizer, anatomy.ids
-    _print_heading(summary, proved=True)
+    _print_heading(summary, verified=True)
     _print_table(f"prompt: {len(ids)} token{'s'[: len(ids) > 1]}", _tokens(tokenizer, ids), right=(0, 1))
     _print_table("activations, in order of computation", activations(anatomy), right=range(2, 6))
     if likeliest:
@@ -114,7 +114,7 @@ def outline(summary: ModelInfo) -> list[Row]:
 
 
 def activations(anatomy: ForwardTrace) -> list[Row]:
-    """The table of activations: the first block in full, of the others what they leave behind."""
+    """The table of activations: the first block in full, of the others only their output."""
     rows: list[Row] = []
     for activation in anatomy.activations:
         layer = _layer_of(activation)
@@ -157,10 +157,10 @@ def _with_not_finite(header: Row, rows: Sequence[Row]) -> list[Row]:
     return [(*header, "not finite" if any(row[n:] and row[n] for row in rows) else ""), *rows]
 
 
-def _print_heading(summary: ModelInfo, *, proved: bool) -> None:
+def _print_heading(summary: ModelInfo, *, verified: bool) -> None:
     _print(printable(str(summary.folder)), "strong")
     _print(f"GPT-2 of {summary.n_parameters:,} parameters{_size(summary)}")
-    _print(_proof(summary, proved), "faint")
+    _print(_verification(summary, verified), "faint")
 
 
 def _size(summary: ModelInfo) -> str:
@@ -173,12 +173,12 @@ def _size(summary: ModelInfo) -> str:
     return f", {size}: the shape of OpenAI's {SIZES[size]} model{but}"
 
 
-def _proof(summary: ModelInfo, proved: bool) -> str:
+def _verification(summary: ModelInfo, verified: bool) -> str:
     manifest = summary.manifest
     if not manifest:
         return "no manifest: not written by gpt2, so its content cannot be verified"
     by = printable(manifest.written_by)
-    if proved:
+    if verified:
         return f"verified: tokenizer, config and weights are as {by} wrote them"
     return (
         f"manifest of {by}: the small ones of its {manifest.n_files} files are verified,"

@@ -1,4 +1,4 @@
-"""What a person sees of `gpt2 judge`: the progress, and tables of what the judge said."""
+"""The display of `gpt2 judge`: its progress, and tables of grades or comparisons."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -92,7 +92,7 @@ def print_grades(summary: GradeSummary, items: Mapping[int, JudgeItem], console:
 
 
 def print_warnings(summary: GradeSummary, console: Console) -> None:
-    """What the canaries show of the judge; for stderr, so that it is not missed with --json either."""
+    """Warnings from the canaries; on stderr, so that they are visible with --json too."""
     for one in summary.fooled:
         assert one.score is not None
         said = f"the judge gave {one.score.score} of 100 to {CANARY_NAMES[one.index]}"
@@ -103,7 +103,7 @@ def print_warnings(summary: GradeSummary, console: Console) -> None:
 
 
 def grade_coverage(summary: GradeSummary) -> str:
-    """How many of the items the mean is over, and what became of the others."""
+    """The number of items in the mean, and what happened to the others."""
     others = (
         (summary.n_unscored, "unscored"),
         (summary.n_truncated, "truncated"),

@@ -55,7 +55,7 @@ class LineEditor:
         )
 
     def read(self) -> str:
-        """The next message. Raises EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
+        """The next message. Raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C."""
         try:
             with _ending_on_sigterm(self._session.app) as begin:
                 text = self._session.prompt(pre_run=begin)
@@ -124,7 +124,7 @@ class _Entries(History):
         self._path, self._is_broken, self._notice = path, False, ""
 
     def take_notice(self) -> str:
-        """The notice, once."""
+        """Return the pending notice, once."""
         notice, self._notice = self._notice, ""
         return notice
 
@@ -172,7 +172,7 @@ class _Entries(History):
 
 
 def _entry(line: bytes) -> str:
-    """ "" for a torn line, or one of another program."""
+    """The entry of a line; "" for a torn line, or one of another program."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

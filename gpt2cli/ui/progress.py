@@ -1,6 +1,7 @@
-"""The progress of every long job: a bar on a terminal, a plain line now and then elsewhere, on stderr.
+"""The progress of all long jobs, on stderr: a bar on a terminal, occasional plain lines elsewhere.
 
-A job is an iterator of steps; a state function says how far a step is. Those of the commands are below.
+A job is an iterator of steps; a state function maps a step to its progress. Those of the commands are
+below.
 """
 
 import contextlib
@@ -29,22 +30,22 @@ Step = TypeVar("Step")
 
 @dataclass(frozen=True)
 class State:
-    """How far a job is: `done` of `total` (None: unknown), in any unit."""
+    """The progress of a job: `done` of `total` (None: unknown), in any unit."""
 
     label: str
     done: float = 0
     total: float | None = None
     facts: str = ""  # beside the bar: a count, a speed, a loss
-    plain: str = ""  # a line of its own where there is no bar
+    plain: str = ""  # printed instead of a bar
     note: str = ""  # a warning, with or without a bar
 
 
 def track(
     steps: Iterable[Step], console: Console, state: Callable[[Step], State], every: float = LINE_SECONDS
 ) -> Generator[Step, None, None]:
-    """The same steps, with their progress shown; a plain line at most each `every` seconds.
+    """The same steps, with their progress shown; a plain line at most every `every` seconds.
 
-    A generator of steps is closed at the end, whatever the end is.
+    A generator of steps is always closed at the end.
     """
     try:
         with showing(console, every) as show:
@@ -71,7 +72,7 @@ def finish(
 def showing(
     console: Console, every: float = LINE_SECONDS
 ) -> contextlib.AbstractContextManager[Callable[[State], None]]:
-    """For a job that calls back instead of yielding steps: gives the function that shows a state."""
+    """For a job that calls back instead of yielding steps: yields the function that shows a state."""
     return _bar(console) if is_terminal(console) else _lines(console, every)
 
 
@@ -143,7 +144,7 @@ def preparing() -> "Callable[[Preparing], State]":
 
 
 def downloading() -> "Callable[[DownloadProgress], State]":
-    """Bytes of all files; where there is no bar, each file is named once."""
+    """Bytes of all files; without a bar, each file is named once."""
     seen = set[str]()
 
     def state(step: "DownloadProgress") -> State:

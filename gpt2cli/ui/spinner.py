@@ -1,6 +1,6 @@
 """The spinner for waits of unknown length, and a terminal that does not echo keys meanwhile.
 
-Imports nothing heavy: the first thing to wait for is such an import.
+Imports nothing heavy: the first wait is for a heavy import.
 """
 
 import contextlib

@@ -112,7 +112,7 @@ def _print_verification(found: dict[str, Any] | None, console: Console) -> None:
         f" of the source {_number(found['perplexity_of_source'])}"
     )
     console.print(
-        f"PASS: over {found['tokens']} tokens the logits differ from an independent computation by at most"
+        f"PASS: over {found['tokens']} tokens the logits differ from the NumPy reference by at most"
         f" {found['max_difference']:.1e} ({found['tolerance']:g} allowed), in fp32 by"
         f" {found['max_difference_fp32']:.1e}",
         style="good",
@@ -132,6 +132,6 @@ def _table(first: str, *others: str) -> Table:
 
 
 def short_label(label: str) -> str:
-    """A label on one line, safe for a terminal, cut where it is long."""
+    """A label as one terminal-safe line, truncated if long."""
     text = printable(label).replace("\n", "␊").replace("\t", " ")
     return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"

@@ -1,4 +1,4 @@
-"""What a training run shows: its events as a growing table over a progress bar, or as plain lines."""
+"""The display of a training run: its events as a growing table over a progress bar, or as plain lines."""
 
 import signal
 from collections.abc import Callable
@@ -149,7 +149,7 @@ class TrainingView:
         self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _bar(self) -> Progress:
-        """As much of the bar as fits. stdout stays as it is: it is data."""
+        """The progress bar, as wide as fits. stdout is untouched: it is data."""
         steps = TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False)
         columns: list[ProgressColumn] = [steps, TimeRemainingColumn(compact=True)]
         if self.console.width >= 40:

@@ -188,7 +188,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights cut short": (cut, "does not fit the file"),
     "weights empty": (
         lambda f: (f / "model.safetensors").write_bytes(b""),
-        "0 bytes are no safetensors file",
+        "0 bytes are not a safetensors file",
     ),
     "another model": (lambda f: change_config(f, architectures=["Other"]), "holds a Other"),
     "a model that is no name": (lambda f: change_config(f, architectures=5), "holds a 5"),

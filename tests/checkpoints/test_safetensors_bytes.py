@@ -66,7 +66,7 @@ def test_the_bytes_come_whole_in_order_and_aligned(
 def test_the_smallest_files(size: int, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(size))
     assert read_bytes(tmp_path / "x", None, remembered=False) == bytes(size)
-    with pytest.raises(InputError, match="no safetensors file"):
+    with pytest.raises(InputError, match="not a safetensors file"):
         read_tensors(tmp_path / "x")
 
 

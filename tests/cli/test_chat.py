@@ -347,7 +347,7 @@ def test_saving_never_overwrites_silently(chat: Chat, models: Path, tmp_path: Pa
     (tmp_path / "there").write_text("mine")
     os.mkfifo(tmp_path / "fifo")
     for line, what in {
-        "/save there": "there: is there already\nfix: /save there --force",
+        "/save there": "there: already exists\nfix: /save there --force",
         "/save .": ".: is not a regular file",
         "/save fifo": "fifo: is not a regular file",
         "/save /dev/full": "/dev/full: is not a regular file",

@@ -21,7 +21,7 @@ def test_files_that_cannot_be_converted_are_refused_and_fetched_anew(
     command = ("download", "tiny", "--source", "openai", "--base-url", site.address)
     hurt = gpt2(*command)
     assert (hurt.code, hurt.out) == (3, "")
-    assert "these files are damaged, and the next download fetches them anew" in hurt.err
+    assert "these files are damaged; the next download fetches them again" in hurt.err
     folder = paths.downloads() / "openai" / "tiny"
     assert sorted(path.name for path in folder.glob("*.refused"))[0] == "checkpoint.refused"
     assert (folder / "vocab.bpe").exists()
@@ -176,7 +176,7 @@ main(sys.argv[1:])
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert "Stopped. The same command continues where it was." in err, heard
+    assert "Stopped. Run the same command again to continue." in err, heard
     site.requests.clear()
     again = subprocess.run([*process.args, "--source", "openai"], capture_output=True, text=True, check=True)  # type: ignore[misc]
     assert again.stdout == f"{paths.downloads() / 'openai' / 'tiny'}\n"

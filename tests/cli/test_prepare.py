@@ -111,7 +111,7 @@ def test_a_signal_stops_it_and_the_same_command_continues(number: int, code: int
     _, error = process.communicate(timeout=20)
     assert process.returncode == code
     assert time.monotonic() - begin < 3
-    assert "The same command continues where it was." in error
+    assert "Run the same command again to continue." in error
     assert "Traceback" not in error
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert (tmp_path / "out" / "journal.json").exists()

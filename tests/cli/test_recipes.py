@@ -98,7 +98,7 @@ def test_copy_into_a_folder(tmp_path: Path) -> None:
 def test_copy_replaces_only_when_told(tmp_path: Path) -> None:
     target = tmp_path / "my.yaml"
     target.write_text("mine")
-    with pytest.raises(UsageError, match="is there already") as caught:
+    with pytest.raises(UsageError, match="already exists") as caught:
         run("copy", "verdict", str(target))
     assert caught.value.exit_code == 2 and caught.value.fix.endswith("--force")
     assert target.read_text() == "mine"

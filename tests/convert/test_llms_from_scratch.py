@@ -116,7 +116,7 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (put(W, torch.zeros(16, 15)), f"{W} has shape"),
         (put("out_head.weight", torch.zeros(10, 16)), "out_head.weight has shape"),
         (put("extra", torch.zeros(2)), "unknown: extra"),
-        (put("pos_emb.weight", 5), "pos_emb.weight is no matrix"),
+        (put("pos_emb.weight", 5), "pos_emb.weight is not a matrix"),
         (put(7, torch.zeros(2)), "has an entry 7"),
         (put(W, torch.zeros(16, 16, dtype=torch.complex64)), "is complex64"),
         (put("tok_emb.weight", torch.zeros(100, 16)), "has 100 tokens"),

@@ -195,7 +195,7 @@ W = "transformer.h.1.attn.c_attn.weight"
         (put(W, torch.zeros(48, 16, dtype=torch.int64)), "is int64"),
         (put(W, torch.zeros(0, 16)), "is empty"),
         (put("_orig_mod." + W, torch.zeros(48, 16)), "same tensor's name"),
-        (put("transformer.wte.weight", torch.zeros(3)), "is no matrix"),
+        (put("transformer.wte.weight", torch.zeros(3)), "is not a matrix"),
         (args(n_layer=3), "n_layer 3"),
         (args(n_layer=10**9), "n_layer 1000000000"),
         (args(n_embd="16"), "n_embd '16'"),

@@ -133,7 +133,7 @@ def test_a_square_matrix_turned_over_shows(model: GPT2LMHead) -> None:
     wrong = {name: a.T if name.endswith("attn.c_proj.weight") else a for name, a in raw.items()}
     found = reference_logits(wrong, "huggingface", CONFIG, PROMPTS)
     assert np.abs(right[0] - found[0]).max() > 0.1
-    mended = reference_logits(wrong, "huggingface", CONFIG, PROMPTS, turned=True)
+    mended = reference_logits(wrong, "huggingface", CONFIG, PROMPTS, transposed=True)
     assert np.abs(right[0] - mended[0]).max() < 1e-12
 
 

@@ -271,7 +271,7 @@ def test_another_file_is_no_file_of_torch(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     for content in (b"", b"\x80\x04N.", b"GGUF" + bytes(50)):
         path.write_bytes(content)
-        assert "is no file of torch.save" in refused(path).what
+        assert "is not a file written by torch.save" in refused(path).what
         with open(path, "rb") as file:
             assert not is_torch_file(path, file)
 

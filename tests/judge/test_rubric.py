@@ -42,11 +42,11 @@ def test_what_is_nearly_an_answer_is_none(kind: str) -> None:
         ("score", "101", "score is 101, not from 0 to 100"),
         ("clarity", "-1", "clarity is -1, not from 0 to 100"),
         ("score", "1e400", "score is inf, not a whole number"),
-        ("score", "-Infinity", "-Infinity is no number in JSON"),
+        ("score", "-Infinity", "-Infinity is not a number in JSON"),
         ("score", "9" * 4000, "score is a huge number, not from 0 to 100"),
         ("score", "true", "score is True, not a whole number"),
         ("reason", '""', "the reason is empty"),
-        ("reason", "7", "the reason is no text"),
+        ("reason", "7", "the reason is not text"),
         ("reason", f'"{"x" * (LONGEST_REASON + 1)}"', "the reason has 2001 characters, more than 2000"),
     ],
 )
