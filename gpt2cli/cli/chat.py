@@ -7,7 +7,6 @@ from typing import Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, ChatLoop, too_long
 from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
@@ -58,6 +57,7 @@ def chat(
     Prints only replies to stdout, or with --json one object per line.
     Progress and notes go to stderr.
     """
+    from gpt2cli.cli.chat_loop import ChatLoop
     from gpt2cli.ui.spinner import echo_off, waiting
 
     if sys.stdin is None:  # closed by the parent process
@@ -133,6 +133,8 @@ class _Lines:
             prompt = "  "
 
     def _line(self) -> str:
+        from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, too_long
+
         line = b"" if self._is_over else sys.stdin.buffer.readline(LONGEST_MESSAGE + 1)
         if not line:
             raise EOFError
@@ -145,6 +147,8 @@ class _Lines:
 
     def _skip(self) -> None:
         """Skip to the end of the line, which may never come."""
+        from gpt2cli.cli.chat_loop import LONGEST_MESSAGE
+
         for _ in range(LONGEST_LINE // LONGEST_MESSAGE):
             piece = sys.stdin.buffer.readline(LONGEST_MESSAGE)
             if not piece or piece.endswith(b"\n"):

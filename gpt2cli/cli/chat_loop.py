@@ -13,8 +13,6 @@ from gpt2cli.cli import chat_commands
 from gpt2cli.cli.failures import explain
 from gpt2cli.cli.signals import install
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
-from gpt2cli.files import write_json
-from gpt2cli.json_files import read_json
 from gpt2cli.ui.chat import (
     LONGEST_NAME,
     ReplyView,
@@ -210,6 +208,8 @@ class ChatLoop:
         note("there is no system prompt" if system is None else f"system prompt: {system}")
 
     def _save(self, argument: str) -> None:
+        from gpt2cli.files import write_json
+
         name, force = chat_commands.parse_save(argument)
         path = _path(name)
         if os.path.lexists(path):
@@ -224,6 +224,8 @@ class ChatLoop:
         note(f"saved {_turns(self.conversation)} in {path}")
 
     def _load(self, argument: str) -> None:
+        from gpt2cli.json_files import read_json
+
         path = _path(argument)
         with _system_errors():
             value = read_json(path, "/save FILE writes a conversation that can be loaded")

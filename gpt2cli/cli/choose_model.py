@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +90,8 @@ def load_for_decoding(
 
 def sampling_options(seed: int | None, **given: float | None) -> "SamplingOptions":
     """The options given on the command line, defaults for the rest, and a random seed if none is given."""
+    import secrets
+
     from gpt2cli.generation.sampling import SamplingOptions
 
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

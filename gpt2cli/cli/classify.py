@@ -1,6 +1,5 @@
 """`gpt2 classify`: texts in, labels and probabilities out."""
 
-import csv
 import io
 import json
 import os
@@ -257,6 +256,8 @@ def _added(table: "Table") -> tuple[str, ...]:
 
 
 def _csv(values: "Sequence[str | None]") -> str:
+    import csv
+
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(values)
     return line.getvalue()

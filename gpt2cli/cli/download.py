@@ -12,7 +12,6 @@ import typer
 from gpt2cli import paths
 from gpt2cli.cli.options import JsonOption, OfflineOption
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError, UsageError
-from gpt2cli.json_files import read_json_object
 from gpt2cli.ui.console import err, out, print_json, print_result, say
 
 if TYPE_CHECKING:
@@ -199,11 +198,11 @@ def _made_meanwhile(name: str, fetched: "Downloaded", model: Path, again: str) -
 
     Raises UsageError if it was made from others.
     """
-
     from gpt2cli import paths
     from gpt2cli.checkpoints.provenance import RECEIPT
     from gpt2cli.errors import UsageError
     from gpt2cli.hub.inventory import is_made_of, origin_of
+    from gpt2cli.json_files import read_json_object
 
     if not paths.is_model(model):
         return None

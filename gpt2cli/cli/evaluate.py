@@ -8,7 +8,6 @@ import typer
 
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import DeviceOption, JsonOption, OfflineOption, PrecisionOption, ThreadsOption
-from gpt2cli.files import sha256_of
 from gpt2cli.paths import is_adapter
 from gpt2cli.ui.console import err, out, print_json, say
 
@@ -91,6 +90,7 @@ def _read(found: "FoundCorpus") -> "tuple[str, str]":
     """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
     from gpt2cli.data.input_files import TextSource
     from gpt2cli.data.text_reader import SourceReader
+    from gpt2cli.files import sha256_of
 
     (path,) = found.paths
     with closing(SourceReader(TextSource(str(path), path, "text", gzipped=False), ())) as reading:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli import files
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
@@ -18,7 +17,6 @@ from gpt2cli.cli.train_command import (
     train,
 )
 from gpt2cli.errors import InputError
-from gpt2cli.json_files import read_json_object
 from gpt2cli.paths import best_checkpoint
 from gpt2cli.ui.console import err, say
 
@@ -93,6 +91,7 @@ def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
 
 def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
     """Evaluate the best checkpoint on the test split: a table, report.json and confusion.png."""
+    from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import classification_metrics
     from gpt2cli.generation.label_texts import label_probabilities
@@ -140,6 +139,8 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
 
 def _is_reported(run: "RunDir") -> bool:
     """Whether there is a report, and of the checkpoint that is now the best."""
+    from gpt2cli.json_files import read_json_object
+
     try:
         report = read_json_object(run.folder / REPORT)
     except InputError:

@@ -4,14 +4,13 @@ Writes one answer per evaluation to samples.txt, and responses.jsonl and scores.
 """
 
 import contextlib
-import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli import files, paths
+from gpt2cli import paths
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
@@ -23,8 +22,6 @@ from gpt2cli.cli.train_command import (
     train,
 )
 from gpt2cli.errors import DivergedError, Gpt2Error
-from gpt2cli.files import sha256_of
-from gpt2cli.json_files import read_json_object
 from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
@@ -206,6 +203,7 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
 
 def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any], with_rouge: bool) -> None:
     """Measure and report the answers; scores.json is written last and marks them as complete."""
+    from gpt2cli import files
     from gpt2cli.evaluation.rouge import rouge
 
     n, n_ended = len(responses), sum(response.ended for response in responses)
@@ -224,7 +222,9 @@ def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any],
 
 def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
     """Whether all the answers and scores that this recipe asks for are there."""
+    from gpt2cli import files
     from gpt2cli.evaluation.rouge import ROUGE_TYPES
+    from gpt2cli.json_files import read_json_object
 
     try:
         scores = read_json_object(run.folder / SCORES)
@@ -242,7 +242,10 @@ def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
 
 def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
     """A hash of the weights, the test split and the options: a change of one discards all answers."""
+    import hashlib
+
     from gpt2cli.checkpoints.folder import MANIFEST
+    from gpt2cli.files import sha256_of
 
     asked = recipe.eval
     facts = {

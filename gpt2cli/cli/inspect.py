@@ -12,7 +12,6 @@ import typer
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.files import require_writable
 from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.ui.console import err, print_json, say
 
@@ -111,6 +110,8 @@ def _plan_picture(
     config: "GPT2Config", path: Path | None, layer: int | None, head: int | None
 ) -> _Picture | None:
     """The picture to draw, checked against the model and the disk."""
+    from gpt2cli.files import require_writable
+
     if path is None:
         return None
     chosen = []

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.files import open_regular
 from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
@@ -82,6 +81,8 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
 
     A file must be UTF-8, like every file; bytes in a pipe that are not become U+FFFD.
     """
+    from gpt2cli.files import open_regular
+
     if file is not None:
         if prompt is not None:
             raise UsageError("there are two prompts", f"{file} and the argument", "give one of them")

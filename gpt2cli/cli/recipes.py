@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2cli import files
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import UsageError
 from gpt2cli.ui.console import aligned, err, out, printable, say
@@ -57,6 +56,7 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe to a file to edit."""
+    from gpt2cli import files
     from gpt2cli.recipe.loader import find_recipe, read_recipe
 
     source, target = find_recipe(name), Path(destination)

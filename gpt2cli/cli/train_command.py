@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli import __version__, files, paths
+from gpt2cli import __version__, paths
 from gpt2cli.cli.signals import stop_on_signal
 from gpt2cli.errors import UsageError
 from gpt2cli.ui.console import err, out, printable, say
@@ -236,6 +236,7 @@ def _record(
     origin: dict[str, object],
 ) -> None:
     """Write recipe.yaml and run.json; on a resume, say what changed and cut the log after the checkpoint."""
+    from gpt2cli import files
     from gpt2cli.recipe.loader import dump_recipe
     from gpt2cli.runtime import describe_machine
     from gpt2cli.training.run_dir import truncate_records, write_record

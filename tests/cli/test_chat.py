@@ -176,7 +176,7 @@ def test_a_message_that_is_too_long_is_said_and_the_next_line_read(chat: Chat, m
 
 
 def test_a_line_without_end_is_bounded(chat: Chat, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2cli.cli.chat.LONGEST_MESSAGE", 100)
+    monkeypatch.setattr("gpt2cli.cli.chat_loop.LONGEST_MESSAGE", 100)
     monkeypatch.setattr("gpt2cli.cli.chat.LONGEST_LINE", 1000)
     said = "error: a line on stdin is longer than 1 MiB\nwhy: no context is that long\nfix: shorten it\n"
     for length, n_answers in ((100, 3), (101, 2), (1000, 2)):
