@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
@@ -204,12 +205,13 @@ def decode_text(data: bytes, name: str, offset: int = 0, *, with_line: bool = Fa
     if place < 0:
         return text if offset else text.removeprefix("\ufeff")
     utf16 = not offset and data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    encoding = "UTF-16" if utf16 else "LATIN1"
     line = data.count(b"\n", 0, place) + 1
     where = f"{name}:{line}" if with_line else name
     raise InputError(
         f"{where}: {what} at byte {offset + place}",
         "it begins like UTF-16" if utf16 else "the file is binary, or in another encoding such as Latin-1",
-        f"iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 FILE > NEW-FILE",
+        shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", "-o", f"{name}.utf8", name]),
     )
 
 

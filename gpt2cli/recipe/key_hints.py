@@ -67,6 +67,8 @@ class RecipeKeys:
         elsewhere = {other: name for name in known for other in OTHER_NAMES.get(name, ())}
         last_words = {name.rpartition(".")[2]: name for name in reversed(known)}
         every = last_words | elsewhere | {name: name for name in self.all}
+        if word in elsewhere:  # another program's name for it
+            return elsewhere[word]
         for names, cutoff in ((own, 0.6), (every, 0.75)):
             if close := difflib.get_close_matches(word, names, 1, cutoff):
                 return names[close[0]]

@@ -74,7 +74,8 @@ def _values(setup: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
         return found
 
     rows = [
-        (key, printable(str(value(key))), origins[key]) for key, _, _ in recipe_fields(type(setup.recipe))
+        (key, printable(str(value(key))), _short_origin(origins[key]))
+        for key, _, _ in recipe_fields(type(setup.recipe))
     ]
     chosen = setup.runtime
     resolved = {
@@ -88,6 +89,11 @@ def _values(setup: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
         (key, f"{text} -> {resolved[key]}" if resolved.get(key, text) != text else text, origin)
         for key, text, origin in rows
     ]
+
+
+def _short_origin(origin: str) -> str:
+    """verdict.yaml:5 for a path of any length; "default" and "override" stay."""
+    return origin.rpartition("/")[2] if ":" in origin else origin
 
 
 def _memory(setup: TrainingSetup) -> list[Row]:
