@@ -18,6 +18,7 @@ from gpt2cli.model.lora import (
     lora_state,
     merge_lora,
 )
+from gpt2cli.runtime import find_compiler
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
@@ -175,6 +176,7 @@ def test_a_target_that_is_no_matrix_is_refused() -> None:
         add_lora(new_model(CONFIG, 1), rank=1, alpha=1.0, dropout=0.0, targets=("c_attn", "wte"), seed=0)
 
 
+@pytest.mark.skipif(not find_compiler(), reason="there is no C++ compiler")
 def test_compiled_blocks_with_adapters_learn_the_same() -> None:
     plain, compiled = make_loud(adapted(targets=("c_attn",))), make_loud(adapted(targets=("c_attn",)))
     for block in compiled.transformer.h:

@@ -21,6 +21,7 @@ from gpt2cli.model.gpt2 import GPT2LMHead
 CONFIG = GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=64, vocab_size=211)
 GREEDY = SamplingOptions(temperature=0)
 Packed = Callable[[str], GPT2LMHead]
+needs_compiler = pytest.mark.skipif(not aot_packages.can_build(), reason="there is no C++ compiler")
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +182,7 @@ def test_without_a_compiler_there_is_an_error_to_go_on_from(monkeypatch: pytest.
         build_package(CONFIG, "fp32")
 
 
+@needs_compiler
 def test_a_failed_build_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_step, "__name__", "gpt2cli.no_such_module")
     with pytest.raises(BuildError, match=r"the compiler failed .*no_such_module"):
@@ -201,6 +203,7 @@ def test_an_opened_package_leaves_nothing_behind(
     assert ids_of(fast, [17], 20) == ids_of(model, [17], 20)
 
 
+@needs_compiler
 @pytest.mark.parametrize("place", ["a file", "not writable"])
 def test_a_place_that_cannot_be_written_is_a_build_that_fails(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
