@@ -87,61 +87,67 @@ class ConvertProgress:
     receipt: dict[str, Any] = field(default_factory=dict)
 
 
-def convert(path: Path, out: Path, wish: ConvertOptions) -> Iterator[ConvertProgress]:
+def convert(path: Path, out: Path, options: ConvertOptions) -> Iterator[ConvertProgress]:
     """Convert the model at `path` to `out`, and verify it.
 
     Raises UsageError if `out` exists, InputError for a source that is damaged or not a GPT-2, or
     whose converted model computes something else, ResourceError if the disk is full.
     If anything fails, `out` is unchanged.
     """
-    out = check_place(path, out, wish.to, force=wish.force)
+    out = check_place(path, out, options.to, force=options.force)
     yield ConvertProgress("reading")
     # Leaving it closes files and deletes what was unzipped.
     with contextlib.ExitStack() as opened:
-        source = opened.enter_context(open_foreign(path, n_head=wish.n_head, merge=wish.merge))
-        if wish.n_head not in (None, source.config.n_head):
+        source = opened.enter_context(open_foreign(path, n_head=options.n_head, merge=options.merge))
+        if options.n_head not in (None, source.config.n_head):
             raise UsageError(
-                f"--n-head is {wish.n_head}, but {source.path} says it has {source.config.n_head} heads",
+                f"--n-head is {options.n_head}, but {source.path} says it has {source.config.n_head} heads",
                 "the option is for formats that do not store it",
                 "leave out --n-head",
             )
-        source, wish = _tolerated(source, wish) if wish.allow_nonfinite else (_guarded(source), wish)
-        check_room(out, source.config, wish.dtype)
-        if check := EXPRESSIBLE.get(wish.to):  # before the work of verifying
-            check(source.config, source.tokenizer, wish.dtype)
+        source, options = (
+            _tolerated(source, options) if options.allow_nonfinite else (_guarded(source), options)
+        )
+        check_room(out, source.config, options.dtype)
+        if check := EXPRESSIBLE.get(options.to):  # before the work of verifying
+            check(source.config, source.tokenizer, options.dtype)
         receipt = _receipt_of(source)
-        if wish.verify is None:
-            wish = replace(wish, verify=source.format != "gpt2cli")
-        export = _to_folder if wish.to == "folder" else _to_others
-        yield from export(source, out, wish, receipt, opened.close)
+        if options.verify is None:
+            options = replace(options, verify=source.format != "gpt2cli")
+        export = _to_folder if options.to == "folder" else _to_others
+        yield from export(source, out, options, receipt, opened.close)
     yield ConvertProgress("done", len(source.tensors), len(source.tensors), receipt)
 
 
 def _to_folder(
-    source: ForeignModel, out: Path, wish: ConvertOptions, receipt: dict[str, Any], let_go: Callable[[], None]
+    source: ForeignModel,
+    out: Path,
+    options: ConvertOptions,
+    receipt: dict[str, Any],
+    free: Callable[[], None],
 ) -> Iterator[ConvertProgress]:
-    dtype = DTYPES[wish.dtype]
-    with disk.new_folder(out, replace=wish.force) as folder:
-        written = yield from _write_folder(source, folder, dtype, wish)
-        if wish.verify:
+    dtype = DTYPES[options.dtype]
+    with disk.new_folder(out, replace=options.force) as folder:
+        written = yield from _write_folder(source, folder, dtype, options)
+        if options.verify:
             yield ConvertProgress("verifying")
             expected = expected_logits(source, dtype)
-            let_go()  # some sources are held in memory
+            free()  # some sources are held in memory
             with open_hugging_face(folder) as converted:
                 _require_same_logits(expected, converted, source, receipt)
-        receipt["output"] = {"dtype": wish.dtype, "files": written}
+        receipt["output"] = {"dtype": options.dtype, "files": written}
         disk.write_json(folder / RECEIPT, receipt)
         write_manifest(folder, {**written, RECEIPT: disk.sha256_of(folder / RECEIPT)})
 
 
 def _write_folder(
-    source: ForeignModel, folder: Path, dtype: torch.dtype, wish: ConvertOptions
+    source: ForeignModel, folder: Path, dtype: torch.dtype, options: ConvertOptions
 ) -> Generator[ConvertProgress, None, dict[str, str]]:
     layout = {name: (dtype, tensor.shape) for name, tensor in source.tensors.items()}
     with TensorWriter(folder / WEIGHTS, layout, {"format": "pt"}) as writer:
         for n_done, tensor in enumerate(source.tensors.values()):
             yield ConvertProgress("writing", n_done, len(layout))
-            writer.write(_cast(source, tensor, dtype, wish))
+            writer.write(_cast(source, tensor, dtype, options))
     config = to_hugging_face(source.config, source.tokenizer.end_of_text)
     disk.write_json(folder / CONFIG, {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
     names = [CONFIG, *save_tokenizer(source.tokenizer, folder)]
@@ -164,37 +170,41 @@ def _training_files(source: ForeignModel) -> list[str]:
 
 
 def _to_others(
-    source: ForeignModel, out: Path, wish: ConvertOptions, receipt: dict[str, Any], let_go: Callable[[], None]
+    source: ForeignModel,
+    out: Path,
+    options: ConvertOptions,
+    receipt: dict[str, Any],
+    free: Callable[[], None],
 ) -> Iterator[ConvertProgress]:
-    if wish.verify:
+    if options.verify:
         yield ConvertProgress("verifying")
         expected = expected_logits(source, torch.float32)
         _require_same_logits(expected, source, source, receipt)
     yield ConvertProgress("writing", 0, len(source.tensors))
-    match wish.to:
+    match options.to:
         case "gguf":
-            write_gguf(out, source, wish.dtype, out.stem)
+            write_gguf(out, source, options.dtype, out.stem)
         case "nanogpt":
             write_nanogpt(out, source)
         case "tensorflow":
-            with disk.new_folder(out, replace=wish.force) as folder:
+            with disk.new_folder(out, replace=options.force) as folder:
                 write_openai(folder, source)
     yield ConvertProgress("verifying")
-    receipt["read_back"] = verify_export(out, wish.to, source)
-    let_go()
+    receipt["read_back"] = verify_export(out, options.to, source)
+    free()
     files = [out] if out.is_file() else sorted(out.iterdir())
-    receipt["output"] = {"dtype": wish.dtype, "files": {p.name: disk.sha256_of(p) for p in files}}
+    receipt["output"] = {"dtype": options.dtype, "files": {p.name: disk.sha256_of(p) for p in files}}
     disk.write_json(out / RECEIPT if out.is_dir() else out.with_name(f"{out.name}.{RECEIPT}"), receipt)
 
 
-def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, wish: ConvertOptions) -> Tensor:
+def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, options: ConvertOptions) -> Tensor:
     """The tensor in the output precision. Raises InputError if it overflows."""
     values = tensor.load().to(dtype)
-    if not wish.allow_nonfinite:
+    if not options.allow_nonfinite:
         too_large = InputError(
-            f"{source.path}: {tensor.source} has values beyond the range of {wish.dtype}",
+            f"{source.path}: {tensor.source} has values beyond the range of {options.dtype}",
             "they would become infinite",
-            "--dtype bf16, which has the range of f32" if wish.dtype == "f16" else "keep a wider --dtype",
+            "--dtype bf16, which has the range of f32" if options.dtype == "f16" else "keep a wider --dtype",
         )
         require_finite(values, too_large)
     return values
@@ -218,13 +228,13 @@ def _guarded(source: ForeignModel) -> ForeignModel:
     return replace(source, tensors=guarded)
 
 
-def _tolerated(source: ForeignModel, wish: ConvertOptions) -> tuple[ForeignModel, ConvertOptions]:
+def _tolerated(source: ForeignModel, options: ConvertOptions) -> tuple[ForeignModel, ConvertOptions]:
     """Say which tensors are not finite, and compare nothing then: NaN equals nothing."""
     broken = [t.source for t in source.tensors.values() if not is_finite(t.load())]
     if not broken:
-        return source, wish
+        return source, options
     note = f"{', '.join(broken)}: not finite in places, so that nothing was compared"
-    return replace(source, notes=(*source.notes, note)), replace(wish, verify=False)
+    return replace(source, notes=(*source.notes, note)), replace(options, verify=False)
 
 
 def _require_same_logits(

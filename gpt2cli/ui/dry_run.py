@@ -74,7 +74,7 @@ def _values(setup: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
         return found
 
     rows = [
-        (key, printable(str(value(key))), _short_origin(origins[key]))
+        (key, printable(str(value(key))), origins[key].rpartition("/")[2])
         for key, _, _ in recipe_fields(type(setup.recipe))
     ]
     chosen = setup.runtime
@@ -89,11 +89,6 @@ def _values(setup: TrainingSetup, origins: Mapping[str, str]) -> list[Row]:
         (key, f"{text} -> {resolved[key]}" if resolved.get(key, text) != text else text, origin)
         for key, text, origin in rows
     ]
-
-
-def _short_origin(origin: str) -> str:
-    """verdict.yaml:5 for a path of any length; "default" and "override" stay."""
-    return origin.rpartition("/")[2] if ":" in origin else origin
 
 
 def _memory(setup: TrainingSetup) -> list[Row]:

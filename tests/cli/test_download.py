@@ -194,9 +194,9 @@ def test_a_place_that_is_taken_in_the_meantime(
     """As the second of two: the files are here, and the model appears while it is being made."""
     genuine = pipeline.convert
 
-    def slow(path: Path, out: Path, wish: Any) -> Any:
-        list(genuine(path, out, wish))
-        return genuine(path, out, wish)
+    def slow(path: Path, out: Path, options: Any) -> Any:
+        list(genuine(path, out, options))
+        return genuine(path, out, options)
 
     monkeypatch.setattr(pipeline, "convert", slow)
     done = gpt2("download", "tiny", "--source", "hf", "--json")

@@ -33,8 +33,8 @@ def written(folder: Path, model: GPT2LMHead) -> Path:
     return folder
 
 
-def run(path: Path, out: Path, **wish: Any) -> dict[str, Any]:
-    return list(convert(path, out, ConvertOptions(**wish)))[-1].receipt
+def run(path: Path, out: Path, **options: Any) -> dict[str, Any]:
+    return list(convert(path, out, ConvertOptions(**options)))[-1].receipt
 
 
 @pytest.mark.parametrize(

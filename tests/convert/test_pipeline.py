@@ -35,8 +35,8 @@ def foreign(loud_model: GPT2LMHead, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def run(path: Path, out: Path, **wish: Any) -> dict[str, Any]:
-    return list(convert(path, out, ConvertOptions(**wish)))[-1].receipt
+def run(path: Path, out: Path, **options: Any) -> dict[str, Any]:
+    return list(convert(path, out, ConvertOptions(**options)))[-1].receipt
 
 
 def test_a_foreign_folder_is_proved_and_installed(
@@ -256,16 +256,16 @@ def test_no_room(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("options", "message"),
     [
         ({"dtype": "q8_0"}, "--dtype q8_0 does not go with --to folder"),
         ({"to": "nanogpt", "dtype": "f16"}, "--dtype f16 does not go with --to nanogpt"),
         ({"to": "tensorflow", "dtype": "bf16"}, "--dtype bf16 does not go with --to tensorflow"),
     ],
 )
-def test_wishes_that_cannot_be(wish: dict[str, str], message: str) -> None:
+def test_options_that_cannot_go_together(options: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        ConvertOptions(**wish)
+        ConvertOptions(**options)
 
 
 def test_characters_are_compared_too(tmp_path: Path) -> None:
