@@ -22,6 +22,7 @@ from gpt2cli.cli.options import (
     TopKOption,
     TopPOption,
 )
+from gpt2cli.cli.signals import wait_for_input
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import gpt2_home
 from gpt2cli.ui.console import err, is_terminal, out
@@ -120,6 +121,7 @@ class _Lines:
         lines: list[str] = []
         while True:
             err().print(prompt, end="")
+            wait_for_input(sys.stdin.buffer)
             try:
                 line = self._line()
             except EOFError:

@@ -6,10 +6,11 @@ the terminal's Ctrl-C is then meant for another program. SIGTERM always counts.
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -54,6 +55,23 @@ def stop_on_signal(message: str) -> Iterator[Callable[[], int]]:
         yield lambda: received
     finally:
         undo()
+
+
+def wait_for_input(stream: IO[bytes]) -> None:
+    """Return when `stream` can be read, or raise what the handler of a signal raises.
+
+    A plain read sleeps through a signal that comes just before it, or that another thread receives.
+    """
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    try:
+        while stream not in (ready := select.select([stream, woken], [], [])[0]):
+            os.read(woken, len(ready))  # a handler that has raised nothing
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(woken)
+        os.close(wake)
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
