@@ -136,26 +136,28 @@ def new_model(config: GPT2Config, seed: int, attention: str = "sdpa") -> GPT2LMH
 
 @torch.no_grad()
 def initialize(model: GPT2LMHead, seed: int) -> None:
-    """Fill every weight of a fresh model, the same for the same seed.
+    """Fill every weight of a fresh model as OpenAI's code does, the same for the same seed.
 
-    Matrices: normal, standard deviation 0.02. The two projections of a block that write into the
-    residual stream: 0.02 / sqrt(2 * n_layer), because 2 * n_layer of them add up there. Both
-    embeddings: 0.02 / sqrt(2). The token embedding also scores the output: logits begin with
-    variance C * std^2, which costs C * std^2 / 2 nats over knowing nothing, ln(V). At 124M that
-    is 0.08, and 0.15 for 0.02; still smaller ones learn slower. Biases 0; LayerNorm weights 1.
+    Matrices and token embedding: normal, standard deviation 0.02; position embedding: 0.01. The two
+    projections of a block that write into the residual stream: 0.02 / sqrt(2 * n_layer), because
+    2 * n_layer of them add up there. Biases 0; LayerNorm weights 1.
+
+    The token embedding also gives the logits, which begin with variance C * 0.02^2. So the first
+    loss is ln(V) + C * 0.02^2 / 2: 10.98 for 124M, 0.15 above a uniform guess.
     """
     generator = torch.Generator().manual_seed(seed)
-    config = model.config
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
         elif parameter.dim() == 1:
             parameter.fill_(1.0)
         else:
-            parameter.normal_(0.0, config.initializer_range / _damping(name, config), generator=generator)
+            parameter.normal_(0.0, _standard_deviation(name, model.config), generator=generator)
 
 
-def _damping(name: str, config: GPT2Config) -> float:
-    if name.endswith(("wte.weight", "wpe.weight")):
-        return math.sqrt(2)
-    return math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
+def _standard_deviation(name: str, config: GPT2Config) -> float:
+    if name.endswith("wpe.weight"):
+        return config.initializer_range / 2
+    if name.endswith("c_proj.weight"):
+        return config.initializer_range / math.sqrt(2 * config.n_layer)
+    return config.initializer_range
