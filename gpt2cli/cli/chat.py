@@ -121,7 +121,6 @@ class _Lines:
         lines: list[str] = []
         while True:
             err().print(prompt, end="")
-            wait_for_input(sys.stdin.buffer)
             try:
                 line = self._line()
             except EOFError:
@@ -137,6 +136,8 @@ class _Lines:
     def _line(self) -> str:
         from gpt2cli.cli.chat_loop import LONGEST_MESSAGE, too_long
 
+        if self._prompt and not self._is_over:
+            wait_for_input(sys.stdin.buffer)
         line = b"" if self._is_over else sys.stdin.buffer.readline(LONGEST_MESSAGE + 1)
         if not line:
             raise EOFError
