@@ -34,7 +34,17 @@ def prepare(
             show_default="text",
         ),
     ] = None,
-    validation: Annotated[float, typer.Option(help="Fraction of documents held out for validation.")] = 0.01,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="Fraction of tokens held out for validation.", show_default="0.01"),
+    ] = None,
+    validation_source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="File, folder or glob held out for validation, instead of a fraction; repeatable.",
+        ),
+    ] = None,
     shard_tokens: Annotated[
         int | None, typer.Option(help="Tokens per shard file.", show_default="100 million")
     ] = None,
@@ -56,9 +66,18 @@ def prepare(
 
     given = {"seed": seed, "shard_tokens": shard_tokens}
     chosen = {name: value for name, value in given.items() if value is not None}
+    if validation is None:
+        validation = 0.0 if validation_source else 0.01
     settings = PrepareSettings(tokenizer, tuple(text_field or ["text"]), validation, **chosen)
     steps = prepare(
-        sources, out, settings, block=block, workers=workers, force=force, stdin_is_jsonl=bool(text_field)
+        sources,
+        out,
+        settings,
+        validation_sources=validation_source or (),
+        block=block,
+        workers=workers,
+        force=force,
+        stdin_is_jsonl=bool(text_field),
     )
     started = time.monotonic()
     try:

@@ -114,25 +114,25 @@ def _print_json_list() -> None:
 
 def _summary(loaded: "LoadedRecipe") -> str:
     """A one-line summary of the run."""
-    from gpt2cli.recipe.schema import PretrainRecipe
+    from gpt2cli.recipe.schema import SCRATCH, PretrainRecipe
 
     recipe, optim = loaded.recipe, loaded.recipe.optim
     n_rows = f"{recipe.batch.micro_batch}x{recipe.batch.accumulation}"
     n_overrides = sum(origin == "override" for origin in loaded.origins.values())
-    if isinstance(recipe, PretrainRecipe):
+    if isinstance(recipe, PretrainRecipe) and recipe.init == SCRATCH:
         config = recipe.model.config(vocab_size=1)
         shape = f"{config.n_layer} blocks, {config.n_head} heads, width {config.n_embd}"
         what = [
-            f"{recipe.data.tokenizer} tokens of {recipe.data.source}",
+            f"{recipe.data.tokenizer or ''} tokens of {recipe.data.source}".lstrip(),
             f"{recipe.model.size} ({shape})" if recipe.model.size else shape,
-            f"{optim.steps:,} steps of {recipe.tokens_per_step:,} tokens"
-            f" ({n_rows} sequences of {recipe.model.context})",
+            f"{optim.steps:,} steps of {recipe.batch.rows_per_step * config.n_positions:,} tokens"
+            f" ({n_rows} sequences of {config.n_positions})",
         ]
     else:
         what = [
             recipe.data.source,
             f"from {recipe.init}, training {recipe.train}",
-            f"{optim.steps:,} steps of {n_rows} items",
+            f"{optim.steps:,} steps of {n_rows} sequences",
         ]
     parts = [
         recipe.task,

@@ -57,6 +57,27 @@ def stop_on_signal(message: str) -> Iterator[Callable[[], int]]:
         undo()
 
 
+@contextlib.contextmanager
+def on_sigusr1() -> Iterator[Callable[[], bool]]:
+    """In the block, SIGUSR1 asks for something: yields a function that returns True once after each."""
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    def was_asked() -> bool:
+        nonlocal asked
+        answer, asked = asked, False
+        return answer
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        yield was_asked
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def wait_for_input(stream: IO[bytes]) -> None:
     """Return when `stream` can be read, or raise what the handler of a signal raises.
 
@@ -66,8 +87,8 @@ def wait_for_input(stream: IO[bytes]) -> None:
     os.set_blocking(wake, False)
     before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     try:
-        while stream not in (ready := select.select([stream, woken], [], [])[0]):
-            os.read(woken, len(ready))  # a handler that has raised nothing
+        while stream.fileno() not in select.select([stream.fileno(), woken], [], [])[0]:
+            os.read(woken, 1)  # a handler that has raised nothing
     finally:
         signal.set_wakeup_fd(before)
         os.close(woken)

@@ -4,6 +4,7 @@ records the progress of an interrupted `prepare`.
 Both describe the content only, without times, so that the same text and settings give the same bytes.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,7 +18,8 @@ from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.yaml_lines import dotted
 
 FORMAT = "gpt2cli tokens"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # version 1 split by documents: its folders still open, but none is continued
 MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
 AGAIN = "prepare the text again with --force"
@@ -53,6 +55,7 @@ class SourceRecord:
     kind: str
     bytes: int
     sha256: str
+    held_out: bool = False  # all of it is for validation
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """`n_bytes` is the text's size as UTF-8; `n_tokens` counts the end-of-text after each document."""
+    """`n_bytes` is the text's size as UTF-8; `n_tokens` counts the end-of-text after each document.
+
+    `arguments` and `validation_arguments` name the sources as they were typed.
+    """
 
     settings: PrepareSettings
     fingerprint: str
@@ -72,17 +78,22 @@ class TokenManifest:
     dtype: Dtype
     tokenizer_files: tuple[str, ...]
     n_documents: int
-    n_validation_documents: int
     n_bytes: int
     n_forced_cuts: int
     split: str
     sources: tuple[SourceRecord, ...]
     train: tuple[Shard, ...]
     validation: tuple[Shard, ...]
+    arguments: tuple[str, ...] = ()
+    validation_arguments: tuple[str, ...] = ()
 
     @property
     def n_tokens(self) -> int:
         return sum(shard.n_tokens for shard in self.train + self.validation)
+
+    @property
+    def n_validation_tokens(self) -> int:
+        return sum(shard.n_tokens for shard in self.validation)
 
 
 @dataclass(frozen=True)
@@ -97,9 +108,9 @@ class ReadPosition:
     n_read: int = 0
     digest: str = ""
     n_documents: int = 0
-    n_validation_documents: int = 0
     n_bytes: int = 0
     n_forced_cuts: int = 0
+    n_line_ends: int = 0  # CRLF read as LF
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ def write_journal(folder: Path, journal: Journal) -> None:
 def read_journal(folder: Path) -> Journal | None:
     """The journal, or None without one or before its first chunk. Raises InputError for a damaged one."""
     path = folder / JOURNAL
-    journal = _read(path, Journal) if path.is_file() else None
+    journal = _read(path, Journal, (VERSION,)) if path.is_file() else None
     return journal if journal and journal.position.n_chunks else None
 
 
@@ -149,7 +160,7 @@ def read_manifest(folder: Path) -> TokenManifest:
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
-    return _read(path, TokenManifest)
+    return _read(path, TokenManifest, READABLE)
 
 
 def is_prepared(folder: Path) -> bool:
@@ -186,12 +197,12 @@ def _write(path: Path, record: Journal | TokenManifest) -> None:
     files.write_json(path, {"format": FORMAT, "version": VERSION, **asdict(record)})
 
 
-def _read(path: Path, kind: type[Record]) -> Record:
+def _read(path: Path, kind: type[Record], versions: Sequence[int]) -> Record:
     values = read_json_object(path, AGAIN)
-    found = (values.pop("format", None), values.pop("version", None))
-    if found != (FORMAT, VERSION):
+    found, version = values.pop("format", None), values.pop("version", None)
+    if found != FORMAT or version not in versions:
         raise InputError(
-            f"{path}: {found[0]!r} in version {found[1]}, not {FORMAT!r} in version {VERSION}",
+            f"{path}: {found!r} in version {version}, not {FORMAT!r} in version {VERSION}",
             "another program or another version of gpt2cli wrote it",
             "prepare the text into another folder: --out FOLDER",
         )

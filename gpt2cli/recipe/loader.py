@@ -149,7 +149,8 @@ def _apply_overrides(overrides: Sequence[str], values: dict[str, Any], keys: Rec
         # A section that is not a mapping stays as it is: validation reports it with its line.
         target = values.setdefault(section[0], {}) if section else values
         if isinstance(target, dict):
-            target[field] = yaml_lines.parse_value(text, where)
+            is_empty_text = not text.strip() and keys.takes_text(key)
+            target[field] = "" if is_empty_text else yaml_lines.parse_value(text, where)
             places[place] = where
     return places
 
@@ -161,7 +162,9 @@ def _first_error(
     problems = []
     for entry in error.errors(include_url=False):
         context = entry.get("ctx", {})
-        place: Place = (*entry["loc"], context["field"]) if entry["type"] == "recipe" else entry["loc"]
+        place: Place = (
+            (*entry["loc"], *context["field"].split(".")) if entry["type"] == "recipe" else entry["loc"]
+        )
         line = document.line_of(place)
         where = overridden.get(place[:2]) or f"{name}:{line} {dotted(place)}"
         if entry["type"] == "extra_forbidden":
@@ -179,6 +182,7 @@ def _first_error(
 _MESSAGES = {
     "missing": "is missing",
     "recipe": "{must}",
+    "token_count": "must be a whole number >= 1, or all",
     "greater_than": "must be > {gt:g}",
     "greater_than_equal": "must be >= {ge:g}",
     "less_than": "must be < {lt:g}",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from gpt2cli.model.config import PRESETS, GPT2Config
@@ -30,10 +30,22 @@ UnicodeText = Annotated[str, AfterValidator(_require_unicode)]
 NonEmptyText = Annotated[UnicodeText, Field(min_length=1)]
 
 
+def _require_token_count(value: Any) -> Any:
+    if value == "all" or (type(value) is int and value >= 1):
+        return value
+    raise PydanticCustomError("token_count", "must be a whole number >= 1, or all")
+
+
+TokenCount = Annotated[int | Literal["all"], PlainValidator(_require_token_count)]
+
+
 def _require_training_share(data: Any) -> Any:
     if data.validation + data.test >= 1:
         raise _field_error("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
     return data
+
+
+SCRATCH = "scratch"  # an `init` of random weights
 
 
 class RecipeSection(BaseModel):
@@ -46,17 +58,30 @@ class DataConfig(RecipeSection):
     """The text to train on."""
 
     source: NonEmptyText = Field(description="a named corpus, a text file, or a folder made by gpt2 prepare")
-    tokenizer: Literal["gpt2", "chars"] = Field(
-        default="gpt2", description="GPT-2's byte pairs, or single characters"
+    tokenizer: Literal["gpt2", "chars"] | None = Field(
+        default=None, description="null: that of init or of a prepared folder, else gpt2"
     )
-    validation: Fraction = Field(default=0.1, description="fraction held out for validation")
+    validation: Fraction | None = Field(
+        default=None, description="fraction of tokens held out; null: a prepared folder's, else 0.1"
+    )
+    validation_source: NonEmptyText | None = Field(
+        default=None,
+        description="a file, folder, glob or corpus held out for validation, instead of a fraction",
+    )
     # Strict mode would refuse YAML's list for a tuple; the items stay strict.
-    text_fields: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=1)] = Field(
-        default=("text",), description="fields of JSON lines and parquet that hold the text"
+    text_fields: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=1)] | None = Field(
+        default=None, description="fields of records with the text; null: a prepared folder's, else [text]"
     )
     bundled: bool = Field(
         default=True, description="whether a bundled text may replace the corpus if there is no network"
     )
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> "DataConfig":
+        if self.validation_source is not None and self.validation is not None:
+            fix = "data.validation=null, or no data.validation_source"
+            raise _field_error("validation", "data.validation_source takes its place", fix)
+        return self
 
 
 class ModelConfig(RecipeSection):
@@ -69,23 +94,29 @@ class ModelConfig(RecipeSection):
     n_head: PositiveInt | None = Field(default=None, description="heads per block; must divide n_embd")
     n_embd: PositiveInt | None = Field(default=None, description="channels of the residual stream")
     n_inner: PositiveInt | None = Field(default=None, description="width of the MLP; null is 4 * n_embd")
-    context: Annotated[int, Field(ge=2)] = Field(default=1024, description="context length in tokens")
+    context: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="context length in tokens; null: that of init, 1024 for random weights"
+    )
     dropout: Probability = Field(default=0.0, description="dropout rate in training")
 
     def config(self, vocab_size: int) -> GPT2Config:
-        """The model's config for a vocabulary; its position embeddings end at `context`."""
+        """The config of a model with random weights; its position embeddings end at `context`."""
         if self.size is not None:
             shape = PRESETS[self.size]
         else:
-            assert self.n_layer and self.n_head and self.n_embd  # see _one_description
+            assert self.n_layer and self.n_head and self.n_embd  # see _one_description and has_shape
             shape = GPT2Config(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd)
         return replace(
             shape,
             n_inner=self.n_inner,
-            n_positions=self.context,
+            n_positions=self.context or GPT2Config.n_positions,
             vocab_size=vocab_size,
             dropout=self.dropout,
         )
+
+    @property
+    def has_shape(self) -> bool:
+        return self.size is not None or self.n_layer is not None
 
     @model_validator(mode="after")
     def _one_description(self) -> "ModelConfig":
@@ -95,9 +126,7 @@ class ModelConfig(RecipeSection):
             if given:
                 fix = f"model.size=null, or no model.{given[0]}"
                 raise _field_error(given[0], "size sets it already", fix)
-        elif not given:
-            raise _field_error("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
-        elif missing := [name for name in numbers if name not in given]:
+        elif given and (missing := [name for name in numbers if name not in given]):
             fix = "without a size, n_layer, n_head and n_embd are all needed"
             raise _field_error(missing[0], "is missing", fix)
         elif self.n_embd and self.n_head and self.n_embd % self.n_head:
@@ -122,8 +151,14 @@ class OptimConfig(RecipeSection):
 
     steps: PositiveInt = Field(description="optimizer steps in total")
     lr: PositiveFloat = Field(default=6e-4, description="peak learning rate, reached after the warmup")
-    min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the cosine decay")
+    min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the decay")
     warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warmup")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine", description="decay after the warmup; wsd: constant, then linear over decay_steps"
+    )
+    decay_steps: NonNegativeInt = Field(
+        default=0, description="steps of the decay of wsd; 0 is a fifth of optim.steps"
+    )
     weight_decay: NonNegativeFloat = Field(default=0.1, description="decay of matrices; vectors have none")
     beta1: Probability = Field(default=0.9, description="AdamW's decay of the first moment")
     beta2: Probability = Field(default=0.95, description="AdamW's decay of the second moment")
@@ -138,6 +173,9 @@ class OptimConfig(RecipeSection):
         if self.warmup_steps > self.steps:
             fix = f"optim.warmup_steps={self.steps // 10}"
             raise _field_error("warmup_steps", f"must be <= optim.steps ({self.steps})", fix)
+        if self.warmup_steps + self.decay_steps > self.steps:
+            must = f"must be <= optim.steps - optim.warmup_steps ({self.steps - self.warmup_steps})"
+            raise _field_error("decay_steps", must, f"optim.decay_steps={self.steps - self.warmup_steps}")
         return self
 
 
@@ -145,11 +183,15 @@ class EvalConfig(RecipeSection):
     """Evaluations on the validation split, and the sample generated after each."""
 
     every: PositiveInt = Field(default=100, description="steps between evaluations")
-    batches: PositiveInt = Field(default=20, description="validation batches per evaluation")
+    tokens: TokenCount = Field(
+        default=131_072, description="validation tokens per evaluation, spread over the split; or all"
+    )
     patience: NonNegativeInt = Field(
         default=0, description="evaluations without improvement before early stopping; 0 never stops"
     )
-    prompt: UnicodeText = Field(default="", description="prompt of the sample")
+    prompt: UnicodeText | None = Field(
+        default=None, description="prompt of the sample; null: the first words of the training text"
+    )
     sample_tokens: NonNegativeInt = Field(default=40, description="tokens of the sample; 0 generates none")
     temperature: NonNegativeFloat = Field(default=0.8, description="of the sample; 0 is greedy decoding")
     top_k: NonNegativeInt = Field(default=40, description="most likely tokens to draw from; 0 draws from all")
@@ -188,6 +230,9 @@ class RunConfig(RecipeSection):
     )
     max_skipped_steps: NonNegativeInt = Field(
         default=10, description="skipped steps in a row that end the run"
+    )
+    max_minutes: NonNegativeFloat = Field(
+        default=0.0, description="minutes of training until the run saves and ends; 0 is no limit"
     )
 
 
@@ -290,16 +335,30 @@ class CommonRecipe(RecipeSection):
 
 
 class PretrainRecipe(CommonRecipe):
-    """A language model from random weights."""
+    """A language model, from random weights or from another model's."""
 
     task: Literal["pretrain"] = Field(description="what the recipe is for")
+    init: NonEmptyText = Field(
+        default=SCRATCH,
+        description="scratch: random weights; or the model to train further: 124M or another size,"
+        " newest, a run, a folder",
+    )
+    train: Literal["all", "lora"] = Field(
+        default="all", description="trainable weights: all or LoRA adapters, which need an init"
+    )
     data: DataConfig
-    model: ModelConfig
+    model: ModelConfig = ModelConfig()  # with an init, only context and dropout count
+    lora: LoraConfig = LoraConfig()
     eval: EvalConfig = EvalConfig()
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch.rows_per_step * self.model.context
+    @model_validator(mode="after")
+    def _can_begin(self) -> "PretrainRecipe":
+        if self.init == SCRATCH and not self.model.has_shape:
+            fix = "add `size: 124M`, or n_layer, n_head and n_embd; or start from a model: init=124M"
+            raise _field_error("model.size", "is missing", fix)
+        if self.init == SCRATCH and self.train == "lora":
+            raise _field_error("train", "must be all for init: scratch", "init=124M, or train=all")
+        return self
 
 
 class FinetuneRecipe(CommonRecipe):

@@ -9,6 +9,7 @@ A checkpoint is a model folder (`checkpoints/folder.py`) plus the two files of `
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -22,15 +23,16 @@ from gpt2cli.checkpoints.folder import verify, write_manifest
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
 from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.loader import dump_recipe
-from gpt2cli.training.events import Event, to_json
+from gpt2cli.training.events import EvalDone, Event, to_json
 from gpt2cli.training.optimizer_step import parameter_names
-from gpt2cli.training.train_state import write_state
+from gpt2cli.training.train_state import TrainState, write_state
 
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
 
 RUN_RECORD = "run.json"
 RECORD_FORMAT = 1
+POINTERS = ("best", "last")
 # An entry of samples.txt, up to the header of the next one, and its step.
 SAMPLE = re.compile(r"(^--- step (\d+) ---\n.*?)(?=^--- step \d+ ---\n|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -109,9 +111,9 @@ def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
     """
     state, recipe = setup.state, setup.recipe
     diverged = DivergedError(
-        f"the weights at step {state.step} are not finite",
-        "the learning rate is far too high; earlier checkpoints are kept",
-        f"resume with a smaller learning rate: --resume optim.lr={recipe.optim.lr / 10:.2g}",
+        f"training diverged: the weights at step {state.step} are not finite",
+        "the learning rate is far too high",
+        "a smaller learning rate",
     )
     for parameter in setup.model.parameters():
         require_finite(parameter, diverged)
@@ -155,6 +157,40 @@ def newest_valid_checkpoint(run: RunDir) -> tuple[Path | None, list[Gpt2Error]]:
     return None, []
 
 
+def named_checkpoint(run: RunDir, name: str) -> Path:
+    """The checkpoint called `name`: best, last or step-N, verified.
+
+    Raises UsageError with the names that there are, InputError if it is damaged.
+    """
+    number = name.removeprefix("step-")
+    path = run.checkpoints / f"step-{int(number):06d}" if number.isdecimal() else run.folder / name
+    if not path.is_dir() or not (number.isdecimal() or name in POINTERS):
+        names = [*(pointer for pointer in POINTERS if (run.folder / pointer).is_dir())]
+        names += [checkpoint.name for checkpoint in paths.checkpoints(run.folder)]
+        raise UsageError(
+            f"--from {name}: {run.folder} has no such checkpoint",
+            f"there are {', '.join(names)}" if names else "there is none",
+            f"--from {names[0]}" if names else "drop --resume",
+        )
+    verify(path)
+    return run.checkpoints / path.resolve().name
+
+
+def go_back_to(run: RunDir, checkpoint: Path, state: TrainState) -> list[Path]:
+    """Make `checkpoint`, with its training state, the newest: rename the later ones abandoned-step-...
+
+    Returns these. Where `best` was one of them, it moves back with the state.
+    """
+    found = paths.checkpoints(run.folder)
+    aside = _rename_all(found[found.index(checkpoint) + 1 :], "abandoned")
+    files.point(run.folder / "last", checkpoint)
+    best = run.checkpoints / f"step-{state.best_step:06d}"
+    if not best.is_dir():  # pruned when the run was further; the next evaluation is the best one then
+        best, state.best_loss, state.best_step = checkpoint, math.inf, -1
+    files.point(run.folder / "best", best)
+    return aside
+
+
 def append_event(run: RunDir, event: Event) -> None:
     """Append one event to metrics.jsonl."""
     line = json.dumps(to_json(event), allow_nan=False) + "\n"
@@ -183,10 +219,30 @@ def write_record(run: RunDir, session: dict[str, Any], *, resumed: bool) -> None
     files.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
 
 
+def record_divergence(run: RunDir, step: int) -> None:
+    """Note in run.json that the newest session diverged: no resume begins at its weights by itself."""
+    *before, newest = _sessions(run)
+    files.write_json(
+        run.record, {"format": RECORD_FORMAT, "sessions": [*before, newest | {"diverged_at": step}]}
+    )
+
+
+def diverged_at(run: RunDir) -> int | None:
+    """The step at which the newest session diverged, if it did."""
+    sessions = _sessions(run)
+    step = sessions[-1].get("diverged_at") if sessions else None
+    return step if isinstance(step, int) else None
+
+
 def recorded_overrides(run: RunDir) -> list[str]:
     """The overrides of the newest session; a resume applies them again."""
     sessions = _sessions(run)
     return [str(item) for item in sessions[-1].get("overrides", [])] if sessions else []
+
+
+def evaluations(run: RunDir) -> list[dict[str, Any]]:
+    """The records of all evaluations in metrics.jsonl."""
+    return [record for _, record in _records(run) if record.get("event") == EvalDone.__name__]
 
 
 def _records(run: RunDir) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -213,7 +269,7 @@ def _sessions(run: RunDir) -> list[dict[str, Any]]:
 
 def _prune(run: RunDir, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and those that `best` or `last` name."""
-    pointed = {(run.folder / name).resolve() for name in ("best", "last")}
+    pointed = {(run.folder / name).resolve() for name in POINTERS}
     for path in paths.checkpoints(run.folder)[:-keep]:
         if path.resolve() not in pointed:
             # Renames first: an interrupted deletion must leave no partial checkpoint under this name.
@@ -223,14 +279,20 @@ def _prune(run: RunDir, keep: int) -> None:
 def _put_aside(run: RunDir, whole: Path) -> None:
     """Rename the damaged checkpoints newer than `whole`, and point `last` and `best` elsewhere."""
     found = paths.checkpoints(run.folder)
-    for path in found[found.index(whole) + 1 :]:
-        aside = path.with_name(f"damaged-{path.name}")
+    _rename_all(found[found.index(whole) + 1 :], "damaged")
+    for name in POINTERS:
+        if not (run.folder / name).exists():
+            files.point(run.folder / name, whole)
+
+
+def _rename_all(found: list[Path], prefix: str) -> list[Path]:
+    """The new paths. An older checkpoint of such a name goes."""
+    renamed = [path.with_name(f"{prefix}-{path.name}") for path in found]
+    for path, aside in zip(found, renamed, strict=True):
         if aside.exists():
             files.discard(aside)
         path.rename(aside)
-    for name in ("last", "best"):
-        if not (run.folder / name).exists():
-            files.point(run.folder / name, whole)
+    return renamed
 
 
 def _remove_new(folder: Path, before: set[str]) -> None:

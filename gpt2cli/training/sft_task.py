@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.folder import load_model, write_model
 from gpt2cli.data.instructions import InstructionRecord, InstructionRecords
 from gpt2cli.data.sft_batches import (
     BatchOrder,
@@ -25,14 +24,13 @@ from gpt2cli.data.sft_batches import (
 )
 from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.templates import TEMPLATES, Template, prompt_ids, write_template
-from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.training.base_model import FinetuneBase
+from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.task import Batch, TrainingTask, add_adapters
+from gpt2cli.training.language_model_task import LanguageModelTask
+from gpt2cli.training.task import Batch
 from gpt2cli.training.train_state import RunIdentity
 
 
@@ -78,7 +76,7 @@ class SftSplits:
         return digest.hexdigest()
 
 
-def split_records(recipe: InstructRecipe, found: InstructionRecords, base: FinetuneBase) -> SftSplits:
+def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseLM) -> SftSplits:
     """Encode and split the records.
 
     A record without room for its last answer goes to the training split: it cannot be evaluated.
@@ -118,11 +116,11 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: Finet
 
 
 @dataclass(frozen=True, eq=False)
-class SftTask(TrainingTask):
+class SftTask(LanguageModelTask):
     """The training task of `gpt2 finetune-instruct`."""
 
     recipe: InstructRecipe
-    base: FinetuneBase
+    base: BaseLM
     examples: SftSplits
 
     def __post_init__(self) -> None:
@@ -136,14 +134,6 @@ class SftTask(TrainingTask):
     @property
     def template(self) -> Template:
         return TEMPLATES[self.recipe.template]
-
-    @property
-    def config(self) -> GPT2Config:
-        return self.base.config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.base.tokenizer
 
     @property
     def tokens_per_step(self) -> int:
@@ -177,59 +167,21 @@ class SftTask(TrainingTask):
             ids, loss_mask = example.ids, example.loss_mask
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes() + loss_mask.tobytes())
         recipe = self.recipe
-        adapters: RunIdentity = {}
-        if recipe.train == "lora":
-            lora = recipe.lora
-            adapters = {
-                "lora.rank": lora.rank,
-                "lora.alpha": lora.alpha,
-                "lora.dropout": lora.dropout,
-                "lora.targets": ",".join(lora.targets),
-            }
-        return adapters | {
+        return self.lora_identity() | {
             "init": self.base.sha256[:16],
             "data": digest.hexdigest()[:16],
             "train records": len(self.examples.train),
             "train": recipe.train,
             "template": recipe.template,
             "packing": int(recipe.packing),
+            "batch.micro_batch": recipe.batch.micro_batch,  # records of similar length share one
+            "batch.accumulation": recipe.batch.accumulation,
             "data.max_tokens": self.examples.limit,  # decides where records are cut and packed
         }
 
-    def fresh_model(self, attention: str) -> GPT2LMHead:
-        model = self.base.model(attention)
-        if self.recipe.train == "lora":
-            add_adapters(model, self.recipe.lora, self.recipe.seed)
-        return model
-
-    def saved_model(self, checkpoint: Path, attention: str) -> GPT2LMHead:
-        if self.recipe.train != "lora":
-            return load_model(checkpoint, attention=attention, dropout=self.config.dropout).model
-        from gpt2cli.checkpoints.lora_adapter import load_adapter
-
-        model = self.base.model(attention)
-        add_adapters(model, self.recipe.lora, self.recipe.seed)
-        load_adapter(checkpoint, model)
-        return model
-
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
-        """The whole model, or its adapters alone; with the template of its prompts."""
-        if self.recipe.train == "lora":
-            from gpt2cli.checkpoints.lora_adapter import write_adapter
-
-            hashes = write_adapter(
-                folder,
-                model,
-                dropout=self.recipe.lora.dropout,
-                targets=self.recipe.lora.targets,
-                base=self.base.folder,
-                base_sha256=self.base.sha256,
-                tokenizer=self.tokenizer,
-                recipe=recipe,
-            )
-        else:
-            hashes = write_model(folder, model, self.tokenizer, recipe)
-        return hashes | write_template(folder, self.recipe.template)
+        """With the template of its prompts."""
+        return super().write_model(folder, model, recipe) | write_template(folder, self.recipe.template)
 
     def batch(self, step: int, micro: int) -> SftBatch:
         number = step * self.recipe.batch.accumulation + micro

@@ -38,6 +38,7 @@ class TrainState:
 
 
 RunIdentity = dict[str, str | int | float]
+ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
 
 
 def write_state(
@@ -92,15 +93,20 @@ def load_moments(
         optimizer.state[parameter] = state
 
 
-def require_same_run(saved: RunIdentity, now: RunIdentity) -> None:
-    """Raise InputError that lists every difference between the saved run and this one."""
+def require_same_run(saved: RunIdentity, now: RunIdentity, new_run: str) -> None:
+    """Raise InputError that lists every difference between the saved run and this one, and proposes
+    `new_run`.
+    """
+    if ROWS_PER_STEP in now and "batch.micro_batch" in saved:  # an older version's
+        saved = dict(saved)
+        saved[ROWS_PER_STEP] = int(saved.pop("batch.micro_batch")) * int(saved.pop("batch.accumulation"))
     keys = sorted(saved.keys() | now.keys())
     changed = [f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key)]
     if changed:
         raise InputError(
             "this is not the run that was saved: " + "; ".join(changed),
             "a resumed run must see the same data in the same batches to end with the same weights",
-            "undo the change, or start a new run: --name NAME",
+            f"undo the change, or start a new run: {new_run}",
         )
 
 

@@ -380,7 +380,7 @@ def test_an_address_space_limit_is_one_message(recipe: Path, tmp_path: Path) -> 
             "batch.micro_batch=4000",
             "model.n_embd=1024",
             "model.n_head=1",
-            "eval.batches=1",
+            "eval.tokens=1",
         ),
         *("--name", tmp_path / "run"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
