@@ -56,11 +56,11 @@ def _usage_error(error: typer.TyperException) -> UsageError:
 
 def _our_bug(error: Exception) -> Gpt2Error:
     text = "".join(traceback.format_exception(error))
-    path = paths.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
+        path = paths.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors="replace")
         fix = f"please report it with {path}, or add --debug to see it"
-    except OSError:
+    except (OSError, ResourceError):
         fix = "add --debug to see the traceback"
     return Gpt2Error("this is a bug in gpt2cli", f"{type(error).__name__}: {str(error)[:200]}", fix)

@@ -98,7 +98,7 @@ def train(
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    with runs.start_run(run):
+    with runs.start_run(run, command.task):
         runs.sweep(run)
         checkpoint = _resume_point(run, from_, f"gpt2 {command.task} {recipe}") if resume else None
         if (
@@ -114,6 +114,7 @@ def train(
             stop_on_signal(stopping) as stop,
         ):
             setup = set_up_training(task, task.recipe, checkpoint)
+            runs.require_room_to_train(run, setup)
             for notice in setup.notices:
                 say(f"note: {notice}")
 
@@ -152,7 +153,7 @@ def _newest(recipe: "Recipe") -> str:
 
 def _name_of(recipe: str) -> str:
     """verdict for recipes/verdict.yaml; the run's path for the recipe.yaml of a run."""
-    path = Path(recipe)
+    path = paths.expand(recipe)
     if path.name == "recipe.yaml" and paths.is_run(path.parent):
         return str(path.parent.resolve())
     return path.stem
@@ -196,8 +197,11 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
 
     progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
     if progress.step >= steps and progress.evaluated == progress.step:
-        more = f"optim.steps={2 * steps} continues it"
-        say(f"nothing to do: {run.folder} has finished its {steps} steps; {more}")
+        more = f"optim.steps={2 * progress.step} continues it"
+        done = f"has finished its {steps} steps"
+        if progress.step > steps:
+            done = f"is at step {progress.step}, beyond optim.steps={steps}; --from goes back to a checkpoint"
+        say(f"nothing to do: {run.folder} {done}; {more}")
         return True
     if patience and progress.without_gain >= patience:
         say(f"nothing to do: {run.folder} stopped early; eval.patience={2 * patience} continues it")

@@ -17,6 +17,7 @@ from gpt2cli import files
 from gpt2cli.data.manifest import is_prepared, read_manifest
 from gpt2cli.data.records import kind_by_name
 from gpt2cli.errors import InputError, UsageError
+from gpt2cli.paths import expand
 
 Kind = Literal["text", "jsonl", "parquet"]
 STDIN, STDIN_NAME = "-", "standard input"
@@ -78,7 +79,7 @@ def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[TextSo
     if argument == STDIN:
         yield TextSource(STDIN_NAME, None, "jsonl" if stdin_is_jsonl else "text", False)
         return
-    path = Path(argument).expanduser()
+    path = expand(argument)
     if path.is_dir():
         yield from map(_source, _in_directory(path, out))
     elif os.path.lexists(path) or not glob.has_magic(argument):

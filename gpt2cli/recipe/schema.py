@@ -45,6 +45,7 @@ def _require_training_share(data: Any) -> Any:
     return data
 
 
+MOST_THREADS = 1024
 SCRATCH = "scratch"  # an `init` of random weights
 
 
@@ -221,7 +222,9 @@ class RunConfig(RecipeSection):
         default="auto", description="floating-point format of the matmuls"
     )
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether to use torch.compile")
-    threads: NonNegativeInt = Field(default=0, description="CPU threads; 0 uses all cores")
+    threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] = Field(
+        default=0, description="CPU threads, at most 4 per core; 0 is one per core"
+    )
     attention: Literal["auto", "sdpa", "formula", "blocks"] = Field(
         default="auto", description="torch's fused kernel, the plain formula, or the formula in blocks"
     )

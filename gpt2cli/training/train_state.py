@@ -68,8 +68,8 @@ def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
     try:
         values = dict(saved["progress"])
         values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]
-        return TrainState(**values), saved["identity"], saved["scaler"]
-    except (KeyError, TypeError) as error:
+        return TrainState(**values), dict(saved["identity"]), dict(saved["scaler"])
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder / STATE}: was not saved by this version of gpt2cli",
             str(error),

@@ -67,8 +67,8 @@ def require_compiler() -> None:
 
 def find_package(config: GPT2Config, precision: str) -> Path | None:
     """The package for this config, precision, machine and thread count, if it is intact."""
-    folder = _folder(config, precision)
     try:
+        folder = _folder(config, precision)
         stored = json.loads((folder / FACTS).read_bytes())
         package = folder / PACKAGE
         wanted = {"facts": _facts(config, precision), "sha256": sha256_of(package)}
@@ -101,7 +101,7 @@ def build_package(config: GPT2Config, precision: str) -> Path:
 def has_failed(config: GPT2Config, precision: str) -> bool:
     """Whether the last build of this package failed: with the same facts it would again."""
     failure = _failure(_folder(config, precision))
-    return failure.is_file() and failure.read_text() == json.dumps(_facts(config, precision))
+    return os.path.isfile(failure) and failure.read_text() == json.dumps(_facts(config, precision))
 
 
 def _build(config: GPT2Config, precision: str, folder: Path) -> None:
