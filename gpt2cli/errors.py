@@ -52,24 +52,26 @@ class DivergedError(Gpt2Error):
     exit_code = 6
 
 
-def require_format(where: object, found: object, newest: int, oldest: int = 1) -> None:
-    """`found` is the number of a format that this version reads, `oldest` to `newest`.
+def require_format(where: object, found: object, newest: int, fix: str = "") -> None:
+    """`found` is the number of a format that this version reads, 1 to `newest`.
 
-    Raises NewerFormatError for a later one, InputError for what is no format of ours: a damaged file.
+    Raises NewerFormatError for a later one, InputError with `fix` for what is none: a damaged file.
     """
     number = found if isinstance(found, int | float) and not isinstance(found, bool) else None
-    if number is not None and oldest <= number <= newest and number == int(number):
+    if number is not None and 1 <= number <= newest and number == int(number):
         return
     # A later version may number its formats otherwise: 1.5, "2", "v3".
     is_later = isinstance(found, str) and found.removeprefix("v")[:1].isdecimal()
-    if is_later or (number is not None and number > oldest):
+    if is_later or (number is not None and number > 1):
         raise NewerFormatError(
             f"{where}: was written by a newer gpt2cli, in format {str(found)[:40]}",
             f"this version reads formats up to {newest}; nothing was changed",
             "pip install --upgrade gpt2cli",
         )
     raise InputError(
-        f"{where}: is damaged, or not a file of gpt2cli", f"its format is {str(found)[:40]}, not {newest}"
+        f"{where}: is damaged, or not a file of gpt2cli",
+        f"its format is {str(found)[:40]}, not {newest}",
+        fix,
     )
 
 

@@ -81,6 +81,7 @@ def train(
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.training import run_dir as runs
+    from gpt2cli.training.moved_paths import absolute_paths, moved_paths
     from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
@@ -92,9 +93,13 @@ def train(
         _show_plan(command, _load(command, recipe, given), offline)
         return
     run = runs.find_run(name or _name_of(recipe), resume=resume)
+    moved: list[str] = []
     if resume:  # init=newest is in the record as a path; now the newest would be this run
-        given = runs.recorded_overrides(run) + [word for word in given if word != "init=newest"]
-    loaded = _load(command, recipe, given)
+        typed = absolute_paths([word for word in given if word != "init=newest"])
+        given = runs.recorded_overrides(run) + typed
+        words = ["gpt2", command.task, recipe, "--resume", *(["--name", name] if name else [])]
+        moved = moved_paths(run, _load(command, recipe, given).recipe, shlex.join(words))
+    loaded = _load(command, recipe, given + moved)
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
@@ -346,6 +351,8 @@ def _record(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
+            "folder": str(Path.cwd()),
+            "run": str(run.folder.resolve()),
             "overrides": given,
             "from_step": step,
             "gpt2cli": __version__,

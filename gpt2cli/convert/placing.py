@@ -54,7 +54,8 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
                 f"{reason}; all of it would be deleted",
                 shlex.join(["mv", str(out), f"{out}.old"]),
             )
-    files.require_writable(place.parent)
+    is_in_home = paths.has_home() and paths.gpt2_home() in place.parents
+    (paths.require_writable_home if is_in_home else files.require_writable)(place.parent)
     return place
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2cli import files
-from gpt2cli.data.manifest import is_prepared, read_manifest
+from gpt2cli.data.manifest import is_prepared, read_manifest, was_made_by_prepare
 from gpt2cli.data.records import kind_by_name
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import expand
@@ -98,6 +98,8 @@ def _in_directory(folder: Path, out: Path) -> list[Path]:
         text = shlex.join(read_manifest(folder).arguments) or "TEXT.txt"
         fix = f"give the text that it was made from: {text}"
         raise InputError(f"{folder}: is a prepared folder", "it holds tokens, not text", fix)
+    if was_made_by_prepare(folder):
+        read_manifest(folder)  # interrupted or damaged: raises with what to do
     if all((folder / name).is_file() for name in NANOGPT):
         raise _nanogpt(folder)
     # os.walk does not follow links to directories, so a loop of them cannot trap it.

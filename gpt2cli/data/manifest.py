@@ -227,7 +227,7 @@ def _read(path: Path, kind: type[Record], versions: Sequence[int]) -> Record:
             "another program wrote it",
             "prepare the text into another folder: --out FOLDER",
         )
-    require_format(path, version, max(versions))
+    require_format(path, version, max(versions), _again(path.parent))
     if version not in versions:
         raise InputError(
             f"{path}: version {version} cannot be continued", "an older gpt2cli wrote it", _again(path.parent)

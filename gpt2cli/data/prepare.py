@@ -109,12 +109,13 @@ def prepare_cached(
     *,
     validation_sources: Sequence[str | Path] = (),
     tokenizer: Tokenizer | None = None,
+    again: bool = False,
 ) -> Generator[PrepareProgress, None, None]:
     """`prepare` once into a folder under GPT2_HOME, named by content and settings: the last item's `out`.
 
     `tokenizer`, of a base model, encodes the text instead of the one that `settings.tokenizer` names.
     A single source that is a prepared folder is returned as it is. If two processes ask for the same
-    text, the second waits for the first.
+    text, the second waits for the first. With `again` a folder that is there, and damaged, is replaced.
 
     Raises as `prepare`, and InputError for a character that `tokenizer` does not have.
     """
@@ -137,7 +138,8 @@ def prepare_cached(
                 yield PrepareProgress("waiting", out)
                 time.sleep(0.2)
         files.sweep(out)
-        if (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
+        require_replaceable(out)
+        if not again and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
             yield PrepareProgress("nothing to do", out)
             return
         job = PrepareJob(

@@ -292,6 +292,14 @@ def recorded_overrides(run: RunDir) -> list[str]:
     return list(sessions[-1].get("overrides", [])) if sessions else []
 
 
+def started_in(run: RunDir) -> list[tuple[str, str]]:
+    """Of each session that has recorded them, the first one first: the working directory and the run's
+    folder, both absolute.
+    """
+    found = [(session.get("folder"), session.get("run")) for session in _sessions(run)]
+    return [(str(folder), str(run_was)) for folder, run_was in found if folder and run_was]
+
+
 def evaluations(run: RunDir) -> list[dict[str, Any]]:
     """The records of all evaluations in metrics.jsonl."""
     return metrics_log.records_of(run.metrics, EvalDone.__name__)
@@ -310,7 +318,7 @@ def _sessions(run: RunDir) -> list[dict[str, Any]]:
         f" {shlex.quote(str(run.recipe))}, which has every value"
     )
     record = read_json_object(run.record, fix)
-    require_format(run.record, record.get("format"), RECORD_FORMAT)
+    require_format(run.record, record.get("format"), RECORD_FORMAT, fix)
     sessions = record.get("sessions")
     if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
         raise InputError(f"{run.record}: is damaged", "sessions is not a list of objects", fix)

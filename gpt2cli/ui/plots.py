@@ -4,8 +4,12 @@ Figures are matplotlib objects without pyplot, which would keep them in a global
 system.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -40,7 +44,8 @@ def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool 
     curves = read_curves(metrics)
     if not curves.train and not curves.validation:
         return False
-    from matplotlib.figure import Figure
+    with font_list_beside(out):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
@@ -58,7 +63,8 @@ def plot_confusion(
     scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
 ) -> None:
     """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
-    from matplotlib.figure import Figure
+    with font_list_beside(out):
+        from matplotlib.figure import Figure
 
     k = len(labels)
     side = min(12.0, 3.2 + 0.5 * k)  # inches
@@ -81,6 +87,25 @@ def plot_confusion(
     axes.set_title(heading.replace("$", r"\$"), loc="left", color=_INK, fontsize=10, fontweight="bold")
     with files.replacing_file(out) as file:
         figure.savefig(file, format="png")
+
+
+@contextlib.contextmanager
+def font_list_beside(out: Path) -> Iterator[None]:
+    """For the first import of matplotlib, which writes a list of fonts into the user's home: where none
+    can be written to, it lies beside the picture meanwhile.
+    """
+    named = os.environ.get("MPLCONFIGDIR")
+    home = named or os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~")
+    if "matplotlib.font_manager" in sys.modules or os.access(home, os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.parent) as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("MPLCONFIGDIR")
+            os.environ |= {"MPLCONFIGDIR": named} if named else {}
 
 
 def read_curves(metrics: Path) -> Curves:

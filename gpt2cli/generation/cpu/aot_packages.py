@@ -94,7 +94,8 @@ def build_package(config: GPT2Config, precision: str) -> Path:
             _failure(folder).unlink(missing_ok=True)
             _build(config, precision, folder)
     except OSError as error:
-        raise BuildError(f"the compiled step cannot be kept ({_first_line(error)})") from error
+        what = f"the compiled step cannot be kept ({_first_line(error)}); GPT2_HOME may name another place"
+        raise BuildError(what) from error
     return folder / PACKAGE
 
 
