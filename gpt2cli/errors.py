@@ -77,9 +77,9 @@ def require_format(where: object, found: object, newest: int, fix: str = "") -> 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how torch, Python or the system says that memory has run out."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno:
         return error.errno == 12  # ENOMEM
-    says = ("allocate memory", "not enough memory", "out of memory", "failed to map segment")
+    says = ("allocate memory", "not enough memory", "out of memory", "failed to map segment", "new thread")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError) and any(words in str(error) for words in says)
+        isinstance(error, RuntimeError | ImportError | OSError) and any(words in str(error) for words in says)
     )
