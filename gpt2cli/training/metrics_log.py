@@ -10,7 +10,7 @@ from gpt2cli import files
 
 def cut_after(path: Path, step: int) -> None:
     """Cut off what comes after the last record of at most `step`; -1 cuts all. Makes a missing file."""
-    with open(path, "a+b") as file:
+    with files.naming(path), open(path, "a+b") as file:
         file.truncate(_end_of(file, step))
         files.flush(file)
 
