@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from gpt2cli.data.records import kind_of, read_records, text_field
 from gpt2cli.errors import InputError
-from gpt2cli.recipe.schema import InstructDataConfig
+from gpt2cli.recipe.sections import InstructDataConfig
 from gpt2cli.templates import Role, Turn
 
 MESSAGES = "messages"

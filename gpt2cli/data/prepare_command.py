@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt2cli.data.input_files import STDIN, STDIN_NAME
 from gpt2cli.data.manifest import PrepareSettings, SourceRecord, TokenManifest
 from gpt2cli.errors import UsageError
-from gpt2cli.recipe.schema import DataConfig
+from gpt2cli.recipe.sections import DataConfig
 from gpt2cli.tokenizer.base import Tokenizer
 
 SMALL = 20_000  # tokens: a text below may have fewer than the default --block of another tokenizer

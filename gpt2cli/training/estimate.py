@@ -8,7 +8,7 @@ import torch
 
 from gpt2cli.errors import ResourceError, is_out_of_memory
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.recipe.schema import BatchConfig
+from gpt2cli.recipe.sections import BatchConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training.fused_cross_entropy import CHUNK
 from gpt2cli.training.task import TrainingTask
