@@ -13,7 +13,7 @@ from gpt2cli.errors import UsageError
 from gpt2cli.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
-    from gpt2cli.recipe.schema import DataConfig  # `gpt2 prepare` needs no schema of recipes
+    from gpt2cli.recipe.sections import DataConfig  # `gpt2 prepare` needs no schema of recipes
 
 SMALL = 20_000  # tokens: a text below may have fewer than the default --block of another tokenizer
 
