@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import torch
 from loud import loud
+from words import BYTES
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
@@ -70,10 +71,10 @@ def gpt2(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> GPT2Config:
-    return GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=50257)
+    return GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=BYTES.n_vocab)
 
 
 @pytest.fixture(scope="session")
 def loud_model(tiny_config: GPT2Config) -> GPT2LMHead:
-    """A random GPT-2 with weights of standard deviation 0.14. Do not change it."""
+    """A random GPT-2 over BYTES, with weights of standard deviation 0.14. Do not change it."""
     return loud(new_model(tiny_config, seed=1))

@@ -1,11 +1,14 @@
-"""A server that stands for both sources of `gpt2 download`, and what lies on it."""
+"""Servers: one that stands for both sources of `gpt2 download`, with what lies on it, and a judge."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from answers import RECORDS, low, write
 from faulty_server import Site, serving
+from judge_server import Judge, judging
+from judged import without_pauses
 from layouts import CONFIG, openai_content, serve_hub, serve_openai, tiny_size, use_hub
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
@@ -52,3 +55,19 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture
 def hub(site: Site, size: Size, model_files: dict[str, bytes]) -> None:
     serve_hub(site, model_files)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
+    """A judge that falls for no canary; attempts follow each other at once."""
+    without_pauses(monkeypatch)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with judging() as judge:
+        judge.answer = low
+        yield judge
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Responses to judge."""
+    return write(tmp_path / "answers.json", RECORDS)

@@ -12,6 +12,7 @@ from speaking import save_model_that_says
 from terminal import Terminal
 
 from gpt2cli.templates import write_template
+from gpt2cli.tokenizer.bpe import gpt2
 
 HELLO = "/help lists the commands"
 LONG = " word" * 50_000  # more than anybody waits for
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_session_at_the_terminal(tmp_path: Path) -> None:
     """One process for many keys, because each process imports torch."""
-    folder = save_model_that_says(tmp_path / "model", " red\x1b[2J" * 100, n_positions=256)
+    folder = save_model_that_says(tmp_path / "model", " red\x1b[2J" * 100, gpt2(), n_positions=256)
     home = tmp_path / "home"
     home.mkdir()
     (home / "chat_history").write_text('"an older message"\n')
