@@ -28,14 +28,18 @@ from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 
 torch.set_num_threads(2)
 
+# What a person may have set, and the test runner (COLUMNS).
+FOREIGN = ("COLUMNS", "GPT2_RUNS", "HF_TOKEN", "OLLAMA_HOST", "OPENAI_API_KEY")
+
 
 @pytest.fixture(autouse=True)
 def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees or leaves anything outside its own folder, nor the network."""
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "gpt2-home"))
-    monkeypatch.delenv("GPT2_RUNS", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("COLUMNS", raising=False)  # the test runner's own
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name in FOREIGN:
+            monkeypatch.delenv(name)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.chdir(tmp_path)
     yield

@@ -1,6 +1,5 @@
 """Servers: one that stands for both sources of `gpt2 download`, with what lies on it, and a judge."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +19,6 @@ from gpt2cli.tokenizer.bpe import gpt2 as bpe
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A server that stands for both sources, with nothing on it yet."""
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
     with serving({}) as site:
         use_hub(monkeypatch, site.address, tmp_path / "hf")
         yield site
@@ -61,7 +57,6 @@ def hub(site: Site, size: Size, model_files: dict[str, bytes]) -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
     """A judge that falls for no canary; attempts follow each other at once."""
     without_pauses(monkeypatch)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with judging() as judge:
         judge.answer = low
         yield judge

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from judge_server import BUSY, MODEL, TEXTS, judging, n_tokens
+from judge_server import MODEL, judging, n_tokens
 from judged import ITEMS, judged, run, score_of
 
 from gpt2cli.errors import InputError, ResourceError, ServiceError
@@ -304,9 +304,9 @@ def test_a_canary_without_an_answer_does_not_matter(tmp_path: Path) -> None:
         assert run(server, ITEMS, tmp_path / "j.jsonl") == [] and len(server.asked()) == n_asked
 
 
-@pytest.mark.parametrize("kind", [*BUSY, "cut", "cut-unmarked", "reset", "hang"])
+@pytest.mark.parametrize("kind", ["500", "not-json", "reset", "hang"])
 def test_what_passes_is_tried_again_and_never_scored(kind: str, tmp_path: Path) -> None:
-    timeout, n = (2.0, 1) if kind == "hang" else (5.0, 2)
+    timeout, n = (1.0, 1) if kind == "hang" else (5.0, 2)
     with judging() as server:
         server.faults = {"say 2": [kind] * n}
         found = {j.index: j for j in run(server, ITEMS, tmp_path / "j.jsonl", timeout=timeout)}
@@ -317,7 +317,7 @@ def test_a_time_out_is_tried_twice_and_the_fix_is_a_longer_one(tmp_path: Path) -
     with judging() as server:
         server.faults = {"say 2": ["hang"] * 6}
         with pytest.raises(ServiceError, match="no answer to 1 of 4 questions") as caught:
-            run(server, ITEMS, tmp_path / "j.jsonl", timeout=2.0)
+            run(server, ITEMS, tmp_path / "j.jsonl", timeout=1.0)
         asked = [fields["response"] for fields in server.asked()]
         assert asked.count("say 2") == TIMED_OUT_ATTEMPTS == 2
     assert caught.value.fix.startswith("--timeout SECONDS")
@@ -353,7 +353,7 @@ def test_other_ends_than_stop_are_no_answers(tmp_path: Path) -> None:
     assert found[2].status == "scored"
 
 
-@pytest.mark.parametrize("kind", [*TEXTS, "length"])
+@pytest.mark.parametrize("kind", ["prose", "101", "deep-text", "length"])
 def test_what_is_no_answer_is_asked_again_and_then_unscored(kind: str, tmp_path: Path) -> None:
     with judging() as server:
         server.faults = {"say 1": [kind] * MAX_BAD_ANSWERS, "say 2": [kind]}

@@ -137,9 +137,10 @@ def test_an_interrupted_drawing_leaves_the_old_picture(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
 
 
-def test_pyplot_is_never_loaded(tmp_path: Path) -> None:
+def test_matplotlib_is_loaded_for_a_picture_only_and_pyplot_never(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from gpt2cli.ui.plots import plot_losses\n"
+        "import sys, gpt2cli.ui.attention_map; from pathlib import Path\n"
+        "from gpt2cli.ui.plots import plot_losses\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"plot_losses(Path({str(written(tmp_path, lines_of(20)))!r}), Path({str(tmp_path / 'x.png')!r}))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
