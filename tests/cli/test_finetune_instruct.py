@@ -11,8 +11,6 @@ import pytest
 from teaching import some_records, write_teaching
 
 from gpt2cli import paths
-from gpt2cli.cli import app as program
-from gpt2cli.cli.finetune_instruct import finetune_instruct
 from gpt2cli.generation import batch as answering
 from gpt2cli.templates import TEMPLATES, read_template
 from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
@@ -21,12 +19,6 @@ Gpt2 = Callable[..., Any]
 COMMAND = "finetune-instruct"
 SHORT = ("optim.steps=4",)
 FOLDER = Path("runs/teach")
-
-
-@pytest.fixture(autouse=True)
-def registered() -> None:
-    if COMMAND not in [command.name for command in program.app.registered_commands]:
-        program.app.command(COMMAND)(finetune_instruct)
 
 
 @pytest.fixture

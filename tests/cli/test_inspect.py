@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
@@ -364,14 +361,3 @@ def test_lines_are_whole_in_a_narrow_pipe(
     lines = texts[0].splitlines()
     assert any(len(line) > 60 for line in lines)
     assert not any("\x1b" in line or line != line.rstrip() for line in lines)
-
-
-def test_a_pipe_that_knows_ascii_alone(tmp_path: Path) -> None:
-    folder = save(tmp_path / "bytes", 1, byte_pairs())
-    process = subprocess.run(
-        [sys.executable, "-m", "gpt2cli", "inspect", str(folder), "--prompt", "é"],
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "20"},
-        capture_output=True,
-        check=True,
-    )
-    assert [row[2] for row in table(process.stdout.decode("ascii"), "prompt")] == ["'\\xe9'"]
