@@ -16,13 +16,13 @@ import torch
 from adapters import Lora, save_adapter, save_base
 from lessons import language_model, lesson
 from loud import loud
+from words import BYTES
 
 from gpt2cli.checkpoints.classifier import LoadedClassifier, load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import write_manifest
 from gpt2cli.generation import label_texts
 from gpt2cli.generation.label_texts import LabelPrediction, predict_labels
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
-from gpt2cli.tokenizer.bpe import gpt2 as bpe
 
 Gpt2 = Callable[..., Any]
 
@@ -249,11 +249,11 @@ def test_a_reader_that_leaves_is_no_error(model: Path, tmp_path: Path) -> None:
 
 def test_what_a_text_or_label_holds_cannot_steer_a_terminal(gpt2: Gpt2, tmp_path: Path) -> None:
     config = lesson(tmp_path)[1].config
-    wide = type(config)(n_layer=1, n_head=2, n_embd=16, n_positions=24, vocab_size=50257)
+    wide = type(config)(n_layer=1, n_head=2, n_embd=16, n_positions=24, vocab_size=BYTES.n_vocab)
     path = tmp_path / "evil"
     path.mkdir()
     classifier = loud(empty_classifier(wide, 2).to_empty(device="cpu"))
-    write_manifest(path, write_classifier(path, classifier, ("\x1b[31m\nx", "\x9b"), bpe(), 20, "task: x\n"))
+    write_manifest(path, write_classifier(path, classifier, ("\x1b[31m\nx", "\x9b"), BYTES, 20, "task: x\n"))
     done = gpt2("classify", path, "a\tb\nc\x1b]52;c;x\x07")
     assert done.code == 0 and done.out.count("\n") == 1 and done.out.count("\t") == 2
     assert not set("\x1b\x07\x9b") & set(done.out)
