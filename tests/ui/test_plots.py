@@ -43,10 +43,11 @@ def test_both_curves_are_drawn(tmp_path: Path) -> None:
     out = tmp_path / "loss.png"
     assert plot_losses(written(tmp_path, lines_of(90)), out, title="a $ run {") is True
     assert {TRAIN, VALIDATION} <= colours(out)
+    assert matplotlib.image.imread(io.BytesIO(out.read_bytes())).shape[:2] == (720, 1200)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("n_steps", [1, 5, 60, 500])
+@pytest.mark.parametrize("n_steps", [1, 500])
 def test_runs_of_any_length(n_steps: int, tmp_path: Path) -> None:
     out = tmp_path / "loss.png"
     assert plot_losses(written(tmp_path, lines_of(n_steps)), out)
@@ -161,9 +162,3 @@ def test_smoothing_keeps_a_straight_line_and_the_mean_of_a_flat_one() -> None:
 )
 def test_short_counts(count: float, text: str) -> None:
     assert plots._short_count(count) == text
-
-
-def test_the_picture_is_a_whole_png(tmp_path: Path) -> None:
-    out = tmp_path / "loss.png"
-    plot_losses(written(tmp_path, lines_of(9)), out)
-    assert matplotlib.image.imread(io.BytesIO(out.read_bytes())).shape[:2] == (720, 1200)
