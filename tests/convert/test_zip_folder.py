@@ -147,8 +147,9 @@ def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
     path = zipped(tmp_path / "x.zip", members)
     whole = path.read_bytes()
     n_refused = 0
-    damaged = [whole[:length] for length in range(0, len(whole), 2)]
-    damaged += [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))]
+    places = range(0, len(whole), 2)
+    damaged = [whole[:at] for at in places]
+    damaged += [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in places]
     for content in damaged:
         path.write_bytes(content)
         try:
