@@ -14,13 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from gpt2cli.checkpoints import info as module
 from gpt2cli.checkpoints.folder import load_model, write_manifest, write_model
-from gpt2cli.checkpoints.info import (
-    modules_of,
-    nearest_size,
-    read_model_info,
-    statistics,
-    tensor_statistics,
-)
+from gpt2cli.checkpoints.info import modules_of, nearest_size, read_model_info, statistics, tensor_statistics
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import PRESETS, GPT2Config, size_of
 from gpt2cli.model.gpt2 import new_model

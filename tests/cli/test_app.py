@@ -41,11 +41,7 @@ def test_help_imports_nothing_heavy_and_lists_nothing_to_compute_with() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
-    [
-        ([], 0, "Usage"),
-        (["--version"], 0, "gpt2cli 0."),
-        (["pretrain", "--help"], 0, "--dry-run"),
-    ],
+    [([], 0, "Usage"), (["--version"], 0, "gpt2cli 0."), (["pretrain", "--help"], 0, "--dry-run")],
 )
 def test_what_goes_well(gpt2: Gpt2, arguments: list[str], code: int, said: str) -> None:
     done = gpt2(*arguments)

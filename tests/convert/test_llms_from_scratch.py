@@ -140,8 +140,5 @@ def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]
 
 @pytest.mark.parametrize("value", [[1, 2], {"a": 1}, {"model_state_dict": 3}, torch.zeros(2)])
 def test_another_thing_is_no_checkpoint_of_the_book(tmp_path: Path, value: Any) -> None:
-    with (
-        pytest.raises(InputError, match="but not as a GPT-2"),
-        open_foreign(saved(tmp_path, value)),
-    ):
+    with pytest.raises(InputError, match="but not as a GPT-2"), open_foreign(saved(tmp_path, value)):
         pass

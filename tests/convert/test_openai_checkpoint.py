@@ -14,14 +14,7 @@ import pytest
 import torch
 import transformers
 from bundle_writer import write_bundle
-from openai_checkpoint import (
-    COMMITTED,
-    SMALLEST,
-    TINY,
-    TRUTH,
-    imitate_checkpoint,
-    weights,
-)
+from openai_checkpoint import COMMITTED, SMALLEST, TINY, TRUTH, imitate_checkpoint, weights
 from words import BYTES
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes

@@ -11,13 +11,7 @@ from gpt2cli.errors import UsageError
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.cpu_ops import drop
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
-from gpt2cli.model.lora import (
-    add_lora,
-    load_lora_state,
-    lora_layers,
-    lora_state,
-    merge_lora,
-)
+from gpt2cli.model.lora import add_lora, load_lora_state, lora_layers, lora_state, merge_lora
 from gpt2cli.runtime import find_compiler
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
