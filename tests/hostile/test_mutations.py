@@ -78,9 +78,7 @@ def require_same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], wh
         assert torch.equal(tensor.view(torch.uint8), theirs.view(torch.uint8)), f"{what}: {name}"
 
 
-@pytest.mark.parametrize(
-    "change", ["n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout"]
-)
+@pytest.mark.parametrize("change", ["n_layer", "n_head", "bias", "dropout"])
 def test_odd_values_among_the_arguments(tmp_path: Path, change: str) -> None:
     make_nano(tmp_path)
     whole = torch.load(tmp_path / "ckpt.pt", weights_only=True)
