@@ -61,7 +61,7 @@ def test_modules_are_those_of_transformers(tied: bool, tmp_path: Path) -> None:
         assert mine.n_parameters == counted, name
 
 
-@pytest.mark.parametrize("size", PRESETS)
+@pytest.mark.parametrize("size", ["124M", "355M"])  # model/test_gpt2.py knows the parameters of all
 def test_openai_sizes(size: str) -> None:
     config = PRESETS[size]
     with torch.device("meta"):
