@@ -51,7 +51,7 @@ def centres(begin: int, end: int, n: int) -> NDArray[np.int_]:
     return (begin + (np.arange(n) + 0.5) * (end - begin) / n).astype(int)
 
 
-@pytest.mark.parametrize(("n_layers", "n_heads", "n"), [(1, 1, 1), (1, 1, 14), (2, 3, 5), (12, 12, 9)])
+@pytest.mark.parametrize(("n_layers", "n_heads", "n"), [(1, 1, 1), (1, 1, 14), (2, 3, 5), (4, 6, 9)])
 def test_every_weight_has_its_colour(n_layers: int, n_heads: int, n: int, tmp_path: Path) -> None:
     weights = causal(n_layers, n_heads, n)
     picture = draw(tmp_path, weights)
@@ -129,7 +129,7 @@ def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_layers", "n_heads", "n"), [(1, 1, MOST_TOKENS), (12, 12, 1), (48, 25, 6), (1, 25, 9), (48, 1, 30)]
+    ("n_layers", "n_heads", "n"), [(1, 1, MOST_TOKENS), (48, 25, 6), (1, 25, 9), (48, 1, 30)]
 )
 def test_sizes_stay_readable_and_bounded(n_layers: int, n_heads: int, n: int, tmp_path: Path) -> None:
     rows, columns = tiles(tmp_path, n_layers, n_heads, n)

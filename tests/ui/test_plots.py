@@ -15,7 +15,7 @@ from gpt2cli.training.events import EvalDone, StepDone, to_json
 from gpt2cli.ui import plots
 from gpt2cli.ui.plots import plot_losses, read_curves
 
-TRAIN, VALIDATION = (0x3B, 0x82, 0xB8), (0xD1, 0x49, 0x5B)
+TRAIN, VALIDATION = 0x3B82B8, 0xD1495B
 
 
 def lines_of(n_steps: int, every: int = 10) -> list[str]:
@@ -34,9 +34,10 @@ def written(folder: Path, lines: list[str]) -> Path:
     return path
 
 
-def colours(path: Path) -> set[tuple[int, ...]]:
+def colours(path: Path) -> set[int]:
+    """Each colour as 0xRRGGBB."""
     pixels = (matplotlib.image.imread(path)[:, :, :3] * 255).round().astype(int)
-    return {tuple(pixel) for pixel in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
+    return set(np.unique(pixels @ (1 << 16, 1 << 8, 1)).tolist())
 
 
 def test_both_curves_are_drawn(tmp_path: Path) -> None:
