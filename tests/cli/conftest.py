@@ -9,11 +9,11 @@ from faulty_server import Site, serving
 from judge_server import Judge, judging
 from judged import without_pauses
 from layouts import CONFIG, openai_content, serve_hub, serve_openai, tiny_size, use_hub
+from words import BYTES
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.hub.registry import Size
 from gpt2cli.model.gpt2 import new_model
-from gpt2cli.tokenizer.bpe import gpt2 as bpe
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def openai(site: Site, size: Size) -> dict[str, bytes]:
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A small model as the hub would have it."""
     folder = tmp_path_factory.mktemp("model")
-    write_manifest(folder, write_model(folder, new_model(CONFIG, seed=3), bpe(), "task: pretrain\n"))
+    write_manifest(folder, write_model(folder, new_model(CONFIG, seed=3), BYTES, "task: pretrain\n"))
     return {
         name: (folder / name).read_bytes()
         for name in ("config.json", "vocab.json", "merges.txt", "model.safetensors")
