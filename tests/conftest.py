@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import torch
 from loud import loud
+from matplotlib.figure import Figure
 from words import BYTES
 
 from gpt2cli.model.config import GPT2Config
@@ -43,6 +44,15 @@ def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.chdir(tmp_path)
     yield
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib draws nothing: its pictures of losses would take most of the time of a tiny training.
+
+    Where pictures are the subject, a fixture of this name takes its place.
+    """
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: file.write(b"\x89PNG"))
 
 
 @pytest.fixture(autouse=True)

@@ -180,7 +180,8 @@ def test_a_line_without_end_is_bounded(chat: Chat, models: Path, monkeypatch: py
     monkeypatch.setattr("gpt2cli.cli.chat.LONGEST_LINE", 1000)
     said = "error: a line on stdin is longer than 1 MiB\nwhy: no context is that long\nfix: shorten it\n"
     for length, n_answers in ((100, 3), (101, 2), (1000, 2)):
-        code, out, err = chat(models / "taught", b"one\n" + b"a" * length + b"\ntwo\n", "--json", "-n", "2")
+        long = (b"word " * 200)[:length]
+        code, out, err = chat(models / "taught", b"one\n" + long + b"\ntwo\n", "--json", "-n", "2")
         assert (out.count('"reply"'), err) == (n_answers, said * (3 - n_answers))
         assert out.count("\n") == 3, "an object for each line"
         assert code == 3 * (3 - n_answers)
@@ -306,8 +307,9 @@ def test_the_newest_model_is_taken_and_named(
 
 
 def test_help_and_show_are_talk(chat: Chat, models: Path) -> None:
-    code, out, err = chat(models / "taught", "/help\n/show\n//slash\n/system Be kind.\n/system -\n/system\n")
-    assert code == 0 and out.count("\n") == 1  # the reply to "/slash"
+    lines = "/help\n/show\n//slash\n/system Be kind.\n/system -\n/system\n"
+    code, out, err = chat(models / "taught", lines, "--json")
+    assert code == 0 and out.count('"reply"') == 1  # to "/slash"
     for words in ("/undo ", "/save FILE [--force]", "template            chat\n", "top_k               40\n"):
         assert words in err
     assert f"turns               0\ncontext             0 of {CONTEXT} tokens\n" in err

@@ -307,13 +307,3 @@ def test_the_shipped_recipe_for_summaries_says_what_is_asked_of_documents() -> N
     loaded: Any = load_recipe(str(path), [])
     assert loaded.recipe.data.task == "Summarize the text in one sentence."
     assert "data.source=YOURS.jsonl data.input=document data.output=summary" in path.read_text()
-
-
-def test_dry_run_counts_states_only_for_what_learns(gpt2: Gpt2, recipe: Path) -> None:
-    def moments(*overrides: str) -> str:
-        done = gpt2(COMMAND, recipe, "--dry-run", *overrides)
-        assert done.code == 0, done.err
-        line: str = next(line for line in done.out.splitlines() if line.startswith("AdamW moments"))
-        return line.removeprefix("AdamW moments").strip()
-
-    assert moments("train=lora", "lora.rank=2") == "0 MiB" != moments()

@@ -21,6 +21,11 @@ TEXT = "the cat"
 
 
 @pytest.fixture
+def blank_pictures() -> None:
+    """Matplotlib draws."""
+
+
+@pytest.fixture
 def model(tmp_path: Path) -> Path:
     return save(tmp_path / "model")
 
