@@ -21,23 +21,38 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import torch
 from loud import loud
+from matplotlib.figure import Figure
+from words import BYTES
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 
 torch.set_num_threads(2)
 
+# What a person may have set, and the test runner (COLUMNS).
+FOREIGN = ("COLUMNS", "GPT2_RUNS", "HF_TOKEN", "OLLAMA_HOST", "OPENAI_API_KEY")
+
 
 @pytest.fixture(autouse=True)
 def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees or leaves anything outside its own folder, nor the network."""
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "gpt2-home"))
-    monkeypatch.delenv("GPT2_RUNS", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("COLUMNS", raising=False)  # the test runner's own
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name in FOREIGN:
+            monkeypatch.delenv(name)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.chdir(tmp_path)
     yield
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib draws nothing: its pictures of losses would take most of the time of a tiny training.
+
+    Where pictures are the subject, a fixture of this name takes its place.
+    """
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: file.write(b"\x89PNG"))
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +85,10 @@ def gpt2(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> GPT2Config:
-    return GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=50257)
+    return GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=BYTES.n_vocab)
 
 
 @pytest.fixture(scope="session")
 def loud_model(tiny_config: GPT2Config) -> GPT2LMHead:
-    """A random GPT-2 with weights of standard deviation 0.14. Do not change it."""
+    """A random GPT-2 over BYTES, with weights of standard deviation 0.14. Do not change it."""
     return loud(new_model(tiny_config, seed=1))

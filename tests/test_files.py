@@ -112,26 +112,23 @@ def save_over(path: Path, content: str, *, replace: bool = True) -> None:
 
 def killed_at(n: int, path: Path) -> bool:
     """Whether replacing `path` died by its n-th rename or deletion, counted from one."""
-    code = """
-import os, signal, sys
-from pathlib import Path
-from gpt2cli import files as disk
-count = 0
-def hook(event, arguments):
-    global count
-    if armed and event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
-        count += 1
-        if count == int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-armed = False
-sys.addaudithook(hook)
-with disk.new_folder(Path(sys.argv[2])) as folder:
-    disk.write_file(folder / "f", "new")
-    armed = True
-"""
-    done = subprocess.run([sys.executable, "-c", code, str(n), path], capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+    child = os.fork()
+    if child == 0:
+        seen: list[str] = []
+
+        def die_at_the_nth(event: str, arguments: object) -> None:
+            if event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+                seen.append(event)
+                if len(seen) == n:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            with files.new_folder(path) as folder:
+                files.write_file(folder / "f", "new")
+                sys.addaudithook(die_at_the_nth)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def test_a_replacement_killed_at_any_call_is_mended_by_the_next(tmp_path: Path) -> None:

@@ -83,10 +83,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     with appending(path, note) as file:
         file.add(NOTES[0])
-        with (
-            pytest.raises(ResourceError, match="another process writes in it"),
-            appending(path, note),
-        ):
+        with pytest.raises(ResourceError, match="another process writes in it"), appending(path, note):
             pass
         assert read_ledger(path, note).values == (NOTES[0],)
         file.add(NOTES[1])

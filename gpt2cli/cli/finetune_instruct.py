@@ -89,6 +89,8 @@ def _open_task(
     ):
         if n:
             say(f"note: {n:,} of {len(read.records) + read.n_empty:,} records {said}")
+    if shared := examples.n_shared:
+        say(f"note: {shared:,} of the {len(examples.test):,} test prompts are in the training split too")
     yield (
         SftTask(recipe, start, examples),
         {

@@ -153,10 +153,10 @@ def _prompt(task: "PretrainTask") -> tuple[str, str]:
 
 
 def _first_words(task: "PretrainTask") -> str:
-    """The first four words of the training text, or 40 characters of it."""
+    """The first words of the training text, up to four, on one line and of 40 characters."""
     ids = task.data.train.read(0, min(32, task.row_length, task.data.train.n_tokens)).tolist()
     text = task.tokenizer.decode(list(itertools.takewhile(lambda id: id != task.tokenizer.end_of_text, ids)))
-    match = re.match(r"(?:\S+\s+){0,3}\S+", text.strip("\ufffd").lstrip())
+    match = re.match(r"\S+(?: +\S+){0,3}", text.strip("\ufffd").lstrip())
     return match[0][:40] if match else ""
 
 
@@ -192,7 +192,7 @@ def _sample(setup: "TrainingSetup", stop: Callable[[], int]) -> list[int]:
         for step in generate(setup.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}):
             if stop():
                 return []
-            ids += [token for token in step.ids if token is not None]
+            ids += [token for token in step.ids if token not in (None, tokenizer.end_of_text)]
     return ids
 
 

@@ -5,17 +5,20 @@ others, and the `gpt2 prepare` command that would make the folder again.
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt2cli.data.input_files import STDIN, STDIN_NAME
 from gpt2cli.data.manifest import PrepareSettings, SourceRecord, TokenManifest
 from gpt2cli.errors import UsageError
-from gpt2cli.recipe.schema import DataConfig
 from gpt2cli.tokenizer.base import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt2cli.recipe.sections import DataConfig  # `gpt2 prepare` needs no schema of recipes
 
 SMALL = 20_000  # tokens: a text below may have fewer than the default --block of another tokenizer
 
 
-def prepare_settings(data: DataConfig, tokenizer: Tokenizer | None = None) -> PrepareSettings:
+def prepare_settings(data: "DataConfig", tokenizer: Tokenizer | None = None) -> PrepareSettings:
     """The settings for the text of a recipe; `tokenizer` is that of a base model, if there is one."""
     validation = 0.1 if data.validation is None else data.validation
     return PrepareSettings(

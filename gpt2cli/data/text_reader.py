@@ -53,6 +53,7 @@ class SourceReader:
     def __init__(self, source: TextSource, fields: Sequence[str]) -> None:
         self.source = source
         self.n_line_ends = 0
+        self._held = ""
         self._fields = fields
         self._raw = _Hashing(files.open_regular(source.path) if source.path else sys.stdin.buffer)
 
@@ -92,18 +93,20 @@ class SourceReader:
         decoder = codecs.getincrementaldecoder("utf-8")("strict")
         pending, offset = "", 0
         while block := stream.read(BLOCK):
-            # A "\r" that ends a block waits at the end of `pending` for what follows.
-            text = self._decode(block, offset, decoder)
-            if pending.endswith("\r"):
-                text, pending = "\r" + text, pending[:-1]
-            pending += self._with_line_feeds(text)
+            pending += self._with_line_feeds(self._decode(block, offset, decoder))
             offset += len(block)
             while len(pending) > MAX_PIECE_CHARACTERS:
                 piece, pending = _cut(pending)
                 yield piece
-        yield from split_document(pending + self._decode(b"", offset, decoder))
+        yield from split_document(pending + self._decode(b"", offset, decoder) + self._held)
 
     def _with_line_feeds(self, text: str) -> str:
+        """The next part of a text with LF for CRLF; a "\r" at its end is held back for what follows."""
+        if self._held:
+            text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        if self._held:
+            text = text[:-1]
         n = text.count("\r\n")
         self.n_line_ends += n
         return text.replace("\r\n", "\n") if n else text

@@ -12,7 +12,8 @@ from gpt2cli.errors import InputError, NewerFormatError, UsageError
 from gpt2cli.files import sha256_of
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
-from gpt2cli.recipe.schema import SCRATCH, FinetuneRecipe, ModelConfig, PretrainRecipe
+from gpt2cli.recipe.schema import SCRATCH, FinetuneRecipe, PretrainRecipe
+from gpt2cli.recipe.sections import ModelConfig
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.files import load_tokenizer

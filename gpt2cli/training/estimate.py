@@ -9,7 +9,8 @@ from torch import nn
 
 from gpt2cli.errors import ResourceError, is_out_of_memory
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.recipe.schema import BatchConfig, Recipe
+from gpt2cli.recipe.schema import Recipe
+from gpt2cli.recipe.sections import BatchConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training.fused_cross_entropy import CHUNK
 from gpt2cli.training.task import TrainingTask

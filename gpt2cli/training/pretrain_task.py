@@ -14,7 +14,7 @@ from torch import Tensor
 from gpt2cli.data.prepare_command import prepare_command
 from gpt2cli.data.token_dataset import TokenDataset
 from gpt2cli.data.windows import TrainingWindows, validation_windows
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import PretrainRecipe
 from gpt2cli.training.base_model import BaseLM
@@ -37,6 +37,12 @@ class PretrainTask(LanguageModelTask):
     base: BaseLM  # random weights, or the model to train further
 
     def __post_init__(self) -> None:
+        if self.data.tokenizer.fingerprint != self.base.tokenizer.fingerprint:
+            raise UsageError(
+                f"{self.data.folder}: was prepared with another tokenizer than init={self.recipe.init} has",
+                f"{self.data.tokenizer.n_vocab} tokens, and the model has {self.base.tokenizer.n_vocab}",
+                prepare_command(self.data.manifest, self.data.folder, tokenizer=self.base.name),
+            )
         n_validation, folder = self.data.validation.n_tokens, self.data.folder
         if n_validation < 2:
             is_named = Path(self.recipe.data.source) == folder

@@ -64,6 +64,7 @@ class SftSplits:
     n_cut: int  # records longer than that
     n_left_out: int  # records whose prompt alone fills the limit
     n_train_only: int  # records with an earlier answer to train on, but no room for the last one
+    n_shared: int  # test prompts that are in the training split too
     sha256: str  # of the source file
 
     @property
@@ -102,6 +103,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
             f"data.max_tokens={4 * limit}, or a model with a longer context",
         )
     train, validation, test = split(len(examples), (recipe.data.validation, recipe.data.test), recipe.seed)
+    trained_on = {prompts[i].ids for i in train}
     return SftSplits(
         train=(*(examples[i] for i in train), *train_only),
         validation=tuple(examples[i] for i in validation),
@@ -111,6 +113,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
         n_cut=sum(example.was_cut for example in (*examples, *train_only)),
         n_left_out=len(found.records) - len(examples) - len(train_only),
         n_train_only=len(train_only),
+        n_shared=sum(prompts[i].ids in trained_on for i in test),
         sha256=found.sha256,
     )
 

@@ -8,13 +8,7 @@ import pytest
 import torch
 from loud import loud
 
-from gpt2cli.checkpoints.folder import (
-    load_model,
-    read_config,
-    verify,
-    write_manifest,
-    write_model,
-)
+from gpt2cli.checkpoints.folder import load_model, read_config, verify, write_manifest, write_model
 from gpt2cli.checkpoints.hf_config import require_language_model
 from gpt2cli.checkpoints.info import read_model_info
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors

@@ -183,12 +183,12 @@ def test_a_pickled_adapter_is_refused(folder: Path) -> None:
     assert "pickle" in caught.value.why
 
 
-def test_400_mutations_are_refused_or_read_and_nothing_else(folder: Path) -> None:
+def test_150_mutations_are_refused_or_read_and_nothing_else(folder: Path) -> None:
     """Whatever bytes are there: an error that names the folder's file, or a finite model."""
     (folder / "manifest.json").unlink()
     files = {name: (folder / name).read_bytes() for name in (WEIGHTS, SETTINGS, "base.json")}
     rng, n_refused = random.Random(4), 0
-    for _ in range(400):
+    for _ in range(150):
         name = rng.choice(list(files))
         data = bytearray(files[name])
         end = 2000 if name == WEIGHTS else len(data)  # its header is where mistakes are made
@@ -210,4 +210,4 @@ def test_400_mutations_are_refused_or_read_and_nothing_else(folder: Path) -> Non
         else:
             assert all(parameter.isfinite().all() for parameter in model.parameters())
         (folder / name).write_bytes(files[name])
-    assert n_refused > 200
+    assert n_refused > 75

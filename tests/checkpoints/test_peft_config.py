@@ -5,15 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import (
-    IDS,
-    Base,
-    Lora,
-    adapted,
-    by_somebody_else,
-    save_adapter,
-    save_base,
-)
+from adapters import IDS, Base, Lora, adapted, by_somebody_else, save_adapter, save_base
 
 from gpt2cli.convert.open_model import open_model
 from gpt2cli.errors import InputError

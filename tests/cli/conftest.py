@@ -1,25 +1,24 @@
-"""A server that stands for both sources of `gpt2 download`, and what lies on it."""
+"""Servers: one that stands for both sources of `gpt2 download`, with what lies on it, and a judge."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from answers import RECORDS, low, write
 from faulty_server import Site, serving
+from judge_server import Judge, judging
+from judged import without_pauses
 from layouts import CONFIG, openai_content, serve_hub, serve_openai, tiny_size, use_hub
+from words import BYTES
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.hub.registry import Size
 from gpt2cli.model.gpt2 import new_model
-from gpt2cli.tokenizer.bpe import gpt2 as bpe
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A server that stands for both sources, with nothing on it yet."""
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
     with serving({}) as site:
         use_hub(monkeypatch, site.address, tmp_path / "hf")
         yield site
@@ -42,7 +41,7 @@ def openai(site: Site, size: Size) -> dict[str, bytes]:
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A small model as the hub would have it."""
     folder = tmp_path_factory.mktemp("model")
-    write_manifest(folder, write_model(folder, new_model(CONFIG, seed=3), bpe(), "task: pretrain\n"))
+    write_manifest(folder, write_model(folder, new_model(CONFIG, seed=3), BYTES, "task: pretrain\n"))
     return {
         name: (folder / name).read_bytes()
         for name in ("config.json", "vocab.json", "merges.txt", "model.safetensors")
@@ -52,3 +51,18 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture
 def hub(site: Site, size: Size, model_files: dict[str, bytes]) -> None:
     serve_hub(site, model_files)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
+    """A judge that falls for no canary; attempts follow each other at once."""
+    without_pauses(monkeypatch)
+    with judging() as judge:
+        judge.answer = low
+        yield judge
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Responses to judge."""
+    return write(tmp_path / "answers.json", RECORDS)

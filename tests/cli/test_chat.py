@@ -15,13 +15,13 @@ import pytest
 import torch
 from loud import loud
 from speaking import save_model_that_says
+from words import WORDS
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.cli import app
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.templates import TEMPLATES, Turn, prompt_ids, write_template
-from gpt2cli.tokenizer.bpe import gpt2 as bpe
 from gpt2cli.tokenizer.chars import Chars
 
 CONTEXT = 128
@@ -42,11 +42,11 @@ def _threads() -> Iterator[None]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models of the same random weights: `base`, and `taught`, which has the chat template."""
     root = tmp_path_factory.mktemp("models")
-    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=CONTEXT, vocab_size=50257)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=CONTEXT, vocab_size=WORDS.n_vocab)
     model = loud(new_model(config, seed=1))
     for name in ("base", "taught"):
         (root / name).mkdir()
-        hashes = write_model(root / name, model, bpe(), "task: pretrain\n")
+        hashes = write_model(root / name, model, WORDS, "task: pretrain\n")
         if name == "taught":
             hashes |= write_template(root / name, "chat")
         write_manifest(root / name, hashes)
@@ -98,7 +98,7 @@ def test_a_model_with_a_template_is_asked_in_it(turns: Turns, chat: Chat, models
     assert chat(models / "taught", "Hi!\n")[2] == ""
     turn = turns("Hi!\n", "--system", "Be brief.")[0]
     asked = [Turn("system", "Be brief."), Turn("user", "Hi!")]
-    assert turn["prompt_tokens"] == len(prompt_ids(TEMPLATES["chat"], asked, bpe().encode, 50256))
+    assert turn["prompt_tokens"] == len(prompt_ids(TEMPLATES["chat"], asked, WORDS.encode, WORDS.end_of_text))
 
 
 def test_json_has_all_that_a_script_needs(chat: Chat, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_json_has_all_that_a_script_needs(chat: Chat, tmp_path: Path) -> None:
         "finish_reason": "end_of_text",
         "prompt_tokens": 1,
         "prefilled_tokens": 1,
-        "new_tokens": len(bpe().encode(HOSTILE)),
+        "new_tokens": len(WORDS.encode(HOSTILE)),
         "dropped_turns": 0,
         "turn": 1,
         "seed": 7,
@@ -126,7 +126,7 @@ def test_nothing_that_steers_a_terminal_comes_out(chat: Chat, tmp_path: Path) ->
 
 def test_an_emoji_comes_whole_and_a_dangling_tail_is_replaced(chat: Chat, tmp_path: Path) -> None:
     folder = save_model_that_says(tmp_path / "model", "😂🎉")
-    n_tokens = len(bpe().encode("😂🎉"))
+    n_tokens = len(WORDS.encode("😂🎉"))
     assert chat(folder, "a\n", "-t", "0")[1] == "😂🎉\n"
     assert chat(folder, "a\n", "-t", "0", "-n", str(n_tokens - 1))[1] == "😂\ufffd\n"
 
@@ -170,7 +170,7 @@ def test_a_message_that_is_too_long_is_said_and_the_next_line_read(chat: Chat, m
         answers = [json.loads(line) for line in out.splitlines()]
         assert [(answer["turn"], "error" in answer) for answer in answers] == [(1, 0), (2, 1), (2, 0)]
         assert answers[1]["error"]["why"] == f"this model's context holds {CONTEXT}"
-        n_tokens = len(prompt_ids(TEMPLATES["chat"], [Turn("user", line)], bpe().encode, 50256))
+        n_tokens = len(prompt_ids(TEMPLATES["chat"], [Turn("user", line)], WORDS.encode, WORDS.end_of_text))
         assert f"error: the message has {n_tokens} tokens, " in err
         assert f"why: this model's context holds {CONTEXT}\n" in err
 
@@ -180,7 +180,8 @@ def test_a_line_without_end_is_bounded(chat: Chat, models: Path, monkeypatch: py
     monkeypatch.setattr("gpt2cli.cli.chat.LONGEST_LINE", 1000)
     said = "error: a line on stdin is longer than 1 MiB\nwhy: no context is that long\nfix: shorten it\n"
     for length, n_answers in ((100, 3), (101, 2), (1000, 2)):
-        code, out, err = chat(models / "taught", b"one\n" + b"a" * length + b"\ntwo\n", "--json", "-n", "2")
+        long = (b"word " * 200)[:length]
+        code, out, err = chat(models / "taught", b"one\n" + long + b"\ntwo\n", "--json", "-n", "2")
         assert (out.count('"reply"'), err) == (n_answers, said * (3 - n_answers))
         assert out.count("\n") == 3, "an object for each line"
         assert code == 3 * (3 - n_answers)
@@ -306,8 +307,9 @@ def test_the_newest_model_is_taken_and_named(
 
 
 def test_help_and_show_are_talk(chat: Chat, models: Path) -> None:
-    code, out, err = chat(models / "taught", "/help\n/show\n//slash\n/system Be kind.\n/system -\n/system\n")
-    assert code == 0 and out.count("\n") == 1  # the reply to "/slash"
+    lines = "/help\n/show\n//slash\n/system Be kind.\n/system -\n/system\n"
+    code, out, err = chat(models / "taught", lines, "--json")
+    assert code == 0 and out.count('"reply"') == 1  # to "/slash"
     for words in ("/undo ", "/save FILE [--force]", "template            chat\n", "top_k               40\n"):
         assert words in err
     assert f"turns               0\ncontext             0 of {CONTEXT} tokens\n" in err

@@ -1,6 +1,5 @@
 """What Ctrl-C and SIGTERM do to a reply of `gpt2 chat`, at moments that no keyboard can hit."""
 
-import io
 import json
 import os
 import signal
@@ -48,7 +47,8 @@ def chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
                     os.kill(os.getpid(), due.pop(0)[0])
                 yield token
 
-        stdin = io.TextIOWrapper(io.BytesIO(lines.encode()))
+        (tmp_path / "stdin").write_text(lines)
+        stdin = open(tmp_path / "stdin")  # noqa: SIM115 - it is the program's to read
         monkeypatch.setattr(stdin, "isatty", lambda: is_terminal)
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(chat_session, "continue_row", hit)

@@ -12,6 +12,7 @@ from speaking import save_model_that_says
 from terminal import Terminal
 
 from gpt2cli.templates import write_template
+from gpt2cli.tokenizer.bpe import gpt2
 
 HELLO = "/help lists the commands"
 LONG = " word" * 50_000  # more than anybody waits for
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_session_at_the_terminal(tmp_path: Path) -> None:
     """One process for many keys, because each process imports torch."""
-    folder = save_model_that_says(tmp_path / "model", " red\x1b[2J" * 100, n_positions=256)
+    folder = save_model_that_says(tmp_path / "model", " red\x1b[2J" * 100, gpt2(), n_positions=256)
     home = tmp_path / "home"
     home.mkdir()
     (home / "chat_history").write_text('"an older message"\n')
@@ -119,19 +120,6 @@ def test_ctrl_c_ends_a_reply_however_often_and_the_next_works(folder: Path, tmp_
     assert (home / "chat_history").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_history_that_cannot_be_kept_is_said_behind_the_line(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "chat_history").mkdir()
-    command = ["chat", str(folder), *OPTIONS, "-n", "2"]
-    with Terminal(command, GPT2_HOME=str(tmp_path / "home")) as terminal:
-        terminal.ready()
-        terminal.type("hello\r")
-        shown = terminal.until("2 tokens, ")
-        assert shown.index("hello") < shown.index("the history is not kept: ") < shown.index(" word word")
-        terminal.type("\x04")
-        assert terminal.ended() == 0
-
-
 def test_a_dumb_terminal_gets_lines_alone(folder: Path) -> None:
     command = ["chat", str(folder), *OPTIONS, "-n", "2"]
     with Terminal(command, TERM="dumb", NO_COLOR="1") as terminal:
@@ -153,14 +141,18 @@ def test_a_dumb_terminal_gets_lines_alone(folder: Path) -> None:
         assert b"\x1b" not in terminal.seen
 
 
-def test_with_stdout_in_a_pipe_only_replies_are_in_it(folder: Path, tmp_path: Path) -> None:
+def test_with_stdout_in_a_pipe_only_replies_are_in_it(tmp_path: Path) -> None:
+    """At the terminal a history that cannot be kept is said behind the line that was typed."""
+    (tmp_path / "home" / "chat_history").mkdir(parents=True)
     taught = tmp_path / "taught"
     save_model_that_says(taught, LONG, n_positions=64)
     write_template(taught, "chat")
-    with Terminal(["chat", str(taught), *OPTIONS, "-n", "2"], piped=[1]) as terminal:
+    command = ["chat", str(taught), *OPTIONS, "-n", "2"]
+    with Terminal(command, piped=[1], GPT2_HOME=str(tmp_path / "home")) as terminal:
         assert "chat template: chat" in terminal.ready()
         terminal.type("hello\r")
-        terminal.until("2 tokens, ")
+        shown = terminal.until("2 tokens, ")
+        assert shown.index("hello") < shown.index("\nthe history is not kept: ") < shown.index("2 tokens, ")
         terminal.ready()
         terminal.type("/show\r")
         terminal.ready()

@@ -69,11 +69,7 @@ def say(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: str) -> tuple[int, str, str]:
         code = app.run(["generate", "", "-m", str(folder), "-t", "0", "--threads", "1", *arguments])
         captured = capsys.readouterr()
-        return (
-            code,
-            captured.out,
-            captured.err.replace(EMPTY, ""),
-        )
+        return (code, captured.out, captured.err.replace(EMPTY, ""))
 
     return run
 

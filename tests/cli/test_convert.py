@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from words import BYTES
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
 from gpt2cli.model.gpt2 import GPT2LMHead
-from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
+from gpt2cli.tokenizer.files import save_tokenizer
 
 Gpt2 = Callable[..., object]
 
@@ -19,7 +20,7 @@ Gpt2 = Callable[..., object]
 def foreign(loud_model: GPT2LMHead, tmp_path: Path) -> Path:
     folder = tmp_path / "theirs"
     folder.mkdir()
-    write_model(folder, loud_model, gpt2_tokenizer(), "")
+    write_model(folder, loud_model, BYTES, "")
     (folder / "recipe.yaml").unlink()
     return folder
 
@@ -29,7 +30,7 @@ def run(loud_model: GPT2LMHead, tmp_path: Path) -> Path:
     """What pretraining leaves: runs/mine with a checkpoint and its pointers."""
     folder = tmp_path / "runs/mine/checkpoints/step-000007"
     folder.mkdir(parents=True)
-    write_manifest(folder, write_model(folder, loud_model, gpt2_tokenizer(), "task: pretrain\n"))
+    write_manifest(folder, write_model(folder, loud_model, BYTES, "task: pretrain\n"))
     for pointer in ("best", "last"):
         (tmp_path / "runs/mine" / pointer).symlink_to("checkpoints/step-000007")
     return tmp_path / "runs/mine"
@@ -59,6 +60,7 @@ def test_json_is_the_receipt(gpt2: Gpt2, foreign: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_goes_out_under_its_own_name(gpt2: Gpt2, run: Path, tmp_path: Path) -> None:
+    save_tokenizer(BYTES, tmp_path)  # beside nanoGPT's file, which holds none
     for typed in ("mine", "runs/mine", "runs/mine/best", "runs/mine/checkpoints/step-000007"):
         done = gpt2("convert", typed, "--to", "nanogpt", "--force")
         assert (done.code, done.out) == (0, "mine.pt\n"), done.err

@@ -5,20 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faulty_server import Fault, Site, serving
-from layouts import COMMIT, CONFIG, DATA, REPOSITORY, serve_hub, serve_openai
+from layouts import COMMIT, CONFIG, DATA, REPOSITORY, serve_hub, serve_openai, tiny_size
 from openai_checkpoint import imitate_checkpoint
+from words import BYTES
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
 from gpt2cli.convert import pipeline
 from gpt2cli.hub.registry import Size
 from gpt2cli.model.gpt2 import new_model
-from gpt2cli.tokenizer.bpe import gpt2 as bpe
 
 
 def test_a_repository_becomes_a_model_ready_to_use(gpt2: Any, site: Site, hub: None) -> None:
@@ -142,7 +143,7 @@ def test_a_checkpoint_that_was_published_without_its_training_state(
 ) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    hashes = write_model(folder, new_model(CONFIG, seed=3), bpe(), "task: pretrain\n")
+    hashes = write_model(folder, new_model(CONFIG, seed=3), BYTES, "task: pretrain\n")
     (folder / "train_state.safetensors").write_bytes(b"large")
     write_manifest(folder, {**hashes, "train_state.safetensors": "0" * 64})
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -153,22 +154,24 @@ def test_a_checkpoint_that_was_published_without_its_training_state(
     assert not any("train_state" in request.path for request in site.requests)
 
 
-TWO_AT_ONCE = """
-import sys
+WITHOUT_LOCKS = """
+import fcntl, sys
 from gpt2cli.cli.app import main
+def flock(*arguments):
+    raise OSError(37, "no locks available")
+fcntl.flock = flock
 main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("locks", [True, False])
 def test_two_downloads_of_one_model_side_by_side_both_succeed(
-    locks: bool, site: Site, model_files: dict[str, bytes], tmp_path: Path
+    site: Site, model_files: dict[str, bytes], tmp_path: Path
 ) -> None:
+    """On a disk without locks; with them the second waits (hub/test_fetch_processes.py)."""
     serve_hub(site, model_files)
-    code = TWO_AT_ONCE if locks else f"import fcntl\n{WITHOUT_LOCKS}{TWO_AT_ONCE}"
     environment = {**os.environ, "HF_ENDPOINT": site.address, "HF_HOME": str(tmp_path / "hf")}
     environment.pop("HF_HUB_OFFLINE")
-    command = [sys.executable, "-c", code, "download", REPOSITORY]
+    command = [sys.executable, "-c", WITHOUT_LOCKS, "download", REPOSITORY]
     both = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -179,13 +182,6 @@ def test_two_downloads_of_one_model_side_by_side_both_succeed(
     assert {out for out, _ in heard} == {f"{place}\n"}
     verify(place)
     assert sorted(path.name for path in paths.models().iterdir()) == [place.name]
-
-
-WITHOUT_LOCKS = """
-def flock(*arguments):
-    raise OSError(37, "no locks available")
-fcntl.flock = flock
-"""
 
 
 def test_a_place_that_is_taken_in_the_meantime(
@@ -235,7 +231,10 @@ def test_openai_first_then_the_hub_and_it_says_which(
     assert result["address"] == f"{site.address}/tiny"
 
 
-def test_openais_checkpoint_is_converted_at_once(gpt2: Any, site: Site, size: Size, tmp_path: Path) -> None:
+def test_openais_checkpoint_is_converted_at_once(
+    gpt2: Any, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = tiny_size(monkeypatch, replace(CONFIG, vocab_size=50257).n_parameters)
     hparams = {"n_vocab": 50257, "n_ctx": 24, "n_embd": 8, "n_head": 2, "n_layer": 2}
     folder = imitate_checkpoint(tmp_path / "checkpoint", hparams)
     serve_openai(site, size, {path.name: path.read_bytes() for path in folder.iterdir()})

@@ -105,15 +105,6 @@ def test_the_list_shows_sizes_and_what_is_here(
     assert listed[1]["repository"] == "openai-community/gpt2-medium"
 
 
-def test_the_list_needs_no_torch() -> None:
-    code = (
-        "import sys; from gpt2cli.cli.app import run; run(['download', '--list']);"
-        " print('torch' in sys.modules, 'numpy' in sys.modules, 'httpx2' in sys.modules)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.endswith("False False False\n")
-
-
 def test_verify_without_anything_here_and_with_damage(gpt2: Any, site: Site, hub: None) -> None:
     assert gpt2("download", "tiny", "--verify").code == 3
     assert gpt2("download", "tiny", "--source", "hf").code == 0

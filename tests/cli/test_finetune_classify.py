@@ -148,7 +148,7 @@ def test_mistakes_are_named_before_any_training(
     done = gpt2("finetune-classify", recipe, *arguments)
     assert done.code == code and said in done.err, done
     assert done.err.count("\n") <= 4 and "Traceback" not in done.err
-    assert gpt2("finetune-classify", recipe, *SHORT).code == 0, "a refused command stands in nobody's way"
+    assert not Path("runs").exists()
 
 
 def test_changed_data_cannot_be_resumed(gpt2: Gpt2, recipe: Path, tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ import pytest
 from teaching import some_records, write_teaching
 
 from gpt2cli import paths
-from gpt2cli.cli import app as program
-from gpt2cli.cli.finetune_instruct import finetune_instruct
 from gpt2cli.generation import batch as answering
 from gpt2cli.templates import TEMPLATES, read_template
 from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint
@@ -21,12 +19,6 @@ Gpt2 = Callable[..., Any]
 COMMAND = "finetune-instruct"
 SHORT = ("optim.steps=4",)
 FOLDER = Path("runs/teach")
-
-
-@pytest.fixture(autouse=True)
-def registered() -> None:
-    if COMMAND not in [command.name for command in program.app.registered_commands]:
-        program.app.command(COMMAND)(finetune_instruct)
 
 
 @pytest.fixture
@@ -62,6 +54,14 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
     assert "head -n 3 runs/teach/responses.jsonl" in done.err
     again = gpt2(COMMAND, recipe, "--resume")
     assert again.code == 0 and "nothing to do" in again.err and "answering" not in again.err
+
+
+def test_test_prompts_that_are_trained_on_are_counted(gpt2: Gpt2, recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "same.json"
+    path.write_text(json.dumps([{"instruction": "Say hi.", "output": "hi"}] * 10), encoding="utf-8")
+    said = gpt2(COMMAND, recipe, f"data.source={path}", "data.test=0.2", "--dry-run").err
+    assert "note: 2 of the 2 test prompts are in the training split too" in said
+    assert "test prompts" not in gpt2(COMMAND, recipe, "--dry-run").err
 
 
 def test_rouge_is_scored_when_asked(gpt2: Gpt2, recipe: Path) -> None:
@@ -315,13 +315,3 @@ def test_the_shipped_recipe_for_summaries_says_what_is_asked_of_documents() -> N
     loaded: Any = load_recipe(str(path), [])
     assert loaded.recipe.data.task == "Summarize the text in one sentence."
     assert "data.source=YOURS.jsonl data.input=document data.output=summary" in path.read_text()
-
-
-def test_dry_run_counts_states_only_for_what_learns(gpt2: Gpt2, recipe: Path) -> None:
-    def moments(*overrides: str) -> str:
-        done = gpt2(COMMAND, recipe, "--dry-run", *overrides)
-        assert done.code == 0, done.err
-        line: str = next(line for line in done.out.splitlines() if line.startswith("AdamW moments"))
-        return line.removeprefix("AdamW moments").strip()
-
-    assert moments("train=lora", "lora.rank=2") == "0 MiB" != moments()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from speaking import CONTEXT, save_model_that_says
+from words import WORDS
 
 from gpt2cli.cli import app
 from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 
 HOSTILE = "a\x1b[2Jb\x1b]52;c;aGk=\x07c\rd\x08e\x9bf\u202eg😂"
@@ -32,7 +32,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run `gpt2 generate` on a model that says `text`; gives exit code, stdout and stderr."""
 
-    def run(text: str, *arguments: str, tokenizer: Tokenizer | None = None) -> tuple[int, str, str]:
+    def run(text: str, *arguments: str, tokenizer: Tokenizer = WORDS) -> tuple[int, str, str]:
         folder = tmp_path / "model"
         if not folder.exists():
             save_model_that_says(folder, text, tokenizer)
@@ -95,7 +95,7 @@ def test_json_has_all_that_a_script_needs(say: Say, tmp_path: Path) -> None:
     assert value.pop("tokens_per_second") > 0
     assert value == {
         "text": HOSTILE,
-        "ids": gpt2().encode(HOSTILE),
+        "ids": WORDS.encode(HOSTILE),
         "finish_reason": "end_of_text",
         "prompt_tokens": 1,
         "model": str(tmp_path / "model"),
@@ -196,7 +196,7 @@ def test_what_is_not_utf8_on_stdin_is_replaced(say: Say, monkeypatch: pytest.Mon
     pipe_in(monkeypatch, b"lone \xed\xa0\x80 surrogate")
     code, out, _ = say("a", "--json")
     assert code == 0
-    assert json.loads(out)["prompt_tokens"] == len(gpt2().encode("lone ��� surrogate"))
+    assert json.loads(out)["prompt_tokens"] == len(WORDS.encode("lone ��� surrogate"))
 
 
 def test_a_lone_surrogate_in_the_argument_is_replaced(say: Say) -> None:

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +18,11 @@ from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.tokenizer.bpe import gpt2 as byte_pairs
 
 TEXT = "the cat"
+
+
+@pytest.fixture
+def blank_pictures() -> None:
+    """Matplotlib draws."""
 
 
 @pytest.fixture
@@ -364,14 +366,3 @@ def test_lines_are_whole_in_a_narrow_pipe(
     lines = texts[0].splitlines()
     assert any(len(line) > 60 for line in lines)
     assert not any("\x1b" in line or line != line.rstrip() for line in lines)
-
-
-def test_a_pipe_that_knows_ascii_alone(tmp_path: Path) -> None:
-    folder = save(tmp_path / "bytes", 1, byte_pairs())
-    process = subprocess.run(
-        [sys.executable, "-m", "gpt2cli", "inspect", str(folder), "--prompt", "é"],
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "20"},
-        capture_output=True,
-        check=True,
-    )
-    assert [row[2] for row in table(process.stdout.decode("ascii"), "prompt")] == ["'\\xe9'"]

@@ -177,13 +177,3 @@ def test_a_path_with_markup_or_escapes_is_shown_as_text(
         load_recipe(str(odd))
     console.print_error(caught.value)
     assert stream.getvalue().startswith("error: [/x]␛.yaml:2: a: duplicate key\n")
-
-
-def test_importing_the_command_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, gpt2cli.cli.recipes\n"
-        "assert not {'torch', 'numpy', 'pydantic', 'yaml', 'matplotlib', 'tiktoken'} & set(sys.modules)"
-    )
-    import subprocess
-
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from loud import loud
 from safetensors.torch import load_file, save_file
+from words import BYTES
 
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.folder import write_manifest, write_model
@@ -17,7 +18,7 @@ from gpt2cli.convert.pipeline import ConvertOptions, convert
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
+from gpt2cli.tokenizer.files import save_tokenizer
 
 NAME = "transformer.h.1.mlp.c_fc.weight"
 
@@ -29,7 +30,7 @@ def ours(loud_model: GPT2LMHead, tmp_path: Path) -> Path:
 
 def written(folder: Path, model: GPT2LMHead) -> Path:
     folder.mkdir(parents=True)
-    write_manifest(folder, write_model(folder, model, gpt2_tokenizer(), "task: pretrain\nseed: 7\n"))
+    write_manifest(folder, write_model(folder, model, BYTES, "task: pretrain\nseed: 7\n"))
     return folder
 
 
@@ -45,6 +46,7 @@ def test_what_is_written_is_read_back(
 ) -> None:
     if to == "gguf":
         pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    save_tokenizer(BYTES, tmp_path)  # beside nanoGPT's file, which holds none
     receipt = run(ours, tmp_path / "out.bin", to=to, dtype=dtype)
     assert receipt["read_back"] == {"tensors": len(load_file(ours / "model.safetensors")), "equal": True}
 
@@ -65,6 +67,7 @@ def test_what_is_written_is_read_back(
 
 
 def test_the_receipt_lies_beside_an_export(ours: Path, tmp_path: Path) -> None:
+    save_tokenizer(BYTES, tmp_path)
     receipt = run(ours, tmp_path / "out.pt", to="nanogpt")
     assert json.loads((tmp_path / "out.pt.conversion.json").read_text()) == receipt
 
@@ -73,7 +76,7 @@ def test_the_receipt_lies_beside_an_export(ours: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_f16_is_named(to: str, tmp_path: Path) -> None:
     if to == "gguf":
         pytest.importorskip("gguf", reason="the extra gguf is not installed")
-    model = loud(new_model(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=8), seed=1))
+    model = loud(new_model(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=8, vocab_size=257), seed=1))
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight[2, 3] = 1e5
     ours = written(tmp_path / "gpt2-home/models/big", model)

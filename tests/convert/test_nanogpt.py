@@ -11,6 +11,7 @@ import pytest
 import torch
 from foreign import NANO_ARGS, NanoGPT, fill, nano_checkpoint
 from torch import Tensor
+from words import BYTES
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
 from gpt2cli.convert.detect_format import open_foreign
@@ -210,7 +211,8 @@ W = "transformer.h.1.attn.c_attn.weight"
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]], None], said: str) -> None:
-    checkpoint = nano_checkpoint(nano())
+    save_tokenizer(BYTES, tmp_path)
+    checkpoint = nano_checkpoint(nano(vocab_size=BYTES.n_vocab), vocab_size=BYTES.n_vocab)
     checkpoint["model"] = dict(checkpoint["model"])
     damage(checkpoint)
     torch.save(checkpoint, tmp_path / "ckpt.pt")

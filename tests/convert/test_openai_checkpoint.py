@@ -3,9 +3,7 @@
 import importlib.util
 import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,16 +14,8 @@ import pytest
 import torch
 import transformers
 from bundle_writer import write_bundle
-from openai_checkpoint import (
-    COMMITTED,
-    SMALLEST,
-    TINY,
-    TRUTH,
-    bytes_only,
-    dump_checkpoint,
-    imitate_checkpoint,
-    weights,
-)
+from openai_checkpoint import COMMITTED, SMALLEST, TINY, TRUTH, imitate_checkpoint, weights
+from words import BYTES
 
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
 from gpt2cli.convert.foreign_model import ForeignModel
@@ -35,11 +25,6 @@ from gpt2cli.model.gpt2 import empty_model
 from gpt2cli.tokenizer.chars import Chars
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00002"
-needs_tensorflow = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed"
-)
-
-
 MADE = COMMITTED / "gpt2"  # by TensorFlow, in two data files
 
 
@@ -116,51 +101,6 @@ def test_every_tensor_is_read_bit_for_bit_by_both_names(opened: ForeignModel) ->
     assert (opened.format, opened.tokenizer.n_vocab, opened.notes) == ("openai-tf", 257, ())
     with pytest.raises(KeyError):
         opened.raw["model/h0/attn/c_attn"]
-
-
-def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, so that the tests' own never imports TensorFlow."""
-    command = [sys.executable, "-m", "gpt2cli", "convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=200)
-
-
-@needs_tensorflow
-def test_what_is_written_is_read_back_by_tensorflow_bit_for_bit(tmp_path: Path) -> None:
-    out = tmp_path / "a [x]*?  b"
-    done = convert(MADE, "--to", "tensorflow", "--out", out)
-    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
-    phases = ("reading", "writing", "verifying")
-    ours = ("model/", "source: ", "tensors: ", "SHA-256 ", "perplexity ", "PASS", "read back: ", *phases)
-    strange = [line for line in done.stderr.splitlines() if not line.startswith(ours)]
-    assert not strange, "TensorFlow said something"
-    assert {path.name for path in out.iterdir()} == {
-        *("checkpoint", "hparams.json", "encoder.json", "vocab.bpe", "conversion.json"),
-        *(INDEX, "model.ckpt.data-00000-of-00001", "model.ckpt.meta"),
-    }
-    assert json.loads((out / "conversion.json").read_text())["read_back"] == {"tensors": 28, "equal": True}
-    truth = truth_of(MADE)
-    moved = out.rename(tmp_path / "moved")  # the path in the file called checkpoint is relative
-    found = dump_checkpoint(moved, tmp_path / "dump.npz")
-    assert found.keys() == truth.keys()
-    for name, array in truth.items():
-        assert found[name].dtype == np.float32 and np.array_equal(found[name], array), name
-    for name in ("encoder.json", "vocab.bpe"):
-        assert (moved / name).read_bytes() == (MADE / name).read_bytes()
-    assert json.loads((moved / "hparams.json").read_text()) == SMALLEST
-    graph = (moved / "model.ckpt.meta").read_bytes()
-    assert truth["model/h0/mlp/c_fc/b"].tobytes() not in graph, "the weights are in the graph as well"
-
-
-@needs_tensorflow
-def test_a_disk_that_takes_no_more_is_a_matter_of_resources(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))  # bytes a file; the child inherits it
-    try:
-        done = convert(MADE, "--to", "tensorflow", "--out", tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert done.returncode == 4 and "cannot write the checkpoint" in done.stderr, done.stderr
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_strange_place_and_what_lies_around_do_no_harm(
@@ -306,8 +246,8 @@ def test_what_the_format_cannot_say_is_refused(
 ) -> None:
     tokenizer = changes.pop("tokenizer", opened.tokenizer)
     if tokenizer == "more":
-        vocab = json.loads(bytes_only().vocab_json)
-        tokenizer = type(bytes_only()).from_vocabulary(vocab, [], {"<|more|>": 257}, "more")
+        vocab = json.loads(BYTES.vocab_json)
+        tokenizer = type(BYTES).from_vocabulary(vocab, [], {"<|more|>": 257}, "more")
     source = replace(opened, config=replace(opened.config, **changes), tokenizer=tokenizer)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     for refuse in (

@@ -1,6 +1,7 @@
 """Conversion as a whole: what is refused, what is proved, what survives, what the receipt says."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from words import BYTES
 
 from gpt2cli import files as disk
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
@@ -19,8 +21,9 @@ from gpt2cli.convert import verify as verification
 from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.pipeline import ConvertOptions, convert
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError
-from gpt2cli.model.gpt2 import GPT2LMHead
-from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.tokenizer.files import save_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def foreign(loud_model: GPT2LMHead, tmp_path_factory: pytest.TempPathFactory) ->
     """A folder as transformers writes it: no manifest, no receipt."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("foreign")
-    write_model(folder, loud_model, gpt2_tokenizer(), "")
+    write_model(folder, loud_model, BYTES, "")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder)
     theirs.save_pretrained(folder)
     (folder / "recipe.yaml").unlink()
@@ -91,7 +94,7 @@ def test_our_own_models_are_compared_only_on_request(loud_model: GPT2LMHead, tmp
     ours, strangers = tmp_path / "gpt2-home/models/ours", tmp_path / "sent/ours"
     for folder in (ours, strangers):
         folder.mkdir(parents=True)
-        write_manifest(folder, write_model(folder, loud_model, gpt2_tokenizer(), ""))
+        write_manifest(folder, write_model(folder, loud_model, BYTES, ""))
     assert run(ours, tmp_path / "a")["verification"] is None
     assert run(ours, tmp_path / "b", verify=True)["verification"]["passed"]
     # A manifest can be written by anybody: what lies elsewhere is somebody else's.
@@ -125,7 +128,7 @@ def trained(model: GPT2LMHead) -> None:
         for block in model.transformer.h:
             block.attn.c_proj.weight.mul_(60)
             block.attn.c_attn.weight.mul_(10)
-    ids = torch.tensor([gpt2_tokenizer().encode(verification.PARAGRAPH)[: model.config.n_positions]])
+    ids = torch.tensor([BYTES.encode(verification.PARAGRAPH)[: model.config.n_positions]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):
         logits = model(ids)[0, :-1]
@@ -137,15 +140,12 @@ def trained(model: GPT2LMHead) -> None:
 
 
 def test_a_source_with_its_square_matrices_turned_over(tmp_path: Path) -> None:
-    from gpt2cli.model.config import GPT2Config
-    from gpt2cli.model.gpt2 import new_model
-
-    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=BYTES.n_vocab)
     model = new_model(config, seed=5)
     trained(model)
     folder = tmp_path / "foreign"
     folder.mkdir()
-    write_model(folder, model, gpt2_tokenizer(), "")
+    write_model(folder, model, BYTES, "")
     assert run(folder, tmp_path / "right")["verification"]["passed"]
     tensors = load_file(folder / "model.safetensors")
     for name in tensors:
@@ -174,6 +174,7 @@ def test_weights_that_are_not_finite(to: str, foreign: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"mlp\.c_fc\.bias holds values that are not finite"):
         run(broken, tmp_path / "out", to=to)
     assert not (tmp_path / "out").exists()
+    save_tokenizer(BYTES, tmp_path)  # beside nanoGPT's file, which holds none
     receipt = run(broken, tmp_path / "out", to=to, allow_nonfinite=True)
     assert receipt["verification"] is None
     assert any("not finite" in note for note in receipt["notes"])
@@ -220,6 +221,7 @@ def test_killed_at_any_file(foreign: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(foreign, out)
     before = (out / "model.safetensors").read_bytes()
+    # Forked off a process that has imported torch and computed nothing: its threads are in no fork.
     code = """
 import os, signal, sys
 from pathlib import Path
@@ -229,18 +231,25 @@ def hook(event, arguments):
     if event == "open" and isinstance(arguments[0], (str, os.PathLike)) and ".partial-" in str(arguments[0]):
         if arguments[2] & os.O_CREAT:
             names.append(arguments[0])
-            if len(names) == int(sys.argv[3]):
+            if len(names) == nth:
                 os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-for _ in convert(Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(force=True, dtype="bf16")): pass
+for line in sys.stdin:
+    nth = int(line)
+    if not (child := os.fork()):
+        sys.addaudithook(hook)
+        for _ in convert(Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(force=True, dtype="bf16")): pass
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
-    codes = []
-    for nth in (2, 3, 6):
-        done = subprocess.run([sys.executable, "-c", code, foreign, out, str(nth)], capture_output=True)
-        codes.append(done.returncode)
-        assert (out / "model.safetensors").read_bytes() == before
-        verify(out)
-    assert codes == [-signal.SIGKILL] * 3
+    with subprocess.Popen(
+        [sys.executable, "-c", code, foreign, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        for nth in (2, 3, 6):
+            print(nth, file=process.stdin, flush=True)
+            assert os.WTERMSIG(int(process.stdout.readline())) == signal.SIGKILL
+            assert (out / "model.safetensors").read_bytes() == before
+            verify(out)
     run(foreign, out, force=True, dtype="bf16")
     assert load_file(out / "model.safetensors")["transformer.wte.weight"].dtype == torch.bfloat16
 
@@ -272,8 +281,6 @@ def test_characters_are_compared_too(tmp_path: Path) -> None:
     """A small vocabulary lacks some characters of the fixed texts; what it has is compared."""
     from loud import loud
 
-    from gpt2cli.model.config import GPT2Config
-    from gpt2cli.model.gpt2 import new_model
     from gpt2cli.tokenizer.chars import Chars
 
     tokenizer = Chars("\n abcdefghij")

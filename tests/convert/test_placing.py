@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from openai_checkpoint import GPT2_124M, TINY, write_texts
+from words import BYTES
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
@@ -16,7 +17,7 @@ from gpt2cli.convert.placing import check_place, default_name
 from gpt2cli.errors import UsageError
 from gpt2cli.model.config import PRESETS, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead
-from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
+from gpt2cli.tokenizer.files import save_tokenizer
 
 Gpt2 = Callable[..., object]
 
@@ -230,7 +231,7 @@ def test_a_name_never_hides_the_model(tmp_path: Path) -> None:
 
 def write_foreign(folder: Path, loud_model: GPT2LMHead) -> Path:
     folder.mkdir(parents=True)
-    write_model(folder, loud_model, gpt2_tokenizer(), "")
+    write_model(folder, loud_model, BYTES, "")
     (folder / "recipe.yaml").unlink()
     return folder
 
@@ -252,6 +253,7 @@ def test_force_through_a_link(gpt2: Gpt2, loud_model: GPT2LMHead, tmp_path: Path
     verify(tmp_path / "disk2/m")
     load_model(tmp_path / "out")
     (tmp_path / "file.pt").symlink_to("disk2/file.pt")
+    save_tokenizer(BYTES, tmp_path / "disk2")  # beside nanoGPT's file, which holds none
     done = gpt2("convert", theirs, "--to", "nanogpt", "--out", tmp_path / "file.pt", "--no-verify")
     assert done.code == 0, done.err
     assert (tmp_path / "file.pt").is_symlink() and (tmp_path / "disk2/file.pt").is_file()

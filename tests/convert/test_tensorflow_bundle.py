@@ -3,20 +3,19 @@
 tests/convert/tensorflow holds what TensorFlow wrote and, in .npz, what it was given.
 """
 
-import importlib.util
 import os
 import random
-import secrets
 import shutil
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bundle_truth import bits_of, require_truth, truth_of
 from bundle_writer import (
     BFLOAT16,
     DOUBLE,
@@ -36,15 +35,12 @@ from bundle_writer import (
     varint,
     write_bundle,
 )
-from openai_checkpoint import COMMITTED, TRUTH, dump_tensors, make_mixed
+from openai_checkpoint import COMMITTED
 
 from gpt2cli.convert.tensorflow_bundle import DTYPES, read_index, read_tensor
 from gpt2cli.errors import Gpt2Error, InputError
 
 MIXED = COMMITTED / "mixed"
-needs_tensorflow = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed"
-)
 Rows = dict[bytes, bytes]
 
 
@@ -54,27 +50,6 @@ def mixed(tmp_path: Path) -> Path:
     return Path(shutil.copytree(MIXED, tmp_path / "mixed")) / "mixed"
 
 
-def truth_of(folder: Path) -> dict[str, tuple[str, np.ndarray]]:
-    """{name: (type, bits)}."""
-    with np.load(folder / TRUTH) as arrays:
-        return {key.split(" ", 1)[1]: (key.split(" ", 1)[0], array) for key, array in arrays.items()}
-
-
-def bits_of(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def require_truth(prefix: Path, truth: dict[str, tuple[str, np.ndarray]]) -> None:
-    entries = read_index(prefix)
-    assert entries.keys() == truth.keys()
-    for name, (dtype, array) in truth.items():
-        assert (entries[name].dtype, entries[name].shape) == (dtype, array.shape), name
-        if dtype in DTYPES:
-            tensor = read_tensor(entries[name])
-            assert (tensor.dtype, tensor.shape) == (DTYPES[dtype], array.shape), name
-            assert bits_of(tensor) == array.tobytes(), name
-
-
 def test_what_tensorflow_wrote_is_read_bit_for_bit() -> None:
     truth = truth_of(MIXED)
     assert {dtype for dtype, _ in truth.values()} == {"float32", "float64", "float16", "bfloat16", "int64"}
@@ -82,26 +57,6 @@ def test_what_tensorflow_wrote_is_read_bit_for_bit() -> None:
         f"mixed.data-0000{shard}-of-00003" for shard in range(3)
     }
     require_truth(MIXED / "mixed", truth)
-
-
-@needs_tensorflow
-def test_four_thousand_random_tensors_in_several_blocks(tmp_path: Path) -> None:
-    seed = secrets.randbelow(1 << 30)
-    print(f"seed {seed}")
-    folder = make_mixed(tmp_path / "mixed", seed, 4_000)
-    assert (folder / "mixed.index").stat().st_size > 256 << 10, "one block holds it all"
-    require_truth(folder / "mixed", truth_of(folder))
-
-
-@needs_tensorflow
-def test_tensorflow_reads_what_these_tests_write(tmp_path: Path) -> None:
-    """Otherwise the absurd files below might be refused for another reason than theirs."""
-    rng = np.random.default_rng(3)
-    arrays = {f"model/h{n}/w": rng.standard_normal((n, 3)).astype("f4") for n in range(40)}
-    write_bundle(tmp_path / "model.ckpt", arrays, n_shards=3)
-    found = dump_tensors(tmp_path / "model.ckpt", tmp_path / "dump.npz")
-    assert found.keys() == arrays.keys()
-    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
 
 
 def refused(prefix: Path, name: str) -> InputError:
@@ -360,25 +315,15 @@ def test_five_thousand_indexes_that_lie_under_right_checksums(mixed: Path) -> No
     require_survival(5_000, 12, mixed)
 
 
-# With None there, an import fails as that of a package that is not installed.
-NO_TENSORFLOW = """
-import sys
-sys.modules["tensorflow"] = None
-from gpt2cli.cli.app import main
-sys.exit(main())
-"""
-
-
-def test_without_tensorflow_a_checkpoint_becomes_a_model_that_generates(tmp_path: Path) -> None:
-    def gpt2(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", NO_TENSORFLOW, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
-
-    out = tmp_path / "model"
-    done = gpt2("convert", str(COMMITTED / "gpt2"), "--out", str(out))
-    assert done.returncode == 0 and "PASS" in done.stderr, done.stderr
-    said = gpt2("generate", "abc", "--model", str(out), "--max-new-tokens", "4", "--temperature", "0")
-    assert said.returncode == 0 and said.stdout.strip(), said.stderr
-    back = gpt2("convert", str(out), "--to", "tensorflow", "--out", str(tmp_path / "back"))
-    assert back.returncode == 2 and "pip install 'gpt2cli[tensorflow]'" in back.stderr
+def test_without_tensorflow_a_checkpoint_becomes_a_model_that_generates(
+    gpt2: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With None there, an import fails as that of a package that is not installed.
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    done = gpt2("convert", COMMITTED / "gpt2", "--out", tmp_path / "model")
+    assert done.code == 0 and "PASS" in done.err, done.err
+    said = gpt2("generate", "abc", "--model", tmp_path / "model", "-n", "4", "--temperature", "0")
+    assert said.code == 0 and said.out.strip(), said.err
+    back = gpt2("convert", tmp_path / "model", "--to", "tensorflow", "--out", tmp_path / "back")
+    assert back.code == 2 and "pip install 'gpt2cli[tensorflow]'" in back.err
     assert not (tmp_path / "back").exists()

@@ -159,10 +159,7 @@ def test_records_that_lie_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize(
-    "claim",
-    ["storage", "shape", "bytearray", "tensor", "unstored", "text"],
-)
+@pytest.mark.parametrize("claim", ["storage", "shape", "bytearray", "tensor", "unstored", "text"])
 def test_a_claim_of_100_gb_costs_no_memory(tmp_path: Path, claim: str, legacy: bool) -> None:
     """25 billion numbers, in a file of a kilobyte."""
     many = b"\x8a\x05" + (25 * 10**9).to_bytes(5, "little")  # LONG1
@@ -304,14 +301,7 @@ def test_lack_of_memory_is_not_the_files_fault(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "error",
-    [
-        pickle.UnpicklingError("x"),
-        EOFError(),
-        KeyError("x"),
-        struct.error("x"),
-        OverflowError("x"),
-    ],
+    "error", [pickle.UnpicklingError("x"), EOFError(), KeyError("x"), struct.error("x"), OverflowError("x")]
 )
 def test_whatever_torch_raises_becomes_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

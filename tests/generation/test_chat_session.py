@@ -262,7 +262,7 @@ def stopping(tmp_path_factory: pytest.TempPathFactory) -> Conversation:
     """Its model answers "hi" and then speaks for the user."""
     n = len(gpt2().encode(CHAT.question(Turn("user", "hi"))))
     text = " word" * (n - 1) + " fine?\n\nUser:\nhello"
-    folder = save_model_that_says(tmp_path_factory.mktemp("stop") / "model", text, n_positions=200)
+    folder = save_model_that_says(tmp_path_factory.mktemp("stop") / "model", text, gpt2(), n_positions=200)
     loaded = load_model(folder)
     return Conversation(
         loaded.model, loaded.tokenizer, CHAT, None, ChatSettings(**vars(GREEDY), max_new_tokens=40)

@@ -12,7 +12,7 @@ from gpt2cli.generation.cpu.swap_linears import Use, swap_for_decoding
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 
-CONTEXT, N_STEPS = 64, 250
+CONTEXT, N_STEPS = 64, 150
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def taught() -> tuple[GPT2LMHead, torch.Tensor]:
     model, chance = new_model(config, seed=0), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(N_STEPS):
-        starts = torch.randint(len(learnt) - CONTEXT, (16,), generator=chance)
+        starts = torch.randint(len(learnt) - CONTEXT, (8,), generator=chance)
         rows = torch.stack([learnt[start : start + CONTEXT + 1] for start in starts])
         F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
         optimizer.step()

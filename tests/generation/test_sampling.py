@@ -66,11 +66,6 @@ def test_min_p_equals_transformers_in_every_row(p: float, scale: float) -> None:
     assert (found == sampling.REMOVED).any() == (p > 0.9 or scale == 3.0)
 
 
-def test_top_p_of_one_keeps_every_token() -> None:
-    logits = scores(2)
-    assert torch.equal(sampling.top_p(logits, 1.0), logits)
-
-
 @pytest.mark.parametrize("penalty", [0.5, 1.3])
 def test_repetition_penalty_equals_transformers(penalty: float) -> None:
     logits, ids = scores(2), torch.tensor([[1, 5, 5], [7, 0, 699]])

@@ -1,16 +1,8 @@
-"""Downloads come from a server on loopback, whatever proxy this machine is set up for."""
+"""What the tests of downloads share."""
 
-import os
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture

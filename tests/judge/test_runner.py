@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from judge_server import BUSY, MODEL, TEXTS, judging, n_tokens
+from judge_server import MODEL, judging, n_tokens
 from judged import ITEMS, judged, run, score_of
 
 from gpt2cli.errors import InputError, ResourceError, ServiceError
@@ -57,18 +57,6 @@ def test_the_empty_ones_are_noted_and_canaries_asked_also_where_the_server_is_lo
     assert [j.index for j in judged(items, tmp_path / "b")] == [-1, 0]
 
 
-def test_ollama_is_judged_alike_and_latest_is_the_same_judge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with judging() as server:
-        server.models = ["m:latest"]
-        monkeypatch.setenv("OLLAMA_HOST", server.base_url.removesuffix("/v1"))
-        for name, n in (("m", 7), ("m:latest", 0), ("m", 0)):
-            assert len(run(ollama(name), ITEMS, tmp_path / "j")) == n
-        assert [j.score for j in judged(ITEMS, tmp_path / "j")[3:]] == [score_of(item) for item in ITEMS]
-        assert {request.path for request in server.requests} == {"/v1/models", "/api/chat"}
-
-
 @pytest.mark.parametrize(
     ("n_words", "num_ctx", "status"),
     [(100, 4096, "scored"), (4_000, 16384, "scored"), (60_000, 32768, "truncated")],
@@ -83,14 +71,6 @@ def test_ollama_gets_a_context_for_the_longest_prompt_one_for_all(
         contexts = {one.body["options"]["num_ctx"] for one in server.requests if one.method == "POST"}
     assert contexts == {num_ctx} and found[4].status == status
     assert all(found[item.index].status == "scored" for item in ITEMS)
-
-
-def test_a_question_that_the_server_does_not_take_is_unscored(tmp_path: Path) -> None:
-    with judging() as server:
-        server.faults = {"say 1": ["400"] * 5}
-        found = {j.index: j for j in run(server, ITEMS, tmp_path / "j.jsonl")}
-    assert found[1].status == "unscored" and "400: this question is not welcome" in found[1].why
-    assert all(j.status == "scored" for j in found.values() if j.index != 1)
 
 
 def test_a_prompt_that_was_not_read_whole_is_truncated(tmp_path: Path) -> None:
@@ -229,20 +209,6 @@ def test_two_judges_do_not_write_in_one_file(tmp_path: Path) -> None:
         assert len(run(server, ITEMS, path)) == 7 and os.listdir(tmp_path) == ["j.jsonl"]
 
 
-def test_the_server_dies_and_a_rerun_asks_for_the_rest_only(tmp_path: Path) -> None:
-    path = tmp_path / "j.jsonl"
-    with judging(*["ok"] * 5, "die") as server:
-        kept = list[GradeJudgement]()
-        items = [*ITEMS, replace(ITEMS[0], index=4), replace(ITEMS[0], index=5)]
-        with pytest.raises(ServiceError, match="is lost") as caught:
-            run(server, items, path, kept)
-        assert [j.index for j in kept] == [-1, -2, -3, 0, 1] and "the same command again" in caught.value.fix
-        assert judged(ITEMS, path) == sorted(kept, key=lambda j: j.index)
-        server.is_dead, n_before = False, len(server.asked())
-        assert [j.index for j in run(server, ITEMS, path)] == [2, 3]
-        assert [fields["response"] for fields in server.asked()[n_before:]] == ["say 2", "say 3"]
-
-
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_server_that_is_gone_is_lost_at_the_first_question(n: int, tmp_path: Path) -> None:
     """Closed when n judgements are kept, the first of which is of the empty response."""
@@ -304,9 +270,9 @@ def test_a_canary_without_an_answer_does_not_matter(tmp_path: Path) -> None:
         assert run(server, ITEMS, tmp_path / "j.jsonl") == [] and len(server.asked()) == n_asked
 
 
-@pytest.mark.parametrize("kind", [*BUSY, "cut", "cut-unmarked", "reset", "hang"])
+@pytest.mark.parametrize("kind", ["500", "not-json", "reset", "hang"])
 def test_what_passes_is_tried_again_and_never_scored(kind: str, tmp_path: Path) -> None:
-    timeout, n = (2.0, 1) if kind == "hang" else (5.0, 2)
+    timeout, n = (1.0, 1) if kind == "hang" else (5.0, 2)
     with judging() as server:
         server.faults = {"say 2": [kind] * n}
         found = {j.index: j for j in run(server, ITEMS, tmp_path / "j.jsonl", timeout=timeout)}
@@ -317,18 +283,10 @@ def test_a_time_out_is_tried_twice_and_the_fix_is_a_longer_one(tmp_path: Path) -
     with judging() as server:
         server.faults = {"say 2": ["hang"] * 6}
         with pytest.raises(ServiceError, match="no answer to 1 of 4 questions") as caught:
-            run(server, ITEMS, tmp_path / "j.jsonl", timeout=2.0)
+            run(server, ITEMS, tmp_path / "j.jsonl", timeout=1.0)
         asked = [fields["response"] for fields in server.asked()]
         assert asked.count("say 2") == TIMED_OUT_ATTEMPTS == 2
     assert caught.value.fix.startswith("--timeout SECONDS")
-
-
-def test_failed_attempts_are_told_at_once_and_then_seldom(tmp_path: Path) -> None:
-    said: list[str] = []
-    with judging() as server:
-        server.faults = {item.response: ["500", "500"] for item in ITEMS}
-        run(server, ITEMS, tmp_path / "one", said=said)
-    assert said == ["no answer yet: the server answers 500: out of luck; trying again"]
 
 
 def test_retry_asks_for_what_is_not_scored_and_the_last_word_stands(tmp_path: Path) -> None:
@@ -345,15 +303,17 @@ def test_retry_asks_for_what_is_not_scored_and_the_last_word_stands(tmp_path: Pa
         assert len(path.read_text().splitlines()) == 8 + 3 and run(server, items, path, retry=True) == []
 
 
-def test_other_ends_than_stop_are_no_answers(tmp_path: Path) -> None:
+def test_other_ends_than_stop_and_refusals_are_no_answers(tmp_path: Path) -> None:
     with judging() as server:
         server.faults = {"say 0": ["filtered"] * 3, "say 1": ["length"] * 3, "say 2": ["no-finish"]}
+        server.faults |= {"say 3": ["400"]}
         found = {j.index: j for j in run(server, ITEMS, tmp_path / "j.jsonl")}
     assert "filter cut the answer off" in found[0].why and "for its length" in found[1].why
     assert found[2].status == "scored"
+    assert found[3].status == "unscored" and "400: this question is not welcome" in found[3].why
 
 
-@pytest.mark.parametrize("kind", [*TEXTS, "length"])
+@pytest.mark.parametrize("kind", ["prose", "101", "deep-text", "length"])
 def test_what_is_no_answer_is_asked_again_and_then_unscored(kind: str, tmp_path: Path) -> None:
     with judging() as server:
         server.faults = {"say 1": [kind] * MAX_BAD_ANSWERS, "say 2": [kind]}

@@ -43,6 +43,12 @@ def reference_of(model: GPT2LMHead) -> Reference:
 
 
 @pytest.fixture(scope="module")
+def loud_model() -> GPT2LMHead:
+    """Of GPT-2's own vocabulary."""
+    return loud(new_model(GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64), seed=1))
+
+
+@pytest.fixture(scope="module")
 def theirs(loud_model: GPT2LMHead) -> Reference:
     return reference_of(loud_model)
 

@@ -1,11 +1,10 @@
 """A training that cannot start leaves nothing behind: no folder, no lock, and what was there as it was."""
 
+import io
 import json
 import os
 import resource
-import signal
-import subprocess
-import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import pytest
 import yaml
 from tiny_base import save_base
 from tiny_run import PRETRAIN, Call, random_text, train, write_tokens
+
+from gpt2cli.cli.app import run
 
 RUN = PRETRAIN["run"]
 INSTRUCT = {
@@ -84,22 +85,16 @@ def test_a_resume_that_cannot_start_changes_nothing(gpt2: Call, recipes: None) -
 
 @pytest.mark.parametrize("last", [None, "recipe.yaml"])
 def test_a_disk_that_is_full_at_the_start(last: str | None, gpt2: Call, recipes: None) -> None:
-    """In a process of its own, whose files may not be larger than the last one that is written."""
+    """No file may be larger than the last one that is written."""
     whole = train(gpt2, PRETRAIN, "whole").rename("whole")
     room = (whole / last).stat().st_size if last else 10
     longer = ["seed=7"] * 50  # makes run.json, which tells of them, longer than recipe.yaml
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt2cli", "pretrain", "pretrain.yaml", *longer],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        preexec_fn=lambda: limit_files(room),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 4 and "larger than this system allows" in done.stderr, done.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with redirect_stderr(io.StringIO()) as said:  # pytest's own is a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            code = run(["pretrain", "pretrain.yaml", *longer])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 4 and "larger than this system allows" in said.getvalue()
     assert os.listdir("runs") == []
-
-
-def limit_files(n_bytes: int) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))

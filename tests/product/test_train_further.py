@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -144,6 +145,17 @@ def test_own_runs_and_the_newest_are_bases_too(base: Path, gpt2: Call) -> None:
     assert events(second, "EvalDone")[0]["loss"] != events(first, "EvalDone")[0]["loss"]
     assert json.loads((second / "last" / "config.json").read_text())["n_positions"] == CONTEXT
     train(gpt2, FURTHER, "second", "--resume", "optim.steps=3")
+
+
+def test_tokens_of_another_tokenizer_are_refused_with_the_command_that_helps(base: Path, gpt2: Call) -> None:
+    out = ("--out", "own", "--tokenizer", "chars", "--block", "8", "--validation", "0.2")
+    assert gpt2("prepare", "own.txt", *out).code == 0
+    Path("r.yaml").write_text(yaml.safe_dump({**FURTHER, "data": {"source": "own"}}), encoding="utf-8")
+    outcome = gpt2("pretrain", "r.yaml")
+    assert outcome.code == 2 and "own: was prepared with another tokenizer" in outcome.err
+    command = shlex.split(outcome.err.rpartition("fix: gpt2 ")[2])
+    assert gpt2(*command).code == 0
+    assert gpt2("pretrain", "r.yaml").code == 0
 
 
 REFUSED = {

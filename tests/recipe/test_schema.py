@@ -5,14 +5,8 @@ from pydantic import ValidationError
 
 from gpt2cli.model.config import PRESETS
 from gpt2cli.recipe.loader import load_recipe
-from gpt2cli.recipe.schema import (
-    RECIPES,
-    ModelConfig,
-    PretrainRecipe,
-    RecipeSection,
-    in_reading_order,
-    recipe_fields,
-)
+from gpt2cli.recipe.schema import RECIPES, PretrainRecipe, in_reading_order, recipe_fields
+from gpt2cli.recipe.sections import ModelConfig, RecipeSection
 
 
 @pytest.mark.parametrize("kind", RECIPES.values())

@@ -111,15 +111,7 @@ BODIES = (
         "endless",
         "too-long",
     ),
-    *(
-        "gzip",
-        "gzip-cut",
-        "chunked",
-        "chunked-cut",
-        "unmarked",
-        "unmarked-whole",
-        "unmarked-cut",
-    ),
+    *("gzip", "gzip-cut", "chunked", "chunked-cut", "unmarked", "unmarked-whole", "unmarked-cut"),
 )
 FAULTS = (*ANSWERS, *BODIES)
 

@@ -8,7 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import transformers
-from openai_checkpoint import bytes_only
+from words import BYTES
 
 from gpt2cli.tokenizer.files import save_tokenizer
 
@@ -79,6 +79,6 @@ VARIANTS: dict[str, Writer] = {
 def write_folder(folder: Path, write: Writer, model: transformers.GPT2LMHeadModel = THEIRS) -> Path:
     folder.mkdir(exist_ok=True)
     model.config.save_pretrained(folder)
-    save_tokenizer(bytes_only(), folder)
+    save_tokenizer(BYTES, folder)
     write(folder)
     return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from faulty_server import Site
+from words import BYTES
 
 from gpt2cli import paths
 from gpt2cli.hub import registry
@@ -15,7 +16,8 @@ from gpt2cli.hub.registry import Size, openai_files
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.bpe import gpt2
 
-CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=24)  # of the model that is served
+# Of the model that is served.
+CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=24, vocab_size=BYTES.n_vocab)
 DATA = "model.ckpt.data-00000-of-00001"
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 REPOSITORY = "somebody/tiny-gpt2"

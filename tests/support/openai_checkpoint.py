@@ -3,23 +3,28 @@
 Run as a program, in a process of its own, so that the tests' process never imports TensorFlow:
     python openai_checkpoint.py make FOLDER '{"n_layer": 2, ...}' [truth [sharded]]
     python openai_checkpoint.py mixed FOLDER SEED N_TENSORS
-    python openai_checkpoint.py read PREFIX OUT.npz
-    python openai_checkpoint.py dump FOLDER OUT.npz
-It made what lies in tests/convert/tensorflow, for tests without TensorFlow:
+    python openai_checkpoint.py serve
+The last does what lines on its standard input say, each a list in JSON: TensorFlow is imported once for
+all of them. The first two made what lies in tests/convert/tensorflow, for tests without TensorFlow:
     make gpt2 SMALLEST truth sharded; mixed mixed 1 24
 """
 
+import contextlib
+import io
 import json
+import os
+import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bundle_writer import write_bundle
+from words import BYTES
 
-from gpt2cli.tokenizer.base import END_OF_TEXT
-from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF, gpt2
+from gpt2cli.tokenizer.bpe import gpt2
 
 SMALLEST = {"n_vocab": 257, "n_ctx": 8, "n_embd": 4, "n_head": 2, "n_layer": 2}
 TINY = {"n_vocab": 257, "n_ctx": 24, "n_embd": 32, "n_head": 4, "n_layer": 2}
@@ -28,16 +33,10 @@ TRUTH = "truth.npz"
 COMMITTED = Path(__file__).parents[1] / "convert" / "tensorflow"
 
 
-def bytes_only() -> BPE:
-    """A vocabulary of 257: each byte and the end of text."""
-    vocab = {character: i for i, character in enumerate(CHARACTER_OF.values())}
-    return BPE.from_vocabulary(vocab | {END_OF_TEXT: 256}, [], {}, "bytes")
-
-
 def write_texts(folder: Path, hparams: dict[str, int]) -> None:
     """The three of OpenAI's seven files that are text."""
     folder.mkdir(parents=True, exist_ok=True)
-    bpe = gpt2() if hparams["n_vocab"] == gpt2().n_vocab else bytes_only()
+    bpe = gpt2() if hparams["n_vocab"] == gpt2().n_vocab else BYTES
     (folder / "hparams.json").write_text(json.dumps(hparams))
     (folder / "encoder.json").write_bytes(bpe.vocab_json)
     (folder / "vocab.bpe").write_bytes(bpe.merges_txt)
@@ -59,25 +58,26 @@ def imitate_checkpoint(folder: Path, hparams: dict[str, int] = TINY, n_shards: i
     return folder
 
 
-def make_mixed(folder: Path, seed: int, n_tensors: int) -> Path:
-    """Tensors of random types, shapes and bits in three data files, as TensorFlow merges them."""
-    folder.mkdir(parents=True)
-    _run("mixed", str(folder), str(seed), str(n_tensors))
-    return folder
+@contextlib.contextmanager
+def tensorflow_process() -> Iterator[Callable[..., Any]]:
+    """Gives `ask(task, *arguments)`, which has a task done by one process and returns its result."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin and process.stdout
+    requests, answers = process.stdin, process.stdout
 
+    def ask(task: str, *arguments: object) -> Any:
+        print(json.dumps([task, *map(str, arguments)]), file=requests, flush=True)
+        answer = answers.readline()
+        assert answer, "its process has ended; stderr says why"
+        return json.loads(answer)
 
-def dump_checkpoint(folder: Path, out: Path) -> dict[str, np.ndarray]:
-    """{name: array} by `tf.train.load_checkpoint`, and by importing the graph and restoring it."""
-    _run("dump", str(folder), str(out))
-    with np.load(out) as arrays:
-        return dict(arrays)
-
-
-def dump_tensors(prefix: Path, out: Path) -> dict[str, np.ndarray]:
-    """{name: array} by TensorFlow's reader of checkpoints alone."""
-    _run("read", str(prefix), str(out))
-    with np.load(out) as arrays:
-        return dict(arrays)
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def weights(hparams: dict[str, int], seed: int = 5) -> Iterator[tuple[str, np.ndarray]]:
@@ -167,6 +167,7 @@ def _mixed(folder: str, seed: str, n_tensors: str) -> None:
 
 
 def _read(prefix: str, out: str) -> None:
+    """{name: array} by TensorFlow's reader of checkpoints alone."""
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(prefix)
@@ -174,6 +175,7 @@ def _read(prefix: str, out: str) -> None:
 
 
 def _dump(folder: str, out: str) -> None:
+    """{name: array} by `tf.train.load_checkpoint`, and by importing the graph and restoring it."""
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(folder)  # by the file called checkpoint
@@ -186,5 +188,34 @@ def _dump(folder: str, out: str) -> None:
     np.savez(out, **arrays)
 
 
+def _convert(largest: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of `gpt2 convert`, while no file may be larger than so many bytes."""
+    from gpt2cli.cli.app import run
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), hard))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            return run(["convert", *arguments]), said.getvalue()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what TensorFlow prints is no answer
+    for line in sys.stdin:
+        task, *arguments = json.loads(line)
+        print(json.dumps(TASKS[task](*arguments)), file=answers, flush=True)
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "make": _make,
+    "mixed": _mixed,
+    "read": _read,
+    "dump": _dump,
+    "convert": _convert,
+    "serve": _serve,
+}
 if __name__ == "__main__":
-    {"make": _make, "mixed": _mixed, "read": _read, "dump": _dump}[sys.argv[1]](*sys.argv[2:])
+    TASKS[sys.argv[1]](*sys.argv[2:])

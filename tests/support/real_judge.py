@@ -22,13 +22,7 @@ _NEEDED = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_contex
 
 # Instruction, input, reference, response, and what the response is worth from 0 to 100 in our eyes.
 ANSWERS: tuple[tuple[str, str, str, str, int], ...] = (
-    (
-        "Name the capital of France.",
-        "",
-        "Paris.",
-        "The capital of France is Paris.",
-        100,
-    ),
+    ("Name the capital of France.", "", "Paris.", "The capital of France is Paris.", 100),
     (
         "Convert the sentence to passive voice.",
         "The chef cooks the meal.",
@@ -36,20 +30,8 @@ ANSWERS: tuple[tuple[str, str, str, str, int], ...] = (
         "The meal is cooked by the chef.",
         100,
     ),
-    (
-        "What is the opposite of 'hot'?",
-        "",
-        "Cold.",
-        "The opposite of 'hot' is 'cold'.",
-        100,
-    ),
-    (
-        "Add the numbers.",
-        "17, 25",
-        "42",
-        "42",
-        100,
-    ),
+    ("What is the opposite of 'hot'?", "", "Cold.", "The opposite of 'hot' is 'cold'.", 100),
+    ("Add the numbers.", "17, 25", "42", "42", 100),
     (
         "Correct the spelling.",
         "I recieved your leter.",
@@ -64,20 +46,8 @@ ANSWERS: tuple[tuple[str, str, str, str, int], ...] = (
         "Because the molecules of the air scatter short, blue waves of light more than long, red ones.",
         95,
     ),
-    (
-        "Give a synonym for 'quick'.",
-        "",
-        "Fast.",
-        "A synonym for 'quick' is 'rapid'.",
-        100,
-    ),
-    (
-        "Name three primary colours.",
-        "",
-        "Red, yellow and blue.",
-        "Red and blue.",
-        60,
-    ),
+    ("Give a synonym for 'quick'.", "", "Fast.", "A synonym for 'quick' is 'rapid'.", 100),
+    ("Name three primary colours.", "", "Red, yellow and blue.", "Red and blue.", 60),
     (
         "Summarise the text in one sentence.",
         "The river flooded the village in spring. The people rebuilt their houses on the hill.",
@@ -92,13 +62,7 @@ ANSWERS: tuple[tuple[str, str, str, str, int], ...] = (
         "You can build a wall with it.",
         55,
     ),
-    (
-        "Who wrote 'Pride and Prejudice'?",
-        "",
-        "Jane Austen.",
-        "An English woman wrote it.",
-        35,
-    ),
+    ("Who wrote 'Pride and Prejudice'?", "", "Jane Austen.", "An English woman wrote it.", 35),
     (
         "Put the verb in the past tense.",
         "She go to school.",
@@ -106,34 +70,10 @@ ANSWERS: tuple[tuple[str, str, str, str, int], ...] = (
         "She goed to school.",
         30,
     ),
-    (
-        "Name the capital of Japan.",
-        "",
-        "Tokyo.",
-        "The capital of Japan is Beijing.",
-        5,
-    ),
-    (
-        "Multiply the numbers.",
-        "6, 7",
-        "42",
-        "67",
-        0,
-    ),
-    (
-        "What is the opposite of 'early'?",
-        "",
-        "Late.",
-        "The opposite of 'early' is 'morning'.",
-        5,
-    ),
-    (
-        "Translate to Spanish.",
-        "Good morning.",
-        "Buenos días.",
-        "Good morning.",
-        0,
-    ),
+    ("Name the capital of Japan.", "", "Tokyo.", "The capital of Japan is Beijing.", 5),
+    ("Multiply the numbers.", "6, 7", "42", "67", 0),
+    ("What is the opposite of 'early'?", "", "Late.", "The opposite of 'early' is 'morning'.", 5),
+    ("Translate to Spanish.", "Good morning.", "Buenos días.", "Good morning.", 0),
     (
         "How many days are in a week?",
         "",
@@ -141,27 +81,9 @@ ANSWERS: tuple[tuple[str, str, str, str, int], ...] = (
         "There are many days in a week in a week in a week in a",
         5,
     ),
-    (
-        "Name the largest planet of the solar system.",
-        "",
-        "Jupiter.",
-        "zq zq ### zq the the of of",
-        0,
-    ),
-    (
-        "Write a sentence with the word 'umbrella'.",
-        "",
-        "She opened her umbrella in the rain.",
-        ".",
-        0,
-    ),
-    (
-        "Name an animal that can fly.",
-        "",
-        "An eagle.",
-        "I don't know.",
-        0,
-    ),
+    ("Name the largest planet of the solar system.", "", "Jupiter.", "zq zq ### zq the the of of", 0),
+    ("Write a sentence with the word 'umbrella'.", "", "She opened her umbrella in the rain.", ".", 0),
+    ("Name an animal that can fly.", "", "An eagle.", "I don't know.", 0),
 )
 
 

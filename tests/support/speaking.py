@@ -3,25 +3,24 @@
 from pathlib import Path
 
 import torch
+from words import WORDS
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.bpe import gpt2
 
 CONTEXT = 64
 
 
 def save_model_that_says(
-    folder: Path, text: str, tokenizer: Tokenizer | None = None, n_positions: int = CONTEXT
+    folder: Path, text: str, tokenizer: Tokenizer = WORDS, n_positions: int = CONTEXT
 ) -> Path:
     """A model folder whose likeliest token at place p is token p of `text`, then end-of-text.
 
     Only positions matter: the blocks are zero, token embeddings are small and unit vectors apart
     from their size, and a position's embedding points at the token to say.
     """
-    tokenizer = tokenizer or gpt2()
     config = GPT2Config(n_layer=1, n_head=1, n_embd=32, n_positions=n_positions, vocab_size=tokenizer.n_vocab)
     model = GPT2LMHead(config)
     targets = [*tokenizer.encode(text), tokenizer.end_of_text]

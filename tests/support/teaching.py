@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from words import WORDS
+
 from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.data.instructions import read_instructions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import InstructRecipe
-from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.training.base_model import find_base
 from gpt2cli.training.sft_task import SftTask, split_records
 
@@ -43,10 +44,10 @@ def some_records(n: int = 20) -> list[dict[str, Any]]:
 
 
 def save_base(folder: Path) -> Path:
-    """A tiny model with GPT-2's vocabulary to begin with."""
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=64, vocab_size=50257)
+    """A tiny model to begin with."""
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=64, vocab_size=WORDS.n_vocab)
     folder.mkdir(parents=True)
-    write_manifest(folder, write_model(folder, new_model(config, 3), gpt2(), "task: pretrain\n"))
+    write_manifest(folder, write_model(folder, new_model(config, 3), WORDS, "task: pretrain\n"))
     return folder
 
 

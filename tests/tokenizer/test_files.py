@@ -167,10 +167,7 @@ UNLIKE_GPT2 = {
     "vocab is a list": (_set("model", "vocab", to=[]), "is damaged"),
     "added tokens are a table": (_set("added_tokens", to={"a": 1}), "is damaged"),
     "an added token is text": (_set("added_tokens", to=["a"]), "is damaged"),
-    "a nameless token": (
-        _set("added_tokens", to=[{"id": 1, "special": True}]),
-        "is damaged",
-    ),
+    "a nameless token": (_set("added_tokens", to=[{"id": 1, "special": True}]), "is damaged"),
     "vocab is empty": (_set("model", "vocab", to={}), "has the id 0|no <|is not in the vocabulary"),
 }
 

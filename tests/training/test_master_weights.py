@@ -13,7 +13,7 @@ from runs import scratch_task, tiny
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.model.lora import add_lora
-from gpt2cli.recipe.schema import OptimConfig
+from gpt2cli.recipe.sections import OptimConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training import events as ev
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum

@@ -1,8 +1,6 @@
 """The picture of attention: every weight is a square of its own colour, whatever the tokens are."""
 
 import itertools
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -53,7 +51,7 @@ def centres(begin: int, end: int, n: int) -> NDArray[np.int_]:
     return (begin + (np.arange(n) + 0.5) * (end - begin) / n).astype(int)
 
 
-@pytest.mark.parametrize(("n_layers", "n_heads", "n"), [(1, 1, 1), (1, 1, 14), (2, 3, 5), (12, 12, 9)])
+@pytest.mark.parametrize(("n_layers", "n_heads", "n"), [(1, 1, 1), (1, 1, 14), (2, 3, 5), (4, 6, 9)])
 def test_every_weight_has_its_colour(n_layers: int, n_heads: int, n: int, tmp_path: Path) -> None:
     weights = causal(n_layers, n_heads, n)
     picture = draw(tmp_path, weights)
@@ -131,7 +129,7 @@ def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_layers", "n_heads", "n"), [(1, 1, MOST_TOKENS), (12, 12, 1), (48, 25, 6), (1, 25, 9), (48, 1, 30)]
+    ("n_layers", "n_heads", "n"), [(1, 1, MOST_TOKENS), (48, 25, 6), (1, 25, 9), (48, 1, 30)]
 )
 def test_sizes_stay_readable_and_bounded(n_layers: int, n_heads: int, n: int, tmp_path: Path) -> None:
     rows, columns = tiles(tmp_path, n_layers, n_heads, n)
@@ -152,8 +150,3 @@ def test_an_old_picture_survives_a_failed_one(tmp_path: Path, monkeypatch: pytes
         draw(tmp_path, causal(1, 1, 3))
     assert (tmp_path / "out.png").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
-
-
-def test_matplotlib_is_loaded_for_a_picture_only() -> None:
-    code = "import sys, gpt2cli.ui.attention_map; assert not [m for m in sys.modules if 'matplotlib' in m]"
-    subprocess.run([sys.executable, "-c", code], check=True)

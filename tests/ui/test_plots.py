@@ -15,7 +15,7 @@ from gpt2cli.training.events import EvalDone, StepDone, to_json
 from gpt2cli.ui import plots
 from gpt2cli.ui.plots import plot_losses, read_curves
 
-TRAIN, VALIDATION = (0x3B, 0x82, 0xB8), (0xD1, 0x49, 0x5B)
+TRAIN, VALIDATION = 0x3B82B8, 0xD1495B
 
 
 def lines_of(n_steps: int, every: int = 10) -> list[str]:
@@ -34,19 +34,21 @@ def written(folder: Path, lines: list[str]) -> Path:
     return path
 
 
-def colours(path: Path) -> set[tuple[int, ...]]:
+def colours(path: Path) -> set[int]:
+    """Each colour as 0xRRGGBB."""
     pixels = (matplotlib.image.imread(path)[:, :, :3] * 255).round().astype(int)
-    return {tuple(pixel) for pixel in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
+    return set(np.unique(pixels @ (1 << 16, 1 << 8, 1)).tolist())
 
 
 def test_both_curves_are_drawn(tmp_path: Path) -> None:
     out = tmp_path / "loss.png"
     assert plot_losses(written(tmp_path, lines_of(90)), out, title="a $ run {") is True
     assert {TRAIN, VALIDATION} <= colours(out)
+    assert matplotlib.image.imread(io.BytesIO(out.read_bytes())).shape[:2] == (720, 1200)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("n_steps", [1, 5, 60, 500])
+@pytest.mark.parametrize("n_steps", [1, 500])
 def test_runs_of_any_length(n_steps: int, tmp_path: Path) -> None:
     out = tmp_path / "loss.png"
     assert plot_losses(written(tmp_path, lines_of(n_steps)), out)
@@ -137,9 +139,10 @@ def test_an_interrupted_drawing_leaves_the_old_picture(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
 
 
-def test_pyplot_is_never_loaded(tmp_path: Path) -> None:
+def test_matplotlib_is_loaded_for_a_picture_only_and_pyplot_never(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from gpt2cli.ui.plots import plot_losses\n"
+        "import sys, gpt2cli.ui.attention_map; from pathlib import Path\n"
+        "from gpt2cli.ui.plots import plot_losses\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"plot_losses(Path({str(written(tmp_path, lines_of(20)))!r}), Path({str(tmp_path / 'x.png')!r}))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
@@ -160,9 +163,3 @@ def test_smoothing_keeps_a_straight_line_and_the_mean_of_a_flat_one() -> None:
 )
 def test_short_counts(count: float, text: str) -> None:
     assert plots._short_count(count) == text
-
-
-def test_the_picture_is_a_whole_png(tmp_path: Path) -> None:
-    out = tmp_path / "loss.png"
-    plot_losses(written(tmp_path, lines_of(9)), out)
-    assert matplotlib.image.imread(io.BytesIO(out.read_bytes())).shape[:2] == (720, 1200)
