@@ -183,7 +183,7 @@ def test_lines_of_a_later_version_are_refused_and_stay(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     later = line_of(NOTES[0]) + b'{"format": 2, "index": 1, "text": "a", "tone": "b"}\n' + line_of(NOTES[1])
     path.write_bytes(later)
-    with pytest.raises(NewerFormatError, match="notes.jsonl:2"):
+    with pytest.raises(NewerFormatError, match=r"notes\.jsonl:2"):
         read_ledger(path, note)
     with pytest.raises(NewerFormatError), appending(path, note, fresh=True):
         pass
