@@ -62,10 +62,11 @@ def test_threads_beyond_any_machine(threads: str, gpt2: Call) -> None:
         ("generate", "-m", "run", "a", f"--threads={threads}"),
         ("evaluate", "run", "--on", "tokens", f"--threads={threads}"),
         ("compile", "run", f"--threads={threads}"),
+        ("prepare", "text.txt", "--out", "new", f"--workers={threads}"),
     ):
         done = gpt2(*command)
-        assert done.code == 2 and "threads" in done.err, done.err
-    assert not Path("runs/new").exists()
+        assert done.code == 2 and ("threads" in done.err or "--workers" in done.err), done.err
+    assert not Path("runs/new").exists() and not Path("new").exists()
 
 
 def test_fewer_steps_than_are_done(gpt2: Call) -> None:
