@@ -4,7 +4,6 @@ Command files import only typer at their top, and torch and the rest in function
 `gpt2 --help` answers at once.
 """
 
-import contextlib
 import os
 import signal
 import sys
@@ -71,13 +70,11 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit. Codes are those of `errors.py`, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run the command line and exit. Codes are those of `errors.py`, and 128 plus the number of a signal."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signals.exit_on_sigterm()
+    signals.exit_on_signals()
     make_streams_safe()
     code = run(arguments)
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
     # Buffered output cannot be written to a broken stream; a normal exit would report that.
     if code in (EXIT_SIGPIPE, ResourceError.exit_code):
         os._exit(code)
@@ -98,7 +95,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as exit:
-        if isinstance(exit.__context__, BrokenPipeError):
+        if exit.code == 1 and isinstance(exit.__context__, BrokenPipeError):  # Rich and Typer end so
             return EXIT_SIGPIPE
         return exit.code if isinstance(exit.code, int) else 1
     except BrokenPipeError:
@@ -107,8 +104,7 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         known = explain(error)
-        with contextlib.suppress(OSError):  # stderr itself may be what is full
-            print_error(known)
+        print_error(known)
         return known.exit_code
 
 
