@@ -250,7 +250,9 @@ def test_the_papers_figure_stands_beside_ours_on_its_text_alone(
     assert elsewhere.err == "" and all("paper" not in row for row in rows_of(elsewhere.out))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
     gpt2: Gpt2,
     model: Path,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from interruptions import Interruption, Moment, run_interrupted
 from lessons import write_lesson
+from matplotlib.figure import Figure
 from teaching import write_teaching
 from tiny_run import PRETRAIN, Call, all_events, random_text, write_tokens
 
@@ -118,8 +119,9 @@ def interrupt_all(task: str, cases: list[Any], gpt2: Call, folder: Path) -> None
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """A fork has no threads but its own, and the bits depend on their number."""
+def one_thread_and_no_pictures(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A fork has no threads but its own, and the bits depend on their number. Drawing takes the longest."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -232,7 +232,7 @@ def _run(arguments: list[str], log: Path) -> NoReturn:
         main(arguments)
     except SystemExit as end:
         code = end.code
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, the parent reports it
         log.write_text(traceback.format_exc(), encoding="utf-8")
     try:
         sys.stdout.flush()
