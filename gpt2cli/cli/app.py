@@ -4,7 +4,6 @@ Command files import only typer at their top, and torch and the rest in function
 `gpt2 --help` answers at once.
 """
 
-import os
 import signal
 import sys
 import traceback
@@ -31,8 +30,7 @@ from gpt2cli.cli import (
     signals,
 )
 from gpt2cli.cli.failures import explain
-from gpt2cli.errors import ResourceError
-from gpt2cli.ui.console import make_streams_safe, print_error
+from gpt2cli.ui.console import let_stdout_fail, make_streams_safe, print_error
 
 HELP = "From raw text to a GPT-2 you can chat with."
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
@@ -75,9 +73,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signals.exit_on_signals()
     make_streams_safe()
     code = run(arguments)
-    # Buffered output cannot be written to a broken stream; a normal exit would report that.
-    if code in (EXIT_SIGPIPE, ResourceError.exit_code):
-        os._exit(code)
+    let_stdout_fail()  # the exit code says already that it broke; the rest of its buffer is lost
     sys.exit(code)
 
 
