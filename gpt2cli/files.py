@@ -32,6 +32,7 @@ _LEFTOVER = re.compile(
 )  # mark, name, machine, pid
 CHUNK = 1 << 20
 _ASCII = bytes(range(128))
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -57,7 +58,7 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
     _drop_orphans(path)
     temporary = _temporary_for(path)
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             yield file
             flush(file)
         os.replace(temporary, path)
@@ -81,12 +82,24 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     temporary = _temporary_for(path)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         flush_directory(temporary)
         _install(temporary, path, replace)
         flush_directory(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A failed write to the disk does not say which file it was: the OSError gets the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _WRITE_ERRORS:
+            error.filename = str(path)
         raise
 
 

@@ -13,6 +13,7 @@ from gpt2cli.cli import chat_commands
 from gpt2cli.cli.failures import explain
 from gpt2cli.cli.signals import install
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.paths import expand
 from gpt2cli.ui.chat import (
     LONGEST_NAME,
     ReplyView,
@@ -267,7 +268,7 @@ def too_long(what: str) -> "Gpt2Error":
 def _path(name: str) -> Path:
     if "\0" in name:
         raise UsageError("a file's name cannot hold a NUL byte")
-    return Path(os.path.expanduser(name))
+    return expand(name)
 
 
 def _turns(conversation: "Conversation") -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpt2cli.cli.options import JsonOption
+from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_result, say
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def prepare(
             " files, or - for stdin.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    out: Annotated[Path, typer.Option("--out", parser=expand, metavar="PATH", help="Output folder.")],
     tokenizer: Annotated[
         str, typer.Option(help="gpt2, chars, or a folder with vocab.json and merges.txt.")
     ] = "gpt2",

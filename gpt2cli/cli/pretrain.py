@@ -5,6 +5,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,11 @@ from gpt2cli.cli.train_command import (
     TrainCommand,
     train,
 )
-from gpt2cli.errors import DivergedError, InputError
+from gpt2cli.errors import DivergedError, InputError, NewerFormatError
 from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
+    from gpt2cli.data.token_dataset import TokenDataset
     from gpt2cli.recipe.schema import PretrainRecipe
     from gpt2cli.training.base_model import BaseLM
     from gpt2cli.training.pretrain_task import PretrainTask
@@ -57,29 +59,31 @@ def _open_task(
     recipe: "PretrainRecipe", offline: bool, checkpoint: Path | None
 ) -> "Iterator[tuple[PretrainTask, dict[str, object]]]":
     """The recipe's text as tokens, from the cache or prepared into it, and its origin."""
-    from gpt2cli.data.token_dataset import open_dataset
     from gpt2cli.training.base_model import base_to_train_further, random_weights
     from gpt2cli.training.pretrain_task import PretrainTask
 
     recipe, base, notices = base_to_train_further(recipe, checkpoint)
     for notice in notices:
         say(f"note: {notice}")
-    folder, origin = _tokens(recipe, base, offline)
+    data, origin = _tokens(recipe, base, offline)
     if base:
         origin |= {"init": base.name, "init_sha256": base.sha256}
-    with open_dataset(folder) as data:
+    with data:
         task = PretrainTask(recipe, data, base or random_weights(recipe, data.tokenizer))
         if warning := _prompt(task)[1]:  # before any work
             say(f"warning: {warning}")
         yield task, origin
 
 
-def _tokens(recipe: "PretrainRecipe", base: "BaseLM | None", offline: bool) -> tuple[Path, dict[str, object]]:
-    """The prepared folder of the text, with the tokenizer of the base if there is one; and its origin."""
+def _tokens(
+    recipe: "PretrainRecipe", base: "BaseLM | None", offline: bool
+) -> "tuple[TokenDataset, dict[str, object]]":
+    """The text as tokens, with the tokenizer of the base if there is one; and its origin."""
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.manifest import is_prepared, read_manifest
     from gpt2cli.data.prepare import prepare_cached
     from gpt2cli.data.prepare_command import prepare_settings, require_same_settings
+    from gpt2cli.data.token_dataset import open_dataset
     from gpt2cli.ui.progress import finish, preparing
 
     wanted = recipe.data
@@ -104,13 +108,24 @@ def _tokens(recipe: "PretrainRecipe", base: "BaseLM | None", offline: bool) -> t
             text_fields=wanted.text_fields,
             validation_source=wanted.validation_source,
         )
-    else:
-        tokenizer = base.tokenizer if base else None
-        held_out = found[1].paths if len(found) > 1 else ()
-        settings = prepare_settings(wanted, tokenizer)
-        steps = prepare_cached(found[0].paths, settings, validation_sources=held_out, tokenizer=tokenizer)
-        folder = finish(steps, err(), preparing()).out
-    return folder, origin | {"tokens": str(folder)}
+        return open_dataset(folder), origin | {"tokens": str(folder)}
+    tokenizer = base.tokenizer if base else None
+    prepare = partial(
+        prepare_cached,
+        found[0].paths,
+        prepare_settings(wanted, tokenizer),
+        validation_sources=found[1].paths if len(found) > 1 else (),
+        tokenizer=tokenizer,
+    )
+    folder = finish(prepare(), err(), preparing()).out
+    try:
+        data = open_dataset(folder)
+    except NewerFormatError:
+        raise
+    except InputError as damage:
+        say(f"warning: {damage.what}; the text is at hand, and is prepared again")
+        data = open_dataset(finish(prepare(again=True), err(), preparing()).out)
+    return data, origin | {"tokens": str(folder)}
 
 
 def _hint(setup: "TrainingSetup", run: "RunDir") -> str:

@@ -2,13 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import UsageError
+from gpt2cli.paths import expand
 from gpt2cli.ui.console import aligned, err, out, printable, say
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def copy(
     from gpt2cli import files
     from gpt2cli.recipe.loader import find_recipe, read_recipe
 
-    source, target = find_recipe(name), Path(destination)
+    source, target = find_recipe(name), expand(destination)
     if target.is_dir():
         target = target / source.with_suffix(".yaml").name
     if target.is_symlink() or target.exists():

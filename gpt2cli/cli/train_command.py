@@ -81,6 +81,7 @@ def train(
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.training import run_dir as runs
+    from gpt2cli.training.moved_paths import absolute_paths, moved_paths
     from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
@@ -93,13 +94,17 @@ def train(
         return
     let_stdout_fail()
     run = runs.find_run(name or _name_of(recipe), resume=resume)
+    moved: list[str] = []
     if resume:  # init=newest is in the record as a path; now the newest would be this run
-        given = runs.recorded_overrides(run) + [word for word in given if word != "init=newest"]
-    loaded = _load(command, recipe, given)
+        typed = absolute_paths([word for word in given if word != "init=newest"])
+        given = runs.recorded_overrides(run) + typed
+        words = ["gpt2", command.task, recipe, "--resume", *(["--name", name] if name else [])]
+        moved = moved_paths(run, _load(command, recipe, given).recipe, shlex.join(words))
+    loaded = _load(command, recipe, given + moved)
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    with runs.start_run(run):
+    with runs.start_run(run, command.task):
         runs.sweep(run)
         checkpoint = _resume_point(run, from_, f"gpt2 {command.task} {recipe}") if resume else None
         if (
@@ -115,6 +120,7 @@ def train(
             stop_on_signal(stopping) as stop,
         ):
             setup = set_up_training(task, task.recipe, checkpoint)
+            runs.require_room_to_train(run, setup)
             for notice in setup.notices:
                 say(f"note: {notice}")
 
@@ -153,7 +159,7 @@ def _newest(recipe: "Recipe") -> str:
 
 def _name_of(recipe: str) -> str:
     """verdict for recipes/verdict.yaml; the run's path for the recipe.yaml of a run."""
-    path = Path(recipe)
+    path = paths.expand(recipe)
     if path.name == "recipe.yaml" and paths.is_run(path.parent):
         return str(path.parent.resolve())
     return path.stem
@@ -197,8 +203,11 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
 
     progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
     if progress.step >= steps and progress.evaluated == progress.step:
-        more = f"optim.steps={2 * steps} continues it"
-        say(f"nothing to do: {run.folder} has finished its {steps} steps; {more}")
+        more = f"optim.steps={2 * progress.step} continues it"
+        done = f"has finished its {steps} steps"
+        if progress.step > steps:
+            done = f"is at step {progress.step}, beyond optim.steps={steps}; --from goes back to a checkpoint"
+        say(f"nothing to do: {run.folder} {done}; {more}")
         return True
     if patience and progress.without_gain >= patience:
         say(f"nothing to do: {run.folder} stopped early; eval.patience={2 * patience} continues it")
@@ -343,6 +352,8 @@ def _record(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
+            "folder": str(Path.cwd()),
+            "run": str(run.folder.resolve()),
             "overrides": given,
             "from_step": step,
             "gpt2cli": __version__,

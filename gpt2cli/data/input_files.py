@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2cli import files
-from gpt2cli.data.manifest import is_prepared, read_manifest
+from gpt2cli.data.manifest import is_prepared, read_manifest, was_made_by_prepare
 from gpt2cli.data.records import kind_by_name
 from gpt2cli.errors import InputError, UsageError
+from gpt2cli.paths import expand
 
 Kind = Literal["text", "jsonl", "parquet"]
 STDIN, STDIN_NAME = "-", "standard input"
@@ -81,7 +82,7 @@ def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[TextSo
             raise UsageError("-: standard input is closed", fix="name a file instead of -")
         yield TextSource(STDIN_NAME, None, "jsonl" if stdin_is_jsonl else "text", False)
         return
-    path = Path(argument).expanduser()
+    path = expand(argument)
     if path.is_dir():
         yield from map(_source, _in_directory(path, out))
     elif os.path.lexists(path) or not glob.has_magic(argument):
@@ -100,6 +101,8 @@ def _in_directory(folder: Path, out: Path) -> list[Path]:
         text = shlex.join(read_manifest(folder).arguments) or "TEXT.txt"
         fix = f"give the text that it was made from: {text}"
         raise InputError(f"{folder}: is a prepared folder", "it holds tokens, not text", fix)
+    if was_made_by_prepare(folder):
+        read_manifest(folder)  # interrupted or damaged: raises with what to do
     if all((folder / name).is_file() for name in NANOGPT):
         raise _nanogpt(folder)
     # os.walk does not follow links to directories, so a loop of them cannot trap it.

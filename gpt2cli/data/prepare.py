@@ -34,6 +34,7 @@ from gpt2cli.data.manifest import (
     is_prepared,
     read_journal,
     read_manifest,
+    require_replaceable,
     was_made_by_prepare,
     write_journal,
 )
@@ -108,12 +109,13 @@ def prepare_cached(
     *,
     validation_sources: Sequence[str | Path] = (),
     tokenizer: Tokenizer | None = None,
+    again: bool = False,
 ) -> Generator[PrepareProgress, None, None]:
     """`prepare` once into a folder under GPT2_HOME, named by content and settings: the last item's `out`.
 
     `tokenizer`, of a base model, encodes the text instead of the one that `settings.tokenizer` names.
     A single source that is a prepared folder is returned as it is. If two processes ask for the same
-    text, the second waits for the first.
+    text, the second waits for the first. With `again` a folder that is there, and damaged, is replaced.
 
     Raises as `prepare`, and InputError for a character that `tokenizer` does not have.
     """
@@ -126,7 +128,7 @@ def prepare_cached(
         raise UsageError("standard input cannot be a data.source", fix="gpt2 prepare - --out FOLDER")
     expected = [source_record(source) for source in found]
     out = paths.prepared() / _key(expected, settings, tokenizer)
-    files.require_writable(out)
+    paths.require_writable_home(out)
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -136,7 +138,8 @@ def prepare_cached(
                 yield PrepareProgress("waiting", out)
                 time.sleep(0.2)
         files.sweep(out)
-        if (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
+        require_replaceable(out)
+        if not again and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
             yield PrepareProgress("nothing to do", out)
             return
         job = PrepareJob(
@@ -280,12 +283,12 @@ def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
 def _tokenizer(name: str) -> Tokenizer:
     if name == "gpt2":
         return gpt2()
-    if not Path(name).is_dir():
+    if not paths.expand(name).is_dir():
         raise UsageError(
             f"{name}: no such tokenizer",
             fix="--tokenizer gpt2, chars, or a folder with vocab.json and merges.txt",
         )
-    return load_tokenizer(Path(name))
+    return load_tokenizer(paths.expand(name))
 
 
 @contextlib.contextmanager
@@ -304,9 +307,10 @@ def _spooled(job: PrepareJob) -> Iterator[PrepareJob]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """A folder with files that are not ours: --force would delete them."""
+    """A folder with files that are not ours, or a later version's: --force would delete them."""
     if not out.is_dir():
         return
+    require_replaceable(out)
     names = [path.name for path in out.iterdir()]
     foreign = [name for name in names if name != ".lock" and not name.startswith(files.TEMPORARY)]
     if foreign and not was_made_by_prepare(out):

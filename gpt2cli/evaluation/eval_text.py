@@ -21,7 +21,7 @@ from gpt2cli.data.manifest import TokenManifest, was_made_by_prepare
 from gpt2cli.data.text_reader import SourceReader
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.paths import checkpoints, is_model, prepared
+from gpt2cli.paths import checkpoints, has_home, is_model, prepared
 from gpt2cli.tokenizer.base import Tokenizer
 
 READ_TOKENS = 1 << 20  # of a split at a time
@@ -99,7 +99,7 @@ def read_eval_text(
         raise InputError(
             f"{on}: is a model, not a text", "--on names the text", shlex.join(["gpt2", "evaluate", on])
         )
-    sources = expand_sources(found.paths, out=prepared())
+    sources = expand_sources(found.paths, out=prepared() if has_home() else Path(os.devnull))
     if text_fields and all(source.kind == "text" for source in sources):
         raise UsageError(f"--text-field: {on} is plain text without fields", fix="leave --text-field out")
     documents, hashes = _read_documents(sources, text_fields or ("text",))

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
+from gpt2cli.paths import expand
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.recipe.key_hints import RecipeKeys
 from gpt2cli.recipe.schema import RECIPES, Recipe, in_reading_order
@@ -60,8 +61,9 @@ def find_recipe(source: str) -> Path:
     shipped = shipped_recipes()
     named = shipped.get(source.removesuffix(".yaml"))
     # A folder called `verdict`, such as a run, does not hide the recipe of that name.
-    if os.path.lexists(source) and not (named and Path(source).is_dir()):
-        return Path(source)
+    path = expand(source)
+    if source and os.path.lexists(path) and not (named and path.is_dir()):
+        return path
     if named:
         return named
     near = difflib.get_close_matches(Path(source).stem, shipped, 1, 0.5)

@@ -16,6 +16,7 @@ def _require_unicode(value: str) -> str:
     return value
 
 
+MOST_THREADS = 1024
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]  # 0 usually turns the feature off
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -214,7 +215,9 @@ class RunConfig(RecipeSection):
         default="auto", description="floating-point format of the matmuls"
     )
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether to use torch.compile")
-    threads: NonNegativeInt = Field(default=0, description="CPU threads; 0 uses all cores")
+    threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] = Field(
+        default=0, description="CPU threads, at most 4 per core; 0 is one per core"
+    )
     attention: Literal["auto", "sdpa", "formula", "blocks"] = Field(
         default="auto", description="torch's fused kernel, the plain formula, or the formula in blocks"
     )

@@ -1,6 +1,5 @@
 """The model that a run starts from: a recipe's `init` becomes a config, a tokenizer and weights."""
 
-import contextlib
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.folder import WEIGHTS, load_model, read_config, read_manifest
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.errors import InputError, NewerFormatError, UsageError
 from gpt2cli.files import sha256_of
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
@@ -56,6 +55,8 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     try:
         folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
         config, tokenizer = read_config(folder), load_tokenizer(folder)
+    except NewerFormatError:
+        raise
     except InputError as error:
         raise InputError(
             f"init: {error.what}",
@@ -141,11 +142,15 @@ def newest_base() -> Path:
     Raises InputError if there is none.
     """
     for folder in paths.models_newest_first():
-        with contextlib.suppress(InputError):  # another kind of model, or damaged
+        try:
             read_config(folder)
-            return folder
+        except NewerFormatError:  # it is the newest model; an older one would be a surprise
+            raise
+        except InputError:  # another kind of model, or damaged
+            continue
+        return folder
     raise InputError(
         "there is no language model here yet",
-        f"neither {paths.runs()} nor {paths.models()} holds one",
+        f"neither {paths.shown_places('nor')} holds one",
         "gpt2 pretrain verdict",
     )

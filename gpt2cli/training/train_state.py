@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of, write_json
 from gpt2cli.json_files import read_json_object
 
 TENSORS, STATE = "train_state.safetensors", "train_state.json"
+FORMAT = 1  # of the second; it is not written, the manifest has a number
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RECENT_LOSSES = 32  # losses in the running median that spikes are compared with
 
@@ -63,13 +64,17 @@ def write_state(
 
 
 def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
-    """Read (state, identity, loss scaler) from a checkpoint. The caller has verified its hashes."""
+    """Read (state, identity, loss scaler) from a checkpoint. The caller has verified its hashes.
+
+    Raises NewerFormatError for a later version's, InputError for an odd one.
+    """
     saved = read_json_object(folder / STATE)
+    require_format(folder / STATE, saved.get("format", FORMAT), FORMAT)
     try:
         values = dict(saved["progress"])
         values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]
-        return TrainState(**values), saved["identity"], saved["scaler"]
-    except (KeyError, TypeError) as error:
+        return TrainState(**values), dict(saved["identity"]), dict(saved["scaler"])
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder / STATE}: was not saved by this version of gpt2cli",
             str(error),

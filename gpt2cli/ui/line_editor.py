@@ -38,7 +38,7 @@ class LineEditor:
     message, however many lines it has. Other keys are those of Emacs.
     """
 
-    def __init__(self, history: Path, terminal: TextIO) -> None:
+    def __init__(self, history: Path | None, terminal: TextIO) -> None:
         """`terminal` is the stream on which the typed text appears; keys come from stdin."""
         self._history = _Entries(history)
         output = Vt100_Output.from_pty(terminal, os.environ.get("TERM"))
@@ -121,9 +121,9 @@ class _Entries(History):
     A history that cannot be read or written is one notice; the messages of this session are kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         super().__init__()
-        self._path, self._is_broken, self._notice = path, False, ""
+        self._path, self._is_broken, self._notice = path or Path(os.devnull), path is None, ""
 
     def take_notice(self) -> str:
         """Return the pending notice, once."""
@@ -132,6 +132,8 @@ class _Entries(History):
 
     def load_history_strings(self) -> Iterable[str]:
         """Newest first. Entries that are too old are removed from the file too."""
+        if self._is_broken:
+            return []
         try:
             if not os.path.lexists(self._path):
                 return []

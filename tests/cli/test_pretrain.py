@@ -258,7 +258,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(gpt2: Gpt2, recipe: Path, tmp_p
         with open(filler, "r+b") as file:
             file.truncate(filler.stat().st_size - 40_000)  # room for records, not for a checkpoint
         process = command("pretrain", recipe, "--resume", "--name", run, "optim.steps=12")
-        assert "disk is full" in checked_end(process, run)
+        said = checked_end(process, run)
+        assert "too little room" in said and f"{run}/recipe.yaml --resume" in said
     finally:
         subprocess.run(["umount", small], check=True)
 
