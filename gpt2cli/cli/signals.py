@@ -5,6 +5,7 @@ the first, and nohup without the second. SIGTERM always counts.
 """
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -88,11 +89,15 @@ def wait_for_input(stream: IO[bytes]) -> None:
 
     A plain read sleeps through a signal that comes just before it, or that another thread receives.
     """
+    try:
+        number = stream.fileno()
+    except io.UnsupportedOperation:  # in memory: always ready
+        return
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     try:
-        while stream.fileno() not in select.select([stream.fileno(), woken], [], [])[0]:
+        while number not in select.select([number, woken], [], [])[0]:
             os.read(woken, 1)  # a handler that has raised nothing
     finally:
         signal.set_wakeup_fd(before)
