@@ -20,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
+from hypothesis import settings
 from loud import loud
 from matplotlib.figure import Figure
 from words import BYTES
@@ -28,9 +29,32 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 
 torch.set_num_threads(2)
+# The same examples in every run, however slow the machine is.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 # What a person may have set, and the test runner (COLUMNS).
 FOREIGN = ("COLUMNS", "GPT2_RUNS", "HF_TOKEN", "OLLAMA_HOST", "OPENAI_API_KEY")
+
+# These go first, the longest first: at the end both workers then have short files left.
+LONGEST = (
+    *("test_tour.py", "training/test_crashes.py", "cpu/test_aot_packages.py", "cli/test_pretrain.py"),
+    *("convert/test_tensorflow.py", "ui/test_attention_map.py", "cli/test_chat_terminal.py"),
+    *("process/test_ignored_interrupt.py", "cli/test_download.py", "hostile/test_mutations.py"),
+    *("cli/test_finetune_instruct.py", "cli/test_generate_process.py", "hub/test_network_faults.py"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist's own order: the files of the most tests first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.path.as_posix()
+        return next((n for n, name in enumerate(LONGEST) if file.endswith(name)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

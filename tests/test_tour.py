@@ -109,7 +109,7 @@ def rehearsal(tmp_path: Path) -> Path:
     """A folder with a `gpt2` that does nothing, so that the whole tour takes no time."""
     rehearsed = copied(tmp_path) / "bin/gpt2"
     rehearsed.parent.mkdir()
-    rehearsed.write_text("#!/bin/sh\nmkdir -p runs\n")
+    rehearsed.write_text("#!/bin/sh\nmkdir -p runs\ncat > /dev/null\n")
     rehearsed.chmod(0o755)
     return tmp_path
 

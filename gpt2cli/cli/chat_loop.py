@@ -35,7 +35,7 @@ LONGEST_MESSAGE = 1 << 20  # bytes; no context is that long
 
 
 class Signals:
-    """Ctrl-C and SIGTERM during a command or a reply: they ask it to end.
+    """Ctrl-C, SIGTERM and SIGHUP during a command or a reply: they ask it to end.
 
     During prefill there is nothing to keep and the wait may be long: then they raise at once.
     """
@@ -56,8 +56,8 @@ class Signals:
 
     def obey(self, is_terminal: bool) -> None:
         """Afterwards: at a terminal Ctrl-C has only ended the reply; everything else ends the program."""
-        if signal.SIGTERM in self.received:
-            raise SystemExit(128 + signal.SIGTERM)
+        for number in self.received - {signal.SIGINT}:
+            raise SystemExit(128 + number)
         if self.received and not is_terminal:
             raise KeyboardInterrupt
 

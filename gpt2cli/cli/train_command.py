@@ -21,7 +21,7 @@ import typer
 from gpt2cli import __version__, paths
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
 from gpt2cli.errors import DivergedError, Gpt2Error, UsageError
-from gpt2cli.ui.console import err, out, printable, say
+from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
@@ -92,6 +92,7 @@ def train(
     if dry_run:
         _show_plan(command, _load(command, recipe, given), offline)
         return
+    let_stdout_fail()
     run = runs.find_run(name or _name_of(recipe), resume=resume)
     moved: list[str] = []
     if resume:  # init=newest is in the record as a path; now the newest would be this run

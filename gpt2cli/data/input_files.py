@@ -8,6 +8,7 @@ import codecs
 import glob
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,8 @@ def total_bytes(sources: Iterable[TextSource]) -> int | None:
 
 def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[TextSource]:
     if argument == STDIN:
+        if sys.stdin is None:
+            raise UsageError("-: standard input is closed", fix="name a file instead of -")
         yield TextSource(STDIN_NAME, None, "jsonl" if stdin_is_jsonl else "text", False)
         return
     path = expand(argument)

@@ -213,6 +213,6 @@ class _Hashing(io.RawIOBase):
         return len(block)
 
     def close(self) -> None:
-        if self._file is not sys.stdin.buffer:
+        if self._file is not getattr(sys.stdin, "buffer", None):  # None: closed by the parent process
             self._file.close()
         super().close()

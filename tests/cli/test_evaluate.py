@@ -16,7 +16,7 @@ from adapters import Lora, save_adapter, save_base
 from loud import loud
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.cli.signals import exit_on_sigterm
+from gpt2cli.cli.signals import exit_on_signals
 from gpt2cli.convert import open_model as opening
 from gpt2cli.data.corpora import CORPORA
 from gpt2cli.evaluation import eval_text, perplexity
@@ -250,7 +250,9 @@ def test_the_papers_figure_stands_beside_ours_on_its_text_alone(
     assert elsewhere.err == "" and all("paper" not in row for row in rows_of(elsewhere.out))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
     gpt2: Gpt2,
     model: Path,
@@ -271,12 +273,13 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
 
     n_models: list[GPT2LMHead] = []
     monkeypatch.setattr(perplexity, "measure_perplexity", interrupted)
-    before = signal.getsignal(signal.SIGTERM)
-    exit_on_sigterm()  # as main() does
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    exit_on_signals()  # as main() does
     try:
         outcome = gpt2("evaluate", model, second, "--on", story, "--batch", "1")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert outcome.code == code
     assert [row["model"] for row in rows_of(outcome.out)] == [str(model)]
     assert outcome.err.startswith(f"partial: {second}: 48 of 552 tokens: loss ")

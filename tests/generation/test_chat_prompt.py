@@ -106,7 +106,7 @@ def test_a_stop_string_is_cut_off_also_inside_a_token(ids: list[int], own: list[
 POOL = [*gpt2().encode("😂 é a\n\n\nb\n\nab"), 198, 628, *range(94, 100), 220, 50255]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     ids=st.lists(st.sampled_from(POOL), max_size=14), stop=st.sampled_from(["\n\n", "ab", "�", "\nb", "é"])
 )

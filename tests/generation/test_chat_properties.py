@@ -83,7 +83,7 @@ def act(talk: Conversation, name: str, *arguments: Any) -> None:
         assert talk.exchanges == before
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(acts=ACTS, which=st.integers(0, 2), with_template=st.booleans())
 def test_the_past_is_always_what_the_cache_holds(
     acts: list[tuple[Any, ...]], which: int, with_template: bool
@@ -121,7 +121,7 @@ def remaining(talk: Conversation, acts: list[tuple[Any, ...]]) -> list[tuple[Any
 PLAIN = SAY | STOPPED | BROKEN | UNDO | UNDO | SET | st.just(("clear",))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(acts=st.lists(PLAIN | SYSTEM, max_size=10), which=st.integers(0, 2), with_template=st.booleans())
 def test_nothing_is_left_of_what_was_taken_back(
     acts: list[tuple[Any, ...]], which: int, with_template: bool
@@ -129,7 +129,7 @@ def test_nothing_is_left_of_what_was_taken_back(
     require_alike(MODELS[which], acts, with_template)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(acts=st.lists(PLAIN, max_size=10), half=st.booleans(), with_template=st.booleans())
 def test_where_nothing_left_the_context_it_is_so_to_the_last_bit(
     acts: list[tuple[Any, ...]], half: bool, with_template: bool

@@ -157,7 +157,7 @@ CALLS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(calls=CALLS)
 def test_the_past_is_what_the_cache_holds_whatever_ends_a_row(
     calls: list[tuple[list[int], str, int]], shared: GPT2LMHead

@@ -127,7 +127,7 @@ def test_no_allowed_setting_leaves_the_vocabulary(temperature: float, penalty: f
             assert torch.equal(ids, logits.argmax(-1))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.floats(0.05, 4),
     st.integers(0, 900),

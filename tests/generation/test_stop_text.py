@@ -25,7 +25,7 @@ def test_pieces_put_together_are_the_decoded_text(text: str) -> None:
     assert "�" not in "".join(pieces)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 50255), max_size=30))
 def test_any_ids_stream_to_what_decode_gives(ids: list[int]) -> None:
     reply, pieces = feed(ids)

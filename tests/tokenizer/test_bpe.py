@@ -63,7 +63,7 @@ def test_sizes_and_ids():
 # --- against transformers
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(text=st.text(max_size=60) | KNOTTY)
 def test_ids_are_those_of_transformers(reference, text: str):
     if "<|endoftext|>" not in text:
@@ -77,7 +77,7 @@ def test_every_kind_of_character_has_the_ids_of_transformers(reference):
     assert [gpt2().encode(text) for text in texts] == reference(texts).input_ids
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(max_size=60) | KNOTTY)
 def test_foreign_vocabulary_has_the_ids_of_its_own_engine(foreign: BPE, foreign_engine, text: str):
     if "<|endoftext|>" not in text:
@@ -96,7 +96,7 @@ def test_corpora_of_the_mirror_have_the_ids_of_transformers(reference):
 # --- text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(max_size=60) | KNOTTY)
 def test_decoding_gives_the_text_back(text: str):
     assert gpt2().decode(gpt2().encode(text)) == text
@@ -115,7 +115,7 @@ def test_lone_surrogates_are_replaced(length: int):
     assert gpt2().encode(padding + "a\ud83d\ude00b") == gpt2().encode(padding + "a😀b")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=KNOTTY, stride=st.integers(1, 9))
 def test_cutting_a_long_text_does_not_change_its_ids(text: str, stride: int):
     with pytest.MonkeyPatch.context() as patch:
@@ -260,7 +260,7 @@ def test_merges_that_ranks_cannot_say_are_refused(write_pair):
         BPE.from_files(*write_pair(vocab, merges))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 10**6))
 def test_accepted_vocabularies_encode_as_their_merges_say(seed: int):
     # Random merges, most of them not what training would give; a plain reading of them is the judge.

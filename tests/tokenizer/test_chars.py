@@ -15,7 +15,7 @@ from gpt2cli.tokenizer.chars import Chars
 TEXT = "To be, or not to be:\nthat is the question. é中😀"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(min_size=1, max_size=200))
 def test_ids_are_places_in_the_sorted_characters(text: str):
     tokenizer = Chars.from_text(text)

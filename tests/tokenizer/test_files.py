@@ -65,7 +65,7 @@ def test_chars_come_back(chars_folder: Path):
     assert tokenizer.fingerprint == Chars.from_text(CHARACTERS).fingerprint
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(alphabet=CHARACTERS, max_size=60))
 def test_transformers_opens_chars(chars_folder: Path, chars_reference, text: str):
     tokenizer = load_tokenizer(chars_folder)
