@@ -51,6 +51,7 @@ def test_the_promised_versions_are_those_installed() -> None:
 
 
 def test_a_text_becomes_a_model_that_writes_and_chats(gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # .venv's, which TensorBoard would take
     write_tokens(gpt2, random_text(400, seed=1))
     run = train(gpt2, PRETRAIN, "run", "log.tensorboard=true")
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG") and any((run / "tensorboard").iterdir())
@@ -97,7 +98,7 @@ def test_parquet_the_judge_and_rouge(gpt2: Any, monkeypatch: pytest.MonkeyPatch)
     from gpt2cli.evaluation.rouge import rouge
 
     pyarrow.parquet.write_table(pyarrow.table({"text": [random_text(200, seed=1)] * 2}), "texts.parquet")
-    prepared = gpt2("prepare", "texts.parquet", "--text-field", "text", "--out", "texts")
+    prepared = gpt2("prepare", "texts.parquet", "--text-field", "text", "--out", "texts", "--block", "32")
     assert prepared.code == 0, prepared.err
     record = {"instruction": "Name a thing.", "input": "", "output": "a thing", "response": "thing"}
     Path("answers.json").write_text(json.dumps([record]), encoding="utf-8")
