@@ -162,7 +162,8 @@ class CompiledStep:
                 try:
                     self._run = AOTIModelPackageLoader(str(package), "model", False, 1, -1).run
                 except TypeError:  # torch 2.7
-                    self._run = AOTIModelPackageLoader(str(package), "model", False).run
+                    old: Any = AOTIModelPackageLoader
+                    self._run = old(str(package), "model", False).run
             finally:
                 os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
 
