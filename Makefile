@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo tour test check lint mutations proofs bench clean
+.PHONY: help demo tour test check check-lowest lint mutations proofs bench clean
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: .venv/runtime.stamp  ## train GPT-2 124M on a short story, then let it write
 	@echo '$$ gpt2 pretrain recipes/verdict.yaml'
@@ -35,6 +35,9 @@ lint: .venv/dev.stamp      ## style, types, layers
 
 check: lint test           ## lint and test: what CI runs
 
+check-lowest: .venv-lowest/stamp ## the lowest promised version of each library, apart from torch's
+	.venv-lowest/bin/python -m pytest tests/lowest.py
+
 mutations: .venv/dev.stamp ## put known faults into a copy of the tree: each must fail a test
 	$(BIN)/python tests/mutations.py
 
@@ -49,7 +52,7 @@ bench: .venv/dev.stamp     ## all measurements beside their peers and goals; bui
 	$(BIN)/python benchmarks/all.py
 
 clean:           ## remove the environment; runs and GPT2_HOME stay
-	rm -rf .venv
+	rm -rf .venv .venv-lowest
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -60,4 +63,16 @@ clean:           ## remove the environment; runs and GPT2_HOME stay
 
 .venv/dev.stamp: .venv/runtime.stamp
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,tooling]'
+	@touch $@
+
+# torch and pytest are those of .venv, found after all else: old builds of torch for CPUs are on no index, and
+# those for CUDA take gigabytes.
+.venv-lowest/stamp: constraints-lowest.txt .venv/dev.stamp
+	rm -rf .venv-lowest
+	$(BIN)/python -m venv .venv-lowest
+	grep -vE '^(#|torch|tensorflow)' constraints-lowest.txt > .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet --prefer-binary \
+	  --requirement .venv-lowest/requirements.txt
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  { pwd; $(BIN)/python -c "$$site"; } > "$$(.venv-lowest/bin/python -c "$$site")/of-venv.pth"
 	@touch $@

@@ -160,7 +160,11 @@ class CompiledStep:
         with tempfile.TemporaryDirectory() as unpacked:
             os.environ["TMPDIR"] = unpacked
             try:
-                self._run = AOTIModelPackageLoader(str(package), "model", False, 1, -1).run
+                try:
+                    self._run = AOTIModelPackageLoader(str(package), "model", False, 1, -1).run
+                except TypeError:  # torch 2.7
+                    old: Any = AOTIModelPackageLoader
+                    self._run = old(str(package), "model", False).run
             finally:
                 os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
 
