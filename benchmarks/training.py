@@ -118,14 +118,8 @@ def _task(options: argparse.Namespace, rows: int, length: int) -> tuple[Any, Any
 
     import numpy as np
 
-    from gpt2cli.recipe.schema import (
-        BatchConfig,
-        DataConfig,
-        ModelConfig,
-        OptimConfig,
-        PretrainRecipe,
-        RunConfig,
-    )
+    from gpt2cli.recipe.schema import PretrainRecipe
+    from gpt2cli.recipe.sections import BatchConfig, DataConfig, ModelConfig, OptimConfig, RunConfig
     from gpt2cli.tokenizer.bpe import gpt2
     from gpt2cli.training.pretrain_task import PretrainTask
 

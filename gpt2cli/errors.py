@@ -30,6 +30,10 @@ class InputError(Gpt2Error):
     exit_code = 3
 
 
+class NewerFormatError(InputError):
+    """A file of a later version of gpt2cli. It is intact: never set aside, replaced or deleted."""
+
+
 class ResourceError(Gpt2Error):
     """Disk space, memory or a lock is not available."""
 
@@ -48,11 +52,34 @@ class DivergedError(Gpt2Error):
     exit_code = 6
 
 
+def require_format(where: object, found: object, newest: int, fix: str = "") -> None:
+    """`found` is the number of a format that this version reads, 1 to `newest`.
+
+    Raises NewerFormatError for a later one, InputError with `fix` for what is none: a damaged file.
+    """
+    number = found if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if number is not None and 1 <= number <= newest and number == int(number):
+        return
+    # A later version may number its formats otherwise: 1.5, "2", "v3".
+    is_later = isinstance(found, str) and found.removeprefix("v")[:1].isdecimal()
+    if is_later or (number is not None and number > 1):
+        raise NewerFormatError(
+            f"{where}: was written by a newer gpt2cli, in format {str(found)[:40]}",
+            f"this version reads formats up to {newest}; nothing was changed",
+            "pip install --upgrade gpt2cli",
+        )
+    raise InputError(
+        f"{where}: is damaged, or not a file of gpt2cli",
+        f"its format is {str(found)[:40]}, not {newest}",
+        fix,
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how torch, Python or the system says that memory has run out."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno:
         return error.errno == 12  # ENOMEM
-    says = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+    says = ("allocate memory", "not enough memory", "out of memory", "failed to map segment", "new thread")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in says)
+        isinstance(error, RuntimeError | ImportError | OSError) and any(words in str(error) for words in says)
     )

@@ -6,6 +6,7 @@ or the new, plus an orphan whose name says which process left it: the next write
 name, or `sweep`, removes it. What the files mean is not known here.
 """
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -30,6 +31,8 @@ _LEFTOVER = re.compile(
     r"(\.partial-|\.replaced-)(.+)-([0-9a-f]{8})-([0-9]{1,9})(?:-old)?"
 )  # mark, name, machine, pid
 CHUNK = 1 << 20
+_ASCII = bytes(range(128))
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -55,7 +58,7 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
     _drop_orphans(path)
     temporary = _temporary_for(path)
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             yield file
             flush(file)
         os.replace(temporary, path)
@@ -79,12 +82,24 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     temporary = _temporary_for(path)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         flush_directory(temporary)
         _install(temporary, path, replace)
         flush_directory(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A failed write to the disk does not say which file it was: the OSError gets the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _WRITE_ERRORS:
+            error.filename = str(path)
         raise
 
 
@@ -191,10 +206,11 @@ def open_regular(path: Path) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def decode_text(data: bytes, name: str, offset: int = 0, *, with_line: bool = False) -> str:
+def decode_text(data: bytes, name: str, offset: int = 0, *, line: int = 0) -> str:
     """The UTF-8 text `data`, which begins at byte `offset` of `name`; a byte order mark is dropped.
 
-    Raises InputError with the offset of the first byte that is not text, and its line if wanted.
+    Raises InputError with the offset of the first byte that is not text, and its line if `line`, the
+    one that `data` begins with, is given.
     """
     place, what = data.find(b"\0"), "a NUL byte"
     try:
@@ -204,15 +220,44 @@ def decode_text(data: bytes, name: str, offset: int = 0, *, with_line: bool = Fa
             place, what = error.start, "not UTF-8"
     if place < 0:
         return text if offset else text.removeprefix("\ufeff")
-    utf16 = not offset and data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    encoding = "UTF-16" if utf16 else "LATIN1"
-    line = data.count(b"\n", 0, place) + 1
-    where = f"{name}:{line}" if with_line else name
-    raise InputError(
-        f"{where}: {what} at byte {offset + place}",
-        "it begins like UTF-16" if utf16 else "the file is binary, or in another encoding such as Latin-1",
-        shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", "-o", f"{name}.utf8", name]),
-    )
+    line += data.count(b"\n", 0, place) if line else 0
+    where = f"{name}:{line}" if line else name
+    raise InputError(f"{where}: {what} at byte {offset + place}", *_other_encoding(data, place, offset, name))
+
+
+def _other_encoding(data: bytes, place: int, offset: int, name: str) -> tuple[str, str]:
+    """What `data` probably is, as it is no UTF-8 from `place` on, and the command that converts `name`."""
+    if not offset and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        encoding = "UTF-32" if data[2:4] == b"\0\0" else "UTF-16"
+        return f"it begins like {encoding}", _conversion(name, encoding)
+    if b"\0" in data:
+        # In UTF-16, every second byte of English text is 0.
+        for encoding, high in (("UTF-16LE", data[1:8192:2]), ("UTF-16BE", data[0:8192:2])):
+            if 2 * high.count(0) > len(high):
+                return f"it looks like {encoding}", _conversion(name, encoding)
+        return "the file is binary", "name text files only"
+    if not data[:place].isascii():
+        return "some of it is UTF-8, and some is damaged", _conversion(name, "UTF-8", "-c")
+    # Text in Latin letters is mostly ASCII; Russian or Japanese decodes as Windows-1252 too, to nonsense.
+    if 3 * len(data.translate(None, _ASCII)) < len(data):
+        if not re.search(rb"[\x80-\x9f]", data):
+            return "it is in another encoding, such as Latin-1", _conversion(name, "LATIN1")
+        with contextlib.suppress(UnicodeDecodeError):
+            data.decode("cp1252")
+            return "it is in another encoding, such as Windows-1252", _conversion(name, "WINDOWS-1252")
+    return "it is in another encoding, or binary", _conversion(name, "ENCODING")
+
+
+def _conversion(name: str, encoding: str, *options: str) -> str:
+    """The shell command that writes a UTF-8 copy of the file `name`, of the same kind."""
+    path, iconv = Path(name), shlex.join(["iconv", *options, "-f", encoding, "-t", "UTF-8"])
+    if not os.path.lexists(path):
+        return f"pipe it through {iconv}"  # standard input
+    packed = path.suffix.lower() == ".gz"
+    plain = path.with_suffix("") if packed else path
+    copy = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))
+    quoted = shlex.quote(name)
+    return f"gunzip -c {quoted} | {iconv} > {copy}" if packed else f"{iconv} {quoted} > {copy}"
 
 
 def require_writable(folder: Path) -> None:

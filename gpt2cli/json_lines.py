@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gpt2cli import files
-from gpt2cli.errors import ResourceError
+from gpt2cli.errors import InputError, NewerFormatError, ResourceError, require_format
 
 T = TypeVar("T")
 Parse = Callable[[dict[str, Any]], T]
+FORMAT = 1  # of the lines, which name it only if it is a later one
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Ledger(Generic[T]):
         """
         end = os.fstat(self.descriptor).st_size
         try:
-            _write(self.descriptor, line_of(value))
+            with files.naming(self.path):
+                _write(self.descriptor, line_of(value))
         except BaseException:
             os.ftruncate(self.descriptor, end)
             raise
@@ -55,11 +57,13 @@ class Ledger(Generic[T]):
 
 
 def read_ledger(path: Path, parse: Parse[T]) -> Content[T]:
-    """The values of a file that need not be there. Raises InputError if it is not a regular file."""
+    """The values of a file that need not be there. Raises InputError if it is not a regular file,
+    NewerFormatError for lines of a later version.
+    """
     if not os.path.lexists(path):
         return Content((), (), b"", 0, False)
     with files.open_regular(path) as file:
-        return _content(file.read(), parse)
+        return _content(path, file.read(), parse)
 
 
 @contextmanager
@@ -84,7 +88,7 @@ def appending(path: Path, parse: Parse[T], *, fresh: bool = False) -> Iterator[L
                 "wait for it, or name another file",
             ) from None
         with open(descriptor, "rb", closefd=False) as file:
-            content = _content(file.read(), parse)
+            content = _content(path, file.read(), parse)
         if fresh:
             content = Content((), (), b"", 0, False)
         os.ftruncate(descriptor, content.n_bytes)
@@ -111,26 +115,31 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()[:16]
 
 
-def _content(data: bytes, parse: Parse[T]) -> Content[T]:
+def _content(path: Path, data: bytes, parse: Parse[T]) -> Content[T]:
     *lines, tail = data.split(b"\n")
     values, strays = [], []
     for number, line in enumerate(lines, 1):
-        value = _value(line, parse)
+        value = _value(line, parse, f"{path}:{number}")
         if value is None:
             strays.append(number)
         else:
             values.append(value)
-    last = _value(tail, parse)  # a prefix of an object is never one
+    last = _value(tail, parse, str(path))  # a prefix of an object is never one
     if last is None:
         return Content(tuple(values), tuple(strays), tail, len(data) - len(tail), False)
     return Content((*values, last), tuple(strays), b"", len(data), True)
 
 
-def _value(line: bytes, parse: Parse[T]) -> T | None:
+def _value(line: bytes, parse: Parse[T], where: str) -> T | None:
     try:
         value = json.loads(line.decode("utf-8"))
-        return parse(value) if isinstance(value, dict) else None
-    except (ValueError, TypeError, KeyError, RecursionError):
+        if not isinstance(value, dict):
+            return None
+        require_format(where, value.pop("format", FORMAT), FORMAT)
+        return parse(value)
+    except NewerFormatError:
+        raise
+    except (InputError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -5,13 +5,16 @@ Turns what a user typed (a run, a folder, a name, nothing) into the path of one 
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2cli.errors import InputError
+from gpt2cli import files
+from gpt2cli.errors import InputError, ResourceError
 
 CHECKPOINTS = "checkpoints"
 RESPONSES = "responses.jsonl"  # in an instruction-tuned run: the model's responses
 NEWEST = "newest"  # the name, in a recipe, of the model that changed last
+SET_HOME = 'export GPT2_HOME="$PWD/gpt2-home", or another folder that you can write to'
 # OpenAI's models under each of their names; here they are named by their true parameter counts.
 ALIASES = {
     alias: size
@@ -26,9 +29,47 @@ ALIASES = {
 }
 
 
+def expand(name: str | Path) -> Path:
+    """The path that a user typed: a leading ~ or ~user stands for a home. Every path that a command
+    takes goes through here.
+
+    Raises ResourceError for ~ where this user has no home.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.parts[:1] == ("~",):
+        raise _homeless(f"{name}: there is no home")
+    return path
+
+
 def gpt2_home() -> Path:
-    """GPT2_HOME, or ~/.cache/gpt2cli."""
-    return Path(os.environ.get("GPT2_HOME") or Path.home() / ".cache" / "gpt2cli").expanduser()
+    """GPT2_HOME, or ~/.cache/gpt2cli. Raises ResourceError without either, as in many containers."""
+    if named := os.environ.get("GPT2_HOME"):
+        return expand(named)
+    try:
+        return Path.home() / ".cache" / "gpt2cli"
+    except RuntimeError:
+        raise _homeless("there is no home for models, downloads and caches") from None
+
+
+def has_home() -> bool:
+    """Whether `gpt2_home` is a path. Reading from it is then safe, whether or not it is there."""
+    try:
+        return bool(gpt2_home())
+    except ResourceError:
+        return False
+
+
+def require_writable_home(folder: Path) -> None:
+    """Make `folder`, which lies under GPT2_HOME. Raises ResourceError that names GPT2_HOME."""
+    try:
+        files.require_writable(folder)
+    except ResourceError as error:
+        raise ResourceError(error.what, error.why, SET_HOME) from None
+
+
+def _homeless(what: str) -> ResourceError:
+    why = "HOME is not set, and this user has no entry in the password file"
+    return ResourceError(what, f"GPT2_HOME is not set, {why}" if "models" in what else why, SET_HOME)
 
 
 def models() -> Path:
@@ -57,7 +98,7 @@ def logs() -> Path:
 def mirror() -> Path | None:
     """GPT2_MIRROR: a folder that holds the public corpora under their own names."""
     value = os.environ.get("GPT2_MIRROR")
-    return Path(value).expanduser() if value else None
+    return expand(value) if value else None
 
 
 def canonical_size(name: str) -> str | None:
@@ -67,7 +108,7 @@ def canonical_size(name: str) -> str | None:
 
 def runs() -> Path:
     """GPT2_RUNS, or ./runs: a run belongs to the project in which it was started."""
-    return Path(os.environ.get("GPT2_RUNS") or "runs").expanduser()
+    return expand(os.environ.get("GPT2_RUNS") or "runs")
 
 
 def model_path(name: str) -> Path:
@@ -108,14 +149,11 @@ def find_model(name: str | None) -> Path:
             return newest
         raise InputError(
             "there is no model here yet",
-            f"neither {runs()} nor {models()} holds one",
+            f"neither {shown_places('nor')} holds one",
             "gpt2 pretrain verdict",
         )
     size = canonical_size(name)
-    places = [Path(os.path.expanduser(name))] if name else []
-    if name and not any(part.startswith(".") for part in Path(name).parts):
-        places += [runs() / name, model_path(name)]
-    for place in places:
+    for place in _places(name):
         if is_run(place):
             return best_checkpoint(place)
         if is_model(place):
@@ -124,14 +162,29 @@ def find_model(name: str | None) -> Path:
     if size:
         raise InputError(
             f"{name}: this model is not here yet",
-            f"looked in {models()}" + (f"; there are {', '.join(known[:8])}" if known else ""),
+            f"looked in {shown_places('and')}" + (f"; there are {', '.join(known[:8])}" if known else ""),
             f"gpt2 download {size}",
         )
     raise InputError(
         f"{name or repr(name)}: no such model",
-        f"looked for a folder of that name, in {runs()} and in {models()}",
+        f"looked for a folder of that name, in {shown_places('and')}",
         f"use one of: {', '.join(known[:8])}" if known else "gpt2 pretrain verdict",
     )
+
+
+def _places(name: str) -> Iterator[Path]:
+    """Where a model of this name may be."""
+    if name:
+        yield expand(name)
+    if name and not any(part.startswith(".") for part in Path(name).parts):
+        yield runs() / name
+        if has_home():
+            yield model_path(name)
+
+
+def shown_places(word: str) -> str:
+    """The folders of runs and models, for a message."""
+    return f"{runs()} {word} {models() if has_home() else 'GPT2_HOME, which is not set,'}"
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -157,6 +210,7 @@ def models_newest_first() -> list[Path]:
 
 def _candidates() -> list[Path]:
     """Runs that have a checkpoint, and models, in no order. Hidden ones are unfinished or put aside."""
-    roots = [root for root in (runs(), models()) if root.is_dir()]
+    roots = [runs(), *([models()] if has_home() else [])]
+    roots = [root for root in roots if os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK)]
     places = [path for root in roots for path in root.iterdir() if not path.name.startswith(".")]
     return [path for path in places if (is_run(path) and checkpoints(path)) or is_model(path)]

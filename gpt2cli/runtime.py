@@ -15,6 +15,7 @@ import torch
 from gpt2cli.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PER_CORE = 4  # threads: more gain nothing, and many thousands end the process
 INT8 = "int8"  # of decoding's weights on a CPU, which are rounded from fp32
 # Building kernels costs 10 to 40 s; below this many floating-point operations it never pays back.
 COMPILE_FROM_FLOPS = 2e13
@@ -64,7 +65,9 @@ def choose_runtime(
         notices.append("int8 is for decoding on a CPU; the precision is chosen as if none were named")
         precision = "auto"
     name = INT8 if precision == INT8 and decoding else _choose_precision(precision, chosen, training, notices)
-    count = threads or default_threads()
+    count = min(threads or default_threads(), PER_CORE * default_threads())
+    if threads > count:
+        notices.append(f"{threads} threads are more than {PER_CORE} per core; {count} are used")
     torch.set_num_threads(count)
     if training and chosen.type == "cpu":
         _keep_freed_memory()

@@ -23,19 +23,25 @@ PREAMBLE = (
     " Write a response that appropriately completes the request."
 )
 
+ALPACA_REPLY, CHAT_REPLY = "### Response:\n", "Assistant:\n"
+
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. `input` is what a user's instruction applies to, where it is given apart."""
+    """One message. `input` is what a user's instruction applies to, where it is given apart; an answer
+    that is not `in_loss` is read in training, not predicted.
+    """
 
     role: Role
     text: str
     input: str = ""
+    in_loss: bool = True
 
 
 class TemplatePart(NamedTuple):
     text: str
     is_answer: bool
+    in_loss: bool
 
 
 @dataclass(frozen=True)
@@ -48,18 +54,20 @@ class Template:
     stops: tuple[str, ...]
     opening: Callable[[str | None], str]  # with the system's text, where there is one
     question: Callable[[Turn], str]  # up to the place where the answer begins
+    reply: str  # the header of an answer; the question's text ends with it
 
     def parts(self, turns: Sequence[Turn]) -> list[TemplatePart]:
         """The turns as parts, in order; after a last question the answer may begin."""
         system = turns[0].text if turns and turns[0].role == "system" else None
-        parts, given = [], self.opening(system)
+        parts, given, is_asked = [], self.opening(system), False
         for turn in turns:
             if turn.role == "user":
-                given += self.question(turn)
+                given, is_asked = given + self.question(turn), True
             elif turn.role == "assistant":
-                parts += [TemplatePart(given, False), TemplatePart(turn.text, True)]
+                given += "" if is_asked else self.reply  # a greeting opens the conversation
+                parts += [TemplatePart(given, False, False), TemplatePart(turn.text, True, turn.in_loss)]
                 given = ""
-        return [*parts, TemplatePart(given, False)] if given else parts
+        return [*parts, TemplatePart(given, False, False)] if given else parts
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """The prompt for the last question as text, for a person to read."""
@@ -93,8 +101,8 @@ def read_template(folder: Path) -> Template | None:
 def encode_parts(
     parts: Sequence[TemplatePart], encode: Callable[[str], list[int]], end_of_text: int
 ) -> list[tuple[list[int], bool]]:
-    """The ids of each part, and whether it is an answer; answers end with end-of-text."""
-    return [(encode(text) + [end_of_text] * is_answer, is_answer) for text, is_answer in parts]
+    """The ids of each part, and whether it is in the loss; answers end with end-of-text."""
+    return [(encode(text) + [end_of_text] * is_answer, in_loss) for text, is_answer, in_loss in parts]
 
 
 def prompt_ids(
@@ -106,12 +114,12 @@ def prompt_ids(
 
 def _alpaca_question(turn: Turn) -> str:
     given = f"### Input:\n{turn.input}\n\n" if turn.input else ""
-    return f"### Instruction:\n{turn.text}\n\n{given}### Response:\n"
+    return f"### Instruction:\n{turn.text}\n\n{given}{ALPACA_REPLY}"
 
 
 def _chat_question(turn: Turn) -> str:
     given = f"\n\n{turn.input}" if turn.input else ""
-    return f"User:\n{turn.text}{given}\n\nAssistant:\n"
+    return f"User:\n{turn.text}{given}\n\n{CHAT_REPLY}"
 
 
 # Taori et al. 2023, Stanford Alpaca, with one preamble whether or not there is an input.
@@ -120,11 +128,13 @@ _ALPACA = Template(
     stops=("\n\n### Instruction:", "\n\n### Input:", "\n\n### Response:"),
     opening=lambda system: f"{PREAMBLE if system is None else system}\n\n",
     question=_alpaca_question,
+    reply=ALPACA_REPLY,
 )
 _CHAT = Template(
     name="chat",
     stops=("\n\nUser:\n", "\n\nAssistant:\n"),
     opening=lambda system: "" if system is None else f"System:\n{system}\n\n",
     question=_chat_question,
+    reply=CHAT_REPLY,
 )
 TEMPLATES = {template.name: template for template in (_ALPACA, _CHAT)}

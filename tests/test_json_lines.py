@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gpt2cli.errors import InputError, ResourceError
+from gpt2cli.errors import InputError, NewerFormatError, ResourceError
 from gpt2cli.json_lines import Content, appending, line_of, read_ledger
 
 TEXTS = ["one", "", "two\n\u2028\x85three", "\x1b[31m", "half \ud83d", "x" * 5000]
@@ -177,3 +177,14 @@ def test_killed_while_it_appends_often(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     n_kills = kill_until_done(path, 30_000, generator, lambda: generator.uniform(0, 0.03))
     assert n_kills >= 10
+
+
+def test_lines_of_a_later_version_are_refused_and_stay(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    later = line_of(NOTES[0]) + b'{"format": 2, "index": 1, "text": "a", "tone": "b"}\n' + line_of(NOTES[1])
+    path.write_bytes(later)
+    with pytest.raises(NewerFormatError, match=r"notes\.jsonl:2"):
+        read_ledger(path, note)
+    with pytest.raises(NewerFormatError), appending(path, note, fresh=True):
+        pass
+    assert path.read_bytes() == later

@@ -36,8 +36,9 @@ def test_alpaca_is_the_well_known_text() -> None:
             "Below is an instruction that describes a task. Write a response that appropriately completes the"
             " request.\n\n### Instruction:\nName a colour.\n\n### Input:\nred or blue\n\n### Response:\n",
             False,
+            False,
         ),
-        TemplatePart("red", True),
+        TemplatePart("red", True, True),
     ]
     without = alpaca.prompt((Turn("user", "Name a colour."),))
     assert "### Input" not in without and without.endswith("Name a colour.\n\n### Response:\n")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole way from a text to an assistant that is graded, talked to and taken elsewhere.
 #
-#   make tour                 all of it: 3 min 19 s on two cores of which something else had a part
+#   make tour                 all of it: 4 min 30 s on two busy cores
 #   TOUR_SHORT=1 make tour    the same commands with a few steps of training each
 #
 # Every command is shown before it runs and can be typed again by itself, from this project's folder

@@ -17,6 +17,7 @@ from gpt2cli.checkpoints.folder import (
     COPY,
     RECIPE,
     WEIGHTS,
+    read_manifest,
     require_tensors,
     stored_shapes_of,
     transposed,
@@ -94,6 +95,7 @@ def load_classifier(
             f"gpt2 generate --model {folder}; or gpt2 convert {folder} --merge, and make a classifier of the"
             " result: gpt2 finetune-classify spam init=RESULT",
         )
+    read_manifest(folder)  # a later format may have another config
     values = read_json_object(folder / CONFIG)
     _require_classifier(folder, values)
     config = from_hugging_face(values)

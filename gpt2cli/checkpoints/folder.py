@@ -19,7 +19,7 @@ from gpt2cli import __version__
 from gpt2cli.checkpoints.hf_config import read_gpt2_config
 from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, to_hugging_face
@@ -136,6 +136,7 @@ def read_config(folder: Path) -> GPT2Config:
             "a whole model is needed here",
             f"gpt2 convert {folder} --merge, and take the result",
         )
+    read_manifest(folder)  # a later format may have another config
     return read_gpt2_config(folder / CONFIG, folder)
 
 
@@ -209,17 +210,15 @@ def require_matching_vocabulary(
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """{file name: SHA-256}; empty for a folder from another program."""
+    """{file name: SHA-256}; empty for a folder from another program.
+
+    Raises NewerFormatError for a later version's, InputError for a damaged one.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return {}
     manifest = read_json_object(path)
-    if manifest.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: format {manifest.get('format')!r} is unknown",
-            f"this program, {__version__}, reads format {FORMAT}",
-            "pip install --upgrade gpt2cli",
-        )
+    require_format(path, manifest.get("format"), FORMAT)
     try:
         return {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
     except (AttributeError, KeyError, TypeError):
@@ -227,7 +226,9 @@ def read_manifest(folder: Path) -> dict[str, str]:
 
 
 def verify(folder: Path) -> None:
-    """Check every file against the manifest. Raises InputError for the first that differs."""
+    """Check every file against the manifest. Raises InputError for the first that differs, and as
+    `read_manifest`.
+    """
     hashes = read_manifest(folder)
     if not hashes:
         raise InputError(f"{folder}: has no manifest", "the save that made it was not finished")

@@ -28,6 +28,7 @@ from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import save_tokenizer
 
 ADAPTER_WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
+BASE_FORMAT = 1  # of base.json, which had no number at first
 ADAPTER_CONFIG = "adapter_config.json"
 # These say how the adapter came about or is to be stored, not what it computes.
 _WITHOUT_EFFECT = (
@@ -122,7 +123,8 @@ def write_adapter(
     hashes = {ADAPTER_WEIGHTS: write_tensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})}
     # `paths.find_model` knows a checkpoint by its run's name, any other folder by its own.
     name = base.parent.parent.name if base.parent.name == paths.CHECKPOINTS else base.name
-    write_json(folder / BASE, {"path": str(base), "name": name, "sha256": base_sha256})
+    record = {"format": BASE_FORMAT, "path": str(base), "name": name, "sha256": base_sha256}
+    write_json(folder / BASE, record)
     write_file(folder / RECIPE, recipe)
     names = [ADAPTER_CONFIG, BASE, RECIPE, *save_tokenizer(tokenizer, folder)]
     return hashes | {name: sha256_of(folder / name) for name in names}

@@ -1,18 +1,21 @@
 """hashes.json: the source and hash of each downloaded file."""
 
 import dataclasses
+import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2cli import files
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, require_format
+from gpt2cli.json_files import read_json_object
 
 NAME = "hashes.json"
 RECEIPT = "conversion.json"  # next to a converted model: its source, and the verification
+FORMAT, RECEIPT_FORMAT = 1, 1  # of the two files
 # The source of a hash: it was published, or it was recorded at the first download.
 PUBLISHED, FIRST_SEEN = "published", "first seen"
-_MAX_SIZE = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,24 @@ class Provenance:
 
 
 def read(folder: Path) -> Provenance | None:
-    """The folder's record, or None. Raises InputError for a file that this program did not write."""
+    """The folder's record, or None. Raises InputError for a file that this program did not write,
+    NewerFormatError for a later version's.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     path = folder / NAME
     if not path.exists():
         return None
-    with files.open_regular(path) as file:
-        try:
-            return TypeAdapter(Provenance).validate_json(file.read(_MAX_SIZE), strict=True)
-        except ValidationError:
-            raise _unreadable(path) from None
+    values = read_json_object(path, f"rm {shlex.quote(str(path))}")
+    require_format(path, values.pop("format", FORMAT), FORMAT)
+    try:
+        return TypeAdapter(Provenance).validate_json(json.dumps(values), strict=True)
+    except ValidationError:
+        raise _unreadable(path) from None
 
 
 def write(folder: Path, provenance: Provenance) -> None:
-    files.write_json(folder / NAME, dataclasses.asdict(provenance))
+    files.write_json(folder / NAME, {"format": FORMAT, **dataclasses.asdict(provenance)})
 
 
 def origin_of(values: Any, path: Path) -> Origin:
@@ -74,6 +80,5 @@ def origin_of(values: Any, path: Path) -> Origin:
 
 
 def _unreadable(path: Path) -> InputError:
-    return InputError(
-        f"{path}: cannot be read", "gpt2 did not write it; the next download does", f"rm {path}"
-    )
+    fix = f"rm {shlex.quote(str(path))}"
+    return InputError(f"{path}: cannot be read", "gpt2 did not write it; the next download does", fix)

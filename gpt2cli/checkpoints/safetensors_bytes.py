@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2cli import paths
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.files import open_regular, write_file
 
 ALIGNMENT = 64  # bytes, at which the data of tensors begins
@@ -144,7 +144,7 @@ def remember(status: Status, sha256: str) -> None:
     others = [line for line in _lines() if not line.startswith(f"{status.device} {status.inode} ")]
     lines = [*others[1 - MOST :], _line(status, sha256)]
     # Two programs that write at once: one line is lost, and that file is hashed once more.
-    with contextlib.suppress(OSError, UsageError):
+    with contextlib.suppress(OSError, UsageError, ResourceError):
         _table().parent.mkdir(parents=True, exist_ok=True)
         write_file(_table(), "".join(f"{line}\n" for line in lines))
 
@@ -201,7 +201,7 @@ def _lines() -> list[str]:
     try:
         with open_regular(_table()) as file:
             return file.read(_LARGEST_TABLE).decode("ascii", "replace").splitlines()
-    except (InputError, OSError):
+    except (InputError, ResourceError, OSError):
         return []
 
 

@@ -4,8 +4,6 @@ Command files import only typer at their top, and torch and the rest in function
 `gpt2 --help` answers at once.
 """
 
-import contextlib
-import os
 import signal
 import sys
 import traceback
@@ -32,8 +30,7 @@ from gpt2cli.cli import (
     signals,
 )
 from gpt2cli.cli.failures import explain
-from gpt2cli.errors import ResourceError
-from gpt2cli.ui.console import make_streams_safe, print_error
+from gpt2cli.ui.console import let_stdout_fail, make_streams_safe, print_error
 
 HELP = "From raw text to a GPT-2 you can chat with."
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
@@ -71,16 +68,12 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit. Codes are those of `errors.py`, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run the command line and exit. Codes are those of `errors.py`, and 128 plus the number of a signal."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signals.exit_on_sigterm()
+    signals.exit_on_signals()
     make_streams_safe()
     code = run(arguments)
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    # Buffered output cannot be written to a broken stream; a normal exit would report that.
-    if code in (EXIT_SIGPIPE, ResourceError.exit_code):
-        os._exit(code)
+    let_stdout_fail()  # the exit code says already that it broke; the rest of its buffer is lost
     sys.exit(code)
 
 
@@ -98,7 +91,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as exit:
-        if isinstance(exit.__context__, BrokenPipeError):
+        if exit.code == 1 and isinstance(exit.__context__, BrokenPipeError):  # Rich and Typer end so
             return EXIT_SIGPIPE
         return exit.code if isinstance(exit.code, int) else 1
     except BrokenPipeError:
@@ -107,8 +100,7 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         known = explain(error)
-        with contextlib.suppress(OSError):  # stderr itself may be what is full
-            print_error(known)
+        print_error(known)
         return known.exit_code
 
 

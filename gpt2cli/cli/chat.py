@@ -24,7 +24,7 @@ from gpt2cli.cli.options import (
 )
 from gpt2cli.cli.signals import wait_for_input
 from gpt2cli.errors import UsageError
-from gpt2cli.paths import gpt2_home
+from gpt2cli.paths import gpt2_home, has_home
 from gpt2cli.ui.console import err, is_terminal, out
 
 LONGEST_LINE = 1 << 26  # bytes that are skipped in search of a line's end; a pipe may never have one
@@ -90,7 +90,7 @@ def chat(
             from gpt2cli.ui.line_editor import LineEditor
 
             loop.greet(EDITOR_KEYS)
-            code = loop.run(LineEditor(gpt2_home() / HISTORY, screen).read)
+            code = loop.run(LineEditor(gpt2_home() / HISTORY if has_home() else None, screen).read)
         else:
             loop.greet(PLAIN_KEYS)
             code = loop.run(_Lines(prompt="> " if sys.stdin.isatty() else "").read)

@@ -13,6 +13,7 @@ from gpt2cli.cli import chat_commands
 from gpt2cli.cli.failures import explain
 from gpt2cli.cli.signals import install
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.paths import expand
 from gpt2cli.ui.chat import (
     LONGEST_NAME,
     ReplyView,
@@ -34,7 +35,7 @@ LONGEST_MESSAGE = 1 << 20  # bytes; no context is that long
 
 
 class Signals:
-    """Ctrl-C and SIGTERM during a command or a reply: they ask it to end.
+    """Ctrl-C, SIGTERM and SIGHUP during a command or a reply: they ask it to end.
 
     During prefill there is nothing to keep and the wait may be long: then they raise at once.
     """
@@ -55,8 +56,8 @@ class Signals:
 
     def obey(self, is_terminal: bool) -> None:
         """Afterwards: at a terminal Ctrl-C has only ended the reply; everything else ends the program."""
-        if signal.SIGTERM in self.received:
-            raise SystemExit(128 + signal.SIGTERM)
+        for number in self.received - {signal.SIGINT}:
+            raise SystemExit(128 + number)
         if self.received and not is_terminal:
             raise KeyboardInterrupt
 
@@ -267,7 +268,7 @@ def too_long(what: str) -> "Gpt2Error":
 def _path(name: str) -> Path:
     if "\0" in name:
         raise UsageError("a file's name cannot hold a NUL byte")
-    return Path(os.path.expanduser(name))
+    return expand(name)
 
 
 def _turns(conversation: "Conversation") -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import InputError
-from gpt2cli.paths import canonical_size, find_model, is_model
+from gpt2cli.paths import canonical_size, expand, find_model, is_model
 from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def sampling_options(seed: int | None, **given: float | None) -> "SamplingOption
 
 
 def _refuse_file(name: str) -> None:
-    path = Path(os.path.expanduser(name))
+    path = expand(name)
     if canonical_size(name) or not os.path.isfile(path):
         return
     if is_model(path.parent):

@@ -11,7 +11,7 @@ import typer
 
 from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.paths import find_model
+from gpt2cli.paths import expand, find_model
 from gpt2cli.ui.console import err, printable, say
 
 if TYPE_CHECKING:
@@ -37,7 +37,14 @@ def classify(
         typer.Argument(metavar="TEXT", help="Texts to classify; by default one per line from stdin."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read texts from a file, one per line; -: stdin.")
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            parser=expand,
+            metavar="PATH",
+            help="Read texts from a file, one per line; -: stdin.",
+        ),
     ] = None,
     column: Annotated[
         str | None,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from gpt2cli.cli.options import JsonOption
-from gpt2cli.paths import find_model, model_path
+from gpt2cli.paths import expand, find_model, model_path
 from gpt2cli.ui.console import err, print_result, say
 
 
@@ -27,6 +27,8 @@ def convert(
         Path | None,
         typer.Option(
             "--out",
+            parser=expand,
+            metavar="PATH",
             help="Output path; by default a model named after the source, or a file in the current folder.",
         ),
     ] = None,
@@ -63,7 +65,7 @@ def convert(
 
     options = ConvertOptions(to, dtype, force, verify, allow_nonfinite, n_head, merge)
     path = _find(source)
-    place = out.expanduser() if out else _default_place(path, to)
+    place = out or _default_place(path, to)
     receipt = finish(convert(path, place, options), err(), converting).receipt
     if not as_json:
         print_receipt(receipt, err())
@@ -75,7 +77,7 @@ def convert(
 
 def _find(source: str) -> Path:
     """The path as typed, or else the run or model of that name."""
-    path = Path(source).expanduser()
+    path = expand(source)
     return path if path.exists() or path.is_symlink() else find_model(source)
 
 

@@ -91,8 +91,7 @@ def download(
         return
     if not no_convert:
         asked.require_place(model)
-    room = size.data_bytes if size and not no_convert else 0
-    request = Request(base_url=base_url, offline=offline, fresh=force, room=room)
+    request = Request(base_url=base_url, offline=offline, fresh=force, convert=not no_convert)
     try:
         fetched = _fetch(sources, size, repository, revision, request)
         asked.require_address(canonical, fetched.origin.address, base_url, again)

@@ -1,8 +1,7 @@
-"""`gpt2 evaluate`: models and a text in, a table of losses and perplexities out."""
+"""`gpt2 evaluate`: models and texts in, a table of losses and perplexities out."""
 
-from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,8 +13,8 @@ from gpt2cli.ui.console import err, out, print_json, say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpt2cli.data.corpora import FoundCorpus
-    from gpt2cli.evaluation.perplexity import EncodedText, PerplexityProgress, SlidingWindow
+    from gpt2cli.evaluation.eval_text import EncodedText, EvalText
+    from gpt2cli.evaluation.perplexity import PerplexityProgress, SlidingWindow
     from gpt2cli.runtime import Runtime
     from gpt2cli.ui.tables import EvaluationRow
 
@@ -28,8 +27,24 @@ def evaluate(
         typer.Argument(metavar="MODEL", help="Runs, model folders or names; by default the newest model."),
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", metavar="TEXT", help="Name of a corpus, or a text file.")
+        str,
+        typer.Option(
+            "--on",
+            metavar="TEXT",
+            help="Name of a corpus; a file or glob (.txt, .md, .jsonl, each also as .gz; .parquet); a folder"
+            " of .txt and .md files; or a folder made by `gpt2 prepare`.",
+        ),
     ] = WIKITEXT2,
+    split: Annotated[
+        Literal["train", "validation"] | None,
+        typer.Option(help="Split of a prepared folder.", show_default="validation"),
+    ] = None,
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text field of .jsonl and .parquet records; repeat it to join several.", show_default="text"
+        ),
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option("--context", min=1, help="Tokens per window.", show_default="the model's context"),
@@ -54,10 +69,11 @@ def evaluate(
 ) -> None:
     """Measure how well models predict a text: loss, perplexity, bits per byte.
 
-    Predicts each token once, the first from end-of-text alone.
+    Predicts each token once, the first of a text from end-of-text alone.
+    The first token of a prepared split is context alone.
     Prints a table to stdout, or with --json one line per model.
     """
-    from gpt2cli.data.corpora import find_corpus
+    from gpt2cli.evaluation.eval_text import read_eval_text
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
 
@@ -68,34 +84,21 @@ def evaluate(
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
         say(f"note: {notice}")
-    found = find_corpus(on, offline=offline, allow_bundled=False)
-    text, sha256 = _read(found)
-    tasks = _tasks(named, text, found.name, context, stride, batch)
+    text = read_eval_text(on, split=split, text_fields=text_field or (), offline=offline)
+    tasks = _tasks(named, text, context, stride, batch)
 
     rows: list[EvaluationRow] = []
     try:
         for task in tasks:
-            row = _measure(task, found, runtime)
+            row = _measure(task, text, runtime)
             rows.append(row)
             if as_json:
-                _print_json(row, task.folder, found.name, sha256, runtime)
+                _print_json(row, task.folder, text, runtime)
     finally:  # print what was measured so far, whatever ended it
         if rows and not as_json:
             print_evaluation(rows, out())
             if any(row.paper for row in rows):
                 say(PAPER_NOTE)
-
-
-def _read(found: "FoundCorpus") -> "tuple[str, str]":
-    """The whole text, checked: UTF-8 without NUL; and the SHA-256 of the file."""
-    from gpt2cli.data.input_files import TextSource
-    from gpt2cli.data.text_reader import SourceReader
-    from gpt2cli.files import sha256_of
-
-    (path,) = found.paths
-    with closing(SourceReader(TextSource(str(path), path, "text", gzipped=False), ())) as reading:
-        text = "".join(piece.text for piece in reading.pieces())
-    return text, found.sha256 or sha256_of(path)
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,7 @@ class _Task:
 
 def _tasks(
     named: "list[tuple[str, Path]]",
-    text: str,
-    on: str,
+    text: "EvalText",
     context: int | None,
     stride: int | None,
     batch: int | None,
@@ -119,7 +121,7 @@ def _tasks(
     """All checks of all models before hours go into the first; weights are not read."""
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
     from gpt2cli.convert.merge_lora import find_base
-    from gpt2cli.evaluation.perplexity import encode_text, sliding_window_for
+    from gpt2cli.evaluation.perplexity import sliding_window_for
     from gpt2cli.tokenizer.files import load_tokenizer
 
     tasks, texts = [], {}
@@ -128,13 +130,13 @@ def _tasks(
         config, tokenizer = read_config(whole), load_tokenizer(whole)
         require_matching_vocabulary(whole, tokenizer, config.vocab_size)
         if tokenizer.fingerprint not in texts:
-            texts[tokenizer.fingerprint] = encode_text(text, tokenizer, on)
+            texts[tokenizer.fingerprint] = text.encoded(tokenizer, name)
         sliding = sliding_window_for(config, context, stride, batch)
         tasks.append(_Task(name, folder, texts[tokenizer.fingerprint], sliding))
     return tasks
 
 
-def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "EvaluationRow":
+def _measure(task: _Task, text: "EvalText", runtime: "Runtime") -> "EvaluationRow":
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
     from gpt2cli.ui.progress import scoring, track
@@ -156,19 +158,20 @@ def _measure(task: _Task, found: "FoundCorpus", runtime: "Runtime") -> "Evaluati
             )
         raise
     assert result is not None, "a text without tokens is refused before"
-    on_wikitext = found.name == WIKITEXT2 and found.origin != "path"
+    on_wikitext = text.is_corpus and text.name == WIKITEXT2
     paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
-    return EvaluationRow(task.name, task.text, task.sliding, result, paper)
+    return EvaluationRow(task.name, task.text, task.sliding, result, text.split, paper)
 
 
-def _print_json(row: "EvaluationRow", folder: "Path", on: str, sha256: str, runtime: "Runtime") -> None:
+def _print_json(row: "EvaluationRow", folder: "Path", text: "EvalText", runtime: "Runtime") -> None:
     """One object per line."""
     print_json(
         {
             "model": row.model,
             "folder": str(folder),
-            "on": on,
-            "sha256": sha256,
+            "on": text.name,
+            "split": text.split,
+            "sha256": text.sha256,
             "loss": row.result.loss,
             "perplexity": row.result.perplexity,
             "word_perplexity": row.result.word_perplexity(row.text),

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import resource
 import time
 import traceback
 
@@ -32,7 +33,13 @@ def explain(error: Exception) -> Gpt2Error:
         return error
     if isinstance(error, typer.TyperException):
         return _usage_error(error)
-    if is_out_of_memory(error):
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    is_limited = limit != resource.RLIM_INFINITY
+    # SystemError: a C module that got no memory and did not say so.
+    if is_out_of_memory(error) or (is_limited and isinstance(error, SystemError)):
+        if is_limited:
+            why = f"ulimit -v allows this process {limit >> 10:,} KiB, torch included"
+            return ResourceError("out of memory", why, "ulimit -v unlimited, or a smaller model or batch")
         return ResourceError("out of memory", fix="close other programs, or use a smaller model or batch")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
         why, fix = _RESOURCES[error.errno]
@@ -56,11 +63,11 @@ def _usage_error(error: typer.TyperException) -> UsageError:
 
 def _our_bug(error: Exception) -> Gpt2Error:
     text = "".join(traceback.format_exception(error))
-    path = paths.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
+        path = paths.logs() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors="replace")
         fix = f"please report it with {path}, or add --debug to see it"
-    except OSError:
+    except (OSError, ResourceError):
         fix = "add --debug to see the traceback"
     return Gpt2Error("this is a bug in gpt2cli", f"{type(error).__name__}: {str(error)[:200]}", fix)

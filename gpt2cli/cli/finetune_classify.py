@@ -4,11 +4,13 @@ import contextlib
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
+    FromOption,
     NameOption,
     OverridesArgument,
     RecipeArgument,
@@ -37,6 +39,7 @@ def finetune_classify(
     overrides: OverridesArgument = None,
     name: NameOption = None,
     resume: ResumeOption = False,
+    from_: FromOption = None,
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
@@ -49,11 +52,13 @@ def finetune_classify(
         is_complete=lambda run, recipe: _is_reported(run),
         hint=_hint,
     )
-    train(command, recipe, overrides, name, resume, dry_run, offline)
+    train(command, recipe, overrides, name, resume, dry_run, offline, from_)
 
 
 @contextlib.contextmanager
-def _open_task(recipe: "ClassifyRecipe", offline: bool) -> "Iterator[tuple[ClassifyTask, dict[str, object]]]":
+def _open_task(
+    recipe: "ClassifyRecipe", offline: bool, checkpoint: Path | None
+) -> "Iterator[tuple[ClassifyTask, dict[str, object]]]":
     """The recipe's texts, split and encoded for its base model, and their origin."""
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.labelled_texts import read_labelled, split_labelled

@@ -14,6 +14,7 @@ from gpt2cli import paths
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
+    FromOption,
     NameOption,
     OverridesArgument,
     RecipeArgument,
@@ -41,6 +42,7 @@ def finetune_instruct(
     overrides: OverridesArgument = None,
     name: NameOption = None,
     resume: ResumeOption = False,
+    from_: FromOption = None,
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
@@ -53,11 +55,13 @@ def finetune_instruct(
         is_complete=_is_complete,
         hint=_hint,
     )
-    train(command, recipe, overrides, name, resume, dry_run, offline)
+    train(command, recipe, overrides, name, resume, dry_run, offline, from_)
 
 
 @contextlib.contextmanager
-def _open_task(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTask, dict[str, object]]]":
+def _open_task(
+    recipe: "InstructRecipe", offline: bool, checkpoint: Path | None
+) -> "Iterator[tuple[SftTask, dict[str, object]]]":
     """The recipe's records, split and encoded for its base model, and their origin."""
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.instructions import read_instructions
@@ -85,6 +89,8 @@ def _open_task(recipe: "InstructRecipe", offline: bool) -> "Iterator[tuple[SftTa
     ):
         if n:
             say(f"note: {n:,} of {len(read.records) + read.n_empty:,} records {said}")
+    if shared := examples.n_shared:
+        say(f"note: {shared:,} of the {len(examples.test):,} test prompts are in the training split too")
     yield (
         SftTask(recipe, start, examples),
         {

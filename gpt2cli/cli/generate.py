@@ -24,6 +24,7 @@ from gpt2cli.cli.options import (
     prompt_text,
 )
 from gpt2cli.errors import UsageError
+from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_json, printable, say
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or piped input: read stdin.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", parser=expand, metavar="PATH", help="Read the prompt from a file."),
+    ] = None,
     model: ModelOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", min=1, help="Maximum number of new tokens.")

@@ -12,7 +12,7 @@ import typer
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.paths import CHECKPOINTS
+from gpt2cli.paths import CHECKPOINTS, expand
 from gpt2cli.ui.console import err, print_json, say
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ def inspect(
     ] = None,
     attention: Annotated[
         Path | None,
-        typer.Option("--attention", help="With --prompt: draw the attention weights to a PNG file."),
+        typer.Option(
+            "--attention",
+            parser=expand,
+            metavar="PATH",
+            help="With --prompt: draw the attention weights to a PNG file.",
+        ),
     ] = None,
     layer: Annotated[
         int | None, typer.Option("--layer", help="With --attention: draw only this layer, from 0.")

@@ -64,6 +64,7 @@ def judge(
         Path | None,
         typer.Option(
             "--out",
+            parser=paths.expand,
             metavar="FILE",
             help="Output file for judgements; by default judgements.jsonl in the run, or"
             " NAME.judgements.jsonl next to a file NAME.json.",
@@ -137,7 +138,7 @@ def _server_of(name: str | None, base_url: str | None, judge_model: str | None) 
 
 def _responses_of(target: str) -> Path:
     """The file of responses that a target means. Raises InputError."""
-    given = Path(os.path.expanduser(target))
+    given = paths.expand(target)
     if target and os.path.lexists(given) and not given.is_dir():
         return given  # reading it says what is wrong with it
     hidden = any(part.startswith(".") for part in Path(target).parts)

@@ -40,7 +40,7 @@ CompileOption = Annotated[
         help="Use a compiled decode step. auto: use it if it is built, and build it if that saves time.",
     ),
 ]
-ThreadsOption = Annotated[int, _hardware("--threads", min=0, help="CPU threads; 0: one per core.")]
+ThreadsOption = Annotated[int, _hardware("--threads", min=0, max=1024, help="CPU threads; 0: one per core.")]
 
 # Their defaults live in generation/sampling.py, which costs an import of torch; a test compares.
 TemperatureOption = Annotated[
@@ -90,6 +90,8 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
             data = opened.read(LONGEST_PROMPT + 1)
         _check_text(data, str(file))
         text = data.decode("utf-8-sig")
+    elif prompt == "-" and sys.stdin is None:  # closed by the parent process
+        raise UsageError("-: standard input is closed", fix="gpt2 generate PROMPT")
     elif prompt == "-" or (prompt is None and sys.stdin is not None and not sys.stdin.isatty()):
         data = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
         text = data.decode("utf-8", "replace")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpt2cli.cli.options import JsonOption
+from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_result, say
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def prepare(
             " files, or - for stdin.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    out: Annotated[Path, typer.Option("--out", parser=expand, metavar="PATH", help="Output folder.")],
     tokenizer: Annotated[
         str, typer.Option(help="gpt2, chars, or a folder with vocab.json and merges.txt.")
     ] = "gpt2",
@@ -34,7 +35,17 @@ def prepare(
             show_default="text",
         ),
     ] = None,
-    validation: Annotated[float, typer.Option(help="Fraction of documents held out for validation.")] = 0.01,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="Fraction of tokens held out for validation.", show_default="0.01"),
+    ] = None,
+    validation_source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="File, folder or glob held out for validation, instead of a fraction; repeatable.",
+        ),
+    ] = None,
     shard_tokens: Annotated[
         int | None, typer.Option(help="Tokens per shard file.", show_default="100 million")
     ] = None,
@@ -56,9 +67,18 @@ def prepare(
 
     given = {"seed": seed, "shard_tokens": shard_tokens}
     chosen = {name: value for name, value in given.items() if value is not None}
+    if validation is None:
+        validation = 0.0 if validation_source else 0.01
     settings = PrepareSettings(tokenizer, tuple(text_field or ["text"]), validation, **chosen)
     steps = prepare(
-        sources, out, settings, block=block, workers=workers, force=force, stdin_is_jsonl=bool(text_field)
+        sources,
+        out,
+        settings,
+        validation_sources=validation_source or (),
+        block=block,
+        workers=workers,
+        force=force,
+        stdin_is_jsonl=bool(text_field),
     )
     started = time.monotonic()
     try:

@@ -1,13 +1,18 @@
-"""`gpt2 pretrain`: trains a GPT-2 from random weights, and shows a sample after each evaluation."""
+"""`gpt2 pretrain`: trains a GPT-2 on raw text, and shows a sample after each evaluation."""
 
 import contextlib
+import itertools
+import re
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2cli.cli.options import OfflineOption
 from gpt2cli.cli.train_command import (
     DryRunOption,
+    FromOption,
     NameOption,
     OverridesArgument,
     RecipeArgument,
@@ -15,11 +20,13 @@ from gpt2cli.cli.train_command import (
     TrainCommand,
     train,
 )
-from gpt2cli.errors import DivergedError, UsageError
+from gpt2cli.errors import DivergedError, InputError, NewerFormatError
 from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
+    from gpt2cli.data.token_dataset import TokenDataset
     from gpt2cli.recipe.schema import PretrainRecipe
+    from gpt2cli.training.base_model import BaseLM
     from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.run_dir import RunDir
     from gpt2cli.training.setup import TrainingSetup
@@ -31,90 +38,187 @@ def pretrain(
     overrides: OverridesArgument = None,
     name: NameOption = None,
     resume: ResumeOption = False,
+    from_: FromOption = None,
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Train a GPT-2 from random weights, as a recipe describes."""
+    """Train a GPT-2 on raw text, as a recipe describes: from random weights, or another model further."""
     command = TrainCommand(
         task="pretrain",
         open_task=_open_task,
-        after_evaluation=_sample,
-        at_end=lambda setup, run, stop: 0,
+        after_evaluation=_show_sample,
+        at_end=_compare_with_base,
         is_complete=lambda run, recipe: True,
         hint=_hint,
     )
-    train(command, recipe, overrides, name, resume, dry_run, offline)
+    train(command, recipe, overrides, name, resume, dry_run, offline, from_)
 
 
 @contextlib.contextmanager
-def _open_task(recipe: "PretrainRecipe", offline: bool) -> "Iterator[tuple[PretrainTask, dict[str, object]]]":
+def _open_task(
+    recipe: "PretrainRecipe", offline: bool, checkpoint: Path | None
+) -> "Iterator[tuple[PretrainTask, dict[str, object]]]":
     """The recipe's text as tokens, from the cache or prepared into it, and its origin."""
-    from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.manifest import PrepareSettings
-    from gpt2cli.data.prepare import prepare_cached
-    from gpt2cli.data.token_dataset import open_dataset
+    from gpt2cli.training.base_model import base_to_train_further, random_weights
     from gpt2cli.training.pretrain_task import PretrainTask
-    from gpt2cli.ui.progress import finish, preparing
 
-    found = find_corpus(recipe.data.source, offline=offline, allow_bundled=recipe.data.bundled)
-    if found.warning:
-        say(f"warning: {found.warning}")
-    settings = PrepareSettings(
-        tokenizer=recipe.data.tokenizer,
-        validation=recipe.data.validation,
-        text_fields=recipe.data.text_fields,
-    )
-    folder = finish(prepare_cached(found.paths, settings), err(), preparing()).out
-    origin: dict[str, object] = {
-        "source": found.name,
-        "origin": found.origin,
-        "sha256": found.sha256,
-        "tokens": str(folder),
-    }
-    with open_dataset(folder) as data:
-        task = PretrainTask(recipe, data)
-        _prompt(task)  # an error in it comes before any work
+    recipe, base, notices = base_to_train_further(recipe, checkpoint)
+    for notice in notices:
+        say(f"note: {notice}")
+    data, origin = _tokens(recipe, base, offline)
+    if base:
+        origin |= {"init": base.name, "init_sha256": base.sha256}
+    with data:
+        task = PretrainTask(recipe, data, base or random_weights(recipe, data.tokenizer))
+        if warning := _prompt(task)[1]:  # before any work
+            say(f"warning: {warning}")
         yield task, origin
 
 
-def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
-    from gpt2cli.recipe.schema import PretrainRecipe
+def _tokens(
+    recipe: "PretrainRecipe", base: "BaseLM | None", offline: bool
+) -> "tuple[TokenDataset, dict[str, object]]":
+    """The text as tokens, with the tokenizer of the base if there is one; and its origin."""
+    from gpt2cli.data.corpora import find_corpus
+    from gpt2cli.data.manifest import is_prepared, read_manifest
+    from gpt2cli.data.prepare import prepare_cached
+    from gpt2cli.data.prepare_command import prepare_settings, require_same_settings
+    from gpt2cli.data.token_dataset import open_dataset
+    from gpt2cli.ui.progress import finish, preparing
 
-    assert isinstance(setup.recipe, PretrainRecipe)
-    prompt = shlex.quote(setup.recipe.eval.prompt)
-    return f"gpt2 generate --model {shlex.quote(str(run.folder))} {prompt}"
-
-
-def _prompt(task: "PretrainTask") -> list[int]:
-    """The token ids that each sample begins with."""
-    tokenizer, context = task.tokenizer, task.recipe.model.context
-    ids = tokenizer.encode(task.recipe.eval.prompt) or [tokenizer.end_of_text]
-    if len(ids) > context:
-        raise UsageError(
-            f"eval.prompt has {len(ids)} tokens, the model's context {context}", fix="give a shorter prompt"
+    wanted = recipe.data
+    found = [find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)]
+    if wanted.validation_source:
+        found.append(find_corpus(wanted.validation_source, offline=offline, allow_bundled=False))
+    for one in found:
+        if one.warning:
+            say(f"warning: {one.warning}")
+    origin: dict[str, object] = {
+        "source": found[0].name,
+        "origin": found[0].origin,
+        "sha256": found[0].sha256,
+    }
+    if len(found[0].paths) == 1 and is_prepared(found[0].paths[0]):
+        folder = found[0].paths[0]
+        require_same_settings(
+            folder,
+            read_manifest(folder),
+            tokenizer=wanted.tokenizer,
+            validation=wanted.validation,
+            text_fields=wanted.text_fields,
+            validation_source=wanted.validation_source,
         )
-    return ids
+        return open_dataset(folder), origin | {"tokens": str(folder)}
+    tokenizer = base.tokenizer if base else None
+    prepare = partial(
+        prepare_cached,
+        found[0].paths,
+        prepare_settings(wanted, tokenizer),
+        validation_sources=found[1].paths if len(found) > 1 else (),
+        tokenizer=tokenizer,
+    )
+    folder = finish(prepare(), err(), preparing()).out
+    try:
+        data = open_dataset(folder)
+    except NewerFormatError:
+        raise
+    except InputError as damage:
+        say(f"warning: {damage.what}; the text is at hand, and is prepared again")
+        data = open_dataset(finish(prepare(again=True), err(), preparing()).out)
+    return data, origin | {"tokens": str(folder)}
 
 
-def _sample(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
+def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
+    from gpt2cli.training.pretrain_task import PretrainTask
+
+    assert isinstance(setup.task, PretrainTask)
+    return f"gpt2 generate --model {shlex.quote(str(run.folder))} {shlex.quote(_prompt(setup.task)[0])}"
+
+
+def _prompt(task: "PretrainTask") -> tuple[str, str]:
+    """The text that each sample begins with, and a warning if it is not the recipe's."""
+    asked, context = task.recipe.eval.prompt, task.row_length
+    own = _first_words(task)
+    if asked is None:
+        return own, ""
+    try:
+        n_ids = len(task.tokenizer.encode(asked))
+    except InputError as error:  # a character outside of a character vocabulary
+        return own, f"eval.prompt: {error.what}; the samples begin with {own!r} instead"
+    if n_ids > context:
+        return own, (
+            f"eval.prompt has {n_ids} tokens, the context {context}; the samples begin with {own!r} instead"
+        )
+    return asked, ""
+
+
+def _first_words(task: "PretrainTask") -> str:
+    """The first words of the training text, up to four, on one line and of 40 characters."""
+    ids = task.data.train.read(0, min(32, task.row_length, task.data.train.n_tokens)).tolist()
+    text = task.tokenizer.decode(list(itertools.takewhile(lambda id: id != task.tokenizer.end_of_text, ids)))
+    match = re.match(r"\S+(?: +\S+){0,3}", text.strip("\ufffd").lstrip())
+    return match[0][:40] if match else ""
+
+
+def _show_sample(
+    setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]
+) -> None:
     """Sample from the model, to the screen and samples.txt."""
+    from gpt2cli.training.pretrain_task import PretrainTask
+    from gpt2cli.training.run_dir import add_sample
+
+    assert isinstance(setup.task, PretrainTask)
+    if ids := _sample(setup, stop):
+        text = _prompt(setup.task)[0] + setup.task.tokenizer.decode(ids)
+        view.note(text.replace("\n", " "), "faint")
+        add_sample(run, setup.state.step, text)
+
+
+def _sample(setup: "TrainingSetup", stop: Callable[[], int]) -> list[int]:
+    """The ids of a sample, the same ones for the same weights; none if the recipe asks for none."""
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.pretrain_task import PretrainTask
-    from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
 
     assert isinstance(setup.task, PretrainTask)
     wanted, tokenizer = setup.task.recipe.eval, setup.task.tokenizer
     if not wanted.sample_tokens:
-        return
+        return []
     sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=setup.recipe.seed)
-    prompt, ids = _prompt(setup.task), list[int]()
+    prompt = tokenizer.encode(_prompt(setup.task)[0]) or [tokenizer.end_of_text]
+    ids: list[int] = []
     with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
         for step in generate(setup.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}):
             if stop():
-                return
-            ids += [token for token in step.ids if token is not None]
-    text = wanted.prompt + tokenizer.decode(ids)
-    view.note(text.replace("\n", " "), "faint")
-    add_sample(run, setup.state.step, text)
+                return []
+            ids += [token for token in step.ids if token not in (None, tokenizer.end_of_text)]
+    return ids
+
+
+def _compare_with_base(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
+    """Of a model that was trained further: perplexity before and after, and whether it recites its text."""
+    from gpt2cli.evaluation.copied_text import longest_copied_run
+    from gpt2cli.recipe.schema import SCRATCH
+    from gpt2cli.training.pretrain_task import PretrainTask
+    from gpt2cli.training.run_dir import evaluations
+
+    assert isinstance(setup.task, PretrainTask)
+    task = setup.task
+    if task.recipe.init == SCRATCH:
+        return 0
+    measured = evaluations(run)
+    if measured and measured[0]["step"] == 0:
+        before, after = measured[0], min(measured, key=lambda one: one["loss"])
+        say(
+            f"perplexity on the validation text: {before['perplexity']:,.1f} before,"
+            f" {after['perplexity']:,.1f} after {after['step']} steps"
+        )
+    if ids := _sample(setup, stop):
+        copied = longest_copied_run(ids, task.data.train)
+        words = task.tokenizer.decode(ids[copied.start : copied.start + copied.length])
+        say(
+            f"of a sample of {len(ids)} tokens, at most {copied.length} in a row stand in the training text:"
+            f" {words!r}"
+        )
+    return 0

@@ -2,13 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import UsageError
+from gpt2cli.paths import expand
 from gpt2cli.ui.console import aligned, err, out, printable, say
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def copy(
     from gpt2cli import files
     from gpt2cli.recipe.loader import find_recipe, read_recipe
 
-    source, target = find_recipe(name), Path(destination)
+    source, target = find_recipe(name), expand(destination)
     if target.is_dir():
         target = target / source.with_suffix(".yaml").name
     if target.is_symlink() or target.exists():
@@ -114,25 +114,25 @@ def _print_json_list() -> None:
 
 def _summary(loaded: "LoadedRecipe") -> str:
     """A one-line summary of the run."""
-    from gpt2cli.recipe.schema import PretrainRecipe
+    from gpt2cli.recipe.schema import SCRATCH, PretrainRecipe
 
     recipe, optim = loaded.recipe, loaded.recipe.optim
     n_rows = f"{recipe.batch.micro_batch}x{recipe.batch.accumulation}"
     n_overrides = sum(origin == "override" for origin in loaded.origins.values())
-    if isinstance(recipe, PretrainRecipe):
+    if isinstance(recipe, PretrainRecipe) and recipe.init == SCRATCH:
         config = recipe.model.config(vocab_size=1)
         shape = f"{config.n_layer} blocks, {config.n_head} heads, width {config.n_embd}"
         what = [
-            f"{recipe.data.tokenizer} tokens of {recipe.data.source}",
+            f"{recipe.data.tokenizer or ''} tokens of {recipe.data.source}".lstrip(),
             f"{recipe.model.size} ({shape})" if recipe.model.size else shape,
-            f"{optim.steps:,} steps of {recipe.tokens_per_step:,} tokens"
-            f" ({n_rows} sequences of {recipe.model.context})",
+            f"{optim.steps:,} steps of {recipe.batch.rows_per_step * config.n_positions:,} tokens"
+            f" ({n_rows} sequences of {config.n_positions})",
         ]
     else:
         what = [
             recipe.data.source,
             f"from {recipe.init}, training {recipe.train}",
-            f"{optim.steps:,} steps of {n_rows} items",
+            f"{optim.steps:,} steps of {n_rows} sequences",
         ]
     parts = [
         recipe.task,

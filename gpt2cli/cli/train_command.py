@@ -6,20 +6,22 @@ task as a `TrainCommand`.
 
 import contextlib
 import json
+import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2cli import __version__, paths
-from gpt2cli.cli.signals import stop_on_signal
-from gpt2cli.errors import UsageError
-from gpt2cli.ui.console import err, out, printable, say
+from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
+from gpt2cli.errors import DivergedError, Gpt2Error, UsageError
+from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
@@ -39,8 +41,18 @@ NameOption = Annotated[
     str | None, typer.Option("--name", help="Name or path of the run; by default the recipe's name.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
+FromOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="best|step-N", help="With --resume: the checkpoint to go back to."),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Show the resolved recipe, memory and time, without training.")
+]
+
+
+# Of a recipe, whether the network is forbidden, and the checkpoint to resume from, if any.
+OpenTask = Callable[
+    [Any, bool, Path | None], contextlib.AbstractContextManager[tuple["TrainingTask", dict[str, object]]]
 ]
 
 
@@ -49,9 +61,7 @@ class TrainCommand:
     """The part of a training command that differs. `open_task` yields the task and its data's origin."""
 
     task: str  # in recipes, and the command's name
-    open_task: Callable[
-        [Any, bool], contextlib.AbstractContextManager[tuple["TrainingTask", dict[str, object]]]
-    ]
+    open_task: "OpenTask"
     after_evaluation: Callable[["TrainingSetup", "RunDir", "TrainingView", Callable[[], int]], None]
     # Called once training has finished; returns the number of a signal that stopped it, or 0.
     at_end: Callable[["TrainingSetup", "RunDir", Callable[[], int]], int]
@@ -67,38 +77,57 @@ def train(
     resume: bool,
     dry_run: bool,
     offline: bool,
+    from_: str | None,
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.training import run_dir as runs
+    from gpt2cli.training.moved_paths import absolute_paths, moved_paths
     from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
+    if from_ and not resume:
+        raise UsageError(
+            "--from needs --resume", "it goes back to a checkpoint of a run", f"--resume --from {from_}"
+        )
     if dry_run:
         _show_plan(command, _load(command, recipe, given), offline)
         return
+    let_stdout_fail()
     run = runs.find_run(name or _name_of(recipe), resume=resume)
+    moved: list[str] = []
     if resume:  # init=newest is in the record as a path; now the newest would be this run
-        given = runs.recorded_overrides(run) + [word for word in given if word != "init=newest"]
-    loaded = _load(command, recipe, given)
+        typed = absolute_paths([word for word in given if word != "init=newest"])
+        given = runs.recorded_overrides(run) + typed
+        words = ["gpt2", command.task, recipe, "--resume", *(["--name", name] if name else [])]
+        moved = moved_paths(run, _load(command, recipe, given).recipe, shlex.join(words))
+    loaded = _load(command, recipe, given + moved)
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    with runs.start_run(run):
+    with runs.start_run(run, command.task):
         runs.sweep(run)
-        checkpoint = _resume_point(run) if resume else None
+        checkpoint = _resume_point(run, from_, f"gpt2 {command.task} {recipe}") if resume else None
         if (
             checkpoint
+            and not from_
             and command.is_complete(run, loaded.recipe)
             and _nothing_to_do(checkpoint, loaded.recipe, run)
         ):
             return
         stopping = "finishing this step and saving; again to leave at once"
-        with command.open_task(loaded.recipe, offline) as (task, origin), stop_on_signal(stopping) as stop:
-            setup = set_up_training(task, loaded.recipe, checkpoint)
+        with (
+            command.open_task(loaded.recipe, offline, checkpoint) as (task, origin),
+            stop_on_signal(stopping) as stop,
+        ):
+            setup = set_up_training(task, task.recipe, checkpoint)
+            runs.require_room_to_train(run, setup)
             for notice in setup.notices:
                 say(f"note: {notice}")
 
             def record() -> None:
+                if from_ and checkpoint:
+                    for path in runs.go_back_to(run, checkpoint, setup.state):
+                        say(f"note: put aside: {path}")
                 _record(run, setup, checkpoint, given, origin)
 
             _train(command, setup, run, stop, record)
@@ -121,7 +150,7 @@ def _newest(recipe: "Recipe") -> str:
     """The path that `init: newest` means now, as YAML; on a resume the newest model is this run."""
     from gpt2cli.training.base_model import newest_base
 
-    if getattr(recipe, "init", None) != paths.NEWEST:
+    if recipe.init != paths.NEWEST:
         return ""
     folder = newest_base()
     say(f"init: the newest model is {folder}")
@@ -130,7 +159,7 @@ def _newest(recipe: "Recipe") -> str:
 
 def _name_of(recipe: str) -> str:
     """verdict for recipes/verdict.yaml; the run's path for the recipe.yaml of a run."""
-    path = Path(recipe)
+    path = paths.expand(recipe)
     if path.name == "recipe.yaml" and paths.is_run(path.parent):
         return str(path.parent.resolve())
     return path.stem
@@ -140,17 +169,28 @@ def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> 
     from gpt2cli.training.setup import set_up_training
     from gpt2cli.ui.dry_run import show_dry_run
 
-    with command.open_task(loaded.recipe, offline) as (task, _):
-        setup = set_up_training(task, loaded.recipe, None)
+    with command.open_task(loaded.recipe, offline, None) as (task, _):
+        setup = set_up_training(task, task.recipe, None)
         for notice in setup.notices:
             say(f"note: {notice}")
         show_dry_run(setup, loaded.origins, out())
 
 
-def _resume_point(run: "RunDir") -> "Path | None":
-    """The newest intact checkpoint; says which newer ones are damaged."""
-    from gpt2cli.training.run_dir import newest_valid_checkpoint
+def _resume_point(run: "RunDir", from_: str | None, command: str) -> "Path | None":
+    """The checkpoint that was asked for, or the newest intact one; says which newer ones are damaged.
 
+    Raises UsageError for a run that diverged, whose newest checkpoint may be wrecked already.
+    """
+    from gpt2cli.training.run_dir import diverged_at, named_checkpoint, newest_valid_checkpoint
+
+    if from_:
+        return named_checkpoint(run, from_)
+    if (step := diverged_at(run)) is not None and paths.checkpoints(run.folder):
+        raise UsageError(
+            f"{run.folder}: the run diverged at step {step}",
+            "its newest checkpoint may be close to that; --from says where to go back to",
+            f"{command} --resume --from {_best_or_last(run)} optim.lr=VALUE",
+        )
     checkpoint, problems = newest_valid_checkpoint(run)
     for problem in problems:
         say(f"warning: {problem.what}; going back to {checkpoint.name if checkpoint else 'the start'}")
@@ -163,7 +203,11 @@ def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
 
     progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
     if progress.step >= steps and progress.evaluated == progress.step:
-        say(f"nothing to do: {run.folder} has finished its {steps} steps")
+        more = f"optim.steps={2 * progress.step} continues it"
+        done = f"has finished its {steps} steps"
+        if progress.step > steps:
+            done = f"is at step {progress.step}, beyond optim.steps={steps}; --from goes back to a checkpoint"
+        say(f"nothing to do: {run.folder} {done}; {more}")
         return True
     if patience and progress.without_gain >= patience:
         say(f"nothing to do: {run.folder} stopped early; eval.patience={2 * patience} continues it")
@@ -187,16 +231,19 @@ def _train(
     from gpt2cli.ui.training import TrainingView
 
     recipe, first = setup.recipe, setup.state.step
-    signal_number = 0
+    signal_number, is_over = 0, True
     with (
         tensorboard_log(run.folder / "tensorboard", recipe.log.tensorboard, first) as log,
         TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
+        on_sigusr1() as save_now,
+        _explain_divergence(command, run, setup),
     ):
         record()
         view.note(_headline(setup, run))
         if first:
             view.note(f"resuming after step {first}")
-        for event in loop.train(setup, save=lambda: runs.save_checkpoint(run, setup), stop=stop):
+        save = partial(runs.save_checkpoint, run, setup)
+        for event in loop.train(setup, save=save, stop=stop, save_now=save_now):
             runs.append_event(run, event)
             log(event)
             view.show(event)
@@ -205,27 +252,76 @@ def _train(
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
-                signal_number = event.signal
-    if not signal_number and setup.state.best_step == 0:
+                signal_number, is_over = event.signal, event.reason in ("finished", "patience")
+    if is_over and setup.state.best_step == 0:
         say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
-    signal_number = signal_number or command.at_end(setup, run, stop)
+    if is_over:
+        signal_number = command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))
-    if signal_number:
+    if signal_number or not is_over:
         say(f"to continue: gpt2 {command.task} {shlex.quote(str(run.recipe))} --resume")
+    if signal_number:
         raise typer.Exit(128 + signal_number)
+    if not is_over:
+        return
     say(f"try it: {command.hint(setup, run)}")
 
 
+@contextlib.contextmanager
+def _explain_divergence(command: TrainCommand, run: "RunDir", setup: "TrainingSetup") -> Iterator[None]:
+    """Record a divergence, and propose the command that goes back to before it."""
+    from gpt2cli.training.run_dir import record_divergence
+
+    try:
+        yield
+    except DivergedError as error:
+        record_divergence(run, setup.state.step)
+        start = f"gpt2 {command.task} {shlex.quote(str(run.recipe))}"
+        optim = setup.recipe.optim
+        lr = f"optim.lr={optim.lr / 3:.2g}"
+        lr += f" optim.min_lr={optim.lr / 30:.2g}" if optim.min_lr > optim.lr / 3 else ""
+        if paths.checkpoints(run.folder):
+            fix = f"{start} --resume --from {_best_or_last(run)} {lr}"
+        else:
+            fix = f"{start} {lr}"  # nothing is saved yet: from the start
+        raise DivergedError(error.what, error.why, f"a smaller learning rate: {fix}") from None
+
+
+def _best_or_last(run: "RunDir") -> str:
+    return "best" if (run.folder / "best").is_dir() else "last"
+
+
 def _headline(setup: "TrainingSetup", run: "RunDir") -> str:
+    from gpt2cli.recipe.schema import SCRATCH
+
     runtime, parameters = setup.runtime, list(setup.model.parameters())
     n_parameters = sum(p.numel() for p in parameters)
     n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
     trainable = "" if n_trainable == n_parameters else f" ({n_trainable:,} trainable)"
+    init = setup.recipe.init
+    start = "" if init == SCRATCH else f"from {init}, "
     return (
-        f"{run.name}: {n_parameters:,} parameters{trainable}, {setup.task.size},"
+        f"{run.name}: {start}{n_parameters:,} parameters{trainable}, {setup.task.size},"
         f" {runtime.device.type} {runtime.precision}, {runtime.threads} threads"
         + (", compiled" if runtime.compile else "")
     )
+
+
+def _note_changes(run: "RunDir", setup: "TrainingSetup") -> None:
+    """What a changed recipe does to a resumed run that its values do not show."""
+    from gpt2cli.recipe.loader import load_recipe
+    from gpt2cli.training.optimizer_step import learning_rate
+
+    try:
+        before = load_recipe(str(run.recipe)).recipe
+    except Gpt2Error:  # an older version's
+        return
+    now, step = setup.recipe, setup.state.step
+    old, new = learning_rate(before.optim, step), learning_rate(now.optim, step)
+    if step < now.optim.steps and not math.isclose(old, new):
+        say(f"note: the learning rate goes on at {new:.1e}; with the recipe before it would be {old:.1e}")
+    if before.batch != now.batch and setup.model.config.dropout:
+        say("note: another micro_batch draws other dropout masks: the same samples, not the same bits")
 
 
 def _record(
@@ -247,6 +343,7 @@ def _record(
         for line in text.splitlines():
             if line not in before:
                 say(f"note: changed since the run began: {line.strip()}")
+        _note_changes(run, setup)
     run.checkpoints.mkdir(exist_ok=True)
     files.write_file(run.recipe, text)
     truncate_records(run, step if checkpoint else -1)
@@ -255,6 +352,8 @@ def _record(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
+            "folder": str(Path.cwd()),
+            "run": str(run.folder.resolve()),
             "overrides": given,
             "from_step": step,
             "gpt2cli": __version__,

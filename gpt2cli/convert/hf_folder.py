@@ -65,8 +65,8 @@ def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
 
     Raises InputError if it is damaged, another model, or its files disagree.
     """
-    config = read_gpt2_config(folder / CONFIG, folder, or_body=True)
     hashes = _checked_manifest(folder)
+    config = read_gpt2_config(folder / CONFIG, folder, or_body=True)
     tokenizer, notes = _tokenizer(folder, config)
     if not hashes and os.path.lexists(folder / MANIFEST):
         notes.append(f"{MANIFEST} belongs to another program and was ignored")
@@ -105,7 +105,8 @@ def _is_our_place(folder: Path) -> bool:
     """Whether it is a model under GPT2_HOME or a checkpoint of a run. Elsewhere a manifest proves nothing:
     anyone can write a matching one."""
     parents = folder.resolve().parents
-    return paths.models().resolve() in parents or parents[0].name == paths.CHECKPOINTS
+    is_in_home = paths.has_home() and paths.models().resolve() in parents
+    return is_in_home or parents[0].name == paths.CHECKPOINTS
 
 
 def _checked_manifest(folder: Path) -> dict[str, str]:

@@ -29,13 +29,14 @@ from gpt2cli.checkpoints.lora_adapter import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE,
+    BASE_FORMAT,
     StoredAdapter,
     read_adapter,
     read_peft_config,
 )
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.lora import PARTS, add_lora, load_lora_state, merge_lora
@@ -74,6 +75,7 @@ def find_base(folder: Path) -> Path:
     asked, names, wanted = read_peft_config(folder).base, [], None
     if (folder / BASE).exists():
         record = read_json_object(folder / BASE)
+        require_format(folder / BASE, record.get("format", BASE_FORMAT), BASE_FORMAT)
         path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
         if not all(isinstance(value, str) for value in (path, name, wanted)):
             raise InputError(f"{folder / BASE}: path, name and sha256 are needed, each a string")

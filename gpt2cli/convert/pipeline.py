@@ -21,7 +21,7 @@ from gpt2cli import files as disk
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.finite import is_finite, require_finite
 from gpt2cli.checkpoints.folder import CONFIG, RECIPE, WEIGHTS, read_manifest, write_manifest
-from gpt2cli.checkpoints.provenance import RECEIPT
+from gpt2cli.checkpoints.provenance import RECEIPT, RECEIPT_FORMAT
 from gpt2cli.checkpoints.safetensors_file import TensorWriter
 from gpt2cli.convert import gguf, nanogpt, openai_checkpoint
 from gpt2cli.convert.detect_format import open_foreign
@@ -258,7 +258,7 @@ def _receipt_of(source: ForeignModel) -> dict[str, Any]:
     """The part of the receipt known before writing: the source of each tensor, and the bytes read."""
     size = size_of(source.config)
     return {
-        "format": 1,
+        "format": RECEIPT_FORMAT,
         "written_by": f"gpt2cli {__version__}",
         "source": {
             "path": str(source.path.absolute()),

@@ -5,14 +5,14 @@ A folder is replaced only if it is empty, or if gpt2 wrote everything in it.
 
 import os
 import shlex
-import shutil
 from pathlib import Path
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, WEIGHTS, read_manifest
-from gpt2cli.checkpoints.provenance import RECEIPT
+from gpt2cli.checkpoints.provenance import RECEIPT, RECEIPT_FORMAT
 from gpt2cli.convert.openai_checkpoint import HPARAMS, PREFIX, read_hparams
-from gpt2cli.errors import InputError, ResourceError, UsageError
+from gpt2cli.disk_space import require_room
+from gpt2cli.errors import InputError, NewerFormatError, UsageError, require_format
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face, size_of
 
@@ -54,20 +54,19 @@ def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
                 f"{reason}; all of it would be deleted",
                 shlex.join(["mv", str(out), f"{out}.old"]),
             )
-    files.require_writable(place.parent)
+    is_in_home = paths.has_home() and paths.gpt2_home() in place.parents
+    (paths.require_writable_home if is_in_home else files.require_writable)(place.parent)
     return place
 
 
 def check_room(out: Path, config: GPT2Config, dtype: str) -> None:
     """Raise ResourceError if the disk cannot take the converted model."""
-    needed = int(config.n_parameters * _BYTES[dtype] * 1.01) + (4 << 20)
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise ResourceError(
-            f"{out}: {needed:,} bytes are needed and {free:,} are free",
-            "the disk has no room for the converted model",
-            "free some space, or choose another --out",
-        )
+    require_room(out, model_bytes(config, dtype), "free some space, or choose another --out")
+
+
+def model_bytes(config: GPT2Config, dtype: str = "f32") -> int:
+    """About the size of a converted model, tokenizer included."""
+    return int(config.n_parameters * _BYTES[dtype] * 1.01) + (4 << 20)
 
 
 def default_name(path: Path) -> str:
@@ -102,6 +101,8 @@ def _reason_to_keep(folder: Path) -> str:
         return ""
     try:
         listed = _listed(folder)
+    except NewerFormatError:
+        raise
     except InputError as error:
         return error.what
     if not {WEIGHTS, f"{PREFIX}.index"} & listed:
@@ -118,7 +119,9 @@ def _listed(folder: Path) -> set[str]:
         return {MANIFEST, *(name for name in read_manifest(folder) if not name.startswith("train_state"))}
     if not (folder / RECEIPT).exists():
         return set()
-    output = read_json_object(folder / RECEIPT).get("output")
+    receipt = read_json_object(folder / RECEIPT)
+    require_format(folder / RECEIPT, receipt.get("format", RECEIPT_FORMAT), RECEIPT_FORMAT)
+    output = receipt.get("output")
     written = output.get("files") if isinstance(output, dict) else None
     return {RECEIPT, *written} if isinstance(written, dict) else set()
 

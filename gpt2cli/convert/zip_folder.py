@@ -115,14 +115,16 @@ def _is_wanted(name: str) -> bool:
 
 def _roomy(path: Path, n_bytes: int) -> Path:
     """A folder whose disk has room: the system's for temporary files, or the one the zip lies in."""
-    places = [Path(tempfile.gettempdir()), path.absolute().parent]
+    places = [path.absolute().parent]
+    with contextlib.suppress(FileNotFoundError):  # none that can be written to
+        places.insert(0, Path(tempfile.gettempdir()))
     free = [shutil.disk_usage(place).free - _RESERVE for place in places]
     for place, room in zip(places, free, strict=True):
         if room >= n_bytes and os.access(place, os.W_OK):
             return place
     raise ResourceError(
         f"{path}: no room to unpack {n_bytes:,} bytes",
-        f"{max(0, free[0]):,} bytes are free in {places[0]}, {max(0, free[1]):,} in {places[1]}",
+        ", ".join(f"{max(0, room):,} are free in {place}" for place, room in zip(places, free, strict=True)),
         "free some space, or set TMPDIR to a folder on a larger disk",
     )
 

@@ -119,7 +119,7 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
     corpus = CORPORA.get(name_or_path)
     if corpus is None:
         return _path(name_or_path)
-    mirror, cached = paths.mirror(), paths.corpora() / corpus.file
+    mirror = paths.mirror()
     if mirror and (path := mirror / corpus.file).exists():
         digest = files.sha256_of(path)
         if digest != corpus.sha256:
@@ -129,7 +129,8 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
                 f"put the right file there ({corpus.url}), or unset GPT2_MIRROR",
             )
         return FoundCorpus(corpus.name, (path,), "mirror", digest, None)
-    if cached.exists() and files.sha256_of(cached) == corpus.sha256:  # else a download replaces it
+    cached = paths.corpora() / corpus.file if paths.has_home() else None
+    if cached and os.path.isfile(cached) and files.sha256_of(cached) == corpus.sha256:  # else replaced
         return FoundCorpus(corpus.name, (cached,), "cache", corpus.sha256, None)
     try:
         return FoundCorpus(corpus.name, (_download(corpus, offline),), "download", corpus.sha256, None)
@@ -144,7 +145,7 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
 
 
 def _path(argument: str) -> FoundCorpus:
-    path = Path(argument).expanduser()
+    path = paths.expand(argument)
     # Not Path.glob, which has no absolute patterns.
     if os.path.lexists(path) or glob.glob(str(path), recursive=True):
         return FoundCorpus(argument, (path,), "path", None, None)

@@ -4,35 +4,48 @@ Arguments are files, globs (also quoted ones), directories of .txt and .md files
 standard input. `text_reader.py` reads the content.
 """
 
+import codecs
 import glob
 import os
+import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from gpt2cli import files
+from gpt2cli.data.manifest import is_prepared, read_manifest, was_made_by_prepare
 from gpt2cli.data.records import kind_by_name
 from gpt2cli.errors import InputError, UsageError
+from gpt2cli.paths import expand
 
 Kind = Literal["text", "jsonl", "parquet"]
-STDIN = "-"
+STDIN, STDIN_NAME = "-", "standard input"
 IN_DIRECTORIES = (".txt", ".md", ".txt.gz", ".md.gz")
+NANOGPT = ("train.bin", "val.bin")
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """One source of text. `path` is None for standard input."""
+    """One source of text, `held_out` for validation or not. `path` is None for standard input."""
 
     name: str
     path: Path | None
     kind: Kind
     gzipped: bool
+    held_out: bool = False
 
 
 def expand_sources(
-    arguments: Sequence[str | Path], *, out: Path, stdin_is_jsonl: bool = False
+    arguments: Sequence[str | Path],
+    *,
+    out: Path,
+    held_out: Sequence[str | Path] = (),
+    stdin_is_jsonl: bool = False,
 ) -> list[TextSource]:
-    """The sources that `arguments` name, in the given order; sorted within a glob or directory.
+    """The sources that `arguments` and then `held_out` name, in the given order; sorted within a glob
+    or directory.
 
     Skips files under `out`, whose own merges.txt would match.
     Raises InputError if nothing matches, UsageError for a file that is named twice.
@@ -41,17 +54,17 @@ def expand_sources(
         raise UsageError("no source given", fix="gpt2 prepare TEXT.txt --out FOLDER")
     sources: list[TextSource] = []
     seen: dict[str, str] = {}
-    for argument in map(str, arguments):
+    for argument, is_held_out in [(str(a), False) for a in arguments] + [(str(a), True) for a in held_out]:
         for source in _named_by(argument, out, stdin_is_jsonl):
             key = os.path.realpath(source.path) if source.path else STDIN
             if key in seen:
                 raise UsageError(
                     f"{source.name}: named twice, by {seen[key]} and by {argument}",
                     "the same text in training and validation would falsify the validation loss",
-                    "name it once",
+                    f"move it out of {seen[key]}" if Path(seen[key]).is_dir() else "name it once",
                 )
             seen[key] = argument
-            sources.append(source)
+            sources.append(replace(source, held_out=is_held_out))
     return sources
 
 
@@ -65,9 +78,11 @@ def total_bytes(sources: Iterable[TextSource]) -> int | None:
 
 def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[TextSource]:
     if argument == STDIN:
-        yield TextSource("standard input", None, "jsonl" if stdin_is_jsonl else "text", False)
+        if sys.stdin is None:
+            raise UsageError("-: standard input is closed", fix="name a file instead of -")
+        yield TextSource(STDIN_NAME, None, "jsonl" if stdin_is_jsonl else "text", False)
         return
-    path = Path(argument).expanduser()
+    path = expand(argument)
     if path.is_dir():
         yield from map(_source, _in_directory(path, out))
     elif os.path.lexists(path) or not glob.has_magic(argument):
@@ -82,20 +97,68 @@ def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[TextSo
 
 
 def _in_directory(folder: Path, out: Path) -> list[Path]:
+    if is_prepared(folder):
+        text = shlex.join(read_manifest(folder).arguments) or "TEXT.txt"
+        fix = f"give the text that it was made from: {text}"
+        raise InputError(f"{folder}: is a prepared folder", "it holds tokens, not text", fix)
+    if was_made_by_prepare(folder):
+        read_manifest(folder)  # interrupted or damaged: raises with what to do
+    if all((folder / name).is_file() for name in NANOGPT):
+        raise _nanogpt(folder)
     # os.walk does not follow links to directories, so a loop of them cannot trap it.
     found = [
         Path(root, name)
         for root, _, names in os.walk(folder)
         for name in names
-        if name.lower().endswith(IN_DIRECTORIES) and not _under(root, out)
+        if name.lower().endswith(IN_DIRECTORIES)
+        and not _under(root, out)
+        and not (name == "merges.txt" and "vocab.json" in names)  # a tokenizer, not text
     ]
     if not found:
+        pattern = _likely_pattern(folder)
         raise InputError(
             f"{folder}: no text files in this directory",
             "only .txt and .md files (also .gz) are read, in subdirectories too",
-            f"for other kinds name the files: gpt2 prepare '{folder}/*.jsonl' --out FOLDER",
+            f"name the files: {shlex.quote(pattern)}" if pattern else "name another directory, or files",
         )
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _likely_pattern(folder: Path) -> str:
+    """The pattern of the kind of file that is the most frequent in a folder and can be read, or ""."""
+    kinds: dict[str, list[Path]] = {}
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # as glob
+        for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
+            packed = path.suffix.lower() == ".gz"
+            kinds.setdefault("".join(path.suffixes[-2:] if packed else path.suffixes[-1:]), []).append(path)
+    for suffix, paths in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        if suffix and _is_readable(paths[0]):
+            deep = any(path.parent != folder for path in paths)
+            return f"{glob.escape(str(folder))}/{'**/' if deep else ''}*{suffix}"
+    return ""
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a file looks like text, or like records with fields."""
+    kind = kind_by_name(path)
+    if kind or path.suffix.lower() == ".gz":
+        return kind in ("jsonl", "parquet")
+    try:
+        with files.open_regular(path) as file:
+            text = codecs.getincrementaldecoder("utf-8")().decode(file.read(4096))
+    except (InputError, UnicodeDecodeError):
+        return False
+    return "\0" not in text
+
+
+def _nanogpt(path: Path) -> InputError:
+    text = (path if path.is_dir() else path.parent) / "input.txt"
+    return InputError(
+        f"{path}: {'holds' if path.is_dir() else 'is one of'} nanoGPT's token files, {' and '.join(NANOGPT)}",
+        "they tell neither their tokenizer nor where a document ends",
+        f"give the text that they were made from: {text if text.is_file() else 'TEXT.txt'}",
+    )
 
 
 def _under(path: str, folder: Path) -> bool:
@@ -104,8 +167,14 @@ def _under(path: str, folder: Path) -> bool:
 
 
 def _source(path: Path) -> TextSource:
+    if path.name in NANOGPT and path.is_file():
+        raise _nanogpt(path)
     gzipped, named = path.suffix.lower() == ".gz", kind_by_name(path)
     kind: Kind = "jsonl" if named == "jsonl" else "parquet" if named == "parquet" else "text"
     if gzipped and kind == "parquet":
-        raise InputError(f"{path}: a gzipped parquet file", "parquet needs random access", f"gunzip {path}")
+        raise InputError(
+            f"{path}: a gzipped parquet file",
+            "parquet needs random access",
+            f"gunzip {shlex.quote(str(path))}",
+        )
     return TextSource(str(path), path, kind, gzipped)

@@ -14,7 +14,7 @@ from gpt2cli.data.records import read_table
 from gpt2cli.data.sft_batches import token_limit
 from gpt2cli.data.splits import stratified_split, undersampled
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.recipe.schema import ClassifyDataConfig
+from gpt2cli.recipe.sections import ClassifyDataConfig
 from gpt2cli.tokenizer.base import Tokenizer
 
 MIN_ROWS_PER_CLASS = 3  # one for training, one for validation, one for the test

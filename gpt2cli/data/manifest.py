@@ -4,6 +4,8 @@ records the progress of an interrupted `prepare`.
 Both describe the content only, without times, so that the same text and settings give the same bytes.
 """
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,15 +14,15 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gpt2cli import files
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, NewerFormatError, require_format
 from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.yaml_lines import dotted
 
 FORMAT = "gpt2cli tokens"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # version 1 split by documents: its folders still open, but none is continued
 MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
-AGAIN = "prepare the text again with --force"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 Dtype = Literal["uint16", "uint32"]
 DTYPES: dict[Dtype, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -53,6 +55,7 @@ class SourceRecord:
     kind: str
     bytes: int
     sha256: str
+    held_out: bool = False  # all of it is for validation
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """`n_bytes` is the text's size as UTF-8; `n_tokens` counts the end-of-text after each document."""
+    """`n_bytes` is the text's size as UTF-8; `n_tokens` counts the end-of-text after each document.
+
+    `arguments` and `validation_arguments` name the sources as they were typed.
+    """
 
     settings: PrepareSettings
     fingerprint: str
@@ -72,17 +78,22 @@ class TokenManifest:
     dtype: Dtype
     tokenizer_files: tuple[str, ...]
     n_documents: int
-    n_validation_documents: int
     n_bytes: int
     n_forced_cuts: int
     split: str
     sources: tuple[SourceRecord, ...]
     train: tuple[Shard, ...]
     validation: tuple[Shard, ...]
+    arguments: tuple[str, ...] = ()
+    validation_arguments: tuple[str, ...] = ()
 
     @property
     def n_tokens(self) -> int:
         return sum(shard.n_tokens for shard in self.train + self.validation)
+
+    @property
+    def n_validation_tokens(self) -> int:
+        return sum(shard.n_tokens for shard in self.validation)
 
 
 @dataclass(frozen=True)
@@ -97,9 +108,9 @@ class ReadPosition:
     n_read: int = 0
     digest: str = ""
     n_documents: int = 0
-    n_validation_documents: int = 0
     n_bytes: int = 0
     n_forced_cuts: int = 0
+    n_line_ends: int = 0  # CRLF read as LF
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ def write_journal(folder: Path, journal: Journal) -> None:
 def read_journal(folder: Path) -> Journal | None:
     """The journal, or None without one or before its first chunk. Raises InputError for a damaged one."""
     path = folder / JOURNAL
-    journal = _read(path, Journal) if path.is_file() else None
+    journal = _read(path, Journal, (VERSION,)) if path.is_file() else None
     return journal if journal and journal.position.n_chunks else None
 
 
@@ -138,7 +149,9 @@ def write_manifest(folder: Path, manifest: TokenManifest) -> None:
 
 
 def read_manifest(folder: Path) -> TokenManifest:
-    """Raises InputError if the folder is not prepared, or its manifest is damaged."""
+    """Raises InputError if the folder is not prepared, or its manifest is damaged, NewerFormatError for
+    a later version's.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         unfinished = (folder / JOURNAL).is_file()
@@ -149,7 +162,7 @@ def read_manifest(folder: Path) -> TokenManifest:
             if unfinished
             else f"gpt2 prepare TEXT.txt --out {folder}",
         )
-    return _read(path, TokenManifest)
+    return _read(path, TokenManifest, READABLE)
 
 
 def is_prepared(folder: Path) -> bool:
@@ -182,21 +195,47 @@ def delete_prepared(folder: Path, keep: str = "") -> None:
                 path.unlink()
 
 
+def require_replaceable(folder: Path) -> None:
+    """Raise NewerFormatError if a later version prepared the folder, finished or not: not even --force
+    deletes that.
+    """
+    for name in (MANIFEST, JOURNAL):
+        try:
+            values = read_json_object(folder / name)
+            if values.get("format") == FORMAT:
+                require_format(folder / name, values.get("version"), VERSION)
+        except NewerFormatError:
+            raise
+        except InputError:  # missing or damaged
+            continue
+
+
+def _again(folder: Path) -> str:
+    return f"gpt2 prepare TEXT.txt --out {shlex.quote(str(folder))} --force"
+
+
 def _write(path: Path, record: Journal | TokenManifest) -> None:
     files.write_json(path, {"format": FORMAT, "version": VERSION, **asdict(record)})
 
 
-def _read(path: Path, kind: type[Record]) -> Record:
-    values = read_json_object(path, AGAIN)
-    found = (values.pop("format", None), values.pop("version", None))
-    if found != (FORMAT, VERSION):
+def _read(path: Path, kind: type[Record], versions: Sequence[int]) -> Record:
+    values = read_json_object(path, _again(path.parent))
+    found, version = values.pop("format", None), values.pop("version", None)
+    if found != FORMAT:
         raise InputError(
-            f"{path}: {found[0]!r} in version {found[1]}, not {FORMAT!r} in version {VERSION}",
-            "another program or another version of gpt2cli wrote it",
+            f"{path}: its format is {str(found)[:40]!r}, not {FORMAT!r}",
+            "another program wrote it",
             "prepare the text into another folder: --out FOLDER",
+        )
+    require_format(path, version, max(versions), _again(path.parent))
+    if version not in versions:
+        raise InputError(
+            f"{path}: version {version} cannot be continued", "an older gpt2cli wrote it", _again(path.parent)
         )
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise InputError(f"{path}: damaged", f"{dotted(problem['loc'])}: {problem['msg']}", AGAIN) from None
+        raise InputError(
+            f"{path}: damaged", f"{dotted(problem['loc'])}: {problem['msg']}", _again(path.parent)
+        ) from None

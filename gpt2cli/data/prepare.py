@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -33,10 +34,20 @@ from gpt2cli.data.manifest import (
     is_prepared,
     read_journal,
     read_manifest,
+    require_replaceable,
     was_made_by_prepare,
     write_journal,
 )
-from gpt2cli.data.prepare_pipeline import PrepareJob, PrepareProgress, require_unchanged, run_prepare
+from gpt2cli.data.prepare_command import prepare_command, require_same_settings
+from gpt2cli.data.prepare_pipeline import (
+    HELD_OUT,
+    SPLIT_RULE,
+    PrepareJob,
+    PrepareProgress,
+    missed_share,
+    require_unchanged,
+    run_prepare,
+)
 from gpt2cli.data.text_reader import SourceReader
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.data.tokenize import source_record, trim_heap
@@ -56,6 +67,7 @@ def prepare(
     out: Path,
     settings: PrepareSettings,
     *,
+    validation_sources: Sequence[str | Path] = (),
     block: int = 1,
     workers: int = 0,
     force: bool = False,
@@ -64,41 +76,59 @@ def prepare(
 ) -> Generator[PrepareProgress, None, None]:
     """Turn text into the prepared folder `out`; the same call continues what was interrupted.
 
-    `block` is the least number of tokens that training needs; `workers` are threads, 0 for one per
-    core; `force` replaces a prepared folder.
+    `validation_sources` are held out for validation, instead of a share of `sources`. `block` is the
+    least number of tokens that training needs; `workers` are threads, 0 for one per core; `force`
+    replaces a prepared folder.
 
     Raises UsageError if `out` holds something else or was made with other settings, InputError for
     text that cannot be read, is too short or has changed, ResourceError if another process is writing
     to `out`.
     """
-    _check_settings(settings)
+    _check_settings(settings, validation_sources)
     _refuse_foreign(out)
-    found = expand_sources(sources, out=out, stdin_is_jsonl=stdin_is_jsonl)
+    found = expand_sources(sources, out=out, held_out=validation_sources, stdin_is_jsonl=stdin_is_jsonl)
     files.require_writable(out)
     with files.lock(out):
         files.sweep(out)
-        job = PrepareJob(found, out, settings, block, workers or os.cpu_count() or 1, journal_seconds)
+        job = PrepareJob(
+            found,
+            out,
+            settings,
+            block,
+            workers or os.cpu_count() or 1,
+            journal_seconds,
+            arguments=tuple(map(str, sources)),
+            validation_arguments=tuple(map(str, validation_sources)),
+        )
         yield from _prepare(job, force)
 
 
 def prepare_cached(
-    sources: Sequence[str | Path], settings: PrepareSettings
+    sources: Sequence[str | Path],
+    settings: PrepareSettings,
+    *,
+    validation_sources: Sequence[str | Path] = (),
+    tokenizer: Tokenizer | None = None,
+    again: bool = False,
 ) -> Generator[PrepareProgress, None, None]:
     """`prepare` once into a folder under GPT2_HOME, named by content and settings: the last item's `out`.
 
+    `tokenizer`, of a base model, encodes the text instead of the one that `settings.tokenizer` names.
     A single source that is a prepared folder is returned as it is. If two processes ask for the same
-    text, the second waits for the first.
+    text, the second waits for the first. With `again` a folder that is there, and damaged, is replaced.
+
+    Raises as `prepare`, and InputError for a character that `tokenizer` does not have.
     """
     if len(sources) == 1 and is_prepared(Path(sources[0])):
-        yield PrepareProgress("nothing to do", Path(sources[0]))
+        yield from _prepared_before(Path(sources[0]), validation_sources, tokenizer)
         return
-    _check_settings(settings)
-    found = expand_sources(sources, out=paths.prepared())
+    _check_settings(settings, validation_sources)
+    found = expand_sources(sources, out=paths.prepared(), held_out=validation_sources)
     if any(source.path is None for source in found):
         raise UsageError("standard input cannot be a data.source", fix="gpt2 prepare - --out FOLDER")
     expected = [source_record(source) for source in found]
-    out = paths.prepared() / _key(expected, settings)
-    files.require_writable(out)
+    out = paths.prepared() / _key(expected, settings, tokenizer)
+    paths.require_writable_home(out)
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -108,24 +138,58 @@ def prepare_cached(
                 yield PrepareProgress("waiting", out)
                 time.sleep(0.2)
         files.sweep(out)
-        if (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
+        require_replaceable(out)
+        if not again and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
             yield PrepareProgress("nothing to do", out)
             return
-        job = PrepareJob(found, out, settings, 1, os.cpu_count() or 1, JOURNAL_SECONDS, expected)
-        yield from _prepare(job, False)
+        job = PrepareJob(
+            found,
+            out,
+            settings,
+            1,
+            os.cpu_count() or 1,
+            JOURNAL_SECONDS,
+            expected,
+            tokenizer,
+            arguments=tuple(map(str, sources)),
+            validation_arguments=tuple(map(str, validation_sources)),
+        )
+        yield from _prepare(job, True)  # the folder is ours: what does not fit in it is made again
+
+
+def _prepared_before(
+    folder: Path, validation_sources: Sequence[str | Path], tokenizer: Tokenizer | None
+) -> Iterator[PrepareProgress]:
+    """A prepared folder as a source. Raises UsageError if it cannot have what is asked for."""
+    manifest = read_manifest(folder)
+    for source in validation_sources:
+        require_same_settings(folder, manifest, validation_source=str(source))
+    if tokenizer and tokenizer.fingerprint != manifest.fingerprint:
+        text = manifest.arguments[0] if len(manifest.arguments) == 1 else "TEXT.txt"
+        raise UsageError(
+            f"{folder}: was prepared with another tokenizer than the base model's",
+            "the model would read its tokens as others",
+            f"give the text itself: {shlex.quote(f'data.source={text}')}",
+        )
+    if missed := _missed_by_old_rule(manifest):
+        warning = f"{folder}: {missed}; {prepare_command(manifest, folder)} splits it by tokens"
+        yield PrepareProgress("finishing", folder, warning=warning)
+    yield PrepareProgress("nothing to do", folder)
 
 
 def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
     """`prepare`, under the folder's lock."""
     out = job.out
     with _spooled(job) as job:
-        tokenizer = None if job.settings.tokenizer == CHARS else _tokenizer(job.settings.tokenizer)
+        tokenizer = job.tokenizer
+        if not tokenizer and job.settings.tokenizer != CHARS:
+            tokenizer = _tokenizer(job.settings.tokenizer)
         job = replace(job, settings=replace(job.settings, tokenizer=tokenizer.name if tokenizer else CHARS))
         journal = _journal(out, job.settings, tokenizer, force)
         if force and not all(source.path for source in job.sources):
             journal = None  # standard input could not be read again after a stale journal
         if not force and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
-            yield _nothing_to_do(job, tokenizer)
+            yield from _nothing_to_do(job, tokenizer)
             return
         if not tokenizer:
             tokenizer = yield from _characters(job)
@@ -159,20 +223,31 @@ def _journal(
         raise
 
 
-def _nothing_to_do(job: PrepareJob, tokenizer: Tokenizer | None) -> PrepareProgress:
+def _nothing_to_do(job: PrepareJob, tokenizer: Tokenizer | None) -> Iterator[PrepareProgress]:
     """The finished folder, after checking its settings, its sources and its shards."""
     manifest = read_manifest(job.out)
     _refuse_other(job.out, job.settings, tokenizer, manifest)
     require_unchanged(manifest.sources, list(map(source_record, job.sources)), "since it was prepared")
     open_dataset(job.out).close()
-    return PrepareProgress(
+    last = PrepareProgress(
         "nothing to do",
         job.out,
         n_documents=manifest.n_documents,
         n_bytes=manifest.n_bytes,
         n_tokens=manifest.n_tokens,
-        n_validation_tokens=sum(shard.n_tokens for shard in manifest.validation),
+        n_validation_tokens=manifest.n_validation_tokens,
     )
+    if missed := _missed_by_old_rule(manifest):
+        yield replace(last, phase="finishing", warning=f"{missed}; --force splits it by tokens")
+    yield last
+
+
+def _missed_by_old_rule(manifest: TokenManifest) -> str:
+    """The warning for a folder of version 1 whose validation split is far from its share of the tokens."""
+    if manifest.split in (SPLIT_RULE, HELD_OUT):
+        return ""
+    n_validation = manifest.n_validation_tokens
+    return missed_share(manifest.settings.validation, manifest.n_tokens - n_validation, n_validation)
 
 
 def _refuse_other(
@@ -208,12 +283,12 @@ def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
 def _tokenizer(name: str) -> Tokenizer:
     if name == "gpt2":
         return gpt2()
-    if not Path(name).is_dir():
+    if not paths.expand(name).is_dir():
         raise UsageError(
             f"{name}: no such tokenizer",
             fix="--tokenizer gpt2, chars, or a folder with vocab.json and merges.txt",
         )
-    return load_tokenizer(Path(name))
+    return load_tokenizer(paths.expand(name))
 
 
 @contextlib.contextmanager
@@ -232,9 +307,10 @@ def _spooled(job: PrepareJob) -> Iterator[PrepareJob]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """A folder with files that are not ours: --force would delete them."""
+    """A folder with files that are not ours, or a later version's: --force would delete them."""
     if not out.is_dir():
         return
+    require_replaceable(out)
     names = [path.name for path in out.iterdir()]
     foreign = [name for name in names if name != ".lock" and not name.startswith(files.TEMPORARY)]
     if foreign and not was_made_by_prepare(out):
@@ -245,7 +321,13 @@ def _refuse_foreign(out: Path) -> None:
         )
 
 
-def _check_settings(settings: PrepareSettings) -> None:
+def _check_settings(settings: PrepareSettings, validation_sources: Sequence[str | Path]) -> None:
+    if validation_sources and settings.validation:
+        raise UsageError(
+            f"validation is {settings.validation}, and there are validation sources",
+            "the validation sources take the place of a fraction",
+            "leave one of them out",
+        )
     if not 0 <= settings.validation < 1:
         raise UsageError(f"validation is {settings.validation}", "it must be a fraction: at least 0, below 1")
     if settings.shard_tokens < 1:
@@ -254,9 +336,11 @@ def _check_settings(settings: PrepareSettings) -> None:
         raise UsageError("no text field given", fix="--text-field text")
 
 
-def _key(sources: Sequence[SourceRecord], settings: PrepareSettings) -> str:
+def _key(sources: Sequence[SourceRecord], settings: PrepareSettings, tokenizer: Tokenizer | None) -> str:
     """The name of the cache folder: a hash of the content and the settings, not of paths."""
-    content = [[source.kind, source.bytes, source.sha256] for source in sources]
-    tokenizer = CHARS if settings.tokenizer == CHARS else _tokenizer(settings.tokenizer).fingerprint
-    key = json.dumps([VERSION, content, tokenizer, asdict(replace(settings, tokenizer=""))])
+    content = [[source.kind, source.bytes, source.sha256, source.held_out] for source in sources]
+    if not tokenizer and settings.tokenizer != CHARS:
+        tokenizer = _tokenizer(settings.tokenizer)
+    fingerprint = tokenizer.fingerprint if tokenizer else CHARS
+    key = json.dumps([VERSION, SPLIT_RULE, content, fingerprint, asdict(replace(settings, tokenizer=""))])
     return hashlib.sha256(key.encode()).hexdigest()[:24]

@@ -5,6 +5,7 @@ A journal records what is on disk. `prepare.py` decides whether there is anythin
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,14 +29,19 @@ from gpt2cli.data.manifest import (
     write_journal,
     write_manifest,
 )
-from gpt2cli.data.shards import ShardWriter, dtype_for, last_document_length, move_tail
+from gpt2cli.data.shards import ShardWriter, document_end, dtype_for, move_tail
 from gpt2cli.data.text_reader import MAX_PIECE_CHARACTERS
 from gpt2cli.data.tokenize import encode_chunks, encoder_for, text_chunks
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import save_tokenizer
 
 Phase = Literal["waiting", "vocabulary", "continuing", "tokens", "finishing", "done", "nothing to do"]
+TOLERANCE = 0.2  # of the validation share that is asked for
+# A part of the name of a cached folder: a change of the rule is a change of this text.
+SPLIT_RULE = "documents by sha256(seed:index), and a tail moved where they miss the share of tokens"
+HELD_OUT = "validation sources"
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,9 @@ class PrepareProgress:
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """The sources and settings of a preparation. `expected` are the sources as an earlier pass found them."""
+    """The sources and settings of a preparation. `expected` are the sources as an earlier pass found them;
+    `tokenizer` is given instead of that of the settings; `arguments` and `validation_arguments` are as typed.
+    """
 
     sources: Sequence[TextSource]
     out: Path
@@ -74,10 +82,17 @@ class PrepareJob:
     workers: int
     journal_seconds: float
     expected: Sequence[SourceRecord] | None = None
+    tokenizer: Tokenizer | None = None
+    arguments: tuple[str, ...] = ()
+    validation_arguments: tuple[str, ...] = ()
 
     @cached_property
     def n_total(self) -> int | None:
         return total_bytes(self.sources)
+
+    @property
+    def has_validation(self) -> bool:
+        return self.settings.validation > 0 or bool(self.validation_arguments)
 
 
 def run_prepare(job: PrepareJob, tokenizer: Tokenizer, start: Journal) -> Iterator[PrepareProgress]:
@@ -88,24 +103,17 @@ def run_prepare(job: PrepareJob, tokenizer: Tokenizer, start: Journal) -> Iterat
     """
     # Left by an interrupted `prepare --force`.
     (job.out / MANIFEST).unlink(missing_ok=True)
+    # Before the tokens: `--tokenizer OUT --out OUT --force` must find it again after an interruption.
+    names = save_tokenizer(tokenizer, job.out)
     dtype, n_shard = dtype_for(tokenizer.n_vocab), job.settings.shard_tokens
     train = ShardWriter(job.out, "train", dtype, n_shard, start.train)
     validation = ShardWriter(job.out, "validation", dtype, n_shard, start.validation)
     with contextlib.closing(train), contextlib.closing(validation):
         journal = yield from _write_tokens(job, tokenizer, start, train, validation)
         yield _progress(job, "finishing", journal, start)
-        journal = _fill_validation(job, tokenizer, journal, validation)
-    n_validation = _n_tokens(journal.validation.finished)
-    if job.settings.validation and n_validation < job.block:
-        why = f"only {n_validation:,} validation tokens, fewer than one block of {job.block:,}"
-        yield _progress(job, "finishing", journal, start, warning=why)
-    if journal.position.n_forced_cuts and job.settings.tokenizer != "chars":
-        cuts = (
-            f"{journal.position.n_forced_cuts:,} cuts in text without a space for {MAX_PIECE_CHARACTERS:,}"
-            " characters: tokens there may differ"
-        )
-        yield _progress(job, "finishing", journal, start, warning=cuts)
-    names = save_tokenizer(tokenizer, job.out)
+        journal = _meet_share(job, tokenizer, journal, train, validation)
+    for warning in _warnings(job, journal):
+        yield _progress(job, "finishing", journal, start, warning=warning)
     write_manifest(job.out, _manifest(job, tokenizer, journal, names))
     (job.out / JOURNAL).unlink()
     files.flush_directory(job.out)
@@ -118,7 +126,8 @@ def _write_tokens(
     """Encode and append all remaining chunks; returns the journal of the finished work."""
     found: list[SourceRecord] = []
     journal, saved_at = start, time.monotonic()
-    chunks = text_chunks(job.sources, job.settings, found)
+    characters = tokenizer.characters if isinstance(tokenizer, Chars) and job.tokenizer else None
+    chunks = text_chunks(job.sources, job.settings, found, characters)
     n_done = start.position.n_chunks
     for chunk, ids in encode_chunks(chunks, encoder_for(tokenizer), job.workers, n_done):
         journal = replace(journal, position=chunk.position, sources=tuple(found[: chunk.position.n_sources]))
@@ -140,46 +149,103 @@ def _write_tokens(
     if journal.position.n_chunks < n_done:
         _compare(start, journal)
     if job.expected is not None:
-        require_unchanged(job.expected, found, "while it was read")
-    train.finish()
-    validation.finish()
+        try:
+            require_unchanged(job.expected, found, "while it was read")
+        except StaleError as error:
+            raise InputError(error.what, fix="run the same command again") from None
     end = replace(journal.position, n_sources=len(found), n_read=0, digest="")
     return replace(journal, position=end, train=train.state, validation=validation.state)
 
 
-def _fill_validation(
-    job: PrepareJob, tokenizer: Tokenizer, journal: Journal, validation: ShardWriter
+def _meet_share(
+    job: PrepareJob, tokenizer: Tokenizer, journal: Journal, train: ShardWriter, validation: ShardWriter
 ) -> Journal:
-    """If no document was drawn for validation, move the last one there, or the tail of a single one."""
-    train, dtype, n = journal.train.finished, dtype_for(tokenizer.n_vocab), 0
-    if job.settings.validation and not validation.n_tokens and _n_tokens(train) > 1:
-        if journal.position.n_documents == 1:
-            n = max(1, round(_n_tokens(train) * job.settings.validation))
-        else:
-            n = last_document_length(job.out, train, dtype, tokenizer.end_of_text)
-            journal = replace(journal, position=replace(journal.position, n_validation_documents=1))
-    _require_block(job, journal, _n_tokens(train) - n)
-    if not n:
-        return journal
+    """Finish both splits, after moving the tail of one to the other if validation has not its share of
+    the tokens to within TOLERANCE. The cut is at the end of a document if one is near enough.
+    """
+    n_tokens, n_wanted = train.n_tokens + validation.n_tokens, validation.n_tokens
+    fewest, most = _bounds(job.settings.validation, n_tokens)
+    most = min(most, n_tokens - max(1, job.block))
+    if job.settings.validation and n_tokens > 1 and not fewest <= n_wanted <= most:
+        n_wanted = min(max(1, round(job.settings.validation * n_tokens)), n_tokens - 1)
+        if fewest <= most:
+            n_wanted = min(n_wanted, most)
+    _require_tokens(job, journal, n_tokens, n_wanted)
+    if n_wanted == validation.n_tokens:
+        train.finish()
+        validation.finish()
+        return replace(journal, train=train.state, validation=validation.state)
     # Interrupted from here on, the next call starts over: the journal's shards are being cut.
     write_journal(job.out, Journal(journal.settings, journal.fingerprint))
-    kept = move_tail(job.out, train, dtype, n, validation)
-    validation.finish()
-    return replace(journal, train=WriterState(kept), validation=validation.state)
+    too_few = n_wanted > validation.n_tokens
+    source, target = (train, validation) if too_few else (validation, train)
+    # The tokens that `source` keeps: at least, at most, and at best.
+    low, high, n_kept = fewest, most, n_wanted
+    if too_few:
+        low, high, n_kept = n_tokens - most, n_tokens - fewest, n_tokens - n_wanted
+    source.finish()
+    shards, dtype = source.state.finished, dtype_for(tokenizer.n_vocab)
+    n_kept = document_end(job.out, shards, dtype, tokenizer.end_of_text, low, high, n_kept) or n_kept
+    kept = WriterState(move_tail(job.out, shards, dtype, source.n_tokens - n_kept, target))
+    target.finish()
+    more = target.state
+    return replace(journal, train=kept if too_few else more, validation=more if too_few else kept)
 
 
-def _require_block(job: PrepareJob, journal: Journal, n_train: int) -> None:
-    if n_train >= job.block:
+def _require_tokens(job: PrepareJob, journal: Journal, n_tokens: int, n_validation: int) -> None:
+    """Raise InputError unless there is a block of training tokens, and text in the validation sources."""
+    n_train, position = n_tokens - n_validation, journal.position
+    block = max(1, job.block)
+    enough = n_train >= block
+    if enough and (n_validation or not job.validation_arguments):
         return
-    position = journal.position
-    n_tokens = _n_tokens(journal.train.finished) + _n_tokens(journal.validation.finished)
     delete_prepared(job.out)  # nothing to continue from, and it must not block other text
-    raise InputError(
-        f"too little text: {n_train:,} training tokens, fewer than one block of {job.block:,}",
+    counts = (
         f"{len(journal.sources)} source(s) held {position.n_documents:,} document(s), {position.n_bytes:,}"
-        f" bytes, {n_tokens:,} tokens; {n_tokens - n_train:,} of them go to validation",
-        "add text, or prepare for a shorter context: --block N",
+        f" bytes, {n_tokens:,} tokens; {n_validation:,} of them go to validation"
     )
+    if enough:
+        raise InputError(f"no text in {', '.join(job.validation_arguments)}", counts, "name a file with text")
+    raise InputError(
+        f"too little text: {n_train:,} training tokens, fewer than one block of {block:,}",
+        counts,
+        "add text" + (f", or prepare for a shorter context: --block {n_train}" if n_train > 2 else ""),
+    )
+
+
+def _warnings(job: PrepareJob, journal: Journal) -> Iterator[str]:
+    """What a user should know of a finished preparation."""
+    n_train, n_validation = _n_written(journal.train), _n_written(journal.validation)
+    if missed := missed_share(job.settings.validation, n_train, n_validation):
+        yield missed
+    if job.has_validation and n_validation < job.block:
+        yield f"only {n_validation:,} validation tokens, fewer than one block of {job.block:,}"
+    position = journal.position
+    if position.n_forced_cuts and job.settings.tokenizer != "chars":
+        yield (
+            f"{position.n_forced_cuts:,} cuts in text without a space for {MAX_PIECE_CHARACTERS:,}"
+            " characters: tokens there may differ"
+        )
+    if position.n_line_ends:
+        yield f"{position.n_line_ends:,} line ends of Windows (CRLF) were read as LF"
+
+
+def missed_share(share: float, n_train: int, n_validation: int) -> str:
+    """The warning that validation has not `share` of the tokens to within TOLERANCE, or ""."""
+    n_tokens = n_train + n_validation
+    fewest, most = _bounds(share, n_tokens)
+    if not share or fewest <= n_validation <= most:
+        return ""
+    return (
+        f"validation has {n_validation:,} of {n_tokens:,} tokens: {n_validation / n_tokens:.2%},"
+        f" and {share:.2%} was asked for"
+    )
+
+
+def _bounds(share: float, n_tokens: int) -> tuple[int, int]:
+    """The least and the most validation tokens that are `share` of `n_tokens` to within TOLERANCE."""
+    wanted = share * n_tokens
+    return max(1, math.ceil(wanted * (1 - TOLERANCE))), math.floor(wanted * (1 + TOLERANCE))
 
 
 def require_unchanged(before: Sequence[SourceRecord], now: Sequence[SourceRecord], when: str) -> None:
@@ -187,6 +253,8 @@ def require_unchanged(before: Sequence[SourceRecord], now: Sequence[SourceRecord
     for old, new in itertools.zip_longest(before, now):
         if old is None or new is None:
             what = f"{new.path}: is a new source" if new else f"{old.path}: is missing"
+        elif old.held_out != new.held_out:
+            what = f"{new.path}: was for {'validation' if old.held_out else 'training'} before"
         elif (old.kind, old.bytes, old.sha256) != (new.kind, new.bytes, new.sha256):
             what = f"{new.path}: changed {when}"
         else:
@@ -206,7 +274,6 @@ def _manifest(
     job: PrepareJob, tokenizer: Tokenizer, journal: Journal, tokenizer_files: Sequence[str]
 ) -> TokenManifest:
     position = journal.position
-    tail = position.n_documents == 1
     return TokenManifest(
         settings=job.settings,
         fingerprint=journal.fingerprint,
@@ -214,13 +281,14 @@ def _manifest(
         dtype=dtype_for(tokenizer.n_vocab),
         tokenizer_files=tuple(tokenizer_files),
         n_documents=position.n_documents,
-        n_validation_documents=position.n_validation_documents,
         n_bytes=position.n_bytes,
         n_forced_cuts=position.n_forced_cuts,
-        split="tail of the document" if tail else "documents by sha256(seed:index), at least one",
+        split=HELD_OUT if job.validation_arguments else SPLIT_RULE,
         sources=journal.sources,
         train=journal.train.finished,
         validation=journal.validation.finished,
+        arguments=job.arguments,
+        validation_arguments=job.validation_arguments,
     )
 
 

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ def read_text(path: Path, stream: BinaryIO | None = None) -> tuple[str, str]:
             data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{path}:1: damaged gzip data", str(error), "fetch the file again") from None
-    return files.decode_text(data, str(path), with_line=True), sha256
+    return files.decode_text(data, str(path), line=1), sha256
 
 
 def kind_by_name(path: Path) -> Kind | None:
@@ -192,10 +193,11 @@ def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
         with pq.ParquetFile(path) as file:
             there = file.schema_arrow.names
             if missing := [name for name in columns or () if name not in there]:
+                texts = [column.name for column in file.schema_arrow if str(column.type).endswith("string")]
                 raise InputError(
                     f"{path}: no column {missing[0]!r}",
                     f"the file has: {', '.join(map(repr, there[:8]))}",
-                    "name the column that holds the text: --text-field NAME",
+                    name_field(texts[0] if texts else "NAME"),
                 )
             for batch in file.iter_batches(batch_size=256, columns=columns and list(columns)):
                 yield from batch.to_pylist()
@@ -332,6 +334,12 @@ def text_field(record: dict[str, Any], field: str, where: str, fix: str) -> str:
         )
     require_characters(value, f"{where}: field {field!r}")
     return value
+
+
+def name_field(name: str) -> str:
+    """The fix that names another field of text, of a command and of a recipe."""
+    in_recipe = shlex.quote(f"data.text_fields=[{name}]")
+    return f"name the field that holds the text: --text-field {shlex.quote(name)}, in a recipe {in_recipe}"
 
 
 def require_characters(text: str, what: str) -> None:

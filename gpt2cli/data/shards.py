@@ -149,21 +149,24 @@ def _blocks(file: BinaryIO, n_bytes: int) -> Iterator[bytes]:
         n_bytes -= len(block)
 
 
-def last_document_length(folder: Path, shards: Sequence[Shard], dtype: Dtype, end_of_text: int) -> int:
-    """Tokens of the last document, with its end-of-text: all after the previous end-of-text."""
-    width, seen = DTYPES[dtype].itemsize, 0
-    for shard in reversed(shards):
-        with files.open_regular(folder / shard.file) as file:
-            right = shard.n_tokens
-            while right:
-                left = max(0, right - files.CHUNK)
+def document_end(
+    folder: Path, shards: Sequence[Shard], dtype: Dtype, end_of_text: int, first: int, last: int, wanted: int
+) -> int | None:
+    """The number of tokens after which a document ends that is nearest to `wanted`, of `first` to `last`."""
+    width, best, n_before = DTYPES[dtype].itemsize, None, 0
+    for shard in shards:
+        # Of this shard: the ids from `left` to before `right`.
+        left, right = max(first - 1 - n_before, 0), min(last - n_before, shard.n_tokens)
+        if left < right:
+            with files.open_regular(folder / shard.file) as file:
                 file.seek(left * width)
-                ids = np.frombuffer(file.read((right - left) * width), DTYPES[dtype])
-                ends = np.flatnonzero(ids == end_of_text)
-                if not seen:
-                    ends = ends[:-1]  # the end-of-text of the last document itself
-                if len(ends):
-                    return seen + len(ids) - 1 - int(ends[-1])
-                seen += len(ids)
-                right = left
-    return seen
+                for block in _blocks(file, (right - left) * width):
+                    ids = np.frombuffer(block, DTYPES[dtype])
+                    ends = np.flatnonzero(ids == end_of_text) + (n_before + left + 1)
+                    if len(ends):
+                        nearest = int(ends[np.abs(ends - wanted).argmin()])
+                        if best is None or abs(nearest - wanted) < abs(best - wanted):
+                            best = nearest
+                    left += len(ids)
+        n_before += shard.n_tokens
+    return best

@@ -1,8 +1,8 @@
 """Reading text: a source becomes the pieces of its documents, in constant memory, with a digest.
 
-A .txt or .md file and standard input are one document each; .jsonl has one per line, .parquet one
-per row. A long document comes in several pieces, cut where GPT-2's byte-pair encoding gives the
-same tokens.
+A .txt or .md file and standard input are one document each, whose CRLF becomes LF; .jsonl has one per
+line, .parquet one per row. A long document comes in several pieces, cut where GPT-2's byte-pair
+encoding gives the same tokens.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from gpt2cli import files
 from gpt2cli.data.input_files import TextSource
-from gpt2cli.data.records import kind_of, parquet_rows, text_field
+from gpt2cli.data.records import kind_of, name_field, parquet_rows, text_field
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import parse_json
 
@@ -44,13 +44,16 @@ class TextPiece:
 
 
 class SourceReader:
-    """A source being read: iterate over `pieces`. `digest` and `n_read` cover the bytes read so far.
+    """A source being read: iterate over `pieces`. `digest` and `n_read` cover the bytes read so far,
+    `n_line_ends` counts what was CRLF.
 
     Raises InputError naming the file with the byte offset or the line.
     """
 
     def __init__(self, source: TextSource, fields: Sequence[str]) -> None:
         self.source = source
+        self.n_line_ends = 0
+        self._held = ""
         self._fields = fields
         self._raw = _Hashing(files.open_regular(source.path) if source.path else sys.stdin.buffer)
 
@@ -90,12 +93,23 @@ class SourceReader:
         decoder = codecs.getincrementaldecoder("utf-8")("strict")
         pending, offset = "", 0
         while block := stream.read(BLOCK):
-            pending += self._decode(block, offset, decoder)
+            pending += self._with_line_feeds(self._decode(block, offset, decoder))
             offset += len(block)
             while len(pending) > MAX_PIECE_CHARACTERS:
                 piece, pending = _cut(pending)
                 yield piece
-        yield from split_document(pending + self._decode(b"", offset, decoder))
+        yield from split_document(pending + self._decode(b"", offset, decoder) + self._held)
+
+    def _with_line_feeds(self, text: str) -> str:
+        """The next part of a text with LF for CRLF; a "\r" at its end is held back for what follows."""
+        if self._held:
+            text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        if self._held:
+            text = text[:-1]
+        n = text.count("\r\n")
+        self.n_line_ends += n
+        return text.replace("\r\n", "\n") if n else text
 
     def _decode(self, block: bytes, offset: int, decoder: codecs.IncrementalDecoder) -> str:
         """The text of `block`, which starts at byte `offset` of the source."""
@@ -110,7 +124,7 @@ class SourceReader:
         offset = 0
         for number, line in enumerate(stream, 1):
             where = f"{self.source.name}:{number}"
-            text = files.decode_text(line, where, offset)
+            text = files.decode_text(line, self.source.name, offset, line=number)
             offset += len(line)
             if not text.strip():
                 continue
@@ -161,9 +175,20 @@ def _joined(record: Any, fields: Sequence[str], where: str) -> str:
     """The texts of the fields, joined by blank lines, without empty ones."""
     if not isinstance(record, dict):
         raise InputError(f"{where}: must be a JSON object, not {kind_of(record)}")
-    fix = "name the field that holds the text: --text-field NAME"
-    texts = [text_field(record, field, where, fix) for field in fields]
+    texts, fix = [], ""
+    for field in fields:
+        if not isinstance(record.get(field), str):
+            fix = _another_field(record, field)
+        texts.append(text_field(record, field, where, fix))
     return "\n\n".join(text for text in texts if text)
+
+
+def _another_field(record: dict[str, Any], field: str) -> str:
+    """The fix for a record without text in `field`: the longest text that it has."""
+    if field in record and record[field] is None:
+        return "fill it in, or leave the record out"
+    texts = {name: len(value) for name, value in record.items() if isinstance(value, str)}
+    return name_field(max(texts, key=texts.__getitem__, default="NAME"))
 
 
 class _Hashing(io.RawIOBase):
@@ -188,6 +213,6 @@ class _Hashing(io.RawIOBase):
         return len(block)
 
     def close(self) -> None:
-        if self._file is not sys.stdin.buffer:
+        if self._file is not getattr(sys.stdin, "buffer", None):  # None: closed by the parent process
             self._file.close()
         super().close()

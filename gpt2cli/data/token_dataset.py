@@ -17,11 +17,11 @@ import numpy as np
 
 from gpt2cli import files
 from gpt2cli.data.manifest import DTYPES, Dtype, Shard, TokenManifest, read_manifest
+from gpt2cli.data.prepare_command import prepare_command
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import load_tokenizer
 
-REPAIR = "prepare the text again with --force, or delete {} if it is in the cache"
 Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -53,16 +53,16 @@ def open_dataset(folder: Path) -> TokenDataset:
     the vocabulary.
     """
     manifest = read_manifest(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer, again = load_tokenizer(folder), prepare_command(manifest, folder)
     if (tokenizer.fingerprint, tokenizer.n_vocab) != (manifest.fingerprint, manifest.n_vocab):
         raise InputError(
             f"{folder}: its tokenizer is not the one that made its tokens",
             f"it has {tokenizer.n_vocab} tokens, the manifest says {manifest.n_vocab}, or they differ",
-            REPAIR.format(folder),
+            again,
         )
-    train = TokenSplit(folder, manifest.train, manifest.dtype, manifest.n_vocab)
+    train = TokenSplit(folder, manifest.train, manifest.dtype, manifest.n_vocab, again)
     try:
-        validation = TokenSplit(folder, manifest.validation, manifest.dtype, manifest.n_vocab)
+        validation = TokenSplit(folder, manifest.validation, manifest.dtype, manifest.n_vocab, again)
     except InputError:
         train.close()
         raise
@@ -72,8 +72,11 @@ def open_dataset(folder: Path) -> TokenDataset:
 class TokenSplit:
     """The ids of one split, as one sequence of `n_tokens`."""
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: Dtype, n_vocab: int) -> None:
-        """Opens and verifies every shard. Raises InputError."""
+    def __init__(
+        self, folder: Path, shards: Sequence[Shard], dtype: Dtype, n_vocab: int, again: str = ""
+    ) -> None:
+        """Opens and verifies every shard. Raises InputError, with the command that prepares them `again`."""
+        self._again = again
         self._folder, self._shards, self._n_vocab = folder, tuple(shards), n_vocab
         self._dtype, self._width = DTYPES[dtype], DTYPES[dtype].itemsize
         self._starts = list(itertools.accumulate((shard.n_tokens for shard in shards), initial=0))
@@ -139,4 +142,4 @@ class TokenSplit:
             raise self._error(shard, "damaged: its content changed", why)
 
     def _error(self, shard: Shard, what: str, why: str = "") -> InputError:
-        return InputError(f"{self._folder / shard.file}: {what}", why, REPAIR.format(self._folder))
+        return InputError(f"{self._folder / shard.file}: {what}", why, self._again)

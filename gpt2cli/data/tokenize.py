@@ -21,6 +21,7 @@ from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.manifest import PrepareSettings, ReadPosition, SourceRecord
 from gpt2cli.data.shards import Ids, dtype_for, to_shard_dtype
 from gpt2cli.data.text_reader import SourceReader, TextPiece
+from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2cli.tokenizer.bpe import BPE, PATTERN
 
@@ -43,35 +44,41 @@ Encoder = Callable[[Sequence[TextPiece]], Ids]
 
 
 def text_chunks(
-    sources: Sequence[TextSource], settings: PrepareSettings, records: list[SourceRecord]
+    sources: Sequence[TextSource],
+    settings: PrepareSettings,
+    records: list[SourceRecord],
+    characters: str | None = None,
 ) -> Iterator[TextChunk]:
     """All chunks of all sources: a function of their content and the settings only.
 
-    Appends a record to `records` at the end of each source.
+    Appends a record to `records` at the end of each source. If `characters` are given, raises
+    InputError for a text with others.
     """
     chunk, size, n_chunks = TextChunk(), 0, 0
-    n_documents = n_validation = n_bytes = n_forced = 0
+    n_documents = n_bytes = n_forced = n_line_ends = 0
     inside, for_validation = False, False  # a document; whether it is for validation
+    known = set(characters) if characters is not None else None
 
-    def position(n_read: int, digest: str) -> ReadPosition:
+    def position(reader: SourceReader | None) -> ReadPosition:
         return ReadPosition(
             n_chunks=n_chunks,
             n_sources=len(records),
-            n_read=n_read,
-            digest=digest,
+            n_read=reader.n_read if reader else 0,
+            digest=reader.digest if reader else "",
             n_documents=n_documents,
-            n_validation_documents=n_validation,
             n_bytes=n_bytes,
             n_forced_cuts=n_forced,
+            n_line_ends=n_line_ends + (reader.n_line_ends if reader else 0),
         )
 
     for source in sources:
         with contextlib.closing(SourceReader(source, settings.text_fields)) as reader:
             for piece in trim_heap(reader.pieces()):
+                if known is not None and not known.issuperset(piece.text):
+                    raise _unknown_character(source.name, piece.text, known)
                 if not inside:
-                    for_validation = is_validation(n_documents, settings)
+                    for_validation = source.held_out or is_validation(n_documents, settings)
                     n_documents += 1
-                    n_validation += for_validation
                 inside = not piece.ends
                 n_bytes += piece.n_bytes
                 n_forced += piece.forced
@@ -79,13 +86,14 @@ def text_chunks(
                 size += len(piece.text)
                 if size >= CHUNK_CHARACTERS or len(chunk.train) + len(chunk.validation) >= CHUNK_PIECES:
                     n_chunks += 1
-                    chunk.position = position(reader.n_read, reader.digest)
+                    chunk.position = position(reader)
                     yield chunk
                     chunk, size = TextChunk(), 0
-            records.append(SourceRecord(source.name, source.kind, reader.n_read, reader.digest))
+            n_line_ends += reader.n_line_ends
+            records.append(_record(source, reader))
     if chunk.train or chunk.validation:
         n_chunks += 1
-        chunk.position = position(0, "")
+        chunk.position = position(None)
         yield chunk
 
 
@@ -130,14 +138,26 @@ def source_record(source: TextSource) -> SourceRecord:
     reader = SourceReader(source, ())
     with contextlib.closing(reader):
         reader.drain()
-        return SourceRecord(source.name, source.kind, reader.n_read, reader.digest)
+        return _record(source, reader)
+
+
+def _record(source: TextSource, reader: SourceReader) -> SourceRecord:
+    return SourceRecord(source.name, source.kind, reader.n_read, reader.digest, source.held_out)
+
+
+def _unknown_character(name: str, text: str, known: set[str]) -> InputError:
+    character = next(character for character in text if character not in known)
+    return InputError(
+        f"{name}: the character {character!a} (U+{ord(character):04X}) is not in the model's vocabulary",
+        f"a character model knows only the {len(known)} characters of its first training text",
+        "replace it in the text, or train a model from random weights",
+    )
 
 
 def is_validation(index: int, settings: PrepareSettings) -> bool:
-    """Whether document `index` is for validation: by a hash, so that the order of documents does not matter.
-
-    The first document is always for training. If none is drawn for validation, the last document, or
-    the tail of a single one, is moved there, so that neither split is empty.
+    """Whether document `index` is drawn for validation: by a hash, so that the order of documents does not
+    matter. The first never is. Where the share of documents is not that of the tokens,
+    `prepare_pipeline.py` moves the difference.
     """
     digest = hashlib.sha256(f"{settings.seed}:{index}".encode()).digest()
     return index > 0 and int.from_bytes(digest[:8], "big") < settings.validation * 2**64

@@ -24,11 +24,12 @@ class TrainingWindows:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.tokens.n_tokens < self.context + 1:
+        n_tokens = self.tokens.n_tokens
+        if n_tokens < self.context + 1:
             raise InputError(
-                f"the text has {self.tokens.n_tokens} tokens, one window needs {self.context + 1}",
+                f"the text has {n_tokens} tokens, one window needs {self.context + 1}",
                 "a window is the context and one token after it",
-                f"use more text, or model.context={max(2, self.tokens.n_tokens - 1)}",
+                "use more text" + (f", or model.context={n_tokens - 1}" if n_tokens > 2 else ""),
             )
 
     @property
@@ -57,14 +58,15 @@ def first_sample(
     return ((step * accumulation + micro) * world_size + rank) * micro_batch
 
 
-def validation_starts(n_tokens: int, context: int, n_windows: int) -> list[int]:
-    """Starts of at most `n_windows` windows, spread evenly over the text: the same ones each time.
-
-    A text shorter than a window has the one start 0, and the caller reads all of it.
+def validation_windows(n_tokens: int, context: int, n_wanted: int | None) -> list[tuple[int, int]]:
+    """(start, targets) of windows that hold about `n_wanted` targets, spread evenly over the text: the same
+    ones each time. None, or more than there are, is every target once; the last window may be shorter.
     """
-    whole = max(1, (n_tokens - 1) // context)
-    n = min(n_windows, whole)
-    return [i * whole // n * context for i in range(n)]
+    n_targets = n_tokens - 1  # the first token has nothing before it
+    whole = -(-n_targets // context)
+    n = whole if n_wanted is None else min(whole, -(-n_wanted // context))
+    starts = [i * whole // n * context for i in range(n)]
+    return [(start, min(context, n_targets - start)) for start in starts]
 
 
 @lru_cache(maxsize=2)  # a batch may span two epochs

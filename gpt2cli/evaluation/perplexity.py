@@ -1,8 +1,6 @@
-"""Perplexity of a model on a text, with a sliding window.
+"""Perplexity of a model on an encoded text, with a sliding window: every target counts exactly once.
 
-An end-of-text precedes the text, as between the documents of GPT-2's training, so that the first
-token is predicted too: every token counts exactly once. On the same windows the loss is that of a
-plain transformers loop.
+On the same windows the loss is that of a plain transformers loop.
 """
 
 import math
@@ -15,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2cli.checkpoints.finite import bad_logits, require_finite
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.errors import UsageError
+from gpt2cli.evaluation.eval_text import EncodedText
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.runtime import Runtime
@@ -70,28 +69,6 @@ def sliding_window_for(
 
 
 @dataclass(frozen=True)
-class EncodedText:
-    """A text encoded by one tokenizer. Words are separated by whitespace; bytes are UTF-8."""
-
-    ids: Sequence[int]
-    end_of_text: int
-    n_words: int
-    n_bytes: int
-
-
-def encode_text(text: str, tokenizer: Tokenizer, name: str) -> EncodedText:
-    """Encode a text. Raises InputError, which calls it `name`, for fewer than 2 tokens."""
-    ids = tokenizer.encode(text)
-    if len(ids) < 2:
-        raise InputError(
-            f"{name}: has {len(ids)} tokens",
-            "perplexity needs at least 2",
-            "choose a longer text: --on FILE",
-        )
-    return EncodedText(ids, tokenizer.end_of_text, max(len(text.split()), 1), len(text.encode("utf-8")))
-
-
-@dataclass(frozen=True)
 class PerplexityProgress:
     """Progress; the last one is the result. `nats` is the summed loss of the tokens so far."""
 
@@ -127,12 +104,12 @@ class PerplexityProgress:
 def measure_perplexity(
     model: GPT2LMHead, text: EncodedText, sliding: SlidingWindow, runtime: Runtime
 ) -> Iterator[PerplexityProgress]:
-    """Predict every token of the text once; yields after each batch of windows.
+    """Predict every target of the text once; yields after each batch of windows.
 
     Sums losses in float64. Raises DivergedError if they are not finite.
     """
-    ids = torch.tensor([text.end_of_text, *text.ids])
-    rows = list(windows(len(text.ids), sliding))
+    ids = torch.from_numpy(text.ids)
+    rows = list(windows(text.n_targets, sliding))
     nats, n_tokens, started = 0.0, 0, time.perf_counter()
     for first in range(0, len(rows), sliding.batch):
         batch = rows[first : first + sliding.batch]
@@ -141,7 +118,7 @@ def measure_perplexity(
         fix = "gpt2 evaluate --precision fp32, or use an earlier checkpoint"
         require_finite(nats, bad_logits(f" within the first {n_tokens} tokens", fix))
         n_windows, seconds = first + len(batch), time.perf_counter() - started
-        yield PerplexityProgress(nats, n_tokens, len(text.ids), n_windows, seconds)
+        yield PerplexityProgress(nats, n_tokens, text.n_targets, n_windows, seconds)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.errors import InputError, UsageError, require_format
 from gpt2cli.generation.chat_prompt import ChatFormat, Exchange
 from gpt2cli.generation.chat_settings import SETTINGS, ChatSettings
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
@@ -51,8 +51,11 @@ def to_json(transcript: Transcript, chat_format: ChatFormat, model: str) -> dict
 def from_json(value: Any, tokenizer: Tokenizer, where: str) -> Transcript:
     """Read it back; with another vocabulary the replies are encoded again. Ids may be left out.
 
-    Raises InputError for anything else that `to_json` does not write.
+    Raises InputError for anything else that `to_json` does not write, NewerFormatError for what a later
+    version did.
     """
+    if isinstance(value, dict) and "format" in value:
+        require_format(where, value["format"], FORMAT)
     try:
         file = _File.model_validate(value)
         settings = ChatSettings(**file.settings.model_dump())

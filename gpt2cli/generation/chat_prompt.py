@@ -60,7 +60,7 @@ def _written(
     for exchange in exchanges:
         turns += [Turn("user", exchange.question), Turn("assistant", exchange.reply)]
     replies = (exchange.ids for exchange in exchanges)
-    for text, is_answer in template.parts([*turns, Turn("user", question)]):
+    for text, is_answer, _ in template.parts([*turns, Turn("user", question)]):
         if is_answer:
             yield from next(replies)
             yield chat_format.tokenizer.end_of_text  # ended, as every answer in training

@@ -15,6 +15,7 @@ from gpt2cli.errors import ResourceError, UsageError
 from gpt2cli.generation.cpu import aot_packages
 from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.model.config import GPT2Config
+from gpt2cli.paths import has_home
 from gpt2cli.runtime import Runtime, choose_runtime, default_threads
 
 Notice = Callable[[str, Literal["warning", "hint"]], None]  # a sentence for the user
@@ -79,7 +80,7 @@ def _package(
 ) -> Path | None:
     """The compiled step to use, built first if that pays off."""
     precision = runtime.precision
-    if compile == "off":
+    if compile == "off" or (compile == "auto" and not has_home()):
         return None
     if package := aot_packages.find_package(config, precision):
         return package

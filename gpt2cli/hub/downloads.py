@@ -16,26 +16,28 @@ from gpt2cli import files, paths
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.hf_config import read_gpt2_config
 from gpt2cli.checkpoints.provenance import FIRST_SEEN, PUBLISHED, Origin, Provenance, Record
+from gpt2cli.disk_space import require_room
 from gpt2cli.errors import InputError, ServiceError
 from gpt2cli.hub import hf_hub
-from gpt2cli.hub.fetch import RetryPolicy, UnreachableError, fetch, n_partial_bytes, require_space
+from gpt2cli.hub.fetch import FREE_SOME, RetryPolicy, UnreachableError, fetch, n_partial_bytes
 from gpt2cli.hub.hf_hub import CONFIG, Listing
 from gpt2cli.hub.registry import OPENAI_URL, SIZES, Expected, Size, openai_files
 from gpt2cli.hub.responses import shown
 
 OPENAI, HUB = SOURCES = ("openai", "hf")
 MAIN = "main"
+TOKENIZER_BYTES = 4 << 20
 FORBIDDEN = "the network is forbidden (--offline or HF_HUB_OFFLINE)"
 
 
 @dataclass(frozen=True)
 class Request:
-    """How to download. `fresh` ignores files already on disk; `room` is the bytes needed afterwards."""
+    """How to download. `fresh` ignores files already on disk; with `convert` a model is made of them."""
 
     base_url: str | None = None
     offline: bool = False
     fresh: bool = False
-    room: int = 0
+    convert: bool = False
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
@@ -74,6 +76,7 @@ def download_openai(size: Size, request: Request) -> Generator[DownloadProgress,
         items,
         Origin(OPENAI, shown(address), ""),
         command(size.name, OPENAI, request.base_url),
+        n_parameters=size.n_parameters,
     )
     yield from _collect(job, request)
 
@@ -198,6 +201,7 @@ class _Job:
     origin: Origin
     command: str  # that fetches what is missing
     headers: dict[str, str] = field(default_factory=dict)
+    n_parameters: int = 0  # if that is known before config.json
     records: dict[str, Record] = field(default_factory=dict)
 
     def have(self, item: _Item, record: Record) -> None:
@@ -223,7 +227,7 @@ def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, N
     for n, item in enumerate(missing):
         if item.name != CONFIG:  # which may tell that nothing else is of use
             needed = sum(sizes[it.name] - n_partial_bytes(job.folder / it.name) for it in missing[n:])
-            require_space(job.folder, max(0, needed) + request.room)
+            require_room(job.folder, max(0, needed) + _room_to_convert(job, request), FREE_SOME)
         yield from _fetch(job, item, expected[item.name], sizes, request)
         provenance.write(job.folder, _provenance(job, origin, {**held, **job.records}))
     provenance.write(job.folder, _provenance(job, origin, job.records))
@@ -231,6 +235,17 @@ def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, N
     hashes = {item.name: job.records[item.name].sha256 for item in job.items}
     result = Downloaded(job.folder, origin, hashes, n_bytes)
     yield DownloadProgress(all_done=n_bytes, all_total=n_bytes, result=result)
+
+
+def _room_to_convert(job: _Job, request: Request) -> int:
+    """Bytes of the model that is made of the files, in fp32 whatever theirs are; 0 where that is unknown."""
+    if not request.convert:
+        return 0
+    n_parameters = job.n_parameters
+    if CONFIG in job.records:
+        config = read_gpt2_config(job.folder / CONFIG, job.folder.parent.name, or_body=True)
+        n_parameters = config.n_parameters
+    return 4 * n_parameters + TOKENIZER_BYTES if n_parameters else 0
 
 
 def _look(
@@ -251,7 +266,7 @@ def _look(
         sha256, problem = expected.check(item.cached)
         if not problem:
             yield DownloadProgress(item.name, note="taken from the Hugging Face cache")
-            files.require_writable(job.folder)
+            paths.require_writable_home(job.folder)
             files.point(path, item.cached)
             job.have(item, _record(path, sha256, item, str(item.cached)))
 

@@ -5,25 +5,26 @@ and reuses the first one's result. `.partial-NAME.version` records the address a
 """
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from gpt2cli import __version__, files
-from gpt2cli.errors import InputError, ResourceError, ServiceError, UsageError
+from gpt2cli import __version__, files, paths
+from gpt2cli.disk_space import FULL, full_disk, require_room
+from gpt2cli.errors import InputError, ServiceError, UsageError
 from gpt2cli.hub import responses
 from gpt2cli.hub.registry import Expected
 from gpt2cli.hub.responses import OTHER_SERVER, TransientError, shown
 
 if TYPE_CHECKING:
     import httpx2
+
+FREE_SOME = "free some space, or set GPT2_HOME to another place; then the same command goes on"
 
 
 class UnreachableError(ServiceError):
@@ -66,7 +67,7 @@ def fetch(
     Raises InputError for a body that is not the expected file, ResourceError if the disk is full,
     ServiceError if the server refuses or the network keeps failing; the received bytes are then kept.
     """
-    files.require_writable(path.parent)
+    paths.require_writable_home(path.parent)
     before, partial = _stamp(path), _open_partial(path, wait=False)
     if partial is None:
         yield Transfer(0, expected.size, "another process fetches it: waiting")
@@ -90,15 +91,6 @@ def n_partial_bytes(path: Path) -> int:
     """Bytes of `path` that an earlier attempt left."""
     partial = _partial_path(path)
     return partial.stat().st_size if partial.exists() else 0
-
-
-def require_space(folder: Path, n_bytes: int) -> None:
-    """Raise ResourceError if the disk of `folder`, or of its future parent, lacks room for `n_bytes`."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        raise _no_space(folder, n_bytes, free)
 
 
 @dataclass
@@ -177,7 +169,7 @@ def _attempt(job: _FetchJob, client: "httpx2.Client", longest_wait: float) -> It
             elif start and _continues(job, response, start, validator):
                 job.partial.truncate(start)
                 job.n_done, job.is_pieced, chunks = start, True, response.iter_bytes()
-                require_space(job.path.parent, (job.n_total or 0) - start)
+                require_room(job.path, (job.n_total or 0) - start, FREE_SOME)
             else:
                 job.restart()
                 raise TransientError("the file on the server is another one now: from the beginning", 0.0)
@@ -206,7 +198,7 @@ def _begin(job: _FetchJob, response: "httpx2.Response") -> Iterator[bytes]:
         raise job.wrong(f"{size:,} bytes are more than the file can have")
     job.restart()
     job.n_total = size if expected.size is None else expected.size
-    require_space(job.path.parent, job.n_total or 0)
+    require_room(job.path, job.n_total or 0, FREE_SOME)
     files.write_file(_version_path(job.partial), f"{job.url}\n{responses.validator(response)}")
     return itertools.chain([first], chunks)
 
@@ -236,10 +228,10 @@ def _receive(job: _FetchJob, chunks: Iterator[bytes]) -> Iterator[Transfer]:
             while rest:
                 rest = rest[job.partial.write(rest) :]
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             needed = (job.n_total or job.n_done + len(rest)) - job.n_done
-            raise _no_space(job.path.parent, needed, shutil.disk_usage(job.path.parent).free) from None
+            raise full_disk(job.path, FREE_SOME, needed) from None
         job.n_done += len(chunk)
         yield Transfer(job.n_done, job.n_total)
 
@@ -324,11 +316,3 @@ def _stored_validator(job: _FetchJob) -> str | None:
     path = _version_path(job.partial)
     url, _, validator = path.read_text(encoding="utf-8").partition("\n") if path.exists() else ("", "", "")
     return validator if url == job.url else None
-
-
-def _no_space(folder: Path, needed: int, free: int) -> ResourceError:
-    return ResourceError(
-        f"{folder}: the disk has too little space",
-        f"{needed:,} more bytes are needed, {free:,} are free",
-        "free some space, or set GPT2_HOME to another place; then the same command goes on",
-    )

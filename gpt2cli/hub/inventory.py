@@ -12,8 +12,8 @@ from typing import Any
 
 from gpt2cli import paths
 from gpt2cli.checkpoints import provenance
-from gpt2cli.checkpoints.provenance import PUBLISHED, RECEIPT, Origin, Provenance
-from gpt2cli.errors import InputError
+from gpt2cli.checkpoints.provenance import PUBLISHED, RECEIPT, RECEIPT_FORMAT, Origin, Provenance
+from gpt2cli.errors import InputError, require_format
 from gpt2cli.hub.downloads import (
     HUB,
     OPENAI,
@@ -183,5 +183,7 @@ def _made_from(model: Path) -> dict[str, Any]:
     """The source in a model's receipt; empty without a receipt."""
     if not (model / RECEIPT).is_file():
         return {}
-    source = read_json_object(model / RECEIPT).get("source")
+    receipt = read_json_object(model / RECEIPT)
+    require_format(model / RECEIPT, receipt.get("format", RECEIPT_FORMAT), RECEIPT_FORMAT)
+    source = receipt.get("source")
     return source if isinstance(source, dict) else {}

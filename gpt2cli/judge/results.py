@@ -74,8 +74,8 @@ def read_results(path: Path, parse: Parse[J]) -> tuple[J, ...]:
     if content.strays or (not content.values and not is_torn_first_line):
         raise InputError(
             f"{path}:{content.strays[0] if content.strays else 1}: not a judgement of this kind",
-            "the file was written by something else, or was changed",
-            "name another file: --out FILE",
+            "another program or a newer gpt2cli wrote the file, or it was changed",
+            "name another file: --out FILE; or pip install --upgrade gpt2cli",
         )
     return content.values
 

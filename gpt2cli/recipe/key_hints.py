@@ -1,8 +1,11 @@
 """The keys of a recipe, and "did you mean" for an unknown one."""
 
 import difflib
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.schema import RECIPES, Recipe, recipe_fields
@@ -19,13 +22,20 @@ OTHER_NAMES = {
     "model.context": ("block_size", "context_length", "n_positions"),
     "model.dropout": ("drop_rate",),
     "eval.every": ("eval_interval",),
-    "eval.batches": ("eval_iters",),
+    "eval.tokens": ("eval_iters", "batches"),
+    "init": ("init_from", "initial_checkpoint_dir", "model_name_or_path"),
     "log.every": ("log_interval",),
     "checkpoint.every": ("save_every",),
     "run.activation_checkpointing": ("recompute", "gradient_checkpointing"),
     "run.precision": ("dtype",),
     "data.source": ("dataset",),
 }
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The types of a union, each without its Annotated."""
+    for part in typing.get_args(annotation):
+        yield typing.get_args(part)[0] if typing.get_origin(part) is typing.Annotated else part
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,15 @@ class RecipeKeys:
     @cached_property
     def sections(self) -> list[str]:
         return list(dict.fromkeys(key.partition(".")[0] for key in self.all if "." in key))
+
+    def takes_text(self, key: str) -> bool:
+        """Whether any text is a value of the key, the empty one too."""
+        fields: Any = self.kind.model_fields
+        *section, name = key.split(".")
+        for part in section:
+            fields = fields[part].annotation.model_fields
+        annotation = fields[name].annotation
+        return str in (annotation, *_alternatives(annotation))
 
     def siblings(self, section: str) -> str:
         inside = [key.rpartition(".")[2] for key in self.all if key.rpartition(".")[0] == section]
@@ -67,8 +86,8 @@ class RecipeKeys:
         elsewhere = {other: name for name in known for other in OTHER_NAMES.get(name, ())}
         last_words = {name.rpartition(".")[2]: name for name in reversed(known)}
         every = last_words | elsewhere | {name: name for name in self.all}
-        if word in elsewhere:  # another program's name for it
-            return elsewhere[word]
+        if word in every:  # another program's name for it, or another section's key
+            return every[word]
         for names, cutoff in ((own, 0.6), (every, 0.75)):
             if close := difflib.get_close_matches(word, names, 1, cutoff):
                 return names[close[0]]

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
+from gpt2cli.paths import expand
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.recipe.key_hints import RecipeKeys
 from gpt2cli.recipe.schema import RECIPES, Recipe, in_reading_order
@@ -60,8 +61,9 @@ def find_recipe(source: str) -> Path:
     shipped = shipped_recipes()
     named = shipped.get(source.removesuffix(".yaml"))
     # A folder called `verdict`, such as a run, does not hide the recipe of that name.
-    if os.path.lexists(source) and not (named and Path(source).is_dir()):
-        return Path(source)
+    path = expand(source)
+    if source and os.path.lexists(path) and not (named and path.is_dir()):
+        return path
     if named:
         return named
     near = difflib.get_close_matches(Path(source).stem, shipped, 1, 0.5)
@@ -149,7 +151,8 @@ def _apply_overrides(overrides: Sequence[str], values: dict[str, Any], keys: Rec
         # A section that is not a mapping stays as it is: validation reports it with its line.
         target = values.setdefault(section[0], {}) if section else values
         if isinstance(target, dict):
-            target[field] = yaml_lines.parse_value(text, where)
+            is_empty_text = not text.strip() and keys.takes_text(key)
+            target[field] = "" if is_empty_text else yaml_lines.parse_value(text, where)
             places[place] = where
     return places
 
@@ -161,7 +164,9 @@ def _first_error(
     problems = []
     for entry in error.errors(include_url=False):
         context = entry.get("ctx", {})
-        place: Place = (*entry["loc"], context["field"]) if entry["type"] == "recipe" else entry["loc"]
+        place: Place = (
+            (*entry["loc"], *context["field"].split(".")) if entry["type"] == "recipe" else entry["loc"]
+        )
         line = document.line_of(place)
         where = overridden.get(place[:2]) or f"{name}:{line} {dotted(place)}"
         if entry["type"] == "extra_forbidden":
@@ -179,6 +184,7 @@ def _first_error(
 _MESSAGES = {
     "missing": "is missing",
     "recipe": "{must}",
+    "token_count": "must be a whole number >= 1, or all",
     "greater_than": "must be > {gt:g}",
     "greater_than_equal": "must be >= {ge:g}",
     "less_than": "must be < {lt:g}",

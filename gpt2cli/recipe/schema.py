@@ -1,279 +1,30 @@
-"""The schema of recipes: every key with its type, limits, default and a line of help.
-
-Defaults are defined only here.
-"""
+"""The schema of recipes, a class per task. Defaults are defined here and in `sections.py` alone."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from gpt2cli.model.config import PRESETS, GPT2Config
+from gpt2cli.recipe.sections import (
+    BatchConfig,
+    CheckpointConfig,
+    ClassifyDataConfig,
+    ClassifyEvalConfig,
+    DataConfig,
+    EvalConfig,
+    InstructDataConfig,
+    InstructEvalConfig,
+    LogConfig,
+    LoraConfig,
+    ModelConfig,
+    NonEmptyText,
+    OptimConfig,
+    RecipeSection,
+    RunConfig,
+    field_error,
+)
 
-
-def _require_unicode(value: str) -> str:
-    """Lone surrogates cannot be tokenised or stored, and a path cannot hold NUL."""
-    if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
-        raise PydanticCustomError("not_text", "must be Unicode text without NUL")
-    return value
-
-
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]  # 0 usually turns the feature off
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-UnicodeText = Annotated[str, AfterValidator(_require_unicode)]
-NonEmptyText = Annotated[UnicodeText, Field(min_length=1)]
-
-
-def _require_training_share(data: Any) -> Any:
-    if data.validation + data.test >= 1:
-        raise _field_error("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
-    return data
-
-
-class RecipeSection(BaseModel):
-    """A section. Strict: text is not a number, true is not 1, 4.0 is not 4. Frozen once validated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class DataConfig(RecipeSection):
-    """The text to train on."""
-
-    source: NonEmptyText = Field(description="a named corpus, a text file, or a folder made by gpt2 prepare")
-    tokenizer: Literal["gpt2", "chars"] = Field(
-        default="gpt2", description="GPT-2's byte pairs, or single characters"
-    )
-    validation: Fraction = Field(default=0.1, description="fraction held out for validation")
-    # Strict mode would refuse YAML's list for a tuple; the items stay strict.
-    text_fields: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=1)] = Field(
-        default=("text",), description="fields of JSON lines and parquet that hold the text"
-    )
-    bundled: bool = Field(
-        default=True, description="whether a bundled text may replace the corpus if there is no network"
-    )
-
-
-class ModelConfig(RecipeSection):
-    """The model: a size by name, or n_layer, n_head and n_embd."""
-
-    size: Literal["124M", "355M", "774M", "1558M"] | None = Field(
-        default=None, description="124M, 355M, 774M or 1558M; instead of the next three"
-    )
-    n_layer: PositiveInt | None = Field(default=None, description="transformer blocks")
-    n_head: PositiveInt | None = Field(default=None, description="heads per block; must divide n_embd")
-    n_embd: PositiveInt | None = Field(default=None, description="channels of the residual stream")
-    n_inner: PositiveInt | None = Field(default=None, description="width of the MLP; null is 4 * n_embd")
-    context: Annotated[int, Field(ge=2)] = Field(default=1024, description="context length in tokens")
-    dropout: Probability = Field(default=0.0, description="dropout rate in training")
-
-    def config(self, vocab_size: int) -> GPT2Config:
-        """The model's config for a vocabulary; its position embeddings end at `context`."""
-        if self.size is not None:
-            shape = PRESETS[self.size]
-        else:
-            assert self.n_layer and self.n_head and self.n_embd  # see _one_description
-            shape = GPT2Config(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd)
-        return replace(
-            shape,
-            n_inner=self.n_inner,
-            n_positions=self.context,
-            vocab_size=vocab_size,
-            dropout=self.dropout,
-        )
-
-    @model_validator(mode="after")
-    def _one_description(self) -> "ModelConfig":
-        numbers = {"n_layer": self.n_layer, "n_head": self.n_head, "n_embd": self.n_embd}
-        given = [name for name, value in numbers.items() if value is not None]
-        if self.size is not None:
-            if given:
-                fix = f"model.size=null, or no model.{given[0]}"
-                raise _field_error(given[0], "size sets it already", fix)
-        elif not given:
-            raise _field_error("size", "is missing", "add `size: 124M`, or n_layer, n_head and n_embd")
-        elif missing := [name for name in numbers if name not in given]:
-            fix = "without a size, n_layer, n_head and n_embd are all needed"
-            raise _field_error(missing[0], "is missing", fix)
-        elif self.n_embd and self.n_head and self.n_embd % self.n_head:
-            fix = "each head takes n_embd / n_head channels"
-            raise _field_error("n_head", f"must divide n_embd ({self.n_embd})", fix)
-        return self
-
-
-class BatchConfig(RecipeSection):
-    """The batch: micro_batch * accumulation sequences per optimizer step."""
-
-    micro_batch: PositiveInt = Field(default=8, description="sequences per forward and backward")
-    accumulation: PositiveInt = Field(default=1, description="micro-batches per optimizer step")
-
-    @property
-    def rows_per_step(self) -> int:
-        return self.micro_batch * self.accumulation
-
-
-class OptimConfig(RecipeSection):
-    """AdamW, the learning rate schedule and gradient clipping."""
-
-    steps: PositiveInt = Field(description="optimizer steps in total")
-    lr: PositiveFloat = Field(default=6e-4, description="peak learning rate, reached after the warmup")
-    min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the cosine decay")
-    warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warmup")
-    weight_decay: NonNegativeFloat = Field(default=0.1, description="decay of matrices; vectors have none")
-    beta1: Probability = Field(default=0.9, description="AdamW's decay of the first moment")
-    beta2: Probability = Field(default=0.95, description="AdamW's decay of the second moment")
-    eps: PositiveFloat = Field(default=1e-8, description="AdamW's epsilon")
-    clip: NonNegativeFloat = Field(default=1.0, description="maximum gradient norm; 0 does not clip")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "OptimConfig":
-        if self.min_lr > self.lr:
-            fix = f"optim.min_lr={self.lr / 10:g}"
-            raise _field_error("min_lr", f"must be <= optim.lr ({self.lr:g})", fix)
-        if self.warmup_steps > self.steps:
-            fix = f"optim.warmup_steps={self.steps // 10}"
-            raise _field_error("warmup_steps", f"must be <= optim.steps ({self.steps})", fix)
-        return self
-
-
-class EvalConfig(RecipeSection):
-    """Evaluations on the validation split, and the sample generated after each."""
-
-    every: PositiveInt = Field(default=100, description="steps between evaluations")
-    batches: PositiveInt = Field(default=20, description="validation batches per evaluation")
-    patience: NonNegativeInt = Field(
-        default=0, description="evaluations without improvement before early stopping; 0 never stops"
-    )
-    prompt: UnicodeText = Field(default="", description="prompt of the sample")
-    sample_tokens: NonNegativeInt = Field(default=40, description="tokens of the sample; 0 generates none")
-    temperature: NonNegativeFloat = Field(default=0.8, description="of the sample; 0 is greedy decoding")
-    top_k: NonNegativeInt = Field(default=40, description="most likely tokens to draw from; 0 draws from all")
-
-
-class LogConfig(RecipeSection):
-    """Logging."""
-
-    every: PositiveInt = Field(default=1, description="steps between log lines")
-    tensorboard: bool = Field(default=False, description="whether to write TensorBoard event files")
-
-
-class CheckpointConfig(RecipeSection):
-    """Checkpoints and their retention."""
-
-    every: NonNegativeInt = Field(
-        default=0, description="steps between saves; 0 saves at evaluations and at the end"
-    )
-    keep: PositiveInt = Field(default=2, description="newest checkpoints to keep, besides best and last")
-
-
-class RunConfig(RecipeSection):
-    """The machine. None of this changes the result, except by rounding."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device to train on")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="floating-point format of the matmuls"
-    )
-    compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether to use torch.compile")
-    threads: NonNegativeInt = Field(default=0, description="CPU threads; 0 uses all cores")
-    attention: Literal["auto", "sdpa", "formula", "blocks"] = Field(
-        default="auto", description="torch's fused kernel, the plain formula, or the formula in blocks"
-    )
-    activation_checkpointing: Literal["on", "off"] = Field(
-        default="off", description="whether backward recomputes each block: less memory, more time"
-    )
-    max_skipped_steps: NonNegativeInt = Field(
-        default=10, description="skipped steps in a row that end the run"
-    )
-
-
-class ClassifyDataConfig(RecipeSection):
-    """Labelled texts and their splits."""
-
-    source: NonEmptyText = Field(description="sms-spam, or a CSV, TSV or JSONL file with texts and labels")
-    text: NonEmptyText = Field(default="text", description="column or field with the text")
-    label: NonEmptyText = Field(default="label", description="column or field with the class")
-    columns: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=2)] | None = Field(
-        default=None,
-        description="names of all columns of a CSV or TSV file without a header; null: the first row",
-    )
-    validation: Fraction = Field(default=0.1, description="fraction held out to choose the best checkpoint")
-    test: Fraction = Field(default=0.2, description="fraction held out for the report at the end")
-    balance: Literal["none", "undersample", "weights"] = Field(
-        default="none", description="drop rows of the larger classes, or weight the loss of the smaller ones"
-    )
-    max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")
-    bundled: bool = Field(
-        default=True, description="whether bundled messages may replace the corpus if there is no network"
-    )
-
-    @model_validator(mode="after")
-    def _both_columns(self) -> "ClassifyDataConfig":
-        if self.columns is None:
-            return self
-        for name in (self.text, self.label):
-            if name not in self.columns:
-                raise _field_error(
-                    "columns", f"lacks {name!r}", f"data.columns='[{self.label}, {self.text}]'"
-                )
-        if len(set(self.columns)) < len(self.columns):
-            raise _field_error("columns", "has a name twice", "data.columns='[label, text]'")
-        return self
-
-    _leaves_some = model_validator(mode="after")(_require_training_share)
-
-
-class InstructDataConfig(RecipeSection):
-    """Instructions with answers, or conversations, and their splits."""
-
-    source: NonEmptyText = Field(description="instructions, summaries, or a JSON or JSONL file of records")
-    instruction: NonEmptyText = Field(default="instruction", description="field with the instruction")
-    input: NonEmptyText = Field(default="input", description="field with the input; may be missing")
-    output: NonEmptyText = Field(default="output", description="field with the answer")
-    task: UnicodeText = Field(default="", description="instruction of records without one")
-    validation: Fraction = Field(default=0.05, description="fraction held out to choose the best checkpoint")
-    test: Fraction = Field(default=0.1, description="fraction held out, and answered at the end")
-    max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")
-    bundled: bool = Field(
-        default=True, description="whether bundled records may replace the corpus if there is no network"
-    )
-
-    _leaves_some = model_validator(mode="after")(_require_training_share)
-
-
-class LoraConfig(RecipeSection):
-    """Low-rank adapters (Hu et al. 2021), for train: lora."""
-
-    rank: PositiveInt = Field(default=8, description="rank of each adapter")
-    alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by alpha / rank")
-    dropout: Probability = Field(default=0.0, description="dropout rate of the adapters' input")
-    targets: Annotated[tuple[Literal["c_attn", "c_proj", "c_fc"], ...], Field(strict=False, min_length=1)] = (
-        Field(
-            default=("c_attn",),
-            description="matrices with an adapter; c_proj is that of attention and of the MLP",
-        )
-    )
-
-
-class ClassifyEvalConfig(RecipeSection):
-    """Evaluations on the whole validation split."""
-
-    every: PositiveInt = Field(default=50, description="steps between evaluations")
-    patience: NonNegativeInt = Field(
-        default=0, description="evaluations without improvement before early stopping; 0 never stops"
-    )
-
-
-class InstructEvalConfig(ClassifyEvalConfig):
-    """Evaluations on the whole validation split, and the answers to the test split at the end."""
-
-    max_new_tokens: PositiveInt = Field(default=256, description="maximum tokens per answer")
-    temperature: NonNegativeFloat = Field(default=0.0, description="of the answers; 0 is greedy decoding")
-    rouge: bool = Field(default=False, description="whether to compute ROUGE-1, 2 and L of the answers")
+SCRATCH = "scratch"  # an `init` of random weights
 
 
 class CommonRecipe(RecipeSection):
@@ -290,16 +41,30 @@ class CommonRecipe(RecipeSection):
 
 
 class PretrainRecipe(CommonRecipe):
-    """A language model from random weights."""
+    """A language model, from random weights or from another model's."""
 
     task: Literal["pretrain"] = Field(description="what the recipe is for")
+    init: NonEmptyText = Field(
+        default=SCRATCH,
+        description="scratch: random weights; or the model to train further: 124M or another size,"
+        " newest, a run, a folder",
+    )
+    train: Literal["all", "lora"] = Field(
+        default="all", description="trainable weights: all or LoRA adapters, which need an init"
+    )
     data: DataConfig
-    model: ModelConfig
+    model: ModelConfig = ModelConfig()  # with an init, only context and dropout count
+    lora: LoraConfig = LoraConfig()
     eval: EvalConfig = EvalConfig()
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch.rows_per_step * self.model.context
+    @model_validator(mode="after")
+    def _can_begin(self) -> "PretrainRecipe":
+        if self.init == SCRATCH and not self.model.has_shape:
+            fix = "add `size: 124M`, or n_layer, n_head and n_embd; or start from a model: init=124M"
+            raise field_error("model.size", "is missing", fix)
+        if self.init == SCRATCH and self.train == "lora":
+            raise field_error("train", "must be all for init: scratch", "init=124M, or train=all")
+        return self
 
 
 class FinetuneRecipe(CommonRecipe):
@@ -366,8 +131,3 @@ def recipe_fields(recipe: type[RecipeSection]) -> Iterator[tuple[str, str, Any]]
 def in_reading_order(values: dict[str, Any]) -> dict[str, Any]:
     """The keys of a recipe, ordered for a reader: task, data, model, optimizer, machine."""
     return {name: values[name] for name in _ORDER if name in values} | values
-
-
-def _field_error(field: str, must: str, fix: str) -> PydanticCustomError:
-    """An error of a whole section that the loader reports at one of its fields."""
-    return PydanticCustomError("recipe", "{must}", {"field": field, "must": must, "fix": fix})

@@ -1,29 +1,29 @@
-"""The model that a fine-tune starts from: a recipe's `init` becomes a config, a tokenizer and weights."""
+"""The model that a run starts from: a recipe's `init` becomes a config, a tokenizer and weights."""
 
-import contextlib
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from gpt2cli import paths
 from gpt2cli.checkpoints.folder import WEIGHTS, load_model, read_config, read_manifest
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, NewerFormatError, UsageError
 from gpt2cli.files import sha256_of
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.recipe.schema import FinetuneRecipe
+from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
+from gpt2cli.recipe.schema import SCRATCH, FinetuneRecipe, PretrainRecipe
+from gpt2cli.recipe.sections import ModelConfig
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.files import load_tokenizer
 
-SCRATCH = "scratch"
-
 
 @dataclass(frozen=True)
-class FinetuneBase:
+class BaseLM:
     """A language model to start from; `model` reads its weights."""
 
-    config: GPT2Config
+    config: GPT2Config  # its context may be shorter than the folder's
     tokenizer: Tokenizer
     folder: Path | None  # None: random weights
     seed: int
@@ -43,24 +43,97 @@ class FinetuneBase:
         """The language model on the CPU, in fp32."""
         if self.folder is None:
             return new_model(self.config, self.seed, attention)
-        return load_model(self.folder, attention=attention, dropout=self.config.dropout).model
+        loaded = load_model(self.folder, attention=attention, dropout=self.config.dropout).model
+        return cut_context(loaded, self.config.n_positions, attention)
 
 
-def find_base(recipe: FinetuneRecipe) -> FinetuneBase:
+def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     """Resolve `recipe.init`. Raises InputError, with the alternatives, if that model does not exist."""
     dropout = recipe.model.dropout
     if recipe.init == SCRATCH:
-        return FinetuneBase(recipe.model.config(gpt2().n_vocab), gpt2(), None, recipe.seed)
+        return random_weights(recipe, gpt2())
     try:
         folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
         config, tokenizer = read_config(folder), load_tokenizer(folder)
+    except NewerFormatError:
+        raise
     except InputError as error:
         raise InputError(
             f"init: {error.what}",
             error.why,
             f"{error.fix}; or start from another model: init=newest, init=runs/NAME, init={SCRATCH}",
         ) from None
-    return FinetuneBase(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
+    return BaseLM(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
+
+
+def random_weights(recipe: FinetuneRecipe | PretrainRecipe, tokenizer: Tokenizer) -> BaseLM:
+    """The start of `init: scratch`."""
+    return BaseLM(recipe.model.config(tokenizer.n_vocab), tokenizer, None, recipe.seed)
+
+
+def base_to_train_further(
+    recipe: PretrainRecipe, checkpoint: Path | None
+) -> tuple[PretrainRecipe, BaseLM | None, tuple[str, ...]]:
+    """The base of a pretraining recipe, None for random weights; the recipe that this means, and notices.
+
+    The base determines the model's shape and the tokenizer; of `model`, context and dropout count.
+    A run that trains all weights needs its base only once: a resume takes the run's own `checkpoint`.
+    Raises UsageError for a context beyond the base's, InputError as `find_base`.
+    """
+    if recipe.init == SCRATCH:
+        return recipe, None, ()
+    again = checkpoint is not None and recipe.train == "all"
+    base = find_base(recipe.model_copy(update={"init": str(checkpoint)}) if again else recipe)
+    asked, longest = recipe.model, base.config.n_positions
+    context = asked.context or longest
+    if context > longest:
+        raise UsageError(
+            f"model.context is {context}, but init={recipe.init} ends at {longest}",
+            "position embeddings beyond that were never trained",
+            f"model.context={longest}",
+        )
+    notices = []
+    if context < longest:
+        notices.append(f"the context of {recipe.init} is cut from {longest} to {context} positions")
+    shape = {
+        "n_layer": asked.n_layer,
+        "n_head": asked.n_head,
+        "n_embd": asked.n_embd,
+        "n_inner": asked.n_inner,
+    }
+    if asked.size:
+        wanted = asked.config(base.config.vocab_size)
+        shape = {"n_layer": wanted.n_layer, "n_head": wanted.n_head, "n_embd": wanted.n_embd}
+    found = {"n_inner": base.config.mlp_width} | {name: getattr(base.config, name) for name in shape}
+    if other := [
+        f"{name} {found[name]}" for name, value in shape.items() if value not in (None, found[name])
+    ]:
+        notices.append(f"the model's shape is that of {recipe.init}, not the recipe's: {', '.join(other)}")
+    if recipe.data.tokenizer not in (None, base.tokenizer.name):
+        notices.append(
+            f"the tokenizer is that of {recipe.init}, {base.tokenizer.name}, not the recipe's"
+            f" {recipe.data.tokenizer}"
+        )
+    meant = recipe.model_copy(
+        update={
+            "model": ModelConfig(context=context, dropout=asked.dropout),
+            "data": recipe.data.model_copy(update={"tokenizer": None}),
+        }
+    )
+    return meant, replace(base, config=replace(base.config, n_positions=context)), tuple(notices)
+
+
+def cut_context(model: GPT2LMHead, n_positions: int, attention: str = "sdpa") -> GPT2LMHead:
+    """The model with the first `n_positions` of its position embeddings."""
+    if n_positions == model.config.n_positions:
+        return model
+    state = model.state_dict()
+    state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:n_positions].clone()
+    with torch.no_grad():
+        shorter = empty_model(replace(model.config, n_positions=n_positions), attention)
+        shorter.load_state_dict(state, assign=True)
+        shorter.tie()
+    return shorter.train(model.training)
 
 
 def newest_base() -> Path:
@@ -69,11 +142,15 @@ def newest_base() -> Path:
     Raises InputError if there is none.
     """
     for folder in paths.models_newest_first():
-        with contextlib.suppress(InputError):  # another kind of model, or damaged
+        try:
             read_config(folder)
-            return folder
+        except NewerFormatError:  # it is the newest model; an older one would be a surprise
+            raise
+        except InputError:  # another kind of model, or damaged
+            continue
+        return folder
     raise InputError(
         "there is no language model here yet",
-        f"neither {paths.runs()} nor {paths.models()} holds one",
+        f"neither {paths.shown_places('nor')} holds one",
         "gpt2 pretrain verdict",
     )

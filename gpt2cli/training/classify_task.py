@@ -23,9 +23,9 @@ from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.model.lora import merge_lora
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.training.base_model import FinetuneBase
+from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.task import Batch, TrainingTask, add_adapters, first_sample
-from gpt2cli.training.train_state import RunIdentity
+from gpt2cli.training.train_state import ROWS_PER_STEP, RunIdentity
 
 ADAPTERS = "adapters.safetensors"  # of train: lora, for a resume; the model's weights have them merged
 
@@ -43,7 +43,7 @@ class ClassifyTask(TrainingTask):
 
     recipe: ClassifyRecipe
     data: ClassifySplits
-    base: FinetuneBase
+    base: BaseLM
 
     @cached_property
     def config(self) -> GPT2Config:
@@ -85,6 +85,7 @@ class ClassifyTask(TrainingTask):
             "labels": ", ".join(self.data.labels),
             "train": train,
             "data.balance": self.recipe.data.balance,
+            ROWS_PER_STEP: self.recipe.batch.rows_per_step,
         }
         if train == "lora":
             facts |= {"lora": f"rank {lora.rank}, alpha {lora.alpha:g}, on {' '.join(lora.targets)}"}

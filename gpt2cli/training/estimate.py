@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from gpt2cli.errors import ResourceError, is_out_of_memory
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.recipe.schema import BatchConfig
+from gpt2cli.recipe.schema import Recipe
+from gpt2cli.recipe.sections import BatchConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training.fused_cross_entropy import CHUNK
 from gpt2cli.training.task import TrainingTask
@@ -62,6 +64,20 @@ def estimate_memory(
         "activations": config.n_layer * kept + (block if activation_checkpointing else 0),
         "logits": logits,
     }
+
+
+def checkpoint_bytes(model: nn.Module, recipe: Recipe, n_vocab: int) -> int:
+    """Bytes of one checkpoint: fp32 weights, AdamW's two moments of each trained one, the tokenizer.
+
+    A language model's adapters are stored without their base, a classifier's beside the merged model.
+    """
+    n_all = sum(parameter.numel() for parameter in model.parameters())
+    n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    n_stored = n_all
+    if recipe.train == "lora":
+        n_stored = n_trained + (n_all if recipe.task == "finetune-classify" else 0)
+    # GPT-2's vocabulary and merges take some 70 bytes per token; the other files are small.
+    return 4 * n_stored + 8 * n_trained + 100 * n_vocab + (32 << 10)
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The last event. `reason` is "finished", "patience" or "signal"."""
+    """The last event. `reason` is "finished", "patience", "time" or "signal"."""
 
     step: int
     reason: str

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 from gpt2cli.checkpoints.folder import RECIPE
 from gpt2cli.checkpoints.provenance import RECEIPT
-from gpt2cli.errors import Gpt2Error
+from gpt2cli.errors import Gpt2Error, require_format
 from gpt2cli.json_files import read_json_object
 from gpt2cli.paths import CHECKPOINTS
 from gpt2cli.recipe import yaml_lines
-from gpt2cli.training.run_dir import RUN_RECORD
+from gpt2cli.training.run_dir import RECORD_FORMAT, RUN_RECORD
 from gpt2cli.training.train_state import STATE
 
 Value: TypeAlias = str | int | float | bool
@@ -56,7 +56,7 @@ def read_lineage(folder: Path) -> Lineage:
     problems: list[str] = []
     above = folder.resolve().parent
     run = above.parent if above.name == CHECKPOINTS else None
-    record = _read(run / RUN_RECORD, problems) if run else {}
+    record = _read(run / RUN_RECORD, problems, _run_record) if run else {}
     receipt = _read(folder / RECEIPT, problems)
     sessions = record.get("sessions")
     return Lineage(
@@ -69,6 +69,12 @@ def read_lineage(folder: Path) -> Lineage:
         notes=_texts(receipt.get("notes")),
         problems=tuple(problems),
     )
+
+
+def _run_record(path: Path) -> dict[str, Any]:
+    record = read_json_object(path)
+    require_format(path, record.get("format"), RECORD_FORMAT)
+    return record
 
 
 def _recipe_values(path: Path) -> dict[str, Any]:

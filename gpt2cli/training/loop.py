@@ -34,14 +34,23 @@ from gpt2cli.training.train_state import RECENT_LOSSES, TrainState
 SPIKE = 5.0  # times the median of the recent losses
 
 
-def train(setup: TrainingSetup, *, save: Callable[[], Path], stop: Callable[[], int]) -> Iterator[Event]:
+def train(
+    setup: TrainingSetup,
+    *,
+    save: Callable[[], Path],
+    stop: Callable[[], int],
+    save_now: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
     """Train from `setup.state` to the recipe's last step.
 
     `save` writes a checkpoint and returns its folder. `stop` is polled before each step and each
     validation batch; it returns 0, or the number of the signal on which the loop saves and ends.
+    `save_now` is polled before each step; it returns True once per request for a checkpoint.
 
-    Raises DivergedError after too many consecutive non-finite steps, ResourceError when memory runs out.
+    Raises DivergedError, without saving, after too many consecutive non-finite steps or a validation
+    loss that is not finite; ResourceError when memory runs out.
     """
+    ends_at = time.monotonic() + 60 * (setup.recipe.run.max_minutes or math.inf)
     recipe, state = setup.recipe, setup.state
     n_steps, patience = recipe.optim.steps, recipe.eval.patience
     # The step and the evaluation that are on disk: an evaluation changes the state as well.
@@ -49,10 +58,11 @@ def train(setup: TrainingSetup, *, save: Callable[[], Path], stop: Callable[[], 
     with explain_out_of_memory(recipe.batch):
         while True:
             step = state.step
-            if signal := stop():
+            is_out_of_time = time.monotonic() >= ends_at
+            if (signal := stop()) or is_out_of_time:
                 if saved != (step, state.evaluated):
                     yield _save(state, save)
-                yield Stopped(step, "signal", signal)
+                yield Stopped(step, "signal" if signal else "time", signal)
                 return
 
             is_last = step >= n_steps
@@ -66,7 +76,8 @@ def train(setup: TrainingSetup, *, save: Callable[[], Path], stop: Callable[[], 
             ends = is_last or stops_early
             every = recipe.checkpoint.every
             is_due = step % every == 0 if every else state.evaluated == step
-            if (ends or is_due or state.best_step == step) and step and saved != (step, state.evaluated):
+            is_due = save_now() or is_due or ends or state.best_step == step
+            if is_due and step and saved != (step, state.evaluated):
                 yield _save(state, save)
                 saved = (step, state.evaluated)
             if ends:
@@ -79,12 +90,10 @@ def train(setup: TrainingSetup, *, save: Callable[[], Path], stop: Callable[[], 
                 if spike := _detect_spike(state, event):
                     yield spike
             elif event.n_skipped > event.limit:
-                state.skipped_in_a_row = 0  # a resume at a smaller learning rate starts counting again
-                yield _save(state, save)  # the weights are those of the last finite step
                 raise DivergedError(
                     f"training diverged at step {event.step}: {event.n_skipped} steps in a row not finite",
-                    f"loss {event.loss:g}, gradient norm {event.grad_norm:g}; the weights before are saved",
-                    f"resume with a smaller learning rate: --resume optim.lr={recipe.optim.lr / 3:.2g}",
+                    f"loss {event.loss:g}, gradient norm {event.grad_norm:g}",
+                    "a smaller learning rate",
                 )
 
 
@@ -133,7 +142,10 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
 
 @torch.no_grad()
 def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
-    """Mean loss over the validation batches, recorded in `setup.state`; None if a signal interrupts."""
+    """Mean loss over the validation batches, recorded in `setup.state`; None if a signal interrupts.
+
+    Raises DivergedError for a loss that is not finite.
+    """
     started = time.perf_counter()
     task, runtime, state, model = setup.task, setup.runtime, setup.state, setup.optimizer_step.model
     model.eval()
@@ -149,6 +161,12 @@ def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
             total, n_targets = total + loss_sum.item(), n_targets + batch.n_targets
             predictions += predicted
     loss = total / n_targets
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"training diverged: the validation loss at step {state.step} is {loss:g}",
+            "the weights give logits that are not finite",
+            "a smaller learning rate",
+        )
 
     is_best = loss < state.best_loss
     if is_best:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from gpt2cli.recipe.schema import OptimConfig
+from gpt2cli.recipe.sections import OptimConfig
 
 
 class OptimizerStep:
@@ -72,15 +72,23 @@ def parameter_names(model: nn.Module) -> list[str]:
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:
-    """The learning rate of the step after `step` finished ones: linear warmup, then a half cosine.
+    """The learning rate of the step after `step` finished ones: linear warmup, then the decay.
 
-    It is `lr` at the end of the warmup and `min_lr` at the last step.
+    It is `lr` at the end of the warmup and, except for a constant one, `min_lr` at the last step.
     """
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
-    last = max(1, optim.steps - 1 - optim.warmup_steps)
-    progress = min(1.0, (step - optim.warmup_steps) / last)
-    return optim.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (optim.lr - optim.min_lr)
+    begin, last = optim.warmup_steps, optim.steps - 1
+    if optim.schedule == "wsd":  # warmup, stable, decay (Hu et al. 2024, MiniCPM)
+        begin = max(begin, last - (optim.decay_steps or optim.steps // 5))
+    progress = min(1.0, max(0.0, (step - begin) / max(1, last - begin)))  # of the decay
+    share = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "linear": 1 - progress,
+        "wsd": 1 - progress,
+        "constant": 1.0,
+    }[optim.schedule]
+    return optim.min_lr + share * (optim.lr - optim.min_lr)
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> float:

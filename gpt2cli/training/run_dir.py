@@ -9,8 +9,10 @@ A checkpoint is a model folder (`checkpoints/folder.py`) plus the two files of `
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,19 +20,24 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.finite import require_finite
-from gpt2cli.checkpoints.folder import verify, write_manifest
-from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.checkpoints.folder import read_manifest, verify, write_manifest
+from gpt2cli.disk_space import FULL, full_disk, require_room
+from gpt2cli.errors import DivergedError, Gpt2Error, InputError, NewerFormatError, UsageError, require_format
 from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.loader import dump_recipe
-from gpt2cli.training.events import Event, to_json
+from gpt2cli.recipe.schema import SCRATCH
+from gpt2cli.training import metrics_log
+from gpt2cli.training.estimate import checkpoint_bytes
+from gpt2cli.training.events import EvalDone, Event, to_json
 from gpt2cli.training.optimizer_step import parameter_names
-from gpt2cli.training.train_state import write_state
+from gpt2cli.training.train_state import TrainState, write_state
 
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
 
 RUN_RECORD = "run.json"
-RECORD_FORMAT = 1
+RECORD_FORMAT = 1  # of run.json
+POINTERS = ("best", "last")
 # An entry of samples.txt, up to the header of the next one, and its step.
 SAMPLE = re.compile(r"(^--- step (\d+) ---\n.*?)(?=^--- step \d+ ---\n|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -51,9 +58,10 @@ class RunDir:
 def find_run(name: str, *, resume: bool) -> RunDir:
     """The run called `name`, or in the folder `name`; a new one unless `resume`.
 
-    Raises UsageError if a new run would overwrite an old one, InputError if there is nothing to resume.
+    Raises UsageError if a new run would overwrite an old one or its name means something else, InputError
+    if there is nothing to resume, NewerFormatError for the run of a later version.
     """
-    run = RunDir(Path(name) if os.sep in name else paths.runs() / name)
+    run = RunDir(paths.expand(name) if os.sep in name else paths.runs() / name)
     if resume and not run.record.exists():
         raise InputError(
             f"{run.folder}: there is no run to resume", fix="drop --resume, or name the run: --name NAME"
@@ -66,15 +74,41 @@ def find_run(name: str, *, resume: bool) -> RunDir:
             "a new run never overwrites an old one",
             f"add --resume to continue it, or --name {free} for a new one",
         )
+    if not resume:
+        _require_name(name.rstrip(os.sep).rpartition(os.sep)[2])
+        try:
+            _sessions(run)
+        except NewerFormatError:
+            raise
+        except InputError:  # a damaged record of a run without a checkpoint: replaced
+            pass
     return run
 
 
+def _require_name(name: str) -> None:
+    """Raise UsageError for a name that means something else to the commands that take a model."""
+    why, other = "", f"my-{name}"
+    if not name.lstrip("."):
+        why, other = "it is a folder that is there, not the name of a run", "my-run"
+    elif name.startswith("."):
+        why, other = "a hidden folder is not found as a run", name.lstrip(".")
+    elif size := paths.canonical_size(name):
+        why = f"it means OpenAI's model {size}"
+    elif name in (paths.NEWEST, SCRATCH):
+        why = f"init={name} means something else"
+    elif name == paths.CHECKPOINTS:
+        why = "it is the folder of a run's checkpoints"
+    if why:
+        raise UsageError(f"{name}: cannot be the name of a run", why, f"--name {shlex.quote(other)}")
+
+
 @contextlib.contextmanager
-def start_run(run: RunDir) -> Iterator[None]:
-    """Make and lock the run's folder.
+def start_run(run: RunDir, task: str) -> Iterator[None]:
+    """Make and lock the run's folder. `task` is the recipe's: the command that would continue it.
 
     A start that fails before run.json exists removes what it made: files, the folder, its parents.
-    Raises ResourceError if the folder is not writable, or locked by another process.
+    Raises ResourceError if the folder is not writable, or locked by another process, or if the disk is
+    full by now.
     """
     folders = [run.folder, *run.folder.parents]
     made = [folder for folder in folders if not folder.exists()]  # innermost first
@@ -84,9 +118,12 @@ def start_run(run: RunDir) -> Iterator[None]:
         with files.lock(run.folder):
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
                 if not run.record.exists():
                     _remove_new(run.folder, before)
+                path = Path(os.fsdecode(error.filename or "")) if isinstance(error, OSError) else Path()
+                if isinstance(error, OSError) and error.errno in FULL and run.folder in path.parents:
+                    raise full_disk(path, _room_fix(run, task)) from error
                 raise
     except BaseException:
         for folder in made:
@@ -100,6 +137,19 @@ def sweep(run: RunDir) -> list[Path]:
     return files.sweep(run.folder) + (files.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
 
 
+def require_room_to_train(run: RunDir, setup: "TrainingSetup") -> None:
+    """Raise ResourceError, before the first step, unless the disk takes all checkpoints that the rest of
+    the run will hold at once: the newest ones, the best one, and one more while it is written.
+    """
+    recipe, n_left = setup.recipe, setup.recipe.optim.steps - setup.state.step
+    n_saves = math.ceil(n_left / recipe.eval.every)
+    if recipe.checkpoint.every:
+        n_saves += math.ceil(n_left / recipe.checkpoint.every)
+    n_held = recipe.checkpoint.keep + 2 - len(paths.checkpoints(run.folder))
+    n_bytes = max(1, min(n_saves, n_held)) * _checkpoint_bytes(setup)
+    require_room(run.checkpoints, n_bytes, _room_fix(run, recipe.task))
+
+
 def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
     """Write the checkpoint of the current step, then move the pointers, then prune. Returns its path.
 
@@ -109,14 +159,15 @@ def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
     """
     state, recipe = setup.state, setup.recipe
     diverged = DivergedError(
-        f"the weights at step {state.step} are not finite",
-        "the learning rate is far too high; earlier checkpoints are kept",
-        f"resume with a smaller learning rate: --resume optim.lr={recipe.optim.lr / 10:.2g}",
+        f"training diverged: the weights at step {state.step} are not finite",
+        "the learning rate is far too high",
+        "a smaller learning rate",
     )
     for parameter in setup.model.parameters():
         require_finite(parameter, diverged)
     path = run.checkpoints / f"step-{state.step:06d}"
     run.checkpoints.mkdir(exist_ok=True)
+    require_room(path, _checkpoint_bytes(setup), _room_fix(run, recipe.task))
     with files.new_folder(path) as folder:
         hashes = setup.task.write_model(folder, setup.model, dump_recipe(recipe))
         optimizer, scaler = setup.optimizer_step.optimizer, setup.optimizer_step.scaler.state_dict()
@@ -134,8 +185,10 @@ def newest_valid_checkpoint(run: RunDir) -> tuple[Path | None, list[Gpt2Error]]:
     """The newest checkpoint that matches its hashes, and the errors of the newer, damaged ones.
 
     Damaged ones are renamed damaged-step-..., and no pointer names them any more.
-    Raises InputError if there are checkpoints and all are damaged.
+    Raises InputError if there are checkpoints and all are damaged, NewerFormatError if a later version
+    of gpt2cli wrote one of them: nothing is renamed then.
     """
+    _refuse_newer(run)
     problems: list[Gpt2Error] = []
     for path in reversed(paths.checkpoints(run.folder)):
         try:
@@ -155,23 +208,58 @@ def newest_valid_checkpoint(run: RunDir) -> tuple[Path | None, list[Gpt2Error]]:
     return None, []
 
 
+def named_checkpoint(run: RunDir, name: str) -> Path:
+    """The checkpoint called `name`: best, last or step-N, verified.
+
+    Raises UsageError with the names that there are, InputError if it is damaged, NewerFormatError as
+    `newest_valid_checkpoint`: the later ones would be renamed.
+    """
+    _refuse_newer(run)
+    number = name.removeprefix("step-")
+    path = run.checkpoints / f"step-{int(number):06d}" if number.isdecimal() else run.folder / name
+    if not path.is_dir() or not (number.isdecimal() or name in POINTERS):
+        names = [*(pointer for pointer in POINTERS if (run.folder / pointer).is_dir())]
+        names += [checkpoint.name for checkpoint in paths.checkpoints(run.folder)]
+        raise UsageError(
+            f"--from {name}: {run.folder} has no such checkpoint",
+            f"there are {', '.join(names)}" if names else "there is none",
+            f"--from {names[0]}" if names else "drop --resume",
+        )
+    verify(path)
+    return run.checkpoints / path.resolve().name
+
+
+def go_back_to(run: RunDir, checkpoint: Path, state: TrainState) -> list[Path]:
+    """Make `checkpoint`, with its training state, the newest: rename the later ones abandoned-step-...
+
+    Returns these. Where `best` was one of them, it moves back with the state.
+    """
+    found = paths.checkpoints(run.folder)
+    aside = _rename_all(found[found.index(checkpoint) + 1 :], "abandoned")
+    files.point(run.folder / "last", checkpoint)
+    best = run.checkpoints / f"step-{state.best_step:06d}"
+    if not best.is_dir():  # pruned when the run was further; the next evaluation is the best one then
+        best, state.best_loss, state.best_step = checkpoint, math.inf, -1
+    files.point(run.folder / "best", best)
+    return aside
+
+
 def append_event(run: RunDir, event: Event) -> None:
     """Append one event to metrics.jsonl."""
     line = json.dumps(to_json(event), allow_nan=False) + "\n"
-    with open(run.metrics, "a", encoding="utf-8") as file:
+    with files.naming(run.metrics), open(run.metrics, "a", encoding="utf-8") as file:
         file.write(line)
 
 
 def add_sample(run: RunDir, step: int, text: str) -> None:
     """Append the text that the model generated at `step` to samples.txt."""
-    with open(run.samples, "a", encoding="utf-8") as file:
+    with files.naming(run.samples), open(run.samples, "a", encoding="utf-8") as file:
         file.write(f"--- step {step} ---\n{text}\n\n")
 
 
 def truncate_records(run: RunDir, step: int) -> None:
     """Cut metrics.jsonl and samples.txt off after `step`, the step that was saved; -1 empties them."""
-    kept = [line for line, record in _records(run) if record["step"] <= step]
-    files.write_file(run.metrics, "".join(kept))
+    metrics_log.cut_after(run.metrics, step)
     if run.samples.exists():
         samples = SAMPLE.findall(run.samples.read_text(encoding="utf-8", errors="replace"))
         files.write_file(run.samples, "".join(text for text, at in samples if int(at) <= step))
@@ -183,37 +271,92 @@ def write_record(run: RunDir, session: dict[str, Any], *, resumed: bool) -> None
     files.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
 
 
+def record_divergence(run: RunDir, step: int) -> None:
+    """Note in run.json that the newest session diverged: no resume begins at its weights by itself."""
+    *before, newest = _sessions(run)
+    files.write_json(
+        run.record, {"format": RECORD_FORMAT, "sessions": [*before, newest | {"diverged_at": step}]}
+    )
+
+
+def diverged_at(run: RunDir) -> int | None:
+    """The step at which the newest session diverged, if it did."""
+    sessions = _sessions(run)
+    step = sessions[-1].get("diverged_at") if sessions else None
+    return step if isinstance(step, int) else None
+
+
 def recorded_overrides(run: RunDir) -> list[str]:
     """The overrides of the newest session; a resume applies them again."""
     sessions = _sessions(run)
-    return [str(item) for item in sessions[-1].get("overrides", [])] if sessions else []
+    return list(sessions[-1].get("overrides", [])) if sessions else []
 
 
-def _records(run: RunDir) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line, record) of metrics.jsonl, without a truncated last line."""
-    if not run.metrics.exists():
-        return
-    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and line.endswith("\n"):
-            yield line, record
+def started_in(run: RunDir) -> list[tuple[str, str]]:
+    """Of each session that has recorded them, the first one first: the working directory and the run's
+    folder, both absolute.
+    """
+    found = [(session.get("folder"), session.get("run")) for session in _sessions(run)]
+    return [(str(folder), str(run_was)) for folder, run_was in found if folder and run_was]
+
+
+def evaluations(run: RunDir) -> list[dict[str, Any]]:
+    """The records of all evaluations in metrics.jsonl."""
+    return metrics_log.records_of(run.metrics, EvalDone.__name__)
 
 
 def _sessions(run: RunDir) -> list[dict[str, Any]]:
+    """The sessions in run.json, oldest first; none without the file.
+
+    Raises NewerFormatError for a later version's, InputError for a damaged one.
+    """
     if not run.record.exists():
         return []
-    sessions = read_json_object(run.record, f"rm {run.record}").get("sessions")
-    if not isinstance(sessions, list):
-        raise InputError(f"{run.record}: is not the record of a run", fix=f"rm {run.record}")
+    empty = json.dumps({"format": RECORD_FORMAT, "sessions": []})
+    fix = (
+        f"echo {shlex.quote(empty)} > {shlex.quote(str(run.record))}, then resume with"
+        f" {shlex.quote(str(run.recipe))}, which has every value"
+    )
+    record = read_json_object(run.record, fix)
+    require_format(run.record, record.get("format"), RECORD_FORMAT, fix)
+    sessions = record.get("sessions")
+    if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+        raise InputError(f"{run.record}: is damaged", "sessions is not a list of objects", fix)
+    if not all(_is_words(session.get("overrides", [])) for session in sessions):
+        raise InputError(
+            f"{run.record}: is damaged", "the overrides of a session are not a list of words", fix
+        )
     return sessions
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _refuse_newer(run: RunDir) -> None:
+    """Raise NewerFormatError if a later version wrote a checkpoint: intact, it must not count as damaged."""
+    for path in reversed(paths.checkpoints(run.folder)):
+        try:
+            read_manifest(path)
+        except NewerFormatError:
+            raise
+        except InputError:
+            continue  # damaged: `verify` says so
+
+
+def _checkpoint_bytes(setup: "TrainingSetup") -> int:
+    return checkpoint_bytes(setup.model, setup.recipe, setup.task.tokenizer.n_vocab)
+
+
+def _room_fix(run: RunDir, task: str) -> str:
+    if run.record.exists():
+        return f"free some space, then: gpt2 {task} {shlex.quote(str(run.recipe))} --resume"
+    return "free some space, or add checkpoint.keep=1, or another disk: --name /PATH/NAME"
 
 
 def _prune(run: RunDir, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and those that `best` or `last` name."""
-    pointed = {(run.folder / name).resolve() for name in ("best", "last")}
+    pointed = {(run.folder / name).resolve() for name in POINTERS}
     for path in paths.checkpoints(run.folder)[:-keep]:
         if path.resolve() not in pointed:
             # Renames first: an interrupted deletion must leave no partial checkpoint under this name.
@@ -223,14 +366,20 @@ def _prune(run: RunDir, keep: int) -> None:
 def _put_aside(run: RunDir, whole: Path) -> None:
     """Rename the damaged checkpoints newer than `whole`, and point `last` and `best` elsewhere."""
     found = paths.checkpoints(run.folder)
-    for path in found[found.index(whole) + 1 :]:
-        aside = path.with_name(f"damaged-{path.name}")
+    _rename_all(found[found.index(whole) + 1 :], "damaged")
+    for name in POINTERS:
+        if not (run.folder / name).exists():
+            files.point(run.folder / name, whole)
+
+
+def _rename_all(found: list[Path], prefix: str) -> list[Path]:
+    """The new paths. An older checkpoint of such a name goes."""
+    renamed = [path.with_name(f"{prefix}-{path.name}") for path in found]
+    for path, aside in zip(found, renamed, strict=True):
         if aside.exists():
             files.discard(aside)
         path.rename(aside)
-    for name in ("last", "best"):
-        if not (run.folder / name).exists():
-            files.point(run.folder / name, whole)
+    return renamed
 
 
 def _remove_new(folder: Path, before: set[str]) -> None:

@@ -55,7 +55,8 @@ def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None)
     identity, state, scaler_state = run_identity(recipe, task), TrainState(), dict[str, Any]()
     if checkpoint is not None:
         state, saved_identity, scaler_state = read_state(checkpoint)
-        require_same_run(saved_identity, identity)
+        from_here = f"init={checkpoint} " if recipe.task == "pretrain" and recipe.train == "all" else ""
+        require_same_run(saved_identity, identity, f"{from_here}--name NAME")
 
     with explain_out_of_memory(recipe.batch):
         model = task.saved_model(checkpoint, attention) if checkpoint else task.fresh_model(attention)
@@ -108,8 +109,6 @@ def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
         "model.n_embd": config.n_embd,
         "model.n_inner": config.mlp_width,
         "model.context": config.n_positions,
-        "batch.micro_batch": recipe.batch.micro_batch,
-        "batch.accumulation": recipe.batch.accumulation,
         "seed": recipe.seed,
         "world size": WORLD_SIZE,
     }

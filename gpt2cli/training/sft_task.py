@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.folder import load_model, write_model
 from gpt2cli.data.instructions import InstructionRecord, InstructionRecords
 from gpt2cli.data.sft_batches import (
     BatchOrder,
@@ -25,14 +24,13 @@ from gpt2cli.data.sft_batches import (
 )
 from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.templates import TEMPLATES, Template, prompt_ids, write_template
-from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.training.base_model import FinetuneBase
+from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.task import Batch, TrainingTask, add_adapters
+from gpt2cli.training.language_model_task import LanguageModelTask
+from gpt2cli.training.task import Batch
 from gpt2cli.training.train_state import RunIdentity
 
 
@@ -66,6 +64,7 @@ class SftSplits:
     n_cut: int  # records longer than that
     n_left_out: int  # records whose prompt alone fills the limit
     n_train_only: int  # records with an earlier answer to train on, but no room for the last one
+    n_shared: int  # test prompts that are in the training split too
     sha256: str  # of the source file
 
     @property
@@ -78,7 +77,7 @@ class SftSplits:
         return digest.hexdigest()
 
 
-def split_records(recipe: InstructRecipe, found: InstructionRecords, base: FinetuneBase) -> SftSplits:
+def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseLM) -> SftSplits:
     """Encode and split the records.
 
     A record without room for its last answer goes to the training split: it cannot be evaluated.
@@ -104,6 +103,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: Finet
             f"data.max_tokens={4 * limit}, or a model with a longer context",
         )
     train, validation, test = split(len(examples), (recipe.data.validation, recipe.data.test), recipe.seed)
+    trained_on = {prompts[i].ids for i in train}
     return SftSplits(
         train=(*(examples[i] for i in train), *train_only),
         validation=tuple(examples[i] for i in validation),
@@ -113,16 +113,17 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: Finet
         n_cut=sum(example.was_cut for example in (*examples, *train_only)),
         n_left_out=len(found.records) - len(examples) - len(train_only),
         n_train_only=len(train_only),
+        n_shared=sum(prompts[i].ids in trained_on for i in test),
         sha256=found.sha256,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class SftTask(TrainingTask):
+class SftTask(LanguageModelTask):
     """The training task of `gpt2 finetune-instruct`."""
 
     recipe: InstructRecipe
-    base: FinetuneBase
+    base: BaseLM
     examples: SftSplits
 
     def __post_init__(self) -> None:
@@ -136,14 +137,6 @@ class SftTask(TrainingTask):
     @property
     def template(self) -> Template:
         return TEMPLATES[self.recipe.template]
-
-    @property
-    def config(self) -> GPT2Config:
-        return self.base.config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.base.tokenizer
 
     @property
     def tokens_per_step(self) -> int:
@@ -177,59 +170,21 @@ class SftTask(TrainingTask):
             ids, loss_mask = example.ids, example.loss_mask
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes() + loss_mask.tobytes())
         recipe = self.recipe
-        adapters: RunIdentity = {}
-        if recipe.train == "lora":
-            lora = recipe.lora
-            adapters = {
-                "lora.rank": lora.rank,
-                "lora.alpha": lora.alpha,
-                "lora.dropout": lora.dropout,
-                "lora.targets": ",".join(lora.targets),
-            }
-        return adapters | {
+        return self.lora_identity() | {
             "init": self.base.sha256[:16],
             "data": digest.hexdigest()[:16],
             "train records": len(self.examples.train),
             "train": recipe.train,
             "template": recipe.template,
             "packing": int(recipe.packing),
+            "batch.micro_batch": recipe.batch.micro_batch,  # records of similar length share one
+            "batch.accumulation": recipe.batch.accumulation,
             "data.max_tokens": self.examples.limit,  # decides where records are cut and packed
         }
 
-    def fresh_model(self, attention: str) -> GPT2LMHead:
-        model = self.base.model(attention)
-        if self.recipe.train == "lora":
-            add_adapters(model, self.recipe.lora, self.recipe.seed)
-        return model
-
-    def saved_model(self, checkpoint: Path, attention: str) -> GPT2LMHead:
-        if self.recipe.train != "lora":
-            return load_model(checkpoint, attention=attention, dropout=self.config.dropout).model
-        from gpt2cli.checkpoints.lora_adapter import load_adapter
-
-        model = self.base.model(attention)
-        add_adapters(model, self.recipe.lora, self.recipe.seed)
-        load_adapter(checkpoint, model)
-        return model
-
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
-        """The whole model, or its adapters alone; with the template of its prompts."""
-        if self.recipe.train == "lora":
-            from gpt2cli.checkpoints.lora_adapter import write_adapter
-
-            hashes = write_adapter(
-                folder,
-                model,
-                dropout=self.recipe.lora.dropout,
-                targets=self.recipe.lora.targets,
-                base=self.base.folder,
-                base_sha256=self.base.sha256,
-                tokenizer=self.tokenizer,
-                recipe=recipe,
-            )
-        else:
-            hashes = write_model(folder, model, self.tokenizer, recipe)
-        return hashes | write_template(folder, self.recipe.template)
+        """With the template of its prompts."""
+        return super().write_model(folder, model, recipe) | write_template(folder, self.recipe.template)
 
     def batch(self, step: int, micro: int) -> SftBatch:
         number = step * self.recipe.batch.accumulation + micro

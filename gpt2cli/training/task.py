@@ -16,7 +16,7 @@ from gpt2cli.data import windows
 from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import add_lora
-from gpt2cli.recipe.schema import BatchConfig, LoraConfig
+from gpt2cli.recipe.sections import BatchConfig, LoraConfig
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.train_state import RunIdentity
 

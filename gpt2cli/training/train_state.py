@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of, write_json
 from gpt2cli.json_files import read_json_object
 
 TENSORS, STATE = "train_state.safetensors", "train_state.json"
+FORMAT = 1  # of the second; it is not written, the manifest has a number
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RECENT_LOSSES = 32  # losses in the running median that spikes are compared with
 
@@ -38,6 +39,7 @@ class TrainState:
 
 
 RunIdentity = dict[str, str | int | float]
+ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
 
 
 def write_state(
@@ -62,13 +64,17 @@ def write_state(
 
 
 def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
-    """Read (state, identity, loss scaler) from a checkpoint. The caller has verified its hashes."""
+    """Read (state, identity, loss scaler) from a checkpoint. The caller has verified its hashes.
+
+    Raises NewerFormatError for a later version's, InputError for an odd one.
+    """
     saved = read_json_object(folder / STATE)
+    require_format(folder / STATE, saved.get("format", FORMAT), FORMAT)
     try:
         values = dict(saved["progress"])
         values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]
-        return TrainState(**values), saved["identity"], saved["scaler"]
-    except (KeyError, TypeError) as error:
+        return TrainState(**values), dict(saved["identity"]), dict(saved["scaler"])
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder / STATE}: was not saved by this version of gpt2cli",
             str(error),
@@ -92,15 +98,20 @@ def load_moments(
         optimizer.state[parameter] = state
 
 
-def require_same_run(saved: RunIdentity, now: RunIdentity) -> None:
-    """Raise InputError that lists every difference between the saved run and this one."""
+def require_same_run(saved: RunIdentity, now: RunIdentity, new_run: str) -> None:
+    """Raise InputError that lists every difference between the saved run and this one, and proposes
+    `new_run`.
+    """
+    if ROWS_PER_STEP in now and "batch.micro_batch" in saved:  # an older version's
+        saved = dict(saved)
+        saved[ROWS_PER_STEP] = int(saved.pop("batch.micro_batch")) * int(saved.pop("batch.accumulation"))
     keys = sorted(saved.keys() | now.keys())
     changed = [f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key)]
     if changed:
         raise InputError(
             "this is not the run that was saved: " + "; ".join(changed),
             "a resumed run must see the same data in the same batches to end with the same weights",
-            "undo the change, or start a new run: --name NAME",
+            f"undo the change, or start a new run: {new_run}",
         )
 
 

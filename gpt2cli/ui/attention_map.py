@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2cli import files
+from gpt2cli.ui.plots import font_list_beside
 
 MOST_TOKENS = 64  # that are drawn; beyond, squares and names become too small to read
 _INK, _GREY, _FUTURE, _BROKEN = "#1f2933", "#616e7c", (237, 240, 242, 255), "#2ec4b6"
@@ -38,9 +39,10 @@ def draw_attention(
     `layers` and `heads` are the numbers to print, `n_before` tokens came before those drawn. One
     colour scale, 0 to 1, for all tiles.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
+    with font_list_beside(out):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.figure import Figure
 
     assert weights.shape == (len(layers), len(heads), len(tokens), len(tokens))
     n_layers, n_heads, n, _ = weights.shape

@@ -4,11 +4,16 @@ stdout is data, stderr is messages and progress. Markup is never interpreted: `[
 characters and not a tag; a style is given as `style="good"`.
 """
 
+import errno
+import io
 import json
 import os
+import select
+import stat
 import sys
 from collections.abc import Container, Iterable, Sequence
 from itertools import zip_longest
+from typing import Any, TextIO, cast
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -100,24 +105,72 @@ def print_result(as_json: bool, facts: object, line: object) -> None:
 
 
 def make_streams_safe() -> None:
-    """Let stdout and stderr accept any text: characters that their encoding lacks are written as \\u2603.
+    """Make stdout and stderr take any text, and stderr fail at none. Called once, before anything is printed.
 
-    Called once, before anything is printed; without it `PYTHONIOENCODING=ascii` ends in a traceback.
+    Characters that their encoding lacks are written as \\u2603. What stderr cannot take, because its
+    terminal, its reader or its disk is gone, is dropped: no message is worth the work that it is about.
     If the parent process has closed them, stderr is silent and writing to stdout fails as on a bad disk.
     """
-    if sys.stdout is None:
-        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(os.open(os.devnull, os.O_WRONLY), "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+    for number in range(3):  # a closed one's number would go to a file, and what C code prints with it
+        if not _is_open(number):
+            os.open(os.devnull, os.O_RDONLY)
+    sys.stdout = _safe(sys.stdout, may_fail=False)
+    sys.stderr = _safe(sys.stderr, may_fail=True)
+
+
+def let_stdout_fail() -> None:
+    """From now on drop what stdout cannot take: the work is on the disk, or a signal ends the program."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Descriptor):
+        raw.may_fail = True
 
 
 def is_terminal(console: Console) -> bool:
     """Whether lines can be redrawn there; a dumb terminal counts as a file."""
     return console.is_terminal and not console.is_dumb_terminal
+
+
+class _Descriptor(io.FileIO):
+    """The lowest layer of stdout or stderr, under all that prints: Rich, logging, the interpreter itself.
+
+    Raises BrokenPipeError for a terminal that is gone as for a pipe without a reader.
+    """
+
+    may_fail = False  # what cannot be written is dropped
+
+    def write(self, data: Any, /) -> int:
+        try:
+            while (n := cast("int | None", super().write(data))) is None:  # set not to block, and full
+                select.select([], [self], [])
+            return n
+        except OSError as error:
+            if self.may_fail:
+                return len(data)
+            if error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode):
+                raise BrokenPipeError(errno.EPIPE, "the terminal is gone") from None
+            raise
+
+
+def _safe(stream: TextIO | None, *, may_fail: bool) -> io.TextIOWrapper:
+    """The same stream over a `_Descriptor`."""
+    if stream is None:  # closed by the parent process; a write fails with EBADF
+        raw, encoding = _Descriptor(os.open(os.devnull, os.O_RDONLY), "wb"), "utf-8"
+    else:
+        stream.flush()
+        raw, encoding = _Descriptor(stream.fileno(), "wb", closefd=False), stream.encoding
+    raw.may_fail = may_fail
+    is_read_at_once = may_fail or raw.isatty()
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=is_read_at_once
+    )
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _console(*, stderr: bool) -> Console:

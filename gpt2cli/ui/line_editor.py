@@ -38,7 +38,7 @@ class LineEditor:
     message, however many lines it has. Other keys are those of Emacs.
     """
 
-    def __init__(self, history: Path, terminal: TextIO) -> None:
+    def __init__(self, history: Path | None, terminal: TextIO) -> None:
         """`terminal` is the stream on which the typed text appears; keys come from stdin."""
         self._history = _Entries(history)
         output = Vt100_Output.from_pty(terminal, os.environ.get("TERM"))
@@ -57,7 +57,7 @@ class LineEditor:
     def read(self) -> str:
         """The next message. Raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C."""
         try:
-            with _ending_on_sigterm(self._session.app) as begin:
+            with _ending_on_signals(self._session.app) as begin:
                 text = self._session.prompt(pre_run=begin)
         finally:  # only now is the line free
             if notice := self._history.take_notice():
@@ -66,31 +66,33 @@ class LineEditor:
 
 
 @contextlib.contextmanager
-def _ending_on_sigterm(app: Application[str]) -> Iterator[Callable[[], None]]:
-    """SIGTERM ends the editor like Ctrl-D, and then the program.
+def _ending_on_signals(app: Application[str]) -> Iterator[Callable[[], None]]:
+    """SIGTERM and SIGHUP end the editor like Ctrl-D, and then the program.
 
     An exception inside its event loop would be reported as a crash. Yields a function to call when the
     editor starts.
     """
-    is_terminated = False
+    received = 0
 
     def leave() -> None:
-        if is_terminated and app.future is not None and not app.future.done():
+        if received and app.future is not None and not app.future.done():
             app.exit(exception=EOFError)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal is_terminated
-        is_terminated = True
+        nonlocal received
+        received = number
         if app.loop is not None:
             app.loop.call_soon_threadsafe(leave)
 
-    before = signal.signal(signal.SIGTERM, handle)
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield leave
     finally:
-        signal.signal(signal.SIGTERM, before)
-        if is_terminated:
-            raise SystemExit(128 + signal.SIGTERM)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            raise SystemExit(128 + received)
 
 
 def _keys() -> KeyBindings:
@@ -119,9 +121,9 @@ class _Entries(History):
     A history that cannot be read or written is one notice; the messages of this session are kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         super().__init__()
-        self._path, self._is_broken, self._notice = path, False, ""
+        self._path, self._is_broken, self._notice = path or Path(os.devnull), path is None, ""
 
     def take_notice(self) -> str:
         """Return the pending notice, once."""
@@ -130,6 +132,8 @@ class _Entries(History):
 
     def load_history_strings(self) -> Iterable[str]:
         """Newest first. Entries that are too old are removed from the file too."""
+        if self._is_broken:
+            return []
         try:
             if not os.path.lexists(self._path):
                 return []

@@ -4,7 +4,11 @@ Figures are matplotlib objects without pyplot, which would keep them in a global
 system.
 """
 
+import contextlib
 import json
+import os
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ from gpt2cli.ui.tables import MOST_CLASSES, short_label
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _TRAIN, _VALIDATION = "#3b82b8", "#d1495b"
+MOST_POINTS = 8192  # of the training loss; the picture is 1,200 pixels wide
 _SMOOTH_FROM = 200  # points; fewer are drawn as they are
 # From this ratio on, a linear axis would spend its space on the first steps.
 _LOG_FROM_RATIO = 4.0
@@ -39,7 +44,8 @@ def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool 
     curves = read_curves(metrics)
     if not curves.train and not curves.validation:
         return False
-    from matplotlib.figure import Figure
+    with font_list_beside(out):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
@@ -57,7 +63,8 @@ def plot_confusion(
     scores: ClassificationMetrics, labels: Sequence[str], out: Path, *, title: str = ""
 ) -> None:
     """Draw the matrix, each row in shares of its class; `out` is replaced atomically by a PNG."""
-    from matplotlib.figure import Figure
+    with font_list_beside(out):
+        from matplotlib.figure import Figure
 
     k = len(labels)
     side = min(12.0, 3.2 + 0.5 * k)  # inches
@@ -82,37 +89,63 @@ def plot_confusion(
         figure.savefig(file, format="png")
 
 
+@contextlib.contextmanager
+def font_list_beside(out: Path) -> Iterator[None]:
+    """For the first import of matplotlib, which writes a list of fonts into the user's home: where none
+    can be written to, it lies beside the picture meanwhile.
+    """
+    named = os.environ.get("MPLCONFIGDIR")
+    home = named or os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~")
+    if "matplotlib.font_manager" in sys.modules or os.access(home, os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.parent) as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("MPLCONFIGDIR")
+            os.environ |= {"MPLCONFIGDIR": named} if named else {}
+
+
 def read_curves(metrics: Path) -> Curves:
-    """The finite losses in a metrics.jsonl.
+    """The finite losses in a metrics.jsonl: of a long run every second step, or fourth, or eighth, ...
 
     Skips a line that is not a whole record: a kill tears the last one, and a picture must not stop the
     resumed run.
     """
     train: dict[int, float] = {}
     validation: dict[int, float] = {}
-    n_tokens = n_steps = 0
-    for record in _records(metrics):
-        step, loss = record.get("step"), record.get("loss")
-        if not _is_finite(step) or not _is_finite(loss):
-            continue
-        if record.get("event") == "StepDone":
-            train[int(step)] = float(loss)
-            if _is_finite(record.get("n_tokens")):
-                n_tokens, n_steps = n_tokens + int(record["n_tokens"]), n_steps + 1
-        elif record.get("event") == "EvalDone":
-            validation[int(step)] = float(loss)
+    n_tokens = n_steps = n_seen = 0
+    every = 1  # of so many steps one is parsed
+    with files.open_regular(metrics) as file:
+        for line in file:
+            if b'"StepDone"' in line:
+                n_seen += 1
+                if (n_seen - 1) % every:
+                    continue
+            record = _record(line)
+            step, loss = record.get("step"), record.get("loss")
+            if not _is_finite(step) or not _is_finite(loss):
+                continue
+            if record.get("event") == "StepDone":
+                train[int(step)] = float(loss)
+                if _is_finite(record.get("n_tokens")):
+                    n_tokens, n_steps = n_tokens + int(record["n_tokens"]), n_steps + 1
+            elif record.get("event") == "EvalDone":
+                validation[int(step)] = float(loss)
+            if len(train) > MOST_POINTS:
+                train, every = dict(list(train.items())[::2]), 2 * every
     return Curves(sorted(train.items()), sorted(validation.items()), n_tokens / n_steps if n_steps else 0.0)
 
 
-def _records(metrics: Path) -> Iterator[dict[str, Any]]:
-    with files.open_regular(metrics) as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict):
-                yield record
+def _record(line: bytes) -> dict[str, Any]:
+    """The record of a line; empty for what is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:

@@ -76,4 +76,5 @@ def echo_off() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCONT, handler)
-        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+        with contextlib.suppress(OSError, termios.error):
+            termios.tcsetattr(stdin, termios.TCSADRAIN, before)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from gpt2cli.evaluation import perplexity
 from gpt2cli.evaluation.classes import ClassificationMetrics
+from gpt2cli.evaluation.eval_text import EncodedText
 from gpt2cli.ui.console import aligned, printable
 
 MOST_CLASSES = 20  # beyond that a screen has no room for a confusion matrix, nor a picture for its numbers
@@ -23,12 +24,15 @@ PAPER_NOTE = (
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One model's result; `paper` is the published figure for its size, where there is one."""
+    """One model's result, on a split of a prepared folder or on a text; `paper` is the published figure
+    for the model's size, where there is one.
+    """
 
     model: str
-    text: perplexity.EncodedText
+    text: EncodedText
     sliding: perplexity.SlidingWindow
     result: perplexity.PerplexityProgress
+    split: str | None
     paper: float | None
 
 
@@ -64,6 +68,7 @@ def _evaluation_cells(row: EvaluationRow, with_paper: bool) -> list[tuple[str, s
     result, text = row.result, row.text
     cells = [
         ("model", printable(row.model).replace("\n", " ")),
+        *([("split", row.split)] if row.split else []),
         ("loss", f"{result.loss:.4f}"),
         ("perplexity/token", f"{result.perplexity:,.2f}"),
         ("perplexity/word", f"{result.word_perplexity(text):,.2f}"),

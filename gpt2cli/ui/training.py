@@ -100,6 +100,8 @@ class TrainingView:
         style = "good" if event.is_best else ""
         # A measure of the task says more than a perplexity, which is the loss again.
         notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.metrics.items()]
+        if not self.tabular or self.console.width >= 100:
+            notes.append(f"over {event.n_tokens:,} {'texts' if event.metrics else 'tokens'}")
         notes += ["best"] if event.is_best else []
         if self.tabular:
             row = [self._place(event.step), "", "", "", "", loss, "" if event.metrics else perplexity]
@@ -182,4 +184,5 @@ _SHOW: dict[type, Callable[[TrainingView, Any], None]] = {
 _REASONS = {
     "finished": "finished",
     "patience": "stopped early because the validation loss no longer falls,",
+    "time": "stopped after run.max_minutes,",
 }

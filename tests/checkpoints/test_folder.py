@@ -12,7 +12,7 @@ from gpt2cli.checkpoints.folder import load_model, read_config, verify, write_ma
 from gpt2cli.checkpoints.hf_config import require_language_model
 from gpt2cli.checkpoints.info import read_model_info
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, NewerFormatError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.tokenizer.chars import Chars
@@ -183,5 +183,6 @@ def test_fewer_tokens_than_rows_may_be_padding(folder: Path) -> None:
 def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(InputError, match="format 99 is unknown"):
+    with pytest.raises(NewerFormatError, match="format 99") as caught:
         load_model(folder)
+    assert caught.value.fix == "pip install --upgrade gpt2cli"

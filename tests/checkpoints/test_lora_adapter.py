@@ -20,7 +20,7 @@ from adapters import (
     save_adapter,
     save_base,
 )
-from runs import tiny
+from runs import scratch_task, tiny
 
 from gpt2cli.checkpoints.folder import verify, write_manifest, write_model
 from gpt2cli.checkpoints.lora_adapter import load_adapter, write_adapter
@@ -96,12 +96,11 @@ def test_nothing_but_adapters_changes_in_training(tmp_path: Path) -> None:
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.training.loop import train_step
     from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
-    from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.setup import TrainingSetup
     from gpt2cli.training.train_state import TrainState
 
     recipe, data = tiny(tmp_path)
-    task = PretrainTask(recipe, data)
+    task = scratch_task(recipe, data)
     model = task.fresh_model("sdpa")
     names = add_lora(model, rank=2, alpha=16.0, dropout=0.1, targets=("c_attn", "c_proj"), seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -170,6 +170,17 @@ def test_closed_streams_end_in_a_clean_exit_code(arguments: str) -> None:
         assert code == 4 and "the disk is full" in err and "--name" not in err
 
 
+def test_a_closed_stdin_matters_only_to_what_reads_it(
+    gpt2: Gpt2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    (tmp_path / "text.txt").write_text("a text of some length\n" * 9, encoding="utf-8")
+    out = ("--tokenizer", "chars", "--block", "8", "--out")
+    assert gpt2("prepare", tmp_path / "text.txt", *out, tmp_path / "tokens").code == 0
+    done = gpt2("prepare", "-", *out, tmp_path / "none")
+    assert done.code == 2 and "-: standard input is closed" in done.err and "fix: " in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

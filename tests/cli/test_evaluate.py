@@ -16,10 +16,10 @@ from adapters import Lora, save_adapter, save_base
 from loud import loud
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.cli.signals import exit_on_sigterm
+from gpt2cli.cli.signals import exit_on_signals
 from gpt2cli.convert import open_model as opening
 from gpt2cli.data.corpora import CORPORA
-from gpt2cli.evaluation import perplexity
+from gpt2cli.evaluation import eval_text, perplexity
 from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
@@ -132,7 +132,6 @@ def test_a_byte_order_mark_is_not_text(gpt2: Gpt2, model: Path, story: Path, tmp
         (["--stride", "0"], 2, "error: --stride: invalid value"),
         (["--batch", "0"], 2, "error: --batch: invalid value"),
         (["--on", "absent.txt"], 3, "error: absent.txt: neither a file nor a known corpus"),
-        (["--on", "."], 3, "error: .: is a directory"),
         (["--on", "short.txt"], 3, "error: short.txt: has 1 tokens"),
         (["--on", "empty.txt"], 3, "error: empty.txt: has 0 tokens"),
         (["--on", "latin1.txt"], 3, "error: latin1.txt: not UTF-8 at byte 3"),
@@ -181,10 +180,10 @@ def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
 ) -> None:
     folders = [model, save(tmp_path / "second"), save(tmp_path / "bytes", gpt2_tokenizer())]
     loaded, read = [], []
-    load, encode = opening.open_model, perplexity.encode_text
+    load, encode = opening.open_model, eval_text.encode_documents
     monkeypatch.setattr(opening, "open_model", lambda folder: loaded.append(folder) or load(folder))
     monkeypatch.setattr(
-        perplexity, "encode_text", lambda text, t, name: read.append(t.name) or encode(text, t, name)
+        eval_text, "encode_documents", lambda texts, t, name: read.append(t.name) or encode(texts, t, name)
     )
     assert gpt2("evaluate", *folders, "--on", story).code == 0
     assert (loaded, read) == (folders, ["chars", "gpt2"])
@@ -251,7 +250,9 @@ def test_the_papers_figure_stands_beside_ours_on_its_text_alone(
     assert elsewhere.err == "" and all("paper" not in row for row in rows_of(elsewhere.out))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
     gpt2: Gpt2,
     model: Path,
@@ -272,12 +273,13 @@ def test_a_signal_states_what_is_partial_and_keeps_what_is_whole(
 
     n_models: list[GPT2LMHead] = []
     monkeypatch.setattr(perplexity, "measure_perplexity", interrupted)
-    before = signal.getsignal(signal.SIGTERM)
-    exit_on_sigterm()  # as main() does
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    exit_on_signals()  # as main() does
     try:
         outcome = gpt2("evaluate", model, second, "--on", story, "--batch", "1")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert outcome.code == code
     assert [row["model"] for row in rows_of(outcome.out)] == [str(model)]
     assert outcome.err.startswith(f"partial: {second}: 48 of 552 tokens: loss ")

@@ -56,6 +56,14 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
     assert again.code == 0 and "nothing to do" in again.err and "answering" not in again.err
 
 
+def test_test_prompts_that_are_trained_on_are_counted(gpt2: Gpt2, recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "same.json"
+    path.write_text(json.dumps([{"instruction": "Say hi.", "output": "hi"}] * 10), encoding="utf-8")
+    said = gpt2(COMMAND, recipe, f"data.source={path}", "data.test=0.2", "--dry-run").err
+    assert "note: 2 of the 2 test prompts are in the training split too" in said
+    assert "test prompts" not in gpt2(COMMAND, recipe, "--dry-run").err
+
+
 def test_rouge_is_scored_when_asked(gpt2: Gpt2, recipe: Path) -> None:
     assert gpt2(COMMAND, recipe, *SHORT, "eval.rouge=true").code == 0
     scores = json.loads((FOLDER / "scores.json").read_text())

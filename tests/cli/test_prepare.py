@@ -70,6 +70,8 @@ def test_json_summary(gpt2: Gpt2, tmp_path: Path) -> None:
         (["texts", "--out", "o", "--block", "100000"], 3, "fewer than one block of 100,000"),
         (["texts", "--out", "texts/one.txt"], 4, "cannot write here"),
         (["latin[/x].txt", "--out", "o"], 3, "latin[/x].txt: not UTF-8 at byte 1"),
+        (["texts", "--validation-source", "texts/one.txt", "--out", "o"], 2, "named twice"),
+        (["texts", "--validation", "0.1", "--validation-source", "y", "--out", "o"], 2, "validation sources"),
         (["texts"], 2, "--out"),
     ],
 )
@@ -82,6 +84,30 @@ def test_exit_codes(arguments: list[str], code: int, message: str, gpt2: Gpt2, t
     assert message in done.err
     assert len(done.err.splitlines()) <= 4
     assert "Traceback" not in done.err
+
+
+def test_a_validation_text_of_ones_own(gpt2: Gpt2, texts: Path) -> None:
+    """Repeatable; it takes the place of the default fraction."""
+    for name in ("held", "more"):
+        Path(f"{name}.txt").write_text(f"Held out: {name}.")
+    held = ("--validation-source", "held.txt", "--validation-source", "mor*.txt")
+    done = gpt2("prepare", texts, *held, "--tokenizer", "chars", "--out", "out", "--json")
+    assert done.code == 0, done.err
+    assert "fewer than one block" in done.err
+    with open_dataset(Path("out")) as data:
+        ids = data.validation.read(0, data.validation.n_tokens).tolist()
+        assert data.tokenizer.decode(ids) == "Held out: held.<|endoftext|>Held out: more.<|endoftext|>"
+        assert json.loads(done.out)["validation_tokens"] == len(ids)
+        assert "Held" not in data.tokenizer.decode(data.train.read(0, data.train.n_tokens).tolist())
+
+
+def test_line_ends_of_windows_are_told(gpt2: Gpt2) -> None:
+    Path("dos.txt").write_bytes(b"one two\r\n" * 150_000)  # its last piece of text fills a chunk
+    done = gpt2("prepare", "dos.txt", "--tokenizer", "chars", "--out", "out")
+    assert done.code == 0
+    assert done.err.count("150,000 line ends") == 1
+    with open_dataset(Path("out")) as data:
+        assert "\r" not in data.tokenizer.decode(range(data.tokenizer.n_vocab))
 
 
 def test_text_that_changed_is_exit_3_and_force_redoes_it(gpt2: Gpt2, texts: Path) -> None:

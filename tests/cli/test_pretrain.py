@@ -258,7 +258,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(gpt2: Gpt2, recipe: Path, tmp_p
         with open(filler, "r+b") as file:
             file.truncate(filler.stat().st_size - 40_000)  # room for records, not for a checkpoint
         process = command("pretrain", recipe, "--resume", "--name", run, "optim.steps=12")
-        assert "disk is full" in checked_end(process, run)
+        said = checked_end(process, run)
+        assert "too little room" in said and f"{run}/recipe.yaml --resume" in said
     finally:
         subprocess.run(["umount", small], check=True)
 
@@ -380,7 +381,7 @@ def test_an_address_space_limit_is_one_message(recipe: Path, tmp_path: Path) -> 
             "batch.micro_batch=4000",
             "model.n_embd=1024",
             "model.n_head=1",
-            "eval.batches=1",
+            "eval.tokens=1",
         ),
         *("--name", tmp_path / "run"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),

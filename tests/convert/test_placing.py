@@ -119,7 +119,7 @@ def without(name: str) -> Callable[[Path], None]:
         (add("train_state.json"), "train_state.json is none of its model"),
         (add("run.json"), "run.json is none of its model"),
         (add("checkpoints/kept.txt"), "checkpoints is none of its model"),
-        (website, "format None is unknown"),
+        (website, "is damaged, or not a file of gpt2cli"),
         (not_json, "is not JSON"),
         (another_list, "not a model that gpt2 wrote"),
         (project, "not a model that gpt2 wrote"),

@@ -1,5 +1,6 @@
 """Which files are meant: globs, directories, what is refused."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,67 @@ def test_kind_and_gzip_follow_the_name(tmp_path: Path) -> None:
         ("text", False),
         ("jsonl", False),
     ]
+
+
+def test_the_tokenizer_of_a_model_is_no_text(tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt", "notes.txt", "texts/merges.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert names([tmp_path]) == [str(tmp_path / "notes.txt"), str(tmp_path / "texts" / "merges.txt")]
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern"),
+    [
+        (("a.py", "b.py", "c.rs", "d.csv", "e.csv", "f.csv"), "'code/*.py'"),
+        (("a.py", "sub/b.py", ".git/x.rs", ".git/y.rs", ".git/z.rs"), "'code/**/*.py'"),
+        (("a.jsonl.gz", "b.jsonl.gz", "c.py"), "'code/*.jsonl.gz'"),
+        (("a.bin", "b.bin", "c.TeX"), "'code/*.TeX'"),
+    ],
+)
+def test_a_folder_without_texts_names_what_it_holds_most_of(files: tuple[str, ...], pattern: str) -> None:
+    for name in files:
+        path = Path("code", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0\xff" if path.suffix == ".bin" else b"x")
+    with pytest.raises(InputError) as caught:
+        names(["code"])
+    assert caught.value.fix.endswith(pattern)
+    suffix = pattern.rstrip("'").rpartition("*")[2]
+    wanted = [str(Path("code", name)) for name in files if name.endswith(suffix)]
+    assert names(shlex.split(pattern)) == wanted, "the pattern that is named is one that can be typed"
+
+
+@pytest.mark.parametrize("argument", ["nano", "nano/train.bin"])
+def test_token_files_of_nanogpt_are_named_as_what_they_are(argument: str) -> None:
+    Path("nano").mkdir()
+    for name in ("train.bin", "val.bin"):
+        Path("nano", name).write_bytes(b"\1\0\2\0")
+    Path("nano", "readme.md").write_text("about it")
+    with pytest.raises(InputError, match="nanoGPT") as caught:
+        names([argument])
+    assert "TEXT.txt" in caught.value.fix
+    Path("nano", "input.txt").write_text("the text")
+    with pytest.raises(InputError, match="nanoGPT") as caught:
+        names([argument])
+    assert caught.value.fix.endswith("nano/input.txt")
+
+
+@pytest.mark.parametrize(
+    ("sources", "held_out", "fix"),
+    [
+        (["a.txt"], ["./a.txt"], "name it once"),
+        (["books"], ["books/b.txt"], "move it out of books"),
+        (["books/*.txt"], ["books"], "name it once"),
+    ],
+)
+def test_no_file_is_for_both_splits(sources: list[str], held_out: list[str], fix: str) -> None:
+    Path("books").mkdir()
+    for name in ("a.txt", "books/b.txt"):
+        Path(name).write_text("x")
+    with pytest.raises(UsageError, match="named twice") as caught:
+        expand_sources(sources, out=Path("out"), held_out=held_out)
+    assert caught.value.fix == fix
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from teaching import some_records
 
 from gpt2cli.data.instructions import InstructionRecords, read_instructions
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.recipe.schema import InstructDataConfig
+from gpt2cli.recipe.sections import InstructDataConfig
 from gpt2cli.templates import Turn
 
 TALK = [
@@ -92,12 +92,12 @@ def talk(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
         ([{"messages": []}], "record 0: 'messages' is not a list of messages"),
         ([{"messages": "hi"}], "record 0: 'messages' is not a list of messages"),
         ([{"messages": ["hi"]}], "record 0, message 0: must be a JSON object, not text"),
-        (talk(("user", "a"), ("bot", "b")), "record 3, message 1: the role is 'bot'"),
+        (talk(("user", "a"), ("narrator", "b")), "record 3, message 1: the role 'narrator' is not supported"),
         (
             talk(("user", "a"), ("user", "b")),
             "record 3, message 1: the role is user, but it must be assistant",
         ),
-        (talk(("assistant", "a")), "record 3, message 0: the role is assistant, but it must be user"),
+        (talk(("assistant", "a")), "record 3: no message is the user's"),
         (
             talk(("user", "a"), ("system", "b")),
             "record 3, message 1: the role is system, but it must be assistant",

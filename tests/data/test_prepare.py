@@ -57,7 +57,6 @@ def test_every_document_lands_whole_in_one_split_in_order(tmp_path: Path, run: R
         train = documents_of(data.train, data.tokenizer.end_of_text)
         validation = documents_of(data.validation, data.tokenizer.end_of_text)
         assert data.manifest.n_documents == 400 == len(train) + len(validation)
-        assert data.manifest.n_validation_documents == len(validation)
         assert data.manifest.n_bytes == sum(len(text.encode()) for text in texts)
         assert data.manifest.n_tokens == steps[-1].n_tokens
         assert 20 <= len(validation) <= 60  # a tenth, give or take
@@ -87,18 +86,6 @@ def test_a_single_document_is_split_by_its_tail(tmp_path: Path, run: Run, words:
     with open_dataset(tmp_path / "out") as data:
         assert all_of(data.train) == whole[:-n]
         assert all_of(data.validation) == whole[-n:]
-        assert data.manifest.split == "tail of the document"
-
-
-def test_of_few_documents_one_is_for_validation(tmp_path: Path, run: Run) -> None:
-    texts = ["the first", "the second, longer one", "third"]
-    run([jsonl(tmp_path / "a.jsonl", texts)], tmp_path / "out", validation=0.0001, shard_tokens=4)
-    with open_dataset(tmp_path / "out") as data:
-        assert documents_of(data.validation, 50256) == [gpt2().encode("third")]
-        assert documents_of(data.train, 50256) == [gpt2().encode(text) for text in texts[:2]]
-    run([tmp_path / "a.jsonl"], tmp_path / "almost all", validation=0.9999)
-    with open_dataset(tmp_path / "almost all") as data:
-        assert documents_of(data.train, 50256)[0] == gpt2().encode("the first")
 
 
 def test_no_validation_when_none_is_wanted(tmp_path: Path, run: Run) -> None:
@@ -206,10 +193,10 @@ def test_little_validation_and_forced_cuts_are_warned_of(tmp_path: Path, run: Ru
 
 def test_a_second_call_has_nothing_to_do_wherever_the_text_lies_now(tmp_path: Path, run: Run) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["one", "two"])
-    first = run([source], tmp_path / "out")[-1]
+    first = run([source], tmp_path / "out", validation=0.5)[-1]
     before = files_of(tmp_path / "out")
     moved = source.rename(tmp_path / "b.jsonl")
-    (again,) = run([moved], tmp_path / "out")
+    (again,) = run([moved], tmp_path / "out", validation=0.5)
     assert (again.phase, again.n_tokens, again.n_bytes) == ("nothing to do", first.n_tokens, first.n_bytes)
     assert files_of(tmp_path / "out") == before
 

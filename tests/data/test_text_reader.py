@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +37,83 @@ def documents(path: Path, fields: tuple[str, ...] = ("text",)) -> list[str]:
     return found
 
 
-def test_bom_is_dropped_and_crlf_kept(tmp_path: Path) -> None:
+def test_bom_is_dropped_and_crlf_becomes_lf(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo \xef\xbb\xbf")
-    assert documents(tmp_path / "a.txt") == ["one\r\ntwo \ufeff"]
+    assert documents(tmp_path / "a.txt") == ["one\ntwo \ufeff"]
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}')
     assert documents(tmp_path / "a.jsonl") == ["one", "two"]
+
+
+BLOCK = 1 << 20  # bytes of a read
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "n"),
+    [
+        (b"a\r\nb\r\n", "a\nb\n", 2),
+        (b"a\rb\r", "a\rb\r", 0),
+        (b"a\r\r\n\n\r", "a\r\n\n\r", 1),
+        (b"\r\n", "\n", 1),
+        (b"x" * (BLOCK - 1) + b"\r\ny\r\n", "x" * (BLOCK - 1) + "\ny\n", 2),  # between two reads
+        (b"x" * (BLOCK - 1) + b"\ry", "x" * (BLOCK - 1) + "\ry", 0),
+        (b"x" * (BLOCK - 1) + b"\r", "x" * (BLOCK - 1) + "\r", 0),
+        (b"ab \r\n" * BLOCK, "ab \n" * BLOCK, BLOCK),  # several pieces, a border in each place
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.md.gz"])
+def test_line_ends_of_windows_are_counted_and_a_lone_return_stays(
+    name: str, content: bytes, text: str, n: int, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+    (source,) = expand_sources([path], out=tmp_path)
+    reading = SourceReader(source, ("text",))
+    assert "".join(piece.text for piece in reading.pieces()) == text
+    assert reading.n_line_ends == n
+    assert reading.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+WORDS = "naïve “quotes” — cost 5 €\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "program"),
+    [
+        ("cp1252", WORDS, "iconv -f WINDOWS-1252"),
+        ("latin-1", "naïve café\n", "iconv -f LATIN1"),
+        ("utf-16", WORDS, "iconv -f UTF-16 "),
+        ("utf-32", WORDS, "iconv -f UTF-32 "),
+        ("utf-16-le", WORDS, "iconv -f UTF-16LE"),
+        ("utf-16-be", WORDS, "iconv -f UTF-16BE"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a b.txt", "a.jsonl", "a.md.gz"])
+def test_the_command_that_converts_a_file_makes_it_readable(
+    name: str, encoding: str, text: str, program: str, tmp_path: Path
+) -> None:
+    """Run as it is printed: iconv is the other program."""
+    line = json.dumps({"text": text}, ensure_ascii=False) + "\n" if "jsonl" in name else text
+    content = line.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(InputError) as caught:
+        read(Path(name))
+    assert program in caught.value.fix
+    subprocess.run(caught.value.fix, shell=True, check=True)
+    copy = Path(name.removesuffix(".gz"))
+    assert documents(copy.with_name(f"{copy.stem}.utf8{copy.suffix}")) == [text]
+
+
+def test_damaged_utf8_binary_files_and_what_no_windows_program_wrote(tmp_path: Path) -> None:
+    def fix(content: bytes) -> str:
+        Path("a.txt").write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            read(Path("a.txt"))
+        return caught.value.fix
+
+    subprocess.run(fix("naïve ".encode() + b"\xff" + "café".encode()), shell=True, check=True)
+    assert documents(Path("a.utf8.txt")) == ["naïve café"]
+    assert "iconv" not in fix(b"\x7fELF\x02\x01\x01\0\0\0abc\xff\xd8")
+    assert "WINDOWS-1252" not in fix("日本語のテキスト".encode("shift_jis"))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +159,15 @@ def test_a_bad_record_is_named_by_file_and_line(line: str, message: str, tmp_pat
     with pytest.raises(InputError, match=message) as caught:
         read(path)
     assert f"{path}:2: " in caught.value.what
+
+
+def test_the_fix_for_a_missing_field_names_the_longest_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 7, "title": "T", "my content": "long text"}\n')
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "a.jsonl")
+    assert "--text-field 'my content'" in caught.value.fix
+    assert "'data.text_fields=[my content]'" in caught.value.fix
+    assert documents(tmp_path / "a.jsonl", ("my content",)) == ["long text"]
 
 
 def test_fields_are_joined_by_a_blank_line_and_empty_ones_left_out(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def damage(folder: Path, kind: str) -> None:
         ("json", r"manifest\.json:1: is not JSON"),
         ("list", r"manifest\.json: is not a JSON object"),
         ("key", r"manifest\.json: damaged"),
-        ("version", "in version 99, not"),
+        ("version", "newer gpt2cli, in format 99"),
         ("no manifest", "is not a prepared folder"),
         ("unfinished", "its preparation was interrupted"),
     ],

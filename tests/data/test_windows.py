@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gpt2cli.data.windows import TrainingWindows, first_sample, validation_starts
+from gpt2cli.data.windows import TrainingWindows, first_sample, validation_windows
 from gpt2cli.errors import InputError
 
 
@@ -75,8 +75,16 @@ def test_a_text_shorter_than_a_window_is_refused_with_the_counts() -> None:
 
 
 def test_evaluation_windows_are_spread_and_do_not_overlap() -> None:
-    starts = validation_starts(1001, 10, 7)
-    assert len(starts) == 7 and starts[0] == 0
+    windows = validation_windows(1001, 10, 70)
+    starts = [start for start, _ in windows]
+    assert len(starts) == 7 and starts[0] == 0 and {length for _, length in windows} == {10}
     assert all(b - a >= 10 for a, b in itertools.pairwise(starts)) and starts[-1] > 800
-    assert validation_starts(5, 10, 7) == [0]
-    assert validation_starts(31, 10, 99) == [0, 10, 20]
+
+
+def test_all_of_a_text_is_each_target_once() -> None:
+    for n_tokens in (2, 10, 11, 12, 31, 35):
+        for wanted in (None, n_tokens - 1, 10_000):
+            targets = [
+                t for start, n in validation_windows(n_tokens, 10, wanted) for t in range(start, start + n)
+            ]
+            assert targets == list(range(n_tokens - 1))

@@ -11,13 +11,12 @@ import transformers
 from loud import loud
 
 from gpt2cli.checkpoints.folder import load_model, write_manifest, write_model
-from gpt2cli.errors import DivergedError, InputError, UsageError
+from gpt2cli.errors import DivergedError, UsageError
 from gpt2cli.evaluation import perplexity
+from gpt2cli.evaluation.eval_text import EncodedText, encode_documents
 from gpt2cli.evaluation.perplexity import (
-    EncodedText,
     PerplexityProgress,
     SlidingWindow,
-    encode_text,
     measure_perplexity,
     paper_perplexity,
     sliding_window_for,
@@ -58,7 +57,7 @@ def ours(
     folder: Path, text: str, context: int, stride: int, batch: int = 4
 ) -> tuple[PerplexityProgress, EncodedText]:
     loaded = load_model(folder)
-    measured = encode_text(text, loaded.tokenizer, "story")
+    measured = encode_documents([text], loaded.tokenizer, "story")
     return last(
         measure_perplexity(
             loaded.model, measured, SlidingWindow(context, stride, batch), choose_runtime("cpu")
@@ -95,8 +94,8 @@ def test_the_loss_is_that_of_a_plain_loop(
 ) -> None:
     text = STORY if stride > 2 else STORY[:80]
     result, measured = ours(folder, text, context, stride)
-    theirs, count = plain_loop(reference, [measured.end_of_text, *measured.ids], context, stride)
-    assert count == result.n_tokens == result.n_total == len(measured.ids)
+    theirs, count = plain_loop(reference, measured.ids.tolist(), context, stride)
+    assert count == result.n_tokens == result.n_total == len(measured.ids) - 1
     assert result.loss == pytest.approx(theirs, abs=1e-4)
     assert theirs > 3, "a loss this small would hide mistakes"
 
@@ -106,7 +105,7 @@ def test_a_text_shorter_than_a_window_or_just_longer(
     folder: Path, reference: transformers.GPT2LMHeadModel, n_characters: int
 ) -> None:
     result, measured = ours(folder, STORY[:n_characters], 48, 24)
-    ids = [measured.end_of_text, *measured.ids]
+    ids = measured.ids.tolist()
     theirs, count = plain_loop(reference, ids, 48, 24)
     assert (result.n_tokens, result.loss) == (count, pytest.approx(theirs, abs=1e-4))
     # transformers' own loss of a single window, shifted by itself.
@@ -142,13 +141,13 @@ def test_every_token_counts_once_with_enough_before_it(context: int, stride: int
 
 def test_progress_grows_to_the_end_and_the_figures_follow_from_the_sum(folder: Path) -> None:
     loaded = load_model(folder)
-    text = encode_text(STORY, loaded.tokenizer, "story")
+    text = encode_documents([STORY], loaded.tokenizer, "story")
     steps = list(measure_perplexity(loaded.model, text, SlidingWindow(48, 24, 2), choose_runtime("cpu")))
     counts = [step.n_tokens for step in steps]
-    assert len(counts) > 3 and counts == sorted(set(counts)) and counts[-1] == len(text.ids)
+    assert len(counts) > 3 and counts == sorted(set(counts)) and counts[-1] == text.n_targets
     result = steps[-1]
-    assert result.n_windows == len(list(windows(len(text.ids), SlidingWindow(48, 24, 2))))
-    assert result.perplexity == pytest.approx(math.exp(result.nats / len(text.ids)))
+    assert result.n_windows == len(list(windows(text.n_targets, SlidingWindow(48, 24, 2))))
+    assert result.perplexity == pytest.approx(math.exp(result.nats / text.n_targets))
     n_words, n_bytes = len(STORY.split()), len(STORY.encode())
     assert (text.n_words, text.n_bytes) == (n_words, n_bytes)
     assert result.word_perplexity(text) == pytest.approx(math.exp(result.nats / n_words))
@@ -157,7 +156,7 @@ def test_progress_grows_to_the_end_and_the_figures_follow_from_the_sum(folder: P
 
 def test_bf16_is_near_fp32(folder: Path) -> None:
     loaded = load_model(folder)
-    text, sliding = encode_text(STORY, loaded.tokenizer, "story"), SlidingWindow(48, 24, 4)
+    text, sliding = encode_documents([STORY], loaded.tokenizer, "story"), SlidingWindow(48, 24, 4)
     exact = last(measure_perplexity(loaded.model, text, sliding, choose_runtime("cpu", "fp32")))
     rounded = last(measure_perplexity(loaded.model, text, sliding, choose_runtime("cpu", "bf16")))
     assert exact.loss != rounded.loss == pytest.approx(exact.loss, abs=0.05)
@@ -167,7 +166,7 @@ def test_numbers_that_are_not_finite_are_said(folder: Path) -> None:
     loaded = load_model(folder)
     with torch.no_grad():
         loaded.model.transformer.h[1].mlp.c_fc.bias[3] = math.nan
-    text = encode_text(STORY, loaded.tokenizer, "story")
+    text = encode_documents([STORY], loaded.tokenizer, "story")
     with pytest.raises(DivergedError, match="not finite within the first 48 tokens") as caught:
         last(measure_perplexity(loaded.model, text, SlidingWindow(48, 24, 1), choose_runtime("cpu")))
     assert "--precision fp32" in caught.value.fix
@@ -200,13 +199,6 @@ def test_the_defaults_are_the_whole_context_and_half_of_it() -> None:
     assert sliding_window_for(PRESETS["124M"], None, None, None) == SlidingWindow(1024, 512, 2)
 
 
-@pytest.mark.parametrize("text", ["", "a"])
-def test_a_text_with_nothing_to_predict_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=f"short.txt: has {len(text)} tokens") as caught:
-        encode_text(text, gpt2(), "short.txt")
-    assert "--on FILE" in caught.value.fix
-
-
 def test_the_papers_figures_are_for_its_sizes_and_vocabulary_only() -> None:
     found = {size: paper_perplexity(replace(config, dropout=0.1), gpt2()) for size, config in PRESETS.items()}
     assert found == {"124M": 29.41, "355M": 22.76, "774M": 19.93, "1558M": 18.34}
@@ -228,6 +220,6 @@ def test_logits_exist_a_chunk_at_a_time(folder: Path, monkeypatch: pytest.Monkey
 
     head.register_forward_hook(watch)
     monkeypatch.setattr(perplexity, "LOGIT_ROWS", 10)
-    text = encode_text(STORY, loaded.tokenizer, "story")
+    text = encode_documents([STORY], loaded.tokenizer, "story")
     last(measure_perplexity(loaded.model, text, SlidingWindow(48, 24, 8), choose_runtime("cpu")))
     assert most == 10

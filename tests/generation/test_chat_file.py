@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conversing import CHAT, GREEDY, LETTERS, WILD, after, conversing, done, tiny, written
 
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, NewerFormatError
 from gpt2cli.generation.chat_session import Conversation
 from gpt2cli.generation.chat_settings import ChatSettings
 from gpt2cli.model.gpt2 import GPT2LMHead
@@ -148,3 +148,11 @@ def test_anything_else_is_refused_with_its_place(
 def test_what_is_no_conversation_at_all_is_refused(model: GPT2LMHead, value: Any) -> None:
     with pytest.raises(InputError, match=r"^a\.json: .*is not part of a saved conversation"):
         conversing(model).restore(value, "a.json")
+
+
+@pytest.mark.parametrize("newer", [2, "2.0"])
+def test_a_conversation_of_a_later_version_asks_for_the_upgrade(newer: object, model: GPT2LMHead) -> None:
+    stored = said(model).transcript("runs/x") | {"format": newer, "mood": "calm"}
+    with pytest.raises(NewerFormatError) as caught:
+        conversing(model, GREEDY, 3).restore(stored, "a.json")
+    assert caught.value.fix == "pip install --upgrade gpt2cli"

@@ -195,15 +195,16 @@ def test_without_a_network_the_error_says_what_to_put_where(offline: bool, size:
 def test_the_space_for_all_files_and_for_the_model_is_looked_at_first(
     size: Size, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = 2000 + 1_042_301 + 456_318 + 1_000_000  # as far as the sizes are known, and the model
+    # As far as the sizes are known, and the model: its weights in fp32, and 4 MiB for the other files.
+    needed = size.data_bytes + 1_042_301 + 456_318 + size.data_bytes + (4 << 20)
     for free, is_enough in ((needed - 1, False), (needed, True)):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
         if is_enough:
-            fetch(size, site, room=1_000_000)
+            fetch(size, site, convert=True)
         else:
-            with pytest.raises(ResourceError, match="too little space") as caught:
-                fetch(size, site, room=1_000_000)
-            assert caught.value.why == f"{needed:,} more bytes are needed, {free:,} are free"
+            with pytest.raises(ResourceError, match="too little room") as caught:
+                fetch(size, site, convert=True)
+            assert caught.value.why == f"{needed:,} bytes are needed, {free:,} are free"
             assert not site.requests
 
 

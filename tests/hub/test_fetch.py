@@ -255,7 +255,7 @@ def test_the_free_space_is_looked_at_first(out: Path, monkeypatch: pytest.Monkey
     with serving({"/file": CONTENT}) as site:
         error = failure(site, out)
     assert isinstance(error, ResourceError)
-    assert error.why == "20,000 more bytes are needed, 123 are free"
+    assert error.why == "20,000 bytes are needed, 123 are free"
     assert "GPT2_HOME" in error.fix
 
 

@@ -21,7 +21,18 @@ def one_window(gpt2: Call) -> None:
     """Two documents: eight letters and their end to learn from, others to evaluate on."""
     texts = ["".join(json.dumps({"text": text}) + "\n") for text in ("abcdefgh", "hgfedcba")]
     Path("texts.jsonl").write_text("".join(texts), encoding="utf-8")
-    outcome = gpt2("prepare", "texts.jsonl", "--out", "tokens", "--tokenizer", "chars", "--block", "8")
+    outcome = gpt2(
+        "prepare",
+        "texts.jsonl",
+        "--out",
+        "tokens",
+        "--tokenizer",
+        "chars",
+        "--block",
+        "8",
+        "--validation",
+        "0.5",
+    )
     assert outcome.code == 0, outcome.err
 
 

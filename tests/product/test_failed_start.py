@@ -31,7 +31,6 @@ FAILURES: dict[str, tuple[dict[str, Any], str, int]] = {
     "no text": (PRETRAIN, "data.source=nowhere.txt", 3),
     "another tokenizer": (PRETRAIN, "data.tokenizer=gpt2", 2),
     "a text shorter than the context": (PRETRAIN, "model.context=4000", 3),
-    "a prompt of unknown letters": (PRETRAIN, "eval.prompt=ÄÖÜ", 3),
     "no such key": (PRETRAIN, "optim.setps=3", 2),
     "no model to begin with": (INSTRUCT, "init=nowhere", 3),
     "no records": (INSTRUCT, "data.source=texts.csv", 3),

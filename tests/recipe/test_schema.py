@@ -5,14 +5,8 @@ from pydantic import ValidationError
 
 from gpt2cli.model.config import PRESETS
 from gpt2cli.recipe.loader import load_recipe
-from gpt2cli.recipe.schema import (
-    RECIPES,
-    ModelConfig,
-    PretrainRecipe,
-    RecipeSection,
-    in_reading_order,
-    recipe_fields,
-)
+from gpt2cli.recipe.schema import RECIPES, PretrainRecipe, in_reading_order, recipe_fields
+from gpt2cli.recipe.sections import ModelConfig, RecipeSection
 
 
 @pytest.mark.parametrize("kind", RECIPES.values())
@@ -57,6 +51,6 @@ def test_numbers_instead_of_a_size() -> None:
     assert (config.n_layer, config.n_head, config.n_embd, config.mlp_width) == (2, 8, 256, 512)
 
 
-def test_tokens_a_step() -> None:
+def test_half_a_million_tokens_per_step() -> None:
     recipe: PretrainRecipe = load_recipe("gpt2-124m").recipe
-    assert recipe.tokens_per_step == 524_288
+    assert recipe.batch.rows_per_step * recipe.model.context == 524_288  # GPT-2's own

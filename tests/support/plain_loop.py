@@ -24,9 +24,11 @@ class Example:
 
 
 def windows_of(tokens: np.ndarray, starts: Iterable[int], context: int) -> list[Example]:
-    """Windows of a text: each target is the token after its position."""
+    """Windows of a text: each target is the token after its position. The last may be shorter."""
+    ends = [min(i + context, len(tokens) - 1) for i in starts]
     return [
-        Example(tokens[i : i + context].tolist(), tokens[i + 1 : i + context + 1].tolist()) for i in starts
+        Example(tokens[i:end].tolist(), tokens[i + 1 : end + 1].tolist())
+        for i, end in zip(starts, ends, strict=True)
     ]
 
 

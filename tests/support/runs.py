@@ -14,6 +14,8 @@ from gpt2cli.data.prepare import prepare
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.schema import PretrainRecipe
+from gpt2cli.training.base_model import random_weights
+from gpt2cli.training.pretrain_task import PretrainTask
 
 RECIPE = """\
 task: pretrain
@@ -22,7 +24,7 @@ data: {{source: {source}, tokenizer: chars, validation: 0.1}}
 model: {{n_layer: 2, n_head: 2, n_embd: 16, context: 24, dropout: 0.1}}
 batch: {{micro_batch: 3, accumulation: 2}}
 optim: {{steps: 40, lr: 3e-3, warmup_steps: 2}}
-eval: {{every: 10, batches: 2, sample_tokens: 0}}
+eval: {{every: 10, tokens: 144, sample_tokens: 0}}
 log: {{every: 5}}
 checkpoint: {{every: 3, keep: 2}}
 run: {{threads: 2, device: cpu}}
@@ -51,6 +53,11 @@ def tiny(folder: Path, *overrides: str) -> tuple[PretrainRecipe, TokenDataset]:
     for _ in prepare([recipe.data.source], out, PrepareSettings("chars", ("text",), recipe.data.validation)):
         pass
     return recipe, open_dataset(out)
+
+
+def scratch_task(recipe: PretrainRecipe, data: TokenDataset) -> PretrainTask:
+    """Pretraining from random weights."""
+    return PretrainTask(recipe, data, random_weights(recipe, data.tokenizer))
 
 
 def command(

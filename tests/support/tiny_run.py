@@ -22,7 +22,7 @@ PRETRAIN = {
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "context": 8},
     "batch": {"micro_batch": 3, "accumulation": 2},
     "optim": {"steps": 10, "lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 3},
-    "eval": {"every": 100, "batches": 20, "sample_tokens": 0},
+    "eval": {"every": 100, "tokens": "all", "sample_tokens": 0},
     "run": {"device": "cpu", "precision": "fp32", "compile": "off", "threads": 1},
 }
 # So small that adding an update changes no weight: each step's loss is one of the first weights.

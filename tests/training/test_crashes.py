@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from lessons import write_lesson
-from runs import command, losses, tiny, weights_of, write_recipe
+from runs import command, losses, scratch_task, tiny, weights_of, write_recipe
 from teaching import write_teaching
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model
 from gpt2cli.training.loop import train
-from gpt2cli.training.pretrain_task import PretrainTask
 from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint, sweep
 from gpt2cli.training.setup import set_up_training
 from gpt2cli.training.train_state import read_state
@@ -65,7 +64,7 @@ def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(step: int
     """Saves over a run that holds 3 and 6: step 9, so that 3 is pruned, or step 6 once more."""
     recipe, data = tiny(tmp_path, "optim.steps=9", "checkpoint.keep=2")
     run = RunDir(tmp_path / "run")
-    session = set_up_training(PretrainTask(recipe, data), recipe, None)
+    session = set_up_training(scratch_task(recipe, data), recipe, None)
     run.folder.mkdir()
     for _ in train(session, save=lambda: save_checkpoint(run, session), stop=lambda: 0):
         if session.state.step == 8:

@@ -8,7 +8,7 @@ import torch
 
 from gpt2cli.errors import ResourceError
 from gpt2cli.model.config import PRESETS
-from gpt2cli.recipe.schema import BatchConfig
+from gpt2cli.recipe.sections import BatchConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training.estimate import (
     estimate_memory,

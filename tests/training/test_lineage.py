@@ -96,7 +96,7 @@ def test_values_of_other_kinds_are_left_out(checkpoint: Path) -> None:
     (checkpoint / "conversion.json").write_text(
         json.dumps({"source": {"path": "x" * 5000, "files": 3}, "notes": ["a", 1], "verification": []})
     )
-    (checkpoint.parent.parent / "run.json").write_text('{"sessions": [3, {"started": "once"}]}')
+    (checkpoint.parent.parent / "run.json").write_text('{"format": 1, "sessions": [3, {"started": "once"}]}')
     found = read_lineage(checkpoint)
     assert found.progress == {}
     assert found.conversion == {"source.path": "x" * 5000}

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import tiny
+from runs import scratch_task, tiny
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.model.lora import add_lora
-from gpt2cli.recipe.schema import OptimConfig
+from gpt2cli.recipe.sections import OptimConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training import events as ev
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 from gpt2cli.training.loop import train
 from gpt2cli.training.master_weights import MasterWeightsStep
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
-from gpt2cli.training.pretrain_task import PretrainTask
 from gpt2cli.training.run_dir import RunDir, newest_valid_checkpoint, save_checkpoint
 from gpt2cli.training.setup import TrainingSetup, set_up_training
 from gpt2cli.training.torch_compile import uncompiled
@@ -167,7 +166,7 @@ def test_a_compiled_run_resumes_in_the_same_bits(checkpointing: str, tmp_path: P
         found: dict[int, tuple[float, float]] = {}
         for stop_at in stops:
             checkpoint = newest_valid_checkpoint(run)[0] if found else None
-            session = set_up_training(PretrainTask(recipe, data), recipe, checkpoint)
+            session = set_up_training(scratch_task(recipe, data), recipe, checkpoint)
             assert session.runtime.compile and isinstance(session.optimizer_step, MasterWeightsStep), (
                 session.notices
             )
@@ -196,7 +195,7 @@ def test_a_compiler_that_fails_leaves_torchs_own_way(tmp_path: Path, monkeypatch
     monkeypatch.setattr(MasterWeightsStep, "compile", broken)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     recipe, data = tiny(tmp_path, "run.compile=on", "run.precision=bf16", "optim.steps=2")
-    session = set_up_training(PretrainTask(recipe, data), recipe, None)
+    session = set_up_training(scratch_task(recipe, data), recipe, None)
     assert type(session.optimizer_step) is OptimizerStep and session.optimizer_step.model is session.model
     assert session.notices == ("torch.compile does not work here (no such compiler); running without it",)
     (tmp_path / "run").mkdir()

@@ -7,7 +7,7 @@ import torch
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
-from gpt2cli.recipe.schema import OptimConfig
+from gpt2cli.recipe.sections import OptimConfig
 from gpt2cli.training.optimizer_step import (
     OptimizerStep,
     clip_gradients,

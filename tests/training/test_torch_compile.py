@@ -7,7 +7,7 @@ import torch
 
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.recipe.schema import OptimConfig
+from gpt2cli.recipe.sections import OptimConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.torch_compile import compile_blocks, uncompiled

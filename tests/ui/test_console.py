@@ -6,7 +6,9 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -125,6 +127,50 @@ def test_what_is_closed_is_silent_on_stderr_and_an_error_on_stdout(monkeypatch: 
     with sys.stderr, pytest.raises(OSError) as caught, sys.stdout:
         console.out().print("nor this")
     assert caught.value.errno == errno.EBADF
+
+
+def _put_in_place_of(name: str, descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    console.make_streams_safe()
+
+
+@pytest.mark.parametrize("make", [os.pipe, pty.openpty])
+def test_without_a_reader_stdout_fails_unless_it_may_and_stderr_is_silent(
+    make: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = make()
+    os.close(reader)
+    _put_in_place_of("stdout", writer, monkeypatch)
+    with pytest.raises(BrokenPipeError):
+        print("a result", flush=True)
+    console.let_stdout_fail()
+    print("a path", flush=True)
+    _put_in_place_of("stderr", writer, monkeypatch)
+    console.say("a message")
+    os.close(writer)
+
+
+def test_a_full_stream_that_does_not_block_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    _put_in_place_of("stdout", writer, monkeypatch)
+    read = bytearray()
+
+    def read_all() -> None:
+        with open(reader, "rb") as file:
+            read.extend(file.read())
+
+    thread = threading.Thread(target=read_all)
+    print("x" * 60_000, flush=True)  # nearly what a pipe holds
+    timer = threading.Timer(0.05, thread.start)
+    timer.start()
+    print("y" * 60_000, flush=True)
+    os.close(writer)
+    timer.join()
+    thread.join()
+    assert read.decode().split() == ["x" * 60_000, "y" * 60_000]
 
 
 def _on_a_terminal(code: str, **environment: str) -> bytes:

@@ -58,9 +58,9 @@ def test_plain_lines() -> None:
         view.show(Stopped(90, "finished"))
     assert told(view) == [
         "step 10/90  loss 4.123  lr 4.0e-04  norm 1.23  421 tok/s",
-        "step 10/90  val loss 4.500  perplexity 90.0  best",
+        "step 10/90  val loss 4.500  perplexity 90.0  over 1,000 tokens  best",
         "saved step-000010 in 0.4 s",
-        "step 20/90  val loss 9.900  perplexity 19,930.4",
+        "step 20/90  val loss 9.900  perplexity 19,930.4  over 1,000 tokens",
         "warning: step 21 was skipped: loss nan, gradient norm inf (2 in a row; the run stops after 10)",
         "warning: the loss at step 22 is 93.000, far above its recent 4.100",
         "finished at step 90 of 90; best validation loss 4.500 at step 10",
@@ -132,8 +132,8 @@ def test_the_table_on_a_terminal() -> None:
     heading, *rows = told(view)[:4]
     assert heading.split("  ")[-1] == "perplexity"
     assert rows[0].split() == ["10/90", "4.123", "4.0e-04", "1.23", "421"]
-    assert rows[1].split() == ["10/90", "4.500", "90.0", "best"]
-    assert rows[2].split() == ["20/90", "4.600", "1.0e+09"]
+    assert rows[1].split() == ["10/90", "4.500", "90.0", *"over 1,000 tokens best".split()]
+    assert rows[2].split() == ["20/90", "4.600", "1.0e+09", *"over 1,000 tokens".split()]
     # Cells end where their headings end.
     assert rows[0].index("4.123") + 5 == heading.index("train loss") + len("train loss")
     assert rows[1].index("4.500") + 5 == heading.index("val loss") + len("val loss")
@@ -169,8 +169,8 @@ def test_what_a_task_measures_takes_the_place_of_the_perplexity() -> None:
     event = EvalDone(10, 0.25, math.exp(0.25), 150, True, 1.0, {"accuracy": 0.96, "macro_f1": 0.9571})
     with view_on(90) as view:
         view.show(event)
-    assert told(view) == ["step 10/90  val loss 0.250  accuracy 0.960  macro f1 0.957  best"]
+    assert told(view) == ["step 10/90  val loss 0.250  accuracy 0.960  macro f1 0.957  over 150 texts  best"]
     with view_on(90, terminal=True) as view:
         view.show(event)
     row = told(view)[-1]
-    assert "0.250" in row and "accuracy 0.960  macro f1 0.957  best" in row and "1.28" not in row
+    assert "0.250" in row and "accuracy 0.960  macro f1 0.957  over 150 texts  best" in row and "1.28" not in row

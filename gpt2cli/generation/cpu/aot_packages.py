@@ -67,8 +67,8 @@ def require_compiler() -> None:
 
 def find_package(config: GPT2Config, precision: str) -> Path | None:
     """The package for this config, precision, machine and thread count, if it is intact."""
-    folder = _folder(config, precision)
     try:
+        folder = _folder(config, precision)
         stored = json.loads((folder / FACTS).read_bytes())
         package = folder / PACKAGE
         wanted = {"facts": _facts(config, precision), "sha256": sha256_of(package)}
@@ -94,14 +94,15 @@ def build_package(config: GPT2Config, precision: str) -> Path:
             _failure(folder).unlink(missing_ok=True)
             _build(config, precision, folder)
     except OSError as error:
-        raise BuildError(f"the compiled step cannot be kept ({_first_line(error)})") from error
+        what = f"the compiled step cannot be kept ({_first_line(error)}); GPT2_HOME may name another place"
+        raise BuildError(what) from error
     return folder / PACKAGE
 
 
 def has_failed(config: GPT2Config, precision: str) -> bool:
     """Whether the last build of this package failed: with the same facts it would again."""
     failure = _failure(_folder(config, precision))
-    return failure.is_file() and failure.read_text() == json.dumps(_facts(config, precision))
+    return os.path.isfile(failure) and failure.read_text() == json.dumps(_facts(config, precision))
 
 
 def _build(config: GPT2Config, precision: str, folder: Path) -> None:

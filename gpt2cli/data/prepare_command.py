@@ -1,0 +1,112 @@
+"""A prepared folder and a recipe: the settings that a recipe asks for, a refusal where the folder has
+others, and the `gpt2 prepare` command that would make the folder again.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2cli.data.input_files import STDIN, STDIN_NAME
+from gpt2cli.data.manifest import PrepareSettings, SourceRecord, TokenManifest
+from gpt2cli.errors import UsageError
+from gpt2cli.tokenizer.base import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt2cli.recipe.sections import DataConfig  # `gpt2 prepare` needs no schema of recipes
+
+SMALL = 20_000  # tokens: a text below may have fewer than the default --block of another tokenizer
+
+
+def prepare_settings(data: "DataConfig", tokenizer: Tokenizer | None = None) -> PrepareSettings:
+    """The settings for the text of a recipe; `tokenizer` is that of a base model, if there is one."""
+    validation = 0.1 if data.validation is None else data.validation
+    return PrepareSettings(
+        tokenizer=tokenizer.name if tokenizer else data.tokenizer or "gpt2",
+        text_fields=data.text_fields or ("text",),
+        validation=0.0 if data.validation_source else validation,
+    )
+
+
+def require_same_settings(
+    folder: Path,
+    manifest: TokenManifest,
+    *,
+    tokenizer: str | None = None,
+    validation: float | None = None,
+    text_fields: Sequence[str] | None = None,
+    validation_source: str | None = None,
+) -> None:
+    """Raise UsageError if a recipe whose data.source is the prepared folder asks for other settings than
+    the folder's. None: not asked for.
+    """
+    made = manifest.settings
+    has_fields = any(source.kind != "text" for source in manifest.sources)
+    held_out = shlex.join(manifest.validation_arguments)
+    split = held_out or _number(made.validation)
+    if tokenizer is not None and tokenizer != made.tokenizer:
+        command = prepare_command(manifest, folder, tokenizer=tokenizer)
+        raise _other(folder, "tokenizer", tokenizer, made.tokenizer, command)
+    if validation_source is not None:
+        command = prepare_command(manifest, folder, validation_source=validation_source)
+        raise _other(folder, "validation_source", validation_source, split, command)
+    if validation is not None and (held_out or validation != made.validation):
+        command = prepare_command(manifest, folder, validation=validation)
+        raise _other(folder, "validation", _number(validation), split, command)
+    if text_fields is not None and has_fields and tuple(text_fields) != made.text_fields:
+        command = prepare_command(manifest, folder, text_fields=text_fields)
+        asked, found = (f"[{', '.join(names)}]" for names in (text_fields, made.text_fields))
+        raise _other(folder, "text_fields", asked, found, command)
+
+
+def prepare_command(
+    manifest: TokenManifest,
+    folder: Path,
+    *,
+    tokenizer: str | None = None,
+    validation: float | None = None,
+    text_fields: Sequence[str] | None = None,
+    validation_source: str | None = None,
+    block: int | None = None,
+) -> str:
+    """The shell command that prepares the folder's text again, with these settings changed."""
+    made = manifest.settings
+    from_stdin = [source for source in manifest.sources if source.path == STDIN_NAME]
+    # Without arguments in the manifest (version 1): a source's path is what was typed, or found for it.
+    words = ["gpt2", "prepare", *(manifest.arguments or [_typed(source) for source in manifest.sources])]
+    held_out = manifest.validation_arguments if validation is None else ()
+    if validation_source is not None:
+        held_out = (validation_source,)
+    share = made.validation if validation is None else validation
+    words += [word for name in held_out for word in ("--validation-source", name)]
+    words += [] if held_out else ["--validation", _number(share)]
+    tokenizer = tokenizer or made.tokenizer
+    if tokenizer != "gpt2":
+        words += ["--tokenizer", str(folder) if tokenizer == "bpe" else tokenizer]
+    fields = tuple(text_fields or made.text_fields)
+    if fields != ("text",) or any(source.kind == "jsonl" for source in from_stdin):
+        words += [word for name in fields for word in ("--text-field", name)]
+    if made.shard_tokens != PrepareSettings.shard_tokens:
+        words += ["--shard-tokens", str(made.shard_tokens)]
+    if made.seed != PrepareSettings.seed:
+        words += ["--seed", str(made.seed)]
+    if block is None and manifest.n_tokens * (1 - share) < SMALL:
+        block = 1
+    words += [] if block is None else ["--block", str(block)]
+    return shlex.join([*words, "--out", str(folder), "--force"]) + (" < TEXT.txt" if from_stdin else "")
+
+
+def _other(folder: Path, key: str, asked: str, made: str, command: str) -> UsageError:
+    return UsageError(
+        f"data.{key} is {asked}, but {folder} was prepared with {made}",
+        "a prepared folder keeps its tokenizer and its split",
+        f"data.{key}=null, or {command}",
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def _typed(source: SourceRecord) -> str:
+    return STDIN if source.path == STDIN_NAME else source.path

@@ -1,0 +1,100 @@
+"""The relative paths in a recipe whose run is resumed from another folder, or after it was moved.
+
+They were typed in the folder where the run began, which run.json records. A resume looks there first,
+then at the same place beside the run, then where it is started.
+"""
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gpt2cli import paths
+from gpt2cli.data.corpora import BUNDLED, CORPORA
+from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.recipe import yaml_lines
+from gpt2cli.recipe.schema import SCRATCH, Recipe
+from gpt2cli.training.run_dir import RunDir, started_in
+
+INIT = "init"
+KEYS = ("data.source", "data.validation_source", INIT)
+
+
+def absolute_paths(overrides: Sequence[str]) -> list[str]:
+    """The overrides that were typed for a resume: a relative path is one from here."""
+    return [_absolute(word) for word in overrides]
+
+
+def moved_paths(run: RunDir, recipe: Recipe, resume: str) -> list[str]:
+    """Overrides that name the files of a resumed run's recipe where they are now; none if they lie here.
+
+    `resume` is the command line. Raises InputError that completes it for a path that is nowhere.
+    """
+    places = list(dict.fromkeys(_places(run)))
+    overrides = []
+    for key in KEYS:
+        value = _value(recipe, key)
+        if value is None or _is_name(key, value):
+            continue
+        if (path := _find(key, value, places)) is None:
+            if key == INIT and recipe.task == "pretrain" and recipe.train == "all":
+                continue  # a resume takes the run's own weights
+            looked = "" if paths.expand(value).is_absolute() else f"looked in {', '.join(map(str, places))}"
+            raise InputError(f"{key}: {value} is not there any more", looked, f"{resume} {key}=/new/path")
+        here = Path(os.path.abspath(paths.expand(value)))
+        if path.absolute() != here and path.absolute() != here.parent / paths.runs() / here.name:
+            overrides.append(f"{key}={json.dumps(str(path), ensure_ascii=False)}")
+    return overrides
+
+
+def _places(run: RunDir) -> Iterator[Path]:
+    """The folders to which a relative path may belong, the likeliest first."""
+    for began_in, run_was in started_in(run):
+        yield Path(began_in)
+        yield Path(os.path.normpath(run.folder.resolve() / os.path.relpath(began_in, run_was)))
+    yield Path.cwd()
+    yield run.folder.resolve().parent.parent  # a run of an older version, in its project's ./runs
+
+
+def _find(key: str, value: str, places: Sequence[Path]) -> Path | None:
+    """What `value` names in the first of the places that has it; a model may be a run of that name."""
+    path = paths.expand(value)  # joined to a place, an absolute path stays itself
+    for place in places:
+        if key != INIT and (os.path.lexists(place / path) or glob.glob(str(place / path), recursive=True)):
+            return place / path
+        for folder in (place / path, place / "runs" / path) if key == INIT else ():
+            if paths.is_run(folder) or paths.is_model(folder):
+                return folder
+    if key == INIT:
+        try:
+            return paths.find_model(value)
+        except InputError:
+            return None
+    return None
+
+
+def _is_name(key: str, value: str) -> bool:
+    """Whether the value is no path, but the name of a corpus or of a model."""
+    if key == INIT:
+        return value in (SCRATCH, paths.NEWEST) or paths.canonical_size(value) is not None
+    return value in CORPORA or value in BUNDLED
+
+
+def _value(recipe: Recipe, key: str) -> str | None:
+    section, _, name = key.rpartition(".")
+    return getattr(getattr(recipe, section) if section else recipe, name, None)
+
+
+def _absolute(word: str) -> str:
+    key, _, text = word.partition("=")
+    if key not in KEYS:
+        return word
+    try:
+        value = yaml_lines.parse_value(text, word)
+    except Gpt2Error:
+        return word  # loading the recipe says so
+    if not isinstance(value, str) or _is_name(key, value):
+        return word
+    path = _find(key, value, [Path.cwd()])
+    return f"{key}={json.dumps(os.path.abspath(path), ensure_ascii=False)}" if path else word
