@@ -22,8 +22,9 @@ def require_room(path: Path, n_bytes: int, fix: str) -> None:
 
 def full_disk(path: Path, fix: str, n_bytes: int | None = None) -> ResourceError:
     """The error for a write of `n_bytes` to `path` that found no room."""
-    needed = f"{n_bytes:,} bytes are needed, " if n_bytes else ""
-    return ResourceError(f"{path}: the disk is full", f"{needed}{free_bytes(path):,} are free", fix)
+    free = f"{free_bytes(path):,} bytes are free"
+    why = f"{n_bytes:,} bytes are needed, {free}" if n_bytes else free
+    return ResourceError(f"{path}: the disk is full", why, fix)
 
 
 def free_bytes(path: Path) -> int:

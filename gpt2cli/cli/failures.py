@@ -6,10 +6,12 @@ import re
 import resource
 import time
 import traceback
+from pathlib import Path
 
 import typer
 
 from gpt2cli import paths
+from gpt2cli.disk_space import full_disk
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 
 # What the operating system reports: a full disk, a quota, missing rights, closed or too many files.
@@ -43,6 +45,11 @@ def explain(error: Exception) -> Gpt2Error:
         return ResourceError("out of memory", fix="close other programs, or use a smaller model or batch")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
         why, fix = _RESOURCES[error.errno]
+        if error.errno == errno.ENOSPC and isinstance(error.filename, str):
+            path = Path(error.filename)
+            if paths.has_home() and paths.gpt2_home() in path.parents:
+                fix = f"free some space, or {paths.SET_HOME}"
+            return full_disk(path, fix)
         return ResourceError(
             f"{error.filename or 'stdout or a file'}: {why}", str(error.strerror or error), fix
         )

@@ -53,7 +53,7 @@ def prepare(
     block: Annotated[
         int, typer.Option(help="Context length for training; fail if there is less text.")
     ] = 1024,
-    workers: Annotated[int, typer.Option(help="Threads; 0: one per core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0: one per core.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier result in --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -88,7 +88,7 @@ def prepare(
     _refuse_foreign(out)
     found = expand_sources(sources, out=out, held_out=validation_sources, stdin_is_jsonl=stdin_is_jsonl)
     files.require_writable(out)
-    with files.lock(out):
+    with files.lock(out), files.naming(out):
         files.sweep(out)
         job = PrepareJob(
             found,
@@ -137,6 +137,7 @@ def prepare_cached(
             except ResourceError:
                 yield PrepareProgress("waiting", out)
                 time.sleep(0.2)
+        stack.enter_context(files.naming(out))
         files.sweep(out)
         require_replaceable(out)
         if not again and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from gpt2cli.errors import InputError, UsageError, require_format
+from gpt2cli.errors import InputError, NewerFormatError, UsageError, require_format
 from gpt2cli.generation.chat_prompt import ChatFormat, Exchange
 from gpt2cli.generation.chat_settings import SETTINGS, ChatSettings
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
@@ -54,8 +54,12 @@ def from_json(value: Any, tokenizer: Tokenizer, where: str) -> Transcript:
     Raises InputError for anything else that `to_json` does not write, NewerFormatError for what a later
     version did.
     """
-    if isinstance(value, dict) and "format" in value:
-        require_format(where, value["format"], FORMAT)
+    try:
+        require_format(where, value.get("format") if isinstance(value, dict) else None, FORMAT)
+    except NewerFormatError:
+        raise
+    except InputError as error:
+        raise _wrong(where, "format" if isinstance(value, dict) else "", error.why) from None
     try:
         file = _File.model_validate(value)
         settings = ChatSettings(**file.settings.model_dump())

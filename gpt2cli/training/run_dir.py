@@ -121,9 +121,10 @@ def start_run(run: RunDir, task: str) -> Iterator[None]:
             except BaseException as error:
                 if not run.record.exists():
                     _remove_new(run.folder, before)
-                path = Path(os.fsdecode(error.filename or "")) if isinstance(error, OSError) else Path()
-                if isinstance(error, OSError) and error.errno in FULL and run.folder in path.parents:
-                    raise full_disk(path, _room_fix(run, task)) from error
+                if isinstance(error, OSError) and error.errno in FULL:
+                    path = Path(str(error.filename or ""))
+                    if run.folder in path.parents:  # and not, say, where stdout goes
+                        raise full_disk(path, _room_fix(run, task)) from error
                 raise
     except BaseException:
         for folder in made:

@@ -106,8 +106,6 @@ def test_nothing_to_resume(gpt2: Gpt2, recipe: Path) -> None:
         (["optim.lr=-1"], "must be > 0"),
         (["run.device=tpu"], "run.device"),
         (["run.device=mps"], "mps is not available"),
-        (["eval.prompt=" + "a" * 30], "eval.prompt has 30 tokens"),
-        (["eval.prompt=☃"], "U+2603"),
         (["model.context=100000"], "model.context="),
     ],
 )
@@ -264,7 +262,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(gpt2: Gpt2, recipe: Path, tmp_p
         subprocess.run(["umount", small], check=True)
 
 
-def test_a_log_on_a_full_device_ends_the_run_with_the_checkpoint_kept(gpt2: Gpt2, recipe: Path) -> None:
+def test_messages_to_a_full_device_cost_no_step(gpt2: Gpt2, recipe: Path) -> None:
     run = two_starts(gpt2, recipe)
     with open("/dev/full", "w") as full:
         process = subprocess.Popen(
@@ -272,8 +270,9 @@ def test_a_log_on_a_full_device_ends_the_run_with_the_checkpoint_kept(gpt2: Gpt2
             stdout=subprocess.DEVNULL,
             stderr=full,
         )
-        assert process.wait(60) == 4
-    assert newest_valid_checkpoint(RunDir(run))[0] is not None
+        assert process.wait(60) == 0
+    checkpoint, _ = newest_valid_checkpoint(RunDir(run))
+    assert checkpoint and checkpoint.name == "step-000012"
 
 
 def test_an_unwritable_place_is_refused_before_any_work(gpt2: Gpt2, recipe: Path) -> None:
@@ -319,7 +318,8 @@ def test_data_that_shrinks_during_the_run_is_an_error_and_no_crash(
 ) -> None:
     assert (
         gpt2(
-            "prepare", tmp_path / "story.txt", "--out", "tokens", "--tokenizer", "chars", "--block", "25"
+            *("prepare", tmp_path / "story.txt", "--out", "tokens", "--tokenizer", "chars", "--block", "25"),
+            *("--validation", "0.1"),
         ).code
         == 0
     )
@@ -337,7 +337,8 @@ def test_data_that_shrinks_during_the_run_is_an_error_and_no_crash(
 def test_truncated_tokens_are_refused_before_the_first_step(gpt2: Gpt2, recipe: Path, tmp_path: Path) -> None:
     assert (
         gpt2(
-            "prepare", tmp_path / "story.txt", "--out", "tokens", "--tokenizer", "chars", "--block", "25"
+            *("prepare", tmp_path / "story.txt", "--out", "tokens", "--tokenizer", "chars", "--block", "25"),
+            *("--validation", "0.1"),
         ).code
         == 0
     )
@@ -351,7 +352,11 @@ def test_divergence_exits_6_and_names_a_smaller_rate(
     gpt2: Gpt2, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = PretrainTask.loss_sum
-    monkeypatch.setattr(PretrainTask, "loss_sum", lambda *a: original(*a) * float("nan"))
+
+    def nan_in_training(*arguments: Any) -> torch.Tensor:
+        return original(*arguments) * (float("nan") if torch.is_grad_enabled() else 1.0)
+
+    monkeypatch.setattr(PretrainTask, "loss_sum", nan_in_training)
     done = gpt2("pretrain", recipe, "run.max_skipped_steps=2")
     assert done.code == 6 and "optim.lr=0.001" in done.err and "skipped" in done.err
 

@@ -15,7 +15,9 @@ from gpt2cli.recipe.loader import load_recipe, shipped_recipes
 from gpt2cli.ui import console
 
 NAMES = [
+    "finetune-text",
     "gpt2-124m",
+    "gpt2-mini",
     "instruct",
     "instruct-lora",
     "shakespeare",

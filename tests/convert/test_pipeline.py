@@ -239,7 +239,7 @@ def test_no_room(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         free = 1000
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
-    with pytest.raises(ResourceError, match="bytes are needed and 1,000 are free"):
+    with pytest.raises(ResourceError, match="bytes are needed, 1,000 are free"):
         run(foreign, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

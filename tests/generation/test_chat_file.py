@@ -103,7 +103,8 @@ def remove(*path: Any) -> Callable[[Any], None]:
 
 
 WRONG = [
-    (change("format", to=2), "format"),
+    (change("format", to=0), "format"),
+    (remove("format"), "format"),
     (change("more", to=1), "more"),
     (remove("turns"), "turns"),
     (change("turns", to={}), "turns"),

@@ -5,6 +5,7 @@ One process, since what it gives up it cannot take back.
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -86,3 +87,18 @@ def test_a_user_without_a_home(place: Path) -> None:
     assert done.stdout.startswith("mine/run\n") and (place / "mine/run/loss.png").is_file()
     assert [path.name for path in (place / "mine").iterdir()] == ["run"]
     assert not list((place / "mine/run").glob(".partial*"))
+
+
+@pytest.mark.parametrize("megabytes", [70, 300])  # below what Python's own modules need, and torch
+def test_an_address_space_too_small(megabytes: int, tmp_path: Path) -> None:
+    limit = megabytes << 20
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2cli", "pretrain", "verdict"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 4 and "fix: ulimit -v unlimited" in done.stderr, done.stderr
+    assert f"{limit >> 10:,} KiB" in done.stderr and not list(tmp_path.iterdir())

@@ -80,7 +80,7 @@ def test_a_write_that_finds_the_disk_full(name: str, gpt2: Call, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", full)
     done = gpt2("pretrain", "run.yaml")
-    assert done.code == 4 and "the disk is full" in done.err and "are free" in done.err, done.err
+    assert done.code == 4 and "the disk is full" in done.err and "bytes are free" in done.err, done.err
     assert name in done.err
     if name == "metrics.jsonl":  # the first of the files: nothing has begun
         return

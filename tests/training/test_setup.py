@@ -10,6 +10,7 @@ import torch
 from runs import scratch_task, tiny
 
 from gpt2cli import files, paths
+from gpt2cli.data.prepare_command import require_same_settings
 from gpt2cli.errors import DivergedError, InputError, UsageError
 from gpt2cli.training import events as ev
 from gpt2cli.training.loop import train
@@ -214,16 +215,15 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
 def test_a_folder_prepared_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
     _, data = tiny(tmp_path)
-    recipe, _ = tiny(tmp_path, "data.tokenizer=gpt2")
     with pytest.raises(UsageError, match=r"data.tokenizer is gpt2, .* chars"):
-        set_up_training(scratch_task(recipe, data), recipe, None)
+        require_same_settings(data.folder, data.manifest, tokenizer="gpt2")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("batch.micro_batch=2", "batch.micro_batch: 3 -> 2"),
-        ("batch.accumulation=1", "batch.accumulation: 2 -> 1"),
+        ("batch.micro_batch=2", r"batch.micro_batch \* batch.accumulation: 6 -> 4"),
+        ("batch.accumulation=1", r"batch.micro_batch \* batch.accumulation: 6 -> 3"),
         ("seed=8", "seed: 7 -> 8"),
         ("model.context=20", "model.context: 24 -> 20"),
         ("model.n_layer=1", "model.n_layer: 2 -> 1"),
