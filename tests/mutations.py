@@ -72,8 +72,8 @@ MUTATIONS = [
     Mutation(
         "validation from the training split",
         "training/pretrain_task.py",
-        "validation, n_rows = self.data.validation, self.recipe.batch.micro_batch",
-        "validation, n_rows = self.data.train, self.recipe.batch.micro_batch",
+        "validation, n_rows = self.data.validation,",
+        "validation, n_rows = self.data.train,",
         "product/test_evaluation.py",
     ),
     Mutation(

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +128,6 @@ def test_an_emoji_comes_whole_and_a_dangling_tail_is_replaced(chat: Chat, tmp_pa
     n_tokens = len(WORDS.encode("😂🎉"))
     assert chat(folder, "a\n", "-t", "0")[1] == "😂🎉\n"
     assert chat(folder, "a\n", "-t", "0", "-n", str(n_tokens - 1))[1] == "😂\ufffd\n"
-
-
-def test_only_what_is_new_is_read(turns: Turns) -> None:
-    asked = turns("\n".join(f"question {n}" for n in range(6)), "-n", "3")
-    assert [turn["dropped_turns"] for turn in asked] == [0] * 6
-    for before, turn in pairwise(asked):
-        n_known = before["prompt_tokens"] + before["new_tokens"]
-        # The last token of a reply has been chosen, but not read.
-        assert turn["prefilled_tokens"] == turn["prompt_tokens"] - n_known + 1
 
 
 def test_undo_leaves_no_trace_and_retry_asks_with_other_chance(turns: Turns) -> None:

@@ -307,6 +307,8 @@ def test_a_file_is_no_model_yet(command: tuple[str, ...], gpt2: Gpt2, model: Pat
     assert outcome.err.endswith(f"fix: gpt2 convert {path}\n")
     part = gpt2(*command, model / "model.safetensors")
     assert part.code == 3 and part.err.endswith(f"fix: use {model}\n")
+    (tmp_path / "124M").touch()  # no size
+    assert "fix: gpt2 download 124M" in gpt2(*command, "124M").err
 
 
 def test_a_run_tells_where_it_comes_from(

@@ -158,19 +158,12 @@ def test_hparams_that_are_no_table_of_numbers_are_refused(text: str, folder: Pat
 
 
 @pytest.mark.parametrize("name", [INDEX, DATA, "hparams.json", "encoder.json", "vocab.bpe"])
-@pytest.mark.parametrize("kind", ["missing", "fifo", "folder", "loop", "endless"])
+@pytest.mark.parametrize("kind", ["missing", "fifo"])  # test_files.py has what else is no file
 def test_files_that_are_missing_or_no_files_are_refused(name: str, kind: str, folder: Path) -> None:
     path = folder / name
     path.unlink()
-    match kind:
-        case "fifo":
-            os.mkfifo(path)
-        case "folder":
-            path.mkdir()
-        case "loop":
-            path.symlink_to(path)
-        case "endless":
-            path.symlink_to("/dev/zero")
+    if kind == "fifo":
+        os.mkfifo(path)
     with pytest.raises(InputError) as caught, open_openai(folder):
         pass
     assert name in str(caught.value)

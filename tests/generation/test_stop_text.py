@@ -1,8 +1,6 @@
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gpt2cli.errors import InputError
 from gpt2cli.generation.stop_text import Continuation
@@ -23,14 +21,6 @@ def test_pieces_put_together_are_the_decoded_text(text: str) -> None:
     assert "".join(pieces) == reply.text == text
     assert reply.finish_reason == "length"
     assert "�" not in "".join(pieces)
-
-
-@settings(max_examples=60)
-@given(st.lists(st.integers(0, 50255), max_size=30))
-def test_any_ids_stream_to_what_decode_gives(ids: list[int]) -> None:
-    reply, pieces = feed(ids)
-    assert "".join(pieces) == reply.text == gpt2().decode(ids)
-    assert reply.ids == ids
 
 
 def test_a_dangling_part_of_a_character_is_shown_at_the_end() -> None:

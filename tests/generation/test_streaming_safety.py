@@ -62,7 +62,7 @@ def test_sequences_are_streamed_as_they_decode_and_shown_safely(n: int) -> None:
         reply, pieces = streamed(ids)
         said = ids[: ids.index(end)] if end in ids else ids
         whole = gpt2().decode(said)
-        assert "".join(pieces) == reply.text == whole
+        assert "".join(pieces) == reply.text == whole and reply.ids == said
         shown = "".join(map(printable, pieces))
         assert shown == printable(whole)
         assert not UNSAFE.search(shown), ascii(shown)

@@ -247,6 +247,8 @@ def test_where_the_files_came_from_is_recorded_and_kept(size: Size, site: Site) 
         '{"files": {"a": 1}}',
         '{"files": {"a": {"n_bytes": "x"}}}',
         "\xff",
+        '{"origin": {"source": "", "address": "", "revision": ""}, "command": "", "names": [],'
+        ' "files": {"a": {"size": "1", "sha256": "2", "by": "first seen"}}}',
     ],
 )
 def test_a_broken_record_is_an_error_with_its_path(text: str, size: Size, site: Site, tmp_path: Path) -> None:
@@ -257,13 +259,3 @@ def test_a_broken_record_is_an_error_with_its_path(text: str, size: Size, site: 
         fetch(size, site)
     assert str(path) in caught.value.what
     assert f"rm {path}" in caught.value.fix
-
-
-def test_a_record_with_values_of_other_kinds_is_refused(size: Size, site: Site) -> None:
-    path = openai_folder(size) / NAME
-    path.parent.mkdir(parents=True)
-    origin = {"source": "openai", "address": "", "revision": ""}
-    record = {"size": "1", "sha256": "2", "by": "first seen"}
-    path.write_text(json.dumps({"origin": origin, "command": "", "names": [], "files": {"a": record}}))
-    with pytest.raises(InputError, match="cannot be read"):
-        fetch(size, site)

@@ -158,7 +158,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_too_small_is_noticed_before_a_byte_comes(small_disk: Path) -> None:
     with serving({"/file": CONTENT}) as site, pytest.raises(ResourceError) as caught:
         list(fetch(f"{site.address}/file", small_disk / "file", KNOWN, policy=QUICK))
-    assert caught.value.why == "3,000,000 more bytes are needed, 2,097,152 are free"
+    assert caught.value.why == "3,000,000 bytes are needed, 2,097,152 are free"
     assert list(small_disk.iterdir()) == []
 
 
@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_on_the_way_keeps_what_came(kind: str, small_disk: 
         filler.write_bytes(b"x" * 500_000)  # what was free when it looked is gone when it writes
         with pytest.raises(ResourceError) as caught:
             list(steps)
-        assert re.search("[1-9][0-9,]* more bytes are needed, 0 are free", caught.value.why)
+        assert re.search("[1-9][0-9,]* bytes are needed, 0 bytes are free", caught.value.why)
         assert not out.exists()
         assert (small_disk / ".partial-file").stat().st_size > 1_000_000
         filler.unlink()

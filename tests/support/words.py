@@ -5,12 +5,14 @@ Models of it are a hundredth of the size of those of GPT-2's vocabulary.
 
 import re
 
+from gpt2cli.templates import PREAMBLE
 from gpt2cli.tokenizer.base import END_OF_TEXT
 from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF
 
-SAID = (
+SAID = (  # words without a space before them last: what they begin with is in others too
+    f"{PREAMBLE}\nInstruction\nInput\nResponse\nUser\nAssistant\nSystem\nSay\nGo"
     " zero one two three four word times and it a question of some length, asked again why so on nothing"
-    "\nUser\nAssistant\nSystem\nSay\nword\nwhy\nand\nGo\nquestion"
+    "\nword\nwhy\nand\nquestion"
 )
 
 
