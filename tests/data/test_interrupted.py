@@ -67,7 +67,7 @@ def kill_until_done(out: Path, tokenizer: str, sources: list[str], n_kills: int,
     n_continued = 0
     for _ in range(n_kills):
         process = start(out, tokenizer, sources)
-        time.sleep(draw.uniform(0, whole / 3))
+        time.sleep(draw.uniform(0, 0.8 * whole))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         n_continued += (out / "journal.json").exists() and '"n_chunks": 0' not in (
