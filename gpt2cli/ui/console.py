@@ -151,13 +151,17 @@ class _Descriptor(io.FileIO):
             raise
 
 
-def _safe(stream: TextIO | None, *, may_fail: bool) -> io.TextIOWrapper:
+def _safe(stream: TextIO | None, *, may_fail: bool) -> TextIO:
     """The same stream over a `_Descriptor`."""
     if stream is None:  # closed by the parent process; a write fails with EBADF
         raw, encoding = _Descriptor(os.open(os.devnull, os.O_RDONLY), "wb"), "utf-8"
     else:
         stream.flush()
-        raw, encoding = _Descriptor(stream.fileno(), "wb", closefd=False), stream.encoding
+        try:
+            number = stream.fileno()
+        except io.UnsupportedOperation:  # in memory, such as a notebook's
+            return stream
+        raw, encoding = _Descriptor(number, "wb", closefd=False), stream.encoding
     raw.may_fail = may_fail
     is_read_at_once = may_fail or raw.isatty()
     return io.TextIOWrapper(
