@@ -80,8 +80,10 @@ def test_steps_are_torchs_own_but_for_rounding(tied: bool, limit: float, n_batch
         assert norm == pytest.approx(wanted_norm, rel=2e-2)
     begun = new_model(config, 1)
     for (name, a), b, c in zip(ours.named_parameters(), theirs.parameters(), begun.parameters(), strict=True):
+        if name.endswith("c_attn.bias"):  # the keys' third moves by noise alone: softmax ignores it
+            a, b, c = (torch.cat([whole.chunk(3)[0], whole.chunk(3)[2]]) for whole in (a, b, c))
         moved = (b - c).norm()
-        assert moved > 0 and (a - b).norm() < 0.3 * moved, name  # a key bias moves by noise alone
+        assert moved > 0 and (a - b).norm() < 0.3 * moved, name
 
 
 @pytest.mark.usefixtures("interpreted")
