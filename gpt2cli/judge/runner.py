@@ -4,10 +4,13 @@ items -> questions -> replies -> judgements, one line each in the results file -
 """
 
 import asyncio
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from gpt2cli.errors import ServiceError
@@ -109,7 +112,7 @@ def judge(
     if not missing:
         return
     if any(question.messages for question in missing):  # before a file is made or emptied
-        asyncio.run(_require_model(server, options))
+        asyncio.run(_until_a_signal(_require_model(server, options)))
     with appending(path, task.line, fresh=options.fresh) as file:
         client = JudgeClient(server, options.timeout, _context_for(questions), tell)
         rates = [
@@ -118,13 +121,40 @@ def judge(
             if questions[place].is_sample and one.prompt_tokens and one.status != "truncated"
         ]
         run = _Run(task, client, terms, options, file, keep, rates)
-        asyncio.run(run.ask_all(missing))
+        asyncio.run(_until_a_signal(run.ask_all(missing)))
 
 
 def judgements_of(task: JudgeTask[V, J], questions: Sequence[JudgeQuestion], path: Path) -> list[J]:
     """A file's judgements of the questions as they are now, by index. Raises InputError for another file."""
     standing = task.standing(questions, read_results(path, task.line))
     return sorted(standing.values(), key=lambda judgement: judgement.index)
+
+
+async def _until_a_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Await the work; SIGTERM and SIGHUP cancel it, as Ctrl-C does, where they would end the program.
+
+    An exception of their handler inside of a task would be reported as a crash of that task.
+    """
+    task, loop, received = asyncio.current_task(), asyncio.get_running_loop(), list[int]()
+    assert task
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        loop.call_soon_threadsafe(task.cancel)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if is_main and callable(signal.getsignal(n))]
+    before = {number: signal.signal(number, cancel) for number in heard}
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not received:
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise SystemExit(128 + received[0])
 
 
 async def _require_model(server: JudgeServer, options: JudgeOptions) -> None:

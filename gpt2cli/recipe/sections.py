@@ -18,6 +18,7 @@ def _require_unicode(value: str) -> str:
 
 MOST_THREADS = 1024
 PositiveInt = Annotated[int, Field(ge=1)]
+RowCount = Annotated[int, Field(ge=1, le=1 << 20)]  # no batch is larger
 NonNegativeInt = Annotated[int, Field(ge=0)]  # 0 usually turns the feature off
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -132,8 +133,8 @@ class ModelConfig(RecipeSection):
 class BatchConfig(RecipeSection):
     """The batch: micro_batch * accumulation sequences per optimizer step."""
 
-    micro_batch: PositiveInt = Field(default=8, description="sequences per forward and backward")
-    accumulation: PositiveInt = Field(default=1, description="micro-batches per optimizer step")
+    micro_batch: RowCount = Field(default=8, description="sequences per forward and backward")
+    accumulation: RowCount = Field(default=1, description="micro-batches per optimizer step")
 
     @property
     def rows_per_step(self) -> int:

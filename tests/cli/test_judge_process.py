@@ -34,7 +34,9 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), **more}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_leaves_at_once_keeps_what_came_and_a_rerun_goes_on(
     tmp_path: Path, number: int, code: int
 ) -> None:
@@ -53,11 +55,29 @@ def test_a_signal_leaves_at_once_keeps_what_came_and_a_rerun_goes_on(
         assert time.monotonic() - began < 20  # the answer would have come after 60
         assert (process.returncode, out) == (code, b"")
         said = err.decode().splitlines()
+        assert not any("Traceback" in line or "never retrieved" in line for line in said)
         assert said[-1] == f"2 of {N} scored, 4 not judged yet; run the same command again to go on"
         n_before = len(server.asked())
         again = subprocess.run(command(path, server), capture_output=True, env=environment(), timeout=60)
         assert again.returncode == 0 and f"coverage     {N} of {N} scored" in again.stdout.decode()
         assert len(server.asked()) - n_before == 4
+
+
+def test_sigterm_amid_many_answers_is_no_crash(tmp_path: Path) -> None:
+    records = [{"instruction": f"Name {i}.", "output": "x", "response": f"thing {i}"} for i in range(3000)]
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps(records))
+    with judging() as server:
+        process = subprocess.Popen(
+            [*command(path, server), "--parallel", "8"], stderr=subprocess.PIPE, env=environment(), text=True
+        )
+        until = time.monotonic() + 60
+        while len(server.asked()) < 100 and time.monotonic() < until:
+            server.arrived.wait(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "of 3,000 scored" in err.splitlines()[-1]
+    assert not any(word in err for word in ("Traceback", "Warning", "never"))
 
 
 def test_ctrl_c_is_heard_before_the_first_answer_too(tmp_path: Path) -> None:
