@@ -57,22 +57,28 @@ def start(out: Path, tokenizer: str, sources: list[str]) -> subprocess.Popen[str
     return process
 
 
+def n_chunks_done(out: Path) -> int:
+    """As the journal says; 0 before it does, and after the end."""
+    try:
+        return int(json.loads((out / "journal.json").read_text())["position"]["n_chunks"])
+    except FileNotFoundError:
+        return 0
+
+
 def kill_until_done(out: Path, tokenizer: str, sources: list[str], n_kills: int, seed: int) -> int:
-    """Kill and restart; returns how many of the restarts found work to continue from."""
+    """Kill and restart, each time a few chunks further; returns how often work was there to continue from."""
     draw = random.Random(seed)
-    reference = start(out.with_name("reference"), tokenizer, sources)
-    begin = time.monotonic()  # its imports are done: only the work counts
-    reference.communicate(timeout=60)
-    whole = time.monotonic() - begin
+    start(out.with_name("reference"), tokenizer, sources).communicate(timeout=60)
     n_continued = 0
     for _ in range(n_kills):
+        n_wanted = n_chunks_done(out) + draw.randint(1, 10)
         process = start(out, tokenizer, sources)
-        time.sleep(draw.uniform(0, 0.8 * whole))
+        while process.poll() is None and n_chunks_done(out) < n_wanted:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.01))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        n_continued += (out / "journal.json").exists() and '"n_chunks": 0' not in (
-            out / "journal.json"
-        ).read_text()
+        n_continued += n_chunks_done(out) > 0
     end, error = start(out, tokenizer, sources).communicate(timeout=60)
     assert end.startswith(("done", "nothing to do")), error
     assert files_of(out) == files_of(out.with_name("reference"))
@@ -81,7 +87,7 @@ def kill_until_done(out: Path, tokenizer: str, sources: list[str], n_kills: int,
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "chars"])
 def test_sigkill_at_random_moments(tokenizer: str, tmp_path: Path, sources: list[str]) -> None:
-    assert kill_until_done(tmp_path / "out", tokenizer, sources, 4, seed=1) > 0
+    assert kill_until_done(tmp_path / "out", tokenizer, sources, 4, seed=1) >= 2
 
 
 @pytest.mark.proofs
