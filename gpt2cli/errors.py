@@ -30,8 +30,12 @@ class InputError(Gpt2Error):
     exit_code = 3
 
 
-class NewerFormatError(InputError):
-    """A file of a later version of gpt2cli. It is intact: never set aside, replaced or deleted."""
+class NewerFormatError(Gpt2Error):
+    """A file of a later version of gpt2cli. No InputError, for it is intact: what is done with a damaged
+    file, to skip, replace or delete it, must not happen to this one.
+    """
+
+    exit_code = 3
 
 
 class ResourceError(Gpt2Error):

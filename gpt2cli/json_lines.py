@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gpt2cli import files
-from gpt2cli.errors import InputError, NewerFormatError, ResourceError, require_format
+from gpt2cli.errors import InputError, ResourceError, require_format
 
 T = TypeVar("T")
 Parse = Callable[[dict[str, Any]], T]
@@ -137,8 +137,6 @@ def _value(line: bytes, parse: Parse[T], where: str) -> T | None:
             return None
         require_format(where, value.pop("format", FORMAT), FORMAT)
         return parse(value)
-    except NewerFormatError:
-        raise
     except (InputError, ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -15,6 +15,7 @@ CHECKPOINTS = "checkpoints"
 RESPONSES = "responses.jsonl"  # in an instruction-tuned run: the model's responses
 NEWEST = "newest"  # the name, in a recipe, of the model that changed last
 SET_HOME = 'export GPT2_HOME="$PWD/gpt2-home", or another folder that you can write to'
+_HOMELESS = "HOME is not set, and this user has no entry in the password file"
 # OpenAI's models under each of their names; here they are named by their true parameter counts.
 ALIASES = {
     alias: size
@@ -37,7 +38,7 @@ def expand(name: str | Path) -> Path:
     """
     path = Path(os.path.expanduser(name))
     if path.parts[:1] == ("~",):
-        raise _homeless(f"{name}: there is no home")
+        raise ResourceError(f"{name}: there is no home", _HOMELESS, SET_HOME)
     return path
 
 
@@ -48,7 +49,8 @@ def gpt2_home() -> Path:
     try:
         return Path.home() / ".cache" / "gpt2cli"
     except RuntimeError:
-        raise _homeless("there is no home for models, downloads and caches") from None
+        what = "there is no home for models, downloads and caches"
+        raise ResourceError(what, f"GPT2_HOME is not set, {_HOMELESS}", SET_HOME) from None
 
 
 def has_home() -> bool:
@@ -65,11 +67,6 @@ def require_writable_home(folder: Path) -> None:
         files.require_writable(folder)
     except ResourceError as error:
         raise ResourceError(error.what, error.why, SET_HOME) from None
-
-
-def _homeless(what: str) -> ResourceError:
-    why = "HOME is not set, and this user has no entry in the password file"
-    return ResourceError(what, f"GPT2_HOME is not set, {why}" if "models" in what else why, SET_HOME)
 
 
 def models() -> Path:

@@ -20,7 +20,7 @@ from gpt2cli.cli.train_command import (
     TrainCommand,
     train,
 )
-from gpt2cli.errors import DivergedError, InputError, NewerFormatError
+from gpt2cli.errors import DivergedError, InputError
 from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def pretrain(
     command = TrainCommand(
         task="pretrain",
         open_task=_open_task,
-        after_evaluation=_show_sample,
+        after_evaluation=_sample,
         at_end=_compare_with_base,
         is_complete=lambda run, recipe: True,
         hint=_hint,
@@ -86,20 +86,15 @@ def _tokens(
     from gpt2cli.data.token_dataset import open_dataset
     from gpt2cli.ui.progress import finish, preparing
 
-    wanted = recipe.data
-    found = [find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)]
-    if wanted.validation_source:
-        found.append(find_corpus(wanted.validation_source, offline=offline, allow_bundled=False))
-    for one in found:
-        if one.warning:
-            say(f"warning: {one.warning}")
-    origin: dict[str, object] = {
-        "source": found[0].name,
-        "origin": found[0].origin,
-        "sha256": found[0].sha256,
-    }
-    if len(found[0].paths) == 1 and is_prepared(found[0].paths[0]):
-        folder = found[0].paths[0]
+    wanted, held_out = recipe.data, tuple[Path, ...]()
+    text = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
+    if text.warning:
+        say(f"warning: {text.warning}")
+    if wanted.validation_source:  # a stand-in would be another text to validate on
+        held_out = find_corpus(wanted.validation_source, offline=offline, allow_bundled=False).paths
+    origin: dict[str, object] = {"source": text.name, "origin": text.origin, "sha256": text.sha256}
+    if len(text.paths) == 1 and is_prepared(text.paths[0]):
+        folder = text.paths[0]
         require_same_settings(
             folder,
             read_manifest(folder),
@@ -112,16 +107,14 @@ def _tokens(
     tokenizer = base.tokenizer if base else None
     prepare = partial(
         prepare_cached,
-        found[0].paths,
+        text.paths,
         prepare_settings(wanted, tokenizer),
-        validation_sources=found[1].paths if len(found) > 1 else (),
+        validation_sources=held_out,
         tokenizer=tokenizer,
     )
     folder = finish(prepare(), err(), preparing()).out
     try:
         data = open_dataset(folder)
-    except NewerFormatError:
-        raise
     except InputError as damage:
         say(f"warning: {damage.what}; the text is at hand, and is prepared again")
         data = open_dataset(finish(prepare(again=True), err(), preparing()).out)
@@ -160,40 +153,29 @@ def _first_words(task: "PretrainTask") -> str:
     return match[0][:40] if match else ""
 
 
-def _show_sample(
-    setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]
-) -> None:
+def _sample(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
     """Sample from the model, to the screen and samples.txt."""
-    from gpt2cli.training.pretrain_task import PretrainTask
-    from gpt2cli.training.run_dir import add_sample
-
-    assert isinstance(setup.task, PretrainTask)
-    if ids := _sample(setup, stop):
-        text = _prompt(setup.task)[0] + setup.task.tokenizer.decode(ids)
-        view.note(text.replace("\n", " "), "faint")
-        add_sample(run, setup.state.step, text)
-
-
-def _sample(setup: "TrainingSetup", stop: Callable[[], int]) -> list[int]:
-    """The ids of a sample, the same ones for the same weights; none if the recipe asks for none."""
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.training.pretrain_task import PretrainTask
+    from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
 
     assert isinstance(setup.task, PretrainTask)
     wanted, tokenizer = setup.task.recipe.eval, setup.task.tokenizer
     if not wanted.sample_tokens:
-        return []
+        return
     sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=setup.recipe.seed)
-    prompt = tokenizer.encode(_prompt(setup.task)[0]) or [tokenizer.end_of_text]
-    ids: list[int] = []
+    prompt, ids = _prompt(setup.task)[0], list[int]()
+    begin = tokenizer.encode(prompt) or [tokenizer.end_of_text]
     with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
-        for step in generate(setup.model, [prompt], sampling, wanted.sample_tokens, {tokenizer.end_of_text}):
+        for step in generate(setup.model, [begin], sampling, wanted.sample_tokens, {tokenizer.end_of_text}):
             if stop():
-                return []
+                return
             ids += [token for token in step.ids if token not in (None, tokenizer.end_of_text)]
-    return ids
+    text = prompt + tokenizer.decode(ids)
+    view.note(text.replace("\n", " "), "faint")
+    add_sample(run, setup.state.step, text)
 
 
 def _compare_with_base(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
@@ -201,7 +183,7 @@ def _compare_with_base(setup: "TrainingSetup", run: "RunDir", stop: Callable[[],
     from gpt2cli.evaluation.copied_text import longest_copied_run
     from gpt2cli.recipe.schema import SCRATCH
     from gpt2cli.training.pretrain_task import PretrainTask
-    from gpt2cli.training.run_dir import evaluations
+    from gpt2cli.training.run_dir import evaluations, last_sample
 
     assert isinstance(setup.task, PretrainTask)
     task = setup.task
@@ -214,11 +196,11 @@ def _compare_with_base(setup: "TrainingSetup", run: "RunDir", stop: Callable[[],
             f"perplexity on the validation text: {before['perplexity']:,.1f} before,"
             f" {after['perplexity']:,.1f} after {after['step']} steps"
         )
-    if ids := _sample(setup, stop):
+    if ids := task.tokenizer.encode(last_sample(run).removeprefix(_prompt(task)[0])):
         copied = longest_copied_run(ids, task.data.train)
         words = task.tokenizer.decode(ids[copied.start : copied.start + copied.length])
         say(
-            f"of a sample of {len(ids)} tokens, at most {copied.length} in a row stand in the training text:"
-            f" {words!r}"
+            f"of the last sample's {len(ids)} tokens, at most {copied.length} in a row stand in the training"
+            f" text: {words!r}"
         )
     return 0

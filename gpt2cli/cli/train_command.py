@@ -284,7 +284,7 @@ def _explain_divergence(command: TrainCommand, run: "RunDir", setup: "TrainingSe
             fix = f"{start} --resume --from {_best_or_last(run)} {lr}"
         else:
             fix = f"{start} {lr}"  # nothing is saved yet: from the start
-        raise DivergedError(error.what, error.why, f"a smaller learning rate: {fix}") from None
+        raise DivergedError(error.what, f"{error.why}; a smaller learning rate may help", fix) from None
 
 
 def _best_or_last(run: "RunDir") -> str:

@@ -32,7 +32,7 @@ from gpt2cli.convert.nanogpt import write_nanogpt
 from gpt2cli.convert.openai_checkpoint import write_openai
 from gpt2cli.convert.placing import check_place, check_room
 from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logits, verify_export
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.errors import InputError, NewerFormatError, UsageError
 from gpt2cli.json_files import read_json
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
 from gpt2cli.templates import TEMPLATE_FILE
@@ -159,7 +159,7 @@ def _write_folder(
 
 def _training_files(source: ForeignModel) -> list[str]:
     """The recipe and the chat template of a model that was trained here, wherever it lies now."""
-    with contextlib.suppress(InputError, NotADirectoryError):  # another program's manifest lists neither
+    with contextlib.suppress(InputError, NewerFormatError, NotADirectoryError):  # another program's
         hashes_of = read_manifest(source.path)
         return [
             name

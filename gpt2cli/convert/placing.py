@@ -12,7 +12,7 @@ from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, WEIGHTS, read_manifest
 from gpt2cli.checkpoints.provenance import RECEIPT, RECEIPT_FORMAT
 from gpt2cli.convert.openai_checkpoint import HPARAMS, PREFIX, read_hparams
 from gpt2cli.disk_space import require_room
-from gpt2cli.errors import InputError, NewerFormatError, UsageError, require_format
+from gpt2cli.errors import InputError, UsageError, require_format
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face, size_of
 
@@ -101,8 +101,6 @@ def _reason_to_keep(folder: Path) -> str:
         return ""
     try:
         listed = _listed(folder)
-    except NewerFormatError:
-        raise
     except InputError as error:
         return error.what
     if not {WEIGHTS, f"{PREFIX}.index"} & listed:

@@ -4,6 +4,7 @@ records the progress of an interrupted `prepare`.
 Both describe the content only, without times, so that the same text and settings give the same bytes.
 """
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gpt2cli import files
-from gpt2cli.errors import InputError, NewerFormatError, require_format
+from gpt2cli.errors import InputError, require_format
 from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.yaml_lines import dotted
 
@@ -200,14 +201,10 @@ def require_replaceable(folder: Path) -> None:
     deletes that.
     """
     for name in (MANIFEST, JOURNAL):
-        try:
+        with contextlib.suppress(InputError):  # missing or damaged
             values = read_json_object(folder / name)
             if values.get("format") == FORMAT:
                 require_format(folder / name, values.get("version"), VERSION)
-        except NewerFormatError:
-            raise
-        except InputError:  # missing or damaged
-            continue
 
 
 def _again(folder: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from gpt2cli.errors import InputError, NewerFormatError, UsageError, require_format
+from gpt2cli.errors import InputError, UsageError, require_format
 from gpt2cli.generation.chat_prompt import ChatFormat, Exchange
 from gpt2cli.generation.chat_settings import SETTINGS, ChatSettings
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
@@ -56,8 +56,6 @@ def from_json(value: Any, tokenizer: Tokenizer, where: str) -> Transcript:
     """
     try:
         require_format(where, value.get("format") if isinstance(value, dict) else None, FORMAT)
-    except NewerFormatError:
-        raise
     except InputError as error:
         raise _wrong(where, "format" if isinstance(value, dict) else "", error.why) from None
     try:

@@ -1,5 +1,6 @@
 """The model that a run starts from: a recipe's `init` becomes a config, a tokenizer and weights."""
 
+import contextlib
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.folder import WEIGHTS, load_model, read_config, read_manifest
-from gpt2cli.errors import InputError, NewerFormatError, UsageError
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import sha256_of
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
@@ -55,8 +56,6 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     try:
         folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
         config, tokenizer = read_config(folder), load_tokenizer(folder)
-    except NewerFormatError:
-        raise
     except InputError as error:
         raise InputError(
             f"init: {error.what}",
@@ -139,16 +138,13 @@ def cut_context(model: GPT2LMHead, n_positions: int, attention: str = "sdpa") ->
 def newest_base() -> Path:
     """The newest language model; classifiers and adapters do not count.
 
-    Raises InputError if there is none.
+    Raises InputError if there is none, NewerFormatError for one of a later version: an older one would
+    be a surprise.
     """
     for folder in paths.models_newest_first():
-        try:
+        with contextlib.suppress(InputError):  # another kind of model, or damaged
             read_config(folder)
-        except NewerFormatError:  # it is the newest model; an older one would be a surprise
-            raise
-        except InputError:  # another kind of model, or damaged
-            continue
-        return folder
+            return folder
     raise InputError(
         "there is no language model here yet",
         f"neither {paths.shown_places('nor')} holds one",

@@ -76,8 +76,8 @@ def train(
             ends = is_last or stops_early
             every = recipe.checkpoint.every
             is_due = step % every == 0 if every else state.evaluated == step
-            is_due = save_now() or is_due or ends or state.best_step == step
-            if is_due and step and saved != (step, state.evaluated):
+            is_due = is_due or ends or state.best_step == step
+            if step and (save_now() or is_due) and saved != (step, state.evaluated):
                 yield _save(state, save)
                 saved = (step, state.evaluated)
             if ends:

@@ -22,7 +22,7 @@ from gpt2cli import files, paths
 from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import read_manifest, verify, write_manifest
 from gpt2cli.disk_space import FULL, full_disk, require_room
-from gpt2cli.errors import DivergedError, Gpt2Error, InputError, NewerFormatError, UsageError, require_format
+from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError, require_format
 from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.loader import dump_recipe
 from gpt2cli.recipe.schema import SCRATCH
@@ -76,12 +76,8 @@ def find_run(name: str, *, resume: bool) -> RunDir:
         )
     if not resume:
         _require_name(name.rstrip(os.sep).rpartition(os.sep)[2])
-        try:
+        with contextlib.suppress(InputError):  # a damaged record of a run without a checkpoint: replaced
             _sessions(run)
-        except NewerFormatError:
-            raise
-        except InputError:  # a damaged record of a run without a checkpoint: replaced
-            pass
     return run
 
 
@@ -258,6 +254,14 @@ def add_sample(run: RunDir, step: int, text: str) -> None:
         file.write(f"--- step {step} ---\n{text}\n\n")
 
 
+def last_sample(run: RunDir) -> str:
+    """The newest text in samples.txt, its prompt included; "" without one."""
+    if not run.samples.exists():
+        return ""
+    samples = SAMPLE.findall(run.samples.read_text(encoding="utf-8", errors="replace"))
+    return samples[-1][0].partition("\n")[2].removesuffix("\n\n") if samples else ""
+
+
 def truncate_records(run: RunDir, step: int) -> None:
     """Cut metrics.jsonl and samples.txt off after `step`, the step that was saved; -1 empties them."""
     metrics_log.cut_after(run.metrics, step)
@@ -337,12 +341,8 @@ def _is_words(value: object) -> bool:
 def _refuse_newer(run: RunDir) -> None:
     """Raise NewerFormatError if a later version wrote a checkpoint: intact, it must not count as damaged."""
     for path in reversed(paths.checkpoints(run.folder)):
-        try:
+        with contextlib.suppress(InputError):  # damaged: `verify` says so
             read_manifest(path)
-        except NewerFormatError:
-            raise
-        except InputError:
-            continue  # damaged: `verify` says so
 
 
 def _checkpoint_bytes(setup: "TrainingSetup") -> int:

@@ -313,16 +313,16 @@ def test_changed_data_is_refused_with_the_difference(gpt2: Gpt2, recipe: Path, t
     assert done.code == 3 and "data:" in done.err and "train tokens:" in done.err
 
 
+def prepare_story(gpt2: Gpt2, folder: Path) -> None:
+    """The recipe's text as the prepared folder tokens, with the recipe's split."""
+    out = ("--out", "tokens", "--tokenizer", "chars", "--block", "25", "--validation", "0.1")
+    assert gpt2("prepare", folder / "story.txt", *out).code == 0
+
+
 def test_data_that_shrinks_during_the_run_is_an_error_and_no_crash(
     gpt2: Gpt2, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (
-        gpt2(
-            *("prepare", tmp_path / "story.txt", "--out", "tokens", "--tokenizer", "chars", "--block", "25"),
-            *("--validation", "0.1"),
-        ).code
-        == 0
-    )
+    prepare_story(gpt2, tmp_path)
     step = loop.train_step
 
     def shrink(*arguments: Any) -> Any:
@@ -335,13 +335,7 @@ def test_data_that_shrinks_during_the_run_is_an_error_and_no_crash(
 
 
 def test_truncated_tokens_are_refused_before_the_first_step(gpt2: Gpt2, recipe: Path, tmp_path: Path) -> None:
-    assert (
-        gpt2(
-            *("prepare", tmp_path / "story.txt", "--out", "tokens", "--tokenizer", "chars", "--block", "25"),
-            *("--validation", "0.1"),
-        ).code
-        == 0
-    )
+    prepare_story(gpt2, tmp_path)
     shard = next(Path("tokens").glob("train-*.bin"))
     shard.write_bytes(shard.read_bytes()[:-1])
     done = gpt2("pretrain", recipe, "data.source=tokens")
