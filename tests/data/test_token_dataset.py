@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.data.token_dataset import open_dataset
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, NewerFormatError
 
 
 @pytest.fixture
@@ -106,7 +106,6 @@ def damage(folder: Path, kind: str) -> None:
         ("json", r"manifest\.json:1: is not JSON"),
         ("list", r"manifest\.json: is not a JSON object"),
         ("key", r"manifest\.json: damaged"),
-        ("version", "newer gpt2cli, in format 99"),
         ("no manifest", "is not a prepared folder"),
         ("unfinished", "its preparation was interrupted"),
     ],
@@ -118,6 +117,12 @@ def test_damage_is_found_when_the_folder_is_opened(kind: str, message: str, fold
     with pytest.raises(InputError, match=message):
         open_dataset(folder)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_later_format_is_no_damage(folder: Path) -> None:
+    damage(folder, "version")
+    with pytest.raises(NewerFormatError, match="newer gpt2cli, in format 99"):
+        open_dataset(folder)
 
 
 def test_an_odd_size_is_said_to_be_odd(folder: Path) -> None:
