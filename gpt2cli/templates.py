@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_json
 from gpt2cli.json_files import read_json_object
+from gpt2cli.tokenizer.base import Tokenizer, begin
 
 TEMPLATE_FILE = "prompt.json"
 Role = Literal["system", "user", "assistant"]
@@ -98,18 +99,21 @@ def read_template(folder: Path) -> Template | None:
     return TEMPLATES[name]
 
 
-def encode_parts(
-    parts: Sequence[TemplatePart], encode: Callable[[str], list[int]], end_of_text: int
-) -> list[tuple[list[int], bool]]:
+def encode_parts(parts: Sequence[TemplatePart], tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:
     """The ids of each part, and whether it is in the loss; answers end with end-of-text."""
-    return [(encode(text) + [end_of_text] * is_answer, in_loss) for text, is_answer, in_loss in parts]
+    encoded = [
+        (tokenizer.encode(text) + [tokenizer.end_of_text] * is_answer, in_loss)
+        for text, is_answer, in_loss in parts
+    ]
+    if encoded:
+        ids, in_loss = encoded[0]
+        encoded[0] = begin(tokenizer) + ids, in_loss
+    return encoded
 
 
-def prompt_ids(
-    template: Template, turns: Sequence[Turn], encode: Callable[[str], list[int]], end_of_text: int
-) -> list[int]:
+def prompt_ids(template: Template, turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
     """The prompt for the last question: the ids that training puts before an answer."""
-    return [token for ids, _ in encode_parts(template.parts(turns), encode, end_of_text) for token in ids]
+    return [token for ids, _ in encode_parts(template.parts(turns), tokenizer) for token in ids]
 
 
 def _alpaca_question(turn: Turn) -> str:

@@ -56,8 +56,8 @@ def test_the_text_before_an_answer_is_the_prompt_in_characters_and_in_ids(name: 
     parts = template.parts(TALK)
     assert [part.is_answer for part in parts] == [False, True, False, True]
     assert template.prompt(TALK[:-1]) == "".join(part.text for part in parts[:-1])
-    trained = encode_parts(parts, tokenizer.encode, tokenizer.end_of_text)
-    asked = prompt_ids(template, TALK[:-1], tokenizer.encode, tokenizer.end_of_text)
+    trained = encode_parts(parts, tokenizer)
+    asked = prompt_ids(template, TALK[:-1], tokenizer)
     assert asked == [token for ids, _ in trained[:-1] for token in ids]
     assert asked.count(tokenizer.end_of_text) == 1, "the first answer has ended"
     assert trained[-1][0] == [*tokenizer.encode(" Umbrella"), tokenizer.end_of_text]
@@ -67,9 +67,7 @@ def test_no_byte_pair_crosses_the_border_of_an_answer() -> None:
     """Encoded as one, the line feeds of the header and of this answer become other ids."""
     template, tokenizer = TEMPLATES["alpaca"], gpt2()
     parts = template.parts((Turn("user", "x"), Turn("assistant", "\n\nyes")))
-    apart = [
-        token for ids, _ in encode_parts(parts, tokenizer.encode, tokenizer.end_of_text) for token in ids
-    ]
+    apart = [token for ids, _ in encode_parts(parts, tokenizer) for token in ids]
     together = tokenizer.encode("".join(part.text for part in parts))
     assert apart[:-1] != together and tokenizer.decode(apart[:-1]) == tokenizer.decode(together)
 

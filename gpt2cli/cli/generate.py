@@ -116,7 +116,7 @@ def generate(
 
     replies = [Continuation(loaded.tokenizer, stop or ()) for _ in range(num_samples)]
     steps = engine.generate(
-        loaded.model, [ids] * num_samples, sampling, max_new_tokens, {loaded.tokenizer.end_of_text}
+        loaded.model, [ids] * num_samples, sampling, max_new_tokens, set(loaded.tokenizer.special.stops)
     )
     screen = None if as_json else _Screen(text, raw)
     throughput = engine.Throughput()

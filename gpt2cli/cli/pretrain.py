@@ -157,6 +157,7 @@ def _sample(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: C
     """Sample from the model, to the screen and samples.txt."""
     from gpt2cli.generation.engine import generate
     from gpt2cli.generation.sampling import SamplingOptions
+    from gpt2cli.tokenizer.base import begin
     from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.run_dir import add_sample
     from gpt2cli.training.torch_compile import uncompiled
@@ -167,12 +168,13 @@ def _sample(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: C
         return
     sampling = SamplingOptions(temperature=wanted.temperature, top_k=wanted.top_k, seed=setup.recipe.seed)
     prompt, ids = _prompt(setup.task)[0], list[int]()
-    begin = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+    prompt_ids = [*begin(tokenizer), *tokenizer.encode(prompt)] or [tokenizer.end_of_text]
+    ends = set(tokenizer.special.stops)
     with uncompiled(), contextlib.suppress(DivergedError):  # the loop reports it
-        for step in generate(setup.model, [begin], sampling, wanted.sample_tokens, {tokenizer.end_of_text}):
+        for step in generate(setup.model, [prompt_ids], sampling, wanted.sample_tokens, ends):
             if stop():
                 return
-            ids += [token for token in step.ids if token not in (None, tokenizer.end_of_text)]
+            ids += [token for token in step.ids if token is not None and token not in ends]
     text = prompt + tokenizer.decode(ids)
     view.note(text.replace("\n", " "), "faint")
     add_sample(run, setup.state.step, text)

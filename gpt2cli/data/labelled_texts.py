@@ -15,7 +15,7 @@ from gpt2cli.data.sft_batches import token_limit
 from gpt2cli.data.splits import stratified_split, undersampled
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.recipe.sections import ClassifyDataConfig
-from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.base import Tokenizer, begin
 
 MIN_ROWS_PER_CLASS = 3  # one for training, one for validation, one for the test
 
@@ -146,7 +146,7 @@ def split_labelled(
 
 def encode_text(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """The ids of a text. The empty text is one end-of-text: a classifier reads the last token."""
-    return tuple(tokenizer.encode(text)) or (tokenizer.end_of_text,)
+    return (*begin(tokenizer), *tokenizer.encode(text)) or (tokenizer.end_of_text,)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

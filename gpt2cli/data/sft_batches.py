@@ -44,7 +44,7 @@ def encode_record(
     `mask_prompt`, all tokens. Raises InputError for a text that the vocabulary cannot encode.
     """
     try:
-        parts = encode_parts(template.parts(record.turns), tokenizer.encode, tokenizer.end_of_text)
+        parts = encode_parts(template.parts(record.turns), tokenizer)
     except InputError as error:  # a character vocabulary lacks some
         raise InputError(f"{record.where}: {error.what}", error.why, error.fix) from None
     ids = np.array([token for part, _ in parts for token in part], dtype=np.int64)

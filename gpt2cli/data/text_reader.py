@@ -41,6 +41,7 @@ class TextPiece:
     ends: bool
     n_bytes: int  # of `text` as UTF-8
     forced: bool = False  # cut at MAX_PIECE_CHARACTERS: the tokens around the cut may differ
+    starts: bool = False  # the document's first; set where documents are told apart
 
 
 class SourceReader:

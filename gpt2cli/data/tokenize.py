@@ -12,7 +12,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tiktoken
@@ -22,7 +22,7 @@ from gpt2cli.data.manifest import PrepareSettings, ReadPosition, SourceRecord
 from gpt2cli.data.shards import Ids, dtype_for, to_shard_dtype
 from gpt2cli.data.text_reader import SourceReader, TextPiece
 from gpt2cli.errors import InputError
-from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
+from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer, begin
 from gpt2cli.tokenizer.bpe import BPE, PATTERN
 
 CHUNK_CHARACTERS = 1 << 20
@@ -79,6 +79,7 @@ def text_chunks(
                 if not inside:
                     for_validation = source.held_out or is_validation(n_documents, settings)
                     n_documents += 1
+                    piece = replace(piece, starts=True)
                 inside = not piece.ends
                 n_bytes += piece.n_bytes
                 n_forced += piece.forced
@@ -184,9 +185,10 @@ def _bpe_encoder(tokenizer: BPE) -> Encoder:
     The texts are joined by END_OF_TEXT, which this Encoding, unlike the tokenizer's own, knows as a
     special token. That is right unless a text contains the marker; then each is encoded separately.
     """
-    specials = set(tokenizer.specials)
-    ranks = {token: i for i, token in enumerate(tokenizer.tokens) if i not in specials}
+    specials, ranks = tokenizer.specials, tokenizer.ranks
     plain = _plain_encoder(tokenizer)
+    if begin(tokenizer) or not specials.issuperset(token.id for token in tokenizer.added):
+        return plain
     local = threading.local()
 
     def encoding() -> tiktoken.Encoding:
@@ -216,7 +218,8 @@ def _plain_encoder(tokenizer: Tokenizer) -> Encoder:
     def encode(pieces: Sequence[TextPiece]) -> Ids:
         parts = [np.empty(0, np.int64)]
         for piece in pieces:
-            parts.append(np.array(tokenizer.encode(piece.text), dtype=np.int64))
+            first = begin(tokenizer) if piece.starts else []
+            parts.append(np.array(first + tokenizer.encode(piece.text), dtype=np.int64))
             if piece.ends:
                 parts.append(np.array([tokenizer.end_of_text], dtype=np.int64))
         return np.concatenate(parts)

@@ -22,7 +22,7 @@ from gpt2cli.data.text_reader import SourceReader
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import checkpoints, has_home, is_model, prepared
-from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.base import Tokenizer, begin
 
 READ_TOKENS = 1 << 20  # of a split at a time
 
@@ -107,10 +107,10 @@ def read_eval_text(
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer, name: str) -> EncodedText:
-    """Encode texts, with an end-of-text before each. Raises InputError, which calls them `name`, for
-    fewer than 2 tokens.
+    """Encode texts, with an end-of-text before each, or the tokenizer's own beginning. Raises InputError,
+    which calls them `name`, for fewer than 2 tokens.
     """
-    end_of_text = np.array([tokenizer.end_of_text], np.int32)
+    end_of_text = np.array(begin(tokenizer) or [tokenizer.end_of_text], np.int32)
     parts, n_words, n_bytes = [], 0, 0
     for document in documents:
         parts += [end_of_text, np.array(tokenizer.encode(document), np.int32)]
@@ -141,10 +141,10 @@ def _require_tokens(n: int, name: str, fix: str) -> None:
 
 def _count_words_and_bytes(ids: Int32s, tokenizer: Tokenizer) -> tuple[int, int]:
     """Words and bytes of the text of `ids`, at least 1 of each. An end-of-text separates words."""
-    end_of_text = tokenizer.end_of_text
+    end_of_text, no_text = tokenizer.end_of_text, [tokenizer.end_of_text, *begin(tokenizer)]
     n_words = n_bytes = 0
     for document in np.split(ids, np.flatnonzero(ids == end_of_text)):  # the end-of-text comes first
-        data = tokenizer.decode_bytes(document[document != end_of_text].tolist())
+        data = tokenizer.decode_bytes(document[~np.isin(document, no_text)].tolist())
         n_words += len(data.decode("utf-8", "replace").split())
         n_bytes += len(data)
     return max(n_words, 1), max(n_bytes, 1)

@@ -50,7 +50,7 @@ def answer_batch(
     # Each token that goes through the model takes a position; the last of a reply does not.
     room = [min(max_new_tokens, context + 1 - len(prompt)) for prompt in prompts]
     replies = [Continuation(tokenizer, stops) for _ in prompts]
-    for n, step in enumerate(generate(model, prompts, options, max(room), {tokenizer.end_of_text}), 1):
+    for n, step in enumerate(generate(model, prompts, options, max(room), set(tokenizer.special.stops)), 1):
         if stop():
             return None
         for reply, token, most in zip(replies, step.ids, room, strict=True):

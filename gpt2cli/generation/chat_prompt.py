@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from gpt2cli.errors import InputError
 from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.templates import Template, Turn
-from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.base import Tokenizer, begin
 
 LEAST_ROOM = 8  # tokens for a question and the beginning of its reply
 
@@ -41,10 +41,11 @@ class ChatFormat:
         """The ids before the reply, as in training, with earlier replies in the ids that the model chose.
         An empty text begins with end-of-text.
         """
+        ids = begin(self.tokenizer)
         if self.template:
-            return [*_written(self, self.template, exchanges, question)]
+            return [*ids, *_written(self, self.template, exchanges, question)]
         encode, end = self.tokenizer.encode, self.tokenizer.end_of_text
-        ids = encode(f"{self.system}\n\n") if self.system else []
+        ids += encode(f"{self.system}\n\n") if self.system else []
         if not ids and not (exchanges[0].question if exchanges else question):
             ids = [end]
         for exchange in exchanges:

@@ -211,7 +211,7 @@ class Conversation:
         self, asked: Exchange, reply: Continuation, cost: _Cost, stop: Stop
     ) -> Generator[ChatEvent, None, str]:
         """Feed the reply; returns why it ends."""
-        limit, end = self._model.config.n_positions, self._format.tokenizer.end_of_text
+        limit, ends = self._model.config.n_positions, set(self._format.tokenizer.special.stops)
         settings = self._settings
         generator = chance(settings.seed, len(self._exchanges), asked.attempt)
         require_room(self._format, asked.question, limit)
@@ -231,7 +231,7 @@ class Conversation:
                 return "interrupted"
             cost.n_prompt = cost.n_prompt or len(prompt)
             cost.throughput.start_prefill()
-            chosen = continue_row(self._model, self.prefix, prompt, settings, left, {end}, generator)
+            chosen = continue_row(self._model, self.prefix, prompt, settings, left, ends, generator)
             with closing(chosen):
                 for n, token in enumerate(chosen):
                     cost.throughput.add()

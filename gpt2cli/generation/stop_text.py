@@ -19,10 +19,10 @@ class Continuation:
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
         assert all(stop_strings), "an empty stop string would stop everything"
-        self.ids: list[int] = []  # without the end-of-text token; with the ids of a stop string
+        self.ids: list[int] = []  # without the token that ended it; with the ids of a stop string
         self.text = ""
         self.finish_reason = ""
-        self._end_of_text = tokenizer.end_of_text
+        self._ends = frozenset(tokenizer.special.stops)
         self._stream = TextStream(tokenizer)
         self._stops = tuple(stop_strings)
         self._waiting = ""  # text that may be the beginning of a stop string
@@ -31,7 +31,7 @@ class Continuation:
         """The text that this id completes. After the end, ids are ignored."""
         if self.finish_reason:
             return ""
-        if token_id == self._end_of_text:
+        if token_id in self._ends:
             return self.finish("end_of_text")
         piece = self._stream.feed(token_id)
         self.ids.append(token_id)  # none that is not in the vocabulary

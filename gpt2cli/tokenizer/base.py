@@ -7,12 +7,38 @@ The tokenizers are in bpe.py and chars.py, their files in files.py.
 
 import codecs
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from gpt2cli.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"  # separates documents; as an id only, never by typing it in a text
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that stands beside the merges, as Hugging Face calls it. A control token is an id that
+    ordinary text is never encoded to; any other is encoded wherever its text stands.
+    """
+
+    id: int
+    content: str
+    is_control: bool = True
+    lstrip: bool = False  # takes the white space before it along
+    rstrip: bool = False  # and after it
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids that have a meaning for one model, as its files say."""
+
+    eos: int  # ends an answer and separates documents
+    stops: tuple[int, ...]  # generation stops at each; as in transformers, `eos` need not be among them
+    bos: int | None = None
+    pad: int | None = None
+    adds_bos: bool = False  # each text begins with `bos`
 
 
 class Tokenizer(Protocol):
@@ -26,14 +52,23 @@ class Tokenizer(Protocol):
     def n_vocab(self) -> int: ...
 
     @property
-    def end_of_text(self) -> int: ...
+    def special(self) -> SpecialTokens: ...
+
+    @property
+    def end_of_text(self) -> int:
+        """`special.eos`: GPT-2's <|endoftext|>, or the model's own."""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of one token of the vocabulary, as its files spell it."""
 
     @property
     def fingerprint(self) -> str:
-        """`fingerprint_of` the tokens: equal fingerprints mean equal vocabularies."""
+        """`fingerprint_of` the tokens: equal fingerprints mean that texts get equal ids."""
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of ordinary text: a typed "<|endoftext|>" is thirteen plain characters."""
+    def encode(self, text: str, control_tokens: bool = False) -> list[int]:
+        """The ids of ordinary text: a typed "<|endoftext|>" is thirteen plain characters, unless
+        `control_tokens` are read, each as its single id. Does not add the `bos` of `begin`.
+        """
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the tokens, which may end inside a character. InputError for an unknown id."""
@@ -42,9 +77,21 @@ class Tokenizer(Protocol):
         """`decode_bytes` as UTF-8, with U+FFFD where that is not possible."""
 
 
-def fingerprint_of(tokens: Iterable[bytes]) -> str:
-    """SHA-256, in hex, over the tokens in the order of their ids, each after its length (4 bytes)."""
-    return hashlib.sha256(b"".join(len(token).to_bytes(4, "little") + token for token in tokens)).hexdigest()
+def begin(tokenizer: Tokenizer) -> list[int]:
+    """The ids before each text: none for GPT-2, the `bos` of a tokenizer that adds it."""
+    special = tokenizer.special
+    return [special.bos] if special.adds_bos and special.bos is not None else []
+
+
+def fingerprint_of(tokens: Iterable[bytes], *others: object) -> str:
+    """SHA-256, in hex, over the tokens in the order of their ids, each after its length (4 bytes).
+
+    `others`, where there are any, are what else decides about the ids of a text.
+    """
+    digest = hashlib.sha256(b"".join(len(token).to_bytes(4, "little") + token for token in tokens))
+    if others:
+        digest.update(json.dumps(others).encode())
+    return digest.hexdigest()
 
 
 def join_tokens(tokens: Sequence[bytes], ids: Iterable[int]) -> bytes:

@@ -5,6 +5,7 @@ which tokens, vocab.json and merges.txt follow. Others come from such a pair of 
 belong together.
 """
 
+import contextlib
 import functools
 import importlib.resources
 import json
@@ -12,6 +13,7 @@ import re
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,18 @@ import tiktoken
 from gpt2cli.errors import InputError
 from gpt2cli.files import decode_text, open_regular
 from gpt2cli.json_files import read_json
-from gpt2cli.tokenizer.base import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
+from gpt2cli.tokenizer.base import (
+    END_OF_TEXT,
+    AddedToken,
+    SpecialTokens,
+    fingerprint_of,
+    join_tokens,
+    without_surrogates,
+)
 
 TABLE = "gpt2-merges.bin"
 VERSION_LINE = "#version: 0.2\n"
+N_GPT2 = 50257  # tokens of GPT-2
 LARGEST_FILE = 1 << 28  # bytes of merges.txt; GPT-2's own has half a MB
 
 # GPT-2's pattern (openai/gpt-2, src/encoder.py) in tiktoken's form, which backtracks less and
@@ -32,7 +42,8 @@ LARGEST_FILE = 1 << 28  # bytes of merges.txt; GPT-2's own has half a MB
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # Unicode's White_Space, which is \s in PATTERN. Python's own \s has U+001C to U+001F as well.
-WHITE_SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+_SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+WHITE_SPACE = re.compile(f"{_SPACE}+")
 STRIDE = 1 << 16  # characters
 
 # OpenAI's reversible map from bytes to printable characters: printable Latin-1 stands for
@@ -50,8 +61,8 @@ def gpt2() -> "BPE":
     tokens = [bytes((byte,)) for byte in CHARACTER_OF]
     for left, right in struct.iter_unpack("<HH", table):
         tokens.append(tokens[left] + tokens[right])
-    tokens.append(END_OF_TEXT.encode())
-    return BPE(tokens, struct.iter_unpack("<HH", table), [len(tokens) - 1], name="gpt2")
+    end_of_text = AddedToken(len(tokens), END_OF_TEXT)
+    return BPE(tokens, struct.iter_unpack("<HH", table), name="gpt2").with_added([end_of_text])
 
 
 class BPE:
@@ -61,49 +72,86 @@ class BPE:
         self,
         tokens: list[bytes],
         merges: Iterable[tuple[int, ...]],
-        specials: list[int],
+        added: Sequence[AddedToken] = (),
+        unmade: Iterable[int] = (),
+        special: SpecialTokens | None = None,
         name: str = "bpe",
     ) -> None:
-        """`tokens` by id; `merges`: pairs of ids in the order of their products' ids; `specials`:
-        ids that no text is encoded to. The three must fit together: `gpt2` and `from_files` see to it.
+        """`tokens` by id; `merges`: pairs of ids in the order of their products' ids; `added`: tokens that
+        no merge makes; `unmade`: ids of others. They must fit together: `gpt2` and `from_files` see to it.
         """
         self.name = name
         self.tokens = tokens
         # Flat, because 50,000 tuples would set off Python's garbage collector, which then looks at
         # every object of every module: 0.08 s beside torch.
         self._merges = array("I", chain.from_iterable(merges))
-        self.specials = specials
+        self.added = tuple(added)
+        # Ids that ordinary text is never encoded to.
+        self.specials = frozenset(unmade).union(token.id for token in added if token.is_control)
+        self._apart = self.specials.union(token.id for token in added)  # what no merge makes
         self.n_vocab = len(tokens)
-        self.end_of_text = next(i for i in specials if tokens[i] == END_OF_TEXT.encode())
+        self.special = special or _default_special(added)
+
+    @property
+    def end_of_text(self) -> int:
+        return self.special.eos
 
     @classmethod
-    def from_files(cls, vocab_json: Path, merges: Path, specials: Mapping[str, int] | None = None) -> "BPE":
+    def from_files(cls, vocab_json: Path, merges: Path, added: Sequence[AddedToken] = ()) -> "BPE":
         """A byte-level vocabulary from OpenAI's or Hugging Face's pair of files.
 
-        `specials`: further control tokens and their ids. Raises InputError if the files do not
+        `added`: further tokens that stand beside the merges. Raises InputError if the files do not
         belong together, with the first token that disagrees.
         """
         where = f"{vocab_json.name} and {merges.name} in {vocab_json.parent}"
         vocabulary = read_json(vocab_json, "fetch the file again")
-        return cls.from_vocabulary(vocabulary, _read_merges(merges), specials or {}, where)
+        return cls.from_vocabulary(vocabulary, _read_merges(merges), added, where)
 
     @classmethod
     def from_vocabulary(
-        cls, vocab: Any, merges: Sequence[tuple[str, str]], specials: Mapping[str, int], where: str
+        cls, vocab: Any, merges: Sequence[tuple[str, str]], added: Sequence[AddedToken], where: str
     ) -> "BPE":
         """As `from_files`, from the parsed content. `where` names its source in errors."""
-        every = _checked_ids(vocab, specials, where)
-        if END_OF_TEXT not in every:
-            raise _mismatch(where, f"there is no {END_OF_TEXT}", "GPT-2 needs it between documents")
-        names = {END_OF_TEXT, *specials}
+        every = _checked_ids(vocab, added, where)
+        if END_OF_TEXT in every and END_OF_TEXT not in (token.content for token in added):
+            added = [*added, AddedToken(every[END_OF_TEXT], END_OF_TEXT)]
+        names = {token.content for token in added}
         ordinary = {token: i for token, i in every.items() if token not in names}
-        ids = _checked_merges(ordinary, merges, where)
-        tokens = [bytes([BYTE_OF[c] for c in t]) if t in ordinary else t.encode() for t in every]
-        if tokens == gpt2().tokens and ids == gpt2().merges:
-            return gpt2()
-        special_ids = sorted(every[name] for name in names)
-        _check_ranks(_ranks(tokens, special_ids), tokens, ids, where)
-        return cls(tokens, ids, special_ids)
+        first_byte = min((i for token, i in ordinary.items() if token in BYTE_OF), default=0)
+        # Trainers put <s>, <pad> and the like before the bytes, and old files list them nowhere else.
+        unmade = {token: i for token, i in ordinary.items() if i < first_byte}
+        made = {token: i for token, i in ordinary.items() if i >= first_byte}
+        ids = _checked_merges(made, merges, where)
+        tokens = [bytes([BYTE_OF[c] for c in t]) if t in made else t.encode() for t in every]
+        ranks = _ranks(tokens, (i for token, i in every.items() if token not in made))
+        _check_ranks(ranks, tokens, ids, where)
+        base, in_order = gpt2(), sorted(added, key=lambda token: token.id)
+        if tokens[: base.n_vocab] == base.tokens and ids == base.merges:
+            return base.with_added([token for token in in_order if token.id >= base.n_vocab])
+        return cls(tokens, ids, in_order, unmade.values())
+
+    def with_added(self, added: Sequence[AddedToken]) -> "BPE":
+        """The same with further tokens, whose ids follow its own."""
+        if not added:
+            return self
+        assert [token.id for token in added] == list(range(self.n_vocab, self.n_vocab + len(added)))
+        tokens = [*self.tokens, *(token.content.encode() for token in added)]
+        name = self.name if len(tokens) == N_GPT2 else "bpe"
+        unmade = self.specials.difference(token.id for token in self.added)
+        larger = BPE(
+            tokens, (), (*self.added, *added), unmade, self.special if self.special.stops else None, name
+        )
+        larger._merges = self._merges
+        return larger
+
+    def with_special(self, special: SpecialTokens) -> "BPE":
+        """The same vocabulary, whose ids mean what another model says."""
+        if special == self.special:
+            return self
+        other = copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.special = special
+        return other
 
     @functools.cached_property
     def merges(self) -> list[tuple[int, int]]:
@@ -116,12 +164,31 @@ class BPE:
 
         It knows only the tokens that a text can contain, so it never produces a special token.
         """
-        ranks = _ranks(self.tokens, self.specials)
-        return tiktoken.Encoding(self.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+        return tiktoken.Encoding(self.name, pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens={})
+
+    @property
+    def ranks(self) -> dict[bytes, int]:
+        """{token: id} of what merges make, and the single bytes."""
+        return _ranks(self.tokens, self._apart)
+
+    @functools.cached_property
+    def _words(self) -> re.Pattern[str] | None:
+        """The added tokens that ordinary text is encoded to; None without any."""
+        return _pattern([token for token in self.added if not token.is_control])
+
+    @functools.cached_property
+    def _every_added(self) -> re.Pattern[str] | None:
+        return _pattern(self.added)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return fingerprint_of(self.tokens)
+        special, usual = self.special, self.id_of(END_OF_TEXT)
+        others = {
+            "words": [token.id for token in self.added if not token.is_control],
+            "end_of_text": [] if special.eos == usual else special.eos,
+            "begin": special.bos if special.adds_bos else [],
+        }
+        return fingerprint_of(self.tokens, *([others] if any(v != [] for v in others.values()) else []))
 
     @functools.cached_property
     def vocab_json(self) -> bytes:
@@ -135,8 +202,27 @@ class BPE:
         lines = [f"{self._printable(left)} {self._printable(right)}\n" for left, right in self.merges]
         return (VERSION_LINE + "".join(lines)).encode("utf-8")
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of ordinary text. Lone surrogates count as U+FFFD."""
+    def id_of(self, token: str) -> int | None:
+        for added in self.added:
+            if added.content == token:
+                return added.id
+        with contextlib.suppress(KeyError, ValueError):
+            return self.tokens.index(bytes([BYTE_OF[c] for c in token]))
+        return None
+
+    def encode(self, text: str, control_tokens: bool = False) -> list[int]:
+        """The ids of a text. Lone surrogates count as U+FFFD."""
+        pattern = self._every_added if control_tokens else self._words
+        if pattern is None:
+            return self._encode_plain(text)
+        ids, start = [], 0
+        for match in pattern.finditer(text):
+            ids += self._encode_plain(text[start : match.start()])
+            ids.append(int(str(match.lastgroup)[1:]))
+            start = match.end()
+        return ids + self._encode_plain(text[start:])
+
+    def _encode_plain(self, text: str) -> list[int]:
         if len(text) <= STRIDE:
             return self._encoding.encode_ordinary(text)
         ids: list[int] = []
@@ -152,9 +238,25 @@ class BPE:
 
     def _printable(self, token_id: int) -> str:
         token = self.tokens[token_id]
-        return (
-            token.decode() if token_id in self.specials else "".join([CHARACTER_OF[byte] for byte in token])
-        )
+        return token.decode() if token_id in self._apart else "".join([CHARACTER_OF[byte] for byte in token])
+
+
+def _default_special(added: Iterable[AddedToken]) -> SpecialTokens:
+    """GPT-2's habit: <|endoftext|> begins and ends. Without one, nothing stops until files name a token."""
+    ids = tuple(token.id for token in added if token.content == END_OF_TEXT)
+    return SpecialTokens(ids[0], ids, ids[0]) if ids else SpecialTokens(0, ())
+
+
+def _pattern(added: Sequence[AddedToken]) -> re.Pattern[str] | None:
+    """Finds added tokens, the longest first where several begin at a place; its group is t<id>."""
+    longest_first = sorted(added, key=lambda token: -len(token.content))
+    parts = [
+        f"{_SPACE}*" * token.lstrip
+        + f"(?P<t{token.id}>{re.escape(token.content)})"
+        + f"{_SPACE}*" * token.rstrip
+        for token in longest_first
+    ]
+    return re.compile("|".join(parts)) if parts else None
 
 
 def _ranks(tokens: Sequence[bytes], specials: Iterable[int]) -> dict[bytes, int]:
@@ -197,14 +299,15 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _checked_ids(vocab: Any, specials: Mapping[str, int], where: str) -> dict[str, int]:
-    """The vocabulary with the specials, in the order of the ids, which are 0 .. n - 1."""
+def _checked_ids(vocab: Any, added: Iterable[AddedToken], where: str) -> dict[str, int]:
+    """The vocabulary with the added tokens, in the order of the ids, which are 0 .. n - 1."""
     if not isinstance(vocab, dict):
         raise _mismatch(where, "the vocabulary is not a table of tokens", "it must be {token: id, ...}")
+    specials = {token.content: token.id for token in added}
     for token, token_id in specials.items():
         if vocab.get(token, token_id) != token_id:
             raise _mismatch(where, f"token {token!a} has two ids", f"{vocab[token]!a} and {token_id!a}")
-    every = vocab | dict(specials)
+    every = vocab | specials
     for token, token_id in every.items():
         if type(token_id) is not int:
             raise _mismatch(where, f"token {token!a} has the id {token_id!a}", "ids are 0, 1, 2, ...")

@@ -9,7 +9,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from gpt2cli.errors import InputError
-from gpt2cli.tokenizer.base import END_OF_TEXT, fingerprint_of, join_tokens, without_surrogates
+from gpt2cli.tokenizer.base import (
+    END_OF_TEXT,
+    SpecialTokens,
+    fingerprint_of,
+    join_tokens,
+    without_surrogates,
+)
 
 
 class Chars:
@@ -22,6 +28,7 @@ class Chars:
         assert characters == "".join(sorted(set(characters))), "characters must be distinct and sorted"
         self.characters = characters
         self.end_of_text = len(characters)
+        self.special = SpecialTokens(self.end_of_text, (self.end_of_text,), self.end_of_text)
         self.n_vocab = len(characters) + 1
         self._codes = _codes(characters)
         self._tokens = [character.encode("utf-8") for character in characters] + [END_OF_TEXT.encode()]
@@ -43,8 +50,17 @@ class Chars:
     def fingerprint(self) -> str:
         return fingerprint_of(self._tokens)
 
-    def encode(self, text: str) -> list[int]:
+    def id_of(self, token: str) -> int | None:
+        try:
+            return self._tokens.index(token.encode("utf-8"))
+        except ValueError:
+            return None
+
+    def encode(self, text: str, control_tokens: bool = False) -> list[int]:
         """One id per character. Raises InputError naming the first that is not in the vocabulary."""
+        if control_tokens and END_OF_TEXT in text:
+            before, after = text.split(END_OF_TEXT, 1)
+            return [*self.encode(before), self.end_of_text, *self.encode(after, control_tokens)]
         text = without_surrogates(text)
         codes = _codes(text)
         ids = np.searchsorted(self._codes, codes)

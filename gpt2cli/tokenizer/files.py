@@ -8,17 +8,23 @@ names and other programs' tokenizer.json are read too. Encoding itself is in bpe
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
-from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer, without_surrogates
+from gpt2cli.tokenizer.base import END_OF_TEXT, AddedToken, SpecialTokens, Tokenizer, without_surrogates
 from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.chars import Chars
 
 TOKENIZER_JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
+# Where programs up to transformers 4.33 kept added tokens, and the names of those with a meaning.
+ADDED, SPECIAL_MAP = "added_tokens.json", "special_tokens_map.json"
+MODEL_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+NAMED_LISTS = ("additional_special_tokens", "extra_special_tokens")
 AGAIN = "fetch the file again"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, OpenAI's
 GPT2_SHA256 = (
@@ -42,72 +48,149 @@ BYTE_LEVEL = {
 }
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder or of a prepared corpus.
+def load_tokenizer(folder: Path, *, to_train: bool = False) -> Tokenizer:
+    """The tokenizer of a model folder or of a prepared corpus, with the ids that end, begin and pad texts.
 
-    Like transformers, prefers tokenizer.json where there are several. Raises InputError where
+    Like transformers, prefers tokenizer.json where there are several. With `to_train`, generation stops at
+    what ends the texts of training, also where the model's own files do not say so. Raises InputError where
     files are missing, damaged, do not belong together, or encode in a way that GPT-2 does not.
     """
+    settings = _read_settings(folder)
     if os.path.lexists(folder / TOKENIZER_JSON):
-        return _from_tokenizer_json(folder / TOKENIZER_JSON)
-    for names in PAIRS:
-        vocab, merges = (folder / name for name in names)
-        there = [name for name in names if os.path.lexists(folder / name)]
-        if len(there) == 2:
-            return _from_pair(vocab, merges)
-        if there:
-            (missing,) = set(names) - set(there)
-            raise InputError(
-                f"{folder}: {missing} is missing",
-                f"{there[0]} cannot be used without it",
-                "fetch both files again",
-            )
-    raise InputError(
-        f"{folder}: there is no tokenizer",
-        f"looked for {TOKENIZER_JSON}, vocab.json with merges.txt, encoder.json with vocab.bpe",
-        "copy the tokenizer's files from the model's source into the folder",
-    )
+        tokenizer, adds_bos = _from_tokenizer_json(folder / TOKENIZER_JSON)
+    else:
+        tokenizer, adds_bos = _from_pair(folder, settings), bool(settings.get("add_bos_token"))
+    if isinstance(tokenizer, Chars):
+        return tokenizer
+    special = _special_tokens(folder, tokenizer, settings, adds_bos)
+    if to_train and special.eos not in special.stops:
+        special = replace(special, stops=(special.eos, *special.stops))
+    return tokenizer.with_special(special)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
     """Write the tokenizer's files into `folder`, the same bytes every time; returns their names."""
     if isinstance(tokenizer, BPE):
-        decoder = {str(i): _added(tokenizer.tokens[i].decode()) for i in tokenizer.specials}
-        config = {**_config("GPT2Tokenizer"), "add_prefix_space": False, "added_tokens_decoder": decoder}
+        decoder = {str(token.id): _added(token) for token in tokenizer.added}
+        config = {
+            **_config("GPT2Tokenizer", tokenizer),
+            "add_prefix_space": False,
+            "added_tokens_decoder": decoder,
+        }
         write_file(folder / "vocab.json", tokenizer.vocab_json)
         write_file(folder / "merges.txt", tokenizer.merges_txt)
         write_json(folder / CONFIG, config)
         return ["vocab.json", "merges.txt", CONFIG]
     assert isinstance(tokenizer, Chars)
     write_json(folder / TOKENIZER_JSON, _tokenizer_json_of(tokenizer))
-    write_json(folder / CONFIG, {**_config("PreTrainedTokenizerFast"), "unk_token": None})
+    write_json(folder / CONFIG, {**_config("PreTrainedTokenizerFast", tokenizer), "unk_token": None})
     return [TOKENIZER_JSON, CONFIG]
 
 
-def _from_pair(vocab: Path, merges: Path) -> BPE:
-    path = vocab.parent / CONFIG
-    config = read_json_object(path, AGAIN) if os.path.lexists(path) else {}
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, or what older programs wrote in its place, checked as far as it is used."""
+    path = folder / CONFIG
+    settings = _read_if_there(path)
     with _refuse_damage(path):
-        added = config.get("added_tokens_decoder") or {}
-        specials = _specials([{**value, "id": int(key)} for key, value in added.items()], path)
-    if config.get("add_prefix_space"):
-        raise _unlike(path, "add_prefix_space", True)
-    if (sha256_of(vocab), sha256_of(merges)) == GPT2_SHA256 and set(specials) <= {END_OF_TEXT}:
-        return gpt2()
-    return BPE.from_files(vocab, merges, specials)
+        decoder = settings.get("added_tokens_decoder") or {}
+        entries = [{**value, "id": int(key)} for key, value in decoder.items()]
+    if "added_tokens_decoder" not in settings:
+        path = folder / SPECIAL_MAP
+        settings = {**settings, **_read_if_there(path)}
+        legacy = _read_if_there(folder / ADDED)
+        special = {_content(settings[key]) for key in NAMED if settings.get(key) is not None}
+        special |= {_content(value) for key in NAMED_LISTS for value in settings.get(key) or []}
+        entries = [
+            {"content": content, "id": id, "special": content in special} for content, id in legacy.items()
+        ]
+    if settings.get("add_eos_token"):
+        raise _unlike(path, "add_eos_token", True)
+    return {**settings, "added": entries}
 
 
-def _from_tokenizer_json(path: Path) -> Tokenizer:
+def _special_tokens(folder: Path, tokenizer: BPE, settings: dict[str, Any], adds_bos: bool) -> SpecialTokens:
+    """As transformers: generation_config.json decides where to stop, then config.json, then the tokenizer."""
+    generation, model = (_read_if_there(folder / name) for name in (GENERATION_CONFIG, MODEL_CONFIG))
+
+    def ids_of(name: str) -> list[int]:
+        """Those of the first file that names tokens of this vocabulary. GPT-2's own numbers stand in the
+        config of smaller vocabularies too, where they mean nothing.
+        """
+        for values in (generation.get(name), model.get(name)):
+            ids = [id for id in (values if isinstance(values, list) else [values]) if type(id) is int]
+            if known := [id for id in ids if 0 <= id < tokenizer.n_vocab]:
+                return known
+        return []
+
+    def named(key: str) -> list[int]:
+        token = settings.get(key)
+        id = None if token is None else tokenizer.id_of(_content(token))
+        return [] if id is None else [id]
+
+    stops = ids_of("eos_token_id") or named("eos_token") or list(tokenizer.special.stops)
+    if not stops:
+        raise InputError(
+            f"{folder}: names no token that ends a text",
+            f"neither {END_OF_TEXT} nor an eos_token is in the vocabulary",
+            f'write its name into {CONFIG}: "eos_token": "</s>"',
+        )
+    (eos, *_) = named("eos_token") or stops
+    (bos, *_) = named("bos_token") or ids_of("bos_token_id") or [eos]
+    pad = named("pad_token") or ids_of("pad_token_id")
+    return SpecialTokens(eos, tuple(dict.fromkeys(stops)), bos, pad[0] if pad else None, adds_bos)
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json_object(path, AGAIN) if os.path.lexists(path) else {}
+
+
+def _content(token: Any) -> str:
+    """A token is written as its text, or as an object with its text and how it is found."""
+    return str(token.get("content")) if isinstance(token, dict) else str(token)
+
+
+def _from_pair(folder: Path, settings: dict[str, Any]) -> BPE:
+    for names in PAIRS:
+        vocab, merges = (folder / name for name in names)
+        there = [name for name in names if os.path.lexists(folder / name)]
+        if len(there) == 1:
+            (missing,) = set(names) - set(there)
+            raise InputError(
+                f"{folder}: {missing} is missing",
+                f"{there[0]} cannot be used without it",
+                "fetch both files again",
+            )
+        if there:
+            break
+    else:
+        raise InputError(
+            f"{folder}: there is no tokenizer",
+            f"looked for {TOKENIZER_JSON}, vocab.json with merges.txt, encoder.json with vocab.bpe",
+            "copy the tokenizer's files from the model's source into the folder",
+        )
+    if settings.get("add_prefix_space"):
+        raise _unlike(folder / CONFIG, "add_prefix_space", True)
+    with _refuse_damage(folder / CONFIG):
+        added = _added_tokens(settings["added"], folder / CONFIG)
+    if (sha256_of(vocab), sha256_of(merges)) == GPT2_SHA256:
+        more = sorted((token for token in added if token.content != END_OF_TEXT), key=lambda token: token.id)
+        if [token.id for token in more] == list(range(gpt2().n_vocab, gpt2().n_vocab + len(more))):
+            return gpt2().with_added(more)
+    return BPE.from_files(vocab, merges, added)
+
+
+def _from_tokenizer_json(path: Path) -> tuple[BPE | Chars, bool]:
+    """The tokenizer, and whether each text begins with its `bos`."""
     content = read_json_object(path, AGAIN)
     with _refuse_damage(path):
         model = content["model"]
         vocab, kind = {**model["vocab"]}, model["type"]
-        specials = _specials(content.get("added_tokens") or [], path)
+        added = _added_tokens(content.get("added_tokens") or [], path)
         if kind == "WordLevel":
             for part, expected in (("normalizer", None), ("pre_tokenizer", EACH_CHARACTER)):
                 if content.get(part) != expected:
                     raise _unlike(path, part, content.get(part))
-            return _chars(vocab, path)
+            return _chars(vocab, path), False
         if kind != "BPE":
             raise _unlike(path, "model.type", kind)
         for (part, key), allowed in BYTE_LEVEL.items():
@@ -118,7 +201,29 @@ def _from_tokenizer_json(path: Path) -> Tokenizer:
         for merge in model["merges"]:  # "a b" in older versions, ["a", "b"] in newer ones
             left, right = merge.split(" ") if isinstance(merge, str) else merge
             merges.append((str(left), str(right)))
-    return BPE.from_vocabulary(vocab, merges, specials, str(path))
+        first = _first_token(content.get("post_processor"), path)
+    tokenizer = BPE.from_vocabulary(vocab, merges, added, str(path))
+    return tokenizer, first is not None
+
+
+def _first_token(processor: Any, path: Path) -> str | None:
+    """The token that a post-processor puts before each text. Nothing else that it may add is supported."""
+    kind = processor["type"] if processor else None
+    steps = processor["processors"] if kind == "Sequence" else [processor] if processor else []
+    found = None
+    for step in steps:
+        if step["type"] == "ByteLevel":  # changes offsets alone
+            continue
+        if step["type"] != "TemplateProcessing":
+            raise _unlike(path, "post_processor.type", step["type"])
+        match step["single"]:
+            case [{"Sequence": _}]:
+                pass
+            case [{"SpecialToken": {"id": str(name)}}, {"Sequence": _}] if found is None:
+                found = name
+            case other:
+                raise _unlike(path, "post_processor.single", other)
+    return found
 
 
 @contextlib.contextmanager
@@ -142,13 +247,19 @@ def _chars(vocab: dict[str, Any], path: Path) -> Chars:
     return Chars("".join(characters))
 
 
-def _specials(entries: list[dict[str, Any]], path: Path) -> dict[str, int]:
-    """Added control tokens and their ids. Added words would change how texts are encoded: refused."""
+def _added_tokens(entries: list[dict[str, Any]], path: Path) -> list[AddedToken]:
+    """The tokens beside the merges. Those that are found inside of words only at their borders: refused."""
+    tokens = []
     for entry in entries:
-        entry["content"].encode("utf-8")  # raises for what is not text
-        if not entry.get("special") and entry["content"] != END_OF_TEXT:
-            raise _unlike(path, "added token", entry["content"])
-    return {entry["content"]: entry["id"] for entry in entries}
+        content, id = entry["content"], entry["id"]
+        content.encode("utf-8")  # raises for what is not text
+        is_control = bool(entry.get("special")) or content == END_OF_TEXT
+        if entry.get("single_word") or not content:
+            raise _unlike(path, "added token", content)
+        tokens.append(
+            AddedToken(id, content, is_control, bool(entry.get("lstrip")), bool(entry.get("rstrip")))
+        )
+    return tokens
 
 
 def _unlike(path: Path, key: str, value: Any) -> InputError:
@@ -159,28 +270,43 @@ def _unlike(path: Path, key: str, value: Any) -> InputError:
     )
 
 
-def _config(tokenizer_class: str) -> dict[str, Any]:
+def _config(tokenizer_class: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    special = tokenizer.special
+
+    def name(id: int | None) -> str | None:
+        return None if id is None else tokenizer.decode([id])
+
     return {
         "tokenizer_class": tokenizer_class,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
+        "bos_token": name(special.bos),
+        "eos_token": name(special.eos),
+        # transformers adds an unknown token that is not there as a new id.
+        "unk_token": END_OF_TEXT if tokenizer.id_of(END_OF_TEXT) is not None else name(special.eos),
         "clean_up_tokenization_spaces": False,
+        **({} if special.pad is None else {"pad_token": name(special.pad)}),
+        **({"add_bos_token": True} if special.adds_bos else {}),
     }
 
 
-def _added(content: str) -> dict[str, Any]:
-    unchanged = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    return {"content": content, **unchanged, "special": True}
+def _added(token: AddedToken) -> dict[str, Any]:
+    return {
+        "content": token.content,
+        "lstrip": token.lstrip,
+        "normalized": False,
+        "rstrip": token.rstrip,
+        "single_word": False,
+        "special": token.is_control,
+    }
 
 
 def _tokenizer_json_of(tokenizer: Chars) -> dict[str, Any]:
     vocab = {character: i for i, character in enumerate(tokenizer.characters)}
+    end = AddedToken(tokenizer.end_of_text, END_OF_TEXT)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": tokenizer.end_of_text, **_added(END_OF_TEXT)}],
+        "added_tokens": [{"id": end.id, **_added(end)}],
         "normalizer": None,
         "pre_tokenizer": EACH_CHARACTER,
         "post_processor": None,

@@ -55,7 +55,7 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
         return random_weights(recipe, gpt2())
     try:
         folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
-        config, tokenizer = read_config(folder), load_tokenizer(folder)
+        config, tokenizer = read_config(folder), load_tokenizer(folder, to_train=True)
     except InputError as error:
         raise InputError(
             f"init: {error.what}",

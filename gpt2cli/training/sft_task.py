@@ -90,7 +90,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
         example = encode_record(record, template, tokenizer, limit, recipe.mask_prompt)
         if example is None:
             continue
-        ids = prompt_ids(template, record.question, tokenizer.encode, tokenizer.end_of_text)
+        ids = prompt_ids(template, record.question, tokenizer)
         if len(ids) < limit:
             prompts.append(EvalPrompt(record, tuple(ids)))
             examples.append(example)

@@ -97,7 +97,7 @@ def test_a_model_with_a_template_is_asked_in_it(turns: Turns, chat: Chat, models
     assert chat(models / "taught", "Hi!\n")[2] == ""
     turn = turns("Hi!\n", "--system", "Be brief.")[0]
     asked = [Turn("system", "Be brief."), Turn("user", "Hi!")]
-    assert turn["prompt_tokens"] == len(prompt_ids(TEMPLATES["chat"], asked, WORDS.encode, WORDS.end_of_text))
+    assert turn["prompt_tokens"] == len(prompt_ids(TEMPLATES["chat"], asked, WORDS))
 
 
 def test_json_has_all_that_a_script_needs(chat: Chat, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_message_that_is_too_long_is_said_and_the_next_line_read(chat: Chat, m
         answers = [json.loads(line) for line in out.splitlines()]
         assert [(answer["turn"], "error" in answer) for answer in answers] == [(1, 0), (2, 1), (2, 0)]
         assert answers[1]["error"]["why"] == f"this model's context holds {CONTEXT}"
-        n_tokens = len(prompt_ids(TEMPLATES["chat"], [Turn("user", line)], WORDS.encode, WORDS.end_of_text))
+        n_tokens = len(prompt_ids(TEMPLATES["chat"], [Turn("user", line)], WORDS))
         assert f"error: the message has {n_tokens} tokens, " in err
         assert f"why: this model's context holds {CONTEXT}\n" in err
 

@@ -43,7 +43,7 @@ def test_a_prompt_is_what_training_puts_before_an_answer(
     turns = [] if system is None else [Turn("system", system)]
     for one in exchanges:
         turns += [Turn("user", one.question), Turn("assistant", one.reply)]
-    expected = prompt_ids(template, [*turns, Turn("user", "And?")], gpt2().encode, END)
+    expected = prompt_ids(template, [*turns, Turn("user", "And?")], gpt2())
     assert ChatFormat(gpt2(), template, system).prompt(exchanges, "And?") == expected
 
 

@@ -60,7 +60,7 @@ def written(conversation: Conversation, exchanges: Sequence[Exchange], question:
     turns = [] if conversation.system is None else [Turn("system", conversation.system)]
     for exchange in exchanges:
         turns += [Turn("user", exchange.question), Turn("assistant", exchange.reply)]
-    return prompt_ids(conversation.template, [*turns, Turn("user", question)], LETTERS.encode, end)
+    return prompt_ids(conversation.template, [*turns, Turn("user", question)], LETTERS)
 
 
 def uncached(conversation: Conversation, question: str, max_new_tokens: int) -> list[int]:

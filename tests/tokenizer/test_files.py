@@ -148,7 +148,12 @@ def _set(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-WORD = {"id": 500, "content": "Covid", "special": False}
+WORD = {"id": 500, "content": "Covid", "special": False, "single_word": True}
+ROBERTA = {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]}
+ENDED = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "</s>"}}],
+}
 UNLIKE_GPT2 = {
     "a normalizer": (_set("normalizer", to={"type": "NFC"}), r"normalizer.type is 'NFC'"),
     "no pre-tokenizer": (_set("pre_tokenizer", to=None), r"pre_tokenizer.type is None"),
@@ -160,7 +165,9 @@ UNLIKE_GPT2 = {
     "bytes as words": (_set("model", "byte_fallback", to=True), "byte_fallback is True"),
     "dropout": (_set("model", "dropout", to=0.1), "dropout is 0.1"),
     "another kind": (_set("model", "type", to="Unigram"), "model.type is 'Unigram'"),
-    "an added word": (_set("added_tokens", to=[WORD]), "added token is 'Covid'"),
+    "a word by itself": (_set("added_tokens", to=[WORD]), "added token is 'Covid'"),
+    "both ends marked": (_set("post_processor", to=ROBERTA), "post_processor.type is 'RobertaProcessing'"),
+    "ends marked": (_set("post_processor", to=ENDED), r"post_processor.single is \["),
     "no merges": (_set("model", "merges", to=None), "is damaged"),
     "half a merge": (_set("model", "merges", to=[["a", "b"], ["a"]]), "is damaged"),
     "model is text": (_set("model", to="BPE"), "is damaged"),
@@ -168,7 +175,7 @@ UNLIKE_GPT2 = {
     "added tokens are a table": (_set("added_tokens", to={"a": 1}), "is damaged"),
     "an added token is text": (_set("added_tokens", to=["a"]), "is damaged"),
     "a nameless token": (_set("added_tokens", to=[{"id": 1, "special": True}]), "is damaged"),
-    "vocab is empty": (_set("model", "vocab", to={}), "has the id 0|no <|is not in the vocabulary"),
+    "vocab is empty": (_set("model", "vocab", to={}), "has the id 0|is not in the vocabulary"),
 }
 
 
