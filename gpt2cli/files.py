@@ -54,13 +54,19 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 
     Where `path` is a symbolic link, what it points to is replaced. Raises UsageError as `place_of`.
     """
+    with replacing_path(path) as temporary, naming(path), open(temporary, "wb") as file:
+        yield file
+        flush(file)
+
+
+@contextlib.contextmanager
+def replacing_path(path: Path) -> Iterator[Path]:
+    """As `replacing_file`, with the path of a file that the block writes and flushes."""
     path = place_of(path)
     _drop_orphans(path)
     temporary = _temporary_for(path)
     try:
-        with naming(path), open(temporary, "wb") as file:
-            yield file
-            flush(file)
+        yield temporary
         os.replace(temporary, path)
         flush_directory(path.parent)
     except BaseException:

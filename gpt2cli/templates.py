@@ -4,7 +4,7 @@ A template turns a conversation into parts: what is given, and what the model an
 before an answer is the same text, and the same ids, in training and in generation, because each part
 is encoded by itself: no byte pair crosses a border. Markers are ordinary text, so GPT-2 needs no new
 tokens; an end-of-text id ends each answer. A user's text that holds a marker is left unchanged. A model
-folder names its template in prompt.json.
+folder names its template in prompt.json, and holds it in Hugging Face's form as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gpt2cli.errors import InputError
-from gpt2cli.files import sha256_of, write_json
+from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
 from gpt2cli.tokenizer.base import Tokenizer, begin
 
-TEMPLATE_FILE = "prompt.json"
+TEMPLATE_FILE, CHAT_TEMPLATE = "prompt.json", "chat_template.jinja"
 Role = Literal["system", "user", "assistant"]
 PREAMBLE = (
     "Below is an instruction that describes a task."
@@ -56,6 +56,7 @@ class Template:
     opening: Callable[[str | None], str]  # with the system's text, where there is one
     question: Callable[[Turn], str]  # up to the place where the answer begins
     reply: str  # the header of an answer; the question's text ends with it
+    jinja: str  # the same in Hugging Face's form
 
     def parts(self, turns: Sequence[Turn]) -> list[TemplatePart]:
         """The turns as parts, in order; after a last question the answer may begin."""
@@ -70,15 +71,20 @@ class Template:
                 given = ""
         return [*parts, TemplatePart(given, False, False)] if given else parts
 
+    def hugging_face_form(self, tokenizer: Tokenizer) -> str:
+        """The Jinja program by which transformers' `apply_chat_template` gives the ids of `prompt_ids`."""
+        return ("{{ bos_token }}" if begin(tokenizer) else "") + self.jinja
+
     def prompt(self, turns: Sequence[Turn]) -> str:
         """The prompt for the last question as text, for a person to read."""
         return "".join(part.text for part in self.parts(turns))
 
 
-def write_template(folder: Path, name: str) -> dict[str, str]:
-    """Write the template's name; returns {file name: SHA-256} for the manifest."""
+def write_template(folder: Path, name: str, tokenizer: Tokenizer) -> dict[str, str]:
+    """Write the template's name, and its Hugging Face form; returns {file name: SHA-256} for the manifest."""
     write_json(folder / TEMPLATE_FILE, {"template": name})
-    return {TEMPLATE_FILE: sha256_of(folder / TEMPLATE_FILE)}
+    write_file(folder / CHAT_TEMPLATE, TEMPLATES[name].hugging_face_form(tokenizer))
+    return {file: sha256_of(folder / file) for file in (TEMPLATE_FILE, CHAT_TEMPLATE)}
 
 
 def read_template(folder: Path) -> Template | None:
@@ -126,6 +132,27 @@ def _chat_question(turn: Turn) -> str:
     return f"User:\n{turn.text}{given}\n\n{CHAT_REPLY}"
 
 
+_ALPACA_JINJA = (
+    "{% if messages and messages[0].role == 'system' %}{{ messages[0].content }}"
+    f"{{% else %}}{PREAMBLE}{{% endif %}}"
+    "{{ '\\n\\n' }}"
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ '### Instruction:\\n' + message.content + '\\n\\n' }}"
+    "{% elif message.role == 'assistant' %}{{ '### Response:\\n' + message.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
+)
+_CHAT_JINJA = (
+    "{% if messages and messages[0].role == 'system' %}"
+    "{{ 'System:\\n' + messages[0].content + '\\n\\n' }}"
+    "{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ 'User:\\n' + message.content + '\\n\\n' }}"
+    "{% elif message.role == 'assistant' %}{{ 'Assistant:\\n' + message.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+)
+
 # Taori et al. 2023, Stanford Alpaca, with one preamble whether or not there is an input.
 _ALPACA = Template(
     name="alpaca",
@@ -133,6 +160,7 @@ _ALPACA = Template(
     opening=lambda system: f"{PREAMBLE if system is None else system}\n\n",
     question=_alpaca_question,
     reply=ALPACA_REPLY,
+    jinja=_ALPACA_JINJA,
 )
 _CHAT = Template(
     name="chat",
@@ -140,5 +168,6 @@ _CHAT = Template(
     opening=lambda system: "" if system is None else f"System:\n{system}\n\n",
     question=_chat_question,
     reply=CHAT_REPLY,
+    jinja=_CHAT_JINJA,
 )
 TEMPLATES = {template.name: template for template in (_ALPACA, _CHAT)}

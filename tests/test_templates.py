@@ -7,6 +7,7 @@ import pytest
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.templates import (
+    CHAT_TEMPLATE,
     PREAMBLE,
     TEMPLATE_FILE,
     TEMPLATES,
@@ -82,7 +83,8 @@ def test_what_begins_the_next_question_is_a_stop(name: str) -> None:
 @pytest.mark.parametrize("name", ["alpaca", "chat"])
 def test_a_folder_names_its_template(name: str, tmp_path: Path) -> None:
     assert read_template(tmp_path) is None
-    assert write_template(tmp_path, name) == {TEMPLATE_FILE: sha256_of(tmp_path / TEMPLATE_FILE)}
+    hashes = write_template(tmp_path, name, gpt2())
+    assert hashes == {file: sha256_of(tmp_path / file) for file in (TEMPLATE_FILE, CHAT_TEMPLATE)}
     assert read_template(tmp_path) == TEMPLATES[name]
 
 

@@ -61,7 +61,8 @@ def write_classifier(
     hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
     write_json(
         folder / CONFIG,
-        to_hugging_face(model.config, tokenizer.end_of_text)
+        to_hugging_face(model.config)
+        | tokenizer.special.as_config()
         | {
             "architectures": [CLASSIFIER],
             "id2label": {str(i): label for i, label in enumerate(labels)},

@@ -26,7 +26,7 @@ from gpt2cli.model.config import GPT2Config, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2Classifier, GPT2LMHead, empty_model
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
+from gpt2cli.tokenizer.files import load_tokenizer, save_generation_config, save_tokenizer
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
 FORMAT = 1
@@ -60,9 +60,9 @@ def write_model(folder: Path, model: GPT2LMHead, tokenizer: Tokenizer, recipe: s
     state = model.state_dict()
     tensors = {name: transposed(name, state[name]) for name in stored_shapes(model.config)}
     hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
-    write_json(folder / CONFIG, to_hugging_face(model.config, tokenizer.end_of_text))
+    write_json(folder / CONFIG, to_hugging_face(model.config) | tokenizer.special.as_config())
     write_file(folder / RECIPE, recipe)
-    names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
+    names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder), save_generation_config(tokenizer, folder)]
     return hashes | {name: sha256_of(folder / name) for name in names}
 
 

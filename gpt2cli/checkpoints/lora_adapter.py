@@ -25,7 +25,7 @@ from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS, correction, load_lora_state, lora_layers, lora_state
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.files import save_tokenizer
+from gpt2cli.tokenizer.files import save_generation_config, save_tokenizer
 
 ADAPTER_WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
 BASE_FORMAT = 1  # of base.json, which had no number at first
@@ -127,6 +127,7 @@ def write_adapter(
     write_json(folder / BASE, record)
     write_file(folder / RECIPE, recipe)
     names = [ADAPTER_CONFIG, BASE, RECIPE, *save_tokenizer(tokenizer, folder)]
+    names.append(save_generation_config(tokenizer, folder))
     return hashes | {name: sha256_of(folder / name) for name in names}
 
 

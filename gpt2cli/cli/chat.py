@@ -68,7 +68,7 @@ def chat(
         with preloading(model) as folder, waiting(err(), f"loading {folder}", delay=0) as end:
             from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
-            from gpt2cli.templates import read_template
+            from gpt2cli.jinja_template import read_chat_template
 
             sampling = sampling_options(
                 seed,
@@ -83,7 +83,7 @@ def chat(
             loaded = load_for_decoding(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
             )
-            template = read_template(loaded.folder)
+            template = read_chat_template(loaded.folder)
             conversation = Conversation(loaded.model, loaded.tokenizer, template, system, settings)
         loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json)
         if screen:

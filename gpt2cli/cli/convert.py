@@ -1,5 +1,6 @@
 """`gpt2 convert`: a model of any known format in, the path of the converted one on stdout."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,7 +59,6 @@ def convert(
 
     Prints the tensor mapping and the largest logit difference to stderr.
     """
-    from gpt2cli.convert.gguf import modelfile
     from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.ui.progress import converting, finish
     from gpt2cli.ui.tables import print_receipt
@@ -69,9 +69,8 @@ def convert(
     receipt = finish(convert(path, place, options), err(), converting).receipt
     if not as_json:
         print_receipt(receipt, err())
-        if to == "gguf":
-            lines = modelfile(place.name, receipt["config"]["n_positions"])
-            say(f"for Ollama, put these lines into a file named Modelfile beside it:\n{lines}")
+        if made := receipt.get("modelfile"):
+            say(f"for Ollama: {shlex.join(['ollama', 'create', place.stem, '-f', made])}")
     print_result(as_json, receipt, place)
 
 

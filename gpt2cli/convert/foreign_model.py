@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli.errors import InputError
+from gpt2cli.jinja_template import JinjaTemplate, read_chat_template
 from gpt2cli.model.config import GPT2Config
+from gpt2cli.templates import Template
 from gpt2cli.tokenizer.base import Tokenizer
 
 LAYER = "{}"  # stands for the number of a block in a table's names
@@ -61,6 +63,11 @@ class ForeignModel:
     raw: RawTensors  # what the independent check reads
     files: tuple[Path, ...]  # what it was read from, for the receipt
     notes: tuple[str, ...] = ()  # what was left out, assumed or filled in, a sentence each
+
+    @property
+    def chat_template(self) -> Template | JinjaTemplate | None:
+        """The one that its folder holds."""
+        return read_chat_template(self.path) if self.path.is_dir() else None
 
 
 def as_array(tensor: Tensor) -> NDArray[np.floating]:

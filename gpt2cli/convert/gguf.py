@@ -113,11 +113,6 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
     _gguf()
 
 
-def modelfile(gguf: str, n_positions: int) -> str:
-    """Ollama's recipe for a base model: the text is continued, no chat template is put around it."""
-    return f"FROM ./{gguf}\nTEMPLATE {{{{ .Prompt }}}}\nPARAMETER num_ctx {n_positions}\n"
-
-
 def _vocabulary_of(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     """Tokens and merges, in the byte-to-character spelling, by which llama.cpp encodes every text to the
     ids that `tokenizer` gives.
@@ -125,9 +120,9 @@ def _vocabulary_of(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     A character that a character vocabulary lacks is an error here; llama.cpp passes over it.
     """
     if isinstance(tokenizer, BPE):
+        apart = tokenizer.specials.union(token.id for token in tokenizer.added)
         tokens = [
-            token.decode() if i in tokenizer.specials else _spelled(token)
-            for i, token in enumerate(tokenizer.tokens)
+            token.decode() if i in apart else _spelled(token) for i, token in enumerate(tokenizer.tokens)
         ]
         return tokens, [f"{tokens[left]} {tokens[right]}" for left, right in tokenizer.merges]
     assert isinstance(tokenizer, Chars)
@@ -164,16 +159,28 @@ def _add_values(writer: Any, gguf: ModuleType, source: ForeignModel, kind: GgufT
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
 
     tokens, merges = _vocabulary_of(tokenizer)
-    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
-    controls = set(tokenizer.specials) if isinstance(tokenizer, BPE) else {tokenizer.end_of_text}
+    # Tokens of type USER_DEFINED are found in any text, CONTROL only where a caller reads them.
+    types = [gguf.TokenType.NORMAL] * len(tokens)
+    for i in tokenizer.specials if isinstance(tokenizer, BPE) else {tokenizer.end_of_text}:
+        types[i] = gguf.TokenType.CONTROL
+    for token in tokenizer.added if isinstance(tokenizer, BPE) else ():
+        types[token.id] = gguf.TokenType.CONTROL if token.is_control else gguf.TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([control if i in controls else normal for i in range(len(tokens))])
+    writer.add_token_types(types)
     writer.add_token_merges(merges)
-    writer.add_bos_token_id(tokenizer.end_of_text)
-    writer.add_eos_token_id(tokenizer.end_of_text)
-    writer.add_add_bos_token(False)
+    special = tokenizer.special
+    eos, *others = sorted(special.stops, key=lambda id: id != special.eos)
+    writer.add_bos_token_id(special.eos if special.bos is None else special.bos)
+    writer.add_eos_token_id(eos)
+    for other in others[:1]:  # it has a place for two
+        writer.add_eot_token_id(other)
+    if special.pad is not None:
+        writer.add_pad_token_id(special.pad)
+    writer.add_add_bos_token(special.adds_bos)
+    if template := source.chat_template:
+        writer.add_chat_template(template.hugging_face_form(tokenizer))
 
 
 def _add_layout(

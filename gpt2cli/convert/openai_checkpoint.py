@@ -33,7 +33,7 @@ from gpt2cli.files import flush, open_regular, write_file
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.bpe import BPE
+from gpt2cli.tokenizer.bpe import BPE, usual_special
 from gpt2cli.tokenizer.files import load_tokenizer
 
 HPARAMS, PREFIX = "hparams.json", "model.ckpt"
@@ -121,8 +121,11 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
     """
     others = {
         f"the vocabulary is {tokenizer.name!r}": not isinstance(tokenizer, BPE),
-        "the vocabulary has further control tokens": (
-            isinstance(tokenizer, BPE) and len(tokenizer.specials) > 1
+        "the vocabulary has tokens beside its merges": (
+            isinstance(tokenizer, BPE) and len(tokenizer.added) > 1
+        ),
+        "its texts begin or end with a token of their own": (
+            isinstance(tokenizer, BPE) and tokenizer.special != usual_special(tokenizer.added)
         ),
     }
     why = "the format has a place for five sizes, tied byte-pair embeddings and nothing else"

@@ -20,7 +20,7 @@ from gpt2cli import __version__
 from gpt2cli import files as disk
 from gpt2cli.checkpoints import provenance
 from gpt2cli.checkpoints.finite import is_finite, require_finite
-from gpt2cli.checkpoints.folder import CONFIG, RECIPE, WEIGHTS, read_manifest, write_manifest
+from gpt2cli.checkpoints.folder import CONFIG, WEIGHTS, write_manifest
 from gpt2cli.checkpoints.provenance import RECEIPT, RECEIPT_FORMAT
 from gpt2cli.checkpoints.safetensors_file import TensorWriter
 from gpt2cli.convert import gguf, nanogpt, openai_checkpoint
@@ -28,16 +28,18 @@ from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor
 from gpt2cli.convert.gguf import write_gguf
 from gpt2cli.convert.hf_folder import open_hugging_face
+from gpt2cli.convert.kept_files import keep_files
+from gpt2cli.convert.modelfile import modelfile
 from gpt2cli.convert.nanogpt import write_nanogpt
 from gpt2cli.convert.openai_checkpoint import write_openai
 from gpt2cli.convert.placing import check_place, check_room
 from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logits, verify_export
-from gpt2cli.errors import InputError, NewerFormatError, UsageError
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.json_files import read_json
 from gpt2cli.model.config import PRESETS, size_of, to_hugging_face
-from gpt2cli.templates import TEMPLATE_FILE
 from gpt2cli.tokenizer.files import save_tokenizer
 
+MODELFILE = ".Modelfile"
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # What each target can hold, and how the name of the output ends.
 TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -128,7 +130,8 @@ def _to_folder(
 ) -> Iterator[ConvertProgress]:
     dtype = DTYPES[options.dtype]
     with disk.new_folder(out, replace=options.force) as folder:
-        written = yield from _write_folder(source, folder, dtype, options)
+        written, more = yield from _write_folder(source, folder, dtype, options)
+        receipt |= more
         if options.verify:
             yield ConvertProgress("verifying")
             expected = expected_logits(source, dtype)
@@ -142,31 +145,19 @@ def _to_folder(
 
 def _write_folder(
     source: ForeignModel, folder: Path, dtype: torch.dtype, options: ConvertOptions
-) -> Generator[ConvertProgress, None, dict[str, str]]:
+) -> Generator[ConvertProgress, None, tuple[dict[str, str], dict[str, list[str]]]]:
+    """Returns {file name: SHA-256}, and what the receipt says of the source's other files."""
     layout = {name: (dtype, tensor.shape) for name, tensor in source.tensors.items()}
     with TensorWriter(folder / WEIGHTS, layout, {"format": "pt"}) as writer:
         for n_done, tensor in enumerate(source.tensors.values()):
             yield ConvertProgress("writing", n_done, len(layout))
             writer.write(_cast(source, tensor, dtype, options))
-    config = to_hugging_face(source.config, source.tokenizer.end_of_text)
+    config = to_hugging_face(source.config) | source.tokenizer.special.as_config()
     disk.write_json(folder / CONFIG, {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
     names = [CONFIG, *save_tokenizer(source.tokenizer, folder)]
-    for name in _training_files(source):
-        disk.write_file(folder / name, (source.path / name).read_bytes())
-        names.append(name)
-    return {WEIGHTS: writer.sha256, **{name: disk.sha256_of(folder / name) for name in names}}
-
-
-def _training_files(source: ForeignModel) -> list[str]:
-    """The recipe and the chat template of a model that was trained here, wherever it lies now."""
-    with contextlib.suppress(InputError, NewerFormatError, NotADirectoryError):  # another program's
-        hashes_of = read_manifest(source.path)
-        return [
-            name
-            for name in (RECIPE, TEMPLATE_FILE)
-            if name in hashes_of and disk.sha256_of(source.path / name) == hashes_of[name]
-        ]
-    return []
+    kept, more = keep_files(source, folder)
+    hashes = {name: disk.sha256_of(folder / name) for name in (*names, *kept)}
+    return {WEIGHTS: writer.sha256, **hashes}, more
 
 
 def _to_others(
@@ -181,20 +172,34 @@ def _to_others(
         expected = expected_logits(source, torch.float32)
         _require_same_logits(expected, source, source, receipt)
     yield ConvertProgress("writing", 0, len(source.tensors))
-    match options.to:
-        case "gguf":
-            write_gguf(out, source, options.dtype, out.stem)
-        case "nanogpt":
-            write_nanogpt(out, source)
-        case "tensorflow":
-            with disk.new_folder(out, replace=options.force) as folder:
-                write_openai(folder, source)
-    yield ConvertProgress("verifying")
-    receipt["read_back"] = verify_export(out, options.to, source)
+    is_folder = options.to == "tensorflow"
+    new = disk.new_folder(out, replace=options.force) if is_folder else disk.replacing_path(out)
+    with new as place:  # takes the place of what is there once it has been read back
+        match options.to:
+            case "gguf":
+                write_gguf(place, source, options.dtype, out.stem)
+            case "nanogpt":
+                write_nanogpt(place, source)
+            case "tensorflow":
+                write_openai(place, source)
+        yield ConvertProgress("verifying")
+        receipt["read_back"] = verify_export(place, options.to, source, out)
+    if options.to == "gguf":
+        receipt["modelfile"] = _write_modelfile(source, out, options)
     free()
     files = [out] if out.is_file() else sorted(out.iterdir())
     receipt["output"] = {"dtype": options.dtype, "files": {p.name: disk.sha256_of(p) for p in files}}
     disk.write_json(out / RECEIPT if out.is_dir() else out.with_name(f"{out.name}.{RECEIPT}"), receipt)
+
+
+def _write_modelfile(source: ForeignModel, out: Path, options: ConvertOptions) -> str | None:
+    """Write Ollama's Modelfile beside the GGUF; returns its path, None where another lies in its place."""
+    path = out.with_suffix(MODELFILE)
+    if path.exists() and not options.force:
+        return None
+    text = modelfile(out.name, source.config.n_positions, source.chat_template, source.tokenizer)
+    disk.write_file(path, text)
+    return str(path)
 
 
 def _cast(source: ForeignModel, tensor: ForeignTensor, dtype: torch.dtype, options: ConvertOptions) -> Tensor:

@@ -25,6 +25,7 @@ from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import ForeignModel, expand_blocks, same_bits
 from gpt2cli.convert.gguf import NAMES
 from gpt2cli.convert.numpy_gpt2 import ROWS, Array, loss_of, reference_logits
+from gpt2cli.convert.torch_file import read_torch_file
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import empty_model
@@ -160,25 +161,33 @@ def converted_logits(
         yield _logits(last_norm(x)[0], head).double().numpy()
 
 
-def verify_export(out: Path, to: str, source: ForeignModel) -> dict[str, Any]:
-    """Compare every tensor of the export at `out` with the source's; returns the entry for the receipt.
+def verify_export(place: Path, to: str, source: ForeignModel, out: Path) -> dict[str, Any]:
+    """Compare every tensor of the export at `place` with the source's; returns the entry for the receipt.
 
-    Raises InputError for the first that differs.
+    Raises InputError for the first that differs; it calls the export `out`.
     """
-    if to == "gguf":
-        _compare_gguf(out, source)
-    else:
-        with open_foreign(out) as written:
-            for name, tensor in source.tensors.items():
-                if not same_bits(written.tensors[name].load(), tensor.load().to(torch.float32)):
-                    raise _differs(out, name)
+    match to:
+        case "gguf":
+            _compare_gguf(place, source, out)
+        case "nanogpt":  # which holds no tokenizer, so that only GPT-2's could be opened as a model
+            stored = read_torch_file(place)["model"]
+            _compare(source, lambda name: transposed(name, stored[name]), out)
+        case _:
+            with open_foreign(place) as written:
+                _compare(source, lambda name: written.tensors[name].load(), out)
     return {"tensors": len(source.tensors), "equal": True}
 
 
-def _compare_gguf(out: Path, source: ForeignModel) -> None:
+def _compare(source: ForeignModel, read: Callable[[str], Tensor], out: Path) -> None:
+    for name, tensor in source.tensors.items():
+        if not same_bits(read(name), tensor.load().to(torch.float32)):
+            raise _differs(out, name)
+
+
+def _compare_gguf(place: Path, source: ForeignModel, out: Path) -> None:
     import gguf
 
-    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(place).tensors}
     names = expand_blocks(NAMES, source.config.n_layer)
     if len(stored) != len(source.tensors):
         raise _differs(out, f"the number of tensors, {len(stored)},")

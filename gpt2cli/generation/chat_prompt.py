@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from gpt2cli.errors import InputError
 from gpt2cli.generation.stop_text import Continuation
+from gpt2cli.jinja_template import JinjaTemplate
 from gpt2cli.templates import Template, Turn
 from gpt2cli.tokenizer.base import Tokenizer, begin
 
@@ -30,7 +31,7 @@ class ChatFormat:
     """How turns are written for a model. Without a template they are one running text."""
 
     tokenizer: Tokenizer
-    template: Template | None
+    template: Template | JinjaTemplate | None
     system: str | None
 
     @property
@@ -41,6 +42,10 @@ class ChatFormat:
         """The ids before the reply, as in training, with earlier replies in the ids that the model chose.
         An empty text begins with end-of-text.
         """
+        if isinstance(self.template, JinjaTemplate):
+            return self.template.prompt_ids(
+                [*_turns(self, exchanges), Turn("user", question)], self.tokenizer
+            )
         ids = begin(self.tokenizer)
         if self.template:
             return [*ids, *_written(self, self.template, exchanges, question)]
@@ -57,9 +62,7 @@ class ChatFormat:
 def _written(
     chat_format: ChatFormat, template: Template, exchanges: Sequence[Exchange], question: str
 ) -> Iterator[int]:
-    turns = [] if chat_format.system is None else [Turn("system", chat_format.system)]
-    for exchange in exchanges:
-        turns += [Turn("user", exchange.question), Turn("assistant", exchange.reply)]
+    turns = _turns(chat_format, exchanges)
     replies = (exchange.ids for exchange in exchanges)
     for text, is_answer, _ in template.parts([*turns, Turn("user", question)]):
         if is_answer:
@@ -67,6 +70,13 @@ def _written(
             yield chat_format.tokenizer.end_of_text  # ended, as every answer in training
         else:
             yield from chat_format.tokenizer.encode(text)
+
+
+def _turns(chat_format: ChatFormat, exchanges: Sequence[Exchange]) -> list[Turn]:
+    turns = [] if chat_format.system is None else [Turn("system", chat_format.system)]
+    for exchange in exchanges:
+        turns += [Turn("user", exchange.question), Turn("assistant", exchange.reply)]
+    return turns
 
 
 def first_that_fits(

@@ -26,6 +26,7 @@ from gpt2cli.generation.chat_settings import ChatSettings
 from gpt2cli.generation.engine import Throughput, common_length, continue_row, new_prefix_cache, truncate
 from gpt2cli.generation.sampling import chance
 from gpt2cli.generation.stop_text import Continuation
+from gpt2cli.jinja_template import JinjaTemplate
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.templates import Template
 from gpt2cli.tokenizer.base import Tokenizer, without_surrogates
@@ -88,7 +89,7 @@ class Conversation:
         self,
         model: GPT2LMHead,
         tokenizer: Tokenizer,
-        template: Template | None,
+        template: Template | JinjaTemplate | None,
         system: str | None,
         settings: ChatSettings,
     ) -> None:
@@ -104,7 +105,7 @@ class Conversation:
         return tuple(self._exchanges)
 
     @property
-    def template(self) -> Template | None:
+    def template(self) -> Template | JinjaTemplate | None:
         return self._format.template
 
     @property

@@ -89,8 +89,8 @@ _FIXED = {
 _LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 
 
-def to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
-    """The content of config.json for GPT2LMHeadModel."""
+def to_hugging_face(config: GPT2Config) -> dict[str, Any]:
+    """The content of config.json for GPT2LMHeadModel, without the ids of special tokens."""
     values = asdict(config)
     dropout = values.pop("dropout")
     return {
@@ -99,8 +99,6 @@ def to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
         **values,
         "n_ctx": config.n_positions,
         **dict.fromkeys(_HF_DROPOUTS, dropout),
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
         "torch_dtype": "float32",
     }
 

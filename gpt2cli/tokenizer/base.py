@@ -40,6 +40,12 @@ class SpecialTokens:
     pad: int | None = None
     adds_bos: bool = False  # each text begins with `bos`
 
+    def as_config(self) -> dict[str, int | list[int]]:
+        """Their keys in config.json and generation_config.json."""
+        eos = self.stops[0] if len(self.stops) == 1 else list(self.stops)
+        ids = {"bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad}
+        return {name: value for name, value in ids.items() if value is not None}
+
 
 class Tokenizer(Protocol):
     """Ids are 0 .. n_vocab - 1, `end_of_text` among them. Instances are immutable and picklable."""

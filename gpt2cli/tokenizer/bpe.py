@@ -90,7 +90,7 @@ class BPE:
         self.specials = frozenset(unmade).union(token.id for token in added if token.is_control)
         self._apart = self.specials.union(token.id for token in added)  # what no merge makes
         self.n_vocab = len(tokens)
-        self.special = special or _default_special(added)
+        self.special = special or usual_special(added)
 
     @property
     def end_of_text(self) -> int:
@@ -241,7 +241,7 @@ class BPE:
         return token.decode() if token_id in self._apart else "".join([CHARACTER_OF[byte] for byte in token])
 
 
-def _default_special(added: Iterable[AddedToken]) -> SpecialTokens:
+def usual_special(added: Iterable[AddedToken]) -> SpecialTokens:
     """GPT-2's habit: <|endoftext|> begins and ends. Without one, nothing stops until files name a token."""
     ids = tuple(token.id for token in added if token.content == END_OF_TEXT)
     return SpecialTokens(ids[0], ids, ids[0]) if ids else SpecialTokens(0, ())

@@ -87,6 +87,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
     return [TOKENIZER_JSON, CONFIG]
 
 
+def save_generation_config(tokenizer: Tokenizer, folder: Path) -> str:
+    """Write where generation stops, as transformers reads it; returns the file's name."""
+    write_json(folder / GENERATION_CONFIG, tokenizer.special.as_config())
+    return GENERATION_CONFIG
+
+
 def _read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, or what older programs wrote in its place, checked as far as it is used."""
     path = folder / CONFIG

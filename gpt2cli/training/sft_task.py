@@ -184,7 +184,9 @@ class SftTask(LanguageModelTask):
 
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
         """With the template of its prompts."""
-        return super().write_model(folder, model, recipe) | write_template(folder, self.recipe.template)
+        return super().write_model(folder, model, recipe) | write_template(
+            folder, self.recipe.template, self.tokenizer
+        )
 
     def batch(self, step: int, micro: int) -> SftBatch:
         number = step * self.recipe.batch.accumulation + micro

@@ -11,6 +11,7 @@ from gpt2cli.ui.console import err, print_json, printable, say
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.generation.chat_session import ChatEvent, ReplyDone
+    from gpt2cli.jinja_template import JinjaTemplate
     from gpt2cli.templates import Template
 
 LONGEST_QUOTE = 60  # characters of a message in a notice
@@ -31,7 +32,7 @@ def print_model(loaded: "LoadedModel") -> None:
     note(f"{loaded.folder}: {size}, context {loaded.config.n_positions:,} tokens", "")
 
 
-def print_mode(template: "Template | None") -> None:
+def print_mode(template: "Template | JinjaTemplate | None") -> None:
     """How the model answers, in one line."""
     note(BASE_MODEL if template is None else f"chat template: {template.name}", "")
 

@@ -95,6 +95,9 @@ def print_receipt(receipt: dict[str, Any], console: Console) -> None:
         console.print(line, style="faint")
     for note in receipt["notes"]:
         console.print(printable(f"note: {note}"))
+    for name, label in (("kept", "kept as they are"), ("left_out", "left out")):
+        if receipt.get(name):
+            console.print(printable(f"{label}: {', '.join(receipt[name])}"))
     source = receipt["source"]
     files = ", ".join(source["files"])
     console.print(printable(f"source: {source['path']} ({source['format']}; {files})"))

@@ -95,7 +95,7 @@ def test_what_the_files_are(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     weights = manifest["files"]["model.safetensors"]
     assert summary.manifest is not None
-    assert (summary.manifest.written_by, summary.manifest.n_files) == (manifest["written_by"], 5)
+    assert (summary.manifest.written_by, summary.manifest.n_files) == (manifest["written_by"], 6)
     assert (summary.manifest.sha256, summary.n_bytes) == (weights["sha256"], weights["bytes"])
     assert summary.dtypes == {"float32": len(load_file(folder / "model.safetensors"))}
     assert summary.tokenizer.fingerprint == CHARS.fingerprint

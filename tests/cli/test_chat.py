@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
         hashes = write_model(root / name, model, WORDS, "task: pretrain\n")
         if name == "taught":
-            hashes |= write_template(root / name, "chat")
+            hashes |= write_template(root / name, "chat", WORDS)
         write_manifest(root / name, hashes)
     return root
 

@@ -146,7 +146,7 @@ def test_with_stdout_in_a_pipe_only_replies_are_in_it(tmp_path: Path) -> None:
     (tmp_path / "home" / "chat_history").mkdir(parents=True)
     taught = tmp_path / "taught"
     save_model_that_says(taught, LONG, n_positions=64)
-    write_template(taught, "chat")
+    write_template(taught, "chat", gpt2())
     command = ["chat", str(taught), *OPTIONS, "-n", "2"]
     with Terminal(command, piped=[1], GPT2_HOME=str(tmp_path / "home")) as terminal:
         assert "chat template: chat" in terminal.ready()

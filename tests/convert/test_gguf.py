@@ -1,6 +1,7 @@
 """GGUF export, opened by its owners: the reader of the gguf package, and llama.cpp itself."""
 
 import functools
+import re
 import resource
 import sys
 import weakref
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.folder import HEAD, TRANSPOSED, stored_shapes
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
-from gpt2cli.convert.gguf import modelfile, require_expressible, write_gguf
+from gpt2cli.convert.gguf import require_expressible, write_gguf
+from gpt2cli.convert.modelfile import modelfile
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.engine import generate
 from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
-from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
+from gpt2cli.templates import TEMPLATES, Turn
+from gpt2cli.tokenizer.base import END_OF_TEXT, AddedToken, Tokenizer
 from gpt2cli.tokenizer.bpe import BPE, BYTE_OF, gpt2
 from gpt2cli.tokenizer.chars import Chars
 
@@ -196,7 +199,9 @@ def own_bpe() -> BPE:
     full = gpt2()
     n_merges = 400 - 256
     tokens = [*full.tokens[:400], b"<|user|>", END_OF_TEXT.encode()]
-    return BPE(tokens, full.merges[:n_merges], [400, 401])
+    return BPE(
+        tokens, full.merges[:n_merges], [AddedToken(400 + i, tokens[400 + i].decode()) for i in range(2)]
+    )
 
 
 def test_llama_computes_the_same_logits_and_greedy_continuations(
@@ -347,6 +352,31 @@ def test_what_cannot_be_is_known_without_a_tensor(monkeypatch: pytest.MonkeyPatc
         require_expressible(config, ALL_ASCII, "f16")
 
 
-def test_the_modelfile_continues_text_within_the_context() -> None:
-    text = modelfile("m.gguf", 64)
-    assert text == "FROM ./m.gguf\nTEMPLATE {{ .Prompt }}\nPARAMETER num_ctx 64\n"
+def test_the_modelfile_of_a_base_model_continues_text() -> None:
+    text = modelfile("m.gguf", 64, None, gpt2())
+    assert text == "FROM ./m.gguf\nPARAMETER num_ctx 64\nTEMPLATE {{ .Prompt }}\n"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_modelfile_of_a_chat_model_writes_the_template(name: str) -> None:
+    """Its pieces, put together as Go's template would for one question, are the prompt of training."""
+    template = TEMPLATES[name]
+    text = modelfile("m.gguf", 64, template, gpt2())
+    (body,) = re.findall(r'TEMPLATE """(.*?)"""', text, re.S)
+    default = "".join(re.findall(r'SYSTEM """(.*?)"""', text, re.S))
+    with_system = re.fullmatch(r"{{ if \.System }}(.*?){{ end }}(.*)", body, re.S)
+    assert with_system
+    turn = re.fullmatch(
+        r'{{ range \.Messages }}{{ if eq \.Role "user" }}(.*?){{ else if eq \.Role "assistant" }}'
+        r"(.*?){{ \.Content }}<\|endoftext\|>{{ end }}{{ end }}(.*)",
+        with_system[2],
+        re.S,
+    )
+    assert turn and turn[2] == turn[3] == template.reply
+    question = turn[1].replace("{{ .Content }}", "Why?") + turn[3]
+    for system in (None, "Be brief."):
+        given = default if system is None else system
+        begun = with_system[1].replace("{{ .System }}", given) if given else ""
+        turns = [Turn("system", system)] if system else []
+        assert begun + question == template.prompt([*turns, Turn("user", "Why?")])
+    assert re.findall(r'PARAMETER stop """(.*?)"""', text, re.S) == list(template.stops)

@@ -22,6 +22,7 @@ from gpt2cli.convert.foreign_model import ForeignModel
 from gpt2cli.convert.openai_checkpoint import open_openai, require_expressible, write_openai
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.gpt2 import empty_model
+from gpt2cli.tokenizer.base import AddedToken
 from gpt2cli.tokenizer.chars import Chars
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00002"
@@ -227,7 +228,7 @@ def test_other_precisions_are_kept(folder: Path) -> None:
         ({"n_inner": 100}, "the MLP has 100 channels"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
         ({"tokenizer": Chars.from_text(["abc"])}, "the vocabulary is 'chars'"),
-        ({"tokenizer": "more"}, "further control tokens"),
+        ({"tokenizer": "more"}, "tokens beside its merges"),
     ],
 )
 def test_what_the_format_cannot_say_is_refused(
@@ -240,7 +241,7 @@ def test_what_the_format_cannot_say_is_refused(
     tokenizer = changes.pop("tokenizer", opened.tokenizer)
     if tokenizer == "more":
         vocab = json.loads(BYTES.vocab_json)
-        tokenizer = type(BYTES).from_vocabulary(vocab, [], {"<|more|>": 257}, "more")
+        tokenizer = type(BYTES).from_vocabulary(vocab, [], [AddedToken(257, "<|more|>")], "more")
     source = replace(opened, config=replace(opened.config, **changes), tokenizer=tokenizer)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     for refuse in (

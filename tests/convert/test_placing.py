@@ -191,7 +191,7 @@ def test_a_model_put_aside_by_a_killed_conversion_exists(source: Path, model: Pa
 
 def write_config(folder: Path, size: str, **changed: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    values = {**to_hugging_face(PRESETS[size], 50256), **changed, "resid_pdrop": 0.1}  # as theirs has
+    values = {**to_hugging_face(PRESETS[size]), **changed, "resid_pdrop": 0.1}  # as theirs has
     (folder / "config.json").write_text(json.dumps(values))
     return folder
 

@@ -41,7 +41,7 @@ def uncached(model: GPT2LMHead, prompt: list[int], n: int) -> list[int]:
 
 
 def theirs(model: GPT2LMHead) -> GPT2LMHeadModel:
-    reference = GPT2LMHeadModel(TheirConfig(**to_hugging_face(model.config, 0)))
+    reference = GPT2LMHeadModel(TheirConfig(**to_hugging_face(model.config)))
     state = {n: t.T if n.endswith(TRANSPOSED) else t for n, t in model.state_dict().items()}
     reference.load_state_dict(state)
     return reference.eval()

@@ -94,7 +94,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_config_goes_to_hugging_face_and_back() -> None:
     config = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_inner=12, n_positions=5, vocab_size=9, dropout=0.1)
-    assert from_hugging_face(to_hugging_face(config, 8)) == config
+    assert from_hugging_face(to_hugging_face(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_config_goes_to_hugging_face_and_back() -> None:
     ],
 )
 def test_a_config_that_is_no_gpt2_is_refused(change: dict[str, object], said: str) -> None:
-    values = to_hugging_face(GPT2Config(n_layer=2, n_head=2, n_embd=8), 50256) | change
+    values = to_hugging_face(GPT2Config(n_layer=2, n_head=2, n_embd=8)) | change
     with pytest.raises(InputError, match=said):
         from_hugging_face(values)
