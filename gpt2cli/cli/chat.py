@@ -17,6 +17,7 @@ from gpt2cli.cli.options import (
     ModelArgument,
     RepetitionPenaltyOption,
     SeedOption,
+    SpecialOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
@@ -47,6 +48,7 @@ def chat(
     min_p: MinPOption = None,
     repetition_penalty: RepetitionPenaltyOption = None,
     seed: SeedOption = None,
+    special: SpecialOption = False,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
     precision: DecodingPrecisionOption = "auto",
@@ -69,6 +71,7 @@ def chat(
             from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
             from gpt2cli.jinja_template import read_chat_template
+            from gpt2cli.tokenizer.files import stopping_at_eos
 
             sampling = sampling_options(
                 seed,
@@ -84,8 +87,9 @@ def chat(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
             )
             template = read_chat_template(loaded.folder)
-            conversation = Conversation(loaded.model, loaded.tokenizer, template, system, settings)
-        loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json)
+            tokenizer = stopping_at_eos(loaded.tokenizer)
+            conversation = Conversation(loaded.model, tokenizer, template, system, settings, special)
+        loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json, special)
         if screen:
             from gpt2cli.ui.line_editor import LineEditor
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from gpt2cli.cli import chat_commands
 from gpt2cli.cli.failures import explain
+from gpt2cli.cli.options import warn_of_control_tokens
 from gpt2cli.cli.signals import install
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
 from gpt2cli.paths import expand
@@ -77,6 +78,7 @@ class ChatLoop:
     loaded: "LoadedModel"
     is_terminal: bool  # a user types and reads
     as_json: bool
+    control_tokens: bool = False  # read as single ids
 
     def greet(self, keys: str) -> None:
         if self.is_terminal:
@@ -133,6 +135,8 @@ class ChatLoop:
     def _say(self, text: str, stop: "Stop") -> "Iterator[ChatEvent]":
         if len(text.encode("utf-8", "surrogatepass")) > LONGEST_MESSAGE:
             raise too_long("the message")
+        if not self.control_tokens:
+            warn_of_control_tokens(text, self.loaded.tokenizer)
         return self.conversation.say(text, stop)
 
     def _retry(self, argument: str, stop: "Stop") -> "Iterator[ChatEvent]":

@@ -16,12 +16,15 @@ from gpt2cli.cli.options import (
     ModelOption,
     RepetitionPenaltyOption,
     SeedOption,
+    SpecialOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
     encode_prompt,
+    fit_prompt,
     prompt_text,
+    warn_of_control_tokens,
 )
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import expand
@@ -30,6 +33,7 @@ from gpt2cli.ui.console import err, print_json, printable, say
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.generation.engine import DecodeStep, Throughput
     from gpt2cli.generation.stop_text import Continuation
 
@@ -64,6 +68,11 @@ def generate(
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Print tokens as they are generated.")
     ] = True,
+    special: SpecialOption = False,
+    template: Annotated[
+        bool,
+        typer.Option("--template", help="Put the prompt into the model's chat template."),
+    ] = False,
     raw: Annotated[
         bool,
         typer.Option(
@@ -112,9 +121,15 @@ def generate(
             folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
         )
     cut = None if truncate else "gpt2 generate --truncate, which keeps only its last tokens"
-    ids = encode_prompt(text, loaded, cut)
+    stops = list(stop or ())
+    if template:
+        ids, more = _in_template(text, loaded, cut, special)
+        stops += more
+    else:
+        ids = encode_prompt(text, loaded, cut, special)
+        _hint_at_template(loaded)
 
-    replies = [Continuation(loaded.tokenizer, stop or ()) for _ in range(num_samples)]
+    replies = [Continuation(loaded.tokenizer, stops) for _ in range(num_samples)]
     steps = engine.generate(
         loaded.model, [ids] * num_samples, sampling, max_new_tokens, set(loaded.tokenizer.special.stops)
     )
@@ -147,6 +162,36 @@ def generate(
             screen.end(replies, facts)
         else:
             _print_json(replies, facts)
+
+
+def _in_template(
+    text: str, loaded: "LoadedModel", fix: str | None, special: bool
+) -> "tuple[list[int], tuple[str, ...]]":
+    """The ids of the prompt in the model's chat template, and the texts that end an answer."""
+    from gpt2cli.generation.chat_prompt import ChatFormat
+    from gpt2cli.jinja_template import read_chat_template
+
+    found = read_chat_template(loaded.folder)
+    if found is None:
+        raise UsageError(
+            f"--template: {loaded.folder} has no chat template",
+            "it is a base model, which continues text",
+            "leave out --template",
+        )
+    if not special:
+        warn_of_control_tokens(text, loaded.tokenizer)
+    ids = ChatFormat(loaded.tokenizer, found, None, special).prompt([], text)
+    return fit_prompt(ids, loaded, fix), found.stops
+
+
+def _hint_at_template(loaded: "LoadedModel") -> None:
+    """An instruction-tuned model continues a bare prompt with nonsense."""
+    from gpt2cli.jinja_template import read_chat_template
+    from gpt2cli.templates import TEMPLATES
+
+    if found := read_chat_template(loaded.folder):
+        name = f"the {found.name}" if found.name in TEMPLATES else "its own"
+        say(f"instruction-tuned with {name} template: use gpt2 chat, or --template", "faint")
 
 
 def _print_json(replies: "Sequence[Continuation]", facts: dict[str, Any]) -> None:

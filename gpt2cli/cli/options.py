@@ -12,6 +12,7 @@ from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
+    from gpt2cli.tokenizer.base import Tokenizer
 
 _MODEL = "A run, a model folder or a name; by default the newest model."
 _sampling = functools.partial(typer.Option, rich_help_panel="Sampling")
@@ -72,6 +73,10 @@ RepetitionPenaltyOption = Annotated[
     _sampling("--repetition-penalty", help="Values above 1 discourage repetition.", show_default="1.0"),
 ]
 SeedOption = Annotated[int | None, _sampling("--seed", help="Random seed; same seed and options, same text.")]
+SpecialOption = Annotated[
+    bool,
+    typer.Option("--special", help="Read control tokens, <|endoftext|> and the model's own, as single ids."),
+]
 
 LONGEST_PROMPT = 1 << 26  # bytes; no context is that long, and a pipe may never end
 
@@ -116,15 +121,35 @@ def _check_text(data: bytes, name: str) -> None:
         )
 
 
-def encode_prompt(text: str, loaded: "LoadedModel", fix: str | None) -> list[int]:
+def encode_prompt(
+    text: str, loaded: "LoadedModel", fix: str | None, control_tokens: bool = False
+) -> list[int]:
     """The prompt's token ids: at least one, at most the model's context.
 
     A longer prompt is an error with this `fix`; None keeps its last tokens and says so.
     """
-    ids, limit = loaded.tokenizer.encode(text), loaded.config.n_positions
-    if not ids:
-        say("the prompt is empty: starting from the end-of-text token", "faint")
-        return [loaded.tokenizer.end_of_text]
+    from gpt2cli.tokenizer.base import begin
+
+    tokenizer = loaded.tokenizer
+    if not control_tokens:
+        warn_of_control_tokens(text, tokenizer)
+    ids = [*begin(tokenizer), *tokenizer.encode(text, control_tokens)]
+    if not text:
+        first = ids or [tokenizer.end_of_text if tokenizer.special.bos is None else tokenizer.special.bos]
+        say(f"the prompt is empty: starting from {tokenizer.decode(first)}", "faint")
+        return first
+    return fit_prompt(ids, loaded, fix)
+
+
+def warn_of_control_tokens(text: str, tokenizer: "Tokenizer") -> None:
+    """Say that a control token in a prompt is read as ordinary text."""
+    if found := [token for token in tokenizer.control_tokens if token in text]:
+        say(f"{found[0]} is read as ordinary text; --special reads it as one token", "warn")
+
+
+def fit_prompt(ids: list[int], loaded: "LoadedModel", fix: str | None) -> list[int]:
+    """The ids, at most the model's context; the rest as `encode_prompt`."""
+    limit = loaded.config.n_positions
     if len(ids) <= limit:
         return ids
     if fix is not None:

@@ -33,6 +33,7 @@ class ChatFormat:
     tokenizer: Tokenizer
     template: Template | JinjaTemplate | None
     system: str | None
+    control_tokens: bool = False  # whether those in a user's text are read as such
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -49,7 +50,7 @@ class ChatFormat:
         ids = begin(self.tokenizer)
         if self.template:
             return [*ids, *_written(self, self.template, exchanges, question)]
-        encode, end = self.tokenizer.encode, self.tokenizer.end_of_text
+        encode, end = self.encode, self.tokenizer.end_of_text
         ids += encode(f"{self.system}\n\n") if self.system else []
         if not ids and not (exchanges[0].question if exchanges else question):
             ids = [end]
@@ -57,6 +58,9 @@ class ChatFormat:
             ids += [*encode(exchange.question), *exchange.ids]
             ids += [end] * (exchange.finish_reason == "end_of_text")
         return [*ids, *encode(question)]
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, self.control_tokens)
 
 
 def _written(
@@ -69,7 +73,7 @@ def _written(
             yield from next(replies)
             yield chat_format.tokenizer.end_of_text  # ended, as every answer in training
         else:
-            yield from chat_format.tokenizer.encode(text)
+            yield from chat_format.encode(text)
 
 
 def _turns(chat_format: ChatFormat, exchanges: Sequence[Exchange]) -> list[Turn]:
@@ -95,7 +99,7 @@ def require_room(chat_format: ChatFormat, question: str, limit: int) -> None:
     """Raises InputError for a question that does not fit the context even alone."""
     n = len(chat_format.prompt([], question))
     if n > limit:
-        beside = n - len(chat_format.tokenizer.encode(question))
+        beside = n - len(chat_format.encode(question))
         raise InputError(
             f"the message has {n} tokens"
             + f", {beside} of them from template and system text" * (beside > 0),

@@ -82,7 +82,8 @@ class _Cost:
 class Conversation:
     """One reply at a time: read or close an iterator of events before you call another method.
 
-    Puts the model into evaluation mode. Raises InputError for a system text that leaves no room.
+    Puts the model into evaluation mode. With `control_tokens`, those in a text are read as single ids.
+    Raises InputError for a system text that leaves no room.
     """
 
     def __init__(
@@ -92,9 +93,10 @@ class Conversation:
         template: Template | JinjaTemplate | None,
         system: str | None,
         settings: ChatSettings,
+        control_tokens: bool = False,
     ) -> None:
         self._model, self._settings = model.eval(), settings
-        self._format = _with_system(model, ChatFormat(tokenizer, template, None), system)
+        self._format = _with_system(model, ChatFormat(tokenizer, template, None, control_tokens), system)
         self.prefix = new_prefix_cache(model)
         self._exchanges: list[Exchange] = []
         self.n_dropped = 0  # how many of the oldest turns have left the context

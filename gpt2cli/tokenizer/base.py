@@ -64,6 +64,10 @@ class Tokenizer(Protocol):
     def end_of_text(self) -> int:
         """`special.eos`: GPT-2's <|endoftext|>, or the model's own."""
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The texts of the ids that ordinary text is never encoded to."""
+
     def id_of(self, token: str) -> int | None:
         """The id of one token of the vocabulary, as its files spell it."""
 

@@ -96,6 +96,10 @@ class BPE:
     def end_of_text(self) -> int:
         return self.special.eos
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self.added if token.is_control)
+
     @classmethod
     def from_files(cls, vocab_json: Path, merges: Path, added: Sequence[AddedToken] = ()) -> "BPE":
         """A byte-level vocabulary from OpenAI's or Hugging Face's pair of files.

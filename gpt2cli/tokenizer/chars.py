@@ -22,6 +22,7 @@ class Chars:
     """A `Tokenizer` over the distinct characters (Unicode code points) of a corpus."""
 
     name = "chars"
+    control_tokens = (END_OF_TEXT,)
 
     def __init__(self, characters: str) -> None:
         """`characters`: distinct and sorted, as `from_text` makes them."""

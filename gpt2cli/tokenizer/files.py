@@ -48,11 +48,10 @@ BYTE_LEVEL = {
 }
 
 
-def load_tokenizer(folder: Path, *, to_train: bool = False) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder or of a prepared corpus, with the ids that end, begin and pad texts.
 
-    Like transformers, prefers tokenizer.json where there are several. With `to_train`, generation stops at
-    what ends the texts of training, also where the model's own files do not say so. Raises InputError where
+    Like transformers, prefers tokenizer.json where there are several. Raises InputError where
     files are missing, damaged, do not belong together, or encode in a way that GPT-2 does not.
     """
     settings = _read_settings(folder)
@@ -62,10 +61,15 @@ def load_tokenizer(folder: Path, *, to_train: bool = False) -> Tokenizer:
         tokenizer, adds_bos = _from_pair(folder, settings), bool(settings.get("add_bos_token"))
     if isinstance(tokenizer, Chars):
         return tokenizer
-    special = _special_tokens(folder, tokenizer, settings, adds_bos)
-    if to_train and special.eos not in special.stops:
-        special = replace(special, stops=(special.eos, *special.stops))
-    return tokenizer.with_special(special)
+    return tokenizer.with_special(_special_tokens(folder, tokenizer, settings, adds_bos))
+
+
+def stopping_at_eos(tokenizer: Tokenizer) -> Tokenizer:
+    """The same, where generation stops at what ends an answer, also if the model's config forgot it."""
+    special = tokenizer.special
+    if special.eos in special.stops or not isinstance(tokenizer, BPE):
+        return tokenizer
+    return tokenizer.with_special(replace(special, stops=(special.eos, *special.stops)))
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:

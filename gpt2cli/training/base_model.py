@@ -17,7 +17,7 @@ from gpt2cli.recipe.schema import SCRATCH, FinetuneRecipe, PretrainRecipe
 from gpt2cli.recipe.sections import ModelConfig
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
-from gpt2cli.tokenizer.files import load_tokenizer
+from gpt2cli.tokenizer.files import load_tokenizer, stopping_at_eos
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
         return random_weights(recipe, gpt2())
     try:
         folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
-        config, tokenizer = read_config(folder), load_tokenizer(folder, to_train=True)
+        config, tokenizer = read_config(folder), stopping_at_eos(load_tokenizer(folder))
     except InputError as error:
         raise InputError(
             f"init: {error.what}",

@@ -1,0 +1,247 @@
+"""Models with end, begin and padding tokens of their own, and with a chat template, beside transformers."""
+
+import io
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+
+from gpt2cli.convert.pipeline import ConvertOptions, convert
+from gpt2cli.jinja_template import read_jinja_template
+from gpt2cli.templates import TEMPLATES, Turn, prompt_ids, write_template
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
+from gpt2cli.tokenizer.chars import Chars
+from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DIALOGPT = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+STRICT = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}\n"
+    "  {% if message['role'] == 'user' %}[Q] {{ message['content'] | trim }}\n"
+    "  {% else %}[A] {{ message['content'] }} {{ eos_token }}{% endif %}\n"
+    "{% endfor %}"
+)
+PROMPT = "Every effort moves"
+IM_END, IM_START, PAD = 50257, 50258, 50259
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2 whose greedy text ends with <|im_end|>, saved by transformers with all that it knows."""
+    place = tmp_path_factory.mktemp("own") / "im"
+    save_tokenizer(gpt2_tokenizer(), place.parent)
+    tokenizer = GPT2TokenizerFast.from_pretrained(place.parent, eos_token="<|im_end|>", pad_token="[PAD]")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|im_start|>", "[PAD]")}
+    assert sorted(ids.values()) == [50257, 50258, 50259]
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(0)
+    own = {"bos_token_id": 50256, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["[PAD]"]}
+    config = GPT2Config(
+        n_layer=2, n_embd=32, n_head=4, n_positions=64, vocab_size=50260, initializer_range=0.35, **own
+    )
+    model = GPT2LMHeadModel(config).eval()
+    prompt = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    text = model.generate(prompt, do_sample=False, max_new_tokens=12, eos_token_id=None)[0, prompt.shape[1] :]
+    with torch.no_grad():  # where the seventh token would come, the end comes
+        embedding = model.transformer.wte.weight
+        embedding[ids["<|im_end|>"]] = embedding[text[6]] * 1.05
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, **(own | {"eos_token_id": [ids["<|im_end|>"], 50256]})
+    )
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> Path:
+    """The same, converted. Do not change it."""
+    list(convert(folder, folder.parent / "ours", ConvertOptions()))
+    return folder.parent / "ours"
+
+
+def theirs(folder: Path, prompt: str, n: int = 12) -> tuple[list[int], str]:
+    """transformers' greedy continuation: ids without the token that ended it, and its text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    given = torch.tensor([tokenizer(prompt)["input_ids"]])
+    found = model.generate(given, do_sample=False, temperature=1.0, max_new_tokens=n)[
+        0, given.shape[1] :
+    ].tolist()
+    ends = model.generation_config.eos_token_id
+    if found[-1] in (ends if isinstance(ends, list) else [ends]):
+        found.pop()
+    return found, tokenizer.decode(found)
+
+
+def test_generation_stops_where_transformers_does_before_and_after_convert(
+    folder: Path, tmp_path: Path, gpt2: Run
+) -> None:
+    ids, text = theirs(folder, PROMPT)
+    assert 0 < len(ids) < 12
+    converted = tmp_path / "converted"
+    receipt = json.loads(gpt2("convert", folder, "--out", converted, "--json").out)
+    again = tmp_path / "again"
+    gpt2("convert", converted, "--out", again)
+    for place in (converted, again):
+        answer = gpt2("generate", PROMPT, "--model", place, "--temperature", "0", "-n", "12", "--json")
+        found = json.loads(answer.out)
+        assert (found["ids"], found["text"], found["finish_reason"]) == (ids, text, "end_of_text")
+        assert theirs(place, PROMPT) == (ids, text)
+        assert json.loads((place / "generation_config.json").read_text())["temperature"] == 0.7
+        own, kept = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(place)
+        messages = [{"role": "user", "content": "Why?"}]
+        assert kept.apply_chat_template(messages, tokenize=False) == own.apply_chat_template(
+            messages, tokenize=False
+        )
+        batch = ["a", "b c"]
+        assert kept(batch, padding=True)["input_ids"] == own(batch, padding=True)["input_ids"]
+        assert (kept.eos_token_id, kept.pad_token_id) == (own.eos_token_id, own.pad_token_id)
+    assert "generation_config.json" in receipt["kept"] and "chat_template.jinja" in receipt["kept"]
+
+
+def test_batches_stop_there_too(folder: Path, ours: Path, gpt2: Run) -> None:
+    options = ["--temperature", "0", "-n", "12", "--num-samples", "3", "--json"]
+    lines = gpt2("generate", PROMPT, "--model", ours, *options).out.splitlines()
+    assert [json.loads(line)["ids"] for line in lines] == [theirs(folder, PROMPT)[0]] * 3
+
+
+def test_control_tokens_in_a_prompt(folder: Path, ours: Path, gpt2: Run) -> None:
+    prompt = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    options = ["--model", ours, "--temperature", "0", "-n", "8", "--json"]
+    found = gpt2("generate", prompt, *options, "--special")
+    answer = json.loads(found.out)
+    assert "ordinary text" not in found.err
+    assert answer["prompt_tokens"] == len(AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"])
+    assert (answer["ids"], answer["text"]) == theirs(folder, prompt, 8)
+    plain = gpt2("generate", prompt, *options)
+    assert "<|im_end|> is read as ordinary text; --special reads it as one token" in plain.err
+    assert json.loads(plain.out)["prompt_tokens"] == len(gpt2_tokenizer().encode(prompt))
+    # The model's own template writes the same prompt around the question.
+    asked = gpt2("generate", "Hi", *options, "--template")
+    assert json.loads(asked.out)["ids"] == answer["ids"]
+    assert "instruction-tuned with its own template: use gpt2 chat, or --template" in plain.err
+    assert "instruction-tuned" not in asked.err
+
+
+def test_chat_uses_the_models_own_template(
+    folder: Path, ours: Path, gpt2: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--temperature", "0", "-n", "5", "--json"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\nWhy?\n")))
+    found = gpt2("chat", ours, *options, "--system", "Be brief.")
+    assert "continuation mode" not in found.err
+    turns = [json.loads(line) for line in found.out.splitlines()]
+    messages = [{"role": "system", "content": "Be brief."}]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for question, turn in zip(("Hi", "Why?"), turns, strict=True):
+        messages.append({"role": "user", "content": question})
+        asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert turn["prompt_tokens"] == len(asked)
+        messages.append({"role": "assistant", "content": turn["reply"]})
+
+
+@pytest.mark.parametrize("template", [CHATML, DIALOGPT, STRICT])
+def test_a_jinja_template_gives_transformers_ids(template: str, folder: Path, tmp_path: Path) -> None:
+    reference = AutoTokenizer.from_pretrained(folder, chat_template=template)
+    reference.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    ours, found = load_tokenizer(tmp_path), read_jinja_template(tmp_path)
+    assert found
+    for texts in (["Hi"], ["Hi", " Hello <|im_end|>!", "né 😀"], ["a\n\n", "", " b"]):
+        roles = ["user", "assistant"] * 2
+        turns = [Turn(role, text) for role, text in zip(roles, texts, strict=False)]  # type: ignore[arg-type]
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        asked = reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert found.prompt_ids(turns, ours) == asked
+
+
+def test_a_template_that_refuses_says_so(
+    ours: Path, tmp_path: Path, gpt2: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ours, tmp_path / "m")
+    for template, said in (
+        (STRICT, "roles must alternate"),
+        ("{{ ().__class__.__mro__ }}", "unsafe"),
+        ("{% for %}", "end of statement block"),
+        ("{{ messages[9].content }}", "no element 9"),
+    ):
+        (tmp_path / "m" / "manifest.json").unlink(missing_ok=True)
+        (tmp_path / "m" / "chat_template.jinja").write_text(template)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
+        found = gpt2("chat", tmp_path / "m", "--system", "x")
+        assert found.code == 3
+        for words in (said, "chat template cannot write this conversation"):
+            assert re.sub(r"\s", "", words) in re.sub(r"\s", "", found.err)
+
+
+ODD = [
+    "Why?",
+    " two  spaces ",
+    "naïve 😀\n\nlines",
+    "### Response:\n",
+    "x" * 40,
+    "1 + 1 = 2",
+    "\tTab",
+    "Zażółć",
+]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("kind", ["gpt2", "bos", "chars"])
+def test_our_templates_give_the_same_ids_in_transformers(name: str, kind: str, tmp_path: Path) -> None:
+    asked = [[Turn("user", "u")], [Turn("system", "s"), Turn("user", "u")]]
+    text = "".join([*ODD, *(template.prompt(turns) for template in TEMPLATES.values() for turns in asked)])
+    tokenizer: Tokenizer = Chars.from_text(text) if kind == "chars" else gpt2_tokenizer()
+    save_tokenizer(tokenizer, tmp_path)
+    if kind == "bos":
+        path = tmp_path / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": True}))
+        tokenizer = load_tokenizer(tmp_path)
+    write_template(tmp_path, name, tokenizer)
+    GPT2Config().save_pretrained(tmp_path)
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    for n in range(50):
+        turns = [Turn("system", ODD[n % 7])] if n % 3 == 0 else []
+        for k in range(n % 4):
+            # An answer with white space in front would join the line feed before it, as text.
+            turns += [Turn("user", ODD[(n + k) % 8]), Turn("assistant", ODD[(n + 3 * k) % 8].lstrip())]
+        turns.append(Turn("user", ODD[n % 8]))
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        theirs = reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert prompt_ids(TEMPLATES[name], turns, tokenizer) == theirs
+
+
+def test_a_gguf_holds_them(folder: Path, tmp_path: Path, gpt2: Run) -> None:
+    gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    out = tmp_path / "m.gguf"
+    receipt = json.loads(gpt2("convert", folder, "--to", "gguf", "--out", out, "--json").out)
+    fields = gguf.GGUFReader(out).fields
+    special = load_tokenizer(folder).special
+    expected = {
+        "tokenizer.ggml.eos_token_id": special.eos,
+        "tokenizer.ggml.eot_token_id": 50256,
+        "tokenizer.ggml.bos_token_id": 50256,
+        "tokenizer.ggml.padding_token_id": special.pad,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": CHATML,
+    }
+    assert {name: fields[name].contents() for name in expected} == expected
+    text = Path(receipt["modelfile"]).read_text()
+    assert text.splitlines()[0] == "FROM ./m.gguf" and 'PARAMETER stop """<|im_end|>"""' in text
