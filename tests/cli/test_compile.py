@@ -17,7 +17,7 @@ from gpt2cli.generation.cpu.aot_packages import BuildError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.runtime import default_threads
 
-EMPTY = "the prompt is empty: starting from the end-of-text token\n"
+EMPTY = "the prompt is empty: starting from <|endoftext|>\n"
 Run = Callable[..., tuple[int, str, str]]
 
 

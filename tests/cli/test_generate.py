@@ -55,7 +55,7 @@ def test_stdout_is_the_continuation_and_a_line_feed(say: Say) -> None:
     assert say("said by the model", "") == (
         0,
         "said by the model\n",
-        "the prompt is empty: starting from the end-of-text token\n",
+        "the prompt is empty: starting from <|endoftext|>\n",
     )
 
 
@@ -206,7 +206,7 @@ def test_a_lone_surrogate_in_the_argument_is_replaced(say: Say) -> None:
 def test_an_empty_stdin_starts_from_the_start_token(say: Say) -> None:
     code, out, err = say("text")
     assert (code, out) == (0, "text\n")
-    assert "starting from the end-of-text token" in err
+    assert "starting from <|endoftext|>" in err
 
 
 def test_a_file_is_the_prompt(say: Say, tmp_path: Path) -> None:

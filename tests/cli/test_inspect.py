@@ -214,7 +214,7 @@ def test_the_empty_prompt_begins_at_end_of_text(
     gpt2: Gpt2, as_json: Callable[..., dict[str, Any]], model: Path
 ) -> None:
     outcome = gpt2("inspect", model, "--prompt", "")
-    assert (outcome.code, outcome.err) == (0, "the prompt is empty: starting from the end-of-text token\n")
+    assert (outcome.code, outcome.err) == (0, "the prompt is empty: starting from <|endoftext|>\n")
     assert [t["id"] for t in as_json(model, "--prompt", "")["prompt"]["tokens"]] == [CHARS.end_of_text]
 
 
