@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -53,6 +53,10 @@ def convert(
         bool, typer.Option("--allow-nonfinite", help="Convert even if weights are NaN or infinite.")
     ] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Merge a LoRA adapter into its base model.")] = False,
+    push_to: Annotated[
+        str | None,
+        typer.Option("--push-to", metavar="OWNER/NAME", help="Upload the result to the Hugging Face hub."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a GPT-2 from or to another format, and verify the result.
@@ -63,14 +67,21 @@ def convert(
     from gpt2cli.ui.progress import converting, finish
     from gpt2cli.ui.tables import print_receipt
 
-    options = ConvertOptions(to, dtype, force, verify, allow_nonfinite, n_head, merge)
+    if push_to:
+        from gpt2cli.hub.upload import require_upload
+
+        require_upload(push_to)
     path = _find(source)
     place = out or _default_place(path, to)
+    card = _card(path, push_to or place.name)
+    options = ConvertOptions(to, dtype, force, verify, allow_nonfinite, n_head, merge, card)
     receipt = finish(convert(path, place, options), err(), converting).receipt
     if not as_json:
         print_receipt(receipt, err())
         if made := receipt.get("modelfile"):
             say(f"for Ollama: {shlex.join(['ollama', 'create', place.stem, '-f', made])}")
+    if push_to:
+        receipt["uploaded_to"] = _push(place, push_to, receipt)
     print_result(as_json, receipt, place)
 
 
@@ -78,6 +89,31 @@ def _find(source: str) -> Path:
     """The path as typed, or else the run or model of that name."""
     path = expand(source)
     return path if path.exists() or path.is_symlink() else find_model(source)
+
+
+def _card(path: Path, name: str) -> str:
+    """The model card of a run or model that was trained here."""
+    from gpt2cli.paths import best_checkpoint, is_run
+    from gpt2cli.training.model_card import model_card
+
+    folder = best_checkpoint(path) if is_run(path) else path
+    return model_card(folder, name) if folder.is_dir() else ""
+
+
+def _push(place: Path, repository: str, receipt: dict[str, Any]) -> str:
+    """Upload the folder, or the file with what lies beside it; returns the repository's address."""
+    from gpt2cli.hub.upload import upload
+    from gpt2cli.ui.spinner import waiting
+
+    if place.is_dir():
+        files = {str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if path.is_file()}
+    else:
+        beside = [Path(made)] if (made := receipt.get("modelfile")) else []
+        files = {path.name: path for path in (place, *beside)}
+    with waiting(err(), f"uploading to {repository}"):
+        address = upload(files, repository)
+    say(f"uploaded: {address}")
+    return address
 
 
 def _default_place(path: Path, to: str) -> Path:

@@ -24,16 +24,18 @@ from gpt2cli.tokenizer.files import (
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 
 MORE_TEMPLATES = "additional_chat_templates"
+MODEL_CARD = "README.md"
 # Settings of a tokenizer that change no id of a text.
 _SETTINGS = ("chat_template", "model_max_length", "padding_side", "truncation_side")
 # Files whose content is in others that are written.
 _CONTAINED = (CONFIG, MANIFEST, RECEIPT, TOKENIZER_CONFIG, ADDED, SPECIAL_MAP)
 
 
-def keep_files(source: ForeignModel, folder: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Copy into `folder` what goes along; returns the files' names, and the receipt's {"kept", "left_out"}.
+def keep_files(source: ForeignModel, folder: Path, card: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Copy into `folder` what goes along; returns the names that belong into the manifest, and the receipt's
+    {"kept", "left_out"}.
 
-    The folder's tokenizer is written before.
+    The folder's tokenizer is written before. `card` is its model card, where the source brings none.
     """
     place = source.path if source.path.is_dir() else source.path.parent
     theirs = source.path if source.format in ("huggingface", "gpt2cli") and source.path.is_dir() else None
@@ -42,6 +44,10 @@ def keep_files(source: ForeignModel, folder: Path) -> tuple[list[str], dict[str,
         copied += [name for name in (GENERATION_CONFIG, CHAT_TEMPLATE) if (theirs / name).is_file()]
         more = theirs / MORE_TEMPLATES
         copied += sorted(f"{MORE_TEMPLATES}/{path.name}" for path in more.glob("*.jinja"))
+    if theirs and (theirs / MODEL_CARD).is_file():
+        card = (theirs / MODEL_CARD).read_text("utf-8", "replace")
+    if card:  # not in the manifest: its author edits it
+        write_file(folder / MODEL_CARD, card)
     for name in copied:
         (folder / name).parent.mkdir(exist_ok=True)
         write_file(folder / name, (place / name).read_bytes())
@@ -52,11 +58,10 @@ def keep_files(source: ForeignModel, folder: Path) -> tuple[list[str], dict[str,
     if settings:
         path = folder / TOKENIZER_CONFIG
         write_json(path, read_json_object(path) | settings)
-    read = {path.name for path in source.files}
+    named = {*(path.name for path in source.files), *copied, *_CONTAINED, MODEL_CARD}
+    others = sorted(theirs.iterdir()) if theirs and source.format == "huggingface" else []
     left_out = [
-        path.name
-        for path in sorted(theirs.iterdir() if theirs and source.format == "huggingface" else ())
-        if path.is_file() and path.name not in {*read, *copied, *_CONTAINED} and path.name[0] != "."
+        path.name for path in others if path.is_file() and path.name not in named and path.name[0] != "."
     ]
     kept = copied + [f"{TOKENIZER_CONFIG}: {name}" for name in settings]
     return names, {"kept": kept, "left_out": left_out}

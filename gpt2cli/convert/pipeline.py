@@ -68,6 +68,7 @@ class ConvertOptions:
     allow_nonfinite: bool = False
     n_head: int | None = None  # for formats that do not store it
     merge: bool = False  # whether an adapter is added into its base
+    card: str = ""  # README.md of a folder, unless the source has one
 
     def __post_init__(self) -> None:
         dtypes, _ = TARGETS[self.to]
@@ -155,7 +156,7 @@ def _write_folder(
     config = to_hugging_face(source.config) | source.tokenizer.special.as_config()
     disk.write_json(folder / CONFIG, {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
     names = [CONFIG, *save_tokenizer(source.tokenizer, folder)]
-    kept, more = keep_files(source, folder)
+    kept, more = keep_files(source, folder, options.card)
     hashes = {name: disk.sha256_of(folder / name) for name in (*names, *kept)}
     return {WEIGHTS: writer.sha256, **hashes}, more
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import CONFIG, MANIFEST, WEIGHTS, read_manifest
 from gpt2cli.checkpoints.provenance import RECEIPT, RECEIPT_FORMAT
+from gpt2cli.convert.kept_files import MODEL_CARD
 from gpt2cli.convert.openai_checkpoint import HPARAMS, PREFIX, read_hparams
 from gpt2cli.disk_space import require_room
 from gpt2cli.errors import InputError, UsageError, require_format
@@ -114,7 +115,11 @@ def _listed(folder: Path) -> set[str]:
     a resume needs are not among them.
     """
     if (folder / MANIFEST).exists():
-        return {MANIFEST, *(name for name in read_manifest(folder) if not name.startswith("train_state"))}
+        return {
+            MANIFEST,
+            MODEL_CARD,
+            *(name for name in read_manifest(folder) if not name.startswith("train_state")),
+        }
     if not (folder / RECEIPT).exists():
         return set()
     receipt = read_json_object(folder / RECEIPT)

@@ -17,10 +17,11 @@ from gpt2cli.errors import InputError, UsageError
 from gpt2cli.hub.registry import Expected, hub_files
 
 CONFIG = "config.json"
-# What lies beside the weights and has a use here. The last three are of folders that gpt2 wrote.
+# What lies beside the weights and has a use here. The last four are of folders that gpt2 wrote.
 _BESIDE = (
     *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "manifest.json", "recipe.yaml", "conversion.json"),
+    *("added_tokens.json", "generation_config.json", "chat_template.jinja", "README.md"),
+    *("manifest.json", "recipe.yaml", "conversion.json", "prompt.json"),
 )
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))  # the first that is there is taken
 MAX_LISTING = 32 << 20  # bytes

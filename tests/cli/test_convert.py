@@ -77,7 +77,8 @@ def test_gguf_has_its_ending(gpt2: Gpt2, run: Path, tmp_path: Path) -> None:
     done = gpt2("convert", "mine", "--to", "gguf", "--dtype", "f16")
     assert (done.code, done.out) == (0, "mine.gguf\n")
     assert (tmp_path / "mine.gguf").read_bytes()[:4] == b"GGUF"
-    assert "FROM ./mine.gguf" in done.err  # the first line of a Modelfile
+    assert (tmp_path / "mine.Modelfile").read_text().startswith("FROM ./mine.gguf\n")
+    assert "ollama create mine -f mine.Modelfile" in done.err
 
 
 @pytest.mark.parametrize(

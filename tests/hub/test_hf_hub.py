@@ -26,10 +26,11 @@ CONTENT = {
     "merges.txt": b"#version: 0.2\n",
     "model.safetensors": os.urandom(30_000),
     "pytorch_model.bin": b"not asked for",
-    "README.md": b"not asked for either",
+    "README.md": b"a model card",
+    "training_args.bin": b"not asked for either",
     "onnx/model.safetensors": b"nor this",
 }
-NEEDED = ["config.json", "vocab.json", "merges.txt", "model.safetensors"]
+NEEDED = ["config.json", "vocab.json", "merges.txt", "README.md", "model.safetensors"]
 WEIGHTS = f"/{REPOSITORY}/resolve/{COMMIT}/model.safetensors"
 STORE = f"/store/{hashlib.sha256(CONTENT['model.safetensors']).hexdigest()}"
 
