@@ -4,13 +4,13 @@ A template turns a conversation into parts: what is given, and what the model an
 before an answer is the same text, and the same ids, in training and in generation, because each part
 is encoded by itself: no byte pair crosses a border. Markers are ordinary text, so GPT-2 needs no new
 tokens; an end-of-text id ends each answer. A user's text that holds a marker is left unchanged. A model
-folder names its template in prompt.json.
+folder names its template in prompt.json, and whether it was trained on single exchanges alone.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_json
@@ -18,6 +18,7 @@ from gpt2cli.json_files import read_json_object
 
 TEMPLATE_FILE = "prompt.json"
 Role = Literal["system", "user", "assistant"]
+Exchanges = Literal["single", "multi"]  # questions with their answers in the training records, at most
 PREAMBLE = (
     "Below is an instruction that describes a task."
     " Write a response that appropriately completes the request."
@@ -74,9 +75,9 @@ class Template:
         return "".join(part.text for part in self.parts(turns))
 
 
-def write_template(folder: Path, name: str) -> dict[str, str]:
-    """Write the template's name; returns {file name: SHA-256} for the manifest."""
-    write_json(folder / TEMPLATE_FILE, {"template": name})
+def write_template(folder: Path, name: str, exchanges: Exchanges | None = None) -> dict[str, str]:
+    """Write the template's name, and what the model was trained on; {file name: SHA-256} for the manifest."""
+    write_json(folder / TEMPLATE_FILE, {"template": name} | ({"exchanges": exchanges} if exchanges else {}))
     return {TEMPLATE_FILE: sha256_of(folder / TEMPLATE_FILE)}
 
 
@@ -96,6 +97,15 @@ def read_template(folder: Path) -> Template | None:
             "pip install --upgrade gpt2cli, if a newer version wrote it",
         )
     return TEMPLATES[name]
+
+
+def read_exchanges(folder: Path) -> Exchanges | None:
+    """Whether the folder's model was trained on single exchanges alone; None where it does not say: models
+    of earlier versions, and those that were never instruction-tuned. Raises InputError for what is not JSON.
+    """
+    path = folder / TEMPLATE_FILE
+    found = read_json_object(path).get("exchanges") if path.exists() else None
+    return next((known for known in get_args(Exchanges) if known == found), None)
 
 
 def encode_parts(
