@@ -233,14 +233,17 @@ def _compare(
     from gpt2cli.ui.judge import pair_coverage, print_pairs
 
     items = [read_items(path) for path in (a, b)]
-    pairs = pairs_of(items[0], items[1], (str(a), str(b)))[:limit]
+    shared = pairs_of(items[0], items[1], (str(a), str(b)))
+    pairs = shared[:limit]
     questions = comparison_questions(pairs)
 
     def summed() -> PairSummary:
         return summarize_pairs(pairs, judgements_of(COMPARING, questions, place), options.seed)
 
     if n_left_out := sum(len(one) - len(pairs) for one in items):
-        say(f"note: {n_left_out:,} responses are left out: no counterpart, or beyond --limit")
+        only = [f"{len(one) - len(shared):,} only in {name}" for one, name in zip(items, "AB", strict=True)]
+        parts = [f"{len(shared):,} questions are shared", *only, *[f"--limit is {limit}"] * bool(limit)]
+        say(f"note: {n_left_out:,} responses are left out: {', '.join(parts)}")
     what = f"{len(pairs):,} pairs of {a} and {b} in both orders"
     failed = _ask(
         COMPARING, questions, server, place, options, what, "comparisons", lambda: pair_coverage(summed())

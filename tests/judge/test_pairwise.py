@@ -190,3 +190,39 @@ def test_a_long_pair_that_is_not_read_whole_is_noticed_also_after_a_rerun(tmp_pa
         fresh = compare(pairs, tmp_path / "w.jsonl")
         assert {one.index for one in fresh[:4]} == {1, 2}, "the shortest show how the server counts"
     assert len(compared(pairs, path)) == 8
+
+
+def talk(index: int, response: str, *contents: str, reference: str = "right", old: bool = False) -> JudgeItem:
+    """The last of the contents is the question; with `old` the file holds no more."""
+    roles = ["user", "assistant"] * len(contents)
+    roles = roles[(len(contents) + 1) % 2 :]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+    before = () if old else tuple(messages[:-1])
+    return JudgeItem(index, contents[-1], "", reference, response, before, not old)
+
+
+def test_the_same_last_question_after_other_words_is_another_question() -> None:
+    a = [talk(i, f"a{i}", f"Tell me of {place}.", "Well.", "And then?") for i, place in enumerate("xyz")]
+    b = [talk(i, f"b{i}", f"Tell me of {place}.", "Well.", "And then?") for i, place in enumerate("zyw")]
+    assert [(p.a, p.b) for p in pairs_of(a, b)] == [("a1", "b1"), ("a2", "b0")]
+    system = [replace(one, conversation=({"role": "system", "content": "Be brief."},)) for one in b]
+    with pytest.raises(InputError, match="no question in common"):
+        pairs_of(a, system)
+    questions = comparison_questions(pairs_of(a, b)[:1])
+    assert [json.loads(q.messages[1]["content"])["conversation"] for q in questions if q.messages] == [
+        [{"role": "user", "content": "Tell me of y."}, {"role": "assistant", "content": "Well."}]
+    ] * 2
+
+
+def test_a_file_that_holds_the_last_question_alone_is_matched_as_far_as_it_goes() -> None:
+    new = [talk(0, "a0", "x", "y", "why?", reference="r0"), talk(1, "a1", "x", "z", "why?", reference="r1")]
+    old = [
+        talk(7, "b1", "why?", reference="r1", old=True),
+        talk(8, "b?", "why?", reference="another", old=True),
+    ]
+    alone = talk(2, "a2", "who?")
+    assert [(p.a, p.b, len(p.conversation)) for p in pairs_of(new, old)] == [("a1", "b1", 2)]
+    assert [(p.a, p.b, len(p.conversation)) for p in pairs_of(old, new)] == [("b1", "a1", 2)]
+    assert [(p.a, p.b) for p in pairs_of(old, old)] == [("b1", "b1"), ("b?", "b?")]
+    assert [(p.a, p.b) for p in pairs_of([alone], [talk(3, "b2", "who?", old=True)])] == [("a2", "b2")]
+    assert [p.a for p in pairs_of([alone], [talk(3, "b2", "who?", old=True, reference="other")])] == ["a2"]
