@@ -32,10 +32,10 @@ GRADE_SCHEMA = object_schema({"reason": REASON, **dict.fromkeys(GRADED, _POINTS)
 class Grade:
     """Points from 0 to 100, and why."""
 
-    relevance: int
-    correctness: int
-    clarity: int
-    score: int
+    relevance: float  # whole, as the judge was asked, or with the fraction that it gave
+    correctness: float
+    clarity: float
+    score: float
     reason: str
 
 

@@ -20,6 +20,7 @@ from gpt2cli.judge.client import TIMEOUT, JudgeClient
 from gpt2cli.judge.endpoint import JudgeServer
 from gpt2cli.judge.prompt import Messages
 from gpt2cli.judge.results import (
+    LONGEST_TEXT,
     RETRIED,
     Judgement,
     Status,
@@ -237,19 +238,23 @@ class _Run(Generic[V, J]):
             if status != "unscored" or reply.refusal:
                 break
         seconds = round(time.monotonic() - began, 3)
+        text = reply.thinking if reply.refusal else reply.text or reply.thinking
         outcome = {"status": status, "why": why, "attempts": attempts, "seconds": seconds}
+        outcome["text"] = "" if status == "scored" else text[:LONGEST_TEXT]
         return value, {**outcome, "prompt_tokens": reply.prompt_tokens}
 
     def _read(self, reply: JudgeReply, floor: int) -> tuple[V | None, Status, str]:
         if reply.refusal:
             return None, reply.refusal, reply.text
-        if reply.prompt_tokens is not None and reply.prompt_tokens < floor:
+        # Some servers count what they read anew, and the cached part of the prompt apart.
+        if reply.prompt_tokens is not None and reply.prompt_tokens + reply.cached_tokens < floor:
             return None, "truncated", f"the judge read {reply.prompt_tokens} tokens of at least {floor}"
         if reply.finish_reason not in ("stop", ""):
             other = f"the server ended the answer by {reply.finish_reason[:40]!r}"
             return None, "unscored", _CUT.get(reply.finish_reason, other)
         try:
-            return self.task.parse(reply.text), "scored", ""
+            # A server that takes all of an answer for thoughts leaves the text empty.
+            return self.task.parse(reply.text or reply.thinking), "scored", ""
         except AnswerError as error:
             return None, "unscored", str(error)
 
