@@ -44,10 +44,16 @@ class JudgeReply:
     attempts: int = 1
 
     @property
-    def is_cut_thinking(self) -> bool:
-        """Whether the limit of tokens ended it before or in its answer, because it thought before."""
-        is_thought = not self.text.strip() or bool(self.thinking) or is_unfinished_thought(self.text)
-        return self.finish_reason == "length" and is_thought
+    def is_cut(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether a model that thinks may have needed more tokens to come to its answer, or to its end."""
+        if self.is_cut and (self.thinking or is_unfinished_thought(self.text)):
+            return True
+        # Some servers say "stop" all the same; others take a whole answer for thoughts.
+        return not self.refusal and not self.text.strip() and not self.thinking.lstrip().startswith("{")
 
 
 @dataclass(frozen=True)

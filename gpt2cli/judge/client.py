@@ -128,10 +128,12 @@ class JudgeClient:
             if cut and reply.refusal == "truncated":  # no room for that
                 self._rooms, self._max_tokens = [], n_cut
                 return _still_thinking(cut, n_cut, "serve it with a larger context")
-            if not reply.is_cut_thinking:
+            if not reply.lacks_room:
                 return reply
             cut, n_cut = reply, max_tokens
             if max_tokens == self._max_tokens:
+                if not reply.is_cut and (not self._rooms or max_tokens > MAX_TOKENS):
+                    return reply  # it is no matter of room
                 if not self._rooms:
                     return _still_thinking(cut, n_cut, "turn its thinking off, or down")
                 self._max_tokens, *self._rooms = self._rooms

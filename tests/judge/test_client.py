@@ -436,6 +436,14 @@ def test_a_model_that_thinks_on_and_on_is_no_judge_and_says_why() -> None:
         assert "still thinking after 512 tokens: serve it with a larger context" in reply.text
 
 
+def test_an_empty_answer_gets_room_once_whatever_the_server_says_of_its_end() -> None:
+    with judging("nothing", "ok", "nothing", "nothing") as server:
+        assert parse_grade(ask(at(server)).text)
+        assert [request.body["max_tokens"] for request in server.requests] == [MAX_TOKENS, THINKING_TOKENS]
+        reply = ask(at(server))
+        assert (reply.text, reply.refusal, len(server.requests)) == ("", "", 4)
+
+
 def test_an_answer_among_the_thoughts_alone_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """As vLLM gives it where its parser waits for the end of a thought that never began."""
     good = json.dumps({"reason": "r", "relevance": 1, "correctness": 2, "clarity": 3, "score": 4.5})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from judge_server import MODEL, judging, n_tokens
+from judge_server import AROUND, MODEL, judging, n_tokens, uncached_tokens
 
 from gpt2cli.errors import InputError
 from gpt2cli.json_lines import line_of
@@ -133,6 +133,11 @@ def test_a_preference_is_read(place: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", AROUND)
+def test_what_stands_around_a_preference_does_not_change_it(kind: str) -> None:
+    assert parse_preference(AROUND[kind]('{"reason": "r", "better": "tie"}'))[0] == "tie"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -143,8 +148,8 @@ def test_a_preference_is_read(place: str) -> None:
         '{"reason": "r", "better": 1}',
         '{"reason": "", "better": "tie"}',
         '{"reason": "r", "better": "first", "better": "second"}',
-        '{"reason": "r", "better": "tie", "score": 1}',
-        '```json\n{"reason": "r", "better": "tie"}\n```',
+        '{"reason": "r", "score": 1}',
+        'The first.\n{"reason": "r", "better": "first"}',
     ],
 )
 def test_what_is_no_preference_is_refused(text: str) -> None:
@@ -226,3 +231,21 @@ def test_a_file_that_holds_the_last_question_alone_is_matched_as_far_as_it_goes(
     assert [(p.a, p.b) for p in pairs_of(old, old)] == [("b1", "b1"), ("b?", "b?")]
     assert [(p.a, p.b) for p in pairs_of([alone], [talk(3, "b2", "who?", old=True)])] == [("a2", "b2")]
     assert [p.a for p in pairs_of([alone], [talk(3, "b2", "who?", old=True, reference="other")])] == ["a2"]
+
+
+def test_a_server_that_counts_what_it_has_not_cached_reads_all_the_same(tmp_path: Path) -> None:
+    """Its counts sink where prompts begin alike; those of a server that truncates do not."""
+    article = "It was a dark and stormy night in the town of Ely. " * 80
+    pairs = [
+        Pair(i, "Sum it up.", article, "A night.", f"A dark one, {i}.", f"A stormy one, {i}.")
+        for i in range(6)
+    ]
+    options = JudgeOptions(n_parallel=1)
+    with judging() as server:
+        server.tokens = uncached_tokens()
+        at = openai_compatible(server.base_url, MODEL)
+        judge(COMPARING, comparison_questions(pairs), at, tmp_path / "a", options)
+        assert [one.status for one in compared(pairs, tmp_path / "a")] == ["scored"] * 12
+        server.tokens = lambda messages: min(n_tokens(messages), 700)
+        judge(COMPARING, comparison_questions(pairs), at, tmp_path / "b", options)
+    assert {one.status for one in compared(pairs, tmp_path / "b")} == {"truncated"}

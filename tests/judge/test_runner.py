@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from judge_server import MODEL, judging, n_tokens
+from judge_server import MODEL, judging, n_tokens, uncached_tokens
 from judged import ITEMS, judged, run, score_of
 
 from gpt2cli.errors import InputError, ResourceError, ServiceError
@@ -330,6 +330,11 @@ def test_tokens_that_are_cached_are_read_all_the_same(tmp_path: Path) -> None:
     with judging() as server:
         server.cached = 300
         assert [j.status for j in run(server, ITEMS, tmp_path / "a")] == ["scored"] * 7
+    with judging() as server:
+        server.tokens = uncached_tokens()  # and says nothing of the others
+        for name in ("c", "d"):  # at the second time the rules are cached from the beginning
+            items = [replace(item, instruction=f"{name}: {item.instruction}") for item in ITEMS]
+            assert [j.status for j in run(server, items, tmp_path / name)] == ["scored"] * 7
     long = JudgeItem(4, "ask", "", "right", "It is a long story that goes on and on. " * 300)
     with judging() as server:
         server.cached, server.tokens = 300, lambda messages: min(n_tokens(messages), 2200)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import re
 import socket
 import struct
@@ -86,6 +87,20 @@ class Judge:
 def n_tokens(messages: list[dict[str, str]]) -> int:
     """As many as a usual tokenizer makes, about."""
     return int(1.1 * sum(len(re.findall(r"\w+|[^\w\s]+", m["content"])) for m in messages)) + 10
+
+
+def uncached_tokens() -> Callable[[list[dict[str, str]]], int]:
+    """For `Judge.tokens`: the tokens after what an earlier prompt begins with too, at least one."""
+    earlier: list[str] = []
+
+    def count(messages: list[dict[str, str]]) -> int:
+        text = "\n".join(message["content"] for message in messages)
+        n_cached = max((len(os.path.commonprefix([text, one])) for one in earlier), default=0)  # noqa: RUF071
+        earlier.append(text)
+        rest = text[n_cached:]
+        return n_tokens([{"content": rest}]) if rest else 1
+
+    return count
 
 
 @contextlib.contextmanager
@@ -170,7 +185,6 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "array": lambda good: json.dumps([good]),
     "raw-newline": lambda good: json.dumps({**good, "reason": "a@b"}).replace("@", "\n"),
     "deep-text": lambda good: "[" * 100_000,
-    "nothing": lambda good: "",
 }
 # What stands around the same answer.
 AROUND: dict[str, Callable[[str], str]] = {
@@ -336,6 +350,8 @@ def _chat(judge: Judge, body: dict[str, Any], fields: Fields, kind: str) -> tupl
 def _completion(judge: Judge, body: dict[str, Any], fields: Fields, kind: str) -> bytes:
     good = judge.answer(fields)
     text = TEXTS[kind](good) if kind in TEXTS else AROUND.get(kind, str)(json.dumps(good))
+    if kind == "nothing":
+        text = ""
     if kind == "float":
         text = json.dumps({name: float(v) if isinstance(v, int) else v for name, v in good.items()})
     if kind == "surrogate":
