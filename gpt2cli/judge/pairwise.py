@@ -85,7 +85,7 @@ def pairs_of(
         texts = (
             item.instruction,
             item.input,
-            item.reference or other.reference,
+            other.reference if item.reference is None else item.reference,
             item.response,
             other.response,
         )

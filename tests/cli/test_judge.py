@@ -88,6 +88,24 @@ def test_ollama_gives_the_same_table_as_any_server(
     assert "were judged before" in again.err
 
 
+def test_records_of_another_program_are_judged_without_a_reference(
+    gpt2: Gpt2, server: Judge, tmp_path: Path
+) -> None:
+    theirs = [{"question": one["instruction"], "prediction": one["response"]} for one in RECORDS]
+    path = write(tmp_path / "theirs.json", theirs)
+    server.answer = lambda fields: low({"reference": "", **fields})
+    fields = ("--field", "instruction=question", "--field", "response=prediction")
+    outcome = gpt2("judge", path, *fields, *at(server))
+    assert outcome.code == 0 and rows(outcome.out)["coverage"] == "6 of 6 scored"
+    assert "note: 6 of 6 records have no reference answer" in outcome.err
+    assert all("reference" not in asked for asked in server.asked())
+    again = gpt2("judge", path, *fields, *at(server))
+    assert again.out == outcome.out and "were judged before" in again.err
+    assert gpt2("judge", path, path, *fields, *at(server)).code == 0
+    for wrong in ("question", "answer=x", "response="):
+        assert gpt2("judge", path, "--field", wrong, *at(server)).code == 2
+
+
 def test_a_script_finds_what_it_has_always_found(gpt2: Gpt2, server: Judge, file: Path) -> None:
     facts = json.loads(gpt2("judge", file, *at(server), "--json").out)
     about = ["judge", "base_url", "seed"]

@@ -116,6 +116,20 @@ def test_every_change_of_a_text_changes_what_was_asked() -> None:
     assert items[0].asked == hashlib.sha256(b'["a", "b", "c", "d"]').hexdigest()[:16]
 
 
+def test_other_names_of_fields_are_read(tmp_path: Path) -> None:
+    names = {"instruction": "question", "output": "gold", "response": "prediction"}
+    own = {names.get(name, name): text for name, text in RECORD.items()}
+    path = written(tmp_path / "a.json", [own, {**own, "prediction": None}, {**RECORD, "gold": "other"}])
+    assert read_items(path, names) == [
+        JudgeItem(0, "ask", "it", "right", "said"),
+        JudgeItem(1, "ask", "it", "right", ""),
+        JudgeItem(2, "ask", "it", "other", "said"),
+    ]
+    with pytest.raises(InputError, match="no record has a field 'golden'") as caught:
+        read_items(written(tmp_path / "b.json", [own]), {**names, "output": "golden"})
+    assert "'gold'" in caught.value.why and caught.value.fix == "--field output=NAME"
+
+
 BAD = {
     "a.json": [
         ("", ":1: not JSON"),
