@@ -18,7 +18,7 @@ from gpt2cli.json_files import read_json_object
 
 TEMPLATE_FILE = "prompt.json"
 Role = Literal["system", "user", "assistant"]
-Exchanges = Literal["single", "multi"]  # questions with their answers in the training records, at most
+Turns = Literal["single", "multi"]  # questions with their answers in a training record, at most
 PREAMBLE = (
     "Below is an instruction that describes a task."
     " Write a response that appropriately completes the request."
@@ -75,9 +75,9 @@ class Template:
         return "".join(part.text for part in self.parts(turns))
 
 
-def write_template(folder: Path, name: str, exchanges: Exchanges | None = None) -> dict[str, str]:
+def write_template(folder: Path, name: str, turns: Turns | None = None) -> dict[str, str]:
     """Write the template's name, and what the model was trained on; {file name: SHA-256} for the manifest."""
-    write_json(folder / TEMPLATE_FILE, {"template": name} | ({"exchanges": exchanges} if exchanges else {}))
+    write_json(folder / TEMPLATE_FILE, {"template": name} | ({"turns": turns} if turns else {}))
     return {TEMPLATE_FILE: sha256_of(folder / TEMPLATE_FILE)}
 
 
@@ -99,13 +99,13 @@ def read_template(folder: Path) -> Template | None:
     return TEMPLATES[name]
 
 
-def read_exchanges(folder: Path) -> Exchanges | None:
+def read_turns(folder: Path) -> Turns | None:
     """Whether the folder's model was trained on single exchanges alone; None where it does not say: models
     of earlier versions, and those that were never instruction-tuned. Raises InputError for what is not JSON.
     """
     path = folder / TEMPLATE_FILE
-    found = read_json_object(path).get("exchanges") if path.exists() else None
-    return next((known for known in get_args(Exchanges) if known == found), None)
+    found = read_json_object(path).get("turns") if path.exists() else None
+    return next((known for known in get_args(Turns) if known == found), None)
 
 
 def encode_parts(

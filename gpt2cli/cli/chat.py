@@ -79,7 +79,7 @@ def chat(
         with preloading(model) as folder, waiting(err(), f"loading {folder}", delay=0) as end:
             from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
-            from gpt2cli.templates import read_exchanges, read_template
+            from gpt2cli.templates import read_template, read_turns
 
             sampling = sampling_options(
                 seed,
@@ -95,7 +95,7 @@ def chat(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
             )
             template = read_template(loaded.folder)
-            is_alone = history is None and read_exchanges(loaded.folder) == "single"
+            is_alone = history is None and read_turns(loaded.folder) == "single"
             conversation = Conversation(
                 loaded.model, loaded.tokenizer, template, system, settings, 0 if is_alone else asked
             )

@@ -26,7 +26,7 @@ from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
-from gpt2cli.templates import TEMPLATES, Exchanges, Template, prompt_ids, write_template
+from gpt2cli.templates import TEMPLATES, Template, Turns, prompt_ids, write_template
 from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 from gpt2cli.training.language_model_task import LanguageModelTask
@@ -65,7 +65,7 @@ class SftSplits:
     n_left_out: int  # records whose prompt alone fills the limit
     n_train_only: int  # records with an earlier answer to train on, but no room for the last one
     n_shared: int  # test prompts that are in the training split too
-    exchanges: Exchanges  # "single" if no training record has a second question
+    turns: Turns  # "single" if no training record has a second question
     sha256: str  # of the source file
 
     @property
@@ -118,7 +118,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
         n_left_out=len(found.records) - len(examples) - len(train_only),
         n_train_only=len(train_only),
         n_shared=sum(prompts[i].ids in trained_on for i in test),
-        exchanges="single" if most_exchanges == 1 else "multi",
+        turns="single" if most_exchanges == 1 else "multi",
         sha256=found.sha256,
     )
 
@@ -189,7 +189,7 @@ class SftTask(LanguageModelTask):
 
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
         """With the template of its prompts."""
-        template = write_template(folder, self.recipe.template, self.examples.exchanges)
+        template = write_template(folder, self.recipe.template, self.examples.turns)
         return super().write_model(folder, model, recipe) | template
 
     def batch(self, step: int, micro: int) -> SftBatch:

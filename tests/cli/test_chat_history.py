@@ -179,8 +179,8 @@ def test_the_model_knows_what_it_was_trained_on_wherever_it_goes(
     )
     assert "single exchanges" not in chat(both, "Sky?\n")[1]
     template = (both / "best" / "prompt.json").read_text()
-    assert json.loads(template) == {"template": "chat", "exchanges": "multi"}
-    for older in ({"template": "chat"}, {"template": "chat", "exchanges": "of a later version"}):
+    assert json.loads(template) == {"template": "chat", "turns": "multi"}
+    for older in ({"template": "chat"}, {"template": "chat", "turns": "of a later version"}):
         (path := tmp_path / "copy/prompt.json").write_text(json.dumps(older))
         hashes = {**read_manifest(path.parent), path.name: sha256_of(path)}
         (path.parent / MANIFEST).unlink()
@@ -197,5 +197,5 @@ def test_adapters_and_resumed_runs_say_the_same(
     assert app.run(["finetune-instruct", str(recipe), *short, "train=lora", f"init={single}"]) == 0
     assert app.run(["finetune-instruct", str(recipe), "--resume", "optim.steps=6"]) == 0
     for checkpoint in sorted(Path("runs/teach/checkpoints").iterdir()):
-        assert json.loads((checkpoint / "prompt.json").read_text())["exchanges"] == "single"
+        assert json.loads((checkpoint / "prompt.json").read_text())["turns"] == "single"
     assert "single exchanges" in chat(Path("runs/teach"), "Sky?\n")[1]
