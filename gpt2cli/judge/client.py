@@ -135,7 +135,7 @@ class JudgeClient:
                 if not reply.is_cut and (not self._rooms or max_tokens > MAX_TOKENS):
                     return reply  # it is no matter of room
                 if not self._rooms:
-                    return _still_thinking(cut, n_cut, "turn its thinking off, or down")
+                    return _still_thinking(cut, n_cut, "take one that thinks less, or not at all")
                 self._max_tokens, *self._rooms = self._rooms
                 self.tell(f"the judge thinks before it answers: it gets {self._max_tokens:,} tokens for it")
 

@@ -84,6 +84,8 @@ def print_grades(summary: GradeSummary, items: Mapping[int, JudgeItem], console:
             _print_extreme("" if place else title, one, items, console)
     for one in summary.lost:
         _row(console, one.status, f"record {one.index}: {_short(one.why)}")
+        if one.text:
+            _row(console, "", f"     it wrote: {_short(one.text)}")
     if summary.n_flagged:
         _row(console, "flagged", f"{summary.n_flagged} {_responses(summary.n_flagged)} to speak to its judge")
     for place, one in enumerate(summary.canaries):

@@ -205,3 +205,17 @@ def test_below_five_scores_there_is_no_interval(gpt2: Gpt2, server: Judge, file:
     outcome = gpt2("judge", file, *at(server), "--limit", "4")
     assert "  95% interval n/a below 5  median " in rows(outcome.out)["score"]
     assert json.loads(gpt2("judge", file, *at(server), "--limit", "4", "--json").out)["interval"] is None
+
+
+def test_what_the_judge_wrote_instead_of_a_grade_is_shown_and_kept(
+    gpt2: Gpt2, server: Judge, file: Path
+) -> None:
+    server.faults = {RECORDS[0]["response"]: ["prose"] * 3}
+    outcome = gpt2("judge", file, *at(server))
+    said = f"I would give it {scores()[0]} points out of 100."
+    lines = outcome.out.splitlines()
+    place = next(n for n, line in enumerate(lines) if line.startswith("unscored"))
+    assert lines[place + 1].strip() == f"it wrote: {said}"
+    kept = [json.loads(line) for line in (file.parent / "answers.judgements.jsonl").read_text().splitlines()]
+    assert [one["text"] for one in kept if one["index"] == 0] == [said]
+    assert all(one["text"] == "" for one in kept if one["index"])
