@@ -199,3 +199,5 @@ def test_adapters_and_resumed_runs_say_the_same(
     for checkpoint in sorted(Path("runs/teach/checkpoints").iterdir()):
         assert json.loads((checkpoint / "prompt.json").read_text())["turns"] == "single"
     assert "single exchanges" in chat(Path("runs/teach"), "Sky?\n")[1]
+    assert app.run(["convert", "runs/teach", "--merge", "--out", "merged"]) == 0
+    assert "single exchanges" in chat(Path("merged"), "Sky?\n")[1]
