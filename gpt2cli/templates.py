@@ -4,13 +4,14 @@ A template turns a conversation into parts: what is given, and what the model an
 before an answer is the same text, and the same ids, in training and in generation, because each part
 is encoded by itself: no byte pair crosses a border. Markers are ordinary text, so GPT-2 needs no new
 tokens; an end-of-text id ends each answer. A user's text that holds a marker is left unchanged. A model
-folder names its template in prompt.json, and holds it in Hugging Face's form as well.
+folder names its template in prompt.json, and whether it was trained on single exchanges alone; it holds the
+template in Hugging Face's form as well.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
@@ -19,6 +20,7 @@ from gpt2cli.tokenizer.base import Tokenizer, begin
 
 TEMPLATE_FILE, CHAT_TEMPLATE = "prompt.json", "chat_template.jinja"
 Role = Literal["system", "user", "assistant"]
+Turns = Literal["single", "multi"]  # questions with their answers in a training record, at most
 PREAMBLE = (
     "Below is an instruction that describes a task."
     " Write a response that appropriately completes the request."
@@ -80,9 +82,13 @@ class Template:
         return "".join(part.text for part in self.parts(turns))
 
 
-def write_template(folder: Path, name: str, tokenizer: Tokenizer) -> dict[str, str]:
-    """Write the template's name, and its Hugging Face form; returns {file name: SHA-256} for the manifest."""
-    write_json(folder / TEMPLATE_FILE, {"template": name})
+def write_template(
+    folder: Path, name: str, tokenizer: Tokenizer, turns: Turns | None = None
+) -> dict[str, str]:
+    """Write the template's name, its Hugging Face form, and what the model was trained on; returns
+    {file name: SHA-256} for the manifest.
+    """
+    write_json(folder / TEMPLATE_FILE, {"template": name} | ({"turns": turns} if turns else {}))
     write_file(folder / CHAT_TEMPLATE, TEMPLATES[name].hugging_face_form(tokenizer))
     return {file: sha256_of(folder / file) for file in (TEMPLATE_FILE, CHAT_TEMPLATE)}
 
@@ -103,6 +109,15 @@ def read_template(folder: Path) -> Template | None:
             "pip install --upgrade gpt2cli, if a newer version wrote it",
         )
     return TEMPLATES[name]
+
+
+def read_turns(folder: Path) -> Turns | None:
+    """Whether the folder's model was trained on single exchanges alone; None where it does not say: models
+    of earlier versions, and those that were never instruction-tuned. Raises InputError for what is not JSON.
+    """
+    path = folder / TEMPLATE_FILE
+    found = read_json_object(path).get("turns") if path.exists() else None
+    return next((known for known in get_args(Turns) if known == found), None)
 
 
 def encode_parts(parts: Sequence[TemplatePart], tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:

@@ -7,6 +7,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from gpt2cli.cli.chat_commands import parse_history
 from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
     CompileOption,
@@ -42,6 +43,15 @@ def chat(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Maximum number of tokens per reply.")
     ] = 256,
+    history: Annotated[
+        str | None,
+        typer.Option(
+            "--history",
+            metavar="N|all",
+            help="How many previous turns the model is shown; by default all, or none for a model that was"
+            " fine-tuned on single exchanges.",
+        ),
+    ] = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
@@ -63,6 +73,7 @@ def chat(
     from gpt2cli.cli.chat_loop import ChatLoop
     from gpt2cli.ui.spinner import echo_off, waiting
 
+    asked = None if history is None else parse_history(history, "--history")
     if sys.stdin is None:  # closed by the parent process
         raise UsageError("there is nothing to answer", "stdin is closed", "start gpt2 chat in a terminal")
     screen = _screen()
@@ -71,6 +82,7 @@ def chat(
             from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
             from gpt2cli.jinja_template import read_chat_template
+            from gpt2cli.templates import read_turns
             from gpt2cli.tokenizer.files import stopping_at_eos
 
             sampling = sampling_options(
@@ -87,9 +99,17 @@ def chat(
                 folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
             )
             template = read_chat_template(loaded.folder)
-            tokenizer = stopping_at_eos(loaded.tokenizer)
-            conversation = Conversation(loaded.model, tokenizer, template, system, settings, special)
-        loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json, special)
+            is_alone = history is None and read_turns(loaded.folder) == "single"
+            conversation = Conversation(
+                loaded.model,
+                stopping_at_eos(loaded.tokenizer),
+                template,
+                system,
+                settings,
+                history=0 if is_alone else asked,
+                control_tokens=special,
+            )
+        loop = ChatLoop(conversation, loaded, sys.stdin.isatty(), as_json, is_alone, special)
         if screen:
             from gpt2cli.ui.line_editor import LineEditor
 

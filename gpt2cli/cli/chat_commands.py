@@ -37,8 +37,10 @@ COMMANDS = (
     Command("undo", "", "forget the last question and its reply"),
     Command("retry", "", "ask the last question again, for another reply"),
     Command("continue", "", "let a model without a chat template go on, without new text"),
+    Command("history", "[N|all]", "how many previous turns the model is shown; 0 for none"),
     Command("set", "NAME=VALUE", "change a setting, such as top_k=20 or temperature=0.7"),
     Command("show", "", "show the model, the settings and how full the context is"),
+    Command("tokens", "[TEXT]", "the prompt of the last reply, or of one to TEXT, as tokens with their ids"),
     Command("system", "[TEXT]", "set the system prompt; without TEXT show it, with - remove it"),
     Command("save", f"FILE [{FORCE}]", "write the conversation to a file"),
     Command("load", "FILE", "continue a saved conversation"),
@@ -95,6 +97,17 @@ def parse_setting(argument: str, names: Collection[str]) -> tuple[str, str]:
     if not value:
         raise UsageError(f"{name} has no value", "", f"/set {name}=VALUE")
     return name, value
+
+
+def parse_history(text: str, name: str) -> int | None:
+    """The number of turns; None for all. Raises UsageError that names the option or the command."""
+    if text.lower() == "all":
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise UsageError(
+            f"{name} is '{_short(text)}'", "it is a number of previous turns, or all", f"{name} all"
+        )
+    return int(text)
 
 
 def parse_save(argument: str) -> tuple[str, bool]:

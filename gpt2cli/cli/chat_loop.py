@@ -16,14 +16,17 @@ from gpt2cli.cli.signals import install
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
 from gpt2cli.paths import expand
 from gpt2cli.ui.chat import (
+    ALONE,
     LONGEST_NAME,
     ReplyView,
+    describe_history,
     note,
     print_mode,
     print_model,
     quoted,
     show_failure,
     show_pairs,
+    show_tokens,
 )
 from gpt2cli.ui.console import err, print_error
 
@@ -78,6 +81,7 @@ class ChatLoop:
     loaded: "LoadedModel"
     is_terminal: bool  # a user types and reads
     as_json: bool
+    is_alone: bool = False  # each message is answered alone, because the model was trained so
     control_tokens: bool = False  # read as single ids
 
     def greet(self, keys: str) -> None:
@@ -85,6 +89,8 @@ class ChatLoop:
             print_model(self.loaded)
         if self.is_terminal or self.conversation.template is None:
             print_mode(self.conversation.template)
+        if self.is_alone:
+            note(ALONE, "")
         if self.is_terminal:
             note(f"/help lists the commands; {keys}")
 
@@ -200,6 +206,7 @@ class ChatLoop:
                 "model": str(self.loaded.folder),
                 "template": template.name if template else "none: it continues text",
                 "system": "none" if conversation.system is None else conversation.system,
+                "history": describe_history(conversation.history),
                 **{name: str(value) for name, value in conversation.settings.items()},
                 "turns": f"{n_turns}{out}",
                 "context": f"{len(conversation.prefix.ids)} of {self.loaded.config.n_positions} tokens",
@@ -211,6 +218,18 @@ class ChatLoop:
             self.conversation.set_system(None if argument == "-" else argument)
         system = self.conversation.system
         note("there is no system prompt" if system is None else f"system prompt: {system}")
+
+    def _history(self, argument: str) -> None:
+        if argument:
+            self.conversation.history = chat_commands.parse_history(argument, "/history")
+        note(f"history: {describe_history(self.conversation.history)}")
+
+    def _tokens(self, argument: str) -> None:
+        ids, title = self.conversation.last_prompt, "the prompt of the last reply"
+        if argument or not ids:
+            ids, title = tuple(self.conversation.prompt(argument)), "the prompt of the next reply"
+            title += f" to {quoted(argument)}" if argument else ", without your message"
+        show_tokens(title, self.loaded.tokenizer, ids)
 
     def _save(self, argument: str) -> None:
         from gpt2cli.files import write_json
@@ -234,6 +253,7 @@ class ChatLoop:
         path = _path(argument)
         with _system_errors():
             value = read_json(path, "/save FILE writes a conversation that can be loaded")
+        before = self.conversation.history
         self.conversation.restore(value, str(path))
         note(f"loaded {_turns(self.conversation)} from {path}")
         if "\0" in value["model"] or _path(value["model"]).resolve() != self.loaded.folder.resolve():
@@ -243,6 +263,8 @@ class ChatLoop:
             theirs = "no template" if value["template"] is None else f"the template '{value['template']}'"
             here = "has none" if ours is None else f"has '{ours}'"
             note(f"they used {quoted(theirs)}, this model {here}", "warn")
+        if self.conversation.history != before:
+            self._history("")
         for last in self.conversation.exchanges[-1:]:
             note(f"the last was: {quoted(last.question)}\n{quoted(last.reply)}")
 
@@ -260,6 +282,8 @@ _DO: dict[str, Callable[[ChatLoop, str], None]] = {
     "set": ChatLoop._set,
     "show": ChatLoop._show,
     "system": ChatLoop._system,
+    "history": ChatLoop._history,
+    "tokens": ChatLoop._tokens,
     "save": ChatLoop._save,
     "load": ChatLoop._load,
 }

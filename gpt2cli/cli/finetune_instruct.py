@@ -192,8 +192,9 @@ def _best_model(setup: "TrainingSetup", best: Path) -> Any:
 
 
 def _response(record: Any, reply: Any, key: str) -> "Response":
-    from gpt2cli.evaluation.responses import Response
+    from gpt2cli.evaluation.responses import Response, messages_digest, messages_of
 
+    messages = messages_of(record.question)
     return Response(
         index=record.index,
         instruction=_last_question(record.turns),
@@ -204,6 +205,8 @@ def _response(record: Any, reply: Any, key: str) -> "Response":
         finish_reason=reply.finish_reason,
         tokens=len(reply.ids),
         key=key,
+        messages=messages,
+        digest=messages_digest(messages),
     )
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from gpt2cli.errors import ServiceError
     from gpt2cli.judge.endpoint import JudgeServer
+    from gpt2cli.judge.items import JudgeItem
+    from gpt2cli.judge.pairwise import Pair
     from gpt2cli.judge.runner import JudgeOptions, JudgeQuestion, JudgeTask
 
 EXAMPLE = "gpt2 judge --ollama llama3.2"
@@ -72,6 +74,15 @@ def judge(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; discard earlier judgements.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Retry unscored and truncated judgements.")] = False,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="OURS=THEIRS",
+            help="Field of the records to read, such as response=prediction; OURS is instruction, input,"
+            " output (the reference answer, which may be missing) or response. May be given several times.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Judge only the first N responses.")
     ] = None,
@@ -96,6 +107,7 @@ def judge(
         raise UsageError(f"--seed is {seed}", "it must be at least 0")
     if timeout is not None and not 0 < timeout < float("inf"):
         raise UsageError(f"--timeout is {timeout:g}", "it is a number of seconds above 0")
+    fields = _fields_of(field or ())
     server = _server_of(ollama, base_url, judge_model)
     options = JudgeOptions(
         seed=SEED if seed is None else seed,
@@ -106,9 +118,28 @@ def judge(
     )
     found = [_responses_of(target) for target in targets or ()] or [_newest_responses()]
     if len(found) == 1:
-        _grade(found[0], server, out or _kept_of(found[0]), limit, options, as_json)
+        _grade(found[0], fields, server, out or _kept_of(found[0]), limit, options, as_json)
     else:
-        _compare(found[0], found[1], server, out or _kept_of(*found), limit, options, as_json)
+        _compare(found[0], found[1], fields, server, out or _kept_of(*found), limit, options, as_json)
+
+
+def _fields_of(pairs: "Sequence[str]") -> dict[str, str]:
+    from gpt2cli.judge.items import FIELDS
+
+    given = [(own.strip(), name.strip()) for own, _, name in (pair.partition("=") for pair in pairs)]
+    for (own, name), typed in zip(given, pairs, strict=True):
+        if own not in FIELDS or not name:
+            raise UsageError(
+                f"--field is {typed[:40]!r}",
+                f"it names one of {', '.join(FIELDS)}, and the field of your records",
+                "--field response=prediction",
+            )
+    return dict(given)
+
+
+def _say_references(items: "Sequence[JudgeItem] | Sequence[Pair]") -> None:
+    if n := sum(item.reference is None for item in items):
+        say(f"note: {n:,} of {len(items):,} records have no reference answer; they are judged without one")
 
 
 def _server_of(name: str | None, base_url: str | None, judge_model: str | None) -> "JudgeServer":
@@ -185,7 +216,13 @@ def _kept_of(path: Path, other: Path | None = None) -> Path:
 
 
 def _grade(
-    path: Path, server: "JudgeServer", place: Path, limit: int | None, options: "JudgeOptions", as_json: bool
+    path: Path,
+    fields: dict[str, str],
+    server: "JudgeServer",
+    place: Path,
+    limit: int | None,
+    options: "JudgeOptions",
+    as_json: bool,
 ) -> None:
     from gpt2cli.judge.aggregate import GradeSummary, summarize_grades
     from gpt2cli.judge.grade import GRADING, grade_questions
@@ -193,7 +230,8 @@ def _grade(
     from gpt2cli.judge.runner import judgements_of
     from gpt2cli.ui.judge import grade_coverage, print_grades, print_warnings
 
-    items = read_items(path)[:limit]
+    items = read_items(path, fields)[:limit]
+    _say_references(items)
     questions = grade_questions(items)
 
     def summed() -> GradeSummary:
@@ -220,6 +258,7 @@ def _grade(
 def _compare(
     a: Path,
     b: Path,
+    fields: dict[str, str],
     server: "JudgeServer",
     place: Path,
     limit: int | None,
@@ -232,15 +271,19 @@ def _compare(
     from gpt2cli.judge.runner import judgements_of
     from gpt2cli.ui.judge import pair_coverage, print_pairs
 
-    items = [read_items(path) for path in (a, b)]
-    pairs = pairs_of(items[0], items[1], (str(a), str(b)))[:limit]
+    items = [read_items(path, fields) for path in (a, b)]
+    shared = pairs_of(items[0], items[1], (str(a), str(b)))
+    pairs = shared[:limit]
+    _say_references(pairs)
     questions = comparison_questions(pairs)
 
     def summed() -> PairSummary:
         return summarize_pairs(pairs, judgements_of(COMPARING, questions, place), options.seed)
 
     if n_left_out := sum(len(one) - len(pairs) for one in items):
-        say(f"note: {n_left_out:,} responses are left out: no counterpart, or beyond --limit")
+        only = [f"{len(one) - len(shared):,} only in {name}" for one, name in zip(items, "AB", strict=True)]
+        parts = [f"{len(shared):,} questions are shared", *only, *[f"--limit is {limit}"] * bool(limit)]
+        say(f"note: {n_left_out:,} responses are left out: {', '.join(parts)}")
     what = f"{len(pairs):,} pairs of {a} and {b} in both orders"
     failed = _ask(
         COMPARING, questions, server, place, options, what, "comparisons", lambda: pair_coverage(summed())

@@ -32,6 +32,11 @@ class InstructionRecord:
         return self.turns[:-1]
 
     @property
+    def n_exchanges(self) -> int:
+        """Its questions, each of which has an answer."""
+        return sum(turn.role == "user" for turn in self.turns)
+
+    @property
     def answer(self) -> str:
         return self.turns[-1].text
 

@@ -4,18 +4,25 @@ Each line's `key` identifies the model and prompt settings; lines with a differe
 restart. A kill loses at most the line that is being written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2cli import json_lines
+from gpt2cli.templates import Turn
+
+Message = dict[str, str]  # {"role": "user", "content": "..."}
 
 
 @dataclass(frozen=True)
 class Response:
-    """One answer. `ended` is false if it was cut off for its length; `tokens` is its length."""
+    """One answer. `ended` is false if it was cut off for its length; `tokens` is its length.
+
+    `instruction` and `input` are the last question, `messages` all that the model was asked: system text,
+    history, last question. Lines of earlier versions lack them and their digest.
+    """
 
     index: int  # of the record in its file
     instruction: str
@@ -26,6 +33,21 @@ class Response:
     finish_reason: str  # "end_of_text", "stop" (a stop text) or "length"
     tokens: int
     key: str
+    messages: list[Message] = field(default_factory=list)
+    digest: str = ""  # of `messages`: the same conversation in another file has the same one
+
+
+def messages_of(turns: Sequence[Turn]) -> list[Message]:
+    return [{"role": turn.role, "content": join_input(turn.text, turn.input)} for turn in turns]
+
+
+def join_input(instruction: str, input: str) -> str:
+    """The content of a user's message."""
+    return f"{instruction}\n\n{input}" if input else instruction
+
+
+def messages_digest(messages: Sequence[Message]) -> str:
+    return json_lines.digest_of([[message["role"], message["content"]] for message in messages])
 
 
 def read_responses(path: Path) -> list[Response]:

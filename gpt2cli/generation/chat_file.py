@@ -22,6 +22,7 @@ class Transcript:
     settings: ChatSettings
     exchanges: tuple[Exchange, ...]
     n_dropped: int
+    history: int | None = None  # turns that the model is shown; None shows all
 
 
 def to_json(transcript: Transcript, chat_format: ChatFormat, model: str) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def to_json(transcript: Transcript, chat_format: ChatFormat, model: str) -> dict
         "system": transcript.system,
         "settings": asdict(transcript.settings),
         "dropped": transcript.n_dropped,
+        # Left out where all are shown, so that earlier versions read the file too.
+        **({} if transcript.history is None else {"history": transcript.history}),
         "turns": [
             {
                 "question": exchange.question,
@@ -69,7 +72,7 @@ def from_json(value: Any, tokenizer: Tokenizer, where: str) -> Transcript:
     _check_drops(where, [turn.dropped for turn in file.turns], file.dropped)
     same = file.tokenizer == tokenizer.fingerprint
     exchanges = [_exchange(turn, n, tokenizer, same, where) for n, turn in enumerate(file.turns)]
-    return Transcript(file.system, settings, tuple(exchanges), file.dropped)
+    return Transcript(file.system, settings, tuple(exchanges), file.dropped, file.history)
 
 
 class _Strict(BaseModel):
@@ -100,6 +103,7 @@ class _File(_Strict):
     system: _Text | None
     settings: _Settings
     dropped: int = Field(ge=0)
+    history: int | None = Field(default=None, ge=0)
     turns: list[_Turn]
 
 

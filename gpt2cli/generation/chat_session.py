@@ -82,8 +82,9 @@ class _Cost:
 class Conversation:
     """One reply at a time: read or close an iterator of events before you call another method.
 
-    Puts the model into evaluation mode. With `control_tokens`, those in a text are read as single ids.
-    Raises InputError for a system text that leaves no room.
+    `history` is how many previous turns the model is shown; None shows all that fit. With `control_tokens`,
+    those in a text are read as single ids. Puts the model into evaluation mode. Raises InputError for a
+    system text that leaves no room.
     """
 
     def __init__(
@@ -93,13 +94,15 @@ class Conversation:
         template: Template | JinjaTemplate | None,
         system: str | None,
         settings: ChatSettings,
+        history: int | None = None,
         control_tokens: bool = False,
     ) -> None:
-        self._model, self._settings = model.eval(), settings
+        self._model, self._settings, self.history = model.eval(), settings, history
         self._format = _with_system(model, ChatFormat(tokenizer, template, None, control_tokens), system)
         self.prefix = new_prefix_cache(model)
         self._exchanges: list[Exchange] = []
         self.n_dropped = 0  # how many of the oldest turns have left the context
+        self.last_prompt: tuple[int, ...] = ()  # of the last turn; empty where it was undone
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -158,19 +161,37 @@ class Conversation:
 
     def transcript(self, model: str) -> dict[str, Any]:
         """A JSON object of the whole conversation; `model` is the model's name."""
-        stored = Transcript(self.system, self._settings, self.exchanges, self.n_dropped)
+        stored = Transcript(self.system, self._settings, self.exchanges, self.n_dropped, self.history)
         return to_json(stored, self._format, model)
 
     def restore(self, value: Any, where: str) -> None:
-        """Become the conversation of a transcript: turns, system text, settings.
+        """Become the conversation of a transcript: turns, system text, settings, history.
 
         Raises InputError, naming the place in `where`, for anything that `transcript` does not write, and
         for a system text that leaves no room; the conversation is then unchanged.
         """
         stored = from_json(value, self._format.tokenizer, where)
         self.set_system(stored.system)
-        self._settings = stored.settings
+        self._settings, self.history = stored.settings, stored.history
         self._return_to(stored.exchanges, stored.n_dropped, 0)
+
+    def prompt(self, question: str) -> list[int]:
+        """The ids that the model would be fed for this question. Raises InputError as `say`."""
+        question = without_surrogates(question)
+        require_room(self._format, question, self._model.config.n_positions)
+        return self._fitting(question, self._n_hidden, [])[1]
+
+    @property
+    def _n_hidden(self) -> int:
+        """How many of the oldest turns the next prompt leaves out."""
+        return max(self.n_dropped, 0 if self.history is None else len(self._exchanges) - self.history)
+
+    def _fitting(self, question: str, n_hidden: int, reply: Sequence[int]) -> tuple[int, list[int]]:
+        """How many turns to leave out, at least `n_hidden`, and the prompt without them, `reply` included."""
+        limit, left = self._model.config.n_positions, self._settings.max_new_tokens - len(reply)
+        most = limit - len(reply) - min(left, limit // 4)  # a reply needs room of its own
+        n_hidden = first_that_fits(self._format, self._exchanges, question, n_hidden, most)
+        return n_hidden, [*self._format.prompt(self._exchanges[n_hidden:], question), *reply]
 
     def _ask(
         self, question: str, attempt: int, stop: Stop, exchanges: Sequence[Exchange], n_dropped: int
@@ -218,21 +239,19 @@ class Conversation:
         settings = self._settings
         generator = chance(settings.seed, len(self._exchanges), asked.attempt)
         require_room(self._format, asked.question, limit)
-        n_dropped = self.n_dropped
+        n_hidden = self._n_hidden
         while True:
             left = settings.max_new_tokens - len(reply.ids)
-            most = limit - len(reply.ids) - min(left, limit // 4)  # a reply needs room of its own
-            n_dropped = first_that_fits(self._format, self._exchanges, asked.question, n_dropped, most)
-            prompt = [*self._format.prompt(self._exchanges[n_dropped:], asked.question), *reply.ids]
+            n_hidden, prompt = self._fitting(asked.question, n_hidden, reply.ids)
             if len(prompt) > limit:
                 return "context"
-            if n_dropped > self.n_dropped:
-                n_new, self.n_dropped = n_dropped - self.n_dropped, n_dropped
+            if n_hidden > self._n_hidden:
+                n_new, self.n_dropped = n_hidden - self._n_hidden, n_hidden
                 cost.n_dropped += n_new
                 yield TurnsDropped(n_new)
             if stop():
                 return "interrupted"
-            cost.n_prompt = cost.n_prompt or len(prompt)
+            cost.n_prompt, self.last_prompt = cost.n_prompt or len(prompt), tuple(prompt)
             cost.throughput.start_prefill()
             chosen = continue_row(self._model, self.prefix, prompt, settings, left, ends, generator)
             with closing(chosen):
@@ -248,20 +267,24 @@ class Conversation:
                         return "interrupted"
             if len(reply.ids) == settings.max_new_tokens:
                 return "length"
-            if n_dropped == len(self._exchanges):
+            if n_hidden == len(self._exchanges):
                 return "context"
-            n_dropped += 1
+            n_hidden += 1
 
     def _keep(self, asked: Exchange, reply: Continuation) -> None:
-        """Add the turn, and drop from the cache what the next prompt will not begin with."""
-        ids = own_ids(reply, self._format.tokenizer)
-        prompt = self._format.prompt(self._exchanges[self.n_dropped :], asked.question)
-        next_prompt = [*prompt, *ids, self._format.tokenizer.end_of_text]
-        truncate(self.prefix, common_length(self.prefix.ids, next_prompt))
+        """Add the turn, and drop from the cache what the next prompt will not begin with.
+
+        Where `history` moves on, that is all of it: a message by itself is answered as after `clear`.
+        """
+        ids, n_hidden = own_ids(reply, self._format.tokenizer), self._n_hidden
+        prompt = self._format.prompt(self._exchanges[n_hidden:], asked.question)
         self._exchanges.append(replace(asked, reply=reply.text, ids=ids, finish_reason=reply.finish_reason))
+        next_prompt = [*prompt, *ids, self._format.tokenizer.end_of_text]
+        is_next = self._n_hidden == n_hidden
+        truncate(self.prefix, common_length(self.prefix.ids, next_prompt) if is_next else 0)
 
     def _return_to(self, exchanges: Sequence[Exchange], n_dropped: int, n_held: int) -> None:
-        self._exchanges, self.n_dropped = list(exchanges), n_dropped
+        self._exchanges, self.n_dropped, self.last_prompt = list(exchanges), n_dropped, ()
         truncate(self.prefix, n_held)
 
 

@@ -6,16 +6,18 @@ ignores num_ctx: there, a prompt beyond the default context is truncated silentl
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt2cli.errors import ServiceError
 from gpt2cli.judge.endpoint import JudgeServer, no_model
+from gpt2cli.judge.strict_json import is_unfinished_thought
 
 TEMPERATURE = 0.0
 MAX_TOKENS = 512  # of a reply; the longest that the schemas allow has about 150
 THINKING_TOKENS = 4096  # where the server counts what a model thinks before it answers
+LONGEST_THINKING = 16384
 Object = dict[str, Any]
 
 
@@ -34,10 +36,24 @@ class JudgeReply:
     """The model's text; or, with a `refusal`, why the server refuses this one request."""
 
     text: str
+    thinking: str = ""  # apart from the text, where the server gives it
     prompt_tokens: int | None = None  # as the server reports them
+    cached_tokens: int = 0  # of the prompt; most servers count them in, some do not
     finish_reason: str = ""  # "" where the server gives none
     refusal: Literal["", "truncated", "unscored"] = ""
     attempts: int = 1
+
+    @property
+    def is_cut(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether a model that thinks may have needed more tokens to come to its answer, or to its end."""
+        if self.is_cut and (self.thinking or is_unfinished_thought(self.text)):
+            return True
+        # Some servers say "stop" all the same; others take a whole answer for thoughts.
+        return not self.refusal and not self.text.strip() and not self.thinking.lstrip().startswith("{")
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,33 @@ class ChatApi:
     path: str
     models_path: str
     forms: tuple[Callable[[int, Object, int], Object], ...]
-    content: Callable[[Object], tuple[object, object, object]]  # text, prompt tokens, finish reason
+    # Text, thinking, prompt tokens, those of them that were cached, finish reason.
+    content: Callable[[Object], tuple[object, object, object, object, object]]
+
+
+def refused_parameters(response: JudgeResponse, body: Object) -> set[str]:
+    """The parameters of the request that an error names: some hosts know no seed, or only one temperature."""
+    said = response.message()
+    if response.status not in (400, 422) or _TOO_LONG.search(said):
+        return set()
+    error = response.json().get("error")
+    named = error.get("param") if isinstance(error, dict) else None
+    known = ({*body} | {*body.get("options", {})}) - _NEEDED
+    return {named} if named in known else {name for name in known if re.search(rf"\b{name}\b", said)}
+
+
+def adapt(body: Object, max_tokens: int, refused: Collection[str]) -> Object:
+    """The request with another limit of the reply, and without the parameters that the server refuses."""
+    limits = dict.fromkeys(("max_tokens", "num_predict"), max_tokens)
+    limits["max_completion_tokens"] = max(max_tokens, THINKING_TOKENS)  # OpenAI's newer name
+    if "max_tokens" in body and "max_tokens" in refused:
+        body = {**body, "max_completion_tokens": 0}
+
+    def adapted(fields: Object) -> Object:
+        return {name: limits.get(name, value) for name, value in fields.items() if name not in refused}
+
+    options = {"options": adapted(body["options"])} if "options" in body else {}
+    return adapted(body) | options
 
 
 def refuses_form(response: JudgeResponse) -> bool:
@@ -101,14 +143,18 @@ def read_reply(api: ChatApi, server: JudgeServer, response: JudgeResponse) -> Ju
     if not value or value.get("error"):
         raise NoReplyError(f"the {'server reports an error' if value else 'answer is not JSON'}: {said}")
     try:
-        text, n_tokens, reason = api.content(value)
+        text, thinking, n_tokens, n_cached, reason = api.content(value)
     except (KeyError, IndexError, TypeError, AttributeError):
         raise NoReplyError("the answer holds no message") from None
     if not isinstance(text, str | None):
         raise NoReplyError("the answer's message is not text")
     # A server that does not count says 0.
     return JudgeReply(
-        text or "", n_tokens if type(n_tokens) is int and n_tokens > 0 else None, str(reason or "")
+        text or "",
+        thinking if isinstance(thinking, str) else "",
+        n_tokens if type(n_tokens) is int and n_tokens > 0 else None,
+        n_cached if type(n_cached) is int and n_cached > 0 else 0,
+        str(reason or ""),
     )
 
 
@@ -129,6 +175,7 @@ def require_chat(api: ChatApi, server: JudgeServer, response: JudgeResponse) -> 
         raise ServiceError(f"{url}: there is no {api.path} ({status})", said or "it is another server", fix)
 
 
+_NEEDED = {"model", "messages", "stream", "response_format", "format", "options", "num_ctx"}
 _TOO_LONG = re.compile(
     r"context.{0,20}(length|size|window)|exceeds?.{0,40}context|n_ctx|num_ctx|too long|too many tokens", re.I
 )
@@ -162,6 +209,20 @@ def _unbounded(schema: Object) -> Object:
     return _strict({**schema, "properties": properties})
 
 
+def _openai_content(value: Object) -> tuple[object, object, object, object, object]:
+    choice, usage = value["choices"][0], value.get("usage") or {}
+    message = choice["message"]
+    thinking = message.get("reasoning_content") or message.get("reasoning")
+    text = message.get("content") if thinking else message["content"]
+    if isinstance(text, list):  # Mistral's, beside parts of another type that are thoughts
+        text = "".join(part["text"] for part in text if part["type"] == "text")
+    # OpenAI's name, DeepSeek's, that of gateways to Anthropic.
+    cached = {**(usage.get("prompt_tokens_details") or {}), **usage}
+    names = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
+    n_cached = next((cached[name] for name in names if cached.get(name)), 0)
+    return text, thinking, usage.get("prompt_tokens"), n_cached, choice.get("finish_reason")
+
+
 OPENAI = ChatApi(
     path="/chat/completions",
     models_path="/models",
@@ -178,11 +239,7 @@ OPENAI = ChatApi(
             "response_format": _unbounded(schema),
         },
     ),
-    content=lambda value: (
-        value["choices"][0]["message"]["content"],
-        (value.get("usage") or {}).get("prompt_tokens"),
-        value["choices"][0].get("finish_reason"),
-    ),
+    content=_openai_content,
 )
 
 
@@ -202,7 +259,9 @@ OLLAMA = ChatApi(
     ),
     content=lambda value: (
         value["message"]["content"],
+        value["message"].get("thinking"),
         value.get("prompt_eval_count"),
+        0,
         value.get("done_reason"),
     ),
 )

@@ -13,12 +13,17 @@ import httpx2
 from gpt2cli import __version__
 from gpt2cli.errors import UsageError
 from gpt2cli.judge.chat_api import (
+    LONGEST_THINKING,
+    MAX_TOKENS,
     OLLAMA,
     OPENAI,
+    THINKING_TOKENS,
     JudgeReply,
     JudgeResponse,
     NoReplyError,
+    adapt,
     read_reply,
+    refused_parameters,
     refuses_form,
     require_chat,
 )
@@ -37,7 +42,8 @@ SHORTEST_KEY = 8  # characters; "1" or "none" is not a secret, and occurs in eve
 
 
 class JudgeClient:
-    """Connections to one server, for `async with`; remembers which form of request the server takes.
+    """Connections to one server, for `async with`; remembers which form of request the server takes, which
+    parameters it refuses, and how much room its model needs to think.
 
     The API key is removed from everything it returns or raises.
     """
@@ -52,6 +58,9 @@ class JudgeClient:
         self.server, self.timeout, self.num_ctx, self.tell = server, timeout, num_ctx, tell
         self._api = OLLAMA if server.is_ollama else OPENAI
         self._form = 0  # of the API's
+        self._refused: set[str] = set()  # parameters
+        self._max_tokens = MAX_TOKENS
+        self._rooms = [THINKING_TOKENS, LONGEST_THINKING]  # the next limits, for a model that thinks
         self._noticed = float("-inf")
         self._http = _open(server)
 
@@ -111,11 +120,40 @@ class JudgeClient:
         raise failed
 
     async def _chat(self, messages: Messages, schema: dict[str, Any], seed: int) -> JudgeReply:
+        """Ask, and ask again with more room for a model that has thought and not answered."""
+        cut, n_cut = None, 0
+        while True:
+            max_tokens = self._max_tokens
+            reply = await self._request(messages, schema, seed, max_tokens)
+            if cut and reply.refusal == "truncated":  # no room for that
+                self._rooms, self._max_tokens = [], n_cut
+                return _still_thinking(cut, n_cut, "serve it with a larger context")
+            if not reply.lacks_room:
+                return reply
+            cut, n_cut = reply, max_tokens
+            if max_tokens == self._max_tokens:
+                if not reply.is_cut and (not self._rooms or max_tokens > MAX_TOKENS):
+                    return reply  # it is no matter of room
+                if not self._rooms:
+                    return _still_thinking(cut, n_cut, "take one that thinks less, or not at all")
+                self._max_tokens, *self._rooms = self._rooms
+                self.tell(f"the judge thinks before it answers: it gets {self._max_tokens:,} tokens for it")
+
+    async def _request(
+        self, messages: Messages, schema: dict[str, Any], seed: int, max_tokens: int
+    ) -> JudgeReply:
+        """One reply, in the strictest form that the server takes."""
         forms, n = self._api.forms, self._form
         while True:
             body = {"model": self.server.model, "messages": messages, "stream": False}
-            body |= forms[n](seed, schema, self.num_ctx)
+            body |= forms[n](seed, schema, self.num_ctx + max_tokens - MAX_TOKENS)
+            body = adapt(body, max_tokens, self._refused)
             response = await self._send("POST", self._api.path, body)
+            if refused := refused_parameters(response, body):
+                if new := sorted(refused - self._refused):
+                    self._refused |= refused
+                    self.tell(f"the server refuses {' and '.join(new)}: left out from now on")
+                continue
             if not refuses_form(response) or n + 1 == len(forms):
                 self._form = n
                 return read_reply(self._api, self.server, response)
@@ -147,6 +185,11 @@ class JudgeClient:
         if len(key) < SHORTEST_KEY:
             return text
         return re.sub(r"\\*".join(map(re.escape, key)), "(the key)", text)
+
+
+def _still_thinking(reply: JudgeReply, max_tokens: int, fix: str) -> JudgeReply:
+    why = f"the judge was still thinking after {max_tokens:,} tokens: {fix}"
+    return replace(reply, text=why, thinking=reply.thinking or reply.text, refusal="unscored")
 
 
 def _open(server: JudgeServer) -> httpx2.AsyncClient:

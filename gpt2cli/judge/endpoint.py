@@ -55,6 +55,7 @@ def openai_compatible(base_url: str, model: str) -> JudgeServer:
     if not re.fullmatch("[!-~]*", key):  # the message must not show it
         raise UsageError("OPENAI_API_KEY has characters that no HTTP header may have", fix="set it again")
     url = _checked_url(base_url, "--base-url", "--base-url http://127.0.0.1:8080/v1")
+    url = url.removesuffix("/chat/completions").rstrip("/")  # a copied address may go on
     return JudgeServer(url, _model_name(model), key or None)
 
 

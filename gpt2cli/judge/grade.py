@@ -8,11 +8,11 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt2cli.judge.items import JudgeItem
-from gpt2cli.judge.prompt import GRADE_PROMPT, grade_messages
+from gpt2cli.judge.prompt import GRADE_PROMPT
 from gpt2cli.judge.results import Judgement, checked_fields
 from gpt2cli.judge.rubric import CRITERIA
 from gpt2cli.judge.runner import JudgeQuestion, JudgeTask
@@ -32,10 +32,10 @@ GRADE_SCHEMA = object_schema({"reason": REASON, **dict.fromkeys(GRADED, _POINTS)
 class Grade:
     """Points from 0 to 100, and why."""
 
-    relevance: int
-    correctness: int
-    clarity: int
-    score: int
+    relevance: float  # whole, as the judge was asked, or with the fraction that it gave
+    correctness: float
+    clarity: float
+    score: float
     reason: str
 
 
@@ -57,9 +57,7 @@ def grade_questions(items: Sequence[JudgeItem]) -> list[JudgeQuestion]:
     return [
         JudgeQuestion(
             {"index": item.index, "asked": item.asked, "flagged": has_injection(item.response)},
-            grade_messages(item.instruction, item.input, item.reference, item.response)
-            if item.response.strip()
-            else None,
+            item.prompt if item.response.strip() else None,
             is_sample=item.index < 0,
         )
         for item in (*canaries(items), *items)
@@ -73,7 +71,7 @@ def canaries(items: Sequence[JudgeItem]) -> list[JudgeItem]:
         if items:
             of = items[number % len(items)]
             echo = f"{of.instruction}\n{of.input}".strip() or "?"
-            made.append(JudgeItem(index, of.instruction, of.input, of.reference, answer or echo))
+            made.append(replace(of, index=index, response=answer or echo))
     return made
 
 

@@ -1,14 +1,20 @@
 """The responses to judge: responses.jsonl of a run, or any file with such records."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gpt2cli.data.records import ONE_PER_LINE, json_records, read_text
 from gpt2cli.errors import InputError
+from gpt2cli.evaluation.responses import Message, join_input, messages_digest
 from gpt2cli.json_lines import digest_of
+from gpt2cli.judge.prompt import Messages, grade_messages
 
-RESPONSE = ("response", "model_response")  # the names that files use for the model's answer
+FIELDS = ("instruction", "input", "output", "response")
+RESPONSE = "response"
+RESPONSES = (RESPONSE, "model_response")  # the names that files use for the model's answer
 _RECORD = '{"instruction": "...", "input": "...", "output": "...", "response": "..."}'
 _TORN = f"{ONE_PER_LINE}; if the run was stopped while it answered, go on with it: --resume"
 
@@ -20,26 +26,53 @@ class JudgeItem:
     index: int  # of the record, from 0
     instruction: str
     input: str
-    reference: str  # the record's own answer
+    reference: str | None  # the record's own answer, where it has one
     response: str
+    conversation: tuple[Message, ...] = ()  # before the question: system text and history
+    is_whole: bool = False  # the file says all that was asked; others may leave out a conversation
 
     @property
     def asked(self) -> str:
         """A digest of everything the judge sees: a changed response has another one."""
-        return digest_of([self.instruction, self.input, self.reference, self.response])
+        texts = [self.instruction, self.input, self.reference, self.response]
+        return digest_asked(texts, self.prompt, self.conversation)
+
+    @property
+    def prompt(self) -> Messages:
+        """What the judge is asked."""
+        return grade_messages(self.instruction, self.input, self.reference, self.response, self.conversation)
+
+    @property
+    def digest(self) -> str:
+        """Of the question with its conversation: the same for every model that was asked it."""
+        question = {"role": "user", "content": join_input(self.instruction, self.input)}
+        return messages_digest([*self.conversation, question])
 
 
-def read_items(path: Path) -> list[JudgeItem]:
+def digest_asked(texts: list[str | None], prompt: Messages, conversation: Sequence[Message]) -> str:
+    """A question's digest. A conversation, or no reference, has rules of its own in the prompt.
+
+    The wording of the others is in the results' terms; their digest has been of the texts alone from the
+    first version on.
+    """
+    return digest_of(prompt if conversation or None in texts else texts)
+
+
+def read_items(path: Path, fields: Mapping[str, str] = MappingProxyType({})) -> list[JudgeItem]:
     """Read .jsonl or .ndjson, one record per line, or anything else as one JSON list.
 
+    `fields` renames: {"response": "prediction"} reads responses from that field, where a record has it.
     Items are numbered by the records' own "index" where they have one, else by their place. An
     empty or missing response is an item too. Raises InputError naming the line or the place.
     """
     text, _ = read_text(path)
     items: dict[int, JudgeItem] = {}
-    for place, (line, record) in enumerate(json_records(text, path, _TORN)):
+    records = list(json_records(text, path, _TORN))
+    for own, name in fields.items():
+        _require_field(path, [record for _, record in records], own, name)
+    for place, (line, record) in enumerate(records):
         where = f"{path}:{line}, record {place}"
-        item = _item(record, place, where)
+        item = _item(_renamed(record, fields), place, where)
         if item.index in items:
             raise InputError(
                 f"{where}: index {item.index} occurs twice",
@@ -52,20 +85,54 @@ def read_items(path: Path) -> list[JudgeItem]:
     return list(items.values())
 
 
+def _require_field(path: Path, records: Sequence[Any], own: str, name: str) -> None:
+    """Raise InputError where no record has the field, or what it stands for: it was mistyped."""
+    known = {key for record in records if isinstance(record, dict) for key in record}
+    if records and not {own, name} & known:
+        has = ", ".join(sorted(repr(key[:40]) for key in known)[:8]) or "no field"
+        raise InputError(
+            f"{path}: no record has a field {name[:40]!r}", f"they have {has}", f"--field {own}=NAME"
+        )
+
+
+def _renamed(record: Any, fields: Mapping[str, str]) -> Any:
+    if not isinstance(record, dict):
+        return record
+    found = {own: record[name] for own, name in fields.items() if name in record}
+    return {**record, **found}
+
+
 def _item(record: Any, place: int, where: str) -> JudgeItem:
     if not isinstance(record, dict):
         raise InputError(f"{where}: not a JSON object", fix=f"a record is {_RECORD}")
     index = record.get("index", place)
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 1 << 53:
         raise InputError(f"{where}: field 'index' is not a number from 0 on", fix="leave the field out")
-    name = next((name for name in RESPONSE if record.get(name) is not None), RESPONSE[0])
+    name = next((name for name in RESPONSES if record.get(name) is not None), RESPONSE)
+    messages = _messages(record.get("messages"))
+    if messages and "instruction" not in record:
+        record = {**record, "instruction": messages[-1]["content"], "input": ""}
+    has_reference = record.get("output") is not None or not any(name in record for name in RESPONSES)
     return JudgeItem(
         index=index,
         instruction=_text(record, "instruction", where),
         input=_text(record, "input", where, may_miss=True),
-        reference=_text(record, "output", where),
+        reference=_text(record, "output", where) if has_reference else None,
         response=_text(record, name, where, may_miss=True),
+        conversation=tuple(messages[:-1]),
+        is_whole=bool(messages),
     )
+
+
+def _messages(value: Any) -> list[Message]:
+    """The messages of a conversation that ends with a question; none where it is anything else."""
+    names = ("role", "content")
+    is_list = isinstance(value, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(name), str) for name in names) for one in value
+    )
+    if not is_list or not value or value[-1]["role"] != "user":
+        return []
+    return [{name: one[name] for name in names} for one in value]
 
 
 def _text(record: dict[str, Any], name: str, where: str, *, may_miss: bool = False) -> str:
@@ -76,6 +143,6 @@ def _text(record: dict[str, Any], name: str, where: str, *, may_miss: bool = Fal
         raise InputError(
             f"{where}: field {name!r} is {'not text' if name in record else 'missing'}",
             f"it has: {', '.join(repr(key[:40]) for key in list(record)[:8]) or 'no field'}",
-            f"a record is {_RECORD}",
+            f"a record is {_RECORD}; --field {name}=NAME reads another field",
         )
     return value

@@ -2,31 +2,59 @@
 
 import json
 import re
+from collections.abc import Callable, Sequence
 
 from gpt2cli.json_lines import digest_of
-from gpt2cli.judge.rubric import COMPARING, GRADING
+from gpt2cli.judge.rubric import comparing, grading
 
 Messages = list[dict[str, str]]
 # Where special tokens begin: <s>, <|im_start|>, <<SYS>>, [INST], [/INST], [gMASK]. A list of numbers stays.
 _MARKERS = re.compile(r"<|\[(?=/?[A-Za-z])|[\ud800-\udfff]")
 
 
-def grade_messages(instruction: str, input: str, reference: str, response: str) -> Messages:
-    """The request to grade one response."""
-    fields = {"instruction": instruction, "input": input, "reference": reference, "response": response}
-    return _messages(GRADING, fields)
+def grade_messages(
+    instruction: str,
+    input: str,
+    reference: str | None,
+    response: str,
+    conversation: Sequence[dict[str, str]] = (),
+) -> Messages:
+    """The request to grade one response. `conversation` is what came before: system text and history."""
+    return _messages(grading, conversation, instruction, input, reference, {"response": response})
 
 
-def comparison_messages(instruction: str, input: str, reference: str, first: str, second: str) -> Messages:
+def comparison_messages(
+    instruction: str,
+    input: str,
+    reference: str | None,
+    first: str,
+    second: str,
+    conversation: Sequence[dict[str, str]] = (),
+) -> Messages:
     """The request to say which of two responses is better."""
-    fields = {"instruction": instruction, "input": input, "reference": reference}
-    return _messages(COMPARING, {**fields, "first": first, "second": second})
+    answers = {"first": first, "second": second}
+    return _messages(comparing, conversation, instruction, input, reference, answers)
 
 
-def _messages(system: str, fields: dict[str, str]) -> Messages:
+def _messages(
+    rubric: Callable[[bool, bool], str],
+    conversation: Sequence[dict[str, str]],
+    instruction: str,
+    input: str,
+    reference: str | None,
+    answers: dict[str, str],
+) -> Messages:
+    fields = {
+        **({"conversation": list(conversation)} if conversation else {}),
+        "instruction": instruction,
+        "input": input,
+        **({} if reference is None else {"reference": reference}),
+        **answers,
+    }
     data = json.dumps(fields, ensure_ascii=False, indent=1)
     # They occur inside strings only, where JSON allows escapes.
     data = _MARKERS.sub(lambda match: f"\\u{ord(match[0]):04x}", data)
+    system = rubric(bool(conversation), reference is not None)
     return [{"role": "system", "content": system}, {"role": "user", "content": data}]
 
 

@@ -10,6 +10,7 @@ from gpt2cli.judge.chat_api import TEMPERATURE
 from gpt2cli.judge.endpoint import JudgeServer
 
 Status = Literal["scored", "unscored", "truncated", "empty"]
+LONGEST_TEXT = 2000  # characters of a judge's own words
 RETRIED: tuple[Status, ...] = ("unscored", "truncated")  # what `--retry` asks for again
 
 
@@ -40,6 +41,7 @@ class Judgement:
     prompt_tokens: int | None  # as the server counts them
     asked: str  # a digest of the texts: a changed response is judged again
     terms: Terms
+    text: str = ""  # what the judge wrote where it could not be scored, up to LONGEST_TEXT
 
     @property
     def is_canary(self) -> bool:
@@ -59,7 +61,7 @@ def terms_of(server: JudgeServer, prompt: str, schema: dict[str, Any], seed: int
 def checked_fields(line: dict[str, Any]) -> dict[str, Any]:
     """A line's fields with `terms` as Terms. Raises ValueError, TypeError or KeyError."""
     has_key = type(line["index"]) is int and isinstance(line["asked"], str)
-    if not has_key or line["status"] not in get_args(Status):
+    if not has_key or line["status"] not in get_args(Status) or not isinstance(line.get("text", ""), str):
         raise ValueError("not a judgement")
     return {**line, "terms": Terms(**line["terms"])}
 

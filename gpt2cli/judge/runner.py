@@ -20,6 +20,7 @@ from gpt2cli.judge.client import TIMEOUT, JudgeClient
 from gpt2cli.judge.endpoint import JudgeServer
 from gpt2cli.judge.prompt import Messages
 from gpt2cli.judge.results import (
+    LONGEST_TEXT,
     RETRIED,
     Judgement,
     Status,
@@ -29,7 +30,7 @@ from gpt2cli.judge.results import (
     terms_of,
 )
 from gpt2cli.judge.strict_json import AnswerError
-from gpt2cli.judge.truncation import least_tokens, tokens_per_piece
+from gpt2cli.judge.truncation import least_tokens, least_uncached, tokens_per_piece
 
 SEED = 123
 N_PARALLEL = 4
@@ -184,6 +185,8 @@ class _Run(Generic[V, J]):
     rates: list[float]  # the server's tokens per piece of text, one of each sample
     unanswered: list[NoReplyError] = field(default_factory=list)
     n_in_a_row: int = 0  # of them
+    sent: list[Messages] = field(default_factory=list)
+    most_tokens: int = 0  # that the server has counted in a prompt
 
     async def ask_all(self, questions: Sequence[JudgeQuestion]) -> None:
         nothing = {"why": "there is no response", "attempts": 0, "seconds": 0.0, "prompt_tokens": None}
@@ -230,28 +233,49 @@ class _Run(Generic[V, J]):
         """The value and the outcome's fields. After an answer that breaks the schema it asks again."""
         messages, began, attempts = question.messages or [], time.monotonic(), 0
         for n_bad in range(MAX_BAD_ANSWERS):
+            self.sent.append(messages)
             seed = self.options.seed + n_bad  # the same seed would give the same text
             reply = await self.client.ask(messages, self.task.schema, seed)
             attempts += reply.attempts
-            value, status, why = self._read(reply, least_tokens(messages, rate))
+            value, status, why = self._read(reply, messages, rate)
             if status != "unscored" or reply.refusal:
                 break
         seconds = round(time.monotonic() - began, 3)
+        text = reply.thinking if reply.refusal else reply.text or reply.thinking
         outcome = {"status": status, "why": why, "attempts": attempts, "seconds": seconds}
+        outcome["text"] = "" if status == "scored" else text[:LONGEST_TEXT]
         return value, {**outcome, "prompt_tokens": reply.prompt_tokens}
 
-    def _read(self, reply: JudgeReply, floor: int) -> tuple[V | None, Status, str]:
+    def _read(
+        self, reply: JudgeReply, messages: Messages, rate: float | None
+    ) -> tuple[V | None, Status, str]:
         if reply.refusal:
             return None, reply.refusal, reply.text
-        if reply.prompt_tokens is not None and reply.prompt_tokens < floor:
+        if reply.prompt_tokens is not None and not self._is_whole(reply, messages, rate):
+            floor = least_tokens(messages, rate)
             return None, "truncated", f"the judge read {reply.prompt_tokens} tokens of at least {floor}"
         if reply.finish_reason not in ("stop", ""):
             other = f"the server ended the answer by {reply.finish_reason[:40]!r}"
             return None, "unscored", _CUT.get(reply.finish_reason, other)
         try:
-            return self.task.parse(reply.text), "scored", ""
+            # A server that takes all of an answer for thoughts leaves the text empty.
+            return self.task.parse(reply.text or reply.thinking), "scored", ""
         except AnswerError as error:
             return None, "unscored", str(error)
+
+    def _is_whole(self, reply: JudgeReply, messages: Messages, rate: float | None) -> bool:
+        """Whether the server read all of the prompt, by its count.
+
+        Some servers count what they read anew, and the cached part apart or not at all.
+        """
+        n_read = (reply.prompt_tokens or 0) + reply.cached_tokens
+        # A server that truncates has read no prompt of more tokens than what is left of this one.
+        is_uncached = n_read < self.most_tokens
+        self.most_tokens = max(self.most_tokens, n_read)
+        if n_read >= least_tokens(messages, rate):
+            return True
+        earlier = [one for one in self.sent if one is not messages] if is_uncached else ()
+        return not reply.cached_tokens and n_read >= least_uncached(messages, earlier, rate)
 
     def _add(self, question: JudgeQuestion, value: V | None, outcome: dict[str, Any]) -> None:
         judgement = self.task.judgement(value, {**question.fields, **outcome, "terms": self.terms})

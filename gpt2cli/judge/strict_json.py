@@ -1,6 +1,12 @@
-"""The strict reader of a judge's answers. Near misses are errors: parsing "85/100" would be guessing."""
+"""The strict reader of a judge's answers. Near misses are errors: parsing "85/100" would be guessing.
+
+What stands around the JSON object without changing it is passed over: thoughts before it, a fence of
+Markdown, keys that were not asked for.
+"""
 
 import json
+import math
+import re
 from typing import Any, NoReturn
 
 LONGEST_REASON = 2000  # characters; what the schema asks for is shorter
@@ -23,29 +29,34 @@ def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def strict_object(text: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """Parse a JSON object with exactly these keys, each once. Raises AnswerError."""
+    """Parse a JSON object with these keys, each once; others are left out. Raises AnswerError."""
     try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
+        value = json.loads(_bare(text), object_pairs_hook=_without_duplicates, parse_constant=_refuse)
     except AnswerError:
         raise
     except (ValueError, RecursionError) as error:
         raise AnswerError(f"not a JSON object: {error}") from None
     if not isinstance(value, dict):
         raise AnswerError("not a JSON object")
-    wrong = [f"lacks {name!r}" for name in names if name not in value]
-    wrong += [f"has {name[:40]!r}" for name in value if name not in names]
-    if wrong:
-        raise AnswerError(f"the object {' and '.join(wrong[:2])}")
-    return value
+    if missing := [repr(name) for name in names if name not in value]:
+        others = [repr(name[:40]) for name in value if name not in names]
+        has = f" and has {others[0]}" if others else ""
+        raise AnswerError(f"the object lacks {' and '.join(missing[:2])}{has}")
+    return {name: value[name] for name in names}
 
 
-def points_of(value: object, name: str) -> int:
-    """Check that `value` is a whole number from 0 to 100 and return it. Raises AnswerError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
-        raise AnswerError(f"{name} is {_shown(value)}, not a whole number")
+def is_unfinished_thought(text: str) -> bool:
+    """Whether it begins to think and does not come to an end."""
+    return bool(_THOUGHT.match(text)) and not _AFTER_THOUGHT.match(text)
+
+
+def points_of(value: object, name: str) -> float:
+    """Check that `value` is a number from 0 to 100 and return it, 85.5 too. Raises AnswerError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise AnswerError(f"{name} is {_shown(value)}, not a number")
     if not 0 <= value <= 100:
         raise AnswerError(f"{name} is {_shown(value)}, not from 0 to 100")
-    return int(value)
+    return int(value) if value == math.floor(value) else value
 
 
 def one_of(value: object, name: str, words: tuple[str, ...]) -> str:
@@ -62,6 +73,25 @@ def reason_of(value: object) -> str:
     if len(value) > LONGEST_REASON:
         raise AnswerError(f"the reason has {len(value)} characters, more than {LONGEST_REASON}")
     return value.encode("utf-8", "replace").decode("utf-8")
+
+
+_THOUGHT = re.compile(r"\s*(<(think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>analysis)", re.I)
+# Many chat templates open the block in the prompt, so that a reply holds its end alone. A fence, or the
+# object itself, has begun before a marker in a string of it.
+_AFTER_THOUGHT = re.compile(
+    r"(?!\s*[{`]).*?(</(think|thinking|thought|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>)",
+    re.I | re.DOTALL,
+)
+
+
+def _bare(text: str) -> str:
+    """The text without thoughts before it, and out of the fence that ends it."""
+    if thought := _AFTER_THOUGHT.match(text):
+        text = text[thought.end() :]
+    before, fence, fenced = text.strip().partition("```")
+    if not fence or not fenced.endswith("```") or "{" in before:
+        return text
+    return re.sub(r"\A[a-z]*\s", "", fenced.removesuffix("```"), flags=re.I)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

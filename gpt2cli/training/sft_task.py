@@ -26,7 +26,7 @@ from gpt2cli.data.splits import split
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
-from gpt2cli.templates import TEMPLATES, Template, prompt_ids, write_template
+from gpt2cli.templates import TEMPLATES, Template, Turns, prompt_ids, write_template
 from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 from gpt2cli.training.language_model_task import LanguageModelTask
@@ -65,6 +65,7 @@ class SftSplits:
     n_left_out: int  # records whose prompt alone fills the limit
     n_train_only: int  # records with an earlier answer to train on, but no room for the last one
     n_shared: int  # test prompts that are in the training split too
+    turns: Turns  # "single" if no training record has a second question
     sha256: str  # of the source file
 
     @property
@@ -86,6 +87,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
     limit = token_limit(recipe.data.max_tokens, base.config.n_positions)
     template, tokenizer = TEMPLATES[recipe.template], base.tokenizer
     prompts, examples, train_only = list[EvalPrompt](), list[SftExample](), list[SftExample]()
+    most_exchanges = 1  # of a training record
     for record in found.records:
         example = encode_record(record, template, tokenizer, limit, recipe.mask_prompt)
         if example is None:
@@ -96,6 +98,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
             examples.append(example)
         else:
             train_only.append(example)
+            most_exchanges = max(most_exchanges, record.n_exchanges)
     if not prompts:
         raise InputError(
             f"none of the {len(found.records)} records has room for an answer",
@@ -104,6 +107,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
         )
     train, validation, test = split(len(examples), (recipe.data.validation, recipe.data.test), recipe.seed)
     trained_on = {prompts[i].ids for i in train}
+    most_exchanges = max(most_exchanges, *(prompts[i].record.n_exchanges for i in train))
     return SftSplits(
         train=(*(examples[i] for i in train), *train_only),
         validation=tuple(examples[i] for i in validation),
@@ -114,6 +118,7 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
         n_left_out=len(found.records) - len(examples) - len(train_only),
         n_train_only=len(train_only),
         n_shared=sum(prompts[i].ids in trained_on for i in test),
+        turns="single" if most_exchanges == 1 else "multi",
         sha256=found.sha256,
     )
 
@@ -184,9 +189,8 @@ class SftTask(LanguageModelTask):
 
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
         """With the template of its prompts."""
-        return super().write_model(folder, model, recipe) | write_template(
-            folder, self.recipe.template, self.tokenizer
-        )
+        files = super().write_model(folder, model, recipe)
+        return files | write_template(folder, self.recipe.template, self.tokenizer, self.examples.turns)
 
     def batch(self, step: int, micro: int) -> SftBatch:
         number = step * self.recipe.batch.accumulation + micro

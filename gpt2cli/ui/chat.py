@@ -1,23 +1,27 @@
 """The display of a chat: greeting, streamed replies, tables. Replies go to stdout, the rest to stderr."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpt2cli.errors import Gpt2Error
-from gpt2cli.ui.console import err, print_json, printable, say
+from gpt2cli.ui.console import aligned, err, print_json, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.generation.chat_session import ChatEvent, ReplyDone
     from gpt2cli.jinja_template import JinjaTemplate
     from gpt2cli.templates import Template
+    from gpt2cli.tokenizer.base import Tokenizer
 
 LONGEST_QUOTE = 60  # characters of a message in a notice
 LONGEST_NAME = 400
 NARROW = 60  # columns; below, a value goes under its name
 BASE_MODEL = "a base model, not fine-tuned for chat: it continues the text (continuation mode)"
+ALONE = (
+    "it was fine-tuned on single exchanges, so it answers each message by itself; --history all changes that"
+)
 _STOPPED_BEFORE = "stopped before the first token; the conversation is as before"
 _STOPPED = "stopped, and kept as it is"
 _ENDS = {
@@ -139,6 +143,22 @@ def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
             console.print(f"{name}\n  {value}")
         else:
             console.print(f"{name:<{width}}  {value}")
+
+
+def describe_history(n: int | None) -> str:
+    if n is None:
+        return "all: the model is shown every turn that fits"
+    return f"{n}: " + ("each message is answered by itself" if n == 0 else "previous turns are shown")
+
+
+def show_tokens(title: str, tokenizer: "Tokenizer", ids: Sequence[int]) -> None:
+    """Token ids and their texts, one per line."""
+    from gpt2cli.ui.inspect import token_text
+
+    note(f"{title}: {len(ids)} token{'s' * (len(ids) != 1)}")
+    rows = [(str(place), str(token), token_text(tokenizer, token)) for place, token in enumerate(ids)]
+    for line in aligned(rows, right=(0, 1)):
+        err().print(line)
 
 
 def quoted(text: str, most: int = LONGEST_QUOTE) -> str:

@@ -84,10 +84,12 @@ def print_grades(summary: GradeSummary, items: Mapping[int, JudgeItem], console:
             _print_extreme("" if place else title, one, items, console)
     for one in summary.lost:
         _row(console, one.status, f"record {one.index}: {_short(one.why)}")
+        if one.text:
+            _row(console, "", f"     it wrote: {_short(one.text)}")
     if summary.n_flagged:
         _row(console, "flagged", f"{summary.n_flagged} {_responses(summary.n_flagged)} to speak to its judge")
     for place, one in enumerate(summary.canaries):
-        said = f"{one.score.score:3}" if one.score else "  -"
+        said = f"{one.score.score:3.4g}" if one.score else "  -"
         _row(console, "" if place else "canaries", f"{said}  {CANARY_NAMES[one.index]}")
 
 
@@ -95,7 +97,7 @@ def print_warnings(summary: GradeSummary, console: Console) -> None:
     """Warnings from the canaries; on stderr, so that they are visible with --json too."""
     for one in summary.fooled:
         assert one.score is not None
-        said = f"the judge gave {one.score.score} of 100 to {CANARY_NAMES[one.index]}"
+        said = f"the judge gave {one.score.score:.4g} of 100 to {CANARY_NAMES[one.index]}"
         console.print(printable(f"warning: {said}: do not trust its scores"), style="bad")
     if summary.is_no_better and not summary.fooled:
         said = "the responses score no higher than the worthless answers mixed in among them"
@@ -188,7 +190,7 @@ def _print_extreme(title: str, one: GradeJudgement, items: Mapping[int, JudgeIte
     assert one.score is not None
     item = items[one.index]
     flag = "  (seems to speak to its judge)" if one.flagged else ""
-    _row(console, title, f"{one.score.score:3}  record {one.index}: {_short(_question(item))}{flag}")
+    _row(console, title, f"{one.score.score:3.4g}  record {one.index}: {_short(_question(item))}{flag}")
     _row(console, "", f"     -> {_short(item.response)}")
     _row(console, "", f"     because: {_short(one.score.reason)}")
 

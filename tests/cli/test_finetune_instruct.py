@@ -315,3 +315,30 @@ def test_the_shipped_recipe_for_summaries_says_what_is_asked_of_documents() -> N
     loaded: Any = load_recipe(str(path), [])
     assert loaded.recipe.data.task == "Summarize the text in one sentence."
     assert "data.source=YOURS.jsonl data.input=document data.output=summary" in path.read_text()
+
+
+def test_answers_keep_the_conversation_they_were_asked(gpt2: Gpt2, tmp_path: Path) -> None:
+    talk = [("system", "Be kind."), ("user", "Hi {0}"), ("assistant", "Ho {0}"), ("user", "Why {0}?")]
+    records = [
+        {
+            "messages": [
+                *({"role": role, "content": text.format(i)} for role, text in talk),
+                {"role": "assistant", "content": "So."},
+            ]
+        }
+        for i in range(20)
+    ]
+    assert gpt2(COMMAND, write_teaching(tmp_path, records), *SHORT).code == 0
+    answers = responses()
+    assert len({answer["digest"] for answer in answers}) == len(answers) == 4
+    for answer in answers:
+        assert answer["messages"] == records[answer["index"]]["messages"][:-1]
+        assert answer["instruction"] == answer["messages"][-1]["content"]
+    older = [{k: v for k, v in answer.items() if k not in ("messages", "digest")} for answer in answers]
+    path = FOLDER / "responses.jsonl"
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in older[:2]))  # of an earlier version
+    (FOLDER / "scores.json").unlink()
+    assert (
+        "answering 2 test prompts, 2 are answered" in gpt2(COMMAND, "runs/teach/recipe.yaml", "--resume").err
+    )
+    assert [answer["index"] for answer in responses()] == [answer["index"] for answer in answers]

@@ -88,6 +88,24 @@ def test_ollama_gives_the_same_table_as_any_server(
     assert "were judged before" in again.err
 
 
+def test_records_of_another_program_are_judged_without_a_reference(
+    gpt2: Gpt2, server: Judge, tmp_path: Path
+) -> None:
+    theirs = [{"question": one["instruction"], "prediction": one["response"]} for one in RECORDS]
+    path = write(tmp_path / "theirs.json", theirs)
+    server.answer = lambda fields: low({"reference": "", **fields})
+    fields = ("--field", "instruction=question", "--field", "response=prediction")
+    outcome = gpt2("judge", path, *fields, *at(server))
+    assert outcome.code == 0 and rows(outcome.out)["coverage"] == "6 of 6 scored"
+    assert "note: 6 of 6 records have no reference answer" in outcome.err
+    assert all("reference" not in asked for asked in server.asked())
+    again = gpt2("judge", path, *fields, *at(server))
+    assert again.out == outcome.out and "were judged before" in again.err
+    assert gpt2("judge", path, path, *fields, *at(server)).code == 0
+    for wrong in ("question", "answer=x", "response="):
+        assert gpt2("judge", path, "--field", wrong, *at(server)).code == 2
+
+
 def test_a_script_finds_what_it_has_always_found(gpt2: Gpt2, server: Judge, file: Path) -> None:
     facts = json.loads(gpt2("judge", file, *at(server), "--json").out)
     about = ["judge", "base_url", "seed"]
@@ -187,3 +205,17 @@ def test_below_five_scores_there_is_no_interval(gpt2: Gpt2, server: Judge, file:
     outcome = gpt2("judge", file, *at(server), "--limit", "4")
     assert "  95% interval n/a below 5  median " in rows(outcome.out)["score"]
     assert json.loads(gpt2("judge", file, *at(server), "--limit", "4", "--json").out)["interval"] is None
+
+
+def test_what_the_judge_wrote_instead_of_a_grade_is_shown_and_kept(
+    gpt2: Gpt2, server: Judge, file: Path
+) -> None:
+    server.faults = {RECORDS[0]["response"]: ["prose"] * 3}
+    outcome = gpt2("judge", file, *at(server))
+    said = f"I would give it {scores()[0]} points out of 100."
+    lines = outcome.out.splitlines()
+    place = next(n for n, line in enumerate(lines) if line.startswith("unscored"))
+    assert lines[place + 1].strip() == f"it wrote: {said}"
+    kept = [json.loads(line) for line in (file.parent / "answers.judgements.jsonl").read_text().splitlines()]
+    assert [one["text"] for one in kept if one["index"] == 0] == [said]
+    assert all(one["text"] == "" for one in kept if one["index"])

@@ -122,6 +122,36 @@ def test_nothing_compared_is_5(gpt2: Gpt2, server: Judge, runs: list[str]) -> No
     assert f"note: {2 * (N - 2)} responses are left out" in outcome.err
 
 
+def test_conversations_are_compared_whole(gpt2: Gpt2, server: Judge, tmp_path: Path) -> None:
+    """Both runs end every conversation with the same words; two of the conversations are the same."""
+    for name, towns in (("one", "Rome Oslo Bonn"), ("two", "Bonn Kyiv Rome Riga")):
+        lines = [
+            {
+                "instruction": "And then?",
+                "input": "",
+                "output": "x",
+                "response": f"{name} on {town}",
+                "messages": [
+                    {"role": "system", "content": "Be a guide."},
+                    {"role": "user", "content": town},
+                    {"role": "assistant", "content": "A town."},
+                    {"role": "user", "content": "And then?"},
+                ],
+            }
+            for town in towns.split()
+        ]
+        (path := tmp_path / "runs" / name / "responses.jsonl").parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outcome = compare(gpt2, server, "one", "two")
+    assert outcome.code == 0 and "coverage     2 of 2 compared" in outcome.out
+    assert "2 questions are shared, 1 only in A, 2 only in B" in outcome.err
+    for fields in server.asked():
+        town = fields["conversation"][1]["content"]  # type: ignore[index]
+        assert {fields["first"], fields["second"]} == {f"one on {town}", f"two on {town}"}
+    assert compare(gpt2, server, "one").code == 0, "a single one is shown the conversation too"
+    assert server.asked()[-1]["conversation"][0] == {"role": "system", "content": "Be a guide."}  # type: ignore[comparison-overlap]
+
+
 def test_grades_and_comparisons_do_not_share_a_file(gpt2: Gpt2, server: Judge, runs: list[str]) -> None:
     assert compare(gpt2, server, runs[0]).code == 0
     outcome = compare(gpt2, server, *runs, "--out", "runs/one/judgements.jsonl")

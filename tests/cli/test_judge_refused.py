@@ -173,7 +173,7 @@ def test_no_byte_anywhere_holds_the_key(
         monkeypatch.setitem(FINAL, "401", (401, {}, BEARER.encode()))
         server.listing = ["401"] * 2
     else:
-        server.answer = lambda fields: low(fields) | ({"reason": KEY} if kind == "reason" else {KEY: KEY})
+        server.answer = lambda fields: low(fields) | {"reason": KEY} if kind == "reason" else {KEY: KEY}
     for debug in ((), ("--debug",)):
         outcome = gpt2("judge", file, *at(server), "--json", *debug)
         assert outcome.code in (0, 5) and KEY not in outcome.out + outcome.err

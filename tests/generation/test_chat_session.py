@@ -296,3 +296,40 @@ def test_a_system_text_without_room_is_refused_wherever_it_comes_from(small: GPT
             act()
     assert (talk.exchanges, talk.system, talk.settings) == before
     assert done(talk.say("Why?")).turn == 2
+
+
+@pytest.mark.parametrize("template", TEMPLATES_AND_NONE)
+def test_without_history_a_reply_is_that_of_a_fresh_conversation(
+    model: GPT2LMHead, template: Template | None
+) -> None:
+    talk = conversing(model, GREEDY, 12, template, "Be short.")
+    talk.history = 0
+    for question in ("How are you?", "Why?", "And?"):
+        fresh = conversing(model, GREEDY, 12, template, "Be short.")
+        assert done(talk.say(question)).reply == done(fresh.say(question)).reply
+        assert talk.last_prompt == tuple(written(talk, [], question))
+    assert len(talk.exchanges) == 3 and talk.n_dropped == 0
+
+
+def test_history_hides_turns_and_shows_them_again(small: GPT2LMHead) -> None:
+    talk = conversing(tiny(1024), WILD, 12)
+    for n, history in enumerate((1, 1, 2, 1, None, 1, 0)):
+        talk.history = history
+        shown = talk.exchanges[max(0, n - history) if history is not None else 0 :]
+        done(talk.say(f"question {n}?"))
+        assert talk.last_prompt == tuple(written(talk, shown, f"question {n}?"))
+        require_true(talk._model, talk.prefix)
+    talk.history = 1
+    shown = talk.exchanges[-2:-1]
+    last = talk.undo()
+    assert talk.prompt(last.question) == written(talk, shown, last.question)
+    full = conversing(small, GREEDY, 30)
+    full.history = 2
+    for n in range(6):  # the context overflows all the same
+        last = done(full.say(f"and question number {n}?"))
+        assert last.finish_reason in ("length", "stop", "end_of_text")
+        require_true(small, full.prefix)
+    before = full.n_dropped
+    full.history = None
+    done(full.say("now?"))
+    assert full.n_dropped >= before > 0, "a turn that has left the context never comes back"

@@ -269,7 +269,7 @@ def test_offline_the_earlier_list_the_cache_or_files_by_hand_do(site: Site, tmp_
 def test_damage_in_the_cache_is_refused_offline(site: Site, tmp_path: Path) -> None:
     blob = _cached(tmp_path, *NEEDED)
     blob.write_bytes(blob.read_bytes()[::-1])
-    with pytest.raises(ServiceError, match="1 of 4 files are out of reach") as caught:
+    with pytest.raises(ServiceError, match="1 of 5 files are out of reach") as caught:
         fetch(request=Request(offline=True, policy=QUICK))
     assert "fetch model.safetensors" in caught.value.fix
 

@@ -108,3 +108,8 @@ def test_a_server_that_does_not_run_is_named_at_once(monkeypatch: pytest.MonkeyP
     with pytest.raises(ServiceError) as caught:
         asyncio.run(require_model(openai_compatible(f"http://127.0.0.1:{closed_port()}/v1", "m")))
     assert "no server answers at" in caught.value.what and "--base-url URL" in caught.value.fix
+
+
+def test_an_address_that_goes_on_to_the_request_is_cut_back() -> None:
+    for end in ("/chat/completions", "/chat/completions/", ""):
+        assert openai_compatible(f"http://127.0.0.1:8080/v1{end}", "m").base_url == "http://127.0.0.1:8080/v1"

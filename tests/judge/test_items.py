@@ -1,14 +1,18 @@
 """Files with responses: those of our runs, the book's, and all that is none."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gpt2cli.errors import InputError
-from gpt2cli.evaluation.responses import Response, open_responses
+from gpt2cli.evaluation.responses import Response, messages_digest, messages_of, open_responses
 from gpt2cli.judge.items import JudgeItem, read_items
+from gpt2cli.templates import Turn
 
+PLAIN = ["instruction", "input", "reference", "response"]
 RECORD = {"instruction": "ask", "input": "it", "output": "right", "response": "said"}
 
 
@@ -48,11 +52,82 @@ def test_lists_and_lines_with_the_books_names(tmp_path: Path) -> None:
     assert read_items(written(tmp_path / "a.jsonl", lines)) == whole
 
 
+def test_a_conversation_is_read_whole_and_known_by_its_digest(tmp_path: Path) -> None:
+    turns = (
+        Turn("system", "Be kind."),
+        Turn("user", "Hi"),
+        Turn("assistant", "Ho"),
+        Turn("user", "ask", "it"),
+    )
+    messages = messages_of(turns)
+    digest = messages_digest(messages)
+    with open_responses(tmp_path / "responses.jsonl", "k") as file:
+        file.add(Response(3, "ask", "it", "right", "said", True, "stop", 1, "k", messages, digest))
+    (item,) = read_items(tmp_path / "responses.jsonl")
+    assert item == JudgeItem(3, "ask", "it", "right", "said", tuple(messages[:-1]), True)
+    assert item.digest == digest != replace(item, conversation=()).digest
+    assert item.asked != replace(item, conversation=()).asked
+    (system, user) = item.prompt
+    assert (
+        list(json.loads(user["content"])) == ["conversation", *PLAIN] and "conversation" in system["content"]
+    )
+    assert json.loads(user["content"])["conversation"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ho"},
+    ]
+    assert "conversation" not in replace(item, conversation=()).prompt[0]["content"]
+
+
+def test_messages_alone_are_a_question_and_others_are_left_alone(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "ask"}
+    read = read_items(
+        written(
+            tmp_path / "a.json",
+            [
+                {"messages": [asked], "response": "said"},
+                {**RECORD, "messages": [asked, {"role": "assistant", "content": "said"}]},
+                {**RECORD, "messages": "none"},
+                {**RECORD, "messages": [{"role": "user", "content": ["parts"]}]},
+            ],
+        )
+    )
+    assert read[0] == JudgeItem(0, "ask", "", None, "said", (), True)
+    assert [item.is_whole for item in read[1:]] == [False] * 3 and read[0].digest != read[1].digest
+
+
+def test_without_a_reference_the_judge_is_not_told_of_one(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", [{"instruction": "ask", "response": "said"}, RECORD])
+    bare, whole = read_items(path)
+    assert bare.reference is None and whole.reference == "right"
+    system, user = bare.prompt
+    assert (
+        "reference" not in system["content"] + user["content"] and "reference" in whole.prompt[0]["content"]
+    )
+    assert bare.asked != replace(bare, reference="").asked
+
+
 def test_every_change_of_a_text_changes_what_was_asked() -> None:
     texts = [("a", "b", "c", "d"), ("ab", "", "c", "d"), ("a", "b", "cd", ""), ("a", "b", "c", "\ud800")]
     items = [JudgeItem(0, *text) for text in texts]
     assert len({item.asked for item in items}) == len(items)
     assert items[0].asked == JudgeItem(5, *texts[0]).asked
+    # As in the results files of earlier versions, which stand.
+    assert items[0].asked == hashlib.sha256(b'["a", "b", "c", "d"]').hexdigest()[:16]
+
+
+def test_other_names_of_fields_are_read(tmp_path: Path) -> None:
+    names = {"instruction": "question", "output": "gold", "response": "prediction"}
+    own = {names.get(name, name): text for name, text in RECORD.items()}
+    path = written(tmp_path / "a.json", [own, {**own, "prediction": None}, {**RECORD, "gold": "other"}])
+    assert read_items(path, names) == [
+        JudgeItem(0, "ask", "it", "right", "said"),
+        JudgeItem(1, "ask", "it", "right", ""),
+        JudgeItem(2, "ask", "it", "other", "said"),
+    ]
+    with pytest.raises(InputError, match="no record has a field 'golden'") as caught:
+        read_items(written(tmp_path / "b.json", [own]), {**names, "output": "golden"})
+    assert "'gold'" in caught.value.why and caught.value.fix == "--field output=NAME"
 
 
 BAD = {

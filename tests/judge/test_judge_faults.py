@@ -116,7 +116,8 @@ def check_all(seen: list[GradeJudgement], items: list[JudgeItem], path: Path) ->
         assert (judgement.status == "scored") == (judgement.score is not None) == (not judgement.why)
         if judgement.score is not None:
             assert replace(judgement.score, reason="") == replace(score_of(everything[index]), reason="")
-            assert judgement.score.reason in (score_of(everything[index]).reason, "half ?")
+            reason = judgement.score.reason.removeprefix("</think> ```3``` ")
+            assert reason in (score_of(everything[index]).reason, "half ?")
     assert judged(items, path) == [found[index] for index in sorted(found)]
     return found
 

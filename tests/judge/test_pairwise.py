@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from judge_server import MODEL, judging, n_tokens
+from judge_server import AROUND, MODEL, judging, n_tokens, uncached_tokens
 
 from gpt2cli.errors import InputError
 from gpt2cli.json_lines import line_of
@@ -133,6 +133,11 @@ def test_a_preference_is_read(place: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", AROUND)
+def test_what_stands_around_a_preference_does_not_change_it(kind: str) -> None:
+    assert parse_preference(AROUND[kind]('{"reason": "r", "better": "tie"}'))[0] == "tie"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -143,8 +148,8 @@ def test_a_preference_is_read(place: str) -> None:
         '{"reason": "r", "better": 1}',
         '{"reason": "", "better": "tie"}',
         '{"reason": "r", "better": "first", "better": "second"}',
-        '{"reason": "r", "better": "tie", "score": 1}',
-        '```json\n{"reason": "r", "better": "tie"}\n```',
+        '{"reason": "r", "score": 1}',
+        'The first.\n{"reason": "r", "better": "first"}',
     ],
 )
 def test_what_is_no_preference_is_refused(text: str) -> None:
@@ -190,3 +195,57 @@ def test_a_long_pair_that_is_not_read_whole_is_noticed_also_after_a_rerun(tmp_pa
         fresh = compare(pairs, tmp_path / "w.jsonl")
         assert {one.index for one in fresh[:4]} == {1, 2}, "the shortest show how the server counts"
     assert len(compared(pairs, path)) == 8
+
+
+def talk(index: int, response: str, *contents: str, reference: str = "right", old: bool = False) -> JudgeItem:
+    """The last of the contents is the question; with `old` the file holds no more."""
+    roles = ["user", "assistant"] * len(contents)
+    roles = roles[(len(contents) + 1) % 2 :]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+    before = () if old else tuple(messages[:-1])
+    return JudgeItem(index, contents[-1], "", reference, response, before, not old)
+
+
+def test_the_same_last_question_after_other_words_is_another_question() -> None:
+    a = [talk(i, f"a{i}", f"Tell me of {place}.", "Well.", "And then?") for i, place in enumerate("xyz")]
+    b = [talk(i, f"b{i}", f"Tell me of {place}.", "Well.", "And then?") for i, place in enumerate("zyw")]
+    assert [(p.a, p.b) for p in pairs_of(a, b)] == [("a1", "b1"), ("a2", "b0")]
+    system = [replace(one, conversation=({"role": "system", "content": "Be brief."},)) for one in b]
+    with pytest.raises(InputError, match="no question in common"):
+        pairs_of(a, system)
+    questions = comparison_questions(pairs_of(a, b)[:1])
+    assert [json.loads(q.messages[1]["content"])["conversation"] for q in questions if q.messages] == [
+        [{"role": "user", "content": "Tell me of y."}, {"role": "assistant", "content": "Well."}]
+    ] * 2
+
+
+def test_a_file_that_holds_the_last_question_alone_is_matched_as_far_as_it_goes() -> None:
+    new = [talk(0, "a0", "x", "y", "why?", reference="r0"), talk(1, "a1", "x", "z", "why?", reference="r1")]
+    old = [
+        talk(7, "b1", "why?", reference="r1", old=True),
+        talk(8, "b?", "why?", reference="another", old=True),
+    ]
+    alone = talk(2, "a2", "who?")
+    assert [(p.a, p.b, len(p.conversation)) for p in pairs_of(new, old)] == [("a1", "b1", 2)]
+    assert [(p.a, p.b, len(p.conversation)) for p in pairs_of(old, new)] == [("b1", "a1", 2)]
+    assert [(p.a, p.b) for p in pairs_of(old, old)] == [("b1", "b1"), ("b?", "b?")]
+    assert [(p.a, p.b) for p in pairs_of([alone], [talk(3, "b2", "who?", old=True)])] == [("a2", "b2")]
+    assert [p.a for p in pairs_of([alone], [talk(3, "b2", "who?", old=True, reference="other")])] == ["a2"]
+
+
+def test_a_server_that_counts_what_it_has_not_cached_reads_all_the_same(tmp_path: Path) -> None:
+    """Its counts sink where prompts begin alike; those of a server that truncates do not."""
+    article = "It was a dark and stormy night in the town of Ely. " * 80
+    pairs = [
+        Pair(i, "Sum it up.", article, "A night.", f"A dark one, {i}.", f"A stormy one, {i}.")
+        for i in range(6)
+    ]
+    options = JudgeOptions(n_parallel=1)
+    with judging() as server:
+        server.tokens = uncached_tokens()
+        at = openai_compatible(server.base_url, MODEL)
+        judge(COMPARING, comparison_questions(pairs), at, tmp_path / "a", options)
+        assert [one.status for one in compared(pairs, tmp_path / "a")] == ["scored"] * 12
+        server.tokens = lambda messages: min(n_tokens(messages), 700)
+        judge(COMPARING, comparison_questions(pairs), at, tmp_path / "b", options)
+    assert {one.status for one in compared(pairs, tmp_path / "b")} == {"truncated"}

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from judge_server import MODEL, judging, n_tokens
+from judge_server import MODEL, judging, n_tokens, uncached_tokens
 from judged import ITEMS, judged, run, score_of
 
 from gpt2cli.errors import InputError, ResourceError, ServiceError
@@ -17,6 +17,7 @@ from gpt2cli.judge.endpoint import ollama
 from gpt2cli.judge.grade import GradeJudgement, canaries
 from gpt2cli.judge.items import JudgeItem
 from gpt2cli.judge.prompt import GRADE_PROMPT
+from gpt2cli.judge.results import LONGEST_TEXT
 from gpt2cli.judge.runner import MAX_BAD_ANSWERS
 
 
@@ -322,3 +323,42 @@ def test_what_is_no_answer_is_asked_again_and_then_unscored(kind: str, tmp_path:
     assert (found[1].status, found[1].score, found[1].attempts) == ("unscored", None, 3) and found[1].why
     assert (found[2].status, found[2].attempts) == ("scored", 2)
     assert seeds == [123, 124, 125]
+
+
+def test_tokens_that_are_cached_are_read_all_the_same(tmp_path: Path) -> None:
+    """A server that counts them apart, and one that counts them in and cuts a prompt."""
+    with judging() as server:
+        server.cached = 300
+        assert [j.status for j in run(server, ITEMS, tmp_path / "a")] == ["scored"] * 7
+    with judging() as server:
+        server.tokens = uncached_tokens()  # and says nothing of the others
+        for name in ("c", "d"):  # at the second time the rules are cached from the beginning
+            items = [replace(item, instruction=f"{name}: {item.instruction}") for item in ITEMS]
+            assert [j.status for j in run(server, items, tmp_path / name)] == ["scored"] * 7
+    long = JudgeItem(4, "ask", "", "right", "It is a long story that goes on and on. " * 300)
+    with judging() as server:
+        server.cached, server.tokens = 300, lambda messages: min(n_tokens(messages), 2200)
+        found = {j.index: j.status for j in run(server, [*ITEMS, long], tmp_path / "b")}
+    assert found.pop(4) == "truncated" and set(found.values()) == {"scored"}
+
+
+def test_the_words_of_a_judge_that_could_not_be_scored_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with judging() as server:
+        server.faults = {"say 1": ["prose"] * MAX_BAD_ANSWERS, "say 2": ["few-tokens"], "say 3": ["400"]}
+        server.faults |= {"I don't know.": ["huge-number"] * MAX_BAD_ANSWERS}
+        found = {j.index: j for j in run(server, ITEMS, path)}
+        kept = {j.index: j.text for j in judged(ITEMS, path)}
+    assert kept[1] == f"I would give it {score_of(ITEMS[1]).score} points out of 100."
+    assert len(kept[-2]) == LONGEST_TEXT
+    assert json.loads(kept[2])["score"] == score_of(ITEMS[2]).score, "graded, and not believed"
+    assert kept[0] == kept[3] == "" and found[3].why.startswith("the server answers 400")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps({k: v for k, v in line.items() if k != "text"}) + "\n" for line in lines)
+    )
+    with judging() as server:
+        assert run(server, ITEMS, path) == [], "a file of an earlier version stands"
+        path.write_text(json.dumps({**lines[0], "text": 3}) + "\n")
+        with pytest.raises(InputError, match="not a judgement"):
+            judged(ITEMS, path)

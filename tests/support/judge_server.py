@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import re
 import socket
 import struct
@@ -65,6 +66,10 @@ class Judge:
     listed: bytes | None = None  # instead of the list of models
     refuses: set[str] = field(default_factory=set)  # what response_format is refused: "schema", a type, ""
     limit: str = "max_tokens"  # what the limit of an answer is called here
+    unknown: set[str] = field(default_factory=set)  # parameters that are refused, each in an error of its own
+    thinks: int = 0  # tokens before an answer
+    context: int = 1 << 20  # tokens of a prompt and its answer
+    cached: int = 0  # tokens of a prompt that are not counted with it, but apart
     tokens: Callable[[list[dict[str, str]]], int | None] = lambda messages: n_tokens(messages)
     answer: Callable[[Fields], dict[str, Any]] = answer
     requests: list[Request] = field(default_factory=list)
@@ -82,6 +87,20 @@ class Judge:
 def n_tokens(messages: list[dict[str, str]]) -> int:
     """As many as a usual tokenizer makes, about."""
     return int(1.1 * sum(len(re.findall(r"\w+|[^\w\s]+", m["content"])) for m in messages)) + 10
+
+
+def uncached_tokens() -> Callable[[list[dict[str, str]]], int]:
+    """For `Judge.tokens`: the tokens after what an earlier prompt begins with too, at least one."""
+    earlier: list[str] = []
+
+    def count(messages: list[dict[str, str]]) -> int:
+        text = "\n".join(message["content"] for message in messages)
+        n_cached = max((len(os.path.commonprefix([text, one])) for one in earlier), default=0)  # noqa: RUF071
+        earlier.append(text)
+        rest = text[n_cached:]
+        return n_tokens([{"content": rest}]) if rest else 1
+
+    return count
 
 
 @contextlib.contextmanager
@@ -149,7 +168,6 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "arabic": _with(score="٨٥"),
     "arabic-text": _with(score='"٨٥"'),
     "fullwidth": _with(score="８５"),
-    "half": _with(score="85.5"),
     "true": _with(score="true"),
     "null": _with(correctness="null"),
     "huge-number": _with(score="9" * 5000),
@@ -157,18 +175,43 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "list": _with(score="[85]"),
     "prose": lambda good: f"I would give it {good.get('score', 'a tie')} points out of 100.",
     "before": lambda good: "Sure! " + json.dumps(good),
-    "fenced": lambda good: f"```json\n{json.dumps(good)}\n```",
+    "two-fences": lambda good: f"```json\n{json.dumps(good)}\n```\n" * 2,
+    "corrected": lambda good: f"```json\n{json.dumps(good)}\n```\nNo, rather less.",
+    "thought-alone": lambda good: f"<think>It is worth {good.get('score', 'a tie')}.</think>",
+    "thought-twice": lambda good: f"<think>So.</think>{json.dumps(good)}{json.dumps(good)}",
     "twice": lambda good: json.dumps(good) * 2,
     "double-key": lambda good: json.dumps(good)[:-1] + f', "reason": {json.dumps(good["reason"])}}}',
-    "extra": lambda good: json.dumps({**good, "note": "x"}),
     "missing": lambda good: json.dumps(dict(list(good.items())[:-1])),
     "array": lambda good: json.dumps([good]),
     "raw-newline": lambda good: json.dumps({**good, "reason": "a@b"}).replace("@", "\n"),
     "deep-text": lambda good: "[" * 100_000,
-    "nothing": lambda good: "",
+}
+# What stands around the same answer.
+AROUND: dict[str, Callable[[str], str]] = {
+    "fenced": lambda good: f"```json\n{good}\n```",
+    "fence": lambda good: f"```\n{good}```\n",
+    "one-line": lambda good: f"```json {good} ```",
+    "fenced-after-words": lambda good: f"Here is the grade:\n\n```JSON\n{good}\n```",
+    "thought": lambda good: f'<think>\nMaybe {{"score": 3}}?\n</think>\n\n{good}',
+    "thought-fenced": lambda good: f"<think>So.</think>```json\n{good}\n```",
+    "thought-unopened": lambda good: f"Well, 85 points, or ```90```.\n</think>\n{good}",
+    "thought-of-mistral": lambda good: f"[THINK]So.[/THINK]{good}",
+    "thought-of-harmony": lambda good: f"<|channel|>analysis<|message|>So.<|channel|>final<|message|>{good}",
+    "extra": lambda good: good[:-1] + ', "note": "x", "details": {"total": 3}}',
+    "marked": lambda good: good.replace('"reason": "', '"reason": "</think> ```3``` '),
 }
 # The last ones are answers all the same.
-ODD = ("few-tokens", "length", "filtered", "no-usage", "no-tokens", "no-finish", "float", "surrogate")
+ODD = (
+    *AROUND,
+    "few-tokens",
+    "length",
+    "filtered",
+    "no-usage",
+    "no-tokens",
+    "no-finish",
+    "float",
+    "surrogate",
+)
 FAULTS = (*BUSY, *FINAL, *BROKEN, *SLOW, *TEXTS, *ODD)
 
 
@@ -214,6 +257,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._send(*_chat(judge, body, fields, kind))
             elif self.path != "/v1/chat/completions":
                 self._send(404, {}, b"not here")
+            elif named := sorted(judge.unknown & set(body)):
+                self._send(
+                    400, {}, _error(f"Unsupported value: '{named[0]}' is not supported with this model.")
+                )
+            elif judge.thinks and _limit(body) + judge.tokens(body["messages"]) > judge.context:  # type: ignore[operator]
+                self._send(*FINAL["400-context"])
             elif judge.limit not in body:
                 self._send(400, {}, _error(f"Unsupported parameter. Use '{judge.limit}' instead."))
             elif _form(body) & judge.refuses:
@@ -267,6 +316,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def _limit(body: dict[str, Any]) -> int:
+    fields = {**body, **body.get("options", {})}
+    limits = ("max_tokens", "max_completion_tokens", "num_predict")
+    return int(next((fields[name] for name in limits if name in fields), 1 << 20))
+
+
 def _form(body: dict[str, Any]) -> set[str]:
     """What a server may dislike in the way in which JSON is asked for."""
     form = body.get("response_format", {})
@@ -294,13 +349,23 @@ def _chat(judge: Judge, body: dict[str, Any], fields: Fields, kind: str) -> tupl
 
 def _completion(judge: Judge, body: dict[str, Any], fields: Fields, kind: str) -> bytes:
     good = judge.answer(fields)
-    text = TEXTS[kind](good) if kind in TEXTS else json.dumps(good)
+    text = TEXTS[kind](good) if kind in TEXTS else AROUND.get(kind, str)(json.dumps(good))
+    if kind == "nothing":
+        text = ""
     if kind == "float":
         text = json.dumps({name: float(v) if isinstance(v, int) else v for name, v in good.items()})
     if kind == "surrogate":
         text = json.dumps({**good, "reason": "half \ud800"})
-    usage = {"prompt_tokens": 5 if kind == "few-tokens" else judge.tokens(body["messages"])}
+    usage: dict[str, Any] = {"prompt_tokens": 5 if kind == "few-tokens" else judge.tokens(body["messages"])}
     message = {"role": "assistant", "content": text}
+    if judge.cached:
+        usage["prompt_tokens"] = judge.tokens(body["messages"]) - judge.cached  # type: ignore[operator]
+        usage["prompt_tokens_details"] = {"cached_tokens": judge.cached}
+    if kind == "ok" and judge.thinks:
+        message["thinking" if "options" in body else "reasoning_content"] = "Let me see. " * 9
+    is_cut = kind == "ok" and judge.thinks > _limit(body)
+    if is_cut:
+        message["content"], kind = "", "length"
     if kind == "no-tokens":
         usage["prompt_tokens"] = 0
     reason = {"length": "length", "filtered": "content_filter", "no-finish": None}.get(kind, "stop")
