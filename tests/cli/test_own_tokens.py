@@ -245,3 +245,41 @@ def test_a_gguf_holds_them(folder: Path, tmp_path: Path, gpt2: Run) -> None:
     assert {name: fields[name].contents() for name in expected} == expected
     text = Path(receipt["modelfile"]).read_text()
     assert text.splitlines()[0] == "FROM ./m.gguf" and 'PARAMETER stop """<|im_end|>"""' in text
+
+
+def asked_of_llama(path: Path, messages: list[dict[str, str]], n: int) -> tuple[list[int], str]:
+    """The ids of the prompt in llama.cpp's chat completion, and its greedy reply."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    llama = llama_cpp.Llama(str(path), n_ctx=64, n_threads=2, type_k=0, type_v=0, verbose=False)
+    answer = llama.create_chat_completion(messages, temperature=0, max_tokens=n, repeat_penalty=1.0)
+    n_prompt = answer["usage"]["prompt_tokens"]
+    return llama.input_ids[:n_prompt].tolist(), answer["choices"][0]["message"]["content"]
+
+
+def test_llama_asks_with_the_models_own_template(folder: Path, ours: Path, tmp_path: Path, gpt2: Run) -> None:
+    gpt2("convert", folder, "--to", "gguf", "--out", tmp_path / "m.gguf")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    asked = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    ids, reply = asked_of_llama(tmp_path / "m.gguf", messages, 8)
+    assert ids == asked
+    prompt = AutoTokenizer.from_pretrained(folder).decode(asked)
+    assert reply == theirs(folder, prompt, 8)[1]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_llama_asks_with_our_templates(name: str, ours: Path, tmp_path: Path, gpt2: Run) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(ours, folder)
+    (folder / "manifest.json").unlink()
+    tokenizer = load_tokenizer(folder)
+    write_template(folder, name, tokenizer)
+    assert gpt2("convert", folder, "--to", "gguf", "--out", tmp_path / "m.gguf").code == 0
+    for turns in (
+        [Turn("user", "Why?")],
+        [Turn("system", "No."), Turn("user", "a\n"), Turn("assistant", "b"), Turn("user", "naïve 😀")],
+    ):
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        ids, _ = asked_of_llama(tmp_path / "m.gguf", messages, 1)
+        assert ids == prompt_ids(TEMPLATES[name], turns, tokenizer)
