@@ -18,6 +18,7 @@ from gpt2cli.convert.pipeline import ConvertOptions, convert
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import save_tokenizer
 
 NAME = "transformer.h.1.mlp.c_fc.weight"
@@ -46,7 +47,6 @@ def test_what_is_written_is_read_back(
 ) -> None:
     if to == "gguf":
         pytest.importorskip("gguf", reason="the extra gguf is not installed")
-    save_tokenizer(BYTES, tmp_path)  # beside nanoGPT's file, which holds none
     receipt = run(ours, tmp_path / "out.bin", to=to, dtype=dtype)
     assert receipt["read_back"] == {"tensors": len(load_file(ours / "model.safetensors")), "equal": True}
 
@@ -62,14 +62,32 @@ def test_what_is_written_is_read_back(
         write(path, pipeline.replace(source, tensors=tensors), *rest)
 
     monkeypatch.setattr(pipeline, writer, write_wrong)
-    with pytest.raises(InputError, match=rf"{NAME} is not what was written"):
-        run(ours, tmp_path / "wrong.bin", to=to, dtype=dtype)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for name in ("wrong.bin", "out.bin"):
+        with pytest.raises(InputError, match=rf"{name}: {NAME} is not what was written"):
+            run(ours, tmp_path / name, to=to, dtype=dtype, force=True)
+    # What was there is there, and nothing else.
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_the_receipt_lies_beside_an_export(ours: Path, tmp_path: Path) -> None:
-    save_tokenizer(BYTES, tmp_path)
     receipt = run(ours, tmp_path / "out.pt", to="nanogpt")
     assert json.loads((tmp_path / "out.pt.conversion.json").read_text()) == receipt
+
+
+def test_a_character_model_goes_to_nanogpt_and_back(tmp_path: Path) -> None:
+    tokenizer = Chars.from_text("every effort moves you")
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=8, vocab_size=tokenizer.n_vocab)
+    ours = tmp_path / "gpt2-home/models/letters"
+    ours.mkdir(parents=True)
+    write_manifest(ours, write_model(ours, loud(new_model(config, 1)), tokenizer, "task: pretrain\n"))
+    run(ours, tmp_path / "letters.pt", to="nanogpt")
+    with pytest.raises(InputError, match="no tokenizer with as many is known"):
+        run(tmp_path / "letters.pt", tmp_path / "back")
+    save_tokenizer(tokenizer, tmp_path)  # beside nanoGPT's file, which holds none
+    run(tmp_path / "letters.pt", tmp_path / "back")
+    there, back = (load_file(folder / "model.safetensors") for folder in (ours, tmp_path / "back"))
+    assert there.keys() == back.keys() and all(torch.equal(there[name], back[name]) for name in there)
 
 
 @pytest.mark.parametrize("to", ["folder", "gguf"])
