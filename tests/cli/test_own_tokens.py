@@ -9,11 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from teaching import write_teaching
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gpt2cli.convert.pipeline import ConvertOptions, convert
+from gpt2cli.data.instructions import InstructionRecord
+from gpt2cli.data.sft_batches import encode_record
+from gpt2cli.evaluation.eval_text import encode_documents
 from gpt2cli.jinja_template import read_jinja_template
 from gpt2cli.templates import TEMPLATES, Turn, prompt_ids, write_template
 from gpt2cli.tokenizer.base import Tokenizer
@@ -283,3 +288,39 @@ def test_llama_asks_with_our_templates(name: str, ours: Path, tmp_path: Path, gp
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         ids, _ = asked_of_llama(tmp_path / "m.gguf", messages, 1)
         assert ids == prompt_ids(TEMPLATES[name], turns, tokenizer)
+
+
+def test_a_fine_tuned_answer_ends_with_the_models_own_token(ours: Path, tmp_path: Path, gpt2: Run) -> None:
+    recipe = write_teaching(tmp_path, init=str(ours))
+    found = gpt2("finetune-instruct", recipe, "optim.steps=2", "--dry-run")
+    assert found.code == 0, found.err
+    done = gpt2("finetune-instruct", recipe, "optim.steps=2")
+    assert done.code == 0, done.err
+    checkpoint = Path("runs/teach/last")
+    special = load_tokenizer(checkpoint).special
+    assert special == load_tokenizer(ours).special
+    record = InstructionRecord(0, "here", (Turn("user", "Why?"), Turn("assistant", "So.")))
+    example = encode_record(record, TEMPLATES["chat"], load_tokenizer(checkpoint), 64, mask_prompt=True)
+    assert example and example.ids[-1] == special.eos
+    reference = AutoTokenizer.from_pretrained(checkpoint)
+    assert reference.eos_token == "<|im_end|>" and reference.pad_token == "[PAD]"
+    assert GenerationConfig.from_pretrained(checkpoint).eos_token_id == list(special.stops)
+
+
+def test_each_document_begins_with_the_bos_that_a_tokenizer_adds(tmp_path: Path, gpt2: Run) -> None:
+    folder = tmp_path / "bos"
+    folder.mkdir()
+    save_tokenizer(gpt2_tokenizer(), folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": True}))
+    lines = [{"text": text} for text in ("One two.", "Three", "four five six")]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--tokenizer", folder, "--out", "tokens", "--validation", "0", "--block", "4"]
+    done = gpt2("prepare", "texts.jsonl", *options)
+    assert done.code == 0, done.err
+    ids = np.fromfile(next(Path("tokens").glob("train-*.bin")), "<u2").tolist()
+    reference = AutoTokenizer.from_pretrained(folder)
+    end = reference.eos_token_id
+    assert ids == [id for line in lines for id in (*reference(line["text"])["input_ids"], end)]
+    encoded = encode_documents([line["text"] for line in lines], load_tokenizer(folder), "texts")
+    assert encoded.ids.tolist() == [id for line in lines for id in reference(line["text"])["input_ids"]]
