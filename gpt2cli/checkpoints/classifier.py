@@ -6,7 +6,7 @@ token, so that transformers' pipeline cuts and pads as `gpt2 classify` does.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def load_classifier(
     _require_classifier(folder, values)
     config = from_hugging_face(values)
     if dropout is not None:
-        config = replace(config, dropout=dropout)
+        config = config.with_dropout(dropout)
     hashes = verify_texts(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer.n_vocab > config.vocab_size:
