@@ -9,7 +9,7 @@ program and is read without that check. The training state next to the model is 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -106,7 +106,7 @@ def load_model(
     """
     config = read_config(folder)
     if dropout is not None:
-        config = replace(config, dropout=dropout)
+        config = config.with_dropout(dropout)
     hashes = verify_texts(folder)
     tokenizer = load_tokenizer(folder)
     require_matching_vocabulary(folder, tokenizer, config.vocab_size)

@@ -54,13 +54,14 @@ class ForeignModel:
     """A GPT-2 in any known format. `tensors` has exactly the names of `folder.stored_shapes(config)`."""
 
     path: Path
-    format: str  # "openai-tf", "huggingface", "nanogpt", "llms-from-scratch" or "gpt2cli"
+    format: str  # "openai-tf", "huggingface", "nanogpt", "llms-from-scratch", "llm.c" or "gpt2cli"
     config: GPT2Config
     tokenizer: Tokenizer
     tensors: dict[str, ForeignTensor]
     raw: RawTensors  # what the independent check reads
     files: tuple[Path, ...]  # what it was read from, for the receipt
     notes: tuple[str, ...] = ()  # what was left out, assumed or filled in, a sentence each
+    score_scales: tuple[float, ...] = ()  # that `tensors` have in the query's weights and `raw` has not
 
 
 def as_array(tensor: Tensor) -> NDArray[np.floating]:

@@ -171,14 +171,18 @@ def _instructions(path: Path, program: IO[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _stand_in(path: Path, name: str) -> type:
-    """A class that holds the attributes of an unknown one and does nothing. An object is restored by
-    its `__new__`, while a function that the pickle calls comes to `__init__`.
+    """A class that holds the attributes of an unknown one, and its entries if that is a table, and does
+    nothing. An object is restored by its `__new__`, while a function that the pickle calls comes to
+    `__init__`.
     """
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise _would_run(path, name)
 
-    return type(name.rpartition(".")[2], (), {"__init__": refuse})
+    def keep(self: Any, key: Any, value: Any) -> None:
+        vars(self)[str(key)] = value
+
+    return type(name.rpartition(".")[2], (), {"__init__": refuse, "__setitem__": keep})
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:

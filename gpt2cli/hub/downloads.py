@@ -207,7 +207,9 @@ class _Job:
     def have(self, item: _Item, record: Record) -> None:
         """Raises InputError for the config.json of something else than a GPT-2."""
         if self.origin.source == HUB and item.name == CONFIG:
-            read_gpt2_config(self.folder / CONFIG, self.folder.parent.name.replace("--", "/"), or_body=True)
+            read_gpt2_config(
+                self.folder / CONFIG, self.folder.parent.name.replace("--", "/"), to_convert=True
+            )
         self.records[item.name] = record
 
 
@@ -243,7 +245,7 @@ def _room_to_convert(job: _Job, request: Request) -> int:
         return 0
     n_parameters = job.n_parameters
     if CONFIG in job.records:
-        config = read_gpt2_config(job.folder / CONFIG, job.folder.parent.name, or_body=True)
+        config = read_gpt2_config(job.folder / CONFIG, job.folder.parent.name, to_convert=True)
         n_parameters = config.n_parameters
     return 4 * n_parameters + TOKENIZER_BYTES if n_parameters else 0
 
