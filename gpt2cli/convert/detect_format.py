@@ -95,7 +95,7 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Foreign
     if llm_c.is_llm_c(start):
         return llm_c.open_llm_c(path)
     if path.name in OTHERS:
-        raise unread_weights(path)
+        raise unread_weights(path, path.parent)
     if _is_safetensors(start):
         with open_tensors(path) as tensors:
             shapes = {name: entry.shape for name, entry in tensors.entries.items()}
@@ -126,6 +126,12 @@ def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[Fore
     if nanogpt.is_nanogpt(loaded):
         return nanogpt.nanogpt_source(path, loaded)
     state = unwrap_table(loaded)
+    if "_parameters" in getattr(state, "__dict__", ()):
+        raise InputError(
+            f"{path}: is a whole module, of a class that is not known here",
+            "its code belongs to it, and is not run",
+            "where it was made: torch.save(model.state_dict(), 'weights.pt')",
+        )
     if not isinstance(state, Mapping):
         raise _unknown(path, f"a {type(state).__name__}")
     shapes = {str(name): tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}

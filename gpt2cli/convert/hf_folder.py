@@ -26,6 +26,7 @@ from gpt2cli.checkpoints.folder import (
     HEAD,
     MANIFEST,
     MASKS,
+    fits_rows,
     read_manifest,
     require_matching_vocabulary,
     require_tensors,
@@ -36,7 +37,7 @@ from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import open_tensors
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors, as_array, same_bits
 from gpt2cli.convert.torch_file import FLOATING, floating_tensors, read_torch_file
-from gpt2cli.convert.vocabulary import cut_note, fits_rows, tokenizer_files
+from gpt2cli.convert.vocabulary import cut_note, tokenizer_files
 from gpt2cli.convert.wrappers import bare_names, drop_heads, unwrap_table
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
@@ -49,8 +50,12 @@ from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON, load_tokenizer
 INDEX = ".index.json"
 # Where weights may lie, the best first: safetensors are read a tensor at a time and run no code.
 PLACES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-# Weights that transformers itself reads no more since version 5, and the option of version 4 that did.
-OTHERS = {"tf_model.h5": "from_tf", "flax_model.msgpack": "from_flax"}
+# Weights that transformers itself reads no more since version 5: (whose, the package that version 4 needs for
+# it, the words of its two names for reading them).
+OTHERS = {
+    "tf_model.h5": ("TensorFlow", "tf-keras", "tf", "tf2"),
+    "flax_model.msgpack": ("Flax", "flax", "flax", "flax"),
+}
 BLOCK = re.compile(r"transformer\.h\.(\d+)\.")
 QUERY_KEY_VALUE = re.compile(r"transformer\.h\.(\d+)\.attn\.c_attn\.(?:weight|bias)")
 
@@ -207,7 +212,7 @@ def _stored_tensors(
     if not places:
         for name in OTHERS:
             if os.path.lexists(folder / name):
-                raise unread_weights(folder / name)
+                raise unread_weights(folder / name, folder)
         raise InputError(
             f"{folder}: there are no weights", f"looked for {', '.join(PLACES)}", f"ls -l {folder}"
         )
@@ -288,17 +293,22 @@ def _check_tensors(folder: Path, config: GPT2Config, found: Mapping[str, _Stored
         )
 
 
-def unread_weights(path: Path) -> InputError:
-    """The refusal of TensorFlow's or Flax's weights, with the line of Python that converts them."""
-    folder, option = str(path.parent), OTHERS[path.name]
-    package = {"from_tf": "tf-keras", "from_flax": "flax"}[option]
+def unread_weights(path: Path | str, folder: Path | str, fetch: str = "") -> InputError:
+    """The refusal of TensorFlow's or Flax's weights at `path`, with the line of Python that makes
+    safetensors of them in `folder`, after the command `fetch`.
+    """
+    name, place = Path(path).name, str(folder)
+    whose, package, module, function = OTHERS[name]
     code = (
-        "from transformers import GPT2LMHeadModel as M;"
-        f" M.from_pretrained({folder!r}, {option}=True).save_pretrained({folder!r})"
+        "from transformers import GPT2Config, GPT2LMHeadModel as M; from"
+        f" transformers.modeling_{module}_pytorch_utils import"
+        f" load_{function}_checkpoint_in_pytorch_model as f;"
+        f" m = M(GPT2Config.from_pretrained({place!r})); f(m, {f'{place}/{name}'!r});"
+        f" m.save_pretrained({place!r})"
     )
     return InputError(
-        f"{path}: these are TensorFlow's or Flax's weights of transformers, which are not read",
-        f"transformers dropped them too in version 5; version 4 makes safetensors of them: pip install"
-        f" 'transformers<5' {package}, in an environment of its own",
-        shlex.join(["python", "-c", code]),
+        f"{path}: these are weights of {whose}, which are not read",
+        "transformers reads them until version 4, and makes safetensors of them; in an environment of its"
+        f" own: pip install torch 'transformers<5' {package}",
+        (f"{fetch} && " if fetch else "") + shlex.join(["python", "-c", code]),
     )

@@ -75,7 +75,8 @@ def open_llm_c(path: Path) -> Iterator[ForeignModel]:
     Raises InputError for another of llm.c's files, another version, or one that is cut short.
     """
     with open_regular(path) as file:
-        header = np.frombuffer(file.read(4 * _N_HEADER), dtype="<i4")
+        head = file.read(4 * _N_HEADER)
+        header = np.frombuffer(head[: len(head) // 4 * 4], dtype="<i4")
         size = os.fstat(file.fileno()).st_size
         values, dtype = _read_header(path, header)
         shapes = _shapes(values)
@@ -100,6 +101,8 @@ def open_llm_c(path: Path) -> Iterator[ForeignModel]:
 
 
 def _read_header(path: Path, header: np.ndarray) -> tuple[dict[str, int], torch.dtype]:
+    if len(header) < _N_HEADER:
+        raise InputError(f"{path}: is cut short", "a file of llm.c begins with a header of 1024 bytes")
     magic, version, *others = (int(number) for number in header)
     if magic in _NO_MODELS:
         raise InputError(

@@ -6,13 +6,11 @@
 import os
 from pathlib import Path
 
+from gpt2cli.checkpoints.folder import fits_rows
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON, load_tokenizer
-
-# Embeddings are made larger than the vocabulary because such sizes multiply faster (nanoGPT: 50304).
-PADDED_TO = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...], list[str]]:
@@ -36,11 +34,6 @@ def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...],
         "put its tokenizer.json, or vocab.json and merges.txt, beside the file;"
         " characters are trained here by: gpt2 pretrain shakespeare-char",
     )
-
-
-def fits_rows(n_vocab: int, n_rows: int) -> bool:
-    """Whether an embedding of `n_rows` is that of `n_vocab` tokens, alone or padded to a round number."""
-    return n_rows == n_vocab or n_rows in {-(-n_vocab // step) * step for step in PADDED_TO}
 
 
 def cut_note(n_vocab: int, n_rows: int) -> list[str]:

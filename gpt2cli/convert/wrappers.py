@@ -5,10 +5,12 @@ names beneath; here they come to light. Whatever is left over afterwards is refu
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt2cli.checkpoints.folder import SECOND_HEAD
 from gpt2cli.errors import InputError
 
 # Where the state dict lies in what was saved: Lightning's, DeepSpeed's, the book's, other loops'.
@@ -24,10 +26,7 @@ _ANCHOR = re.compile(r"(.+\.)(?:transformer\.wte\.weight|lm_head\.weight|tok_emb
 _BODY = re.compile(r"(?:wte|wpe|ln_f|h\.\d+)\.")  # of GPT2Model, saved without "transformer."
 BODY_PREFIX = "transformer."
 # Heads beside the language model's, which writes without them.
-HEADS = {
-    "trl's value head": re.compile(r"v_head\..+"),
-    "the multiple-choice head of GPT2DoubleHeadsModel": re.compile(r"multiple_choice_head\..+"),
-}
+HEADS = {"v_head": "trl's value head", "multiple_choice_head": "GPT2DoubleHeadsModel's multiple-choice head"}
 
 
 def unwrap_table(loaded: Any) -> Any:
@@ -61,10 +60,5 @@ def bare_names(path: Path | str, names: Iterable[str]) -> dict[str, str]:
 
 def drop_heads(names: dict[str, str]) -> list[str]:
     """Take the names of second heads out of `bare_names`' table; a note for each head."""
-    notes = []
-    for what, pattern in HEADS.items():
-        if dropped := [name for name in names if pattern.fullmatch(name)]:
-            for name in dropped:
-                del names[name]
-            notes.append(f"{what} ({len(dropped)} tensors) was left out")
-    return notes
+    heads = [match[1] for name in list(names) if (match := SECOND_HEAD.match(name)) and names.pop(name)]
+    return [f"{HEADS[head]} ({n} tensors) was left out" for head, n in Counter(heads).items()]

@@ -165,6 +165,15 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Downloa
             return hf_hub.read_listing(path, repository)
         except UnreachableError as error:
             trouble = error.why
+        except ServiceError:
+            if (yield from _is_dataset(repository, request)):
+                name = repository.partition("/")[2]
+                raise InputError(
+                    f"{repository}: is a data set, not a model",
+                    "a model is trained on its text",
+                    f"hf download {repository} --repo-type dataset --local-dir {name} && gpt2 prepare {name}",
+                ) from None
+            raise
     if path.exists():
         yield DownloadProgress("list of files", note=f"{trouble}; taking the list of an earlier download")
         return hf_hub.read_listing(path, repository)
@@ -180,6 +189,20 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Downloa
         )
     yield DownloadProgress("list of files", note=f"{trouble}; taking what is here")
     return listing
+
+
+def _is_dataset(repository: str, request: Request) -> Generator[DownloadProgress, None, bool]:
+    """Whether the hub has a data set of this name, after it has refused a model."""
+    path = hub_folder(repository) / "dataset.json"
+    url, headers = hf_hub.dataset_url(repository, request.base_url), hf_hub.headers(request.base_url)
+    expected = Expected(max_size=hf_hub.MAX_LISTING)
+    try:
+        for step in fetch(url, path, expected, headers=headers, policy=request.policy):
+            yield DownloadProgress("list of files", note=step.note)
+    except (ServiceError, InputError):
+        return False
+    path.unlink(missing_ok=True)
+    return True
 
 
 @dataclass(frozen=True)
@@ -227,6 +250,8 @@ def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, N
     sizes |= {name: record.size for name, record in job.records.items()}
     origin = job.origin if missing or not known else known.origin
     for n, item in enumerate(missing):
+        if job.origin.source == HUB and request.convert and hf_hub.is_weights(item.name):
+            _require_readable(job)
         if item.name != CONFIG:  # which may tell that nothing else is of use
             needed = sum(sizes[it.name] - n_partial_bytes(job.folder / it.name) for it in missing[n:])
             require_room(job.folder, max(0, needed) + _room_to_convert(job, request), FREE_SOME)
@@ -237,6 +262,22 @@ def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, N
     hashes = {item.name: job.records[item.name].sha256 for item in job.items}
     result = Downloaded(job.folder, origin, hashes, n_bytes)
     yield DownloadProgress(all_done=n_bytes, all_total=n_bytes, result=result)
+
+
+def _require_readable(job: _Job) -> None:
+    """The config and the tokenizer, which are here, are those of a model that can be converted.
+
+    Raises InputError that names the repository, before any weights are fetched.
+    """
+    from gpt2cli.convert.hf_folder import read_texts
+
+    repository = job.folder.parent.name.replace("--", "/")
+    try:
+        read_texts(job.folder)
+    except InputError as error:
+        folder = str(job.folder)
+        what, why, fix = (text.replace(folder, repository) for text in (error.what, error.why, error.fix))
+        raise type(error)(what, why, fix) from None
 
 
 def _room_to_convert(job: _Job, request: Request) -> int:
