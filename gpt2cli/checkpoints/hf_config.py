@@ -25,7 +25,10 @@ def read_gpt2_config(path: Path, model: Path | str, *, to_convert: bool = False)
     """
     values = read_json_object(path)
     require_language_model(model, values, to_convert=to_convert)
-    config = from_hugging_face(values, to_convert=True)
+    try:
+        config = from_hugging_face(values, to_convert=True)
+    except InputError as error:
+        raise InputError(f"{model}: {error.what}", error.why, error.fix) from None
     if score_scales(values, config) and not to_convert:
         raise InputError(
             f"{model}: its attention scores are scaled otherwise than GPT-2's",

@@ -7,6 +7,7 @@ A folder that gpt2cli wrote is one of them; each file read is checked against it
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -297,14 +298,14 @@ def unread_weights(path: Path | str, folder: Path | str, fetch: str = "") -> Inp
     """The refusal of TensorFlow's or Flax's weights at `path`, with the line of Python that makes
     safetensors of them in `folder`, after the command `fetch`.
     """
-    name, place = Path(path).name, str(folder)
+    name = Path(path).name
+    place, file = json.dumps(str(folder)), json.dumps(f"{folder}/{name}")
     whose, package, module, function = OTHERS[name]
     code = (
         "from transformers import GPT2Config, GPT2LMHeadModel as M; from"
         f" transformers.modeling_{module}_pytorch_utils import"
         f" load_{function}_checkpoint_in_pytorch_model as f;"
-        f" m = M(GPT2Config.from_pretrained({place!r})); f(m, {f'{place}/{name}'!r});"
-        f" m.save_pretrained({place!r})"
+        f" m = M(GPT2Config.from_pretrained({place})); f(m, {file}); m.save_pretrained({place})"
     )
     return InputError(
         f"{path}: these are weights of {whose}, which are not read",

@@ -167,11 +167,11 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Downloa
             trouble = error.why
         except ServiceError:
             if (yield from _is_dataset(repository, request)):
-                name = repository.partition("/")[2]
                 raise InputError(
                     f"{repository}: is a data set, not a model",
                     "a model is trained on its text",
-                    f"hf download {repository} --repo-type dataset --local-dir {name} && gpt2 prepare {name}",
+                    f"{hf_hub.fetching(repository)} --repo-type dataset"
+                    f" && gpt2 prepare {repository.partition('/')[2]}",
                 ) from None
             raise
     if path.exists():
@@ -227,12 +227,20 @@ class _Job:
     n_parameters: int = 0  # if that is known before config.json
     records: dict[str, Record] = field(default_factory=dict)
 
+    @property
+    def repository(self) -> str:
+        return self.folder.parent.name.replace("--", "/")
+
     def have(self, item: _Item, record: Record) -> None:
         """Raises InputError for the config.json of something else than a GPT-2."""
         if self.origin.source == HUB and item.name == CONFIG:
-            read_gpt2_config(
-                self.folder / CONFIG, self.folder.parent.name.replace("--", "/"), to_convert=True
-            )
+            try:
+                read_gpt2_config(self.folder / CONFIG, self.repository, to_convert=True)
+            except InputError as error:
+                fix = error.fix.replace(self.repository, self.repository.partition("/")[2])
+                if fix != error.fix:  # a command for the folder, which is not here yet
+                    fix = f"{hf_hub.fetching(self.repository)} && {fix}"
+                raise InputError(error.what, error.why, fix) from None
         self.records[item.name] = record
 
 
@@ -271,13 +279,13 @@ def _require_readable(job: _Job) -> None:
     """
     from gpt2cli.convert.hf_folder import read_texts
 
-    repository = job.folder.parent.name.replace("--", "/")
     try:
         read_texts(job.folder)
     except InputError as error:
-        folder = str(job.folder)
-        what, why, fix = (text.replace(folder, repository) for text in (error.what, error.why, error.fix))
-        raise type(error)(what, why, fix) from None
+        what, why = (text.replace(str(job.folder), job.repository) for text in (error.what, error.why))
+        name = job.repository.partition("/")[2]
+        fix = f"put a tokenizer that fits into the folder, then: gpt2 convert {name}"
+        raise InputError(what, why, f"{hf_hub.fetching(job.repository)}; {fix}") from None
 
 
 def _room_to_convert(job: _Job, request: Request) -> int:
@@ -286,7 +294,7 @@ def _room_to_convert(job: _Job, request: Request) -> int:
         return 0
     n_parameters = job.n_parameters
     if CONFIG in job.records:
-        config = read_gpt2_config(job.folder / CONFIG, job.folder.parent.name, to_convert=True)
+        config = read_gpt2_config(job.folder / CONFIG, job.repository, to_convert=True)
         n_parameters = config.n_parameters
     return 4 * n_parameters + TOKENIZER_BYTES if n_parameters else 0
 

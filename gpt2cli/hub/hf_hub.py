@@ -112,6 +112,11 @@ def read_listing(path: Path, repository: str) -> Listing:
     return _listing(repository, commit, known, next(filter(_NAME.fullmatch, bases), ""))
 
 
+def fetching(repository: str) -> str:
+    """huggingface_hub's own command, which fetches whatever a repository holds."""
+    return f"hf download {repository} --local-dir {repository.partition('/')[2]}"
+
+
 def is_weights(name: str) -> bool:
     """Whether a file of a listing holds weights, or is their index."""
     return name.startswith(tuple(f"{stem}{end}" for stem, _ in _WEIGHTS for end in ".-"))
@@ -168,7 +173,7 @@ def _no_model(repository: str, names: Collection[str], base: str) -> InputError:
     from gpt2cli.convert.hf_folder import OTHERS, unread_weights
 
     folder = repository.partition("/")[2]
-    fetch = f"hf download {repository} --local-dir {folder}"
+    fetch = fetching(repository)
     if "adapter_config.json" in names:
         return InputError(
             f"{repository}: holds an adapter, no whole model",

@@ -113,6 +113,7 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
 }
+_OTHERS = "gpt2 download --list"  # models that can be read
 # Beyond these a config.json is damaged: modules would be built for it.
 _LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 
@@ -143,7 +144,7 @@ def from_hugging_face(values: dict[str, Any], *, to_convert: bool = False) -> GP
     for name, ours in (_FIXED if to_convert else _FIXED | _SCALES).items():
         theirs = values.get(name, ours)
         if theirs != ours:
-            raise _wrong(name, theirs, f"GPT-2 as it is built here has {name} {ours!r}")
+            raise _wrong(name, theirs, f"GPT-2 as it is built here has {name} {ours!r}", _OTHERS)
     known = {name: values[name] for name in _NUMBERS if name in values}
     for name, value in known.items():
         if name == "n_inner" and value is None:
@@ -161,7 +162,7 @@ def from_hugging_face(values: dict[str, Any], *, to_convert: bool = False) -> GP
             raise _wrong(name, value, "no model is that large")
     activation = values.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise _wrong("activation_function", activation, f"known are {', '.join(ACTIVATIONS)}")
+        raise _wrong("activation_function", activation, f"known are {', '.join(ACTIVATIONS)}", _OTHERS)
     rates = {name: values.get(name, _DROPOUT) for name in GPT2Config().dropouts}
     for name, rate in rates.items():
         if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < 1:
@@ -192,5 +193,5 @@ def score_scales(values: Mapping[str, Any], config: GPT2Config) -> tuple[float, 
     return tuple(width / (layer + 1 if by_layer else 1) for layer in range(config.n_layer))
 
 
-def _wrong(name: str, value: object, why: str) -> InputError:
-    return InputError(f"config.json: {name} is {value!r}"[:200], why)
+def _wrong(name: str, value: object, why: str, fix: str = "") -> InputError:
+    return InputError(f"config.json: {name} is {value!r}"[:200], why, fix)
