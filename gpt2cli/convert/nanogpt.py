@@ -111,8 +111,8 @@ def _arguments_of(loaded: Mapping[Any, Any]) -> Any:
     """model_args, or what build-nanogpt's GPTConfig holds; None if there is neither."""
     if "model_args" in loaded:
         return loaded["model_args"]
-    config = loaded.get("config")
-    return vars(config) if hasattr(config, "__dict__") else None
+    config = getattr(loaded.get("config"), "__dict__", {})
+    return config if "block_size" in config else None  # other loops keep their own settings there
 
 
 def _read_arguments(path: Path, values: Any, size: InferredSizes, state: StateDict) -> tuple[int, float]:

@@ -149,30 +149,25 @@ def reference_logits(
         tokens = get(layout.head)
     assert tokens is not None and positions is not None
     activation = _ACTIVATIONS[config.activation_function]
-    streams = [
-        tokens[list(ids)].astype(np.float64) + positions[: len(ids)].astype(np.float64)  # (T, C)
-        for ids in prompts
-    ]
+    # The prompts lie one after another, N tokens together: each weight is read and widened once.
+    ends = np.cumsum([len(ids) for ids in prompts])[:-1]
+    ids, places = np.concatenate([*prompts]), np.concatenate([np.arange(len(ids)) for ids in prompts])
+    x = tokens[ids].astype(np.float64) + positions[places].astype(np.float64)  # (N, C)
     for layer in range(config.n_layer):
-        normed = [norm(x, layout.norm_1, layer) for x in streams]
-        joined = [
-            np.concatenate([linear(x, name, layer) for name in layout.query_key_value], axis=-1)
-            for x in normed
-        ]  # (T, 3C) each
-        mixed = [_attend(qkv, config.n_head) for qkv in joined]
-        streams = [
-            x + linear(y, layout.attention_out, layer, transposed)
-            for x, y in zip(streams, mixed, strict=True)
-        ]
-        hidden = [activation(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer)) for x in streams]
-        streams = [x + linear(h, layout.mlp_out, layer) for x, h in zip(streams, hidden, strict=True)]
-    streams = [norm(x, layout.final_norm) for x in streams]
+        normed = norm(x, layout.norm_1, layer)
+        joined = [linear(normed, name, layer) for name in layout.query_key_value]
+        qkv = np.split(np.concatenate(joined, axis=-1), ends)  # (T, 3C) each
+        mixed = np.concatenate([_attend(one, config.n_head) for one in qkv])  # (N, C)
+        x = x + linear(mixed, layout.attention_out, layer, transposed)
+        hidden = activation(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer))
+        x = x + linear(hidden, layout.mlp_out, layer)
+    x = norm(x, layout.final_norm)
     head = tokens
     if not config.tie_word_embeddings:
         own = get(layout.head)
         assert own is not None
         head = own
-    return [_project_to_vocabulary(x, head[: config.vocab_size]) for x in streams]
+    return np.split(_project_to_vocabulary(x, head[: config.vocab_size]), ends)
 
 
 def loss_of(logits: NDArray[np.float64], ids: Sequence[int]) -> float:
