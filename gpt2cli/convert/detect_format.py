@@ -5,6 +5,7 @@ Names are only a hint: a checkpoint may be called anything. Each format has a fi
 
 import contextlib
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -36,7 +37,11 @@ _MAX_DEPTH = 3  # folders in folders; Kaggle's downloads need two
 _OPENAI_INDEX, _OPENAI_SIZES = "model.ckpt.index", "hparams.json"
 _STATE_DICTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 # What training programs save beside a model.
-_BESIDE = re.compile(r"(?:adapter_|optimizer|scheduler|scaler|rng_state|training_args|train_state|state_).*")
+_BESIDE = re.compile(
+    r"(?:adapter_|optimizer|scheduler|scaler|rng_state|training_args|train_state|state_).*|.*optim_states.*"
+)
+# DeepSpeed's folder of weights, as its own trainers and accelerate call it, inside of that with the config.
+_DEEPSPEED = re.compile(r"global_step\d+|pytorch_model")
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
 _STEP = re.compile(r".*[-_=](\d+)(?:\.\w+)?")  # of checkpoint-500, or model_00000500.bin
 # Files that are one part of a model, which is recognised by its folder.
@@ -137,6 +142,14 @@ def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[Fore
     shapes = {str(name): tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not shapes:
         raise _unknown(path, _some(state))
+    if "ds_version" in loaded and any(0 in shape for shape in shapes.values()):
+        place = path.parent.parent
+        raise InputError(
+            f"{path}: is one part of a checkpoint of DeepSpeed's ZeRO stage 3",
+            "each process has saved its own part of every tensor; DeepSpeed's script beside it joins them",
+            shlex.join(["python", f"{place}/zero_to_fp32.py", str(place), f"{place}/joined"])
+            + f" && {shlex.join(['gpt2', 'convert', f'{place}/joined'])}",
+        )
     return _open_state_dict(path, shapes, lambda: state, n_head)
 
 
@@ -147,15 +160,16 @@ def _open_state_dict(
     n_head: int | None,
 ) -> AbstractContextManager[ForeignModel]:
     """Tensors by name: whose names they are, and what else is known of the model."""
-    has_config = (path.parent / CONFIG).is_file()
+    folder = path.parent.parent if _DEEPSPEED.fullmatch(path.parent.name) else path.parent
+    has_config = (folder / CONFIG).is_file()
     if _SHARD.fullmatch(path.name) and has_config:
-        return open_hugging_face(path.parent)
+        return open_hugging_face(folder)
     names = bare_names(path, shapes)
     layout = _layout_of({name: shapes[original] for name, original in names.items()})
     if layout is None:
         raise _unknown(path, _some(shapes))
     if layout is HUGGING_FACE and has_config:
-        return open_hugging_face(path.parent, path.name)
+        return open_hugging_face(folder, str(path.relative_to(folder)))
     return open_bare(path, layout, load(), n_head, list(_ASSUMED[layout.format]))
 
 
@@ -213,6 +227,15 @@ def _open_folder(
     found = _models(folder, n_head)
     if not found and any((folder / name).is_file() for name in (CONFIG, *OTHERS)):
         return open_hugging_face(folder)  # which says what is missing
+    if not found and (parts := next(folder.glob("**/*.distcp"), None)):
+        joined = f"{folder}.pt"
+        module = "torch.distributed.checkpoint.format_utils"
+        raise InputError(
+            f"{parts.parent}: is a checkpoint of torch.distributed, in parts",
+            "torch itself joins them",
+            shlex.join(["python", "-m", module, "dcp_to_torch", str(parts.parent), joined])
+            + f" && {shlex.join(['gpt2', 'convert', joined])}",
+        )
     if not found:
         raise InputError(f"{folder}: holds no known model", f"known are {KNOWN}", f"ls {folder}")
     if len(found) > 1:

@@ -1,24 +1,38 @@
 """Models as other people's programs leave them: each is read, and writes what its source does, or is refused.
 
-The sources are made by transformers, safetensors and torch; what Lightning, DeepSpeed, trl and llm.c would
+The sources are made by transformers, safetensors and torch; what Lightning, DeepSpeed and trl would
 write has their tables and names around transformers' tensors.
 """
 
 import copy
 import json
+import runpy
 import shlex
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import transformers
 from foreign import BookGPT, fill
-from hugging_face_folders import BIN, SHAPE, THEIRS, WEIGHTS, bare, model_of_theirs, state_of, with_masks
+from hugging_face_folders import (
+    BIN,
+    SHAPE,
+    THEIRS,
+    WEIGHTS,
+    Tensors,
+    bare,
+    logits,
+    model_of_theirs,
+    named,
+    padded,
+    state_of,
+    with_masks,
+)
 from openai_checkpoint import SMALLEST, imitate_checkpoint
 from words import BYTES
 
@@ -26,18 +40,6 @@ from gpt2cli.checkpoints.folder import load_model
 from gpt2cli.tokenizer.files import save_tokenizer
 
 Gpt2 = Callable[..., Any]
-Tensors = dict[str, torch.Tensor]
-IDS = torch.randint(0, 257, (2, 24), generator=torch.Generator().manual_seed(3))
-
-
-@torch.no_grad()
-def logits(model: Any) -> torch.Tensor:
-    found = model(IDS)
-    return getattr(found, "logits", found)[..., : BYTES.n_vocab]
-
-
-def named(change: Callable[[str], str], state: Tensors | None = None) -> Tensors:
-    return {change(name): tensor for name, tensor in (state or state_of()).items()}
 
 
 class AttributeDict(dict[str, Any]):
@@ -71,14 +73,6 @@ def deepspeed() -> dict[str, Any]:
 
 
 VALUE_HEAD = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
-
-
-def padded(state: Tensors, n_rows: int) -> Tensors:
-    more = torch.full((n_rows - 257, 32), 9.0)  # rows that would win every softmax
-    return {
-        name: torch.cat([t, more]) if name in ("transformer.wte.weight", "lm_head.weight") else t
-        for name, t in state.items()
-    }
 
 
 def save(state: Any, name: str = BIN, **options: Any) -> Callable[[Path], Any]:
@@ -215,66 +209,6 @@ def test_the_exact_gelu_is_refused_where_the_other_would_be_computed(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("theirs")) == ["theirs"]
 
 
-def llm_c(path: Path, version: int, n_rows: int = 384) -> transformers.GPT2LMHeadModel:
-    """A model file as llm.c's writers lay it out: a header of 256 numbers, then array after array."""
-    model = model_of_theirs()
-    dtype = {3: torch.float32, 5: torch.bfloat16}[version]
-    model.load_state_dict(named(str, {name: t.to(dtype).float() for name, t in state_of(model).items()}))
-    state = padded(state_of(model), n_rows)
-    header = np.zeros(256, dtype="<i4")
-    header[:8] = [20240326, version, 24, 257, 2, 4, 32, n_rows]
-    rows = ["ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight"]
-    rows += ["attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias"]
-    rows += ["mlp.c_proj.weight", "mlp.c_proj.bias"]
-    names = ["wte.weight", "wpe.weight", *(f"h.{i}.{row}" for row in rows for i in range(2))]
-    with open(path, "wb") as file:
-        file.write(header.tobytes())
-        for name in (*names, "ln_f.weight", "ln_f.bias"):
-            tensor = state[f"transformer.{name}"]
-            is_matrix = "h." in name and tensor.dim() == 2  # transformers' are (in, out), llm.c's (out, in)
-            tensor = (tensor.T if is_matrix else tensor).contiguous().to(dtype)
-            file.write(tensor.view(torch.uint8).numpy().tobytes())
-    return model
-
-
-@pytest.mark.parametrize("version", [3, 5])
-def test_a_model_of_llm_c_is_read(version: int, gpt2: Gpt2, tmp_path: Path) -> None:
-    (tmp_path / "log").mkdir()
-    save_tokenizer(BYTES, tmp_path / "log")
-    path = tmp_path / "log/model_00001000.bin"
-    model = llm_c(path, version)
-    done = gpt2("convert", path.parent, "--out", "out", "--json")
-    assert done.code == 0, done.err
-    receipt = json.loads(done.out)
-    assert receipt["source"]["format"] == "llm.c" and "127 rows" in " ".join(receipt["notes"])
-    assert receipt["verification"]["passed"]
-    torch.testing.assert_close(logits(load_model(tmp_path / "out").model), logits(model), atol=1e-4, rtol=0)
-    path.write_bytes(path.read_bytes()[:-4])
-    done = gpt2("convert", path, "--out", "other")
-    assert done.code == 3 and "its header means" in done.err
-
-
-@pytest.mark.parametrize(
-    ("header", "said"),
-    [
-        ([20240520, 1], "tokens to train on"),
-        ([20240527, 1], "an optimizer's state"),
-        ([20240326, 2, 24, 257, 2, 4, 32, 384], "version 2 of llm.c's"),
-        ([20240326, 3, 24, 257, 2, 5, 32, 384], "n_head 5 does not divide"),
-        ([20240326, 3, 24, 257, 2, 4, 32, 0], "the header is damaged"),
-        ([20240326, 3, 24, 257, -2, 4, 32, 384], "n_layer is -2"),
-    ],
-)
-def test_other_files_of_llm_c_are_named(header: list[int], said: str, gpt2: Gpt2, tmp_path: Path) -> None:
-    numbers = np.zeros(256, dtype="<i4")
-    numbers[: len(header)] = header
-    (tmp_path / "x.bin").write_bytes(numbers.tobytes())
-    done = gpt2("convert", "x.bin", "--out", "out")
-    assert done.code == 3 and said in done.err
-    (tmp_path / "x.bin").write_bytes(numbers.tobytes()[:20])
-    assert gpt2("convert", "x.bin", "--out", "out").code == 3
-
-
 def test_the_books_safetensors_are_read(gpt2: Gpt2, tmp_path: Path) -> None:
     model = fill(BookGPT(vocab_size=257, emb_dim=32, context=24, qkv_bias=True))
     save_tokenizer(BYTES, tmp_path)
@@ -316,6 +250,48 @@ def test_of_a_trainers_checkpoints_the_newest_is_proposed(gpt2: Gpt2, tmp_path: 
     assert gpt2("convert", "out/checkpoint-1500").code == 0
     (tmp_path / "out/checkpoint-1500/config.json").unlink()  # of a model that is no PreTrainedModel
     assert gpt2("convert", "out/checkpoint-1500", "--n-head", "4", "--out", "y").code == 0
+
+
+def test_deepspeeds_weights_lie_a_folder_below_the_config(gpt2: Gpt2, tmp_path: Path) -> None:
+    place = tmp_path / "checkpoint-500"
+    (place / "global_step500").mkdir(parents=True)
+    THEIRS.config.save_pretrained(place)
+    save_tokenizer(BYTES, place)
+    part = place / "global_step500/mp_rank_00_model_states.pt"
+    torch.save(deepspeed(), part)
+    torch.save({"optimizer_state_dict": {}}, part.with_name("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"))
+    for typed in (place, part):
+        assert gpt2("convert", typed, "--out", "out", "--force").code == 0
+        found = logits(load_model(tmp_path / "out").model)
+        torch.testing.assert_close(found, logits(THEIRS), atol=1e-4, rtol=0)
+    state = {name: torch.zeros(0) for name in deepspeed()["module"]}  # as each process has it in stage 3
+    torch.save(deepspeed() | {"module": state}, part)
+    done = gpt2("convert", place, "--out", "x")
+    assert done.code == 3 and f"python {place}/zero_to_fp32.py {place} {place}/joined &&" in done.err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parts_of_torch_distributed_are_joined_by_the_line_that_is_said(
+    gpt2: Gpt2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed import checkpoint
+
+    checkpoint.save({"model": state_of()}, checkpoint_id=tmp_path / "a b", no_dist=True)
+    save_tokenizer(BYTES, tmp_path)
+    done = gpt2("convert", "a b", "--out", "out")
+    assert done.code == 3 and "in parts" in done.err
+    join, convert = (shlex.split(line) for line in done.err.partition("fix: ")[2].split("&&"))
+    monkeypatch.setattr(sys, "argv", ["format_utils.py", *join[3:]])
+    runpy.run_module(join[2], run_name="__main__")
+    assert gpt2(*convert[1:], "--n-head", "4", "--out", "out").code == 0
+    torch.testing.assert_close(logits(load_model(tmp_path / "out").model), logits(THEIRS), atol=1e-4, rtol=0)
+
+
+def test_a_whole_module_is_named(gpt2: Gpt2, tmp_path: Path) -> None:
+    torch.save(THEIRS, tmp_path / "model.pt")
+    done = gpt2("convert", "model.pt", "--out", "out")
+    assert done.code == 3 and "is a whole module" in done.err
+    assert "torch.save(model.state_dict(), 'weights.pt')" in done.err
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
