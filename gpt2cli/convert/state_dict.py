@@ -45,7 +45,7 @@ class StateDictFormat:
     table: Mapping[str, str]  # what is joined is "a + b + c", each with "{0}"
     masks: re.Pattern[str]  # buffers that hold no weights
     optional: re.Pattern[str]  # biases that a model may lack, all of them together
-    optional_are: str
+    optional_are: str  # "" where a model lacks none
     out_first: bool = True  # matrices are nn.Linear's, (out, in), not Hugging Face's
 
 
@@ -188,7 +188,7 @@ def open_state_dict(
         tie_word_embeddings=tied,
     )
     table = expand_blocks(layout.table, size.n_layer)
-    has_optional = any(layout.optional.fullmatch(name) for name in found)
+    has_optional = not layout.optional_are or any(layout.optional.fullmatch(name) for name in found)
     wanted = _own_shapes(config, table, out_first=layout.out_first)
     if not has_optional:
         wanted = {name: shape for name, shape in wanted.items() if not layout.optional.fullmatch(name)}

@@ -61,4 +61,4 @@ def bare_names(path: Path | str, names: Iterable[str]) -> dict[str, str]:
 def drop_heads(names: dict[str, str]) -> list[str]:
     """Take the names of second heads out of `bare_names`' table; a note for each head."""
     heads = [match[1] for name in list(names) if (match := SECOND_HEAD.match(name)) and names.pop(name)]
-    return [f"{HEADS[head]} ({n} tensors) was left out" for head, n in Counter(heads).items()]
+    return [f"{HEADS[head]} was left out, {n} of the tensors" for head, n in Counter(heads).items()]

@@ -188,13 +188,20 @@ def _no_model(repository: str, names: Collection[str], base: str) -> InputError:
             "GGUF is an export only: its numbers may have been rounded",
             f"gpt2 download {base}" if base else "download the repository that they were made from",
         )
-    weights = sorted(name for name in names if name.endswith(_TENSORS))
-    listed = f"; there is {', '.join(weights[:4])}" if weights else ""
-    return InputError(
-        f"{repository}: holds no model that can be read here",
-        f"a config.json and model.safetensors or pytorch_model.bin are needed, whole or in shards{listed}",
-        f"{fetch} {weights[0]} && gpt2 convert {folder}/{weights[0]}" if weights else "gpt2 download --list",
+    why = "a config.json and model.safetensors or pytorch_model.bin are needed, whole or in shards"
+    weights = sorted(
+        (name for name in names if name.endswith(_TENSORS)), key=lambda name: (name.count("/"), name)
     )
+    whole = [name.rpartition("/")[0] for name in weights if f"{name.rpartition('/')[0]}/{CONFIG}" in names]
+    if whole:  # a Trainer's checkpoints, say
+        place = max(whole, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+        listed, fix = place, f"{fetch} --include '{place}/*' && gpt2 convert {folder}/{place}"
+    elif weights:
+        listed, fix = ", ".join(weights[:4]), f"{fetch} {weights[0]} && gpt2 convert {folder}/{weights[0]}"
+    else:
+        listed, fix = "", "gpt2 download --list"
+    why += f"; there is {listed}" if listed else ""
+    return InputError(f"{repository}: holds no model that can be read here", why, fix)
 
 
 def _expected(entry: dict[str, object]) -> Expected:

@@ -11,6 +11,17 @@ from typing import Any, Self
 
 from gpt2cli.errors import InputError
 
+# transformers' names of the two GELUs.
+ACTIVATIONS = {
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+}
+_KNOWN = f"known are {', '.join(ACTIVATIONS)}"
+
 
 @dataclass(frozen=True)
 class GPT2Config:
@@ -40,6 +51,8 @@ class GPT2Config:
                 f"config: n_head {self.n_head} does not divide n_embd {self.n_embd}",
                 "each head takes an equal share of the channels",
             )
+        if self.activation_function not in ACTIVATIONS.values():
+            raise InputError(f"config: activation_function is {self.activation_function}", _KNOWN)
 
     @property
     def head_width(self) -> int:
@@ -104,15 +117,6 @@ _FIXED = {"model_type": "gpt2", "add_cross_attention": False}
 _SCALES = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 # Only the order of the operations, and the precision of one.
 _NUMERICS = {"reorder_and_upcast_attn": False}
-# transformers' names of the two GELUs.
-ACTIVATIONS = {
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_fast": "gelu_new",
-    "gelu_accurate": "gelu_new",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-}
 _OTHERS = "gpt2 download --list"  # models that can be read
 # Beyond these a config.json is damaged: modules would be built for it.
 _LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
@@ -162,7 +166,7 @@ def from_hugging_face(values: dict[str, Any], *, to_convert: bool = False) -> GP
             raise _wrong(name, value, "no model is that large")
     activation = values.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise _wrong("activation_function", activation, f"known are {', '.join(ACTIVATIONS)}", _OTHERS)
+        raise _wrong("activation_function", activation, _KNOWN, _OTHERS)
     rates = {name: values.get(name, _DROPOUT) for name in GPT2Config().dropouts}
     for name, rate in rates.items():
         if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < 1:

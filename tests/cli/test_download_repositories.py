@@ -22,7 +22,8 @@ LARGE = (".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".pth", ".ckpt")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def publish(site: Site, folder: Path, **options: Any) -> None:
@@ -104,6 +105,12 @@ def holding(*names: str) -> Callable[[Path], Any]:
     return make
 
 
+def checkpoints(folder: Path) -> None:
+    holding()(folder)
+    for step in (500, 1000):
+        pushed(folder / f"checkpoint-{step}")
+
+
 def broken_merges(folder: Path) -> None:
     pushed(folder)
     (folder / "merges.txt").write_text("#version: 0.2\na b c d\n")
@@ -153,6 +160,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
         "",
         "there is gpt2-small-124M.pth",
         "gpt2-small-124M.pth && gpt2 convert tiny-gpt2/gpt2-small-124M.pth",
+    ),
+    "checkpoints": (
+        checkpoints,
+        "",
+        "there is checkpoint-1000\n",
+        "--include 'checkpoint-1000/*' && gpt2 convert tiny-gpt2/checkpoint-1000",
     ),
     "nothing": (holding(), "", "holds no model that can be read here", "gpt2 download --list"),
 }

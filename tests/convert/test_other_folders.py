@@ -127,7 +127,7 @@ READ: dict[str, tuple[Callable[[Path], Any], Any, str]] = {
     "padded": (padded_to(320), THEIRS, "63 rows of the embedding"),
     "save_model": (lambda folder: safetensors.torch.save_model(THEIRS, folder / WEIGHTS), THEIRS, ""),
     "double_heads": (pretrained(DOUBLE), THEIRS, "multiple-choice head"),
-    "trl": (tensors(state_of() | VALUE_HEAD), THEIRS, "trl's value head (2 tensors) was left out"),
+    "trl": (tensors(state_of() | VALUE_HEAD), THEIRS, "trl's value head was left out, 2 of the tensors"),
     "trl in a bin": (
         save(named(lambda n: n if n.startswith("v_") else f"pretrained_model.{n}", state_of() | VALUE_HEAD)),
         THEIRS,
