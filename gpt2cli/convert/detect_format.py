@@ -17,7 +17,7 @@ from torch import Tensor
 from gpt2cli.checkpoints.folder import CONFIG
 from gpt2cli.checkpoints.safetensors_file import open_tensors, read_tensors
 from gpt2cli.convert import llm_c, llms_from_scratch, nanogpt
-from gpt2cli.convert.foreign_model import ForeignModel
+from gpt2cli.convert.foreign_model import ForeignModel, fold_scales
 from gpt2cli.convert.hf_folder import OTHERS, PLACES, open_hugging_face, unread_weights
 from gpt2cli.convert.merge_lora import open_adapter
 from gpt2cli.convert.openai_checkpoint import open_openai
@@ -75,7 +75,7 @@ def open_foreign(path: Path, *, n_head: int | None = None, merge: bool = False) 
     else:
         opening = _open_folder(path, n_head) if path.is_dir() else _open_file(path, n_head)
     with opening as source:
-        yield source
+        yield fold_scales(source)  # after an adapter was added
 
 
 def _adapter_at(path: Path) -> Path | None:

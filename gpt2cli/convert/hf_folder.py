@@ -58,7 +58,6 @@ OTHERS = {
     "flax_model.msgpack": ("Flax", "flax", "flax", "flax"),
 }
 BLOCK = re.compile(r"transformer\.h\.(\d+)\.")
-QUERY_KEY_VALUE = re.compile(r"transformer\.h\.(\d+)\.attn\.c_attn\.(?:weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def open_hugging_face(folder: Path, weights: str | None = None) -> Iterator[Fore
             config=config,
             tokenizer=tokenizer,
             tensors={
-                target: _source_tensor(names[target], found[names[target]], target, shape, scales)
+                target: _source_tensor(names[target], found[names[target]], shape)
                 for target, shape in stored_shapes(config).items()
             },
             raw=RawTensors(found.keys(), lambda name: as_array(found[name].read())),
@@ -145,21 +144,9 @@ def _about_settings(values: Mapping[str, Any], scales: tuple[float, ...]) -> Ite
         )
 
 
-def _source_tensor(
-    original: str, stored: _Stored, target: str, shape: tuple[int, ...], scales: tuple[float, ...]
-) -> ForeignTensor:
-    match = QUERY_KEY_VALUE.fullmatch(target)
-    scale = scales[int(match[1])] if match and scales else 1.0
-
-    def load() -> Tensor:
-        tensor = stored.read()[: shape[0]].contiguous()  # rows beyond the vocabulary are padding
-        if scale == 1.0:
-            return tensor
-        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-        tensor[..., : shape[-1] // 3] *= scale  # query, key and value are side by side
-        return tensor
-
-    return ForeignTensor(original, shape, False, load)
+def _source_tensor(original: str, stored: _Stored, shape: tuple[int, ...]) -> ForeignTensor:
+    """Its rows beyond the vocabulary are padding; elsewhere the slice takes all there is."""
+    return ForeignTensor(original, shape, False, lambda: stored.read()[: shape[0]].contiguous())
 
 
 def _is_our_place(folder: Path) -> bool:

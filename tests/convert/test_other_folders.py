@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import safetensors.torch
 import torch
@@ -196,6 +197,22 @@ def test_dropouts_and_the_activation_stay_what_they_were(gpt2: Gpt2, tmp_path: P
     wanted = (theirs.transformer.drop, block.attn.resid_dropout, block.mlp.dropout)
     assert [module.rate for module in ours] == [module.p for module in wanted]
     assert model.transformer.h[1].attn.score_dropout.rate == block.attn.attn_dropout.p == 0.3
+
+
+def test_an_adapter_over_scaled_attention_is_scaled_with_it(gpt2: Gpt2, tmp_path: Path) -> None:
+    model = model_of_theirs(scale_attn_by_inverse_layer_idx=True)
+    pretrained(model)(tmp_path / "base")
+    save_tokenizer(BYTES, tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, config).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.3)
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    done = gpt2("convert", "adapter", "--merge", "--out", "out")
+    assert done.code == 0 and "PASS" in done.err, done.err
+    torch.testing.assert_close(logits(load_model(tmp_path / "out").model), logits(adapted), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("to", ["gguf", "tensorflow"])
