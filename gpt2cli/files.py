@@ -209,11 +209,8 @@ def open_regular(path: Path) -> io.BufferedReader:
     file = os.fdopen(descriptor, "rb")
     if status.st_size < _LARGEST_POINTER and file.peek(len(_POINTER)).startswith(_POINTER):
         file.close()
-        raise InputError(
-            f"{path}: is a Git LFS pointer, not the file itself",
-            "git fetched a line that names it; git-lfs fetches what it means",
-            shlex.join(["git", "-C", str(path.parent), "lfs", "pull"]),
-        )
+        pull = shlex.join(["git", "-C", str(path.parent), "lfs", "pull"])
+        raise InputError(f"{path}: is a Git LFS pointer, not the file itself", "git-lfs fetches that", pull)
     return file
 
 
