@@ -31,6 +31,8 @@ _LEFTOVER = re.compile(
     r"(\.partial-|\.replaced-)(.+)-([0-9a-f]{8})-([0-9]{1,9})(?:-old)?"
 )  # mark, name, machine, pid
 CHUNK = 1 << 20
+# How a file begins that git put in the place of a large one, and what its specification allows in bytes.
+_POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 _ASCII = bytes(range(128))
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -196,20 +198,26 @@ def sha256_of(path: Path) -> str:
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading, refusing what would hang or never end.
 
-    Raises InputError for a directory, a FIFO, a device, a symlink loop or a missing file.
+    Raises InputError for a directory, a FIFO, a device, a symlink loop or a missing file, and for a
+    pointer of Git LFS in a file's place.
     """
     try:
         # O_NONBLOCK: opening a FIFO with no writer would otherwise block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise InputError(f"{path}: {_reason(error)}", fix=f"ls -l {path.parent}") from None
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise InputError(f"{path}: is {kind}", why="a regular file is needed here")
     os.set_blocking(descriptor, True)
-    return os.fdopen(descriptor, "rb")
+    file = os.fdopen(descriptor, "rb")
+    if status.st_size < _LARGEST_POINTER and file.peek(len(_POINTER)).startswith(_POINTER):
+        file.close()
+        pull = shlex.join(["git", "-C", str(path.parent), "lfs", "pull"])
+        raise InputError(f"{path}: is a Git LFS pointer, not the file itself", "git-lfs fetches that", pull)
+    return file
 
 
 def decode_text(data: bytes, name: str, offset: int = 0, *, line: int = 0) -> str:

@@ -6,7 +6,7 @@ token, so that transformers' pipeline cuts and pads as `gpt2 classify` does.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.paths import is_adapter
-from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
 
@@ -59,6 +59,7 @@ def write_classifier(
     state = model.state_dict()
     tensors = {name: transposed(name, state[name]) for name in stored_shapes_of(model)}
     hashes = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})}
+    pad = tokenizer.end_of_text if tokenizer.special.pad is None else tokenizer.special.pad
     write_json(
         folder / CONFIG,
         to_hugging_face(model.config)
@@ -70,13 +71,14 @@ def write_classifier(
             "num_labels": len(labels),
             "problem_type": "single_label_classification",
             # By this id Hugging Face finds a row's last token; no text encodes to it.
-            "pad_token_id": tokenizer.end_of_text,
+            "pad_token_id": pad,
         },
     )
     write_file(folder / RECIPE, recipe)
     names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
     settings = read_json_object(folder / TOKENIZER_CONFIG)
-    settings |= {"pad_token": END_OF_TEXT, "padding_side": "right", "model_max_length": max_tokens}
+    padding = {"pad_token": tokenizer.decode([pad]), "padding_side": "right"}
+    settings |= {**padding, "model_max_length": max_tokens}
     write_json(folder / TOKENIZER_CONFIG, settings)
     return hashes | {name: sha256_of(folder / name) for name in names}
 
@@ -101,7 +103,7 @@ def load_classifier(
     _require_classifier(folder, values)
     config = from_hugging_face(values)
     if dropout is not None:
-        config = replace(config, dropout=dropout)
+        config = config.with_dropout(dropout)
     hashes = verify_texts(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer.n_vocab > config.vocab_size:

@@ -9,7 +9,7 @@ program and is read without that check. The training state next to the model is 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,9 +36,15 @@ COPY = "copy the tokenizer files that the model was trained with into the folder
 # it loads without an error and computes nonsense.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 EMBEDDING = "transformer.wte.weight"
+# Embeddings are made larger than the vocabulary because such sizes multiply faster (nanoGPT: 50304).
+PADDED_TO = (8, 16, 32, 64, 128, 256, 512, 1024)
 HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
+
+
+SECOND_HEAD = re.compile(r"(v_head|multiple_choice_head)\.")  # trl's, and GPT2DoubleHeadsModel's
+_WRAPPED = re.compile(r"(?!transformer\.).+\.(?:transformer|wte)\.")
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def load_model(
     """
     config = read_config(folder)
     if dropout is not None:
-        config = replace(config, dropout=dropout)
+        config = config.with_dropout(dropout)
     hashes = verify_texts(folder)
     tokenizer = load_tokenizer(folder)
     require_matching_vocabulary(folder, tokenizer, config.vocab_size)
@@ -161,9 +167,12 @@ def require_stored(
     n_masks = sum(MASKS.fullmatch(name) is not None for name in found)
     older = ['its names lack "transformer."'] if "wte.weight" in found else []
     older += [f"{n_masks} causal masks are among its tensors"] if n_masks else []
+    older += ["a second head is among its tensors"] if any(map(SECOND_HEAD.match, found)) else []
+    older += ["its names have a wrapper's before them"] if any(map(_WRAPPED.match, found)) else []
+    older += [f"the embedding is under the name {HEAD}"] if HEAD in found and EMBEDDING not in found else []
     if older:
         raise InputError(
-            f"{path}: {', and '.join(older)}", "older programs saved it so", f"gpt2 convert {path.parent}"
+            f"{path}: {', and '.join(older)}", "other programs save it so", f"gpt2 convert {path.parent}"
         )
     tied = {HEAD: wanted[EMBEDDING]} if HEAD in found else {}
     require_tensors(path, {**tied, **wanted}, found)
@@ -205,8 +214,17 @@ def require_matching_vocabulary(
     why = "they were not made for each other"
     if n_tokens < n_rows:
         why += ", or rows are padding, which would be generated as tokens without text"
-        fix += f"; to remove padding, in transformers: model.resize_token_embeddings({n_tokens})"
+        if fix == COPY and isinstance(where, Path) and fits_rows(n_tokens, n_rows):
+            why = f"{n_rows - n_tokens} rows up to a round number are padding, which a conversion cuts off"
+            fix = f"gpt2 convert {where}"
+        else:
+            fix += f"; to remove padding, in transformers: model.resize_token_embeddings({n_tokens})"
     raise InputError(f"{where}: the tokenizer has {n_tokens} tokens, the model {n_rows}", why, fix)
+
+
+def fits_rows(n_tokens: int, n_rows: int) -> bool:
+    """Whether an embedding of `n_rows` is that of `n_tokens`, alone or padded to a round number."""
+    return n_rows == n_tokens or n_rows in {-(-n_tokens // step) * step for step in PADDED_TO}
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

@@ -9,28 +9,46 @@ from typing import Any
 
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import read_json_object
-from gpt2cli.model.config import GPT2Config, from_hugging_face
+from gpt2cli.model.config import GPT2Config, from_hugging_face, score_scales
 
 # Hugging Face's names of the model, of the model without its output layer, of the text classifier.
 LANGUAGE_MODEL, TRANSFORMER_BODY, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
+# Of language models with a second head, which a conversion leaves out: transformers', and trl's.
+TWO_HEADS = ("GPT2DoubleHeadsModel", "AutoModelForCausalLMWithValueHead")
 
 
-def read_gpt2_config(path: Path, model: Path | str, *, or_body: bool = False) -> GPT2Config:
+def read_gpt2_config(path: Path, model: Path | str, *, to_convert: bool = False) -> GPT2Config:
     """The config.json at `path`; errors call what it belongs to `model`.
 
-    Raises InputError if it is damaged, or describes another model than a GPT-2 that writes.
+    `to_convert` also accepts what a conversion turns into a GPT-2 that writes. Raises InputError if it
+    is damaged, or describes another model.
     """
     values = read_json_object(path)
-    require_language_model(model, values, or_body=or_body)
-    return from_hugging_face(values)
+    require_language_model(model, values, to_convert=to_convert)
+    try:
+        config = from_hugging_face(values, to_convert=True)
+    except InputError as error:
+        raise InputError(f"{model}: {error.what}", error.why, error.fix) from None
+    if score_scales(values, config) and not to_convert:
+        raise InputError(
+            f"{model}: its attention scores are scaled otherwise than GPT-2's",
+            "config.json says so; a conversion multiplies the factors into the weights",
+            f"gpt2 convert {model}",
+        )
+    return config
 
 
-def require_language_model(folder: Path | str, config: Mapping[str, Any], *, or_body: bool = False) -> None:
-    """The `config` of a folder describes a GPT-2 language model; `or_body`: or one without its output
-    layer, which may be the embedding. Raises InputError that says which command takes the folder.
+def require_language_model(
+    folder: Path | str, config: Mapping[str, Any], *, to_convert: bool = False
+) -> None:
+    """The `config` of a folder describes a GPT-2 language model; `to_convert`: or one without its output
+    layer, which may be the embedding, or with a second head. Raises InputError that says which command
+    takes the folder.
     """
     named = config.get("architectures") or [LANGUAGE_MODEL]
-    if isinstance(named, list) and (LANGUAGE_MODEL in named or (or_body and TRANSFORMER_BODY in named)):
+    convertible = (LANGUAGE_MODEL, TRANSFORMER_BODY, *TWO_HEADS)
+    accepted = convertible if to_convert else (LANGUAGE_MODEL,)
+    if isinstance(named, list) and any(name in accepted for name in named):
         return
     what = str(named[0] if isinstance(named, list) else named)[:80]
     wrong = "not a language model" if what.startswith("GPT2") else "not a GPT-2 language model"
@@ -40,6 +58,9 @@ def require_language_model(folder: Path | str, config: Mapping[str, Any], *, or_
         fix = f"gpt2 classify {folder} TEXT; or gpt2 generate --model <a pretrained run or folder>"
     elif what == TRANSFORMER_BODY:
         why = "it is a transformer body, which generates once the embedding is its output layer too"
+        fix = f"gpt2 convert {folder}"
+    elif what in TWO_HEADS:
+        why = "it has a second head, which a conversion leaves out"
         fix = f"gpt2 convert {folder}"
     elif what.startswith("GPT2"):
         why = "it has another head, which classifies texts and cannot generate"

@@ -16,8 +16,8 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder, file or zip of a GPT-2 from OpenAI, Hugging Face, nanoGPT or LLMs-from-scratch;"
-            " or one of your own runs or models.",
+            help="A folder, file or zip of a GPT-2 from OpenAI, Hugging Face, nanoGPT, llm.c or"
+            " LLMs-from-scratch; or one of your own runs or models.",
         ),
     ],
     to: Annotated[

@@ -67,6 +67,8 @@ def _open_task(
 
     wanted = recipe.data
     start = find_base(recipe)
+    if start.notice:
+        say(f"note: {start.notice}")
     found = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
     if found.warning:
         say(f"warning: {found.warning}")

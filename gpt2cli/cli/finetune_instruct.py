@@ -72,6 +72,8 @@ def _open_task(
     if recipe.eval.rouge:
         require_rouge()
     start = find_base(recipe)
+    if start.notice:
+        say(f"note: {start.notice}")
     data = recipe.data
     found = find_corpus(data.source, offline=offline, allow_bundled=data.bundled)
     if found.warning:

@@ -4,36 +4,49 @@ Names are only a hint: a checkpoint may be called anything. Each format has a fi
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.checkpoints.folder import CONFIG, EMBEDDING
-from gpt2cli.convert.foreign_model import ForeignModel
-from gpt2cli.convert.hf_folder import PLACES, open_hugging_face
-from gpt2cli.convert.llms_from_scratch import is_llms_from_scratch, llms_from_scratch_source
+from torch import Tensor
+
+from gpt2cli.checkpoints.folder import CONFIG
+from gpt2cli.checkpoints.safetensors_file import open_tensors, read_tensors
+from gpt2cli.convert import llm_c, llms_from_scratch, nanogpt
+from gpt2cli.convert.foreign_model import ForeignModel, fold_scales
+from gpt2cli.convert.hf_folder import OTHERS, PLACES, open_hugging_face, unread_weights
 from gpt2cli.convert.merge_lora import open_adapter
-from gpt2cli.convert.nanogpt import is_nanogpt, nanogpt_source
 from gpt2cli.convert.openai_checkpoint import open_openai
-from gpt2cli.convert.state_dict import strip_prefix
+from gpt2cli.convert.state_dict import HUGGING_FACE, StateDictFormat, open_bare
 from gpt2cli.convert.torch_file import is_torch_file, read_torch_file
+from gpt2cli.convert.wrappers import bare_names, unwrap_table
 from gpt2cli.convert.zip_folder import unpacked
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.files import open_regular
 from gpt2cli.paths import best_checkpoint, is_adapter, is_run
 
 KNOWN = (
-    "OpenAI's TensorFlow files, a Hugging Face folder, nanoGPT's ckpt.pt, a .pth of LLMs-from-scratch,"
-    " a run or folder of gpt2cli, or a zip of one of them"
+    "OpenAI's TensorFlow files, a Hugging Face folder, nanoGPT's ckpt.pt, LLMs-from-scratch's .pth or"
+    " .safetensors, llm.c's model .bin, a run or folder of gpt2cli, or a zip of one of them"
 )
 _MAX_DEPTH = 3  # folders in folders; Kaggle's downloads need two
 _OPENAI_INDEX, _OPENAI_SIZES = "model.ckpt.index", "hparams.json"
-_PICKLES = (".pt", ".pth")
+_STATE_DICTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+# What training programs save beside a model.
+_BESIDE = re.compile(
+    r"(?:adapter_|optimizer|scheduler|scaler|rng_state|training_args|train_state|state_).*|.*optim_states.*"
+)
+# DeepSpeed's folder of weights, as its own trainers and accelerate call it, inside of that with the config.
+_DEEPSPEED = re.compile(r"global_step\d+|pytorch_model")
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
+_STEP = re.compile(r".*[-_=](\d+)(?:\.\w+)?")  # of checkpoint-500, or model_00000500.bin
 # Files that are one part of a model, which is recognised by its folder.
 _PARTS = (CONFIG, _OPENAI_SIZES, "encoder.json", "vocab.bpe", "vocab.json", "merges.txt", "checkpoint")
-_PREFIXES = ("model.ckpt", "model.safetensors", "pytorch_model")
+_PREFIXES = ("model.ckpt", "model.safetensors.", "pytorch_model.bin.")
 _ZIP, _EMPTY_ZIP, _GGUF = b"PK\x03\x04", b"PK\x05\x06", b"GGUF"
 
 
@@ -62,7 +75,7 @@ def open_foreign(path: Path, *, n_head: int | None = None, merge: bool = False) 
     else:
         opening = _open_folder(path, n_head) if path.is_dir() else _open_file(path, n_head)
     with opening as source:
-        yield source
+        yield fold_scales(source)  # after an adapter was added
 
 
 def _adapter_at(path: Path) -> Path | None:
@@ -84,8 +97,14 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Foreign
             "GGUF is an export only: its numbers may have been rounded",
             "convert the model that it was made from",
         )
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:  # safetensors
-        return _open_beside(path)
+    if llm_c.is_llm_c(start):
+        return llm_c.open_llm_c(path)
+    if path.name in OTHERS:
+        raise unread_weights(path, path.parent)
+    if _is_safetensors(start):
+        with open_tensors(path) as tensors:
+            shapes = {name: entry.shape for name, entry in tensors.entries.items()}
+        return _open_state_dict(path, shapes, lambda: read_tensors(path), n_head)
     if start.startswith(b"\x80"):
         raise InputError(
             f"{path}: is a pickle that torch.save did not write",
@@ -103,42 +122,87 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Foreign
     )
 
 
+def _is_safetensors(start: bytes) -> bool:
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32
+
+
 def _open_pickled(path: Path, n_head: int | None) -> AbstractContextManager[ForeignModel]:
     loaded = read_torch_file(path)
-    if is_nanogpt(loaded):
-        return nanogpt_source(path, loaded, n_head)
-    if is_llms_from_scratch(loaded):
-        return llms_from_scratch_source(path, loaded, n_head)
-    if _has_hugging_face_names(loaded):
-        del loaded
-        return _open_beside(path)
-    names = [str(name)[:60] for name in loaded][:6] if isinstance(loaded, dict) else []
-    raise InputError(
-        f"{path}: torch.save wrote it, but not as a GPT-2",
-        f"it holds {', '.join(names) if names else f'a {type(loaded).__name__}'}; known are nanoGPT's and"
-        " LLMs-from-scratch's checkpoints, and Hugging Face's in their folder",
+    if nanogpt.is_nanogpt(loaded):
+        return nanogpt.nanogpt_source(path, loaded)
+    state = unwrap_table(loaded)
+    if "_parameters" in getattr(state, "__dict__", ()):
+        raise InputError(
+            f"{path}: is a whole module, of a class that is not known here",
+            "its code belongs to it, and is not run",
+            "where it was made: torch.save(model.state_dict(), 'weights.pt')",
+        )
+    if not isinstance(state, Mapping):
+        raise _unknown(path, f"a {type(state).__name__}")
+    shapes = {str(name): tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not shapes:
+        raise _unknown(path, _some(state))
+    if "ds_version" in loaded and any(0 in shape for shape in shapes.values()):
+        place = path.parent.parent
+        raise InputError(
+            f"{path}: is one part of a checkpoint of DeepSpeed's ZeRO stage 3",
+            "each process has saved its own part of every tensor; DeepSpeed's script beside it joins them",
+            shlex.join(["python", f"{place}/zero_to_fp32.py", str(place), f"{place}/joined"])
+            + f" && {shlex.join(['gpt2', 'convert', f'{place}/joined'])}",
+        )
+    return _open_state_dict(path, shapes, lambda: state, n_head)
+
+
+def _open_state_dict(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    load: Callable[[], Mapping[str, Any]],
+    n_head: int | None,
+) -> AbstractContextManager[ForeignModel]:
+    """Tensors by name: whose names they are, and what else is known of the model."""
+    folder = path.parent.parent if _DEEPSPEED.fullmatch(path.parent.name) else path.parent
+    has_config = (folder / CONFIG).is_file()
+    if _SHARD.fullmatch(path.name) and has_config:
+        return open_hugging_face(folder)
+    names = bare_names(path, shapes)
+    layout = _layout_of({name: shapes[original] for name, original in names.items()})
+    if layout is None:
+        raise _unknown(path, _some(shapes))
+    if layout is HUGGING_FACE and has_config:
+        return open_hugging_face(folder, str(path.relative_to(folder)))
+    return open_bare(path, layout, load(), n_head, list(_ASSUMED[layout.format]))
+
+
+# What is not in a state dict, and is taken to be so.
+_ASSUMED = {
+    HUGGING_FACE.format: (f"no {CONFIG} is beside the file: GPT-2's tanh GELU and epsilon are assumed",),
+    nanogpt.LAYOUT.format: (nanogpt.GELU_NOTE,),
+    llms_from_scratch.LAYOUT.format: (),
+}
+
+
+def _layout_of(shapes: Mapping[str, tuple[int, ...]]) -> StateDictFormat | None:
+    """The format with these bare names. nanoGPT's are Hugging Face's; only their matrices differ."""
+    if llms_from_scratch.TOKENS in shapes:
+        return llms_from_scratch.LAYOUT
+    match shapes.get("transformer.h.0.attn.c_attn.weight"):
+        case (rows, columns) if rows == 3 * columns:
+            return nanogpt.LAYOUT
+        case (rows, columns) if columns == 3 * rows:
+            return HUGGING_FACE
+    return None
+
+
+def _unknown(path: Path, holds: str) -> InputError:
+    return InputError(
+        f"{path}: torch or safetensors wrote it, but not as a GPT-2",
+        f"it holds {holds}; known are the names of Hugging Face, nanoGPT and LLMs-from-scratch",
+        "gpt2 convert --help",
     )
 
 
-def _has_hugging_face_names(loaded: Any) -> bool:
-    names = (
-        {strip_prefix(name) for name in loaded if isinstance(name, str)}
-        if isinstance(loaded, dict)
-        else set()
-    )
-    return EMBEDDING in names or EMBEDDING.removeprefix("transformer.") in names
-
-
-def _open_beside(path: Path) -> AbstractContextManager[ForeignModel]:
-    """A Hugging Face weights file: config.json beside it says what it is."""
-    if path.name.startswith(_PREFIXES) and (path.parent / CONFIG).is_file():
-        return open_hugging_face(path.parent)
-    raise InputError(
-        f"{path}: holds weights under Hugging Face's names, without the rest of their folder",
-        f"sizes and the number of heads are in {CONFIG}, which belongs beside a model.safetensors or a"
-        " pytorch_model.bin",
-        "put both into one folder, then: gpt2 convert FOLDER",
-    )
+def _some(names: Iterable[Any]) -> str:
+    return ", ".join([str(name)[:60] for name in names][:6]) or "nothing"
 
 
 @contextlib.contextmanager
@@ -161,10 +225,21 @@ def _open_folder(
     if is_run(folder):
         return open_hugging_face(best_checkpoint(folder))
     found = _models(folder, n_head)
+    if not found and any((folder / name).is_file() for name in (CONFIG, *OTHERS)):
+        return open_hugging_face(folder)  # which says what is missing
+    if not found and (parts := next(folder.glob("**/*.distcp"), None)):
+        joined = f"{folder}.pt"
+        module = "torch.distributed.checkpoint.format_utils"
+        raise InputError(
+            f"{parts.parent}: is a checkpoint of torch.distributed, in parts",
+            "torch itself joins them",
+            shlex.join(["python", "-m", module, "dcp_to_torch", str(parts.parent), joined])
+            + f" && {shlex.join(['gpt2', 'convert', joined])}",
+        )
     if not found:
         raise InputError(f"{folder}: holds no known model", f"known are {KNOWN}", f"ls {folder}")
     if len(found) > 1:
-        names = sorted(str(model.relative_to(folder)) for model, _ in found)
+        names = _newest_first([str(model.relative_to(folder)) for model, _ in found])
         place = "FOLDER" if zipped else str(folder)
         raise InputError(
             f"{folder}: holds several models",
@@ -173,6 +248,14 @@ def _open_folder(
         )
     ((model, open_model),) = found
     return open_model(model)
+
+
+def _newest_first(names: list[str]) -> list[str]:
+    """Checkpoints by their step, the last one first; other names by the alphabet."""
+    steps = {name: int(match[1]) for name in names if (match := _STEP.fullmatch(name))}
+    if len(steps) < len(names):
+        return sorted(names)
+    return sorted(names, key=lambda name: -steps[name])
 
 
 def _models(folder: Path, n_head: int | None) -> list[Found]:
@@ -198,9 +281,21 @@ def _models_here(folder: Path, n_head: int | None) -> list[Found]:
     """The model whose files lie in `folder` itself, or several checkpoints that do."""
     if (folder / _OPENAI_INDEX).is_file():
         return [(folder, open_openai)]
-    if any((folder / name).is_file() for name in (CONFIG, *PLACES)):
+    weights = [folder / name for name in PLACES if (folder / name).is_file()]
+    if weights and ((folder / CONFIG).is_file() or weights[0].suffix == ".json"):
         return [(folder, open_hugging_face)]
     if (folder / _OPENAI_SIZES).is_file():
         return [(folder, open_openai)]
-    pickles = [path for path in folder.iterdir() if path.suffix in _PICKLES and path.is_file()]
-    return [(path, lambda path: _open_pickled(path, n_head)) for path in pickles]
+    files = weights[:1] or [path for path in folder.iterdir() if _is_state_dict(path)]
+    return [(path, lambda path: _open_file(path, n_head)) for path in files]
+
+
+def _is_state_dict(path: Path) -> bool:
+    """Whether it may be a model's file, by its name; anything may be called .bin, so by its content too."""
+    if path.suffix not in _STATE_DICTS or _BESIDE.fullmatch(path.name) or not path.is_file():
+        return False
+    if path.suffix != ".bin":
+        return True
+    with open_regular(path) as file:
+        start = file.peek(4)
+    return llm_c.is_llm_c(start) or start.startswith((_ZIP, b"\x80\x02"))

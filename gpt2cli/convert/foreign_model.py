@@ -6,7 +6,7 @@ target. It holds no weights: each tensor is read on demand, so that one at a tim
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +56,42 @@ class ForeignModel:
     """A GPT-2 in any known format. `tensors` has exactly the names of `folder.stored_shapes(config)`."""
 
     path: Path
-    format: str  # "openai-tf", "huggingface", "nanogpt", "llms-from-scratch" or "gpt2cli"
+    format: str  # "openai-tf", "huggingface", "nanogpt", "llms-from-scratch", "llm.c" or "gpt2cli"
     config: GPT2Config
     tokenizer: Tokenizer
     tensors: dict[str, ForeignTensor]
     raw: RawTensors  # what the independent check reads
     files: tuple[Path, ...]  # what it was read from, for the receipt
     notes: tuple[str, ...] = ()  # what was left out, assumed or filled in, a sentence each
+    score_scales: tuple[float, ...] = ()  # of each block; `fold_scales` multiplies them into `tensors`
 
     @property
     def chat_template(self) -> Template | JinjaTemplate | None:
         """The one that its folder holds."""
         return read_chat_template(self.path) if self.path.is_dir() else None
+
+
+def fold_scales(source: ForeignModel) -> ForeignModel:
+    """The same model, its factors of attention's scores in the query's weights: a GPT-2 has no others.
+
+    `raw` stays without them; the independent check multiplies for itself.
+    """
+
+    def folded(tensor: ForeignTensor, scale: float) -> ForeignTensor:
+        def load() -> Tensor:
+            values = tensor.load()
+            values = values.to(torch.promote_types(values.dtype, torch.float32), copy=True)
+            values[..., : source.config.n_embd] *= scale  # query, key and value are side by side
+            return values
+
+        return replace(tensor, load=load)
+
+    tensors = dict(source.tensors)
+    for layer, scale in enumerate(source.score_scales):
+        for part in ("weight", "bias") if scale != 1.0 else ():
+            name = f"transformer.h.{layer}.attn.c_attn.{part}"
+            tensors[name] = folded(tensors[name], scale)
+    return replace(source, tensors=tensors)
 
 
 def as_array(tensor: Tensor) -> NDArray[np.floating]:

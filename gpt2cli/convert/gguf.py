@@ -102,6 +102,12 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
     Raises InputError for a model that cannot be expressed, UsageError without the package.
     """
     require_matching_vocabulary("this model", tokenizer, config.vocab_size)
+    if config.activation_function != "gelu_new":
+        raise InputError(
+            "this model cannot be a GGUF file: its activation is the exact GELU",
+            "llama.cpp computes a GPT-2 with the tanh approximation",
+            "gpt2 convert MODEL --to folder",
+        )
     block = KINDS[dtype].block
     for label, width in {"n_embd": config.n_embd, "n_inner": config.mlp_width}.items():
         if width % block:

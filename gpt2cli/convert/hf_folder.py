@@ -1,17 +1,21 @@
 """Hugging Face GPT-2 folders as a source, from any program and in any of its storage forms.
 
-One file or shards, safetensors or pickles, names with and without `transformer.`, old mask buffers.
+One file or shards, safetensors or pickles, names in wrappers (`wrappers.py`), old mask buffers, padded
+embeddings, and attention scaled otherwise, which is multiplied into the query's weights.
 A folder that gpt2cli wrote is one of them; each file read is checked against its manifest.
 `checkpoints/folder.py` writes and loads such folders.
 """
 
 import contextlib
+import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +27,7 @@ from gpt2cli.checkpoints.folder import (
     HEAD,
     MANIFEST,
     MASKS,
+    fits_rows,
     read_manifest,
     require_matching_vocabulary,
     require_tensors,
@@ -33,20 +38,26 @@ from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import open_tensors
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors, as_array, same_bits
 from gpt2cli.convert.torch_file import FLOATING, floating_tensors, read_torch_file
-from gpt2cli.convert.vocabulary import tokenizer_files
+from gpt2cli.convert.vocabulary import cut_note, tokenizer_files
+from gpt2cli.convert.wrappers import bare_names, drop_heads, unwrap_table
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object
-from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.config import GPT2Config, score_scales
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.bpe import gpt2
+from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON, load_tokenizer
 
 INDEX = ".index.json"
 # Where weights may lie, the best first: safetensors are read a tensor at a time and run no code.
 PLACES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-BODY_PREFIX = "transformer."  # GPT2Model alone, and OpenAI's own repository of 124M, leave it out
-BLOCK = re.compile(r"(?:transformer\.)?h\.(\d+)\.")
+# Weights that transformers itself reads no more since version 5: (whose, the package that version 4 needs for
+# it, the words of its two names for reading them).
+OTHERS = {
+    "tf_model.h5": ("TensorFlow", "tf-keras", "tf", "tf2"),
+    "flax_model.msgpack": ("Flax", "flax", "flax", "flax"),
+}
+BLOCK = re.compile(r"transformer\.h\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -60,27 +71,35 @@ class _Stored:
 
 
 @contextlib.contextmanager
-def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
-    """The GPT-2 in `folder`. Tensors of safetensors are read one at a time; pickles are held in memory.
+def open_hugging_face(folder: Path, weights: str | None = None) -> Iterator[ForeignModel]:
+    """The GPT-2 in `folder`, its weights in the file of that name if one is given.
 
-    Raises InputError if it is damaged, another model, or its files disagree.
+    Tensors of safetensors are read one at a time; pickles are held in memory. Raises InputError if it
+    is damaged, another model, or its files disagree.
     """
     hashes = _checked_manifest(folder)
-    config = read_gpt2_config(folder / CONFIG, folder, or_body=True)
-    tokenizer, notes = _tokenizer(folder, config)
+    config, tokenizer, notes = read_texts(folder)
     if not hashes and os.path.lexists(folder / MANIFEST):
         notes.append(f"{MANIFEST} belongs to another program and was ignored")
+    values = read_json_object(folder / CONFIG)
+    scales = score_scales(values, config)
+    notes += _about_settings(values, scales)
     with contextlib.ExitStack() as opened:
-        places = [name for name in PLACES if os.path.lexists(folder / name)]
+        places = [weights] if weights else [name for name in PLACES if os.path.lexists(folder / name)]
         if len(places) > 1:
             notes.append(f"{places[0]} is read, {' and '.join(places[1:])} not")
         found = _stored_tensors(folder, places, hashes, opened)
-        masks = [name for name in found if MASKS.fullmatch(name)]
+        names = bare_names(folder, found)
+        masks = [name for name in names if MASKS.fullmatch(name)]
         for name in masks:
-            del found[name]
+            del found[names.pop(name)]
         if masks:
             notes.append(f"{len(masks)} mask buffers (h.*.attn.bias and the like) were left out")
-        names = _checked_names(folder, config, found)
+        notes += drop_heads(names)
+        if config.tie_word_embeddings and HEAD in names and EMBEDDING not in names:
+            names[EMBEDDING] = names.pop(HEAD)  # safetensors.torch.save_model keeps one name of a matrix
+        _check_tensors(folder, config, {name: found[original] for name, original in names.items()})
+        config = replace(config, vocab_size=tokenizer.n_vocab)
         indexes = [name for name in places[:1] if name.endswith(INDEX)]
         yield ForeignModel(
             path=folder,
@@ -88,8 +107,8 @@ def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
             config=config,
             tokenizer=tokenizer,
             tensors={
-                target: ForeignTensor(name, found[name].shape, False, found[name].read)
-                for target, name in names.items()
+                target: _source_tensor(names[target], found[names[target]], shape)
+                for target, shape in stored_shapes(config).items()
             },
             raw=RawTensors(found.keys(), lambda name: as_array(found[name].read())),
             files=(
@@ -98,7 +117,36 @@ def open_hugging_face(folder: Path) -> Iterator[ForeignModel]:
                 *dict.fromkeys(stored.file for stored in found.values()),
             ),
             notes=tuple(notes),
+            score_scales=scales,
         )
+
+
+def read_texts(folder: Path) -> tuple[GPT2Config, Tokenizer, list[str]]:
+    """The config, the tokenizer and notes about it: what tells, before any weights, whether it is readable.
+
+    Raises InputError as `open_hugging_face` does.
+    """
+    config = read_gpt2_config(folder / CONFIG, folder, to_convert=True)
+    return config, *_tokenizer(folder, config)
+
+
+def _about_settings(values: Mapping[str, Any], scales: tuple[float, ...]) -> Iterator[str]:
+    activation = values.get("activation_function")
+    if activation not in (None, "gelu_new", "gelu"):
+        same = "gelu" if activation == "gelu_python" else "gelu_new"
+        yield f"activation_function {activation} is {same} under another name"
+    if values.get("reorder_and_upcast_attn"):
+        yield "reorder_and_upcast_attn is a matter of precision: attention is computed as in GPT-2"
+    if scales:
+        yield (
+            "attention's scores are scaled by scale_attn_weights and scale_attn_by_inverse_layer_idx: the"
+            " factors were multiplied into the query's weights"
+        )
+
+
+def _source_tensor(original: str, stored: _Stored, shape: tuple[int, ...]) -> ForeignTensor:
+    """Its rows beyond the vocabulary are padding; elsewhere the slice takes all there is."""
+    return ForeignTensor(original, shape, False, lambda: stored.read()[: shape[0]].contiguous())
 
 
 def _is_our_place(folder: Path) -> bool:
@@ -134,11 +182,19 @@ def _checked_manifest(folder: Path) -> dict[str, str]:
 
 def _tokenizer(folder: Path, config: GPT2Config) -> tuple[Tokenizer, list[str]]:
     """The folder's tokenizer, or GPT-2's if it has none; and the notes about it."""
-    if config.vocab_size == gpt2().n_vocab and not tokenizer_files(folder):
-        return gpt2(), [f"no tokenizer files: GPT-2's vocabulary of {config.vocab_size} is taken"]
-    tokenizer = load_tokenizer(folder)
-    require_matching_vocabulary(folder, tokenizer, config.vocab_size)
-    return tokenizer, []
+    n_rows, notes = config.vocab_size, []
+    is_plain = fits_rows(gpt2().n_vocab, n_rows) and not tokenizer_files(folder)
+    tokenizer = load_tokenizer(folder, gpt2() if is_plain else None)
+    if is_plain:
+        notes.append(f"no tokenizer files: GPT-2's vocabulary of {tokenizer.n_vocab} is taken")
+    if isinstance(tokenizer, BPE) and tokenizer.n_vocab > n_rows:
+        tokenizer, without_row = tokenizer.with_rows(n_rows)
+        if without_row:
+            names = ", ".join(token.content for token in without_row)
+            notes.append(f"added tokens without a row in the embedding were left out: {names}")
+    if not fits_rows(tokenizer.n_vocab, n_rows):
+        require_matching_vocabulary(folder, tokenizer, n_rows)
+    return tokenizer, [*notes, *cut_note(tokenizer.n_vocab, n_rows)]
 
 
 def _stored_tensors(
@@ -146,6 +202,9 @@ def _stored_tensors(
 ) -> dict[str, _Stored]:
     """Every tensor of the file, or of all shards, each of which has what the index says and no more."""
     if not places:
+        for name in OTHERS:
+            if os.path.lexists(folder / name):
+                raise unread_weights(folder / name, folder)
         raise InputError(
             f"{folder}: there are no weights", f"looked for {', '.join(PLACES)}", f"ls -l {folder}"
         )
@@ -189,10 +248,11 @@ def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitSta
             name: _Stored(path, entry.dtype, entry.shape, partial(file.read, name))
             for name, entry in file.entries.items()
         }
-    state = read_torch_file(path)
+    state = unwrap_table(read_torch_file(path))
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
-    masks = {name: t for name, t in state.items() if MASKS.fullmatch(name) and isinstance(t, Tensor)}
+    bare = {original: name for name, original in bare_names(path, state).items()}
+    masks = {name: t for name, t in state.items() if MASKS.fullmatch(bare[name]) and isinstance(t, Tensor)}
     held = masks | floating_tensors(path, {name: t for name, t in state.items() if name not in masks})
     return {
         name: _Stored(path, tensor.dtype, tuple(tensor.shape), partial(held.__getitem__, name))
@@ -200,30 +260,47 @@ def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitSta
     }
 
 
-def _checked_names(folder: Path, config: GPT2Config, found: Mapping[str, _Stored]) -> dict[str, str]:
-    """{our name: the name in the file}, after checking that the tensors are exactly those of `config`."""
+def _check_tensors(folder: Path, config: GPT2Config, found: Mapping[str, _Stored]) -> None:
+    """The tensors are exactly those of `config`. Raises InputError that names those that are not."""
     blocks = {match[1] for name in found if (match := BLOCK.match(name))}
     if len(blocks) != config.n_layer:
         raise InputError(
             f"{folder / CONFIG}: n_layer is {config.n_layer}", f"the weights have {len(blocks)} blocks"
         )
-    bare = not any(name.startswith(BODY_PREFIX) for name in found)
-    shapes = stored_shapes(config)
-    names = {target: target.removeprefix(BODY_PREFIX) if bare else target for target in shapes}
     shared = {HEAD} & found.keys() if config.tie_word_embeddings else set()
     require_tensors(
         folder,
-        {names[target]: shape for target, shape in shapes.items()},
+        stored_shapes(config),
         {name: stored.shape for name, stored in found.items() if name not in shared},
     )
     for name, stored in found.items():
         if stored.dtype not in FLOATING:
             kind = str(stored.dtype).removeprefix("torch.")
             raise InputError(f"{stored.file}: {name} is of type {kind}", "floating-point numbers are needed")
-    if shared and not same_bits(found[HEAD].read(), found[names[EMBEDDING]].read()):
+    if shared and not same_bits(found[HEAD].read(), found[EMBEDDING].read()):
         raise InputError(
-            f"{found[HEAD].file}: {HEAD} is not {names[EMBEDDING]}",
+            f"{found[HEAD].file}: {HEAD} is not {EMBEDDING}",
             f"{CONFIG} says that one matrix reads and writes",
             f'if the head was trained apart: "tie_word_embeddings": false in {CONFIG}',
         )
-    return names
+
+
+def unread_weights(path: Path | str, folder: Path | str, fetch: str = "") -> InputError:
+    """The refusal of TensorFlow's or Flax's weights at `path`, with the line of Python that makes
+    safetensors of them in `folder`, after the command `fetch`.
+    """
+    name = Path(path).name
+    place, file = json.dumps(str(folder)), json.dumps(f"{folder}/{name}")
+    whose, package, module, function = OTHERS[name]
+    code = (
+        "from transformers import GPT2Config, GPT2LMHeadModel as M; from"
+        f" transformers.modeling_{module}_pytorch_utils import"
+        f" load_{function}_checkpoint_in_pytorch_model as f;"
+        f" m = M(GPT2Config.from_pretrained({place})); f(m, {file}); m.save_pretrained({place})"
+    )
+    return InputError(
+        f"{path}: these are weights of {whose}, which are not read",
+        "transformers reads them until version 4, and makes safetensors of them; in an environment of its"
+        f" own: pip install torch 'transformers<5' {package}",
+        (f"{fetch} && " if fetch else "") + shlex.join(["python", "-c", code]),
+    )

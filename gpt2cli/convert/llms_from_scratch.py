@@ -4,23 +4,10 @@ Raschka's module (rasbt/LLMs-from-scratch, ch04) keeps query, key and value apar
 biases, and has an output head of its own. Its LayerNorm and its GELU are GPT-2's: 1e-5, and tanh.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from re import compile
-from typing import Any
 
-from gpt2cli.convert.foreign_model import ForeignModel
-from gpt2cli.convert.state_dict import (
-    StateDictFormat,
-    infer_heads,
-    infer_sizes,
-    open_state_dict,
-    parse_state_dict,
-    strip_prefix,
-)
+from gpt2cli.convert.state_dict import StateDictFormat
 
-STATE = "model_state_dict"  # where the book's checkpoints with an optimizer have it
 TOKENS = "tok_emb.weight"
 _PARTS = ("W_query", "W_key", "W_value")
 LAYOUT = StateDictFormat(
@@ -48,25 +35,3 @@ LAYOUT = StateDictFormat(
     optional=compile(r"trf_blocks\.\d+\.att\.W_(?:query|key|value)\.bias"),
     optional_are="biases of query, key and value",
 )
-
-
-def is_llms_from_scratch(loaded: Any) -> bool:
-    """Whether the result of torch.load is the book's model, with or without its optimizer."""
-    state = loaded.get(STATE, loaded) if isinstance(loaded, Mapping) else None
-    return isinstance(state, Mapping) and any(
-        isinstance(name, str) and strip_prefix(name) == TOKENS for name in state
-    )
-
-
-@contextlib.contextmanager
-def llms_from_scratch_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
-    """The model of `loaded`, the result of torch.load, which is emptied to free the optimizer's memory.
-
-    The file does not say how many heads there are: `n_head` does, else 64 channels make one. Raises
-    InputError if the file is of another model, or the heads do not divide the channels.
-    """
-    state = parse_state_dict(path, LAYOUT, loaded.get(STATE, loaded))
-    loaded.clear()
-    n_head, notes = infer_heads(path, n_head, infer_sizes(state).n_embd)
-    with open_state_dict(state, n_head, 0.0, notes) as source:
-        yield source

@@ -14,82 +14,52 @@ from re import compile
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, transposed
 from gpt2cli.convert.foreign_model import ForeignModel, require_standard_gpt2
 from gpt2cli.convert.state_dict import (
+    NAMES,
     InferredSizes,
     StateDict,
     StateDictFormat,
-    infer_heads,
     infer_sizes,
     open_state_dict,
     parse_state_dict,
-    strip_prefix,
 )
 from gpt2cli.errors import InputError
 from gpt2cli.files import replacing_file
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import Tokenizer
 
-_NAMES = (
-    "transformer.wte.weight",
-    "transformer.wpe.weight",
-    *(
-        f"transformer.h.{{}}.{module}.{part}"
-        for module in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
-        for part in ("weight", "bias")
-    ),
-    "transformer.ln_f.weight",
-    "transformer.ln_f.bias",
-    "lm_head.weight",
-)
 LAYOUT = StateDictFormat(
     format="nanogpt",
-    table={name: name for name in _NAMES},
+    table={name: name for name in NAMES},
     masks=compile(r"transformer\.h\.\d+\.attn\.bias"),
     optional=compile(r".*\.bias"),
     optional_are="biases",
 )
 _NOT_INITIALISED = 1e9  # what train.py calls the best loss before it has measured one
-_GELU = (
+GELU_NOTE = (
     "nanoGPT computes GELU exactly (since 2023), GPT-2 and this program by its tanh approximation: logits"
     " differ from nanoGPT's own by about 0.001"
 )
 
 
 def is_nanogpt(loaded: Any) -> bool:
-    """Whether the result of torch.load is nanoGPT's: a ckpt.pt, or its bare state dict."""
-    if not isinstance(loaded, Mapping):
-        return False
-    if isinstance(loaded.get("model"), Mapping) and _arguments_of(loaded) is not None:
-        return True
-    # Hugging Face's names are the same; only nn.Linear's matrices tell the two apart.
-    for name, tensor in loaded.items():
-        if isinstance(name, str) and strip_prefix(name) == "transformer.h.0.attn.c_attn.weight":
-            return isinstance(tensor, Tensor) and tensor.dim() == 2 and tensor.shape[0] == 3 * tensor.shape[1]
-    return False
+    """Whether the result of torch.load is nanoGPT's ckpt.pt, or build-nanogpt's."""
+    has_model = isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping)
+    return has_model and _arguments_of(loaded) is not None
 
 
 @contextlib.contextmanager
-def nanogpt_source(path: Path, loaded: Any, n_head: int | None = None) -> Iterator[ForeignModel]:
+def nanogpt_source(path: Path, loaded: dict[Any, Any]) -> Iterator[ForeignModel]:
     """The model of `loaded`, the result of torch.load, which is emptied to free the optimizer's memory.
 
-    `n_head` is for a bare state dict, which does not hold it. Raises InputError if the file is of
-    another model, or says what its tensors do not.
+    Raises InputError if the file is of another model, or says what its tensors do not.
     """
-    arguments = _arguments_of(loaded)
-    state = parse_state_dict(path, LAYOUT, loaded if arguments is None else loaded["model"])
-    size = infer_sizes(state)
-    notes, dropout = [_GELU], 0.0
-    if arguments is not None:
-        if "model_args" not in loaded:
-            notes = []  # build-nanogpt's GELU is the tanh
-        n_head, dropout = _read_arguments(path, arguments, size, state)
-    else:
-        n_head, about_heads = infer_heads(path, n_head, size.n_embd)
-        notes += about_heads
+    state = parse_state_dict(path, LAYOUT, loaded["model"])
+    n_head, dropout = _read_arguments(path, _arguments_of(loaded), infer_sizes(state), state)
+    notes = [GELU_NOTE] if "model_args" in loaded else []  # build-nanogpt's GELU is the tanh
     loaded.clear()
     with open_state_dict(state, n_head, dropout, notes) as source:
         yield source
@@ -138,11 +108,11 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
 
 
 def _arguments_of(loaded: Mapping[Any, Any]) -> Any:
-    """model_args, or what build-nanogpt's GPTConfig holds; None for a bare state dict."""
+    """model_args, or what build-nanogpt's GPTConfig holds; None if there is neither."""
     if "model_args" in loaded:
         return loaded["model_args"]
-    config = loaded.get("config")
-    return vars(config) if hasattr(config, "__dict__") else None
+    config = getattr(loaded.get("config"), "__dict__", {})
+    return config if "block_size" in config else None  # other loops keep their own settings there
 
 
 def _read_arguments(path: Path, values: Any, size: InferredSizes, state: StateDict) -> tuple[int, float]:

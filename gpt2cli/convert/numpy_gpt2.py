@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2cli.convert.wrappers import BODY_PREFIX, bare_names
 from gpt2cli.model.config import GPT2Config
 
 Array = NDArray[np.floating]
@@ -89,6 +90,7 @@ LAYOUTS = {
     "gpt2cli": _HUGGING_FACE,
     "nanogpt": replace(_HUGGING_FACE, out_first=True),
     "llms-from-scratch": _BOOK,
+    "llm.c": replace(_HUGGING_FACE, out_first=True),
 }
 
 
@@ -99,21 +101,29 @@ def reference_logits(
     prompts: Sequence[Sequence[int]],
     *,
     rounded: Callable[[Array], Array] = lambda array: array,
+    score_scales: Sequence[float] = (),
     transposed: bool = False,
 ) -> list[NDArray[np.float64]]:
     """Logits (T, V) of each prompt of T ids, from a source's own tensors.
 
-    `rounded` brings a tensor to the precision that the converted model has. `transposed` transposes
+    `rounded` brings a tensor to the precision that the converted model has. `score_scales`, one for each
+    block, multiply attention's scores, by way of the query. `transposed` transposes
     the square output matrix of each attention, to detect a source that stores it so.
     """
     layout = LAYOUTS[format]
-    # "transformer.", torch.compile's wrapper, or nothing.
-    prefix = next(name.removesuffix(layout.tokens) for name in raw if name.endswith(layout.tokens))
+    originals = bare_names("the source", raw)
+    n_query = config.n_embd
 
     def get(name: str, layer: int = 0) -> Array | None:
-        name = name.format(layer)
-        found = raw.get(prefix + name)
-        return rounded(found) if found is not None else None
+        original = originals.get(name.format(layer), originals.get(f"{BODY_PREFIX}{name.format(layer)}"))
+        if original is None:
+            return None
+        found = raw[original]
+        if score_scales and name.startswith(layout.query_key_value):
+            scale = np.ones(3 * n_query, dtype=np.float32)
+            scale[:n_query] = score_scales[layer]
+            found = found.astype(np.result_type(found, np.float32)) * scale  # of (in, out), or of a bias
+        return rounded(found)
 
     def wide(name: str, layer: int = 0) -> NDArray[np.float64]:
         found = get(name, layer)
@@ -135,29 +145,29 @@ def reference_logits(
         return y if bias is None else y + bias
 
     tokens, positions = get(layout.tokens), get(layout.positions)
+    if tokens is None:  # one matrix under its other name
+        tokens = get(layout.head)
     assert tokens is not None and positions is not None
-    streams = [
-        tokens[list(ids)].astype(np.float64) + positions[: len(ids)].astype(np.float64)  # (T, C)
-        for ids in prompts
-    ]
+    activation = _ACTIVATIONS[config.activation_function]
+    # The prompts lie one after another, N tokens together: each weight is read and widened once.
+    ends = np.cumsum([len(ids) for ids in prompts])[:-1]
+    ids, places = np.concatenate([*prompts]), np.concatenate([np.arange(len(ids)) for ids in prompts])
+    x = tokens[ids].astype(np.float64) + positions[places].astype(np.float64)  # (N, C)
     for layer in range(config.n_layer):
-        normed = [norm(x, layout.norm_1, layer) for x in streams]
-        joined = [
-            np.concatenate([linear(x, name, layer) for name in layout.query_key_value], axis=-1)
-            for x in normed
-        ]  # (T, 3C) each
-        mixed = [_attend(qkv, config.n_head) for qkv in joined]
-        streams = [
-            x + linear(y, layout.attention_out, layer, transposed)
-            for x, y in zip(streams, mixed, strict=True)
-        ]
-        hidden = [_gelu(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer)) for x in streams]
-        streams = [x + linear(h, layout.mlp_out, layer) for x, h in zip(streams, hidden, strict=True)]
-    streams = [norm(x, layout.final_norm) for x in streams]
+        normed = norm(x, layout.norm_1, layer)
+        joined = [linear(normed, name, layer) for name in layout.query_key_value]
+        qkv = np.split(np.concatenate(joined, axis=-1), ends)  # (T, 3C) each
+        mixed = np.concatenate([_attend(one, config.n_head) for one in qkv])  # (N, C)
+        x = x + linear(mixed, layout.attention_out, layer, transposed)
+        hidden = activation(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer))
+        x = x + linear(hidden, layout.mlp_out, layer)
+    x = norm(x, layout.final_norm)
     head = tokens
     if not config.tie_word_embeddings:
-        head = rounded(next(raw[name] for name in raw if name.endswith(layout.head)))
-    return [_project_to_vocabulary(x, head[: config.vocab_size]) for x in streams]
+        own = get(layout.head)
+        assert own is not None
+        head = own
+    return np.split(_project_to_vocabulary(x, head[: config.vocab_size]), ends)
 
 
 def loss_of(logits: NDArray[np.float64], ids: Sequence[int]) -> float:
@@ -191,6 +201,15 @@ def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Hendrycks and Gimpel 2016, in the tanh form that OpenAI trained with."""
     y: NDArray[np.float64] = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return y
+
+
+def _exact_gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same before that approximation."""
+    below: NDArray[np.float64] = 0.5 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
+    return x * below
+
+
+_ACTIVATIONS = {"gelu_new": _gelu, "gelu": _exact_gelu}
 
 
 def _project_to_vocabulary(x: NDArray[np.float64], head: Array) -> NDArray[np.float64]:

@@ -6,8 +6,8 @@ without the 1 they are Hugging Face's. How tensors lie in TensorFlow's files is 
 
 import contextlib
 import json
-import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -37,6 +37,8 @@ from gpt2cli.tokenizer.bpe import BPE, usual_special
 from gpt2cli.tokenizer.files import load_tokenizer
 
 HPARAMS, PREFIX = "hparams.json", "model.ckpt"
+POINTER = "checkpoint"  # TensorFlow's name of the file that names the last of several checkpoints
+_LARGEST_POINTER = 1 << 20
 VOCABULARY, MERGES = "encoder.json", "vocab.bpe"
 # GPT2Config's fields and OpenAI's names of them.
 FIELDS = {
@@ -70,11 +72,11 @@ NAMES = {
 def open_openai(folder: Path) -> Iterator[ForeignModel]:
     """The checkpoint in `folder`, each tensor read when it is asked for.
 
-    The file called `checkpoint` is not read: it may name a place anywhere on the disk.
-    Raises InputError if files are missing, damaged or disagree.
+    Where a fine-tuning left several, the one that the file `checkpoint` names is read; a place elsewhere
+    on the disk that it may name is not. Raises InputError if files are missing, damaged or disagree.
     """
     config = read_hparams(folder / HPARAMS)
-    prefix = _prefix(folder)
+    prefix, notes = _prefix(folder)
     tokenizer = load_tokenizer(folder)
     copy = f"copy {VOCABULARY} and {MERGES} from where the checkpoint came from"
     require_matching_vocabulary(folder, tokenizer, config.vocab_size, copy)
@@ -91,6 +93,7 @@ def open_openai(folder: Path) -> Iterator[ForeignModel]:
         tensors={name: _source_tensor(entries[names[name]], shape) for name, shape in shapes.items()},
         raw=RawTensors(entries.keys(), lambda name: as_array(read_tensor(entries[name]))),
         files=(folder / HPARAMS, index, *sorted({entry.path for entry in entries.values()}), *texts),
+        notes=notes,
     )
 
 
@@ -120,6 +123,7 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
     Raises InputError for what the format has no place for, UsageError without TensorFlow.
     """
     others = {
+        "its activation is the exact GELU": config.activation_function != "gelu_new",
         f"the vocabulary is {tokenizer.name!r}": not isinstance(tokenizer, BPE),
         "the vocabulary has tokens beside its merges": (
             isinstance(tokenizer, BPE) and len(tokenizer.added) > 1
@@ -149,18 +153,37 @@ def read_hparams(path: Path) -> GPT2Config:
         raise InputError(f"{path}: {error.what.removeprefix('config: ')}", error.why) from None
 
 
-def _prefix(folder: Path) -> Path:
-    """model.ckpt, or what a fine-tuning program called it, if that is clear."""
-    if os.path.lexists(folder / f"{PREFIX}.index"):
-        return folder / PREFIX
-    found = sorted(path.name.removesuffix(".index") for path in folder.iterdir() if path.suffix == ".index")
-    if len(found) != 1:
+def _prefix(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """model.ckpt, or what a fine-tuning program called it, if that is clear; and a note about others."""
+    found = {path.name.removesuffix(".index") for path in folder.iterdir() if path.suffix == ".index"}
+    newest = sorted(found, key=lambda name: [int(n) for n in re.findall(r"\d+", name)], reverse=True)
+    if not newest:
+        raise InputError(f"{folder}: there is no {PREFIX}.index", "nor any other index", "gpt2 download 124M")
+    if len(newest) == 1:
+        return folder / newest[0], ()
+    named = _named_checkpoint(folder)
+    if named not in found:
         raise InputError(
-            f"{folder}: there is no {PREFIX}.index",
-            f"there are several checkpoints: {', '.join(found[:4])}" if found else "nor any other index",
-            f"mkdir one && cp {folder}/{{*.json,*.bpe,{found[-1]}.*}} one" if found else "gpt2 download 124M",
+            f"{folder}: holds several checkpoints: {', '.join(newest[:4])}",
+            f"the file {POINTER}, which would name the last one, "
+            + (f"names {named}" if named else "is missing or says nothing"),
+            f"""echo 'model_checkpoint_path: "{newest[0]}"' > {shlex.quote(str(folder / POINTER))}""",
         )
-    return folder / found[0]
+    others = ", ".join(name for name in newest if name != named)
+    return folder / named, (
+        f"of several checkpoints {named} is read, as the file {POINTER} says, not {others}",
+    )
+
+
+def _named_checkpoint(folder: Path) -> str:
+    """The last part of the path in TensorFlow's file `checkpoint`; "" if there is none."""
+    try:
+        with open_regular(folder / POINTER) as file:
+            text = file.read(_LARGEST_POINTER).decode("utf-8", "replace")
+    except InputError:
+        return ""
+    match = re.search(r'^model_checkpoint_path: "([^"\n]+)"', text, re.MULTILINE)
+    return Path(match[1]).name if match else ""
 
 
 def _checked_shapes(

@@ -1,7 +1,7 @@
-"""State dicts of plain PyTorch modules, read by a table of names; nanoGPT and LLMs-from-scratch share it.
+"""State dicts of PyTorch modules without their config, read by a table of names.
 
-Their matrices are nn.Linear's, (out, in). The tables, and what else such a file holds, are in
-`nanogpt.py` and `llms_from_scratch.py`.
+Most have nn.Linear's matrices, (out, in). The tables, and what else such a file holds, are in
+`nanogpt.py`, `llms_from_scratch.py`, `llm_c.py` and, for Hugging Face's names, here.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, TRANSPOSED, require_tensors, stored_shapes, transposed
+from gpt2cli.checkpoints.folder import EMBEDDING, HEAD, MASKS, TRANSPOSED, require_tensors, stored_shapes
 from gpt2cli.convert.foreign_model import (
     LAYER,
     ForeignModel,
@@ -26,6 +26,7 @@ from gpt2cli.convert.foreign_model import (
 )
 from gpt2cli.convert.torch_file import floating_tensors
 from gpt2cli.convert.vocabulary import tokenizer_for
+from gpt2cli.convert.wrappers import bare_names, drop_heads
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
 
@@ -33,8 +34,6 @@ POSITIONS = "transformer.wpe.weight"
 HEAD_WIDTH = 64  # channels, in each of OpenAI's models
 JOIN = " + "
 ZEROS = "zeros"  # instead of a source name
-# What torch.compile and DistributedDataParallel put before every name.
-_WRAPPED = re.compile(r"(?:_orig_mod\.|module\.)+")
 _MAX_BLOCKS, _MAX_WIDTH = 1000, 1 << 20  # torch would take minutes for the shapes of more, or overflow
 
 
@@ -46,7 +45,8 @@ class StateDictFormat:
     table: Mapping[str, str]  # what is joined is "a + b + c", each with "{0}"
     masks: re.Pattern[str]  # buffers that hold no weights
     optional: re.Pattern[str]  # biases that a model may lack, all of them together
-    optional_are: str
+    optional_are: str  # "" where a model lacks none
+    out_first: bool = True  # matrices are nn.Linear's, (out, in), not Hugging Face's
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class StateDict:
     tensors: dict[str, Any]  # without masks
     originals: dict[str, str]  # {bare name: name in the file}
     n_masks: int
+    notes: tuple[str, ...]  # about what was left out
 
 
 @dataclass(frozen=True)
@@ -71,25 +72,20 @@ class InferredSizes:
 
 
 def parse_state_dict(path: Path, layout: StateDictFormat, state: Mapping[Any, Any]) -> StateDict:
-    """The tensors of `state`, wrappers' prefixes and mask buffers taken away. InputError for a clash."""
-    tensors: dict[str, Any] = {}
-    originals: dict[str, str] = {}
-    n_masks = 0
-    for original, value in state.items():
+    """The tensors of `state`, wrappers, mask buffers and second heads taken away. InputError for a clash."""
+    for original in state:
         if not isinstance(original, str):
             raise InputError(f"{path}: has an entry {original!r}", "tensors have names")
-        name = strip_prefix(original)
-        if layout.masks.fullmatch(name):
-            n_masks += 1
-        elif name in tensors:
-            raise InputError(f"{path}: {original!r} and {originals[name]!r} are the same tensor's name")
-        else:
-            tensors[name], originals[name] = value, original
-    return StateDict(path, layout, tensors, originals, n_masks)
-
-
-def strip_prefix(name: str) -> str:
-    return _WRAPPED.sub("", name, count=1) if _WRAPPED.match(name) else name
+    names = bare_names(path, state)
+    notes = drop_heads(names)
+    masks = [name for name in names if layout.masks.fullmatch(name)]
+    for name in masks:
+        del names[name]
+    head, embedding = layout.table[HEAD], layout.table[EMBEDDING]
+    if head in names and embedding not in names:  # safetensors.torch.save_model keeps one name of a matrix
+        names[embedding] = names.pop(head)
+    tensors = {name: state[original] for name, original in names.items()}
+    return StateDict(path, layout, tensors, names, len(masks), tuple(notes))
 
 
 def infer_sizes(state: StateDict) -> InferredSizes:
@@ -113,6 +109,26 @@ def infer_sizes(state: StateDict) -> InferredSizes:
     return InferredSizes(n_layer, n_embd, n_positions, n_rows)
 
 
+# The modules of a GPT-2, in Hugging Face's and nanoGPT's words, each with a weight and a bias.
+_MODULES = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+NAMES = (
+    EMBEDDING,
+    POSITIONS,
+    *(f"transformer.h.{LAYER}.{module}.{part}" for module in _MODULES for part in ("weight", "bias")),
+    "transformer.ln_f.weight",
+    "transformer.ln_f.bias",
+    HEAD,
+)
+HUGGING_FACE = StateDictFormat(
+    format="huggingface",
+    table={name: name for name in NAMES},
+    masks=MASKS,
+    optional=re.compile(r"(?!)"),  # none
+    optional_are="",
+    out_first=False,
+)
+
+
 def infer_heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[str]]:
     """The number of heads, which no shape shows: what the user says, else 64 channels each; and a note."""
     if n_head is None:
@@ -120,7 +136,7 @@ def infer_heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[
             raise InputError(
                 f"{path}: the number of attention heads is not in the file",
                 f"GPT-2's {HEAD_WIDTH} channels per head do not divide the model's {n_embd}",
-                "gpt2 convert ... --n-head N",
+                f"gpt2 convert {path} --n-head N",
             )
         n_head = n_embd // HEAD_WIDTH
         return n_head, [
@@ -134,6 +150,17 @@ def infer_heads(path: Path, n_head: int | None, n_embd: int) -> tuple[int, list[
             f"--n-head {max(1, n_embd // HEAD_WIDTH)}",
         )
     return n_head, [f"{n_head} attention heads, as --n-head says"]
+
+
+@contextlib.contextmanager
+def open_bare(
+    path: Path, layout: StateDictFormat, tensors: Mapping[str, Any], n_head: int | None, notes: list[str]
+) -> Iterator[ForeignModel]:
+    """The model of tensors alone, whose number of heads nothing else tells. Raises as `open_state_dict`."""
+    state = parse_state_dict(path, layout, tensors)
+    n_head, about_heads = infer_heads(path, n_head, infer_sizes(state).n_embd)
+    with open_state_dict(state, n_head, 0.0, [*notes, *about_heads]) as source:
+        yield source
 
 
 @contextlib.contextmanager
@@ -161,8 +188,8 @@ def open_state_dict(
         tie_word_embeddings=tied,
     )
     table = expand_blocks(layout.table, size.n_layer)
-    has_optional = any(layout.optional.fullmatch(name) for name in found)
-    wanted = _own_shapes(config, table)
+    has_optional = not layout.optional_are or any(layout.optional.fullmatch(name) for name in found)
+    wanted = _own_shapes(config, table, out_first=layout.out_first)
     if not has_optional:
         wanted = {name: shape for name, shape in wanted.items() if not layout.optional.fullmatch(name)}
     if head in found:
@@ -177,7 +204,7 @@ def open_state_dict(
             config=config,
             tokenizer=tokenizer,
             tensors={
-                target: _source_tensor(target, shape, table[target], state.originals, named)
+                target: _source_tensor(target, shape, table[target], state, named)
                 for target, shape in stored_shapes(config).items()
             },
             raw=RawTensors(tuple(named), lambda name: as_array(named[name])),
@@ -189,11 +216,13 @@ def open_state_dict(
         named.clear()
 
 
-def _own_shapes(config: GPT2Config, table: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+def _own_shapes(
+    config: GPT2Config, table: Mapping[str, str], *, out_first: bool
+) -> dict[str, tuple[int, ...]]:
     """The format's own names and shapes; of joined tensors, each has an equal part of the rows."""
     shapes = {}
     for target, shape in stored_shapes(config).items():
-        if target.endswith(TRANSPOSED):
+        if out_first and target.endswith(TRANSPOSED):
             shape = shape[::-1]
         parts = table[target].split(JOIN)
         shapes.update(dict.fromkeys(parts, (shape[0] // len(parts), *shape[1:])))
@@ -204,10 +233,11 @@ def _source_tensor(
     target: str,
     shape: tuple[int, ...],
     own: str,
-    originals: Mapping[str, str],
+    state: StateDict,
     tensors: Mapping[str, Tensor],
 ) -> ForeignTensor:
-    names = [originals[part] for part in own.split(JOIN) if part in originals]
+    names = [state.originals[part] for part in own.split(JOIN) if part in state.originals]
+    turned = state.layout.out_first and target.endswith(TRANSPOSED)
 
     def load() -> Tensor:
         if not names:
@@ -215,12 +245,13 @@ def _source_tensor(
         parts = [tensors[name] for name in names]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         # Rows beyond the vocabulary are padding; elsewhere the slice takes all there is.
-        return transposed(target, tensor)[: shape[0]].contiguous()
+        return (tensor.T if turned else tensor)[: shape[0]].contiguous()
 
-    return ForeignTensor(JOIN.join(names) or ZEROS, shape, target.endswith(TRANSPOSED), load)
+    return ForeignTensor(JOIN.join(names) or ZEROS, shape, turned, load)
 
 
 def _about(state: StateDict, *, tied: bool, without: bool) -> Iterator[str]:
+    yield from state.notes
     if state.n_masks:
         yield f"{state.n_masks} mask buffer(s) were left out: they hold no weights"
     if without:

@@ -11,6 +11,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -171,14 +172,21 @@ def _instructions(path: Path, program: IO[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _stand_in(path: Path, name: str) -> type:
-    """A class that holds the attributes of an unknown one and does nothing. An object is restored by
-    its `__new__`, while a function that the pickle calls comes to `__init__`.
+    """A class whose objects are tables that hold the attributes and entries of an unknown one's, and do
+    nothing. An object is restored by its `__new__`; what the pickle calls comes to the class's `__call__`.
+
+    Only into tables and OrderedDicts does torch write entries, and into an OrderedDict attributes too.
     """
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise _would_run(path, name)
 
-    return type(name.rpartition(".")[2], (), {"__init__": refuse})
+    def restore(*_: Any, **__: Any) -> OrderedDict[Any, Any]:
+        return OrderedDict()
+
+    callable_by_none = type("StandIn", (type,), {"__call__": refuse})
+    made: type = callable_by_none(name.rpartition(".")[2], (), {"__new__": restore})
+    return made
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
@@ -192,11 +200,12 @@ def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
         if isinstance(value, Tensor):
             if value.layout == torch.strided and not value.is_meta:
                 yield value.untyped_storage()
-        elif isinstance(value, Mapping):
+            continue
+        if isinstance(value, Mapping):
             waiting += value.values()
         elif isinstance(value, (list, tuple)):
             waiting += value
-        elif hasattr(value, "__dict__"):
+        if hasattr(value, "__dict__"):
             waiting.append(vars(value))
 
 

@@ -12,6 +12,7 @@ tensor is compared.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,18 @@ def expected_logits(source: ForeignModel, dtype: torch.dtype) -> ExpectedLogits:
             return array.astype(np.float32, copy=False)
         return torch.from_numpy(array.astype(np.float32)).to(dtype).float().numpy()
 
-    logits = reference_logits(source.raw, source.format, source.config, prompts, rounded=rounded)
+    logits_of = partial(
+        reference_logits,
+        source.raw,
+        source.format,
+        source.config,
+        rounded=rounded,
+        score_scales=source.score_scales,
+    )
+    logits = logits_of(prompts)
     loss, knows_nothing = loss_of(logits[-1], prompts[-1]), math.log(source.config.vocab_size)
     if loss > 0.5 * knows_nothing:  # hardly trained, or broken
-        (other,) = reference_logits(
-            source.raw, source.format, source.config, prompts[-1:], rounded=rounded, transposed=True
-        )
+        (other,) = logits_of(prompts[-1:], transposed=True)
         transposed = loss_of(other, prompts[-1])
         if transposed < 0.95 * knows_nothing and transposed < loss - 0.5:
             name = next(t.source for n, t in source.tensors.items() if n.endswith("attn.c_proj.weight"))

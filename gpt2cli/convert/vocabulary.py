@@ -6,13 +6,11 @@
 import os
 from pathlib import Path
 
+from gpt2cli.checkpoints.folder import fits_rows
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.files import PAIRS, TOKENIZER_JSON, load_tokenizer
-
-# Embeddings are made larger than the vocabulary because such sizes multiply faster (nanoGPT: 50304).
-PADDED_TO = (64, 128, 256, 512, 1024)
 
 
 def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...], list[str]]:
@@ -24,8 +22,7 @@ def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...],
     files = tokenizer_files(path.parent)
     beside = [load_tokenizer(path.parent)] if files else []
     for tokenizer in (*beside, gpt2()):
-        n_vocab = tokenizer.n_vocab
-        if n_rows == n_vocab or n_rows in {-(-n_vocab // step) * step for step in PADDED_TO}:
+        if fits_rows(tokenizer.n_vocab, n_rows):
             taken = files if tokenizer in beside else ()
             return tokenizer, taken, _notes(tokenizer, n_rows, taken)
     raise InputError(
@@ -37,6 +34,14 @@ def tokenizer_for(path: Path, n_rows: int) -> tuple[Tokenizer, tuple[Path, ...],
         "put its tokenizer.json, or vocab.json and merges.txt, beside the file;"
         " characters are trained here by: gpt2 pretrain shakespeare-char",
     )
+
+
+def cut_note(n_vocab: int, n_rows: int) -> list[str]:
+    """The note about padding that was cut off, if there was any."""
+    if n_rows == n_vocab:
+        return []
+    n_cut = n_rows - n_vocab
+    return [f"{n_cut} rows of the embedding from {n_vocab} on stand for no token and were cut off"]
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
@@ -51,10 +56,5 @@ def tokenizer_files(folder: Path) -> tuple[Path, ...]:
 def _notes(tokenizer: Tokenizer, n_rows: int, files: tuple[Path, ...]) -> list[str]:
     names = " and ".join(file.name for file in files)
     of = f"the tokenizer beside it ({names})" if files else "GPT-2's tokenizer"
-    notes = [f"the file holds no tokenizer: {of} is taken, {tokenizer.n_vocab} tokens"]
-    if n_rows > tokenizer.n_vocab:
-        notes.append(
-            f"{n_rows - tokenizer.n_vocab} rows of the embedding from {tokenizer.n_vocab} on stand for no"
-            " token and were cut off"
-        )
-    return notes
+    taken = f"the file holds no tokenizer: {of} is taken, {tokenizer.n_vocab} tokens"
+    return [taken, *cut_note(tokenizer.n_vocab, n_rows)]

@@ -165,6 +165,15 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Downloa
             return hf_hub.read_listing(path, repository)
         except UnreachableError as error:
             trouble = error.why
+        except ServiceError:
+            if (yield from _is_dataset(repository, request)):
+                raise InputError(
+                    f"{repository}: is a data set, not a model",
+                    "a model is trained on its text",
+                    f"{hf_hub.fetching(repository)} --repo-type dataset"
+                    f" && gpt2 prepare {repository.partition('/')[2]}",
+                ) from None
+            raise
     if path.exists():
         yield DownloadProgress("list of files", note=f"{trouble}; taking the list of an earlier download")
         return hf_hub.read_listing(path, repository)
@@ -180,6 +189,20 @@ def _list(repository: str, revision: str, request: Request) -> Generator[Downloa
         )
     yield DownloadProgress("list of files", note=f"{trouble}; taking what is here")
     return listing
+
+
+def _is_dataset(repository: str, request: Request) -> Generator[DownloadProgress, None, bool]:
+    """Whether the hub has a data set of this name, after it has refused a model."""
+    path = hub_folder(repository) / "dataset.json"
+    url, headers = hf_hub.dataset_url(repository, request.base_url), hf_hub.headers(request.base_url)
+    expected = Expected(max_size=hf_hub.MAX_LISTING)
+    try:
+        for step in fetch(url, path, expected, headers=headers, policy=request.policy):
+            yield DownloadProgress("list of files", note=step.note)
+    except (ServiceError, InputError):
+        return False
+    path.unlink(missing_ok=True)
+    return True
 
 
 @dataclass(frozen=True)
@@ -204,10 +227,20 @@ class _Job:
     n_parameters: int = 0  # if that is known before config.json
     records: dict[str, Record] = field(default_factory=dict)
 
+    @property
+    def repository(self) -> str:
+        return self.folder.parent.name.replace("--", "/")
+
     def have(self, item: _Item, record: Record) -> None:
         """Raises InputError for the config.json of something else than a GPT-2."""
         if self.origin.source == HUB and item.name == CONFIG:
-            read_gpt2_config(self.folder / CONFIG, self.folder.parent.name.replace("--", "/"), or_body=True)
+            try:
+                read_gpt2_config(self.folder / CONFIG, self.repository, to_convert=True)
+            except InputError as error:
+                fix = error.fix.replace(self.repository, self.repository.partition("/")[2])
+                if fix != error.fix:  # a command for the folder, which is not here yet
+                    fix = f"{hf_hub.fetching(self.repository)} && {fix}"
+                raise InputError(error.what, error.why, fix) from None
         self.records[item.name] = record
 
 
@@ -225,6 +258,8 @@ def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, N
     sizes |= {name: record.size for name, record in job.records.items()}
     origin = job.origin if missing or not known else known.origin
     for n, item in enumerate(missing):
+        if job.origin.source == HUB and request.convert and hf_hub.is_weights(item.name):
+            _require_readable(job)
         if item.name != CONFIG:  # which may tell that nothing else is of use
             needed = sum(sizes[it.name] - n_partial_bytes(job.folder / it.name) for it in missing[n:])
             require_room(job.folder, max(0, needed) + _room_to_convert(job, request), FREE_SOME)
@@ -237,13 +272,29 @@ def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, N
     yield DownloadProgress(all_done=n_bytes, all_total=n_bytes, result=result)
 
 
+def _require_readable(job: _Job) -> None:
+    """The config and the tokenizer, which are here, are those of a model that can be converted.
+
+    Raises InputError that names the repository, before any weights are fetched.
+    """
+    from gpt2cli.convert.hf_folder import read_texts
+
+    try:
+        read_texts(job.folder)
+    except InputError as error:
+        what, why = (text.replace(str(job.folder), job.repository) for text in (error.what, error.why))
+        name = job.repository.partition("/")[2]
+        fix = f"put a tokenizer that fits into the folder, then: gpt2 convert {name}"
+        raise InputError(what, why, f"{hf_hub.fetching(job.repository)}; {fix}") from None
+
+
 def _room_to_convert(job: _Job, request: Request) -> int:
     """Bytes of the model that is made of the files, in fp32 whatever theirs are; 0 where that is unknown."""
     if not request.convert:
         return 0
     n_parameters = job.n_parameters
     if CONFIG in job.records:
-        config = read_gpt2_config(job.folder / CONFIG, job.folder.parent.name, or_body=True)
+        config = read_gpt2_config(job.folder / CONFIG, job.repository, to_convert=True)
         n_parameters = config.n_parameters
     return 4 * n_parameters + TOKENIZER_BYTES if n_parameters else 0
 

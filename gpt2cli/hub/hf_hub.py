@@ -24,6 +24,7 @@ _BESIDE = (
     *("manifest.json", "recipe.yaml", "conversion.json", "prompt.json"),
 )
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))  # the first that is there is taken
+_TENSORS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")  # files that convert can look into
 MAX_LISTING = 32 << 20  # bytes
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
@@ -79,6 +80,11 @@ def listing_url(repository: str, revision: str, base_url: str | None) -> str:
     return f"{endpoint(base_url)}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
 
 
+def dataset_url(repository: str, base_url: str | None) -> str:
+    """The hub's answer about a data set of this name, if there is one."""
+    return f"{endpoint(base_url)}/api/datasets/{repository}"
+
+
 def file_url(listing: Listing, name: str, base_url: str | None) -> str:
     from huggingface_hub import hf_hub_url
 
@@ -92,6 +98,7 @@ def read_listing(path: Path, repository: str) -> Listing:
             answer = json.loads(file.read(MAX_LISTING))
             commit = answer["sha"]
             known = {str(entry["rfilename"]): _expected(entry) for entry in answer["siblings"]}
+            tags = [tag for tag in answer.get("tags") or () if isinstance(tag, str)]
             if not re.fullmatch(r"[0-9a-f]{40}", commit):
                 raise ValueError(commit)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -101,7 +108,19 @@ def read_listing(path: Path, repository: str) -> Listing:
                 "the server's answer is not the hub's",
                 "look at HF_ENDPOINT and --base-url",
             ) from None
-    return _listing(repository, commit, known)
+    # "base_model:quantized:openai-community/gpt2", or without the word between
+    bases = [tag.rpartition(":")[2] for tag in tags if tag.startswith("base_model:")]
+    return _listing(repository, commit, known, next(filter(_NAME.fullmatch, bases), ""))
+
+
+def fetching(repository: str) -> str:
+    """huggingface_hub's own command, which fetches whatever a repository holds."""
+    return f"hf download {repository} --local-dir {repository.partition('/')[2]}"
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a listing holds weights, or is their index."""
+    return name.startswith(tuple(f"{stem}{end}" for stem, _ in _WEIGHTS for end in ".-"))
 
 
 def listing_from_cache(repository: str, revision: str) -> Listing | None:
@@ -133,12 +152,12 @@ def in_cache(repository: str, commit: str, name: str) -> Path | None:
     return Path(found).resolve() if isinstance(found, str) else None
 
 
-def _listing(repository: str, commit: str, known: dict[str, Expected]) -> Listing:
+def _listing(repository: str, commit: str, known: dict[str, Expected], base: str = "") -> Listing:
     known = known | hub_files(repository, commit)
-    return Listing(repository, commit, {name: known[name] for name in _needed(repository, known)})
+    return Listing(repository, commit, {name: known[name] for name in _needed(repository, known, base)})
 
 
-def _needed(repository: str, names: Collection[str]) -> list[str]:
+def _needed(repository: str, names: Collection[str], base: str) -> list[str]:
     """The files that make a GPT-2, small ones first. Raises InputError if some are missing."""
     beside = [name for name in _BESIDE if name in names]
     for stem, suffix in _WEIGHTS:
@@ -147,11 +166,43 @@ def _needed(repository: str, names: Collection[str]) -> list[str]:
         shards = sorted(filter(shard.fullmatch, names)) if index in names else []
         if CONFIG in names and (single in names or shards):
             return [CONFIG, *beside, *([single] if single in names else [index, *shards])]
-    raise InputError(
-        f"{repository}: holds no model that can be read here",
-        "a config.json and model.safetensors or pytorch_model.bin are needed, whole or in shards",
-        "gpt2 download --list",
+    raise _no_model(repository, names, base)
+
+
+def _no_model(repository: str, names: Collection[str], base: str) -> InputError:
+    """What a repository is instead of a whole model, and what to do; `base` is what its card names."""
+    from gpt2cli.convert.hf_folder import OTHERS, unread_weights
+
+    folder = repository.partition("/")[2]
+    fetch = fetching(repository)
+    if "adapter_config.json" in names:
+        return InputError(
+            f"{repository}: holds an adapter, no whole model",
+            f"it is added to its base{', ' + base if base else ''}, which is downloaded too",
+            f"{fetch} && gpt2 convert {folder} --merge",
+        )
+    if others := [name for name in OTHERS if name in names and CONFIG in names]:
+        return unread_weights(f"{repository}/{others[0]}", folder, fetch)
+    if any(name.endswith(".gguf") for name in names):
+        return InputError(
+            f"{repository}: holds GGUF files alone",
+            "GGUF is an export only: its numbers may have been rounded",
+            f"gpt2 download {base}" if base else "download the repository that they were made from",
+        )
+    why = "a config.json and model.safetensors or pytorch_model.bin are needed, whole or in shards"
+    weights = sorted(
+        (name for name in names if name.endswith(_TENSORS)), key=lambda name: (name.count("/"), name)
     )
+    whole = [name.rpartition("/")[0] for name in weights if f"{name.rpartition('/')[0]}/{CONFIG}" in names]
+    if whole:  # a Trainer's checkpoints, say
+        place = max(whole, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+        listed, fix = place, f"{fetch} --include '{place}/*' && gpt2 convert {folder}/{place}"
+    elif weights:
+        listed, fix = ", ".join(weights[:4]), f"{fetch} {weights[0]} && gpt2 convert {folder}/{weights[0]}"
+    else:
+        listed, fix = "", "gpt2 download --list"
+    why += f"; there is {listed}" if listed else ""
+    return InputError(f"{repository}: holds no model that can be read here", why, fix)
 
 
 def _expected(entry: dict[str, object]) -> Expected:

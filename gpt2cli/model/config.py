@@ -3,11 +3,24 @@
 How they are used is in `layers.py` and `gpt2.py`.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, Self
 
 from gpt2cli.errors import InputError
+
+# transformers' names of the two GELUs.
+ACTIVATIONS = {
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+}
+_KNOWN = f"known are {', '.join(ACTIVATIONS)}"
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,10 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True  # the output layer is the token embedding, as OpenAI trained it
+    # Not in the repr, which identifies runs that began before these fields were here.
+    activation_function: str = field(default="gelu_new", repr=False)  # "gelu" is the exact one
+    embd_pdrop: float | None = field(default=None, repr=False)  # for embeddings alone; None is `dropout`
+    attn_pdrop: float | None = field(default=None, repr=False)  # for attention alone; None is `dropout`
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width"):
@@ -34,6 +51,8 @@ class GPT2Config:
                 f"config: n_head {self.n_head} does not divide n_embd {self.n_embd}",
                 "each head takes an equal share of the channels",
             )
+        if self.activation_function not in ACTIVATIONS.values():
+            raise InputError(f"config: activation_function is {self.activation_function}", _KNOWN)
 
     @property
     def head_width(self) -> int:
@@ -43,6 +62,17 @@ class GPT2Config:
     @property
     def mlp_width(self) -> int:
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def dropouts(self) -> dict[str, float]:
+        """The three rates under Hugging Face's names."""
+        embeddings = self.dropout if self.embd_pdrop is None else self.embd_pdrop
+        attention = self.dropout if self.attn_pdrop is None else self.attn_pdrop
+        return {"resid_pdrop": self.dropout, "embd_pdrop": embeddings, "attn_pdrop": attention}
+
+    def with_dropout(self, rate: float) -> Self:
+        """The same model with one rate for all three, as recipes have it."""
+        return replace(self, dropout=rate, embd_pdrop=None, attn_pdrop=None)
 
     @property
     def n_parameters(self) -> int:
@@ -63,6 +93,11 @@ PRESETS: dict[str, GPT2Config] = {
     "1558M": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
 }
 
+# The fields that a config.json has under the same names.
+_NUMBERS = (
+    *("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner"),
+    *("layer_norm_epsilon", "initializer_range", "tie_word_embeddings"),
+)
 # The fields that determine the names and shapes of the weights.
 _shape = attrgetter(
     "n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width", "tie_word_embeddings"
@@ -75,16 +110,14 @@ def size_of(config: GPT2Config) -> str | None:
     return next(same, None)
 
 
-_HF_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+_DROPOUT = 0.1  # each rate that a config.json leaves out, as in transformers
 # What layers.py implements; any other value in a config.json describes another model.
-_FIXED = {
-    "model_type": "gpt2",
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
-}
+_FIXED = {"model_type": "gpt2", "add_cross_attention": False}
+# Further factors of attention's scores, which a conversion multiplies into the query's weights.
+_SCALES = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+# Only the order of the operations, and the precision of one.
+_NUMERICS = {"reorder_and_upcast_attn": False}
+_OTHERS = "gpt2 download --list"  # models that can be read
 # Beyond these a config.json is damaged: modules would be built for it.
 _LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 
@@ -92,24 +125,29 @@ _LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 def to_hugging_face(config: GPT2Config) -> dict[str, Any]:
     """The content of config.json for GPT2LMHeadModel, without the ids of special tokens."""
     values = asdict(config)
-    dropout = values.pop("dropout")
+    del values["dropout"]
     return {
         "architectures": ["GPT2LMHeadModel"],
         **_FIXED,
+        **_SCALES,
+        **_NUMERICS,
         **values,
         "n_ctx": config.n_positions,
-        **dict.fromkeys(_HF_DROPOUTS, dropout),
+        **config.dropouts,
         "torch_dtype": "float32",
     }
 
 
-def from_hugging_face(values: dict[str, Any]) -> GPT2Config:
-    """Read a config.json from any program. Raises InputError for a model that is not GPT-2."""
-    for name, ours in _FIXED.items():
+def from_hugging_face(values: dict[str, Any], *, to_convert: bool = False) -> GPT2Config:
+    """Read a config.json from any program. Raises InputError for a model that is not GPT-2.
+
+    `to_convert`: the factors of `score_scales` are taken care of by the caller.
+    """
+    for name, ours in (_FIXED if to_convert else _FIXED | _SCALES).items():
         theirs = values.get(name, ours)
         if theirs != ours:
-            raise _wrong(name, theirs, f"GPT-2 as it is built here has {name} {ours!r}")
-    known = {name: values[name] for name in GPT2Config.__dataclass_fields__ if name in values}
+            raise _wrong(name, theirs, f"GPT-2 as it is built here has {name} {ours!r}", _OTHERS)
+    known = {name: values[name] for name in _NUMBERS if name in values}
     for name, value in known.items():
         if name == "n_inner" and value is None:
             continue
@@ -124,11 +162,38 @@ def from_hugging_face(values: dict[str, Any]) -> GPT2Config:
             raise _wrong(name, value, "a number between 0 and 1 is needed here")
         if value > _LARGEST.get(name, 2**20):
             raise _wrong(name, value, "no model is that large")
-    dropout = values.get("resid_pdrop", 0.0)
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise _wrong("resid_pdrop", dropout, "a rate from 0 to 1 is needed here")
-    return GPT2Config(**{**known, "dropout": float(dropout)})
+    activation = values.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise _wrong("activation_function", activation, _KNOWN, _OTHERS)
+    rates = {name: values.get(name, _DROPOUT) for name in GPT2Config().dropouts}
+    for name, rate in rates.items():
+        if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < 1:
+            raise _wrong(name, rate, "a rate from 0 to 1 is needed here")
+    dropout = rates["resid_pdrop"]
+    return GPT2Config(
+        **known,
+        dropout=float(dropout),
+        activation_function=ACTIVATIONS[activation],
+        embd_pdrop=None if rates["embd_pdrop"] == dropout else float(rates["embd_pdrop"]),
+        attn_pdrop=None if rates["attn_pdrop"] == dropout else float(rates["attn_pdrop"]),
+    )
 
 
-def _wrong(name: str, value: object, why: str) -> InputError:
-    return InputError(f"config.json: {name} is {value!r}"[:200], why)
+def score_scales(values: Mapping[str, Any], config: GPT2Config) -> tuple[float, ...]:
+    """By what each block of a config.json's model multiplies attention's scores, 1 / sqrt(D) aside.
+
+    Empty where nothing does, as in GPT-2. Raises InputError if a setting is neither true nor false.
+    """
+    settings = {name: values.get(name, ours) for name, ours in _SCALES.items()}
+    for name, value in settings.items():
+        if not isinstance(value, bool):
+            raise _wrong(name, value, "true or false is needed here")
+    if settings == _SCALES:
+        return ()
+    width = 1.0 if settings["scale_attn_weights"] else math.sqrt(config.head_width)
+    by_layer = settings["scale_attn_by_inverse_layer_idx"]
+    return tuple(width / (layer + 1 if by_layer else 1) for layer in range(config.n_layer))
+
+
+def _wrong(name: str, value: object, why: str, fix: str = "") -> InputError:
+    return InputError(f"config.json: {name} is {value!r}"[:200], why, fix)

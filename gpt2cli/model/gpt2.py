@@ -23,7 +23,7 @@ class GPT2(nn.Module):
         self.config = config
         self.wte = Embedding(config.vocab_size, config.n_embd)  # token embedding, (V, C)
         self.wpe = Embedding(config.n_positions, config.n_embd)  # position embedding, (n_positions, C)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.dropouts["embd_pdrop"])
         self.h = nn.ModuleList(Block(config, layer, attention) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         # In training: store only each block's input, and run the block again in the backward pass.

@@ -89,6 +89,7 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # q, k and v of all heads side by side
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
+        self.score_dropout = Dropout(config.dropouts["attn_pdrop"])
 
     def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-        y = self.attend(q, k, v, mask, self.dropout.active_rate)  # (B, H, T, D)
+        y = self.attend(q, k, v, mask, self.score_dropout.active_rate)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         x = self.dropout(self.c_proj(y))  # (B, T, C)
         return x
@@ -107,6 +108,14 @@ def gelu(x: Tensor) -> Tensor:
     return gelu_by_sigmoid(x) if torch.compiler.is_compiling() else F.gelu(x, approximate="tanh")
 
 
+def exact_gelu(x: Tensor) -> Tensor:
+    """x times the share of a normal distribution below x (Hendrycks and Gimpel 2016); Cerebras-GPT has it."""
+    return F.gelu(x)
+
+
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu_new": gelu, "gelu": exact_gelu}
+
+
 class MLP(nn.Module):
     """Two linear layers around a GELU, position by position."""
 
@@ -114,10 +123,11 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = Linear(config.n_embd, config.mlp_width)
         self.c_proj = Linear(config.mlp_width, config.n_embd)
+        self.activation = ACTIVATION[config.activation_function]
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = gelu(self.c_fc(x))  # (B, T, mlp_width), 4 * C
+        h = self.activation(self.c_fc(x))  # (B, T, mlp_width), 4 * C
         x = self.dropout(self.c_proj(h))  # (B, T, C)
         return x
 

@@ -14,6 +14,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,29 @@ class BPE:
             return self
         assert [token.id for token in added] == list(range(self.n_vocab, self.n_vocab + len(added)))
         tokens = [*self.tokens, *(token.content.encode() for token in added)]
-        name = self.name if len(tokens) == N_GPT2 else "bpe"
+        return self._resized(tokens, [*self.added, *added], self.special if self.special.stops else None)
+
+    def with_rows(self, n_rows: int) -> tuple["BPE", tuple[AddedToken, ...]]:
+        """Without the added tokens that have no row in an embedding of `n_rows`; and these. Programs add a
+        padding token that the model never sees. Unchanged where an ordinary token has no row.
+        """
+        beyond = tuple(token for token in self.added if token.id >= n_rows)
+        if len(beyond) != self.n_vocab - n_rows:
+            return self, ()
+        special, added = self.special, [token for token in self.added if token.id < n_rows]
+        stops = tuple(id for id in special.stops if id < n_rows)
+        pad = None if special.pad is None or special.pad >= n_rows else special.pad
+        kept = replace(special, stops=stops, pad=pad) if stops and special.eos < n_rows else None
+        return self._resized(self.tokens[:n_rows], added, kept), beyond
+
+    def _resized(
+        self, tokens: list[bytes], added: Sequence[AddedToken], special: SpecialTokens | None
+    ) -> "BPE":
         unmade = self.specials.difference(token.id for token in self.added)
-        larger = BPE(
-            tokens, (), (*self.added, *added), unmade, self.special if self.special.stops else None, name
-        )
-        larger._merges = self._merges
-        return larger
+        is_gpt2 = len(tokens) == N_GPT2 and (self.name == "gpt2" or self.tokens[:N_GPT2] == gpt2().tokens)
+        other = BPE(tokens, (), added, unmade, special, "gpt2" if is_gpt2 else "bpe")
+        other._merges = self._merges
+        return other
 
     def with_special(self, special: SpecialTokens) -> "BPE":
         """The same vocabulary, whose ids mean what another model says."""

@@ -48,15 +48,18 @@ BYTE_LEVEL = {
 }
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, default: BPE | None = None) -> Tokenizer:
     """The tokenizer of a model folder or of a prepared corpus, with the ids that end, begin and pad texts.
 
-    Like transformers, prefers tokenizer.json where there are several. Raises InputError where
+    Like transformers, prefers tokenizer.json where there are several. `default` is taken where there is none.
+    Raises InputError where
     files are missing, damaged, do not belong together, or encode in a way that GPT-2 does not.
     """
     settings = _read_settings(folder)
     if os.path.lexists(folder / TOKENIZER_JSON):
         tokenizer, adds_bos = _from_tokenizer_json(folder / TOKENIZER_JSON)
+    elif default and not any(os.path.lexists(folder / name) for pair in PAIRS for name in pair):
+        tokenizer, adds_bos = default, False
     else:
         tokenizer, adds_bos = _from_pair(folder, settings), bool(settings.get("add_bos_token"))
     if isinstance(tokenizer, Chars):

@@ -28,6 +28,7 @@ class BaseLM:
     tokenizer: Tokenizer
     folder: Path | None  # None: random weights
     seed: int
+    notice: str = ""  # a sentence for the user, where the recipe's dropout replaces several rates
 
     @property
     def name(self) -> str:
@@ -62,7 +63,11 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
             error.why,
             f"{error.fix}; or start from another model: init=newest, init=runs/NAME, init={SCRATCH}",
         ) from None
-    return BaseLM(replace(config, dropout=dropout), tokenizer, folder, recipe.seed)
+    rates, notice = config.dropouts, ""
+    if len(set(rates.values())) > 1:
+        theirs = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        notice = f"the dropout rate is {dropout:g} everywhere (model.dropout); {recipe.init} has {theirs}"
+    return BaseLM(config.with_dropout(dropout), tokenizer, folder, recipe.seed, notice)
 
 
 def random_weights(recipe: FinetuneRecipe | PretrainRecipe, tokenizer: Tokenizer) -> BaseLM:
@@ -91,7 +96,7 @@ def base_to_train_further(
             "position embeddings beyond that were never trained",
             f"model.context={longest}",
         )
-    notices = []
+    notices = [base.notice] if base.notice else []
     if context < longest:
         notices.append(f"the context of {recipe.init} is cut from {longest} to {context} positions")
     shape = {

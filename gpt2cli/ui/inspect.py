@@ -207,6 +207,8 @@ def _memory(summary: ModelInfo) -> list[Row]:
 
 def _config(summary: ModelInfo) -> list[Row]:
     c = summary.config
+    tanh = c.activation_function == "gelu_new"
+    rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(c.dropouts.values()))
     return [
         ("n_layer", f"{c.n_layer}", "blocks"),
         ("n_head", f"{c.n_head}", f"heads of {c.head_width} channels"),
@@ -214,7 +216,8 @@ def _config(summary: ModelInfo) -> list[Row]:
         ("n_inner", f"{c.mlp_width}", "channels inside the MLP"),
         ("n_positions", f"{c.n_positions}", "tokens of context"),
         ("vocab_size", f"{c.vocab_size}", "tokens in the vocabulary"),
-        ("dropout", f"{c.dropout:g}", "in training only"),
+        ("activation_function", c.activation_function, "the tanh GELU" if tanh else "the exact GELU"),
+        ("dropout", rates, "in training only"),
         ("layer_norm_epsilon", f"{c.layer_norm_epsilon:g}", ""),
         ("initializer_range", f"{c.initializer_range:g}", "std of new matrices"),
         ("tie_word_embeddings", "yes" if c.tie_word_embeddings else "no", "lm_head is wte"),

@@ -113,7 +113,7 @@ def test_a_classifier_is_no_language_model(folder: Path) -> None:
     [
         (["GPT2ForSequenceClassification"], "not a language model", "gpt2 classify"),
         (["GPT2Model"], "not a language model", "gpt2 convert"),
-        (["GPT2DoubleHeadsModel"], "not a language model", "gpt2 download"),
+        (["GPT2DoubleHeadsModel"], "not a language model", "gpt2 convert"),
         (["LlamaForCausalLM"], "not a GPT-2 language model", "gpt2 download"),
         ({"GPT2LMHeadModel": 1}, "not a GPT-2 language model", "gpt2 download"),
         ([7], "holds a 7", "gpt2 download"),
@@ -127,7 +127,7 @@ def test_other_models_are_refused_with_the_command_that_takes_them(
         with pytest.raises(InputError) as caught:
             look(folder)
         assert said in caught.value.what and caught.value.fix.startswith(fix)
-    require_language_model(folder, {"architectures": ["GPT2Model"]}, or_body=True)
+    require_language_model(folder, {"architectures": ["GPT2Model"]}, to_convert=True)
     require_language_model(folder, {"architectures": []})
 
 

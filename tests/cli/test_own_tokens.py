@@ -324,3 +324,30 @@ def test_each_document_begins_with_the_bos_that_a_tokenizer_adds(tmp_path: Path,
     assert ids == [id for line in lines for id in (*reference(line["text"])["input_ids"], end)]
     encoded = encode_documents([line["text"] for line in lines], load_tokenizer(folder), "texts")
     assert encoded.ids.tolist() == [id for line in lines for id in reference(line["text"])["input_ids"]]
+
+
+def test_a_folder_without_tokenizer_files_stops_where_its_config_says(tmp_path: Path, gpt2: Run) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=1, n_embd=16, n_head=2, n_positions=32, initializer_range=0.35, eos_token_id=[13, 198]
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "bare")
+    found = gpt2("convert", tmp_path / "bare", "--out", tmp_path / "m")
+    assert found.code == 0 and "GPT-2's vocabulary of 50257 is taken" in found.err
+    assert load_tokenizer(tmp_path / "m").special.stops == (13, 198)
+    assert GenerationConfig.from_pretrained(tmp_path / "m").eos_token_id == [13, 198]
+
+
+def test_an_added_token_without_a_row_is_left_out(tmp_path: Path, gpt2: Run) -> None:
+    """A padding token that was added without a resize: what many fine-tunes of 2020 to 2023 have."""
+    torch.manual_seed(0)
+    folder = tmp_path / "unresized"
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, n_positions=32)).save_pretrained(folder)
+    save_tokenizer(gpt2_tokenizer(), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    found = gpt2("convert", folder, "--out", tmp_path / "m")
+    assert found.code == 0, found.err
+    assert "added tokens without a row in the embedding were left out: [PAD]" in found.err
+    assert load_tokenizer(tmp_path / "m") is gpt2_tokenizer()

@@ -159,7 +159,7 @@ def refused(folder: Path, *said: str) -> None:
             {"architectures": ["GPT2ForSequenceClassification"]},
             ("GPT2ForSequenceClassification", "classifies texts"),
         ),
-        ({"architectures": ["GPT2DoubleHeadsModel"]}, ("GPT2DoubleHeadsModel", "another head")),
+        ({"architectures": ["GPT2ForTokenClassification"]}, ("GPT2ForTokenClassification", "another head")),
         ({"architectures": ["LlamaForCausalLM"]}, ("LlamaForCausalLM", "only GPT-2")),
         ({"architectures": {"GPT2LMHeadModel": 1}}, ("not a GPT-2 language model",)),
         ({"architectures": [7]}, ("holds a 7",)),

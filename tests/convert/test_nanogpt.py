@@ -16,7 +16,7 @@ from words import BYTES
 from gpt2cli.checkpoints.folder import TRANSPOSED, stored_shapes
 from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
-from gpt2cli.convert.nanogpt import nanogpt_source, require_expressible, write_nanogpt
+from gpt2cli.convert.nanogpt import require_expressible, write_nanogpt
 from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.errors import InputError
 from gpt2cli.model.config import GPT2Config
@@ -159,12 +159,13 @@ def test_an_unknown_vocabulary_says_what_to_do(tmp_path: Path) -> None:
 def test_a_bare_state_dict_needs_the_number_of_heads(tmp_path: Path) -> None:
     model = nano()
     path = tmp_path / "weights.pt"
-    with nanogpt_source(path, dict(model.state_dict()), n_head=2) as source:
+    torch.save(model.state_dict(), path)
+    with open_foreign(path, n_head=2) as source:
         assert torch.allclose(logits_of(source), logits(model), atol=2e-5, rtol=0)
         assert "as --n-head says" in " ".join(source.notes)
     with (
         pytest.raises(InputError, match="number of attention heads") as caught,
-        nanogpt_source(path, dict(model.state_dict())),
+        open_foreign(path),
     ):
         pass
     assert "--n-head" in caught.value.fix

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -120,13 +121,28 @@ def test_a_strange_place_and_what_lies_around_do_no_harm(
     assert capfd.readouterr() == ("", "")
 
 
-def test_of_several_checkpoints_none_is_guessed(folder: Path) -> None:
-    for name in ("model-1000.index", "model-2000.index"):
-        shutil.copy(folder / INDEX, folder / name)
-    (folder / INDEX).unlink()
-    with pytest.raises(InputError, match=r"there is no model\.ckpt\.index") as caught, open_openai(folder):
-        pass
-    assert "model-1000, model-2000" in caught.value.why
+def test_of_several_checkpoints_the_one_that_the_pointer_names_is_read(folder: Path) -> None:
+    for path in list(folder.glob("model.ckpt.*")):
+        for step in (500, 1000):
+            shutil.copy(path, path.with_name(path.name.replace("model.ckpt", f"model-{step}")))
+        path.unlink()
+    pointer = folder / "checkpoint"
+    pointer.write_text(
+        'model_checkpoint_path: "/content/checkpoint/run1/model-1000"\n'
+        'all_model_checkpoint_paths: "model-500"\nall_model_checkpoint_paths: "model-1000"\n'
+    )
+    with open_openai(folder) as source:
+        assert {path.name for path in source.files if path.suffix == ".index"} == {"model-1000.index"}
+        assert "model-1000 is read" in source.notes[0] and "not model-500" in source.notes[0]
+    for text in (None, "", 'model_checkpoint_path: "model-1500"\n', "\0\xff"):
+        pointer.unlink(missing_ok=True)
+        if text is not None:
+            pointer.write_text(text)
+        with pytest.raises(InputError, match="model-1000, model-500") as caught, open_openai(folder):
+            pass
+    subprocess.run(caught.value.fix, shell=True, check=True)
+    with open_openai(folder) as source:
+        assert "model-1000 is read" in source.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,29 @@ def state_of(model: transformers.GPT2LMHeadModel = THEIRS) -> dict[str, torch.Te
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+Tensors = dict[str, torch.Tensor]
+IDS = torch.randint(0, 257, (2, 24), generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    """For IDS, (2, 24, 257); of transformers' models and of ours."""
+    found = model(IDS)
+    return getattr(found, "logits", found)[..., : BYTES.n_vocab]
+
+
+def named(change: Callable[[str], str], state: Tensors | None = None) -> Tensors:
+    return {change(name): tensor for name, tensor in (state or state_of()).items()}
+
+
+def padded(state: Tensors, n_rows: int) -> Tensors:
+    more = torch.full((n_rows - 257, 32), 9.0)  # rows that would win every softmax
+    return {
+        name: torch.cat([t, more]) if name in ("transformer.wte.weight", "lm_head.weight") else t
+        for name, t in state.items()
+    }
+
+
 def bare(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix("transformer."): t for name, t in state.items() if name != "lm_head.weight"}
 

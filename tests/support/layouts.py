@@ -49,6 +49,7 @@ def serve_hub(
     in_lfs: Collection[str] = ("model.safetensors",),
     repository: str = REPOSITORY,
     revision: str = "main",
+    tags: Collection[str] = (),
 ) -> None:
     """As huggingface.co: a list of files, small files by git's SHA-1, large ones on another path."""
     siblings = []
@@ -66,7 +67,7 @@ def serve_hub(
             site.headers[path] |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(data))}
             site.files[f"/store/{sha256}"] = site.files.pop(path)
             site.moved[path] = f"/store/{sha256}?signature=abc"
-    answer = {"id": repository, "sha": COMMIT, "siblings": siblings}
+    answer = {"id": repository, "sha": COMMIT, "siblings": siblings, "tags": list(tags)}
     for name in (revision, COMMIT):
         site.files[f"/api/models/{repository}/revision/{name}"] = json.dumps(answer).encode()
 

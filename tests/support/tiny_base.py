@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from plain_loop import Example
@@ -11,8 +12,10 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 LETTERS = "".join(map(chr, range(32, 127))) + "\n"
 
 
-def save_base(gpt2: Call, folder: Path, *, context: int = 96, tied: bool = True) -> Path:
-    """Random weights of standard deviation 0.2, biases too, so that nothing begins at zero."""
+def save_base(gpt2: Call, folder: Path, *, context: int = 96, tied: bool = True, **changes: Any) -> Path:
+    """Random weights of standard deviation 0.2, biases too, so that nothing begins at zero. `changes` are of
+    the config.
+    """
     Path("letters.txt").write_text(LETTERS * 3, encoding="utf-8")
     outcome = gpt2("prepare", "letters.txt", "--out", "letters", "--tokenizer", "chars", "--block", "8")
     assert outcome.code == 0, outcome.err
@@ -20,7 +23,7 @@ def save_base(gpt2: Call, folder: Path, *, context: int = 96, tied: bool = True)
         **{"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": context},
         **{"vocab_size": len(LETTERS) + 1, "tie_word_embeddings": tied},
         **{"bos_token_id": len(LETTERS), "eos_token_id": len(LETTERS)},
-        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} | changes,
     )
     draw = torch.Generator().manual_seed(3)
     model = GPT2LMHeadModel(config)

@@ -232,7 +232,7 @@ def _folder(config: GPT2Config, precision: str) -> Path:
 
 
 def _decoding_config(config: GPT2Config) -> dict[str, Any]:
-    return asdict(config) | {"dropout": 0.0, "initializer_range": 0.0}  # these matter in training only
+    return asdict(config.with_dropout(0.0)) | {"initializer_range": 0.0}  # these matter in training only
 
 
 def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
