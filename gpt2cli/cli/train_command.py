@@ -82,6 +82,7 @@ def train(
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.moved_paths import absolute_paths, moved_paths
+    from gpt2cli.training.retention import settle_best
     from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
@@ -107,12 +108,7 @@ def train(
     with runs.start_run(run, command.task):
         runs.sweep(run)
         checkpoint = _resume_point(run, from_, f"gpt2 {command.task} {recipe}") if resume else None
-        if (
-            checkpoint
-            and not from_
-            and command.is_complete(run, loaded.recipe)
-            and _nothing_to_do(checkpoint, loaded.recipe, run)
-        ):
+        if checkpoint and not from_ and _nothing_to_do(command, checkpoint, loaded.recipe, run):
             return
         stopping = "finishing this step and saving; again to leave at once"
         with (
@@ -126,8 +122,9 @@ def train(
 
             def record() -> None:
                 if from_ and checkpoint:
-                    for path in runs.go_back_to(run, checkpoint, setup.state):
+                    for path in runs.go_back_to(run, checkpoint):
                         say(f"note: put aside: {path}")
+                settle_best(run.folder, setup.state, loaded.recipe.eval.best)
                 _record(run, setup, checkpoint, given, origin)
 
             _train(command, setup, run, stop, record)
@@ -197,11 +194,15 @@ def _resume_point(run: "RunDir", from_: str | None, command: str) -> "Path | Non
     return checkpoint
 
 
-def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
-    """Whether the run has finished its steps or stopped early; if so, say so."""
+def _nothing_to_do(command: TrainCommand, checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
+    """Whether the run has finished its steps or stopped early, with all results; if so, say so."""
+    from gpt2cli.training.retention import settle_best
     from gpt2cli.training.train_state import read_state
 
     progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
+    settle_best(run.folder, progress, recipe.eval.best)
+    if not command.is_complete(run, recipe):
+        return False
     if progress.step >= steps and progress.evaluated == progress.step:
         more = f"optim.steps={2 * progress.step} continues it"
         done = f"has finished its {steps} steps"
@@ -223,18 +224,22 @@ def _train(
     record: Callable[[], None],
 ) -> None:
     """Train, with display and log. `record` is called once all options have been validated."""
+    from gpt2cli.recipe.schema import SCRATCH
     from gpt2cli.training import loop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.ui.plots import plot_losses
     from gpt2cli.ui.tensorboard import tensorboard_log
-    from gpt2cli.ui.training import TrainingView
+    from gpt2cli.ui.training import TrainingView, best_so_far
 
     recipe, first = setup.recipe, setup.state.step
-    signal_number, is_over = 0, True
+    stopped = Stopped(first, "")
+    start = "the model with random weights" if recipe.init == SCRATCH else "the base"
     with (
         tensorboard_log(run.folder / "tensorboard", recipe.log.tensorboard, first) as log,
-        TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
+        TrainingView(
+            recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first, start=start
+        ) as view,
         on_sigusr1() as save_now,
         _explain_divergence(command, run, setup),
     ):
@@ -252,9 +257,10 @@ def _train(
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
-                signal_number, is_over = event.signal, event.reason in ("finished", "patience")
-    if is_over and setup.state.best_step == 0:
-        say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
+                stopped = event
+    signal_number, is_over = stopped.signal, stopped.reason in ("finished", "patience")
+    if is_over and stopped.best_step == 0:
+        say(f"warning: training made it worse: {best_so_far(stopped, start)}; a smaller optim.lr may help")
     if is_over:
         signal_number = command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))
