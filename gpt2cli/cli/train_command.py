@@ -247,7 +247,14 @@ def _train(
         view.note(_headline(setup, run))
         if first:
             view.note(f"resuming after step {first}")
-        save = partial(runs.save_checkpoint, run, setup)
+        said = set[str]()
+
+        def notice(sentence: str) -> None:
+            if sentence not in said:  # of each save alike
+                view.note(f"note: {sentence}")
+            said.add(sentence)
+
+        save = partial(runs.save_checkpoint, run, setup, notice)
         for event in loop.train(setup, save=save, stop=stop, save_now=save_now):
             runs.append_event(run, event)
             log(event)
@@ -368,3 +375,20 @@ def _record(
         },
         resumed=checkpoint is not None,
     )
+    _pin_base(run, setup)
+
+
+def _pin_base(run: "RunDir", setup: "TrainingSetup") -> None:
+    """Adapters are nothing without their base: where that is a checkpoint of another run, it stays."""
+    from gpt2cli.recipe.loader import display_path
+    from gpt2cli.training.retention import pin
+
+    base = setup.task.base.folder
+    if setup.recipe.train != "lora" or base is None or not paths.is_checkpoint(base):
+        return
+    owner, step = display_path(base.parent.parent), int(base.name.removeprefix("step-"))
+    try:
+        pin(base, run.folder)
+        say(f"note: {owner} keeps step {step}: it is the base of these adapters")
+    except OSError as error:
+        say(f"warning: {base} cannot be pinned ({error.strerror}); the adapters are lost if it goes")

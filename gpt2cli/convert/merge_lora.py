@@ -5,8 +5,10 @@ the same name would give other logits without any error.
 """
 
 import os
+import re
+import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor
 from gpt2cli import paths
 from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import (
+    RECIPE,
     WEIGHTS,
     LoadedModel,
     load_model,
@@ -27,18 +30,22 @@ from gpt2cli.checkpoints.folder import (
 )
 from gpt2cli.checkpoints.lora_adapter import (
     ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
     ADAPTER_WEIGHTS,
     BASE,
     BASE_FORMAT,
+    LANGUAGE_MODEL,
     StoredAdapter,
     read_adapter,
     read_peft_config,
 )
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
+from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
 from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object
+from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS, add_lora, load_lora_state, merge_lora
 
 
@@ -50,7 +57,7 @@ def load_merged(
     Raises InputError if the base is missing or has changed, or the adapter is damaged.
     """
     base = find_base(folder)
-    stored = read_adapter(folder, read_config(base))  # before the large file is read
+    stored = _stored(folder, read_config(base))  # before the large file is read
     loaded = load_model(base, attention=attention, dropout=dropout, remembered=remembered)
     rank, alpha = stored.config.rank, stored.config.alpha
     add_lora(loaded.model, rank=rank, alpha=alpha, dropout=0.0, targets=stored.matrices, seed=0)
@@ -66,13 +73,25 @@ def load_merged(
     return replace(loaded, folder=folder)
 
 
-def find_base(folder: Path) -> Path:
-    """The folder of an adapter's base model: its recorded path, or a model of its name.
+def _stored(folder: Path, config: GPT2Config) -> StoredAdapter:
+    """An adapter in either of peft's files."""
+    path = folder / ADAPTER_PICKLE
+    if (folder / ADAPTER_WEIGHTS).exists() or not path.exists():
+        return read_adapter(folder, config)
+    state = read_torch_file(path)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
+    return read_adapter(folder, config, floating_tensors(path, state))
+
+
+def find_base(folder: Path, kind: str = LANGUAGE_MODEL) -> Path:
+    """The folder of an adapter's base model: its recorded path, or a model of its name. `kind` as in
+    `read_peft_config`.
 
     Raises InputError if there is none, or it has other weights.
     """
     verify_texts(folder)
-    asked, names, wanted = read_peft_config(folder).base, [], None
+    asked, names, wanted = read_peft_config(folder, kind).base, [], None
     if (folder / BASE).exists():
         record = read_json_object(folder / BASE)
         require_format(folder / BASE, record.get("format", BASE_FORMAT), BASE_FORMAT)
@@ -81,10 +100,8 @@ def find_base(folder: Path) -> Path:
             raise InputError(f"{folder / BASE}: path, name and sha256 are needed, each a string")
         asked, names = str(path), [str(name)]
     others = []
-    for name in dict.fromkeys([asked, *names]):
-        place = _model_called(name)
-        if place is None:
-            continue
+    places = [place for name in dict.fromkeys([asked, *names]) if (place := _model_called(name))]
+    for place in places:
         if paths.is_adapter(place):
             raise InputError(
                 f"{folder}: its base model, {place}, is an adapter itself",
@@ -97,11 +114,17 @@ def find_base(folder: Path) -> Path:
         if found == wanted:
             return place
         others.append(f"{place} has {found[:16]}...")
+    for place in (Path(asked), *places):  # another checkpoint of the same run, perhaps put aside
+        if place.parent.name == paths.CHECKPOINTS and place.parent.is_dir():
+            for sibling in sorted(place.parent.iterdir()):
+                with suppress(InputError):  # a damaged one
+                    if wanted and read_manifest(sibling).get(WEIGHTS) == wanted:
+                        return sibling
     if others:
         raise InputError(
             f"{folder}: the base model of this adapter has changed",
             f"its weights had SHA-256 {str(wanted)[:16]}...; {', '.join(others)}",
-            f"put the old weights back at {asked}",
+            _trained_again(folder, places[0]) or f"put the old weights back at {asked}",
         )
     name = names[0] if names else asked
     size = paths.canonical_size(name)
@@ -126,7 +149,7 @@ def merged_source(folder: Path, base: ForeignModel) -> ForeignModel:
     `raw` is merged too, by NumPy from the same two factors, so that the verification compares two
     independent merges.
     """
-    stored = read_adapter(folder, base.config)
+    stored = _stored(folder, base.config)
     weights = {f"{matrix}.weight": matrix for matrix in stored.matrices}
 
     def load(tensor: ForeignTensor, matrix: str) -> Tensor:
@@ -143,7 +166,8 @@ def merged_source(folder: Path, base: ForeignModel) -> ForeignModel:
     }
     peft = stored.config
     note = f"{folder}: rank {peft.rank}, alpha {peft.alpha:g}, added to {len(weights)} matrices"
-    own = [folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE) if (folder / name).exists()]
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE, BASE)
+    own = [folder / name for name in names if (folder / name).exists()]
     return replace(
         base,
         path=folder,
@@ -159,6 +183,17 @@ def _product(stored: StoredAdapter, matrix: str) -> NDArray[np.float64]:
     """The correction in Hugging Face's layout, (in, out): A^T B^T * alpha / rank."""
     a, b = (stored.tensors[f"{matrix}.{part}"].numpy().astype(np.float64) for part in PARTS)
     return a.T @ b.T * (stored.config.alpha / stored.config.rank)
+
+
+def _trained_again(folder: Path, base: Path) -> str:
+    """The command that trains such an adapter over other weights; "" without its recipe."""
+    recipe = folder / RECIPE
+    text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
+    if (task := re.search(r"^task: ([\w-]+)$", text, re.MULTILINE)) is None:
+        return ""
+    name = folder.parent.parent.name if folder.parent.name == paths.CHECKPOINTS else folder.name
+    words = ["gpt2", task[1], str(recipe), f"init={base}", "--name", f"{name}-again"]
+    return f"train it again over these: {shlex.join(words)}"
 
 
 def _model_called(name: str) -> Path | None:

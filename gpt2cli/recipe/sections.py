@@ -3,7 +3,15 @@
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from gpt2cli.model.config import PRESETS, GPT2Config
@@ -305,11 +313,13 @@ class LoraConfig(RecipeSection):
     rank: PositiveInt = Field(default=8, description="rank of each adapter")
     alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by alpha / rank")
     dropout: Probability = Field(default=0.0, description="dropout rate of the adapters' input")
-    targets: Annotated[tuple[Literal["c_attn", "c_proj", "c_fc"], ...], Field(strict=False, min_length=1)] = (
-        Field(
-            default=("c_attn",),
-            description="matrices with an adapter; c_proj is that of attention and of the MLP",
-        )
+    targets: Annotated[
+        tuple[Literal["c_attn", "c_proj", "c_fc"], ...],
+        Field(strict=False, min_length=1),
+        BeforeValidator(lambda value: ("c_attn", "c_proj", "c_fc") if value in ("all", ["all"]) else value),
+    ] = Field(
+        default=("c_attn",),
+        description="matrices with an adapter, or all; c_proj is that of attention and of the MLP",
     )
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +147,9 @@ def require_room_to_train(run: RunDir, setup: "TrainingSetup") -> None:
     require_room(run.checkpoints, n_bytes, _room_fix(run, recipe.task))
 
 
-def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
+def save_checkpoint(
+    run: RunDir, setup: "TrainingSetup", notice: Callable[[str], None] = lambda sentence: None
+) -> Path:
     """Write the checkpoint of the current step, then move the pointers, then prune. Returns its path.
 
     In that order, so that `last` and `best` name complete checkpoints whenever this is cut short.
@@ -174,7 +176,7 @@ def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
     files.point(run.folder / "last", path)
     if state.kept_step == state.step:
         files.point(run.folder / "best", path)
-    retention.prune(run.folder, recipe.checkpoint.keep)
+    retention.prune(run.folder, recipe.checkpoint.keep, notice)
     return path
 
 
