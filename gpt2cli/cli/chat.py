@@ -9,6 +9,7 @@ import typer
 
 from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
+    AdapterOption,
     CompileOption,
     DecodingPrecisionOption,
     DeviceOption,
@@ -37,6 +38,7 @@ PLAIN_KEYS = "a backslash adds a line, Ctrl-C ends a reply, Ctrl-D the program"
 
 def chat(
     model: ModelArgument = None,
+    adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Maximum number of tokens per reply.")
@@ -65,7 +67,10 @@ def chat(
         raise UsageError("there is nothing to answer", "stdin is closed", "start gpt2 chat in a terminal")
     screen = _screen()
     with echo_off() if screen else contextlib.nullcontext():
-        with preloading(model) as folder, waiting(err(), f"loading {folder}", delay=0) as end:
+        with (
+            preloading(model, adapter) as (folder, adapters),
+            waiting(err(), f"loading {folder}", delay=0) as end,
+        ):
             from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
             from gpt2cli.templates import read_template
@@ -81,7 +86,10 @@ def chat(
             settings = ChatSettings(**vars(sampling), max_new_tokens=max_new_tokens)
             n_tokens = TERMINAL_TOKENS if screen else 0
             loaded = load_for_decoding(
-                folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
+                *(folder, device, precision, threads, compile),
+                adapters=adapters,
+                n_tokens=n_tokens,
+                before_build=end,
             )
             template = read_template(loaded.folder)
             conversation = Conversation(loaded.model, loaded.tokenizer, template, system, settings)

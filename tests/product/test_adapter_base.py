@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import PRETRAIN, Call, all_events, random_text, rewound, train, write_tokens
+from tiny_run import PRETRAIN, Call, all_events, events, random_text, rewound, train, write_tokens
 
 BASE = {
     **PRETRAIN,
@@ -170,3 +170,18 @@ def test_other_runs_need_their_base_only_once(case: str, gone: str, base: Path, 
     assert all_events(cut) == all_events(whole)
     used = gpt2("classify", "cut", "abc") if "classify" in case else gpt2("generate", "abc", "-m", "cut")
     assert used.code == 0, used.err
+
+
+def test_adapters_over_a_merged_model(base: Path, gpt2: Call) -> None:
+    """The second run begins where the first one ended."""
+    first = tuned(gpt2, "finetune-instruct", "first", **LORA)
+    merged = gpt2("convert", "first", "--merge", "--out", "merged")
+    assert merged.code == 0, merged.err
+    every = {"train": "lora", "lora": {"rank": 2, "targets": "all"}}
+    second = tuned(gpt2, "finetune-instruct", "second", init="merged", **every)
+    (stopped,) = events(first, "Stopped")
+    begun, *later = events(second, "EvalDone")
+    assert begun["step"] == 0 and begun["loss"] == pytest.approx(stopped["kept"], abs=1e-5)
+    assert later[-1]["loss"] != begun["loss"] and text_of(gpt2, "second")
+    matrices = json.loads((second / "best/adapter_config.json").read_text())["target_modules"]
+    assert matrices == ["c_attn", "c_proj", "c_fc"]
