@@ -90,13 +90,14 @@ def conversation(i: int) -> list[dict[str, Any]]:
     return messages
 
 
-def plain(base: Path, messages: list[dict[str, Any]]) -> Example:
+def plain(base: Path, messages: list[dict[str, Any]], *, mask_prompt: bool) -> Example:
     """Its tokens by transformers, one message after the other."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     ids, targets = list[int](), list[int]()
     for message in messages:
         if message["role"] == "user":
-            more, learned = tokenizer(f"User:\n{message['content']}\n\nAssistant:\n")["input_ids"], False
+            more = tokenizer(f"User:\n{message['content']}\n\nAssistant:\n")["input_ids"]
+            learned = not mask_prompt
         else:
             more = [*tokenizer(message["content"])["input_ids"], tokenizer.eos_token_id]
             learned = message.get("weight") != 0
@@ -104,18 +105,20 @@ def plain(base: Path, messages: list[dict[str, Any]]) -> Example:
     return Example(ids[:-1], targets[1:])
 
 
+@pytest.mark.parametrize("mask_prompt", ["true", "false"])
 @pytest.mark.parametrize("packing", ["false", "true"])
-def test_answers_of_weight_0_are_read_and_not_learned(packing: str, gpt2: Call) -> None:
+def test_answers_of_weight_0_are_read_and_not_learned(packing: str, mask_prompt: str, gpt2: Call) -> None:
     """Losses, gradient norms and target counts of whole conversations, several to a row or not."""
     base = save_base(gpt2, Path("base"), context=144)
     known = [conversation(i) for i in range(N)]
     assert sum(message.get("weight") == 0 for messages in known for message in messages) > 5
     lines = [json.dumps({"messages": messages}) for messages in known]
     Path("records.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
-    rows = [plain(base, messages) for messages in known]
+    rows = [plain(base, messages, mask_prompt=mask_prompt == "true") for messages in known]
     sizes = (1, 2, 3) if packing == "true" else (1,)
     groups = [group for size in sizes for group in combinations(range(N), size)]
-    run = learn(gpt2, "run", *FROZEN, f"packing={packing}", "optim.steps=30")
+    asked = (f"packing={packing}", f"mask_prompt={mask_prompt}")
+    run = learn(gpt2, "run", *FROZEN, *asked, "optim.steps=30")
     validation, test = held_out(run, base, rows)
     first = column(run, "loss")
     epoch = next(n for n in range(1, 30) if sorted(first[:n]) == sorted(first[n : 2 * n]))
