@@ -92,7 +92,10 @@ def evaluate(
             "adapters belong to one base",
             f"gpt2 evaluate {(models or [''])[0]} --adapter {adapter[0]}",
         )
-    named = [_Named(name, *find_with_adapters(name, adapter)) for name in models or (None,)]
+    named = []
+    for typed in models or (None,):
+        folder, adapters = find_with_adapters(typed, adapter)
+        named.append(_Named(" + ".join([typed or str(folder), *(adapter or ())]), folder, adapters))
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
         say(f"note: {notice}")
@@ -117,13 +120,9 @@ def evaluate(
 class _Named:
     """A model of the command line, and the adapters to add to it."""
 
-    typed: str | None
+    name: str
     folder: "Path"
     adapters: "list[Path]"
-
-    @property
-    def name(self) -> str:
-        return " + ".join([self.typed or str(self.folder), *map(str, self.adapters)])
 
 
 @dataclass(frozen=True)

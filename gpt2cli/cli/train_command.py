@@ -383,8 +383,11 @@ def _pin_base(run: "RunDir", setup: "TrainingSetup") -> None:
     from gpt2cli.recipe.loader import display_path
     from gpt2cli.training.retention import pin
 
-    base = setup.task.base.folder
-    if setup.recipe.train != "lora" or base is None or not paths.is_checkpoint(base):
+    named = setup.task.base.folder
+    if setup.recipe.train != "lora" or named is None:
+        return
+    base = named.resolve()  # it may be a pointer: runs/base/best
+    if not paths.is_checkpoint(base):
         return
     owner, step = display_path(base.parent.parent), int(base.name.removeprefix("step-"))
     try:

@@ -87,8 +87,10 @@ def base_of_run(recipe: Recipe, checkpoint: Path | None) -> BaseLM:
         base = find_base(recipe)
     except InputError as error:
         problem = error
-    if base and (base.folder is None or base.sha256[:16] == recorded or not paths.is_checkpoint(base.folder)):
+    if base and (base.folder is None or base.sha256[:16] == recorded):
         return base
+    if base and base.folder and not paths.is_checkpoint(base.folder.resolve()):
+        return base  # other weights, which is refused
     if recipe.train != "lora":
         config = from_hugging_face(read_json_object(checkpoint / CONFIG))
         config = replace(config, dropout=recipe.model.dropout)

@@ -363,12 +363,15 @@ def _put_aside(run: RunDir, whole: Path) -> None:
 
 
 def _rename_all(found: list[Path], prefix: str) -> list[Path]:
-    """The new paths. An older checkpoint of such a name goes."""
-    renamed = [path.with_name(f"{prefix}-{path.name}") for path in found]
-    for path, aside in zip(found, renamed, strict=True):
+    """The new paths. An older checkpoint of such a name goes, unless adapters need it."""
+    renamed = []
+    for path in found:
+        aside = path.with_name(f"{prefix}-{path.name}")
+        while retention.runs_that_need(aside):
+            aside = aside.with_name(f"{aside.name}-older")
         if aside.exists():
             files.discard(aside)
-        path.rename(aside)
+        renamed.append(path.rename(aside))
     return renamed
 
 
