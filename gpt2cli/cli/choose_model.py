@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.paths import canonical_size, expand, find_model, is_adapter, is_model
+from gpt2cli.paths import canonical_size, expand, find_model, is_adapter, is_checkpoint, is_model
 from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ def find_folder(name: str | None) -> Path:
 def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tuple[Path, list[Path]]:
     """The folder of the model called `name`, and those of the adapters to add to its weights.
 
-    A model that is an adapter itself is one of these; without a name the first adapter brings its
-    base. Raises UsageError for an adapter that is none, or stands there twice; InputError as `find_folder`.
+    A model that is an adapter itself is one of these. Without a name the first adapter brings its
+    base; of a run it is the checkpoint that this adapter was trained over, if it has that. Raises
+    UsageError for an adapter that is none or stands there twice, InputError as `find_folder`.
     """
     if not adapters:
         return find_folder(name), []
@@ -55,6 +56,10 @@ def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tupl
     if is_adapter(model):
         folders = folders if not name else [model, *folders]
         model = find_base(model)
+    elif name and is_checkpoint(model) and not is_model(expand(name)):  # a run, whose best step moves on
+        with contextlib.suppress(InputError):  # peft may name a base that is not here
+            base = find_base(folders[0])
+            model = base if base.parent == model.parent else model
     if twice := [str(folder) for n, folder in enumerate(folders) if folder in folders[:n]]:
         raise UsageError(f"the adapter {twice[0]} is given twice", "it is added once", "leave one out")
     return model, folders

@@ -230,7 +230,7 @@ def _train(
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.ui.plots import plot_losses
     from gpt2cli.ui.tensorboard import tensorboard_log
-    from gpt2cli.ui.training import TrainingView, best_so_far
+    from gpt2cli.ui.training import TrainingView
 
     recipe, first = setup.recipe, setup.state.step
     stopped = Stopped(first, "")
@@ -266,8 +266,6 @@ def _train(
             if isinstance(event, Stopped):
                 stopped = event
     signal_number, is_over = stopped.signal, stopped.reason in ("finished", "patience")
-    if is_over and stopped.best_step == 0:
-        say(f"warning: training made it worse: {best_so_far(stopped, start)}; a smaller optim.lr may help")
     if is_over:
         signal_number = command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))

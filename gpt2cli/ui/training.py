@@ -140,8 +140,16 @@ class TrainingView:
             why = f"stopped by {signal.Signals(event.signal).name}"
         else:
             why = _REASONS[event.reason]
-        best = best_so_far(event, self.start)
+        measure = {"loss": "validation loss"}.get(event.best_by, event.best_by.replace("_", " "))
+        best = _best_so_far(event, measure, self.start)
         self.note(f"{why} at step {event.step} of {self.n_steps}" + (f"; {best}" if best else ""), "strong")
+        if event.reason in ("finished", "patience") and event.best_step == 0 and event.kept is not None:
+            effect = "did not make it better" if event.kept == event.best else "made it worse"
+            self.note(
+                f"warning: training {effect}: {measure} {event.best:.3f} before,"
+                f" {event.kept:.3f} at the best saved step; a smaller optim.lr may help",
+                "warn",
+            )
 
     def _row(self, *cells: str, note: str = "", style: str = "") -> None:
         row = "  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=False))
@@ -175,11 +183,10 @@ class TrainingView:
         )
 
 
-def best_so_far(event: Stopped, start: str) -> str:
+def _best_so_far(event: Stopped, measure: str, start: str) -> str:
     """The best evaluation, and where its weights are not saved, the best one whose weights are; else ""."""
     if event.best is None:
         return ""
-    measure = {"loss": "validation loss"}.get(event.best_by, event.best_by.replace("_", " "))
     if event.kept is None or event.kept_step == event.best_step:
         return f"best {measure} {event.best:.3f} at step {event.best_step}"
     other = f"{start} at step 0" if event.best_step == 0 else f"step {event.best_step}, not saved any more,"

@@ -83,6 +83,10 @@ def test_adapters_outlive_a_hundred_steps_of_their_base(
     said = go_on(gpt2, 120)
     assert said.count("step 20 is kept: it is the base of runs/adapter, runs/second") == 1
     assert 20 in steps_of(base) and len(steps_of(base)) <= 3
+    for model in (("--model", "base"), ("--model", "runs/base"), ()):
+        asked = ("-n", "20", "--temperature", "0", "--threads", "1")
+        assert gpt2("generate", "abc", *model, "--adapter", "adapter", *asked).out == before
+    assert gpt2("generate", "abc", "--model", "runs/base/best", "--adapter", "adapter").code == 3
     assert text_of(gpt2, "adapter") == before
     cut = rewound(whole, "cut", 3)
     resumed = gpt2(command, "adapter.yaml", "--resume", "--name", cut.name)

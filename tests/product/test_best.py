@@ -86,9 +86,17 @@ def test_where_the_base_was_best_the_best_saved_step_is_kept_and_named(
     said = re.sub(r"\s+", " ", done.err)
     facts = f"best saved: step {best}, validation loss {losses[best]:.3f};"
     assert f"{facts} the base at step 0 had {losses[0]:.3f}" in said
-    assert f"training made it worse: {facts}" in said
+    worse = f"validation loss {losses[0]:.3f} before, {losses[best]:.3f} at the best saved step"
+    assert f"training made it worse: {worse}" in said
     kind = AutoModelForSequenceClassification if command == "finetune-classify" else AutoModelForCausalLM
     kind.from_pretrained(run / "best")
+
+
+def test_weights_that_stay_as_they_are_are_no_worse(base: Path, gpt2: Call) -> None:
+    Path("run.yaml").write_text(yaml.safe_dump(wild("pretrain")), encoding="utf-8")
+    done = gpt2("pretrain", "run.yaml", "optim.lr=1e-30", "optim.warmup_steps=0")
+    assert done.code == 0 and "did not make it better" in done.err and "worse" not in done.err
+    assert pointed(Path("runs/run")) == 2
 
 
 @pytest.mark.parametrize("command", RECIPES)
