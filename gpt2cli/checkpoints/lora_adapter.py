@@ -299,8 +299,9 @@ def _shapes(
         begun = [matrix for matrix in matrices if peft.means(matrix)]
     if not begun:
         raise InputError(
-            f"{folder / ADAPTER_CONFIG}: target_modules names no matrix of a GPT-2 block",
-            "there are attn.c_attn, attn.c_proj, mlp.c_fc and mlp.c_proj",
+            f"{folder / ADAPTER_CONFIG}: target_modules names no matrix of a GPT-2 block"
+            + (f" in layers_to_transform {list(peft.layers)}" if peft.layers is not None else ""),
+            f"blocks 0 to {config.n_layer - 1} have attn.c_attn, attn.c_proj, mlp.c_fc and mlp.c_proj",
         )
     smallest = min(min(matrices[name]) for name in begun)
     if peft.rank > smallest:

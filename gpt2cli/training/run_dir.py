@@ -142,7 +142,8 @@ def require_room_to_train(run: RunDir, setup: "TrainingSetup") -> None:
     n_saves = math.ceil(n_left / recipe.eval.every)
     if recipe.checkpoint.every:
         n_saves += math.ceil(n_left / recipe.checkpoint.every)
-    n_held = recipe.checkpoint.keep + 2 - len(paths.checkpoints(run.folder))
+    passing = [path for path in paths.checkpoints(run.folder) if not retention.runs_that_need(path)]
+    n_held = recipe.checkpoint.keep + 2 - len(passing)
     n_bytes = max(1, min(n_saves, n_held)) * _checkpoint_bytes(setup)
     require_room(run.checkpoints, n_bytes, _room_fix(run, recipe.task))
 

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
-from adapters import CONFIG, IDS, Base, Lora, save_adapter, save_base
+from adapters import CONFIG, IDS, Base, Lora, by_somebody_else, save_adapter, save_base
 from torch.nn.functional import cross_entropy
 
 from gpt2cli.convert.open_model import open_model
@@ -130,6 +130,25 @@ def test_what_we_cannot_express_is_refused_by_its_field(
     save_theirs(tmp_path / "theirs", base, r=4, target_modules=["c_attn"], **settings)
     with pytest.raises(InputError, match=rf"adapter_config\.json: {field} is "):
         open_model(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([7], "names no matrix of a GPT-2 block in layers_to_transform [7]"),
+        ("1", "layers_to_transform is '1'"),
+        ([0.5], "layers_to_transform is [0.5]"),
+        ([True], "layers_to_transform is [True]"),
+        ([0], "the tensors are not those"),
+    ],
+    ids=str,
+)
+def test_other_blocks_are_refused_by_name(base: Base, layers: Any, said: str, tmp_path: Path) -> None:
+    save_theirs(tmp_path / "theirs", base, r=4, target_modules=["c_attn"], layers_to_transform=[1])
+    by_somebody_else(tmp_path / "theirs", layers_to_transform=layers)
+    with pytest.raises(InputError) as caught:
+        open_model(tmp_path / "theirs")
+    assert said in caught.value.what
 
 
 def test_adapters_beyond_the_blocks_are_refused_by_name(base: Base, tmp_path: Path) -> None:
