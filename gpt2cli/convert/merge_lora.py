@@ -48,7 +48,6 @@ from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS
-from gpt2cli.templates import TEMPLATE_FILE
 
 
 def load_merged(
@@ -60,7 +59,7 @@ def load_merged(
     remembered: bool = False,
 ) -> LoadedModel:
     """The model at `base` with the sum of the adapters' corrections added into its weights: a plain
-    model, as `load_model` gives it. Its folder is that of the first adapter with a chat template.
+    model, as `load_model` gives it.
 
     Raises InputError if an adapter is damaged, of another kind, or over another base.
     """
@@ -81,8 +80,7 @@ def load_merged(
             "use another checkpoint",
         )
         require_finite(weight, too_large)
-    with_template = [folder for folder in adapters if (folder / TEMPLATE_FILE).exists()]
-    return replace(loaded, folder=(with_template or list(adapters))[0])
+    return loaded
 
 
 def _require_base(folder: Path, base: Path) -> None:

@@ -1,11 +1,13 @@
 """A language model from any folder of gpt2cli or Hugging Face: whole, or with adapters over its base."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gpt2cli.checkpoints.folder import LoadedModel, load_model
 from gpt2cli.convert.merge_lora import find_base, load_merged
 from gpt2cli.paths import is_adapter
+from gpt2cli.templates import TEMPLATE_FILE
 
 
 def open_model(
@@ -19,11 +21,16 @@ def open_model(
     """The model of a folder, in fp32 and evaluation mode, on the CPU; `folder.load_model` has the options.
 
     An adapter's folder gives the model that it was trained over, with the adapter added into its
-    weights; so are further `adapters`. Raises InputError if a file is missing or damaged, where an
-    adapter's base is not found, and for adapters that do not belong to the model.
+    weights; so are further `adapters`. With any, `LoadedModel.folder` is the first adapter that has a
+    chat template, else the model if it has one, else the first adapter.
+    Raises InputError if a file is missing or damaged, where an adapter's base is not found, and for
+    adapters that do not belong to the model.
     """
+    base = folder
     if is_adapter(folder):
-        folder, adapters = find_base(folder), (folder, *adapters)
-    if adapters:
-        return load_merged(folder, adapters, attention=attention, dropout=dropout, remembered=remembered)
-    return load_model(folder, attention=attention, dropout=dropout, remembered=remembered)
+        base, adapters = find_base(folder), (folder, *adapters)
+    if not adapters:
+        return load_model(folder, attention=attention, dropout=dropout, remembered=remembered)
+    loaded = load_merged(base, adapters, attention=attention, dropout=dropout, remembered=remembered)
+    templates = [place for place in (*adapters, folder) if (place / TEMPLATE_FILE).exists()]
+    return replace(loaded, folder=(templates or adapters)[0])

@@ -119,6 +119,17 @@ def test_a_chat_with_two(base: Base, gpt2: Gpt2, monkeypatch: pytest.MonkeyPatch
     assert answers[0] == answers[1] != answers[2]
 
 
+def test_the_chat_template_is_the_first_adapters_or_the_models(base: Base) -> None:
+    def named() -> str:
+        return open_model(Path("base"), [Path("one"), Path("attn")]).folder.name
+
+    found = [named()]
+    for name in ("base", "attn", "one"):
+        (Path(name) / "prompt.json").write_text('{"template": "chat"}')
+        found.append(named())
+    assert found == ["one", "base", "attn", "one"] and open_model(Path("two")).folder.name == "two"
+
+
 def other_base(base: Base) -> tuple[str, ...]:
     save_adapter(Path("foreign"), save_base(Path("elsewhere").absolute(), seed=5), Lora())
     return "--model", "base", "--adapter", "one", "--adapter", "foreign"
