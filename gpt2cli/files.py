@@ -52,9 +52,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends without an exception.
-
-    Where `path` is a symbolic link, what it points to is replaced. Raises UsageError as `place_of`.
+    """A binary file that takes the place of `path`, or of what that links to, when the block ends without
+    an exception. Raises UsageError as `place_of`.
     """
     with replacing_path(path) as temporary, naming(path), open(temporary, "wb") as file:
         yield file
@@ -64,8 +63,7 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def replacing_path(path: Path) -> Iterator[Path]:
     """As `replacing_file`, with the path of a file that the block writes and flushes."""
-    path = place_of(path)
-    _drop_orphans(path)
+    _drop_orphans(path := place_of(path))
     temporary = _temporary_for(path)
     try:
         yield temporary
@@ -196,10 +194,8 @@ def sha256_of(path: Path) -> str:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file for reading, refusing what would hang or never end.
-
-    Raises InputError for a directory, a FIFO, a device, a symlink loop or a missing file, and for a
-    pointer of Git LFS in a file's place.
+    """Open a file for reading. Raises InputError for a missing file, for what would hang or never end (a
+    directory, a FIFO, a device, a symlink loop), and for a pointer of Git LFS in a file's place.
     """
     try:
         # O_NONBLOCK: opening a FIFO with no writer would otherwise block for ever.

@@ -127,6 +127,11 @@ def is_run(folder: Path) -> bool:
     return os.path.isdir(folder / CHECKPOINTS)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder is a checkpoint of a run."""
+    return folder.parent.name == CHECKPOINTS and folder.name[:5] == "step-" and folder.name[5:].isdecimal()
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     folders = [path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir()]

@@ -79,9 +79,44 @@ MUTATIONS = [
     Mutation(
         "end-of-text masked by id",
         "data/sft_batches.py",
-        "loss_mask = answered if mask_prompt",
-        "loss_mask = answered & (ids != tokenizer.end_of_text) if mask_prompt",
+        "    loss_mask = answered\n",
+        "    loss_mask = answered & (ids != tokenizer.end_of_text)\n",
         "product/test_masks.py",
+    ),
+    Mutation(
+        "an answer of weight 0 in the loss",
+        "data/sft_batches.py",
+        "part.in_loss or not part.is_answer",
+        "True",
+        "product/test_masks.py",
+    ),
+    Mutation(
+        "the best saved step pruned",
+        "training/retention.py",
+        "        if path.resolve() in pointed:\n            continue\n",
+        "",
+        "product/test_best.py",
+    ),
+    Mutation(
+        "the base's step 0 counted as saved",
+        "training/train_state.py",
+        "self._is_better(self.value, self.kept_value)",
+        "self._is_better(self.value, self.best_value)",
+        "product/test_best.py",
+    ),
+    Mutation(
+        "a pin without effect",
+        "training/retention.py",
+        "if needing := runs_that_need(path):",
+        "if needing := []:",
+        "product/test_adapter_base.py",
+    ),
+    Mutation(
+        "one of several adapters alone",
+        "convert/merge_lora.py",
+        "for one in stored if matrix in one.matrices)",
+        "for one in stored[:1] if matrix in one.matrices)",
+        "cli/test_adapters.py",
     ),
 ]
 

@@ -91,7 +91,13 @@ def load_classifier(
     Raises InputError if a file is missing, damaged or fits the others badly, and for a folder
     that holds a language model or an adapter to one.
     """
-    if is_adapter(folder):  # a classifier's own adapters are stored merged
+    if is_adapter(folder) and (folder.parent / CONFIG).is_file():
+        raise InputError(
+            f"{folder}: is a classifier's adapter, without the weights of its base",
+            "the whole classifier, with the adapter merged, is the folder above it",
+            f"use {folder.parent}",
+        )
+    if is_adapter(folder):
         raise InputError(
             f"{folder}: is an adapter of a language model, not a classifier",
             "it generates text and has no classes",

@@ -10,6 +10,7 @@ import typer
 from gpt2cli.cli.chat_commands import parse_history
 from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
+    AdapterOption,
     CompileOption,
     DecodingPrecisionOption,
     DeviceOption,
@@ -39,6 +40,7 @@ PLAIN_KEYS = "a backslash adds a line, Ctrl-C ends a reply, Ctrl-D the program"
 
 def chat(
     model: ModelArgument = None,
+    adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Maximum number of tokens per reply.")
@@ -78,7 +80,10 @@ def chat(
         raise UsageError("there is nothing to answer", "stdin is closed", "start gpt2 chat in a terminal")
     screen = _screen()
     with echo_off() if screen else contextlib.nullcontext():
-        with preloading(model) as folder, waiting(err(), f"loading {folder}", delay=0) as end:
+        with (
+            preloading(model, adapter) as (folder, adapters),
+            waiting(err(), f"loading {folder}", delay=0) as end,
+        ):
             from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
             from gpt2cli.jinja_template import read_chat_template
@@ -96,7 +101,10 @@ def chat(
             settings = ChatSettings(**vars(sampling), max_new_tokens=max_new_tokens)
             n_tokens = TERMINAL_TOKENS if screen else 0
             loaded = load_for_decoding(
-                folder, device, precision, threads, compile, n_tokens=n_tokens, before_build=end
+                *(folder, device, precision, threads, compile),
+                adapters=adapters,
+                n_tokens=n_tokens,
+                before_build=end,
             )
             template = read_chat_template(loaded.folder)
             is_alone = history is None and read_turns(loaded.folder) == "single"

@@ -3,12 +3,12 @@
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli.errors import InputError
-from gpt2cli.paths import canonical_size, expand, find_model, is_model
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.paths import canonical_size, expand, find_model, is_adapter, is_checkpoint, is_model
 from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
@@ -33,21 +33,53 @@ def find_folder(name: str | None) -> Path:
         raise
 
 
+def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tuple[Path, list[Path]]:
+    """The folder of the model called `name`, and those of the adapters to add to its weights.
+
+    A model that is an adapter itself is one of these. Without a name the first adapter brings its
+    base; of a run it is the checkpoint that this adapter was trained over, if it has that. Raises
+    UsageError for an adapter that is none or stands there twice, InputError as `find_folder`.
+    """
+    if not adapters:
+        return find_folder(name), []
+    from gpt2cli.convert.merge_lora import find_base
+
+    folders = [find_folder(adapter) for adapter in adapters]
+    for adapter, folder in zip(adapters, folders, strict=True):
+        if not is_adapter(folder):
+            raise UsageError(
+                f"--adapter {adapter}: {folder} is no adapter",
+                "it is a whole model, and only corrections to one can be added up",
+                f"--model {adapter}",
+            )
+    model = find_folder(name) if name else folders[0]
+    if is_adapter(model):
+        folders = folders if not name else [model, *folders]
+        model = find_base(model)
+    elif name and is_checkpoint(model) and not is_model(expand(name)):  # a run, whose best step moves on
+        with contextlib.suppress(InputError):  # peft may name a base that is not here
+            base = find_base(folders[0])
+            model = base if base.parent == model.parent else model
+    if twice := [str(folder) for n, folder in enumerate(folders) if folder in folders[:n]]:
+        raise UsageError(f"the adapter {twice[0]} is given twice", "it is added once", "leave one out")
+    return model, folders
+
+
 @contextlib.contextmanager
-def preloading(name: str | None) -> Iterator[Path]:
-    """Context manager that yields `find_folder(name)` and prefetches its weights into the page cache.
+def preloading(name: str | None, adapters: Sequence[str] | None = None) -> Iterator[tuple[Path, list[Path]]]:
+    """Context manager that yields `find_with_adapters(...)` and prefetches the weights into the page cache.
 
     For a block that imports torch and then loads the model. The garbage collector is off meanwhile:
     it would scan torch's modules about a hundred times (0.2 s) and free nothing.
     """
     from gpt2cli.checkpoints.safetensors_bytes import reading_ahead
 
-    folder = find_folder(name)
+    folder, folders = find_with_adapters(name, adapters)
     was_on = gc.isenabled()
     gc.disable()
     try:
         with reading_ahead(folder / "model.safetensors"):
-            yield folder
+            yield folder, folders
     finally:
         gc.freeze()
         if was_on:
@@ -61,6 +93,7 @@ def load_for_decoding(
     threads: int,
     compile: str,
     *,
+    adapters: Sequence[Path] = (),
     n_rows: int = 1,
     n_tokens: int,
     before_build: Callable[[], None] = lambda: None,
@@ -81,6 +114,7 @@ def load_for_decoding(
 
     return load_for_decoding(
         *(folder, device, precision, threads, compile),
+        adapters=adapters,
         n_rows=n_rows,
         n_tokens=n_tokens,
         notice=notice,

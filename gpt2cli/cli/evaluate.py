@@ -5,8 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gpt2cli.cli.choose_model import find_folder
-from gpt2cli.cli.options import DeviceOption, JsonOption, OfflineOption, PrecisionOption, ThreadsOption
+from gpt2cli.cli.choose_model import find_with_adapters
+from gpt2cli.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    JsonOption,
+    OfflineOption,
+    PrecisionOption,
+    ThreadsOption,
+)
+from gpt2cli.errors import UsageError
 from gpt2cli.paths import is_adapter
 from gpt2cli.ui.console import err, out, print_json, say
 
@@ -26,6 +34,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="MODEL", help="Runs, model folders or names; by default the newest model."),
     ] = None,
+    adapter: AdapterOption = None,
     on: Annotated[
         str,
         typer.Option(
@@ -77,10 +86,16 @@ def evaluate(
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
 
-    named = [(name, find_folder(name)) for name in models or ()]
-    if not named:
-        newest = find_folder(None)
-        named = [(str(newest), newest)]
+    if adapter and len(models or ()) > 1:
+        raise UsageError(
+            f"--adapter with {len(models or ())} models",
+            "adapters belong to one base",
+            f"gpt2 evaluate {(models or [''])[0]} --adapter {adapter[0]}",
+        )
+    named = []
+    for typed in models or (None,):
+        folder, adapters = find_with_adapters(typed, adapter)
+        named.append(_Named(" + ".join([typed or str(folder), *(adapter or ())]), folder, adapters))
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
         say(f"note: {notice}")
@@ -93,7 +108,7 @@ def evaluate(
             row = _measure(task, text, runtime)
             rows.append(row)
             if as_json:
-                _print_json(row, task.folder, text, runtime)
+                _print_json(row, task.model, text, runtime)
     finally:  # print what was measured so far, whatever ended it
         if rows and not as_json:
             print_evaluation(rows, out())
@@ -102,17 +117,26 @@ def evaluate(
 
 
 @dataclass(frozen=True)
+class _Named:
+    """A model of the command line, and the adapters to add to it."""
+
+    name: str
+    folder: "Path"
+    adapters: "list[Path]"
+
+
+@dataclass(frozen=True)
 class _Task:
     """One model to evaluate, not loaded yet."""
 
     name: str
-    folder: "Path"
+    model: _Named
     text: "EncodedText"
     sliding: "SlidingWindow"
 
 
 def _tasks(
-    named: "list[tuple[str, Path]]",
+    named: list[_Named],
     text: "EvalText",
     context: int | None,
     stride: int | None,
@@ -125,14 +149,14 @@ def _tasks(
     from gpt2cli.tokenizer.files import load_tokenizer
 
     tasks, texts = [], {}
-    for name, folder in named:
-        whole = find_base(folder) if is_adapter(folder) else folder
+    for model in named:
+        name, whole = model.name, find_base(model.folder) if is_adapter(model.folder) else model.folder
         config, tokenizer = read_config(whole), load_tokenizer(whole)
         require_matching_vocabulary(whole, tokenizer, config.vocab_size)
         if tokenizer.fingerprint not in texts:
             texts[tokenizer.fingerprint] = text.encoded(tokenizer, name)
         sliding = sliding_window_for(config, context, stride, batch)
-        tasks.append(_Task(name, folder, texts[tokenizer.fingerprint], sliding))
+        tasks.append(_Task(name, model, texts[tokenizer.fingerprint], sliding))
     return tasks
 
 
@@ -142,7 +166,7 @@ def _measure(task: _Task, text: "EvalText", runtime: "Runtime") -> "EvaluationRo
     from gpt2cli.ui.progress import scoring, track
     from gpt2cli.ui.tables import EvaluationRow
 
-    loaded = open_model(task.folder)
+    loaded = open_model(task.model.folder, task.model.adapters)
     model = loaded.model.to(runtime.device)
     result: PerplexityProgress | None = None
     try:
@@ -163,12 +187,13 @@ def _measure(task: _Task, text: "EvalText", runtime: "Runtime") -> "EvaluationRo
     return EvaluationRow(task.name, task.text, task.sliding, result, text.split, paper)
 
 
-def _print_json(row: "EvaluationRow", folder: "Path", text: "EvalText", runtime: "Runtime") -> None:
+def _print_json(row: "EvaluationRow", model: _Named, text: "EvalText", runtime: "Runtime") -> None:
     """One object per line."""
     print_json(
         {
             "model": row.model,
-            "folder": str(folder),
+            "folder": str(model.folder),
+            **({"adapters": [str(path) for path in model.adapters]} if model.adapters else {}),
             "on": text.name,
             "split": text.split,
             "sha256": text.sha256,

@@ -62,11 +62,11 @@ def _open_task(
     """The recipe's texts, split and encoded for its base model, and their origin."""
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.labelled_texts import read_labelled, split_labelled
-    from gpt2cli.training.base_model import find_base
+    from gpt2cli.training.base_model import base_of_run
     from gpt2cli.training.classify_task import ClassifyTask
 
     wanted = recipe.data
-    start = find_base(recipe)
+    start = base_of_run(recipe, checkpoint)
     if start.notice:
         say(f"note: {start.notice}")
     found = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)

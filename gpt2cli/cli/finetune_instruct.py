@@ -66,12 +66,12 @@ def _open_task(
     from gpt2cli.data.corpora import find_corpus
     from gpt2cli.data.instructions import read_instructions
     from gpt2cli.evaluation.rouge import require_rouge
-    from gpt2cli.training.base_model import find_base
+    from gpt2cli.training.base_model import base_of_run
     from gpt2cli.training.sft_task import SftTask, split_records
 
     if recipe.eval.rouge:
         require_rouge()
-    start = find_base(recipe)
+    start = base_of_run(recipe, checkpoint)
     if start.notice:
         say(f"note: {start.notice}")
     data = recipe.data

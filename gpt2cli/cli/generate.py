@@ -8,6 +8,7 @@ import typer
 
 from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
 from gpt2cli.cli.options import (
+    AdapterOption,
     CompileOption,
     DecodingPrecisionOption,
     DeviceOption,
@@ -49,6 +50,7 @@ def generate(
         typer.Option("--file", "-f", parser=expand, metavar="PATH", help="Read the prompt from a file."),
     ] = None,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", min=1, help="Maximum number of new tokens.")
     ] = 100,
@@ -105,7 +107,7 @@ def generate(
             "leave out --raw",
         )
     text = prompt_text(prompt, file)
-    with preloading(model) as folder:
+    with preloading(model, adapter) as (folder, adapters):
         from gpt2cli.generation import engine
         from gpt2cli.generation.stop_text import Continuation
 
@@ -118,7 +120,10 @@ def generate(
             repetition_penalty=repetition_penalty,
         )
         loaded = load_for_decoding(
-            folder, device, precision, threads, compile, n_rows=num_samples, n_tokens=max_new_tokens
+            *(folder, device, precision, threads, compile),
+            adapters=adapters,
+            n_rows=num_samples,
+            n_tokens=max_new_tokens,
         )
     cut = None if truncate else "gpt2 generate --truncate, which keeps only its last tokens"
     stops = list(stop or ())
@@ -157,7 +162,7 @@ def generate(
             "prompt_tokens": len(ids),
             "model": str(loaded.folder),
             "seed": sampling.seed,
-        }
+        } | ({"adapters": [str(path) for path in adapters]} if adapters else {})
         if screen:
             screen.end(replies, facts)
         else:

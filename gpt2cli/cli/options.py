@@ -20,6 +20,14 @@ _hardware = functools.partial(typer.Option, rich_help_panel="Hardware")
 
 ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL)]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        help="A LoRA adapter to add to the model's weights; repeatable. Without a MODEL, its own base.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 

@@ -193,7 +193,8 @@ def _compare_with_base(setup: "TrainingSetup", run: "RunDir", stop: Callable[[],
         return 0
     measured = evaluations(run)
     if measured and measured[0]["step"] == 0:
-        before, after = measured[0], min(measured, key=lambda one: one["loss"])
+        kept = [one for one in measured if one["step"] == setup.state.kept_step]
+        before, after = measured[0], (kept or measured)[-1]
         say(
             f"perplexity on the validation text: {before['perplexity']:,.1f} before,"
             f" {after['perplexity']:,.1f} after {after['step']} steps"

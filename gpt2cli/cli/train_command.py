@@ -82,6 +82,7 @@ def train(
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.moved_paths import absolute_paths, moved_paths
+    from gpt2cli.training.retention import settle_best
     from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
@@ -107,12 +108,7 @@ def train(
     with runs.start_run(run, command.task):
         runs.sweep(run)
         checkpoint = _resume_point(run, from_, f"gpt2 {command.task} {recipe}") if resume else None
-        if (
-            checkpoint
-            and not from_
-            and command.is_complete(run, loaded.recipe)
-            and _nothing_to_do(checkpoint, loaded.recipe, run)
-        ):
+        if checkpoint and not from_ and _nothing_to_do(command, checkpoint, loaded.recipe, run):
             return
         stopping = "finishing this step and saving; again to leave at once"
         with (
@@ -126,8 +122,9 @@ def train(
 
             def record() -> None:
                 if from_ and checkpoint:
-                    for path in runs.go_back_to(run, checkpoint, setup.state):
+                    for path in runs.go_back_to(run, checkpoint):
                         say(f"note: put aside: {path}")
+                settle_best(run.folder, setup.state, loaded.recipe.eval.best)
                 _record(run, setup, checkpoint, given, origin)
 
             _train(command, setup, run, stop, record)
@@ -197,11 +194,15 @@ def _resume_point(run: "RunDir", from_: str | None, command: str) -> "Path | Non
     return checkpoint
 
 
-def _nothing_to_do(checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
-    """Whether the run has finished its steps or stopped early; if so, say so."""
+def _nothing_to_do(command: TrainCommand, checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
+    """Whether the run has finished its steps or stopped early, with all results; if so, say so."""
+    from gpt2cli.training.retention import settle_best
     from gpt2cli.training.train_state import read_state
 
     progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
+    settle_best(run.folder, progress, recipe.eval.best)
+    if not command.is_complete(run, recipe):
+        return False
     if progress.step >= steps and progress.evaluated == progress.step:
         more = f"optim.steps={2 * progress.step} continues it"
         done = f"has finished its {steps} steps"
@@ -223,6 +224,7 @@ def _train(
     record: Callable[[], None],
 ) -> None:
     """Train, with display and log. `record` is called once all options have been validated."""
+    from gpt2cli.recipe.schema import SCRATCH
     from gpt2cli.training import loop
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
@@ -231,10 +233,13 @@ def _train(
     from gpt2cli.ui.training import TrainingView
 
     recipe, first = setup.recipe, setup.state.step
-    signal_number, is_over = 0, True
+    stopped = Stopped(first, "")
+    start = "the model with random weights" if recipe.init == SCRATCH else "the base"
     with (
         tensorboard_log(run.folder / "tensorboard", recipe.log.tensorboard, first) as log,
-        TrainingView(recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first) as view,
+        TrainingView(
+            recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first, start=start
+        ) as view,
         on_sigusr1() as save_now,
         _explain_divergence(command, run, setup),
     ):
@@ -242,7 +247,14 @@ def _train(
         view.note(_headline(setup, run))
         if first:
             view.note(f"resuming after step {first}")
-        save = partial(runs.save_checkpoint, run, setup)
+        said = set[str]()
+
+        def notice(sentence: str) -> None:
+            if sentence not in said:  # of each save alike
+                view.note(f"note: {sentence}")
+            said.add(sentence)
+
+        save = partial(runs.save_checkpoint, run, setup, notice)
         for event in loop.train(setup, save=save, stop=stop, save_now=save_now):
             runs.append_event(run, event)
             log(event)
@@ -252,9 +264,8 @@ def _train(
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
-                signal_number, is_over = event.signal, event.reason in ("finished", "patience")
-    if is_over and setup.state.best_step == 0:
-        say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
+                stopped = event
+    signal_number, is_over = stopped.signal, stopped.reason in ("finished", "patience")
     if is_over:
         signal_number = command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))
@@ -362,3 +373,23 @@ def _record(
         },
         resumed=checkpoint is not None,
     )
+    _pin_base(run, setup)
+
+
+def _pin_base(run: "RunDir", setup: "TrainingSetup") -> None:
+    """Adapters are nothing without their base: where that is a checkpoint of another run, it stays."""
+    from gpt2cli.recipe.loader import display_path
+    from gpt2cli.training.retention import pin
+
+    named = setup.task.base.folder
+    if setup.recipe.train != "lora" or named is None:
+        return
+    base = named.resolve()  # it may be a pointer: runs/base/best
+    if not paths.is_checkpoint(base):
+        return
+    owner, step = display_path(base.parent.parent), int(base.name.removeprefix("step-"))
+    try:
+        pin(base, run.folder)
+        say(f"note: {owner} keeps step {step}: it is the base of these adapters")
+    except OSError as error:
+        say(f"warning: {base} cannot be pinned ({error.strerror}); the adapters are lost if it goes")

@@ -5,19 +5,23 @@ the same name would give other logits without any error.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import (
+    RECIPE,
     WEIGHTS,
     LoadedModel,
     load_model,
@@ -27,64 +31,103 @@ from gpt2cli.checkpoints.folder import (
 )
 from gpt2cli.checkpoints.lora_adapter import (
     ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
     ADAPTER_WEIGHTS,
     BASE,
     BASE_FORMAT,
+    LANGUAGE_MODEL,
     StoredAdapter,
     read_adapter,
     read_peft_config,
 )
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
+from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
 from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object
-from gpt2cli.model.lora import PARTS, add_lora, load_lora_state, merge_lora
+from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.lora import PARTS
 
 
 def load_merged(
-    folder: Path, *, attention: str = "sdpa", dropout: float | None = None, remembered: bool = False
+    base: Path,
+    adapters: Sequence[Path],
+    *,
+    attention: str = "sdpa",
+    dropout: float | None = None,
+    remembered: bool = False,
 ) -> LoadedModel:
-    """The base with the adapter added into its weights: a plain model, as `load_model` gives it.
+    """The model at `base` with the sum of the adapters' corrections added into its weights: a plain
+    model, as `load_model` gives it.
 
-    Raises InputError if the base is missing or has changed, or the adapter is damaged.
+    Raises InputError if an adapter is damaged, of another kind, or over another base.
     """
-    base = find_base(folder)
-    stored = read_adapter(folder, read_config(base))  # before the large file is read
+    config = read_config(base)
+    stored = []
+    for folder in adapters:  # before the large file is read
+        _require_base(folder, base)
+        stored.append(_stored(folder, config))
     loaded = load_model(base, attention=attention, dropout=dropout, remembered=remembered)
-    rank, alpha = stored.config.rank, stored.config.alpha
-    add_lora(loaded.model, rank=rank, alpha=alpha, dropout=0.0, targets=stored.matrices, seed=0)
-    load_lora_state(loaded.model, stored.tensors)
-    merge_lora(loaded.model)
-    for name in stored.matrices:
+    for matrix in dict.fromkeys(matrix for one in stored for matrix in one.matrices):
+        weight = loaded.model.get_parameter(f"{matrix}.weight")
+        added = sum(one.correction(matrix) for one in stored if matrix in one.matrices)
+        with torch.no_grad():
+            weight.copy_(weight.double() + added)  # rounded once
         too_large = InputError(
-            f"{folder}: with the adapter added, {name} is beyond the range of fp32",
+            f"{' + '.join(map(str, adapters))}: added to the base, {matrix} is beyond the range of fp32",
             "values this large come from diverged training or a damaged file",
             "use another checkpoint",
         )
-        require_finite(loaded.model.get_parameter(f"{name}.weight"), too_large)
-    return replace(loaded, folder=folder)
+        require_finite(weight, too_large)
+    return loaded
 
 
-def find_base(folder: Path) -> Path:
-    """The folder of an adapter's base model: its recorded path, or a model of its name.
+def _require_base(folder: Path, base: Path) -> None:
+    """Raise InputError unless the adapter was trained over the weights at `base`.
+
+    peft records no hash: the base that it names must be this one, if it is here at all.
+    """
+    _, _, wanted = _recorded_base(folder)
+    named = _model_called(read_peft_config(folder).base) if wanted is None else None
+    if named is not None and not paths.is_adapter(named):
+        if named == base:
+            return
+        wanted = _weights_of(named)
+    if wanted is not None and wanted != (found := _weights_of(base)):
+        where = f", as {named} has" if named else ""
+        raise InputError(
+            f"{folder}: was trained over another base than {base}",
+            f"over weights with SHA-256 {str(wanted)[:16]}...{where}; here they have {found[:16]}...",
+            "leave out --model, which takes the adapter's own base; several adapters need the same base",
+        )
+
+
+def _stored(folder: Path, config: GPT2Config) -> StoredAdapter:
+    """An adapter in either of peft's files."""
+    path = folder / ADAPTER_PICKLE
+    if (folder / ADAPTER_WEIGHTS).exists() or not path.exists():
+        return read_adapter(folder, config)
+    state = read_torch_file(path)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
+    return read_adapter(folder, config, floating_tensors(path, state))
+
+
+def find_base(folder: Path, kind: str = LANGUAGE_MODEL) -> Path:
+    """The folder of an adapter's base model: its recorded path, or a model of its name. `kind` as in
+    `read_peft_config`.
 
     Raises InputError if there is none, or it has other weights.
     """
     verify_texts(folder)
-    asked, names, wanted = read_peft_config(folder).base, [], None
-    if (folder / BASE).exists():
-        record = read_json_object(folder / BASE)
-        require_format(folder / BASE, record.get("format", BASE_FORMAT), BASE_FORMAT)
-        path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
-        if not all(isinstance(value, str) for value in (path, name, wanted)):
-            raise InputError(f"{folder / BASE}: path, name and sha256 are needed, each a string")
-        asked, names = str(path), [str(name)]
+    asked, names = read_peft_config(folder, kind).base, list[str]()
+    path, name, wanted = _recorded_base(folder)
+    if wanted is not None:
+        asked, names = path, [name]
     others = []
-    for name in dict.fromkeys([asked, *names]):
-        place = _model_called(name)
-        if place is None:
-            continue
+    places = [place for name in dict.fromkeys([asked, *names]) if (place := _model_called(name))]
+    for place in places:
         if paths.is_adapter(place):
             raise InputError(
                 f"{folder}: its base model, {place}, is an adapter itself",
@@ -93,15 +136,20 @@ def find_base(folder: Path) -> Path:
             )
         if wanted is None:
             return place  # peft records no hash
-        found = read_manifest(place).get(WEIGHTS) or sha256_of(place / WEIGHTS)
-        if found == wanted:
+        if (found := _weights_of(place)) == wanted:
             return place
         others.append(f"{place} has {found[:16]}...")
+    for place in (Path(asked), *places):  # another checkpoint of the same run, perhaps put aside
+        if place.parent.name == paths.CHECKPOINTS and place.parent.is_dir():
+            for sibling in sorted(place.parent.iterdir()):
+                with suppress(InputError):  # a damaged one
+                    if wanted and read_manifest(sibling).get(WEIGHTS) == wanted:
+                        return sibling
     if others:
         raise InputError(
             f"{folder}: the base model of this adapter has changed",
             f"its weights had SHA-256 {str(wanted)[:16]}...; {', '.join(others)}",
-            f"put the old weights back at {asked}",
+            _trained_again(folder, places[0]) or f"put the old weights back at {asked}",
         )
     name = names[0] if names else asked
     size = paths.canonical_size(name)
@@ -126,7 +174,7 @@ def merged_source(folder: Path, base: ForeignModel) -> ForeignModel:
     `raw` is merged too, by NumPy from the same two factors, so that the verification compares two
     independent merges.
     """
-    stored = read_adapter(folder, base.config)
+    stored = _stored(folder, base.config)
     weights = {f"{matrix}.weight": matrix for matrix in stored.matrices}
 
     def load(tensor: ForeignTensor, matrix: str) -> Tensor:
@@ -143,7 +191,8 @@ def merged_source(folder: Path, base: ForeignModel) -> ForeignModel:
     }
     peft = stored.config
     note = f"{folder}: rank {peft.rank}, alpha {peft.alpha:g}, added to {len(weights)} matrices"
-    own = [folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE) if (folder / name).exists()]
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE, BASE)
+    own = [folder / name for name in names if (folder / name).exists()]
     return replace(
         base,
         path=folder,
@@ -159,6 +208,33 @@ def _product(stored: StoredAdapter, matrix: str) -> NDArray[np.float64]:
     """The correction in Hugging Face's layout, (in, out): A^T B^T * alpha / rank."""
     a, b = (stored.tensors[f"{matrix}.{part}"].numpy().astype(np.float64) for part in PARTS)
     return a.T @ b.T * (stored.config.alpha / stored.config.rank)
+
+
+def _recorded_base(folder: Path) -> tuple[str, str, str | None]:
+    """Path, name and SHA-256 of the base in base.json; the last is None without that file."""
+    if not (folder / BASE).exists():
+        return "", "", None
+    record = read_json_object(folder / BASE)
+    require_format(folder / BASE, record.get("format", BASE_FORMAT), BASE_FORMAT)
+    path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
+    if not (isinstance(path, str) and isinstance(name, str) and isinstance(wanted, str)):
+        raise InputError(f"{folder / BASE}: path, name and sha256 are needed, each a string")
+    return path, name, wanted
+
+
+def _weights_of(base: Path) -> str:
+    return read_manifest(base).get(WEIGHTS) or sha256_of(base / WEIGHTS)
+
+
+def _trained_again(folder: Path, base: Path) -> str:
+    """The command that trains such an adapter over other weights; "" without its recipe."""
+    recipe = folder / RECIPE
+    text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
+    if (task := re.search(r"^task: ([\w-]+)$", text, re.MULTILINE)) is None:
+        return ""
+    name = folder.parent.parent.name if folder.parent.name == paths.CHECKPOINTS else folder.name
+    words = ["gpt2", task[1], str(recipe), f"init={base}", "--name", f"{name}-again"]
+    return f"train it again over these: {shlex.join(words)}"
 
 
 def _model_called(name: str) -> Path | None:

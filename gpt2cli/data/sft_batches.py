@@ -41,10 +41,12 @@ def encode_record(
     """The record as token ids, cut so that the model reads at most `limit`; None if no answer is left.
 
     The loss mask covers the answers with their end-of-text, if the cut leaves it; without
-    `mask_prompt`, all tokens. Raises InputError for a text that the vocabulary cannot encode.
+    `mask_prompt`, all tokens but those of answers that are kept out of the loss.
+    Raises InputError for a text that the vocabulary cannot encode.
     """
+    stated = template.parts(record.turns)
     try:
-        parts = encode_parts(template.parts(record.turns), tokenizer)
+        parts = encode_parts(stated, tokenizer)
     except InputError as error:  # a character vocabulary lacks some
         raise InputError(f"{record.where}: {error.what}", error.why, error.fix) from None
     ids = np.array([token for part, _ in parts for token in part], dtype=np.int64)
@@ -54,7 +56,11 @@ def encode_record(
     if not answered[:end].any():
         return None
     end = int(np.flatnonzero(answered[:end])[-1]) + 1  # drops a question that lost its answer
-    loss_mask = answered if mask_prompt else np.arange(len(ids)) > 0
+    loss_mask = answered
+    if not mask_prompt:
+        wanted = [part.in_loss or not part.is_answer for part in stated]
+        loss_mask = np.repeat(wanted, [len(part) for part, _ in parts])
+        loss_mask[0] = False
     return SftExample(ids[:end], loss_mask[:end].copy(), was_cut=end < len(ids))
 
 

@@ -5,7 +5,7 @@ one. Messages go through callbacks; nothing is printed here.
 """
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,12 +31,14 @@ def load_for_decoding(
     threads: int,
     compile: str,
     *,
+    adapters: Sequence[Path] = (),
     n_rows: int,
     n_tokens: int,
     notice: Notice,
     build: Build,
 ) -> LoadedModel:
-    """The model of a folder, ready to generate about `n_tokens` in each of `n_rows` together.
+    """The model of a folder, ready to generate about `n_tokens` in each of `n_rows` together. `adapters`
+    are folders, added into its weights.
 
     For one row "auto" uses an existing compiled step, and builds one if that saves more time than it takes.
     If it fails, a notice says why, and the model decodes without.
@@ -47,7 +49,7 @@ def load_for_decoding(
     runtime = choose_runtime(device, precision, threads, decoding=True)
     for sentence in runtime.notices:
         notice(sentence, "warning")
-    loaded = open_model(folder, remembered=True)
+    loaded = open_model(folder, adapters, remembered=True)
     model = loaded.model.to(device=runtime.device)
     if runtime.device.type != "cpu" or runtime.precision == "fp16":
         model.to(dtype=runtime.dtype)

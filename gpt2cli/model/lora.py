@@ -99,7 +99,7 @@ def lora_target_names(model: nn.Module, targets: Collection[str]) -> list[str]:
         if not any(_matches(target, name) for name in matrices):
             raise UsageError(
                 f"lora.targets: {target} is not a matrix of a transformer block",
-                "they are c_attn, c_fc and c_proj; c_proj is in both attention and MLP",
+                "they are c_attn, c_fc and c_proj, or all; c_proj is in both attention and MLP",
                 "lora.targets=[c_attn]",
             )
     return [name for name in matrices if any(_matches(target, name) for target in targets)]

@@ -3,7 +3,15 @@
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from gpt2cli.model.config import PRESETS, GPT2Config
@@ -174,6 +182,17 @@ class OptimConfig(RecipeSection):
         return self
 
 
+BestBy = Literal["loss", "accuracy", "macro_f1"]
+_BEST = "measure by which best and patience compare evaluations: loss"
+
+
+def _require_loss(eval: Any) -> Any:
+    if eval.best != "loss":
+        must = "must be loss: accuracy and macro_f1 are measured by finetune-classify alone"
+        raise field_error("best", must, "eval.best=loss")
+    return eval
+
+
 class EvalConfig(RecipeSection):
     """Evaluations on the validation split, and the sample generated after each."""
 
@@ -181,6 +200,7 @@ class EvalConfig(RecipeSection):
     tokens: TokenCount = Field(
         default=131_072, description="validation tokens per evaluation, spread over the split; or all"
     )
+    best: BestBy = Field(default="loss", description=_BEST)
     patience: NonNegativeInt = Field(
         default=0, description="evaluations without improvement before early stopping; 0 never stops"
     )
@@ -190,6 +210,8 @@ class EvalConfig(RecipeSection):
     sample_tokens: NonNegativeInt = Field(default=40, description="tokens of the sample; 0 generates none")
     temperature: NonNegativeFloat = Field(default=0.8, description="of the sample; 0 is greedy decoding")
     top_k: NonNegativeInt = Field(default=40, description="most likely tokens to draw from; 0 draws from all")
+
+    _by_loss = model_validator(mode="after")(_require_loss)
 
 
 class LogConfig(RecipeSection):
@@ -291,11 +313,13 @@ class LoraConfig(RecipeSection):
     rank: PositiveInt = Field(default=8, description="rank of each adapter")
     alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by alpha / rank")
     dropout: Probability = Field(default=0.0, description="dropout rate of the adapters' input")
-    targets: Annotated[tuple[Literal["c_attn", "c_proj", "c_fc"], ...], Field(strict=False, min_length=1)] = (
-        Field(
-            default=("c_attn",),
-            description="matrices with an adapter; c_proj is that of attention and of the MLP",
-        )
+    targets: Annotated[
+        tuple[Literal["c_attn", "c_proj", "c_fc"], ...],
+        Field(strict=False, min_length=1),
+        BeforeValidator(lambda value: ("c_attn", "c_proj", "c_fc") if value in ("all", ["all"]) else value),
+    ] = Field(
+        default=("c_attn",),
+        description="matrices with an adapter, or all; c_proj is that of attention and of the MLP",
     )
 
 
@@ -303,17 +327,25 @@ class ClassifyEvalConfig(RecipeSection):
     """Evaluations on the whole validation split."""
 
     every: PositiveInt = Field(default=50, description="steps between evaluations")
+    best: BestBy = Field(default="loss", description=f"{_BEST}, accuracy or macro_f1")
     patience: NonNegativeInt = Field(
         default=0, description="evaluations without improvement before early stopping; 0 never stops"
     )
 
 
-class InstructEvalConfig(ClassifyEvalConfig):
+class InstructEvalConfig(RecipeSection):
     """Evaluations on the whole validation split, and the answers to the test split at the end."""
 
+    every: PositiveInt = Field(default=50, description="steps between evaluations")
+    best: BestBy = Field(default="loss", description=_BEST)
+    patience: NonNegativeInt = Field(
+        default=0, description="evaluations without improvement before early stopping; 0 never stops"
+    )
     max_new_tokens: PositiveInt = Field(default=256, description="maximum tokens per answer")
     temperature: NonNegativeFloat = Field(default=0.0, description="of the answers; 0 is greedy decoding")
     rouge: bool = Field(default=False, description="whether to compute ROUGE-1, 2 and L of the answers")
+
+    _by_loss = model_validator(mode="after")(_require_loss)
 
 
 def field_error(field: str, must: str, fix: str) -> PydanticCustomError:

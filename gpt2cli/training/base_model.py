@@ -8,16 +8,20 @@ from pathlib import Path
 import torch
 
 from gpt2cli import paths
-from gpt2cli.checkpoints.folder import WEIGHTS, load_model, read_config, read_manifest
+from gpt2cli.checkpoints.folder import CONFIG, WEIGHTS, load_model, read_config, read_manifest
+from gpt2cli.checkpoints.lora_adapter import ADAPTER, CLASSIFIER, LANGUAGE_MODEL
+from gpt2cli.convert.merge_lora import find_base as base_of_adapter
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import sha256_of
-from gpt2cli.model.config import GPT2Config
+from gpt2cli.json_files import read_json_object
+from gpt2cli.model.config import GPT2Config, from_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
-from gpt2cli.recipe.schema import SCRATCH, FinetuneRecipe, PretrainRecipe
+from gpt2cli.recipe.schema import SCRATCH, FinetuneRecipe, PretrainRecipe, Recipe
 from gpt2cli.recipe.sections import ModelConfig
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.files import load_tokenizer, stopping_at_eos
+from gpt2cli.training.train_state import read_state
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class BaseLM:
     tokenizer: Tokenizer
     folder: Path | None  # None: random weights
     seed: int
+    recorded: str = ""  # of the weights a run began with, where `folder` is that run's own checkpoint
     notice: str = ""  # a sentence for the user, where the recipe's dropout replaces several rates
 
     @property
@@ -37,6 +42,8 @@ class BaseLM:
     @property
     def sha256(self) -> str:
         """Of the weights, or of what random ones follow from; part of a run's identity."""
+        if self.recorded:
+            return self.recorded
         if self.folder is None:
             return hashlib.sha256(f"{self.config} {self.seed}".encode()).hexdigest()
         return read_manifest(self.folder).get(WEIGHTS) or sha256_of(self.folder / WEIGHTS)
@@ -67,7 +74,42 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     if len(set(rates.values())) > 1:
         theirs = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
         notice = f"the dropout rate is {dropout:g} everywhere (model.dropout); {recipe.init} has {theirs}"
-    return BaseLM(config.with_dropout(dropout), tokenizer, folder, recipe.seed, notice)
+    return BaseLM(config.with_dropout(dropout), tokenizer, folder, recipe.seed, notice=notice)
+
+
+def base_of_run(recipe: Recipe, checkpoint: Path | None) -> BaseLM:
+    """The base of a run: what `init` means, or on a resume from `checkpoint` the model that it meant.
+
+    A run that `init` names may have gone on and have other weights by now. Adapters then need the
+    checkpoint that they were trained over. Any other run needs its base only once: a resume takes the
+    shape and the tokenizer from its own checkpoint. Raises InputError as `find_base`.
+    """
+    if checkpoint is None:
+        return find_base(recipe)
+    recorded = read_state(checkpoint)[1].get("init")
+    base = problem = None
+    try:
+        base = find_base(recipe)
+    except InputError as error:
+        problem = error
+    if base and (base.folder is None or base.sha256[:16] == recorded):
+        return base
+    if base and base.folder and not paths.is_checkpoint(base.folder.resolve()):
+        return base  # other weights, which is refused
+    if recipe.train != "lora":
+        config = from_hugging_face(read_json_object(checkpoint / CONFIG))
+        config = config.with_dropout(recipe.model.dropout)
+        tokenizer = stopping_at_eos(load_tokenizer(checkpoint))
+        return BaseLM(config, tokenizer, checkpoint, recipe.seed, str(recorded))
+    for adapter, kind in ((checkpoint, LANGUAGE_MODEL), (checkpoint / ADAPTER, CLASSIFIER)):
+        if paths.is_adapter(adapter):
+            folder = base_of_adapter(adapter, kind)
+            config = read_config(folder).with_dropout(recipe.model.dropout)
+            return BaseLM(config, stopping_at_eos(load_tokenizer(folder)), folder, recipe.seed)
+    if problem:
+        raise problem
+    assert base
+    return base
 
 
 def random_weights(recipe: FinetuneRecipe | PretrainRecipe, tokenizer: Tokenizer) -> BaseLM:
@@ -87,7 +129,11 @@ def base_to_train_further(
     if recipe.init == SCRATCH:
         return recipe, None, ()
     again = checkpoint is not None and recipe.train == "all"
-    base = find_base(recipe.model_copy(update={"init": str(checkpoint)}) if again else recipe)
+    base = (
+        find_base(recipe.model_copy(update={"init": str(checkpoint)}))
+        if again
+        else base_of_run(recipe, checkpoint)
+    )
     asked, longest = recipe.model, base.config.n_positions
     context = asked.context or longest
     if context > longest:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.classifier import load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import read_manifest, require_tensors
-from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
+from gpt2cli.checkpoints.lora_adapter import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    read_classifier_adapter,
+    write_peft,
+)
+from gpt2cli.checkpoints.safetensors_file import read_tensors
 from gpt2cli.data.labelled_texts import ClassifySplits, LabelledExamples, class_weights, pad_right
 from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.evaluation.classes import Prediction, classification_metrics
@@ -24,10 +30,10 @@ from gpt2cli.model.lora import merge_lora
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import BaseLM
-from gpt2cli.training.task import Batch, TrainingTask, add_adapters, first_sample
+from gpt2cli.training.task import Batch, TrainingTask, add_adapters, first_sample, require_base_of_adapters
 from gpt2cli.training.train_state import ROWS_PER_STEP, RunIdentity
 
-ADAPTERS = "adapters.safetensors"  # of train: lora, for a resume; the model's weights have them merged
+OLD_ADAPTERS = "adapters.safetensors"  # of older versions, in place of the folder ADAPTER
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class ClassifyTask(TrainingTask):
     recipe: ClassifyRecipe
     data: ClassifySplits
     base: BaseLM
+
+    def __post_init__(self) -> None:
+        require_base_of_adapters(self.recipe.train, self.base)
 
     @cached_property
     def config(self) -> GPT2Config:
@@ -104,11 +113,11 @@ class ClassifyTask(TrainingTask):
     def saved_model(self, checkpoint: Path, attention: str) -> GPT2Classifier:
         if self.recipe.train == "lora":
             model = self.fresh_model(attention)
-            state = read_tensors(checkpoint / ADAPTERS, read_manifest(checkpoint).get(ADAPTERS))
+            state = _read_adapters(checkpoint)
             trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
             shapes = {name: tuple(tensor.shape) for name, tensor in trainable.items()}
             found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-            require_tensors(checkpoint / ADAPTERS, shapes, found)
+            require_tensors(checkpoint / ADAPTER, shapes, found)
             model.load_state_dict(state, strict=False)
             return model
         model = load_classifier(checkpoint, attention=attention, dropout=self.config.dropout).model
@@ -118,8 +127,16 @@ class ClassifyTask(TrainingTask):
     def write_model(self, folder: Path, model: GPT2Classifier, recipe: str) -> dict[str, str]:
         hashes: dict[str, str] = {}
         if self.recipe.train == "lora":
-            trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-            hashes = {ADAPTERS: write_tensors(folder / ADAPTERS, trainable, {"format": "pt"})}
+            (folder / ADAPTER).mkdir()
+            written = write_peft(
+                folder / ADAPTER,
+                model,
+                dropout=self.recipe.lora.dropout,
+                targets=self.recipe.lora.targets,
+                base=self.base.folder,
+                base_sha256=self.base.sha256,
+            )
+            hashes = {f"{ADAPTER}/{name}": sha256 for name, sha256 in written.items()}
             model = deepcopy(model)  # training continues with separate adapters
             merge_lora(model)
         labels, max_tokens = self.data.labels, self.data.max_tokens
@@ -177,6 +194,14 @@ class ClassifyTask(TrainingTask):
         model.requires_grad_(False)
         for module in trainable:
             module.requires_grad_(True)
+
+
+def _read_adapters(checkpoint: Path) -> dict[str, Tensor]:
+    """The trained tensors beside a merged model, by the names of the model with adapters."""
+    hashes = read_manifest(checkpoint)
+    if OLD_ADAPTERS in hashes:
+        return read_tensors(checkpoint / OLD_ADAPTERS, hashes[OLD_ADAPTERS])
+    return read_classifier_adapter(checkpoint / ADAPTER, hashes.get(f"{ADAPTER}/{ADAPTER_WEIGHTS}"))
 
 
 @lru_cache(maxsize=2)  # a batch may span two epochs

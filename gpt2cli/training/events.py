@@ -46,7 +46,10 @@ class SpikeSeen:
 
 @dataclass(frozen=True)
 class EvalDone:
-    """Mean validation loss in nats per target, over `n_tokens` targets, and the task's own metrics."""
+    """Mean validation loss in nats per target, over `n_tokens` targets, and the task's own metrics.
+
+    `is_best`: better than all evaluations before, that of step 0 included, by the recipe's `eval.best`.
+    """
 
     step: int
     loss: float
@@ -59,6 +62,8 @@ class EvalDone:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
+    """A checkpoint is on disk. `is_best`: no other one has a better evaluation."""
+
     step: int
     path: Path
     is_best: bool
@@ -67,11 +72,20 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The last event. `reason` is "finished", "patience", "time" or "signal"."""
+    """The last event. `reason` is "finished", "patience", "time" or "signal".
+
+    `best` is what the best evaluation of the whole run found of `best_by`, the loss or a metric, and
+    `kept` the same of the best one with a checkpoint; None without any. Step 0 has no checkpoint.
+    """
 
     step: int
     reason: str
     signal: int = 0
+    best_by: str = "loss"
+    best_step: int = -1
+    best: float | None = None
+    kept_step: int = -1
+    kept: float | None = None
 
 
 Event = StepDone | StepSkipped | SpikeSeen | EvalDone | CheckpointSaved | Stopped

@@ -24,6 +24,7 @@ Facts: TypeAlias = dict[str, Value]  # by dotted path; paths that a file lacks a
 
 _PROGRESS = (
     *("progress.step", "progress.best_loss", "progress.best_step"),
+    *("progress.best_by", "progress.best_value"),
     *("identity.data", "identity.train tokens", "identity.vocabulary"),
 )
 _SESSION = (

@@ -62,7 +62,7 @@ def train(
             if (signal := stop()) or is_out_of_time:
                 if saved != (step, state.evaluated):
                     yield _save(state, save)
-                yield Stopped(step, "signal" if signal else "time", signal)
+                yield _stopped(state, "signal" if signal else "time", signal)
                 return
 
             is_last = step >= n_steps
@@ -76,12 +76,12 @@ def train(
             ends = is_last or stops_early
             every = recipe.checkpoint.every
             is_due = step % every == 0 if every else state.evaluated == step
-            is_due = is_due or ends or state.best_step == step
+            is_due = is_due or ends or state.would_be_kept
             if step and (save_now() or is_due) and saved != (step, state.evaluated):
                 yield _save(state, save)
                 saved = (step, state.evaluated)
             if ends:
-                yield Stopped(step, "finished" if is_last else "patience")
+                yield _stopped(state, "finished" if is_last else "patience")
                 return
 
             event = train_step(setup)
@@ -168,14 +168,11 @@ def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
             "a smaller learning rate",
         )
 
-    is_best = loss < state.best_loss
-    if is_best:
-        state.best_loss, state.best_step = loss, state.step
-    state.without_gain = 0 if is_best else state.without_gain + 1
-    state.evaluated = state.step
+    metrics = task.metrics(predictions)
+    is_best = state.add_evaluation(state.step, loss, metrics)
     perplexity = math.exp(min(loss, 700.0))  # exp of more overflows a float
     seconds = time.perf_counter() - started
-    return EvalDone(state.step, loss, perplexity, n_targets, is_best, seconds, task.metrics(predictions))
+    return EvalDone(state.step, loss, perplexity, n_targets, is_best, seconds, metrics)
 
 
 def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
@@ -190,8 +187,23 @@ def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
 
 def _save(state: TrainState, save: Callable[[], Path]) -> CheckpointSaved:
     started = time.perf_counter()
+    if state.would_be_kept:
+        state.keep(state.step, state.value)
     path = save()
-    return CheckpointSaved(state.step, path, state.best_step == state.step, time.perf_counter() - started)
+    return CheckpointSaved(state.step, path, state.kept_step == state.step, time.perf_counter() - started)
+
+
+def _stopped(state: TrainState, reason: str, signal: int = 0) -> Stopped:
+    return Stopped(
+        step=state.step,
+        reason=reason,
+        signal=signal,
+        best_by=state.best_by,
+        best_step=state.best_step,
+        best=state.best_value,
+        kept_step=state.kept_step,
+        kept=state.kept_value,
+    )
 
 
 def _detect_spike(state: TrainState, event: StepDone) -> SpikeSeen | None:

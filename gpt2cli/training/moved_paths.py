@@ -38,7 +38,7 @@ def moved_paths(run: RunDir, recipe: Recipe, resume: str) -> list[str]:
         if value is None or _is_name(key, value):
             continue
         if (path := _find(key, value, places)) is None:
-            if key == INIT and recipe.task == "pretrain" and recipe.train == "all":
+            if key == INIT and recipe.train != "lora":
                 continue  # a resume takes the run's own weights
             looked = "" if paths.expand(value).is_absolute() else f"looked in {', '.join(map(str, places))}"
             raise InputError(f"{key}: {value} is not there any more", looked, f"{resume} {key}=/new/path")

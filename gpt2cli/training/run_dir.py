@@ -1,9 +1,10 @@
-"""The folder of a run: its recipe and logs, its checkpoints, their pointers and their retention.
+"""The folder of a run: its recipe and logs, its checkpoints and their pointers.
 
     runs/<name>/ recipe.yaml  run.json  metrics.jsonl  loss.png  samples.txt
                  checkpoints/step-000500/   best -> ...   last -> ...
 
-A checkpoint is a model folder (`checkpoints/folder.py`) plus the two files of `train_state.py`.
+A checkpoint is a model folder (`checkpoints/folder.py`) plus the two files of `train_state.py`;
+`retention.py` says which ones stay.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +27,17 @@ from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError, req
 from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.loader import dump_recipe
 from gpt2cli.recipe.schema import SCRATCH
-from gpt2cli.training import metrics_log
+from gpt2cli.training import metrics_log, retention
 from gpt2cli.training.estimate import checkpoint_bytes
 from gpt2cli.training.events import EvalDone, Event, to_json
 from gpt2cli.training.optimizer_step import parameter_names
-from gpt2cli.training.train_state import TrainState, write_state
+from gpt2cli.training.train_state import write_state
 
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
 
 RUN_RECORD = "run.json"
 RECORD_FORMAT = 1  # of run.json
-POINTERS = ("best", "last")
 # An entry of samples.txt, up to the header of the next one, and its step.
 SAMPLE = re.compile(r"(^--- step (\d+) ---\n.*?)(?=^--- step \d+ ---\n|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -142,12 +142,15 @@ def require_room_to_train(run: RunDir, setup: "TrainingSetup") -> None:
     n_saves = math.ceil(n_left / recipe.eval.every)
     if recipe.checkpoint.every:
         n_saves += math.ceil(n_left / recipe.checkpoint.every)
-    n_held = recipe.checkpoint.keep + 2 - len(paths.checkpoints(run.folder))
+    passing = [path for path in paths.checkpoints(run.folder) if not retention.runs_that_need(path)]
+    n_held = recipe.checkpoint.keep + 2 - len(passing)
     n_bytes = max(1, min(n_saves, n_held)) * _checkpoint_bytes(setup)
     require_room(run.checkpoints, n_bytes, _room_fix(run, recipe.task))
 
 
-def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
+def save_checkpoint(
+    run: RunDir, setup: "TrainingSetup", notice: Callable[[str], None] = lambda sentence: None
+) -> Path:
     """Write the checkpoint of the current step, then move the pointers, then prune. Returns its path.
 
     In that order, so that `last` and `best` name complete checkpoints whenever this is cut short.
@@ -172,9 +175,9 @@ def save_checkpoint(run: RunDir, setup: "TrainingSetup") -> Path:
         hashes |= write_state(folder, optimizer, names, state, setup.identity, scaler)
         write_manifest(folder, hashes)
     files.point(run.folder / "last", path)
-    if state.best_step == state.step:
+    if state.kept_step == state.step:
         files.point(run.folder / "best", path)
-    _prune(run, recipe.checkpoint.keep)
+    retention.prune(run.folder, recipe.checkpoint.keep, notice)
     return path
 
 
@@ -214,8 +217,8 @@ def named_checkpoint(run: RunDir, name: str) -> Path:
     _refuse_newer(run)
     number = name.removeprefix("step-")
     path = run.checkpoints / f"step-{int(number):06d}" if number.isdecimal() else run.folder / name
-    if not path.is_dir() or not (number.isdecimal() or name in POINTERS):
-        names = [*(pointer for pointer in POINTERS if (run.folder / pointer).is_dir())]
+    if not path.is_dir() or not (number.isdecimal() or name in retention.POINTERS):
+        names = [*(pointer for pointer in retention.POINTERS if (run.folder / pointer).is_dir())]
         names += [checkpoint.name for checkpoint in paths.checkpoints(run.folder)]
         raise UsageError(
             f"--from {name}: {run.folder} has no such checkpoint",
@@ -226,18 +229,14 @@ def named_checkpoint(run: RunDir, name: str) -> Path:
     return run.checkpoints / path.resolve().name
 
 
-def go_back_to(run: RunDir, checkpoint: Path, state: TrainState) -> list[Path]:
-    """Make `checkpoint`, with its training state, the newest: rename the later ones abandoned-step-...
+def go_back_to(run: RunDir, checkpoint: Path) -> list[Path]:
+    """Make `checkpoint` the newest: rename the later ones abandoned-step-..., which are returned.
 
-    Returns these. Where `best` was one of them, it moves back with the state.
+    `retention.settle_best` follows, with the training state of the checkpoint.
     """
     found = paths.checkpoints(run.folder)
     aside = _rename_all(found[found.index(checkpoint) + 1 :], "abandoned")
     files.point(run.folder / "last", checkpoint)
-    best = run.checkpoints / f"step-{state.best_step:06d}"
-    if not best.is_dir():  # pruned when the run was further; the next evaluation is the best one then
-        best, state.best_loss, state.best_step = checkpoint, math.inf, -1
-    files.point(run.folder / "best", best)
     return aside
 
 
@@ -355,31 +354,25 @@ def _room_fix(run: RunDir, task: str) -> str:
     return "free some space, or add checkpoint.keep=1, or another disk: --name /PATH/NAME"
 
 
-def _prune(run: RunDir, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those that `best` or `last` name."""
-    pointed = {(run.folder / name).resolve() for name in POINTERS}
-    for path in paths.checkpoints(run.folder)[:-keep]:
-        if path.resolve() not in pointed:
-            # Renames first: an interrupted deletion must leave no partial checkpoint under this name.
-            files.discard(path)
-
-
 def _put_aside(run: RunDir, whole: Path) -> None:
     """Rename the damaged checkpoints newer than `whole`, and point `last` and `best` elsewhere."""
     found = paths.checkpoints(run.folder)
     _rename_all(found[found.index(whole) + 1 :], "damaged")
-    for name in POINTERS:
+    for name in retention.POINTERS:
         if not (run.folder / name).exists():
             files.point(run.folder / name, whole)
 
 
 def _rename_all(found: list[Path], prefix: str) -> list[Path]:
-    """The new paths. An older checkpoint of such a name goes."""
-    renamed = [path.with_name(f"{prefix}-{path.name}") for path in found]
-    for path, aside in zip(found, renamed, strict=True):
+    """The new paths. An older checkpoint of such a name goes, unless adapters need it."""
+    renamed = []
+    for path in found:
+        aside = path.with_name(f"{prefix}-{path.name}")
+        while retention.runs_that_need(aside):
+            aside = aside.with_name(f"{aside.name}-older")
         if aside.exists():
             files.discard(aside)
-        path.rename(aside)
+        renamed.append(path.rename(aside))
     return renamed
 
 

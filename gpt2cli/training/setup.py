@@ -52,7 +52,8 @@ def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None)
     attention = choose_attention(run.attention, runtime.device, config.n_positions, compiled=runtime.compile)
     notices = list(runtime.notices)
 
-    identity, state, scaler_state = run_identity(recipe, task), TrainState(), dict[str, Any]()
+    identity, scaler_state = run_identity(recipe, task), dict[str, Any]()
+    state = TrainState(best_by=recipe.eval.best)
     if checkpoint is not None:
         state, saved_identity, scaler_state = read_state(checkpoint)
         from_here = f"init={checkpoint} " if recipe.task == "pretrain" and recipe.train == "all" else ""

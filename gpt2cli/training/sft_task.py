@@ -23,14 +23,14 @@ from gpt2cli.data.sft_batches import (
     token_limit,
 )
 from gpt2cli.data.splits import split
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.errors import InputError
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.templates import TEMPLATES, Template, Turns, prompt_ids, write_template
 from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 from gpt2cli.training.language_model_task import LanguageModelTask
-from gpt2cli.training.task import Batch
+from gpt2cli.training.task import Batch, require_base_of_adapters
 from gpt2cli.training.train_state import RunIdentity
 
 
@@ -132,12 +132,7 @@ class SftTask(LanguageModelTask):
     examples: SftSplits
 
     def __post_init__(self) -> None:
-        if self.recipe.train == "lora" and self.base.folder is None:
-            raise UsageError(
-                "train: lora needs a trained model to start from",
-                "init is scratch: an adapter is useless without the random weights it was trained on",
-                "init=124M, or train=all",
-            )
+        require_base_of_adapters(self.recipe.train, self.base)
 
     @property
     def template(self) -> Template:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from gpt2cli.data import windows
+from gpt2cli.errors import UsageError
 from gpt2cli.evaluation.classes import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import add_lora
 from gpt2cli.recipe.sections import BatchConfig, LoraConfig
 from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.train_state import RunIdentity
 
 WORLD_SIZE = 1  # processes that train together
@@ -45,6 +47,7 @@ class TrainingTask(Protocol):
     """One kind of training on one data set."""
 
     recipe: Any
+    base: BaseLM
 
     @property
     def config(self) -> GPT2Config:
@@ -108,6 +111,16 @@ def first_sample(batch: BatchConfig, step: int, micro: int) -> int:
     return windows.first_sample(
         step, micro, batch.micro_batch, batch.accumulation, rank=RANK, world_size=WORLD_SIZE
     )
+
+
+def require_base_of_adapters(train: str, base: BaseLM) -> None:
+    """Raise UsageError for adapters over random weights, which are stored nowhere."""
+    if train == "lora" and base.folder is None:
+        raise UsageError(
+            "train: lora needs a trained model to start from",
+            "init is scratch: an adapter is useless without the random weights it was trained on",
+            "init=124M, or train=all",
+        )
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> None:

@@ -6,6 +6,7 @@ the same run. There is no random state: batches and dropout are functions of (se
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,41 @@ class TrainState:
     step: int = 0
     updates: int = 0  # steps that changed the weights: AdamW's step count
     evaluated: int = -1  # step of the last evaluation
-    best_loss: float = math.inf
-    best_step: int = -1
+    value: float | None = None  # what that evaluation found of `best_by`
+    best_by: str = "loss"  # the recipe's eval.best, by which evaluations are compared
+    best_step: int = -1  # of the best evaluation; 0 is the model before training
+    best_loss: float = math.inf  # its validation loss
+    best_value: float | None = None  # and what it found of `best_by`
+    kept_step: int = -1  # of the best evaluation with a checkpoint: the run's `best` points there
+    kept_value: float | None = None
     without_gain: int = 0  # evaluations since the best one
     skipped_in_a_row: int = 0
     in_spike: bool = False
     recent_losses: list[float] = field(default_factory=list)
+
+    def add_evaluation(self, step: int, loss: float, metrics: Mapping[str, float]) -> bool:
+        """Record an evaluation; returns whether it is the best so far. The earlier of two equals is."""
+        value = loss if self.best_by == "loss" else metrics[self.best_by]
+        self.evaluated, self.value = step, value
+        is_best = self._is_better(value, self.best_value)
+        if is_best:
+            self.best_step, self.best_loss, self.best_value = step, loss, value
+        self.without_gain = 0 if is_best else self.without_gain + 1
+        return is_best
+
+    @property
+    def would_be_kept(self) -> bool:
+        """Whether a checkpoint of this step is the best one to keep. The step must have been evaluated."""
+        return self.evaluated == self.step > 0 and self._is_better(self.value, self.kept_value)
+
+    def keep(self, step: int, value: float | None) -> None:
+        """Note that the checkpoint of an evaluated step is the best of those on disk."""
+        self.kept_step, self.kept_value = step, value
+
+    def _is_better(self, value: float | None, than: float | None) -> bool:
+        if value is None or than is None:
+            return value is not None
+        return value < than if self.best_by == "loss" else value > than
 
 
 RunIdentity = dict[str, str | int | float]
@@ -72,6 +102,8 @@ def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
     require_format(folder / STATE, saved.get("format", FORMAT), FORMAT)
     try:
         values = dict(saved["progress"])
+        if "best_by" not in values:  # an older version's, which knew the loss alone
+            values["best_value"] = values["best_loss"]
         values["best_loss"] = math.inf if values["best_loss"] is None else values["best_loss"]
         return TrainState(**values), dict(saved["identity"]), dict(saved["scaler"])
     except (KeyError, TypeError, ValueError) as error:

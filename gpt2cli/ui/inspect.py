@@ -254,9 +254,11 @@ def _recipe(recipe: dict[str, Any], progress: Facts) -> Iterator[Row]:
         parts += [f"seed {recipe['seed']}"] if "seed" in recipe else []
         yield "recipe", ", ".join(parts)
     if "progress.step" in progress:
-        best = progress.get("progress.best_loss")
+        measure, best = "validation loss", progress.get("progress.best_loss")
+        if (by := progress.get("progress.best_by", "loss")) != "loss":
+            measure, best = str(by), progress.get("progress.best_value")
         at = progress.get("progress.best_step")
-        said = f"; best validation loss {best:.3f} at step {at}" if isinstance(best, float) else ""
+        said = f"; best {measure} {best:.3f} at step {at}" if isinstance(best, float) else ""
         yield "saved at", f"step {progress['progress.step']}{said}"
     n_tokens = progress.get("identity.train tokens")
     if isinstance(n_tokens, int):

@@ -40,13 +40,21 @@ class TrainingView:
     second count the steps since the line before, without evaluations and saves.
     """
 
-    def __init__(self, n_steps: int, console: Console, *, log_every: int, first_step: int = 0) -> None:
-        """`first_step`: steps done before, in a resumed run."""
+    def __init__(
+        self,
+        n_steps: int,
+        console: Console,
+        *,
+        log_every: int,
+        first_step: int = 0,
+        start: str = "the base",
+    ) -> None:
+        """`first_step`: steps done before, in a resumed run. `start`: what the model is at step 0."""
         self.n_steps, self.console, self.log_every = n_steps, console, log_every
         self.live = is_terminal(console)
         self.tabular = self.live and console.width >= _TABLE_WIDTH
         self.first_step = self.step = first_step
-        self.best: EvalDone | None = None
+        self.start = start
         self._n_tokens, self._seconds, self._rate = 0, 0.0, ""
         self._said_one = False
         self._progress = self._bar() if self.live else None
@@ -95,7 +103,6 @@ class TrainingView:
             self._line("  ".join(parts + ([pace] if pace else []) + ([share] if share else [])))
 
     def _eval_done(self, event: EvalDone) -> None:
-        self.best = event if event.is_best else self.best
         loss, perplexity = f"{event.loss:.3f}", _perplexity(event.perplexity)
         style = "good" if event.is_best else ""
         # A measure of the task says more than a perplexity, which is the loss again.
@@ -133,8 +140,16 @@ class TrainingView:
             why = f"stopped by {signal.Signals(event.signal).name}"
         else:
             why = _REASONS[event.reason]
-        best = f"; best validation loss {self.best.loss:.3f} at step {self.best.step}" if self.best else ""
-        self.note(f"{why} at step {event.step} of {self.n_steps}{best}", "strong")
+        measure = {"loss": "validation loss"}.get(event.best_by, event.best_by.replace("_", " "))
+        best = _best_so_far(event, measure, self.start)
+        self.note(f"{why} at step {event.step} of {self.n_steps}" + (f"; {best}" if best else ""), "strong")
+        if event.reason in ("finished", "patience") and event.best_step == 0 and event.kept is not None:
+            effect = "did not make it better" if event.kept == event.best else "made it worse"
+            self.note(
+                f"warning: training {effect}: {measure} {event.best:.3f} before,"
+                f" {event.kept:.3f} at the best saved step; a smaller optim.lr may help",
+                "warn",
+            )
 
     def _row(self, *cells: str, note: str = "", style: str = "") -> None:
         row = "  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=False))
@@ -166,6 +181,16 @@ class TrainingView:
             expand=True,
             speed_estimate_period=600,  # seconds; the default of 30 is too short for slow steps
         )
+
+
+def _best_so_far(event: Stopped, measure: str, start: str) -> str:
+    """The best evaluation, and where its weights are not saved, the best one whose weights are; else ""."""
+    if event.best is None:
+        return ""
+    if event.kept is None or event.kept_step == event.best_step:
+        return f"best {measure} {event.best:.3f} at step {event.best_step}"
+    other = f"{start} at step 0" if event.best_step == 0 else f"step {event.best_step}, not saved any more,"
+    return f"best saved: step {event.kept_step}, {measure} {event.kept:.3f}; {other} had {event.best:.3f}"
 
 
 def _perplexity(value: float) -> str:

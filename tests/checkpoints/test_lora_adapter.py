@@ -1,5 +1,6 @@
 """An adapter's folder: written, read, trained on; damage and other tensors refused."""
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -175,12 +176,31 @@ def test_half_precision_adapters_are_read(folder: Path, base: Base) -> None:
     torch.testing.assert_close(loaded(IDS), adapted(base, Lora())(IDS), atol=0.5, rtol=0)
 
 
-def test_a_pickled_adapter_is_refused(folder: Path) -> None:
+class RunsCode:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda tensors, canary: {**tensors, "x": RunsCode(canary)}, "wants to run code"),
+        (lambda tensors, canary: list(tensors.values()), "a table of named tensors is needed"),
+        (lambda tensors, canary: {**tensors, "x": 1}, "'x' is a int, not a tensor"),
+        (lambda tensors, canary: {}, "the tensors are not those"),
+    ],
+    ids=["code", "a list", "a number", "nothing"],
+)
+def test_a_pickled_adapter_runs_nothing(folder: Path, tmp_path: Path, content: Any, said: str) -> None:
     by_somebody_else(folder)
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    with pytest.raises(InputError, match=f"there is no {WEIGHTS}") as caught:
+    torch.save(content(read_tensors(folder / WEIGHTS), tmp_path / "canary"), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"adapter_model\.bin: ") as caught:
         open_model(folder)
-    assert "pickle" in caught.value.why
+    assert said in str(caught.value) and not (tmp_path / "canary").exists()
 
 
 def test_150_mutations_are_refused_or_read_and_nothing_else(folder: Path) -> None:

@@ -181,7 +181,9 @@ def test_each_model_is_loaded_once_and_each_vocabulary_reads_the_text_once(
     folders = [model, save(tmp_path / "second"), save(tmp_path / "bytes", gpt2_tokenizer())]
     loaded, read = [], []
     load, encode = opening.open_model, eval_text.encode_documents
-    monkeypatch.setattr(opening, "open_model", lambda folder: loaded.append(folder) or load(folder))
+    monkeypatch.setattr(
+        opening, "open_model", lambda folder, *more: loaded.append(folder) or load(folder, *more)
+    )
     monkeypatch.setattr(
         eval_text, "encode_documents", lambda texts, t, name: read.append(t.name) or encode(texts, t, name)
     )

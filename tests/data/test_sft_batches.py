@@ -1,11 +1,16 @@
 """Records as token ids: the loss mask token by token, the batches, packing."""
 
+import json
+import random
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
-from gpt2cli.data.instructions import InstructionRecord
+from gpt2cli.data.instructions import InstructionRecord, read_instructions
 from gpt2cli.data.sft_batches import (
     BatchOrder,
     SftExample,
@@ -14,9 +19,12 @@ from gpt2cli.data.sft_batches import (
     pack_records,
 )
 from gpt2cli.errors import InputError
+from gpt2cli.recipe.sections import InstructDataConfig
 from gpt2cli.templates import TEMPLATES, Turn
+from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
+from gpt2cli.tokenizer.files import save_tokenizer
 from gpt2cli.training.sft_task import collate
 
 CHAT, TOKENIZER = TEMPLATES["chat"], gpt2()
@@ -132,3 +140,71 @@ def test_packing_fills_rows_and_loses_nothing() -> None:
     sums = [sum(lengths[i] for i in row) for row in rows]
     assert max(sums) <= 64 and sum(sums) / len(sums) > 0.9 * 64
     assert rows == pack_records(lengths, 64, seed=1) != pack_records(lengths, 64, seed=2)
+
+
+# The template `chat` once more, as trl wants it: `generation` marks what assistant_only_loss learns.
+MARKED = (
+    "{% for m in messages %}"
+    "{% if m.role == 'system' %}System:\n{{ m.content }}\n\n"
+    "{% elif m.role == 'user' %}User:\n{{ m.content }}\n\nAssistant:\n"
+    "{% else %}{% if loop.index0 == 0 or messages[loop.index0 - 1].role == 'system' %}Assistant:\n{% endif %}"
+    "{% if m.weight == 0 %}{{ m.content + eos_token }}"
+    "{% else %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endif %}"
+    "{% endif %}{% endfor %}"
+)
+WORDS = (
+    "Where",
+    "is",
+    "the",
+    "2nd",
+    "café?",
+    "naïve",
+    "東京",
+    "🙂",
+    "User:",
+    "it's",
+    "a\nb",
+    "a\n\nb",
+    "1,000",
+)
+
+
+def conversations(n: int) -> list[list[dict[str, Any]]]:
+    """One to four exchanges each, some with a system message or a greeting, some answers of weight 0."""
+    draw, found = random.Random(5), []
+    for _ in range(n):
+        text = [" ".join(draw.choices(WORDS, k=draw.randint(1, 8))) for _ in range(10)]
+        messages = [{"role": "system", "content": text[8]}] if draw.random() < 0.3 else []
+        messages += [{"role": "assistant", "content": text[9]}] if draw.random() < 0.2 else []
+        n_exchanges = draw.randint(1, 4)
+        for i in range(n_exchanges):
+            messages += [{"role": "user", "content": text[2 * i]}]
+            messages += [{"role": "assistant", "content": text[2 * i + 1]}]
+            if i + 1 < n_exchanges and draw.random() < 0.4:
+                messages[-1]["weight"] = 0
+        found.append(messages)
+    return found
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [TOKENIZER, Chars.from_text([*WORDS, *map(chr, range(32, 127)), "\n"])], ids=["bpe", "chars"]
+)
+def test_masks_are_those_of_trls_assistant_only_loss(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """trl takes its mask from this method of transformers: which characters the template marks."""
+    save_tokenizer(tokenizer, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, chat_template=MARKED)
+    known = conversations(100)
+    path = tmp_path / "records.jsonl"
+    path.write_text(
+        "".join(json.dumps({"messages": messages}) + "\n" for messages in known), encoding="utf-8"
+    )
+    ours = read_instructions(path, InstructDataConfig(source=str(path))).records
+    assert len(ours) == 100
+    n_in_loss = 0
+    for messages, record in zip(known, ours, strict=True):
+        example = encode_record(record, CHAT, tokenizer, 4000, mask_prompt=True)
+        wanted = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        assert example is not None and example.ids.tolist() == wanted["input_ids"], messages
+        assert example.loss_mask.astype(int).tolist() == wanted["assistant_masks"], messages
+        n_in_loss += int(example.loss_mask.sum())
+    assert n_in_loss > 500 and any("weight" in message for messages in known for message in messages)

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
-from adapters import CONFIG, IDS, Base, Lora, save_adapter, save_base
+from adapters import CONFIG, IDS, Base, Lora, by_somebody_else, save_adapter, save_base
 from torch.nn.functional import cross_entropy
 
 from gpt2cli.convert.open_model import open_model
@@ -88,15 +88,26 @@ def test_peft_takes_our_folder_without_a_warning(base: Base, tmp_path: Path) -> 
         {"r": 4, "lora_alpha": 12, "target_modules": "all-linear"},
         {"r": 4, "lora_alpha": 12, "target_modules": ["c_attn"], "use_rslora": True, "lora_dropout": 0.3},
         {"r": 4, "lora_alpha": 12, "target_modules": ["c_attn"], "init_lora_weights": "gaussian"},
+        {"r": 4, "lora_alpha": 12, "target_modules": ["c_proj", "c_fc"], "layers_to_transform": 1},
+        {"r": 4, "lora_alpha": 12, "target_modules": ["c_attn"], "layers_to_transform": [0]},
+        {"r": 4, "lora_alpha": 12, "target_modules": ["c_attn"], "layers_to_transform": []},
+        {
+            **{"r": 4, "lora_alpha": 12, "target_modules": ["c_attn", "c_fc"]},
+            **{"layers_to_transform": [1], "layers_pattern": "h"},
+        },
     ],
     ids=lambda settings: str(settings["target_modules"]) + str(len(settings)),
 )
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickled"])
 @torch.no_grad()
-def test_we_open_their_folder(base: Base, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_we_open_their_folder(base: Base, settings: dict[str, Any], safe: bool, tmp_path: Path) -> None:
     reference = save_theirs(tmp_path / "theirs", base, **settings)
+    if not safe:
+        (tmp_path / "theirs" / "adapter_model.safetensors").unlink()
+        reference.save_pretrained(tmp_path / "theirs", safe_serialization=False)
     wanted = reference(IDS).logits
     assert (theirs_over(base)(IDS).logits - wanted).abs().max() > 0.5
-    torch.testing.assert_close(open_model(tmp_path / "theirs").model(IDS), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(open_model(tmp_path / "theirs").model(IDS), wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +119,6 @@ def test_we_open_their_folder(base: Base, settings: dict[str, Any], tmp_path: Pa
         ({"modules_to_save": ["ln_f"]}, "modules_to_save"),
         ({"rank_pattern": {"h.0.attn.c_attn": 2}}, "rank_pattern"),
         ({"alpha_pattern": {"h.0.attn.c_attn": 2}}, "alpha_pattern"),
-        ({"layers_to_transform": [1]}, "layers_to_transform"),
         ({"exclude_modules": ["h.0.attn.c_attn"]}, "exclude_modules"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ],
@@ -122,11 +132,58 @@ def test_what_we_cannot_express_is_refused_by_its_field(
         open_model(tmp_path / "theirs")
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([7], "names no matrix of a GPT-2 block in layers_to_transform [7]"),
+        ("1", "layers_to_transform is '1'"),
+        ([0.5], "layers_to_transform is [0.5]"),
+        ([True], "layers_to_transform is [True]"),
+        ([0], "the tensors are not those"),
+    ],
+    ids=str,
+)
+def test_other_blocks_are_refused_by_name(base: Base, layers: Any, said: str, tmp_path: Path) -> None:
+    save_theirs(tmp_path / "theirs", base, r=4, target_modules=["c_attn"], layers_to_transform=[1])
+    by_somebody_else(tmp_path / "theirs", layers_to_transform=layers)
+    with pytest.raises(InputError) as caught:
+        open_model(tmp_path / "theirs")
+    assert said in caught.value.what
+
+
 def test_adapters_beyond_the_blocks_are_refused_by_name(base: Base, tmp_path: Path) -> None:
     save_theirs(tmp_path / "theirs", base, r=4, target_modules=["c_attn", "wte"])
     with pytest.raises(InputError, match="the tensors are not those") as caught:
         open_model(tmp_path / "theirs")
     assert "unknown: base_model.model.transformer.wte" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_new", "said"),
+    [
+        ({"modules_to_save": ["wte", "lm_head"]}, 3, "modules_to_save is ['wte', 'lm_head']"),
+        (
+            {"modules_to_save": ["embed_tokens", "lm_head"]},
+            0,
+            "modules_to_save is ['embed_tokens', 'lm_head']",
+        ),
+        ({}, 3, "holds lm_head.weight [34, 16] beside its adapters"),
+        ({"trainable_token_indices": {"wte": [1, 2]}}, 0, "trainable_token_indices is {'wte': [1, 2]}"),
+    ],
+    ids=["saved whole, resized", "another family's names", "resized alone", "some tokens"],
+)
+def test_an_embedding_of_its_own_is_refused_by_name(
+    base: Base, settings: dict[str, Any], n_new: int, said: str, tmp_path: Path
+) -> None:
+    """What trl and peft save where tokens were added, or the embedding was trained."""
+    theirs = theirs_over(base)
+    theirs.resize_token_embeddings(CONFIG.vocab_size + n_new)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], **settings)
+    model = peft.get_peft_model(theirs, config)
+    model.save_pretrained(tmp_path / "theirs", save_embedding_layers=n_new > 0)
+    with pytest.raises(InputError) as caught:
+        open_model(tmp_path / "theirs")
+    assert said in caught.value.what and "merge_and_unload" in caught.value.fix
 
 
 def test_another_kind_of_adapter_is_refused(base: Base, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from plain_loop import Example, find, gradient_norm, load, mean_loss, n_targets
 from tiny_base import chat_example, save_base
 from tiny_run import FROZEN, PRETRAIN, Call, column, events, train
+from transformers import AutoTokenizer
 
 N, N_TRAIN = 10, 7
 RECORDS = [
@@ -75,6 +76,56 @@ def test_answers_and_their_ends_are_learned_and_prompts_if_asked(
     validation, test = held_out(run, base, rows)
     seen = find(load(base), [[row] for row in rows], column(run, "loss"), column(run, "grad_norm"))
     assert sorted([*seen, *validation, *test]) == list(range(N)), "an epoch has the other records once each"
+
+
+def conversation(i: int) -> list[dict[str, Any]]:
+    """One to three exchanges; in some, earlier answers have the weight 0."""
+    texts = [f"{'pq' * (i % 4)}{i}.{part}" + "z" * ((i + part) % 5) for part in range(6)]
+    messages: list[dict[str, Any]] = []
+    for part in range(1 + i % 3):
+        messages += [{"role": "user", "content": texts[2 * part]}]
+        messages += [{"role": "assistant", "content": texts[2 * part + 1]}]
+    for message in messages[1:-1:2][: 1 + i % 2]:
+        message["weight"] = 0
+    return messages
+
+
+def plain(base: Path, messages: list[dict[str, Any]], *, mask_prompt: bool) -> Example:
+    """Its tokens by transformers, one message after the other."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids, targets = list[int](), list[int]()
+    for message in messages:
+        if message["role"] == "user":
+            more = tokenizer(f"User:\n{message['content']}\n\nAssistant:\n")["input_ids"]
+            learned = not mask_prompt
+        else:
+            more = [*tokenizer(message["content"])["input_ids"], tokenizer.eos_token_id]
+            learned = message.get("weight") != 0
+        ids, targets = [*ids, *more], [*targets, *(more if learned else [-100] * len(more))]
+    return Example(ids[:-1], targets[1:])
+
+
+@pytest.mark.parametrize("mask_prompt", ["true", "false"])
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_answers_of_weight_0_are_read_and_not_learned(packing: str, mask_prompt: str, gpt2: Call) -> None:
+    """Losses, gradient norms and target counts of whole conversations, several to a row or not."""
+    base = save_base(gpt2, Path("base"), context=144)
+    known = [conversation(i) for i in range(N)]
+    assert sum(message.get("weight") == 0 for messages in known for message in messages) > 5
+    lines = [json.dumps({"messages": messages}) for messages in known]
+    Path("records.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
+    rows = [plain(base, messages, mask_prompt=mask_prompt == "true") for messages in known]
+    sizes = (1, 2, 3) if packing == "true" else (1,)
+    groups = [group for size in sizes for group in combinations(range(N), size)]
+    asked = (f"packing={packing}", f"mask_prompt={mask_prompt}")
+    run = learn(gpt2, "run", *FROZEN, *asked, "optim.steps=30")
+    validation, test = held_out(run, base, rows)
+    first = column(run, "loss")
+    epoch = next(n for n in range(1, 30) if sorted(first[:n]) == sorted(first[n : 2 * n]))
+    losses, norms = first[:epoch], column(run, "grad_norm")[:epoch]
+    found = find(load(base), [[rows[i] for i in group] for group in groups], losses, norms)
+    assert sorted([*sum((groups[i] for i in found), ()), *validation, *test]) == list(range(N))
+    assert packing == "false" or max(len(groups[i]) for i in found) > 1, "some share a row"
 
 
 @pytest.mark.parametrize("compiled", ["off", "on"])

@@ -75,4 +75,4 @@ def test_a_start_that_was_the_best_is_said(gpt2: Gpt2, tmp_path: Path) -> None:
         "finetune-instruct", write_teaching(tmp_path), "optim.lr=30", "optim.clip=0", "--name", "wild"
     )
     assert done.code == 0, done.err
-    assert "the last checkpoint is taken" in done.err
+    assert "best saved: step " in done.err and "training made it worse: validation loss " in done.err

@@ -1,10 +1,13 @@
 """Classification as a task: against an unpadded item, against itself interrupted, by what learns."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+import transformers
 from lessons import lesson
 from loud import loud
 
@@ -143,6 +146,36 @@ def test_class_weights_make_the_classes_equal_and_keep_the_scale(tmp_path: Path)
     by_class = [each[batch.targets == kind].mean() for kind in (0, 1)]
     mean = task.loss_sum(model, batch, torch.float32) / batch.n_targets
     assert mean.item() == pytest.approx(sum(by_class).item() / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("by", ["PeftModel", "AutoPeftModelForSequenceClassification"])
+@torch.no_grad()
+def test_peft_opens_the_adapters_of_a_classifier(by: str, tmp_path: Path) -> None:
+    """Over the base, with three classes; the head is stored with the adapters."""
+    recipe, task = lesson(tmp_path, "train=lora", "optim.steps=20", "lora.targets=all", "lora.rank=2")
+    with torch.enable_grad():
+        play(set_up_training(task, recipe, None), RunDir(tmp_path / "run"))
+    folder = tmp_path / "run" / "last"
+    assert task.base.folder is not None
+    if by == "PeftModel":
+        kind = transformers.GPT2ForSequenceClassification
+        base = kind.from_pretrained(task.base.folder, num_labels=3)
+        theirs = peft.PeftModel.from_pretrained(base, folder / "adapter")
+    else:
+        auto = peft.AutoPeftModelForSequenceClassification
+        theirs = auto.from_pretrained(folder / "adapter", num_labels=3)
+    stored = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert stored["modules_to_save"] == ["score"] and stored["task_type"] == "SEQ_CLS"
+    loaded = load_classifier(folder.resolve())
+    for ids in task.data.test.ids:
+        row = torch.tensor([ids or [loaded.tokenizer.end_of_text]])
+        wanted = theirs.eval()(row).logits
+        torch.testing.assert_close(loaded.model(row, torch.tensor([row.shape[1]])), wanted, atol=1e-5, rtol=0)
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    torch.testing.assert_close(whole(row).logits, wanted, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="is a classifier's adapter") as caught:
+        load_classifier(folder / "adapter")
+    assert str(folder) in caught.value.fix
 
 
 def test_lora_saves_a_merged_classifier_that_scores_alike(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(step: int
     for _ in train(session, save=lambda: save_checkpoint(run, session), stop=lambda: 0):
         if session.state.step == 8:
             break
-    session.state.step = session.state.best_step = step
+    session.state.step = session.state.kept_step = step
     before = tmp_path / "before"
     shutil.copytree(run.folder, before, symlinks=True)
 
@@ -79,7 +79,7 @@ def test_a_save_killed_between_any_two_calls_leaves_a_whole_checkpoint(step: int
         checkpoint, problems = newest_valid_checkpoint(run)
         assert checkpoint is not None and not problems, f"call {n} left a damaged checkpoint"
         assert checkpoint.name >= "step-000006", f"call {n} lost a checkpoint"
-        ends.add(read_state(checkpoint)[0].best_step)
+        ends.add(read_state(checkpoint)[0].kept_step)
         for pointer in (run.folder / "best", run.folder / "last"):
             if pointer.is_symlink():
                 load_model(pointer.resolve())

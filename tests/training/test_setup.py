@@ -56,7 +56,7 @@ def test_an_interrupted_run_ends_in_the_same_losses_and_weights(polls: int, tmp_
 
     run = RunDir(tmp_path / "cut")
     first = play(set_up_training(scratch_task(recipe, data), recipe, None), run, stop_after(polls))
-    assert first[-1] == ev.Stopped(first[-1].step, "signal", 15)
+    assert isinstance(first[-1], ev.Stopped) and (first[-1].reason, first[-1].signal) == ("signal", 15)
     checkpoint, problems = newest_valid_checkpoint(run)
     assert checkpoint is not None and not problems
     resumed = set_up_training(scratch_task(recipe, data), recipe, checkpoint)
@@ -164,10 +164,10 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
         *("eval.every=2", "eval.patience=2", "optim.lr=1e-12", "optim.warmup_steps=0", "checkpoint.every=50"),
     )
     session = set_up_training(scratch_task(recipe, data), recipe, None)
-    session.state.best_loss = 0.0
+    session.state.best_value = 0.0
     run = RunDir(tmp_path / "run")
     events = play(session, run)
-    assert events[-1] == ev.Stopped(2, "patience")
+    assert isinstance(events[-1], ev.Stopped) and (events[-1].step, events[-1].reason) == (2, "patience")
     checkpoint, _ = newest_valid_checkpoint(run)
     assert checkpoint is not None and checkpoint.name == "step-000002", "the end is saved"
 
@@ -272,7 +272,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_last(tmp_path: Path) -> None:
     run.folder.mkdir()
     for event in train(session, save=lambda: save_checkpoint(run, session), stop=lambda: 0):
         if isinstance(event, ev.StepDone) and event.step == 3:
-            session.state.best_step, session.state.best_loss = 3, 0.0
+            session.state.evaluated, session.state.value = 3, 0.0
     names = [path.name for path in paths.checkpoints(run.folder)]
     assert names == ["step-000003", "step-000011", "step-000012"]
     assert (run.folder / "best").resolve().name == "step-000003"

@@ -55,7 +55,7 @@ def test_plain_lines() -> None:
         view.show(EvalDone(20, 9.9, math.exp(9.9), 1000, False, 1.0))
         view.show(StepSkipped(21, math.nan, math.inf, 2, 10))
         view.show(SpikeSeen(22, 93.0, 4.1))
-        view.show(Stopped(90, "finished"))
+        view.show(Stopped(90, "finished", best_step=10, best=4.5, kept_step=10, kept=4.5))
     assert told(view) == [
         "step 10/90  loss 4.123  lr 4.0e-04  norm 1.23  421 tok/s",
         "step 10/90  val loss 4.500  perplexity 90.0  over 1,000 tokens  best",
