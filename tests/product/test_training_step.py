@@ -54,7 +54,7 @@ def test_ten_steps_equal_a_loop_by_hand(gpt2: Call, order: list[int]) -> None:
     norms = [step.grad_norm for step in by_hand]
     assert min(norms) < 0.8 < max(norms), "some steps are clipped, some are not"
     for key in ("loss", "lr", "grad_norm"):
-        assert column(run, key) == pytest.approx([asdict(step)[key] for step in by_hand], abs=1e-5, rel=1e-5)
+        assert column(run, key) == pytest.approx([asdict(step)[key] for step in by_hand], abs=5e-5, rel=5e-5)
     found, wanted = load(run / "last").state_dict(), model.state_dict()
     torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
 
