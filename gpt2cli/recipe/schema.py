@@ -1,7 +1,7 @@
 """The schema of recipes, a class per task. Defaults are defined here and in `sections.py` alone."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from gpt2cli.recipe.sections import (
     OptimConfig,
     RecipeSection,
     RunConfig,
+    TokenizerConfig,
     field_error,
 )
 
@@ -40,6 +41,12 @@ class CommonRecipe(RecipeSection):
     run: RunConfig = RunConfig()
 
 
+def _require_growth(recipe: Any) -> None:
+    """New tokens have new rows in the embedding, which must be trained and saved."""
+    if recipe.tokenizer.add and recipe.train != "all":
+        raise field_error("train", "must be all with tokenizer.add", "train=all")
+
+
 class PretrainRecipe(CommonRecipe):
     """A language model, from random weights or from another model's."""
 
@@ -53,6 +60,7 @@ class PretrainRecipe(CommonRecipe):
         default="all", description="trainable weights: all or LoRA adapters, which need an init"
     )
     data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()  # with an init, only context and dropout count
     lora: LoraConfig = LoraConfig()
     eval: EvalConfig = EvalConfig()
@@ -64,6 +72,9 @@ class PretrainRecipe(CommonRecipe):
             raise field_error("model.size", "is missing", fix)
         if self.init == SCRATCH and self.train == "lora":
             raise field_error("train", "must be all for init: scratch", "init=124M, or train=all")
+        if self.init == SCRATCH and self.tokenizer.add:
+            raise field_error("tokenizer.add", "needs a model to add tokens to", "init=124M")
+        _require_growth(self)
         return self
 
 
@@ -75,7 +86,13 @@ class FinetuneRecipe(CommonRecipe):
     )
     # Its sizes count for init: scratch only, its dropout always.
     model: ModelConfig = ModelConfig(size="124M")
+    tokenizer: TokenizerConfig = TokenizerConfig()
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _can_grow(self) -> Self:
+        _require_growth(self)
+        return self
 
 
 class ClassifyRecipe(FinetuneRecipe):
@@ -108,7 +125,7 @@ class InstructRecipe(FinetuneRecipe):
 
 _ORDER = (
     *("task", "seed", "init", "train", "template", "mask_prompt", "packing"),
-    *("data", "model", "lora", "batch", "optim", "eval", "log", "checkpoint", "run"),
+    *("data", "tokenizer", "model", "lora", "batch", "optim", "eval", "log", "checkpoint", "run"),
 )
 Recipe = PretrainRecipe | ClassifyRecipe | InstructRecipe
 RECIPES: dict[str, type[PretrainRecipe] | type[ClassifyRecipe] | type[InstructRecipe]] = {
@@ -120,7 +137,8 @@ RECIPES: dict[str, type[PretrainRecipe] | type[ClassifyRecipe] | type[InstructRe
 
 def recipe_fields(recipe: type[RecipeSection]) -> Iterator[tuple[str, str, Any]]:
     """(dotted key, description, default) of every key in order; Ellipsis for a required one."""
-    for name, info in in_reading_order(recipe.model_fields).items():
+    is_whole = issubclass(recipe, CommonRecipe)
+    for name, info in (in_reading_order(recipe.model_fields) if is_whole else recipe.model_fields).items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, RecipeSection):
             for key, description, default in recipe_fields(info.annotation):
                 yield f"{name}.{key}", description, default

@@ -323,6 +323,15 @@ class LoraConfig(RecipeSection):
     )
 
 
+class TokenizerConfig(RecipeSection):
+    """What is added to the base's tokenizer."""
+
+    add: Annotated[tuple[NonEmptyText, ...], Field(strict=False)] = Field(
+        default=(),
+        description="new tokens, found wherever their text stands; each is a row of the embedding",
+    )
+
+
 class ClassifyEvalConfig(RecipeSection):
     """Evaluations on the whole validation split."""
 

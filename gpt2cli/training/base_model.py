@@ -2,13 +2,22 @@
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from gpt2cli import paths
-from gpt2cli.checkpoints.folder import CONFIG, WEIGHTS, load_model, read_config, read_manifest
+from gpt2cli.checkpoints.folder import (
+    CONFIG,
+    EMBEDDING,
+    HEAD,
+    WEIGHTS,
+    load_model,
+    read_config,
+    read_manifest,
+)
 from gpt2cli.checkpoints.lora_adapter import ADAPTER, CLASSIFIER, LANGUAGE_MODEL
 from gpt2cli.convert.merge_lora import find_base as base_of_adapter
 from gpt2cli.errors import InputError, UsageError
@@ -18,8 +27,8 @@ from gpt2cli.model.config import GPT2Config, from_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
 from gpt2cli.recipe.schema import SCRATCH, FinetuneRecipe, PretrainRecipe, Recipe
 from gpt2cli.recipe.sections import ModelConfig
-from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.bpe import gpt2
+from gpt2cli.tokenizer.base import AddedToken, Tokenizer
+from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.files import load_tokenizer, stopping_at_eos
 from gpt2cli.training.train_state import read_state
 
@@ -33,7 +42,7 @@ class BaseLM:
     folder: Path | None  # None: random weights
     seed: int
     recorded: str = ""  # of the weights a run began with, where `folder` is that run's own checkpoint
-    notice: str = ""  # a sentence for the user, where the recipe's dropout replaces several rates
+    notice: str = ""  # sentences for the user: what becomes of several dropout rates, and new tokens
 
     @property
     def name(self) -> str:
@@ -53,14 +62,15 @@ class BaseLM:
         if self.folder is None:
             return new_model(self.config, self.seed, attention)
         loaded = load_model(self.folder, attention=attention, dropout=self.config.dropout).model
-        return cut_context(loaded, self.config.n_positions, attention)
+        grown = grow_vocabulary(loaded, self.config.vocab_size, attention)
+        return cut_context(grown, self.config.n_positions, attention)
 
 
 def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     """Resolve `recipe.init`. Raises InputError, with the alternatives, if that model does not exist."""
     dropout = recipe.model.dropout
     if recipe.init == SCRATCH:
-        return random_weights(recipe, gpt2())
+        return add_tokens(random_weights(recipe, gpt2()), recipe.tokenizer.add)
     try:
         folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
         config, tokenizer = read_config(folder), stopping_at_eos(load_tokenizer(folder))
@@ -74,7 +84,34 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     if len(set(rates.values())) > 1:
         theirs = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
         notice = f"the dropout rate is {dropout:g} everywhere (model.dropout); {recipe.init} has {theirs}"
-    return BaseLM(config.with_dropout(dropout), tokenizer, folder, recipe.seed, notice=notice)
+    base = BaseLM(config.with_dropout(dropout), tokenizer, folder, recipe.seed, notice=notice)
+    return add_tokens(base, recipe.tokenizer.add)
+
+
+def add_tokens(base: BaseLM, texts: Sequence[str]) -> BaseLM:
+    """The base with those of the texts as tokens that its vocabulary lacks. Raises UsageError for a
+    vocabulary of characters.
+    """
+    tokenizer = base.tokenizer
+    new = [text for text in dict.fromkeys(texts) if tokenizer.id_of(text) is None]
+    if not new:
+        return base
+    if not isinstance(tokenizer, BPE):
+        raise UsageError(
+            f"tokenizer.add: {base.name} is a character model",
+            "each of its tokens is one character",
+            "tokenizer.add=[]",
+        )
+    first = tokenizer.n_vocab
+    grown = tokenizer.with_added(
+        [AddedToken(first + i, text, is_control=False) for i, text in enumerate(new)]
+    )
+    said = (
+        f"new tokens, whose embeddings begin at the mean of all others: {', '.join(new)}, from id {first} on"
+    )
+    notice = f"{base.notice}; {said}" if base.notice else said
+    config = replace(base.config, vocab_size=grown.n_vocab)
+    return replace(base, config=config, tokenizer=grown, notice=notice)
 
 
 def base_of_run(recipe: Recipe, checkpoint: Path | None) -> BaseLM:
@@ -184,6 +221,24 @@ def cut_context(model: GPT2LMHead, n_positions: int, attention: str = "sdpa") ->
         shorter.load_state_dict(state, assign=True)
         shorter.tie()
     return shorter.train(model.training)
+
+
+def grow_vocabulary(model: GPT2LMHead, n_tokens: int, attention: str = "sdpa") -> GPT2LMHead:
+    """The model with a row of the embedding for each new token, and of the output layer: the mean of the
+    others, so that a new token is as likely as an average one (Hewitt 2021).
+    """
+    n_new = n_tokens - model.config.vocab_size
+    if n_new == 0:
+        return model
+    state = model.state_dict()
+    for name in dict.fromkeys((EMBEDDING, HEAD)):
+        rows = state[name]  # (V, C)
+        state[name] = torch.cat([rows, rows.mean(dim=0, keepdim=True).expand(n_new, -1)])
+    with torch.no_grad():
+        larger = empty_model(replace(model.config, vocab_size=n_tokens), attention)
+        larger.load_state_dict(state, assign=True)
+        larger.tie()
+    return larger.train(model.training)
 
 
 def newest_base() -> Path:
