@@ -18,7 +18,9 @@ from gpt2cli.templates import CHAT_TEMPLATE, TEMPLATE_FILE
 from gpt2cli.tokenizer.files import (
     ADDED,
     GENERATION_CONFIG,
+    PAIRS,
     SPECIAL_MAP,
+    TOKENIZER_JSON,
     save_generation_config,
 )
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
@@ -28,7 +30,10 @@ MODEL_CARD = "README.md"
 # Settings of a tokenizer that change no id of a text.
 _SETTINGS = ("chat_template", "model_max_length", "padding_side", "truncation_side")
 # Files whose content is in others that are written.
-_CONTAINED = (CONFIG, MANIFEST, RECEIPT, TOKENIZER_CONFIG, ADDED, SPECIAL_MAP)
+_CONTAINED = (
+    *(CONFIG, MANIFEST, RECEIPT, TOKENIZER_CONFIG, ADDED, SPECIAL_MAP, TOKENIZER_JSON),
+    *(name for pair in PAIRS for name in pair),
+)
 
 
 def keep_files(source: ForeignModel, folder: Path, card: str) -> tuple[list[str], dict[str, list[str]]]:
