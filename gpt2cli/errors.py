@@ -44,6 +44,12 @@ class ResourceError(Gpt2Error):
     exit_code = 4
 
 
+class LostRankError(Gpt2Error):
+    """Another process of the same training is gone. It says why itself, so this is not printed."""
+
+    exit_code = 75
+
+
 class ServiceError(Gpt2Error):
     """A remote service failed or cannot be reached."""
 

@@ -24,12 +24,14 @@ from gpt2cli.cli import (
     generate,
     inspect,
     judge,
+    launcher,
     prepare,
     pretrain,
     recipes,
     signals,
 )
 from gpt2cli.cli.failures import explain
+from gpt2cli.errors import LostRankError
 from gpt2cli.ui.console import let_stdout_fail, make_streams_safe, print_error
 
 HELP = "From raw text to a GPT-2 you can chat with."
@@ -74,6 +76,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     make_streams_safe()
     code = run(arguments)
     let_stdout_fail()  # the exit code says already that it broke; the rest of its buffer is lost
+    if launcher.is_one_of_several():
+        launcher.leave(code)
     sys.exit(code)
 
 
@@ -100,7 +104,8 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         known = explain(error)
-        print_error(known)
+        if not isinstance(known, LostRankError):  # the process that is gone says why
+            print_error(known)
         return known.exit_code
 
 

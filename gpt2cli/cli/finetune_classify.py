@@ -7,17 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli.cli.options import OfflineOption
-from gpt2cli.cli.train_command import (
+from gpt2cli.cli.options import (
     DryRunOption,
     FromOption,
     NameOption,
+    OfflineOption,
     OverridesArgument,
+    ProcessesOption,
     RecipeArgument,
     ResumeOption,
-    TrainCommand,
-    train,
 )
+from gpt2cli.cli.train_command import TrainCommand, train
 from gpt2cli.errors import InputError
 from gpt2cli.paths import best_checkpoint
 from gpt2cli.ui.console import err, say
@@ -40,6 +40,7 @@ def finetune_classify(
     name: NameOption = None,
     resume: ResumeOption = False,
     from_: FromOption = None,
+    processes: ProcessesOption = 1,
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
@@ -52,7 +53,7 @@ def finetune_classify(
         is_complete=lambda run, recipe: _is_reported(run),
         hint=_hint,
     )
-    train(command, recipe, overrides, name, resume, dry_run, offline, from_)
+    train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 
 @contextlib.contextmanager

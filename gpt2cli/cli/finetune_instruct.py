@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli import paths
-from gpt2cli.cli.options import OfflineOption
-from gpt2cli.cli.train_command import (
+from gpt2cli.cli.options import (
     DryRunOption,
     FromOption,
     NameOption,
+    OfflineOption,
     OverridesArgument,
+    ProcessesOption,
     RecipeArgument,
     ResumeOption,
-    TrainCommand,
-    train,
 )
+from gpt2cli.cli.train_command import TrainCommand, train
 from gpt2cli.errors import DivergedError, Gpt2Error
 from gpt2cli.ui.console import err, say
 
@@ -43,6 +43,7 @@ def finetune_instruct(
     name: NameOption = None,
     resume: ResumeOption = False,
     from_: FromOption = None,
+    processes: ProcessesOption = 1,
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
@@ -55,7 +56,7 @@ def finetune_instruct(
         is_complete=_is_complete,
         hint=_hint,
     )
-    train(command, recipe, overrides, name, resume, dry_run, offline, from_)
+    train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 
 @contextlib.contextmanager

@@ -86,6 +86,29 @@ SpecialOption = Annotated[
     typer.Option("--special", help="Read control tokens, <|endoftext|> and the model's own, as single ids."),
 ]
 
+# Of the training commands.
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from 'gpt2 recipes list'.")
+]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to override, such as optim.lr=3e-4.")
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name or path of the run; by default the recipe's name.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
+FromOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="best|step-N", help="With --resume: the checkpoint to go back to."),
+]
+ProcessesOption = Annotated[
+    int,
+    typer.Option("--processes", min=1, help="Processes that train together, each on a share of every step."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show the resolved recipe, memory and time, without training.")
+]
+
 LONGEST_PROMPT = 1 << 26  # bytes; no context is that long, and a pipe may never end
 
 

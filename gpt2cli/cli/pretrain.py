@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2cli.cli.options import OfflineOption
-from gpt2cli.cli.train_command import (
+from gpt2cli.cli.options import (
     DryRunOption,
     FromOption,
     NameOption,
+    OfflineOption,
     OverridesArgument,
+    ProcessesOption,
     RecipeArgument,
     ResumeOption,
-    TrainCommand,
-    train,
 )
+from gpt2cli.cli.train_command import TrainCommand, train
 from gpt2cli.errors import DivergedError, InputError
 from gpt2cli.ui.console import err, say
 
@@ -39,6 +39,7 @@ def pretrain(
     name: NameOption = None,
     resume: ResumeOption = False,
     from_: FromOption = None,
+    processes: ProcessesOption = 1,
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
@@ -51,7 +52,7 @@ def pretrain(
         is_complete=lambda run, recipe: True,
         hint=_hint,
     )
-    train(command, recipe, overrides, name, resume, dry_run, offline, from_)
+    train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gpt2cli import __version__, paths
+from gpt2cli.cli import launcher
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
 from gpt2cli.errors import DivergedError, Gpt2Error, UsageError
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
@@ -30,25 +31,6 @@ if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
     from gpt2cli.training.task import TrainingTask
     from gpt2cli.ui.training import TrainingView
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from 'gpt2 recipes list'.")
-]
-OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to override, such as optim.lr=3e-4.")
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name or path of the run; by default the recipe's name.")
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
-FromOption = Annotated[
-    str | None,
-    typer.Option("--from", metavar="best|step-N", help="With --resume: the checkpoint to go back to."),
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Show the resolved recipe, memory and time, without training.")
-]
-
 
 # Of a recipe, whether the network is forbidden, and the checkpoint to resume from, if any.
 OpenTask = Callable[
@@ -78,10 +60,12 @@ def train(
     dry_run: bool,
     offline: bool,
     from_: str | None,
+    processes: int,
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.moved_paths import absolute_paths, moved_paths
+    from gpt2cli.training.ranks import join
     from gpt2cli.training.retention import settle_best
     from gpt2cli.training.setup import set_up_training
 
@@ -92,6 +76,14 @@ def train(
         )
     if dry_run:
         _show_plan(command, _load(command, recipe, given), offline)
+        return
+    if processes > 1 and not launcher.is_one_of_several():
+        raise typer.Exit(launcher.launch(processes))
+    ranks = join()
+    if not ranks.is_first:
+        launcher.train_along(
+            ranks, lambda words: _load(command, recipe, words).recipe, command.open_task, offline
+        )
         return
     let_stdout_fail()
     run = runs.find_run(name or _name_of(recipe), resume=resume)
@@ -105,17 +97,21 @@ def train(
     if newest := _newest(loaded.recipe):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
+    given += launcher.split_micro_batches(loaded.recipe, ranks.world)
+    loaded = _load(command, recipe, given + moved)
     with runs.start_run(run, command.task):
         runs.sweep(run)
         checkpoint = _resume_point(run, from_, f"gpt2 {command.task} {recipe}") if resume else None
         if checkpoint and not from_ and _nothing_to_do(command, checkpoint, loaded.recipe, run):
+            ranks.tell(None)
             return
         stopping = "finishing this step and saving; again to leave at once"
         with (
             command.open_task(loaded.recipe, offline, checkpoint) as (task, origin),
             stop_on_signal(stopping) as stop,
         ):
-            setup = set_up_training(task, task.recipe, checkpoint)
+            ranks.tell(launcher.ToldRun(run.folder, given + moved, checkpoint))
+            setup = set_up_training(task, task.recipe, checkpoint, ranks)
             runs.require_room_to_train(run, setup)
             for notice in setup.notices:
                 say(f"note: {notice}")
@@ -265,6 +261,7 @@ def _train(
                 plot_losses(run.metrics, run.plot, title=run.name)
             if isinstance(event, Stopped):
                 stopped = event
+    setup.ranks.close()
     signal_number, is_over = stopped.signal, stopped.reason in ("finished", "patience")
     if is_over:
         signal_number = command.at_end(setup, run, stop)

@@ -51,11 +51,9 @@ class TrainingWindows:
         return offset + int(order[position]) * self.context
 
 
-def first_sample(
-    step: int, micro: int, micro_batch: int, accumulation: int, *, rank: int, world_size: int
-) -> int:
-    """The number of the first sample of micro-batch `micro`; a step has world_size * accumulation of them."""
-    return ((step * accumulation + micro) * world_size + rank) * micro_batch
+def first_sample(step: int, micro: int, micro_batch: int, accumulation: int) -> int:
+    """The number of the first sample of micro-batch `micro`; a step has `accumulation` of them."""
+    return (step * accumulation + micro) * micro_batch
 
 
 def validation_windows(n_tokens: int, context: int, n_wanted: int | None) -> list[tuple[int, int]]:

@@ -27,7 +27,6 @@ from gpt2cli.training.events import (
 )
 from gpt2cli.training.optimizer_step import learning_rate
 from gpt2cli.training.setup import TrainingSetup
-from gpt2cli.training.task import RANK
 from gpt2cli.training.torch_compile import uncompiled
 from gpt2cli.training.train_state import RECENT_LOSSES, TrainState
 
@@ -53,15 +52,18 @@ def train(
     ends_at = time.monotonic() + 60 * (setup.recipe.run.max_minutes or math.inf)
     recipe, state = setup.recipe, setup.state
     n_steps, patience = recipe.optim.steps, recipe.eval.patience
+    ranks, save_is_asked = setup.ranks, False
     # The step and the evaluation that are on disk: an evaluation changes the state as well.
     saved = (state.step, state.evaluated) if state.step else None
     with explain_out_of_memory(recipe.batch):
         while True:
             step = state.step
-            is_out_of_time = time.monotonic() >= ends_at
-            if (signal := stop()) or is_out_of_time:
+            save_is_asked = save_is_asked or save_now()
+            asked = ranks.most(stop(), time.monotonic() >= ends_at, save_is_asked)
+            signal, is_out_of_time, is_wanted = asked
+            if signal or is_out_of_time:
                 if saved != (step, state.evaluated):
-                    yield _save(state, save)
+                    yield _save(setup, save)
                 yield _stopped(state, "signal" if signal else "time", signal)
                 return
 
@@ -77,9 +79,11 @@ def train(
             every = recipe.checkpoint.every
             is_due = step % every == 0 if every else state.evaluated == step
             is_due = is_due or ends or state.would_be_kept
-            if step and (save_now() or is_due) and saved != (step, state.evaluated):
-                yield _save(state, save)
-                saved = (step, state.evaluated)
+            if step and (is_wanted or is_due):
+                save_is_asked = False
+                if saved != (step, state.evaluated):
+                    yield _save(setup, save)
+                    saved = (step, state.evaluated)
             if ends:
                 yield _stopped(state, "finished" if is_last else "patience")
                 return
@@ -101,6 +105,7 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
     """One optimizer step over `batch.accumulation` micro-batches; skipped if it is not finite."""
     started = time.perf_counter()
     recipe, task, runtime, state = setup.recipe, setup.task, setup.runtime, setup.state
+    ranks = setup.ranks
     optimizer_step, step = setup.optimizer_step, state.step
     model = optimizer_step.model
     lr = learning_rate(recipe.optim, step)
@@ -109,18 +114,23 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
 
     # Count the targets of the whole step first: if each micro-batch were divided by its own count,
     # the weight of a target would depend on how many others share its micro-batch.
-    batches = [task.batch(step, micro).to(runtime.device) for micro in range(recipe.batch.accumulation)]
-    n_targets = sum(batch.n_targets for batch in batches)
+    micros = ranks.share(recipe.batch.accumulation)
+    batches = [task.batch(step, micro).to(runtime.device) for micro in micros]
+    n_targets, n_tokens = ranks.add(
+        sum(batch.n_targets for batch in batches), sum(batch.input_ids.numel() for batch in batches)
+    )
 
     model.train()
     loss = 0.0
-    for micro, batch in enumerate(batches):  # batch.input_ids is (B, T)
-        seed_dropout(recipe.seed, step, micro, RANK)
+    for micro, batch in zip(micros, batches, strict=True):  # batch.input_ids is (B, T)
+        seed_dropout(recipe.seed, step, micro)
         with runtime.autocast():
             loss_sum = task.loss_sum(model, batch, runtime.dtype)  # scalar, in nats
         optimizer_step.backward(loss_sum / n_targets)
         loss += loss_sum.item() / n_targets
 
+    (loss,) = ranks.add(loss)
+    ranks.reduce(optimizer_step.gradients() if ranks.world > 1 else ())
     grad_norm = optimizer_step.gradient_norm()
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
@@ -134,10 +144,9 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
         state.skipped_in_a_row += not (math.isfinite(loss) and optimizer_step.is_searching_loss_scale)
         return StepSkipped(state.step, loss, grad_norm, state.skipped_in_a_row, recipe.run.max_skipped_steps)
     state.skipped_in_a_row = 0
-    n_tokens = sum(batch.input_ids.numel() for batch in batches)
     seconds = time.perf_counter() - started
-    mfu = model_flops_utilisation(task, n_tokens / seconds, runtime)
-    return StepDone(state.step, recipe.optim.steps, loss, lr, grad_norm, n_tokens, seconds, mfu)
+    mfu = model_flops_utilisation(task, n_tokens / seconds / ranks.world, runtime)
+    return StepDone(state.step, recipe.optim.steps, loss, lr, grad_norm, int(n_tokens), seconds, mfu)
 
 
 @torch.no_grad()
@@ -151,16 +160,22 @@ def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
     model.eval()
     total, n_targets = 0.0, 0
     predictions: list[Prediction] = []
+    ranks, is_interrupted = setup.ranks, False
     with uncompiled():
-        for batch in task.evaluation_batches():
-            if stop():
-                return None
+        for number, batch in enumerate(task.evaluation_batches()):
+            if is_interrupted := bool(stop()):
+                break
+            if number % ranks.world != ranks.rank:
+                continue
             batch = batch.to(runtime.device)
             with runtime.autocast():
                 loss_sum, predicted = task.evaluate_batch(model, batch, runtime.dtype)
             total, n_targets = total + loss_sum.item(), n_targets + batch.n_targets
             predictions += predicted
-    loss = total / n_targets
+    if any(ranks.most(is_interrupted)):
+        return None
+    total, n_all = ranks.add(total, n_targets)
+    predictions, loss = ranks.collect(predictions), total / n_all
     if not math.isfinite(loss):
         raise DivergedError(
             f"training diverged: the validation loss at step {state.step} is {loss:g}",
@@ -172,24 +187,25 @@ def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
     is_best = state.add_evaluation(state.step, loss, metrics)
     perplexity = math.exp(min(loss, 700.0))  # exp of more overflows a float
     seconds = time.perf_counter() - started
-    return EvalDone(state.step, loss, perplexity, n_targets, is_best, seconds, metrics)
+    return EvalDone(state.step, loss, perplexity, int(n_all), is_best, seconds, metrics)
 
 
-def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
-    """Make dropout a function of (seed, step, micro-batch, rank).
+def seed_dropout(seed: int, step: int, micro: int) -> None:
+    """Make dropout a function of (seed, step, micro-batch).
 
     Dropout draws from torch's global generator and accepts no other. Seeding it before each forward
     keeps evaluations, samples and resumes from changing the masks.
     """
-    digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed} {step} {micro} 0".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _save(state: TrainState, save: Callable[[], Path]) -> CheckpointSaved:
-    started = time.perf_counter()
+def _save(setup: TrainingSetup, save: Callable[[], Path]) -> CheckpointSaved:
+    """Save on rank 0; the others wait until it is on disk."""
+    started, state = time.perf_counter(), setup.state
     if state.would_be_kept:
         state.keep(state.step, state.value)
-    path = save()
+    path = setup.ranks.tell(save() if setup.ranks.is_first else Path())
     return CheckpointSaved(state.step, path, state.kept_step == state.step, time.perf_counter() - started)
 
 

@@ -51,6 +51,11 @@ class MasterWeightsStep(OptimizerStep):
             before = self._gradients.get(master)
             self._gradients[master] = gradient if before is None else before.float().add_(gradient)
 
+    def gradients(self) -> list[Tensor]:
+        # In fp32, as over several micro-batches.
+        self._gradients = {master: gradient.float() for master, gradient in self._gradients.items()}
+        return [*self._gradients.values(), *(p.grad for p in self._others if p.grad is not None)]
+
     def gradient_norm(self) -> float:
         squares = [_square_norm(gradient) for gradient in self._gradients.values()]
         return math.sqrt(sum(map(float, squares)) + gradient_norm(self._others) ** 2)

@@ -26,6 +26,10 @@ class OptimizerStep:
         """Add the gradient of the loss, a scalar, to that of the micro-batches before."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
+    def gradients(self) -> list[Tensor]:
+        """The gradients of all micro-batches so far, to be summed in place over processes."""
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
     def gradient_norm(self) -> float:
         """The global norm, before clipping."""
         self.scaler.unscale_(self.optimizer)

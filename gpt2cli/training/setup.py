@@ -8,10 +8,11 @@ import torch
 
 from gpt2cli.checkpoints.folder import read_manifest
 from gpt2cli.recipe.schema import Recipe
-from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
+from gpt2cli.runtime import Runtime, choose_attention, choose_runtime, default_threads
 from gpt2cli.training.estimate import explain_out_of_memory
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
-from gpt2cli.training.task import WORLD_SIZE, TrainingTask
+from gpt2cli.training.ranks import ALONE, Ranks
+from gpt2cli.training.task import TrainingTask
 from gpt2cli.training.torch_compile import compile_blocks
 from gpt2cli.training.train_state import (
     TENSORS,
@@ -36,9 +37,12 @@ class TrainingSetup:
     state: TrainState
     identity: RunIdentity
     notices: tuple[str, ...]  # sentences for the user: options that are not available here
+    ranks: Ranks = ALONE
 
 
-def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None) -> TrainingSetup:
+def set_up_training(
+    task: TrainingTask, recipe: Recipe, checkpoint: Path | None, ranks: Ranks = ALONE
+) -> TrainingSetup:
     """Set up a new run, or resume from `checkpoint`, whose hashes the caller has verified.
 
     Raises InputError if the checkpoint belongs to another run, ResourceError if memory runs out.
@@ -46,7 +50,9 @@ def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None)
     config, run = task.config, recipe.run
     # 6 FLOPs per parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
     flops = 6.0 * config.n_parameters * recipe.optim.steps * task.tokens_per_step
-    runtime = choose_runtime(run.device, run.precision, run.threads, run.compile, training=True, flops=flops)
+    threads = run.threads or max(1, default_threads() // ranks.local_world)
+    flops /= ranks.world
+    runtime = choose_runtime(run.device, run.precision, threads, run.compile, training=True, flops=flops)
     if task.row_length is None:  # torch would compile again for each new length
         runtime = replace(runtime, compile=False)
     attention = choose_attention(run.attention, runtime.device, config.n_positions, compiled=runtime.compile)
@@ -97,6 +103,7 @@ def set_up_training(task: TrainingTask, recipe: Recipe, checkpoint: Path | None)
         state=state,
         identity=identity,
         notices=tuple(notices),
+        ranks=ranks,
     )
 
 
@@ -111,5 +118,4 @@ def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
         "model.n_inner": config.mlp_width,
         "model.context": config.n_positions,
         "seed": recipe.seed,
-        "world size": WORLD_SIZE,
     }

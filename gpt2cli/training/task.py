@@ -22,9 +22,6 @@ from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.train_state import RunIdentity
 
-WORLD_SIZE = 1  # processes that train together
-RANK = 0  # this process among them
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -107,10 +104,8 @@ class TrainingTask(Protocol):
 
 
 def first_sample(batch: BatchConfig, step: int, micro: int) -> int:
-    """The number of the first sample of a micro-batch of this process."""
-    return windows.first_sample(
-        step, micro, batch.micro_batch, batch.accumulation, rank=RANK, world_size=WORLD_SIZE
-    )
+    """The number of the first sample of a micro-batch."""
+    return windows.first_sample(step, micro, batch.micro_batch, batch.accumulation)
 
 
 def require_base_of_adapters(train: str, base: BaseLM) -> None:

@@ -137,6 +137,7 @@ def require_same_run(saved: RunIdentity, now: RunIdentity, new_run: str) -> None
     if ROWS_PER_STEP in now and "batch.micro_batch" in saved:  # an older version's
         saved = dict(saved)
         saved[ROWS_PER_STEP] = int(saved.pop("batch.micro_batch")) * int(saved.pop("batch.accumulation"))
+    saved = {key: value for key, value in saved.items() if key != "world size"}  # of older versions
     keys = sorted(saved.keys() | now.keys())
     changed = [f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key)]
     if changed:

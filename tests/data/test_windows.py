@@ -8,6 +8,7 @@ import pytest
 
 from gpt2cli.data.windows import TrainingWindows, first_sample, validation_windows
 from gpt2cli.errors import InputError
+from gpt2cli.training.ranks import Ranks
 
 
 class Counting:
@@ -48,7 +49,7 @@ def test_the_order_is_a_function_of_seed_and_sample() -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "micro_batch", "accumulation"), [(1, 4, 3), (2, 2, 3), (3, 4, 1), (4, 1, 3)]
+    ("world", "micro_batch", "accumulation"), [(1, 4, 3), (2, 2, 6), (3, 4, 3), (4, 1, 12)]
 )
 def test_ranks_and_micro_batches_share_a_step_without_overlap(
     world: int, micro_batch: int, accumulation: int
@@ -57,8 +58,8 @@ def test_ranks_and_micro_batches_share_a_step_without_overlap(
     for step in range(5):
         seen = []
         for rank in range(world):
-            for micro in range(accumulation):
-                first = first_sample(step, micro, micro_batch, accumulation, rank=rank, world_size=world)
+            for micro in Ranks(rank, world).share(accumulation):
+                first = first_sample(step, micro, micro_batch, accumulation)
                 seen += range(first, first + micro_batch)
         assert sorted(seen) == list(range(step * 12, step * 12 + 12))
 

@@ -1,0 +1,186 @@
+"""Several processes for one training: starting them, and what those beside the first do.
+
+`--processes N` starts N processes of the same command on this machine; torchrun starts them itself, on
+several machines too. Each finds the others by the environment (training/ranks.py).
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gpt2cli.cli.signals import install, stop_on_signal
+from gpt2cli.errors import LostRankError, UsageError
+from gpt2cli.ui.console import printable, say
+
+if TYPE_CHECKING:
+    from gpt2cli.recipe.schema import Recipe
+    from gpt2cli.training.ranks import Ranks
+
+LOGS = "ranks"  # of a run: what the processes beside the first have said
+STORE = "GPT2_RANKS_STORE"  # the file through which they find one another
+GRACE = 20.0  # seconds for the others to notice that one is gone
+LONGEST_TAIL = 4000  # bytes of a log that are shown
+
+
+@dataclass(frozen=True)
+class ToldRun:
+    """What rank 0 tells the others once the data are ready."""
+
+    run: Path
+    overrides: list[str]
+    checkpoint: Path | None
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started as one of several, here or by torchrun."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def leave(code: int) -> NoReturn:
+    """End one of several processes: after a lost one an ordinary exit would abort, and hide its code."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def launch(n: int) -> int:
+    """Run this program's command in n processes until all have ended; returns the exit code.
+
+    Rank 0 has the terminal. Signals go to all, once. Where one fails, the others end too, and the code
+    is that of the first that failed for a reason of its own.
+    """
+    command = [sys.executable, "-m", "gpt2cli", *_without_processes(sys.argv[1:])]
+    with tempfile.TemporaryDirectory(prefix="gpt2-ranks-") as folder:
+        logs = [Path(folder) / f"rank-{rank}.log" for rank in range(n)]
+        common = {STORE: str(Path(folder) / "store"), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+        running: dict[int, subprocess.Popen[bytes]] = {}
+        received: list[int] = []
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            # SIGUSR1 asks rank 0 for a checkpoint; it would end the others.
+            for process in [running[0]] if number == signal.SIGUSR1 else running.values():
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
+
+        undo = install(forward, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1))
+        try:
+            for rank, log in enumerate(logs):
+                environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                with open(log, "wb") as file:
+                    output: dict[str, Any] = {} if rank == 0 else {"stdout": file, "stderr": file}
+                    # A group of their own: Ctrl-C at the terminal reaches them through this process alone.
+                    running[rank] = subprocess.Popen(
+                        command, env=environment, stdin=subprocess.DEVNULL, process_group=0, **output
+                    )
+            return _wait(running, logs)
+        finally:
+            for process in running.values():
+                process.kill()
+                process.wait()
+            undo()
+
+
+def _wait(running: dict[int, subprocess.Popen[bytes]], logs: list[Path]) -> int:
+    codes: dict[int, int] = {}
+    ends_at = None
+    while len(codes) < len(running):
+        for rank, process in running.items():
+            if rank not in codes and (code := process.poll()) is not None:
+                codes[rank] = code if code >= 0 else 128 - code
+                if code and ends_at is None:
+                    ends_at = time.monotonic() + GRACE
+        if ends_at is not None and time.monotonic() > ends_at:
+            for rank in running.keys() - codes.keys():
+                running[rank].kill()
+                codes[rank] = LostRankError.exit_code
+        time.sleep(0.02)
+    own = [(rank, code) for rank, code in codes.items() if code not in (0, LostRankError.exit_code)]
+    rank, code = own[0] if own else (0, codes[0])
+    if rank and code:
+        tail = logs[rank].read_bytes()[-LONGEST_TAIL:].decode("utf-8", "replace").strip()
+        say(f"rank {rank} ended with code {code}" + (f":\n{printable(tail)}" if tail else ""))
+    return code
+
+
+def train_along(
+    ranks: "Ranks",
+    load: Callable[[list[str]], "Recipe"],
+    open_task: Callable[[Any, bool, Path | None], AbstractContextManager[Any]],
+    offline: bool,
+) -> None:
+    """Train as a process beside the first, which reads the options, writes and prints. What this one has
+    to say goes into the run's folder.
+    """
+    from gpt2cli.training import loop
+    from gpt2cli.training.setup import set_up_training
+
+    told: ToldRun | None = ranks.tell(None)
+    if told is None:
+        return
+    with (
+        _output_in(told.run / LOGS / f"rank-{ranks.rank}.log"),
+        open_task(load(told.overrides), offline, told.checkpoint) as (task, _),
+        stop_on_signal("finishing this step") as stop,
+    ):
+        setup = set_up_training(task, task.recipe, told.checkpoint, ranks)
+        for _ in loop.train(setup, save=Path, stop=stop):
+            pass
+        ranks.close()
+
+
+def split_micro_batches(recipe: "Recipe", world: int) -> list[str]:
+    """Overrides by which each of `world` processes gets as many micro-batches: the same samples in
+    smaller ones, where their number does not divide. Raises UsageError where no split does.
+    """
+    rows, n = recipe.batch.micro_batch, recipe.batch.accumulation
+    if n % world == 0:
+        return []
+    is_fixed = recipe.task == "finetune-instruct"  # its batches hold rows of like length
+    parts = next((k for k in range(2, rows + 1) if rows % k == 0 and n * k % world == 0), None)
+    if parts is None or is_fixed:
+        most = n if is_fixed else rows * n
+        fitting = [str(count) for count in range(1, most + 1) if most % count == 0]
+        raise UsageError(
+            f"--processes {world} does not fit: a step has {n} micro-batches of {rows} rows",
+            f"each process takes as many; {', '.join(fitting[:12])} would fit",
+            f"batch.accumulation={world}",
+        )
+    say(f"note: micro-batches of {rows} rows are split into {parts}, so that {world} processes share a step")
+    return [f"batch.micro_batch={rows // parts}", f"batch.accumulation={n * parts}"]
+
+
+@contextlib.contextmanager
+def _output_in(log: Path) -> Iterator[None]:
+    """Append stdout and stderr to a file, until the process ends or fails: then stderr is as before."""
+    log.parent.mkdir(exist_ok=True)
+    before = os.dup(2)
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _without_processes(arguments: list[str]) -> list[str]:
+    kept, skip = [], False
+    for word in arguments:
+        if skip or word == "--processes":
+            skip = not skip and word == "--processes"
+        elif not word.startswith("--processes="):
+            kept.append(word)
+    return kept
