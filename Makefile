@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo tour test check check-lowest lint mutations proofs bench clean
+.PHONY: help demo tour test check check-lowest check-peers lint mutations proofs bench clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ check: lint test           ## lint and test: what CI runs
 
 check-lowest: .venv-lowest/stamp ## the lowest promised version of each library, apart from torch's
 	.venv-lowest/bin/python -m pytest tests/lowest.py
+
+check-peers: .venv/dev.stamp ## several processes: what takes minutes beside `make check`
+	$(BIN)/python -m pytest -m peers -n 2
 
 mutations: .venv/dev.stamp ## put known faults into a copy of the tree: each must fail a test
 	$(BIN)/python tests/mutations.py

@@ -106,11 +106,14 @@ def _wait(running: dict[int, subprocess.Popen[bytes]], logs: list[Path]) -> int:
                 running[rank].kill()
                 codes[rank] = LostRankError.exit_code
         time.sleep(0.02)
-    own = [(rank, code) for rank, code in codes.items() if code not in (0, LostRankError.exit_code)]
-    rank, code = own[0] if own else (0, codes[0])
-    if rank and code:
+    own = {rank: code for rank, code in codes.items() if code not in (0, LostRankError.exit_code)}
+    rank = 0 if 0 in own or not own else next(iter(own))
+    code = codes[rank]
+    if rank:  # rank 0 has said it itself
         tail = logs[rank].read_bytes()[-LONGEST_TAIL:].decode("utf-8", "replace").strip()
         say(f"rank {rank} ended with code {code}" + (f":\n{printable(tail)}" if tail else ""))
+    elif code == 128 + signal.SIGKILL:
+        say("rank 0 was killed; the system does so where memory runs out")
     return code
 
 
@@ -157,7 +160,8 @@ def split_micro_batches(recipe: "Recipe", world: int) -> list[str]:
             f"each process takes as many; {', '.join(fitting[:12])} would fit",
             f"batch.accumulation={world}",
         )
-    say(f"note: micro-batches of {rows} rows are split into {parts}, so that {world} processes share a step")
+    masks = "; with dropout, by other masks than alone" if recipe.model.dropout else ""
+    say(f"note: micro-batches of {rows} rows are split into {parts}, for {world} processes{masks}")
     return [f"batch.micro_batch={rows // parts}", f"batch.accumulation={n * parts}"]
 
 

@@ -267,7 +267,8 @@ def _train(
         signal_number = command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))
     if signal_number or not is_over:
-        say(f"to continue: gpt2 {command.task} {shlex.quote(str(run.recipe))} --resume")
+        together = f" --processes {setup.ranks.world}" if setup.ranks.world > 1 else ""
+        say(f"to continue: gpt2 {command.task} {shlex.quote(str(run.recipe))} --resume{together}")
     if signal_number:
         raise typer.Exit(128 + signal_number)
     if not is_over:
