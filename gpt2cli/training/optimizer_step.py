@@ -61,7 +61,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, device: torch.device) -
         {"params": [parameter for _, parameter in decayed], "weight_decay": optim.weight_decay},
         {"params": [parameter for _, parameter in plain], "weight_decay": 0.0},
     ]
-    betas, fused = (optim.beta1, optim.beta2), device.type in ("cpu", "cuda")
+    betas, fused = (optim.beta1, optim.beta2), device.type in ("cpu", "cuda", "mps")
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=fused)
 
 
