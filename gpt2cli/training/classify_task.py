@@ -72,10 +72,10 @@ class ClassifyTask(TrainingTask):
         return f"validation {len(self.data.validation):,}, test {len(self.data.test):,}"
 
     @cached_property
-    def _weights(self) -> tuple[float, ...] | None:
+    def _weights(self) -> Tensor | None:
         if self.recipe.data.balance != "weights":
             return None
-        return class_weights(self.data.train.classes, len(self.data.labels))
+        return torch.tensor(class_weights(self.data.train.classes, len(self.data.labels)))
 
     def identity(self) -> RunIdentity:
         lora, train = self.recipe.lora, self.recipe.train
@@ -154,7 +154,7 @@ class ClassifyTask(TrainingTask):
         return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
 
     def _loss_sum(self, logits: Tensor, batch: ClassifyBatch) -> Tensor:
-        weight = torch.tensor(self._weights, device=logits.device) if self._weights else None
+        weight = None if self._weights is None else self._weights.to(logits.device, non_blocking=True)
         return F.cross_entropy(logits.float(), batch.targets, weight=weight, reduction="sum")
 
     def _batch(self, examples: LabelledExamples, rows: Sequence[int]) -> ClassifyBatch:

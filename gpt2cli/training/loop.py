@@ -113,15 +113,16 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
     n_targets = sum(batch.n_targets for batch in batches)
 
     model.train()
-    loss = 0.0
+    loss_sums = []
     for micro, batch in enumerate(batches):  # batch.input_ids is (B, T)
         seed_dropout(recipe.seed, step, micro, RANK)
         with runtime.autocast():
             loss_sum = task.loss_sum(model, batch, runtime.dtype)  # scalar, in nats
         optimizer_step.backward(loss_sum / n_targets)
-        loss += loss_sum.item() / n_targets
+        loss_sums.append(loss_sum.detach())
 
-    grad_norm = optimizer_step.gradient_norm()
+    numbers, grad_norm = optimizer_step.losses_and_norm(loss_sums)
+    loss = sum(number / n_targets for number in numbers)
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
         optimizer_step.update(grad_norm, recipe.optim.clip)

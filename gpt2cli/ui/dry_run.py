@@ -100,6 +100,7 @@ def _memory(setup: TrainingSetup) -> list[Row]:
         n_trainable=sum(p.numel() for p in setup.model.parameters() if p.requires_grad),
         n_outputs=_outputs(setup.task, n_rows * config.n_positions),
         activation_checkpointing=setup.recipe.run.activation_checkpointing == "on",
+        device=setup.runtime.device.type,
     )
     rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
     return [
