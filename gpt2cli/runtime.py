@@ -8,7 +8,9 @@ import ctypes
 import math
 import os
 import platform
+import resource
 import shutil
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +117,16 @@ def describe_machine(runtime: Runtime) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def peak_memory(device: torch.device) -> tuple[int, str]:
+    """The most bytes that were in use so far, and of what: torch's tensors on a GPU, or this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "on the GPU"
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory(), "on the GPU"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024), "of this process"
 
 
 def _choose_device(device: str) -> torch.device:

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from gpt2cli.errors import UsageError
-from gpt2cli.runtime import COMPILE_FROM_FLOPS, choose_attention, choose_runtime, describe_machine
+from gpt2cli.runtime import (
+    COMPILE_FROM_FLOPS,
+    choose_attention,
+    choose_runtime,
+    describe_machine,
+    peak_memory,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +109,9 @@ def test_attention_is_written_out_where_that_is_faster() -> None:
 def test_a_record_of_the_machine_names_what_decides_speed_and_bits() -> None:
     record = describe_machine(choose_runtime("cpu", "fp32", 2))
     assert record["threads"] == 2 and record["torch"] == torch.__version__ and record["device"] == "cpu"
+
+
+def test_the_peak_is_that_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 30)
+    assert peak_memory(torch.device("cuda"))[0] == 3 << 30
+    assert 50 << 20 < peak_memory(torch.device("cpu"))[0] < 1 << 40, "bytes, also where the system counts KiB"

@@ -256,6 +256,7 @@ def _train(
     if is_over and setup.state.best_step == 0:
         say("warning: no evaluation beat the one at the start; the last checkpoint is taken")
     if is_over:
+        setup.optimizer_step.free()  # the report may load a second model beside this one
         signal_number = command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))
     if signal_number or not is_over:

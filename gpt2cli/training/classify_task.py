@@ -1,7 +1,6 @@
 """Fine-tuning a classifier: a language model with a new head predicts the class of a text."""
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.evaluation.classes import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
-from gpt2cli.model.lora import merge_lora
+from gpt2cli.model.lora import merged_state
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import BaseLM
@@ -120,8 +119,9 @@ class ClassifyTask(TrainingTask):
         if self.recipe.train == "lora":
             trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
             hashes = {ADAPTERS: write_tensors(folder / ADAPTERS, trainable, {"format": "pt"})}
-            model = deepcopy(model)  # training continues with separate adapters
-            merge_lora(model)
+            merged = merged_state(model)  # training continues with separate adapters
+            model = empty_classifier(self.config, len(self.data.labels))
+            model.load_state_dict(merged, assign=True)
         labels, max_tokens = self.data.labels, self.data.max_tokens
         return hashes | write_classifier(folder, model, labels, self.tokenizer, max_tokens, recipe)
 
