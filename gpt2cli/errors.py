@@ -89,7 +89,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how torch, Python or the system says that memory has run out."""
     if isinstance(error, OSError) and error.errno:
         return error.errno == 12  # ENOMEM
-    says = ("allocate memory", "not enough memory", "out of memory", "failed to map segment", "new thread")
+    says = (
+        *("allocate memory", "not enough memory", "out of memory", "failed to map segment", "new thread"),
+        # CUDA's libraries: cuBLAS and cuDNN; a handle of cuBLAS needs memory of its own.
+        *("_ALLOC_FAILED", "OUT_OF_MEMORY", "cudaErrorMemoryAllocation", "cublasCreate(handle)"),
+    )
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError | OSError) and any(words in str(error) for words in says)
     )

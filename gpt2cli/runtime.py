@@ -5,9 +5,12 @@ module receives one and never queries the machine.
 """
 
 import ctypes
+import math
 import os
 import platform
+import resource
 import shutil
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +20,8 @@ from gpt2cli.errors import UsageError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PER_CORE = 4  # threads: more gain nothing, and many thousands end the process
 INT8 = "int8"  # of decoding's weights on a CPU, which are rounded from fp32
-# Building kernels costs 10 to 40 s; below this many floating-point operations it never pays back.
-COMPILE_FROM_FLOPS = 2e13
+# Building kernels costs 10 to 40 s; below this many floating-point operations, by device, it never pays back.
+COMPILE_FROM_FLOPS = {"cpu": 2e13, "cuda": 1e16}
 # Positions; at 2 x 256 in bf16 a forward takes 1.7 ms a block written out, 2.9 ms fused.
 FORMULA_UP_TO = 256
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -55,7 +58,8 @@ def choose_runtime(
 ) -> Runtime:
     """Resolve "auto" for this machine and set torch's thread count.
 
-    `flops` is the work ahead: with compile "auto" the compiler is used where that is worth it.
+    `flops` is the work ahead: with compile "auto" the compiler is used where that is worth it. Neither
+    `training` nor `decoding` is measuring, in fp32 unless another precision is named.
     Raises UsageError for a device that is not there. A precision or a compiler that the
     machine lacks becomes a notice, never a failure.
     """
@@ -64,7 +68,8 @@ def choose_runtime(
     if precision == INT8 and decoding and chosen.type != "cpu":
         notices.append("int8 is for decoding on a CPU; the precision is chosen as if none were named")
         precision = "auto"
-    name = INT8 if precision == INT8 and decoding else _choose_precision(precision, chosen, training, notices)
+    is_int8 = precision == INT8 and decoding
+    name = INT8 if is_int8 else _choose_precision(precision, chosen, training, decoding, notices)
     count = min(threads or default_threads(), PER_CORE * default_threads())
     if threads > count:
         notices.append(f"{threads} threads are more than {PER_CORE} per core; {count} are used")
@@ -87,12 +92,14 @@ def find_compiler() -> str | None:
 
 def choose_attention(attention: str, device: torch.device, context: int, *, compiled: bool = False) -> str:
     """Resolve "auto": on a CPU, plain matmuls beat torch's fused kernel where rows are short, and
-    compiled ones everywhere.
+    compiled ones everywhere. On an Apple GPU torch's kernel is never used.
     """
     if attention != "auto":
         return attention
-    if device.type != "cpu":
+    if device.type == "cuda":
         return "sdpa"
+    if device.type == "mps":  # its fused kernel was silently wrong in several releases
+        return "blocks"
     return "blocks" if compiled else "formula" if context <= FORMULA_UP_TO else "sdpa"
 
 
@@ -112,6 +119,16 @@ def describe_machine(runtime: Runtime) -> dict[str, str | int]:
     }
 
 
+def peak_memory(device: torch.device) -> tuple[int, str]:
+    """The most bytes that were in use so far, and of what: torch's tensors on a GPU, or this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "on the GPU"
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory(), "on the GPU"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024), "of this process"
+
+
 def _choose_device(device: str) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
@@ -125,16 +142,23 @@ def _choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _choose_precision(precision: str, device: torch.device, training: bool, notices: list[str]) -> str:
+def _choose_precision(
+    precision: str, device: torch.device, training: bool, decoding: bool, notices: list[str]
+) -> str:
     if precision == "auto":
         # Training keeps fp32 weights beside the bf16 matmuls. Decoding would round the weights
         # themselves: on a CPU that nearly doubles the speed and changes some texts, so the user asks for it.
-        return "bf16" if _has_fast_bf16(device) and (training or device.type != "cpu") else "fp32"
+        # Measurements are worth the time of fp32.
+        is_fast = _has_fast_bf16(device) and (training or (decoding and device.type != "cpu"))
+        return "bf16" if is_fast else "fp32"
     if precision == "fp16" and device.type != "cuda" and training:
         notices.append("fp16 training needs a CUDA device for its loss scaling; fp32 is used instead")
         return "fp32"
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        notices.append("this GPU has no bf16; fp32 is used instead")
+    if precision == "bf16" and device.type == "cuda" and not _has_fast_bf16(device):
+        notices.append("this GPU has no bf16; fp16 is used instead")
+        return "fp16"
+    if precision == "bf16" and device.type == "mps" and training:
+        notices.append("bf16 training is not for Apple GPUs; fp32 is used instead")
         return "fp32"
     return precision
 
@@ -152,6 +176,7 @@ def _keep_freed_memory() -> None:
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
+    """Whether there is bf16 in hardware; emulated, as on a T4, it is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -160,7 +185,10 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def _choose_compile(compile: str, device: torch.device, flops: float, notices: list[str]) -> bool:
-    if compile == "off" or (compile == "auto" and (flops < COMPILE_FROM_FLOPS or device.type == "mps")):
+    if compile == "off" or (compile == "auto" and flops < COMPILE_FROM_FLOPS.get(device.type, math.inf)):
+        return False
+    if device.type == "mps":
+        notices.append("compile is on, but is not for Apple GPUs; running without it")
         return False
     if device.type == "cpu" and not find_compiler():
         if compile == "on":

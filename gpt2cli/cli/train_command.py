@@ -264,6 +264,7 @@ def _train(
     setup.ranks.close()
     signal_number, is_over = stopped.signal, stopped.reason in ("finished", "patience")
     if is_over:
+        setup.optimizer_step.free()  # the report may load a second model beside this one
         signal_number = command.at_end(setup, run, stop)
     out().print(printable(str(run.folder)))
     if signal_number or not is_over:

@@ -167,7 +167,7 @@ def _sum_losses(model: GPT2LMHead, ids: Tensor, batch: Sequence[Window], runtime
         hidden, wanted = hidden[counts.to(runtime.device)], targets[counts].to(runtime.device)  # (N, C), (N,)
         chunks = zip(torch.split(hidden, LOGIT_ROWS), torch.split(wanted, LOGIT_ROWS), strict=True)
         for h, t in chunks:
-            losses.append(F.cross_entropy(model.lm_head(h).float(), t, reduction="none"))  # (n,)
+            losses.append(F.cross_entropy(model.lm_head(h), t, reduction="none"))  # (n,)
     return torch.cat(losses).cpu().double().sum().item()  # on the CPU: not every device has float64
 
 

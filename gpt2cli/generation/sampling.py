@@ -206,7 +206,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     device = logits.device
     probabilities = logits.softmax(dim=-1).to("cpu" if device.type == "mps" else device)
     sums = probabilities.cumsum(dim=-1, dtype=torch.float64)  # (B, V), ascending
-    targets = uniforms.to(sums).unsqueeze(1) * sums[:, -1:]  # (B, 1), below the last sum
+    targets = uniforms.to(sums, non_blocking=True).unsqueeze(1) * sums[:, -1:]  # (B, 1), below the last sum
     ids = torch.searchsorted(sums, targets, right=True).clamp(max=logits.shape[-1] - 1)
     return ids.squeeze(1).to(device)
 

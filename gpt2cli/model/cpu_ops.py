@@ -58,5 +58,9 @@ def causal_attention_in_blocks(
 
 
 def has_fast_sdpa(q: Tensor, mask: Tensor | None, dropout: float) -> bool:
-    """Whether torch's fused attention is fast; on a CPU it lacks dropout, and is slow in bf16 if causal."""
+    """Whether torch's fused attention is right and fast; on a CPU it lacks dropout, and is slow in bf16 if
+    causal. On Apple GPUs it was silently wrong in several releases, on views such as ours.
+    """
+    if q.device.type == "mps":
+        return False
     return q.device.type != "cpu" or not (dropout or (q.dtype is torch.bfloat16 and mask is None))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.layers import Block, Dropout, Embedding, KVCache, Linear
+from gpt2cli.model.layers import Block, Dropout, Embedding, KVCache, Linear, OutputLayer
 
 
 class GPT2(nn.Module):
@@ -64,7 +64,7 @@ class GPT2LMHead(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = GPT2(config, attention)
-        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = OutputLayer(config.n_embd, config.vocab_size, bias=False)
         self.tie()
 
     def tie(self) -> None:
@@ -79,7 +79,7 @@ class GPT2LMHead(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, T, V): those at position t are for the token after it."""
+        """Logits (B, T, V) in fp32: those at position t are for the token after it."""
         return self.lm_head(self.transformer(input_ids, cache, positions, mask))  # type: ignore[no-any-return]
 
     def new_cache(self, n_rows: int, n_positions: int) -> KVCache:

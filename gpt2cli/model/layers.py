@@ -173,6 +173,28 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None: ...
 
 
+class OutputLayer(Linear):
+    """The output layer, (V, C) without a bias; its logits are in fp32, also under autocast."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return fp32_logits(hidden, self.weight)  # (..., V)
+
+
+def fp32_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden (..., C) times weight (V, C) transposed, (..., V) in fp32 from matmuls of any precision.
+
+    A logit of -100 rounded to bf16 moves in steps of 0.5: losses change by 0.01, and tokens tie for the first
+    place. CUDA sums half-precision matmuls in fp32 and can return that; elsewhere they run in fp32.
+    """
+    is_half_on_cuda = hidden.device.type == "cuda" and weight.dtype is not torch.float32
+    has_kernel = hasattr(torch.ops.aten.mm, "dtype")  # since torch 2.8, without a backward
+    with torch.autocast(hidden.device.type, enabled=False):
+        if is_half_on_cuda and has_kernel and not torch.is_grad_enabled():
+            rows = hidden.to(weight.dtype).flatten(0, -2)  # (N, C)
+            return torch.mm(rows, weight.T, out_dtype=torch.float32).view(*hidden.shape[:-1], -1)
+        return F.linear(hidden.float(), weight.float())
+
+
 class Embedding(nn.Embedding):
     """nn.Embedding, uninitialized for the same reason."""
 

@@ -40,10 +40,16 @@ class LoraLinear(nn.Module):
         return cast(Tensor, self.base(x)) + F.linear(low, self.lora_B) * (self.alpha / self.rank)
 
     @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The weight with the correction added, on the CPU."""
+        weight = self.base.weight.detach()
+        exact = weight.cpu().double() + correction(self.lora_A, self.lora_B, self.alpha / self.rank)
+        return exact.to(weight.dtype)
+
+    @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The layer with the correction added into its weights, in place."""
-        weight = self.base.weight
-        weight.copy_(weight.cpu().double() + correction(self.lora_A, self.lora_B, self.alpha / self.rank))
+        self.base.weight.copy_(self.merged_weight())
         return self.base
 
 
@@ -134,6 +140,25 @@ def merge_lora(model: nn.Module) -> None:
     for name, adapter in lora_layers(model).items():
         model.set_submodule(name, adapter.merged())
     model.requires_grad_(True)
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the plain model that `merge_lora` would leave, on the CPU; the model stays as it is.
+
+    The device never holds a second model: matrices come from it one at a time.
+    """
+    adapters = lora_layers(model)
+    state = dict[str, Tensor]()
+    for name, tensor in model.state_dict().items():
+        matrix, _, rest = name.rpartition(".base.")
+        adapter = adapters.get(matrix)
+        if adapter is not None and rest == "weight":
+            state[f"{matrix}.weight"] = adapter.merged_weight()
+        elif adapter is not None:
+            state[f"{matrix}.{rest}"] = tensor.cpu()
+        elif name.rpartition(".")[0] not in adapters:  # not one of an adapter's two matrices
+            state[name] = tensor.cpu()
+    return state
 
 
 def _matches(target: str, name: str) -> bool:

@@ -1,7 +1,6 @@
 """Fine-tuning a classifier: a language model with a new head predicts the class of a text."""
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.evaluation.classes import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
-from gpt2cli.model.lora import merge_lora
+from gpt2cli.model.lora import merged_state
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import BaseLM
@@ -81,10 +80,10 @@ class ClassifyTask(TrainingTask):
         return f"validation {len(self.data.validation):,}, test {len(self.data.test):,}"
 
     @cached_property
-    def _weights(self) -> tuple[float, ...] | None:
+    def _weights(self) -> Tensor | None:
         if self.recipe.data.balance != "weights":
             return None
-        return class_weights(self.data.train.classes, len(self.data.labels))
+        return torch.tensor(class_weights(self.data.train.classes, len(self.data.labels)))
 
     def identity(self) -> RunIdentity:
         lora, train = self.recipe.lora, self.recipe.train
@@ -137,8 +136,9 @@ class ClassifyTask(TrainingTask):
                 base_sha256=self.base.sha256,
             )
             hashes = {f"{ADAPTER}/{name}": sha256 for name, sha256 in written.items()}
-            model = deepcopy(model)  # training continues with separate adapters
-            merge_lora(model)
+            merged = merged_state(model)  # training continues with separate adapters
+            model = empty_classifier(self.config, len(self.data.labels))
+            model.load_state_dict(merged, assign=True)
         labels, max_tokens = self.data.labels, self.data.max_tokens
         return hashes | write_classifier(folder, model, labels, self.tokenizer, max_tokens, recipe)
 
@@ -171,7 +171,7 @@ class ClassifyTask(TrainingTask):
         return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
 
     def _loss_sum(self, logits: Tensor, batch: ClassifyBatch) -> Tensor:
-        weight = torch.tensor(self._weights, device=logits.device) if self._weights else None
+        weight = None if self._weights is None else self._weights.to(logits.device, non_blocking=True)
         return F.cross_entropy(logits.float(), batch.targets, weight=weight, reduction="sum")
 
     def _batch(self, examples: LabelledExamples, rows: Sequence[int]) -> ClassifyBatch:

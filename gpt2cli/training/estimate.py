@@ -41,6 +41,7 @@ def estimate_memory(
     n_trainable: int,
     n_outputs: int,
     activation_checkpointing: bool = False,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """Bytes by purpose. Weights, gradients and moments are exact, activations count the saved tensors.
 
@@ -54,7 +55,7 @@ def estimate_memory(
     # (9 C), MLP before and after GELU (2 M), dropout masks and residuals (3 C).
     block = micro_batch * T * (12 * C + 2 * M) * bytes_per_number
     kept = micro_batch * T * C * 4 if activation_checkpointing else block
-    logits = min(CHUNK, n_outputs) * config.vocab_size * (4 + 2 * bytes_per_number)
+    logits = min(CHUNK[device], n_outputs) * config.vocab_size * (4 + 2 * bytes_per_number)
     casts = config.n_parameters * bytes_per_number if bytes_per_number < 4 else 0
     return {
         "weights": 4 * config.n_parameters,

@@ -121,17 +121,18 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
     )
 
     model.train()
-    loss = 0.0
+    loss_sums = []
     for micro, batch in zip(micros, batches, strict=True):  # batch.input_ids is (B, T)
         seed_dropout(recipe.seed, step, micro)
         with runtime.autocast():
             loss_sum = task.loss_sum(model, batch, runtime.dtype)  # scalar, in nats
         optimizer_step.backward(loss_sum / n_targets)
-        loss += loss_sum.item() / n_targets
+        loss_sums.append(loss_sum.detach())
 
-    (loss,) = ranks.add(loss)
-    ranks.reduce(optimizer_step.gradients() if ranks.world > 1 else ())
-    grad_norm = optimizer_step.gradient_norm()
+    if ranks.world > 1:
+        ranks.reduce(optimizer_step.gradients())
+    numbers, grad_norm = optimizer_step.losses_and_norm(loss_sums)
+    (loss,) = ranks.add(sum(number / n_targets for number in numbers))
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
         optimizer_step.update(grad_norm, recipe.optim.clip)

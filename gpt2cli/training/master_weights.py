@@ -7,6 +7,7 @@ master weights and the moments, from which the copies follow.
 """
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -56,9 +57,10 @@ class MasterWeightsStep(OptimizerStep):
         self._gradients = {master: gradient.float() for master, gradient in self._gradients.items()}
         return [*self._gradients.values(), *(p.grad for p in self._others if p.grad is not None)]
 
-    def gradient_norm(self) -> float:
+    def losses_and_norm(self, losses: Sequence[Tensor]) -> tuple[list[float], float]:
         squares = [_square_norm(gradient) for gradient in self._gradients.values()]
-        return math.sqrt(sum(map(float, squares)) + gradient_norm(self._others) ** 2)
+        norm = math.sqrt(sum(map(float, squares)) + float(gradient_norm(self._others)) ** 2)
+        return [loss.item() for loss in losses], norm
 
     @torch.no_grad()
     def update(self, norm: float, max_norm: float) -> None:

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from gpt2cli.recipe.sections import OptimConfig
 
 
 class OptimizerStep:
-    """One step: `backward` per micro-batch, `gradient_norm`, `update` if that is finite, `zero_grad`."""
+    """One step: `backward` per micro-batch, `losses_and_norm`, `update` if they are finite, `zero_grad`."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -30,10 +30,13 @@ class OptimizerStep:
         """The gradients of all micro-batches so far, to be summed in place over processes."""
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
-    def gradient_norm(self) -> float:
-        """The global norm, before clipping."""
+    def losses_and_norm(self, losses: Sequence[Tensor]) -> tuple[list[float], float]:
+        """The losses of the micro-batches, scalars in fp32 on the device, as numbers; and the global norm of
+        the gradient, before clipping. A GPU works ahead of the host; here alone the host waits for it.
+        """
         self.scaler.unscale_(self.optimizer)
-        return gradient_norm(self.model.parameters())
+        *numbers, norm = torch.stack([*losses, gradient_norm(self.model.parameters())]).tolist()
+        return numbers, norm
 
     def update(self, norm: float, max_norm: float) -> None:
         """Clip the gradient, of norm `norm`, to `max_norm` (0 does not clip), and take an AdamW step."""
@@ -48,6 +51,10 @@ class OptimizerStep:
 
     def compile(self) -> None:
         """Compile the functions that a step runs besides the model's blocks: none here."""
+
+    def free(self) -> None:
+        """Drop the moments, two thirds of a run's memory between steps; no step can follow."""
+        self.optimizer.state.clear()
 
     @property
     def is_searching_loss_scale(self) -> bool:
@@ -65,7 +72,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, device: torch.device) -
         {"params": [parameter for _, parameter in decayed], "weight_decay": optim.weight_decay},
         {"params": [parameter for _, parameter in plain], "weight_decay": 0.0},
     ]
-    betas, fused = (optim.beta1, optim.beta2), device.type in ("cpu", "cuda")
+    betas, fused = (optim.beta1, optim.beta2), device.type in ("cpu", "cuda", "mps")
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=fused)
 
 
@@ -95,15 +102,18 @@ def learning_rate(optim: OptimConfig, step: int) -> float:
     return optim.min_lr + share * (optim.lr - optim.min_lr)
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> float:
-    """The global L2 norm of the gradients; parameters without one do not count."""
-    return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The global L2 norm of the gradients, a scalar on their device; parameters without one do not count."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def clip_gradients(parameters: Iterable[Tensor], norm: float, max_norm: float) -> None:
     """Scale gradients of global norm `norm` down to `max_norm`; 0 leaves them as they are."""
     if max_norm and norm > max_norm:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.tensor(norm))
+        # As torch's clip_grads_with_norm_, but by a Python number, which no device waits for.
+        scale = (max_norm / (torch.tensor(norm) + 1e-6)).item()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, scale)
 
 
 def _decay_groups(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:

@@ -35,9 +35,17 @@ class Batch:
         return self.targets.numel()
 
     def to(self, device: torch.device) -> Self:
-        """The batch on another device."""
-        tensors = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        """The batch on another device; the host does not wait until it is there."""
+        tensors = {name: _moved(t, device) for name, t in vars(self).items() if isinstance(t, Tensor)}
         return replace(self, **tensors)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (
+        tensor.contiguous().pin_memory().to(device, non_blocking=True)
+    )  # pageable memory would be waited for
 
 
 class TrainingTask(Protocol):

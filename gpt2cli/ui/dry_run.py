@@ -3,8 +3,6 @@
 It times two real steps, so the model's weights cannot be used afterwards.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -15,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2cli.recipe.schema import recipe_fields
+from gpt2cli.runtime import peak_memory
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2cli.training.classify_task import ClassifyTask
 from gpt2cli.training.estimate import estimate_memory, explain_out_of_memory
@@ -100,11 +99,13 @@ def _memory(setup: TrainingSetup) -> list[Row]:
         n_trainable=sum(p.numel() for p in setup.model.parameters() if p.requires_grad),
         n_outputs=_outputs(setup.task, n_rows * config.n_positions),
         activation_checkpointing=setup.recipe.run.activation_checkpointing == "on",
+        device=setup.runtime.device.type,
     )
     rows = [(name, f"{size / MiB:,.0f} MiB", "") for name, size in parts.items()]
+    beside = "CUDA itself" if setup.runtime.device.type == "cuda" else "the process"
     return [
         *rows,
-        ("total", f"{sum(parts.values()) / MiB:,.0f} MiB", "estimate; the process adds about 400 MiB"),
+        ("total", f"{sum(parts.values()) / MiB:,.0f} MiB", f"estimate; {beside} adds about 400 MiB"),
     ]
 
 
@@ -120,7 +121,7 @@ def _work(setup: TrainingSetup) -> list[Row]:
     per_step = task.tokens_per_step
     loss, seconds = _timed(setup)
     left = timedelta(seconds=round(seconds * (recipe.optim.steps - setup.state.step)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak, of_what = peak_memory(setup.runtime.device)
     return [
         ("parameters", f"{setup.model.config.n_parameters:,}", ""),
         ("data", task.size, task.validation_size),
@@ -134,7 +135,7 @@ def _work(setup: TrainingSetup) -> list[Row]:
         ("initial loss", f"{loss:.3f}", "of the first timed step"),
         ("speed", f"{per_step / seconds:,.0f} tokens/s", "of the second timed step"),
         ("time", str(left), "without evaluations and saves"),
-        ("peak memory", f"{peak / MiB:,.0f} MiB", "measured over the two steps"),
+        ("peak memory", f"{peak / MiB:,.0f} MiB", f"{of_what}, measured over the two steps"),
     ]
 
 

@@ -1,5 +1,6 @@
 """`gpt2 finetune-classify` as a person meets it: the run, its report, the stop, the kill, the mistakes."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lessons import messages, write_lesson
+from lessons import lesson, messages, write_lesson
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.classifier import load_classifier
 from gpt2cli.checkpoints.folder import WEIGHTS, read_manifest, verify
+from gpt2cli.cli.train_command import TrainCommand, train
 from gpt2cli.generation import label_texts
 
 Gpt2 = Callable[..., Any]
@@ -96,6 +98,31 @@ def test_a_signal_during_the_report_is_heard_and_the_report_comes_with_the_resum
     assert not Path("runs/lesson/report.json").exists()
     assert gpt2("finetune-classify", recipe, "--resume").code == 0
     assert Path("runs/lesson/report.json").exists()
+
+
+def test_the_report_shares_the_memory_with_no_moments(recipe: Path, tmp_path: Path) -> None:
+    moments: list[int] = []
+
+    @contextlib.contextmanager
+    def open_task(*_: object) -> Any:
+        yield lesson(tmp_path, *SHORT)[1], {}
+
+    def report(setup: Any, *_: object) -> int:
+        states = setup.optimizer_step.optimizer.state.values()
+        moments.append(sum(t.numel() for state in states for t in state.values()))
+        assert all(parameter.grad is None for parameter in setup.model.parameters())
+        return 0
+
+    command = TrainCommand(
+        task="finetune-classify",
+        open_task=open_task,
+        after_evaluation=lambda *_: None,
+        at_end=report,
+        is_complete=lambda *_: False,
+        hint=lambda *_: "",
+    )
+    train(command, str(recipe), list(SHORT), None, False, False, False, None)
+    assert moments == [0]
 
 
 def test_dry_run_shows_the_plan(gpt2: Gpt2, recipe: Path) -> None:

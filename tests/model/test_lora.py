@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from fake_device import fake_device
 from loud import loud
 from torch import Tensor
 
@@ -11,7 +12,16 @@ from gpt2cli.errors import UsageError
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.cpu_ops import drop
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
-from gpt2cli.model.lora import add_lora, load_lora_state, lora_layers, lora_state, merge_lora
+from gpt2cli.model.layers import Linear
+from gpt2cli.model.lora import (
+    LoraLinear,
+    add_lora,
+    load_lora_state,
+    lora_layers,
+    lora_state,
+    merge_lora,
+    merged_state,
+)
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
@@ -141,6 +151,27 @@ def test_merged_in_fp32_too() -> None:
     logits = model(IDS)
     merge_lora(model)
     torch.testing.assert_close(model(IDS), logits, atol=1e-5, rtol=0)
+
+
+def test_the_merged_state_is_that_of_a_merged_model_and_leaves_its_own_alone() -> None:
+    model = make_loud(adapted())
+    before, merged = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
+    merge_lora(merged)
+    found, wanted = merged_state(model), merged.state_dict()
+    assert list(found) == list(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_merging_for_a_file_computes_nothing_on_the_gpu() -> None:
+    with fake_device() as launches, torch.device("cuda"):
+        adapter = LoraLinear(Linear(16, 48), rank=2, alpha=8, dropout=0.0)
+        launches.launched.clear()
+        state = merged_state(torch.nn.ModuleDict({"c_attn": adapter}))
+    assert {name: (t.device.type, tuple(t.shape)) for name, t in state.items()} == {
+        "c_attn.weight": ("cpu", (48, 16)),
+        "c_attn.bias": ("cpu", (48,)),
+    }
+    assert not launches.launched, "a second model there could be one too many"
 
 
 def test_state_goes_from_one_model_to_another() -> None:

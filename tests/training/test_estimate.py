@@ -27,6 +27,11 @@ from gpt2cli.training.estimate import (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)"),
     ],
 )
 def test_each_dialect_is_understood(error: Exception) -> None:
@@ -38,7 +43,7 @@ def test_each_dialect_is_understood(error: Exception) -> None:
 
 
 def test_other_errors_pass() -> None:
-    for error in (RuntimeError("shape mismatch"), OSError(errno.ENOSPC, "full")):
+    for error in (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), OSError(errno.ENOSPC, "full")):
         with pytest.raises(type(error)), explain_out_of_memory(BatchConfig()):
             raise error
 

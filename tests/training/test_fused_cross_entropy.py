@@ -18,7 +18,7 @@ def problem(n: int, n_vocab: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 @pytest.mark.parametrize("n_vocab", [64, 65, 127, 3])
 @pytest.mark.parametrize("n", [1, 32, 75])
 def test_it_is_torchs(n: int, n_vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_cross_entropy, "CHUNK", 40)  # 75 positions take a whole one and part of one
+    monkeypatch.setitem(fused_cross_entropy.CHUNK, "cpu", 40)  # 75 positions take a whole one and part of one
     hidden, weight, targets = problem(n, n_vocab)
     wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     gradients = torch.autograd.grad(wanted * 0.5, (hidden, weight))
@@ -46,3 +46,25 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
     hidden, weight, targets = problem(5, 65)
     cross_entropy_sum(hidden, weight.detach(), targets, torch.float32).backward()
     assert hidden.grad is not None and weight.grad is None
+
+
+def test_in_fp16_no_gradient_is_lost_before_the_loss_scale() -> None:
+    hidden, weight, targets = problem(8, 30_000)  # probabilities of 3e-5, which fp16 rounds to steps of 6e-8
+    scaled = weight.detach().mul(0.02).requires_grad_()
+    exact = F.cross_entropy(hidden.double() @ scaled.double().T, targets, reduction="sum")
+    wanted = torch.autograd.grad(exact, (hidden, scaled))
+    found = torch.autograd.grad(cross_entropy_sum(hidden, scaled, targets, torch.float16), (hidden, scaled))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-4)
+
+
+def test_without_a_gradient_the_loss_is_that_of_fp32() -> None:
+    hidden, weight, targets = problem(50, 65)
+    far = (
+        hidden.detach() * 20,
+        weight.detach() * 2,
+    )  # logits of some hundreds, which bf16 rounds to whole ones
+    wanted = F.cross_entropy(far[0].double() @ far[1].double().T, targets, reduction="sum")
+    with torch.no_grad():
+        found = cross_entropy_sum(*far, targets, torch.bfloat16)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)

@@ -45,7 +45,7 @@ def test_clipping_keeps_the_direction() -> None:
     parameters = [torch.zeros(3, requires_grad=True), torch.zeros(2, requires_grad=True)]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0, 0]), torch.tensor([0, 4.0])
     frozen = torch.zeros(1)
-    norm = gradient_norm([*parameters, frozen])
+    norm = gradient_norm([*parameters, frozen]).item()
     assert norm == pytest.approx(5.0)
     clip_gradients(parameters, norm, 10.0)
     assert parameters[1].grad.tolist() == [0, 4.0], "a norm below the limit is left alone"
@@ -53,7 +53,7 @@ def test_clipping_keeps_the_direction() -> None:
     assert parameters[1].grad.tolist() == [0, 4.0], "and 0 is no limit"
     clip_gradients([*parameters, frozen], norm, 1.0)
     assert parameters[0].grad[0].item() == pytest.approx(0.6, abs=1e-5)
-    assert gradient_norm(parameters) == pytest.approx(1.0, abs=1e-5)
+    assert gradient_norm(parameters).item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_nan_is_in_the_norm_and_a_learner_refuses_to_clip_by_it() -> None:
@@ -61,7 +61,8 @@ def test_a_nan_is_in_the_norm_and_a_learner_refuses_to_clip_by_it() -> None:
     optimizer = make_optimizer(model, OptimConfig(steps=1), torch.device("cpu"))
     learner = OptimizerStep(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     model.weight.grad, model.bias.grad = torch.tensor([[math.nan, 1.0]]), torch.tensor([7.0])
-    norm = learner.gradient_norm()
+    losses, norm = learner.losses_and_norm([torch.tensor(0.25), torch.tensor(3.0)])
+    assert losses == [0.25, 3.0]
     assert math.isnan(norm)
     with pytest.raises(AssertionError, match="spread one NaN"):
         learner.update(norm, 1.0)

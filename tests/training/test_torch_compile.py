@@ -1,6 +1,7 @@
 """Compiled blocks train like plain ones, and a compiler that fails leaves plain ones behind."""
 
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -51,15 +52,20 @@ def test_compiled_blocks_give_the_same_gradients() -> None:
         torch.testing.assert_close(model(IDS[:1, :5]), new_model(CONFIG, 1)(IDS[:1, :5]))
 
 
-def test_a_failing_compiler_is_one_notice_and_the_plain_model(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, KeyError, subprocess.SubprocessError])
+def test_a_failing_compiler_is_one_notice_and_the_plain_model(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = kind("no such compiler\nmore")
+
     def broken(self: object, *arguments: object, **options: object) -> None:
-        self._compiled_call_impl = lambda *a: (_ for _ in ()).throw(RuntimeError("no such compiler\nmore"))  # type: ignore[attr-defined]
+        self._compiled_call_impl = lambda *a: (_ for _ in ()).throw(fault)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(torch.nn.Module, "compile", broken)
     model = new_model(CONFIG, 1)
     wanted = gradient(new_model(CONFIG, 1))
     notice = compiled(model)
-    assert notice == "torch.compile does not work here (no such compiler); running without it"
+    assert notice is not None and "no such compiler" in notice and "\n" not in notice
     assert torch.equal(gradient(model), wanted)
 
 
@@ -70,3 +76,9 @@ def test_memory_that_runs_out_is_no_fault_of_the_compiler(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.nn.Module, "compile", burst)
     with pytest.raises(RuntimeError, match="allocate"):
         compiled(new_model(CONFIG, 1))
+
+
+def test_the_optimizer_of_every_gpu_is_one_kernel_a_step() -> None:
+    for device in ("cpu", "cuda", "mps"):
+        optimizer = make_optimizer(new_model(CONFIG, 1), OptimConfig(steps=1), torch.device(device))
+        assert optimizer.defaults["fused"], device

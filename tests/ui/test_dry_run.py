@@ -56,7 +56,9 @@ def test_memory_is_told_of_what_learns_and_what_meets_the_vocabulary(
         "n_trainable": n_adapter,
         "n_outputs": task.max_targets,
         "activation_checkpointing": False,
+        "device": "cpu",
     }
     recipe, classes = lesson(tmp_path, "train=head", "run.activation_checkpointing=on")
     dry_run._memory(set_up_training(classes, recipe, None))
-    assert told[1] == {"n_trainable": 3 * 16, "n_outputs": 0, "activation_checkpointing": True}
+    head = {"n_trainable": 3 * 16, "n_outputs": 0, "activation_checkpointing": True, "device": "cpu"}
+    assert told[1] == head

@@ -17,7 +17,7 @@ from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import generate
 from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.gpt2 import GPT2LMHead
-from gpt2cli.model.layers import Linear
+from gpt2cli.model.layers import OutputLayer
 
 
 def test_a_packed_model_writes_the_same_and_holds_no_second_copy(model: GPT2LMHead) -> None:
@@ -55,7 +55,7 @@ def test_the_product_follows_the_precision(model: GPT2LMHead, precision: str, ki
     assert packed.transformer.ln_f.weight.dtype is torch.float32
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, Bf16Linear), (torch.float16, Linear)])
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, Bf16Linear), (torch.float16, OutputLayer)])
 def test_without_a_word_the_weights_keep_their_precision(
     model: GPT2LMHead, dtype: torch.dtype, kind: type
 ) -> None:
@@ -81,7 +81,7 @@ def test_fewer_bits_stay_near_fp32(model: GPT2LMHead, precision: str, largest: f
 
 def test_other_devices_are_left_alone(model: GPT2LMHead) -> None:
     packed = swap_for_decoding(model.to("meta"))
-    assert type(packed.lm_head) is Linear
+    assert type(packed.lm_head) is OutputLayer
 
 
 BLOCKED = {"fp32": BlockedLinear, "bf16": BlockedBf16Linear, "int8": BlockedInt8Linear}
