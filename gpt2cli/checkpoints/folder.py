@@ -41,8 +41,6 @@ PADDED_TO = (8, 16, 32, 64, 128, 256, 512, 1024)
 HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
-
-
 SECOND_HEAD = re.compile(r"(v_head|multiple_choice_head)\.")  # trl's, and GPT2DoubleHeadsModel's
 _WRAPPED = re.compile(r"(?!transformer\.).+\.(?:transformer|wte)\.")
 

@@ -145,6 +145,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     ),
     "another model": (without(model_type="llama"), "", "model_type is 'llama'", ""),
     "another activation": (without(activation_function="relu"), "", "activation_function is 'relu'", ""),
+    "quantised weights": (
+        without(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "",
+        "its weights are quantised",
+        "use the model that it was made from",
+    ),
     "a classifier": (
         without(architectures=["GPT2ForSequenceClassification"]),
         "",

@@ -155,6 +155,8 @@ def test_control_tokens_in_a_prompt(folder: Path, ours: Path, gpt2: Run) -> None
     # The model's own template writes the same prompt around the question.
     asked = gpt2("generate", "Hi", *options, "--template")
     assert json.loads(asked.out)["ids"] == answer["ids"]
+    asked_with = gpt2("generate", "Hi <|im_end|>", *options, "--template")  # as transformers reads it there
+    assert "<|im_end|> is read as one token\n" in asked_with.err
     assert "instruction-tuned with its own template: use gpt2 chat, or --template" in plain.err
     assert "instruction-tuned" not in asked.err
 
