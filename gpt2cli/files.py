@@ -27,9 +27,8 @@ from gpt2cli.errors import InputError, ResourceError, UsageError
 
 TEMPORARY = ".partial-"  # marks what an interrupted write left behind
 REPLACED = ".replaced-"  # marks a whole folder that was about to be replaced
-_LEFTOVER = re.compile(
-    r"(\.partial-|\.replaced-)(.+)-([0-9a-f]{8})-([0-9]{1,9})(?:-old)?"
-)  # mark, name, machine, pid
+# mark, name, machine, pid
+_LEFTOVER = re.compile(r"(\.partial-|\.replaced-)(.+)-([0-9a-f]{8})-([0-9]{1,9})(?:-old)?")
 CHUNK = 1 << 20
 # How a file begins that git put in the place of a large one, and what its specification allows in bytes.
 _POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
@@ -318,11 +317,8 @@ def _install(temporary: Path, path: Path, replace: bool) -> None:
     except OSError as error:
         if error.errno not in _TAKEN:
             raise
-        raise ResourceError(
-            f"{path}: exists now",
-            "another process made it meanwhile",
-            "choose another place, or remove it first",
-        ) from None
+        what, why = f"{path}: exists now", "another process made it meanwhile"
+        raise ResourceError(what, why, "choose another place, or remove it first") from None
     finally:
         _settle(aside, path)
 
@@ -371,10 +367,8 @@ def _is_alive(place: str, pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:  # EPERM: it is another user's
+        return error.errno != errno.ESRCH
     return True
 
 

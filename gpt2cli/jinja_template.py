@@ -65,8 +65,18 @@ def read_jinja_template(folder: Path) -> JinjaTemplate | None:
 def render(source: str, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer, where: str) -> str:
     """The text of the messages, up to where the next answer begins."""
     import jinja2
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks an answer for trainers; its content is written as it is."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -76,7 +86,7 @@ def render(source: str, messages: Sequence[Mapping[str, str]], tokenizer: Tokeni
 
     # As transformers sets it up.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = tojson
     environment.globals |= {
@@ -96,7 +106,9 @@ def render(source: str, messages: Sequence[Mapping[str, str]], tokenizer: Tokeni
         ValueError,
     )
     try:
-        return environment.from_string(source).render(messages=messages, add_generation_prompt=True, **values)
+        return environment.from_string(source).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **values
+        )
     except failures as error:
         raise InputError(
             f"{where}: the model's chat template cannot write this conversation",

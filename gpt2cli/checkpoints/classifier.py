@@ -14,7 +14,6 @@ import torch
 
 from gpt2cli.checkpoints.folder import (
     CONFIG,
-    COPY,
     RECIPE,
     WEIGHTS,
     read_manifest,
@@ -33,7 +32,7 @@ from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
-from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
+from gpt2cli.tokenizer.files import COPY, load_tokenizer, save_tokenizer
 
 SCORE = "score.weight"
 

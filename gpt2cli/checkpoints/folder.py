@@ -26,11 +26,11 @@ from gpt2cli.model.config import GPT2Config, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2Classifier, GPT2LMHead, empty_model
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import Tokenizer
-from gpt2cli.tokenizer.files import load_tokenizer, save_generation_config, save_tokenizer
+from gpt2cli.tokenizer.bpe import BPE
+from gpt2cli.tokenizer.files import COPY, load_tokenizer, save_generation_config, save_tokenizer
 
 CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
 FORMAT = 1
-COPY = "copy the tokenizer files that the model was trained with into the folder"
 # Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
 # matrices of each block are named here and nowhere else. attn.c_proj is square: stored untransposed
 # it loads without an error and computes nonsense.
@@ -41,8 +41,6 @@ PADDED_TO = (8, 16, 32, 64, 128, 256, 512, 1024)
 HEAD = "lm_head.weight"  # the token embedding under its second name where they are tied; not stored then
 # The causal mask, which transformers stored with the weights until version 4.30.
 MASKS = re.compile(r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
-
-
 SECOND_HEAD = re.compile(r"(v_head|multiple_choice_head)\.")  # trl's, and GPT2DoubleHeadsModel's
 _WRAPPED = re.compile(r"(?!transformer\.).+\.(?:transformer|wte)\.")
 
@@ -212,9 +210,12 @@ def require_matching_vocabulary(
     if n_tokens == n_rows:
         return
     why = "they were not made for each other"
-    if n_tokens < n_rows:
+    can_convert = fix == COPY and isinstance(where, Path)
+    if can_convert and isinstance(tokenizer, BPE) and tokenizer.with_rows(n_rows)[1]:
+        why, fix = "added tokens without a row are left out by a conversion", f"gpt2 convert {where}"
+    elif n_tokens < n_rows:
         why += ", or rows are padding, which would be generated as tokens without text"
-        if fix == COPY and isinstance(where, Path) and fits_rows(n_tokens, n_rows):
+        if can_convert and fits_rows(n_tokens, n_rows):
             why = f"{n_rows - n_tokens} rows up to a round number are padding, which a conversion cuts off"
             fix = f"gpt2 convert {where}"
         else:

@@ -25,6 +25,12 @@ def read_gpt2_config(path: Path, model: Path | str, *, to_convert: bool = False)
     """
     values = read_json_object(path)
     require_language_model(model, values, to_convert=to_convert)
+    if values.get("quantization_config"):
+        raise InputError(
+            f"{model}: its weights are quantised",
+            "config.json has a quantization_config; floating-point numbers are needed",
+            "use the model that it was made from",
+        )
     try:
         config = from_hugging_face(values, to_convert=True)
     except InputError as error:

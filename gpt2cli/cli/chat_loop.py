@@ -14,6 +14,7 @@ from gpt2cli.cli.failures import explain
 from gpt2cli.cli.options import warn_of_control_tokens
 from gpt2cli.cli.signals import install
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.jinja_template import JinjaTemplate
 from gpt2cli.paths import expand
 from gpt2cli.ui.chat import (
     ALONE,
@@ -32,7 +33,6 @@ from gpt2cli.ui.console import err, print_error
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
-    from gpt2cli.errors import Gpt2Error
     from gpt2cli.generation.chat_session import ChatEvent, Conversation, Stop
 
 LONGEST_MESSAGE = 1 << 20  # bytes; no context is that long
@@ -142,7 +142,8 @@ class ChatLoop:
         if len(text.encode("utf-8", "surrogatepass")) > LONGEST_MESSAGE:
             raise too_long("the message")
         if not self.control_tokens:
-            warn_of_control_tokens(text, self.loaded.tokenizer)
+            own = isinstance(self.conversation.template, JinjaTemplate)
+            warn_of_control_tokens(text, self.loaded.tokenizer, own)
         return self.conversation.say(text, stop)
 
     def _retry(self, argument: str, stop: "Stop") -> "Iterator[ChatEvent]":

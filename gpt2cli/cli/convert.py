@@ -80,6 +80,8 @@ def convert(
         print_receipt(receipt, err())
         if made := receipt.get("modelfile"):
             say(f"for Ollama: {shlex.join(['ollama', 'create', place.stem, '-f', made])}")
+        elif to == "gguf":
+            say("the Modelfile that lies beside it is left as it is; --force replaces both", "warn")
     if push_to:
         receipt["uploaded_to"] = _push(place, push_to, receipt)
     print_result(as_json, receipt, place)
@@ -110,8 +112,12 @@ def _push(place: Path, repository: str, receipt: dict[str, Any]) -> str:
     else:
         beside = [Path(made)] if (made := receipt.get("modelfile")) else []
         files = {path.name: path for path in (place, *beside)}
+    places = [place] if place.is_dir() else files.values()
+    again = " && ".join(shlex.join(["hf", "upload", repository, str(path)]) for path in places)
+    n_bytes = sum(path.stat().st_size for path in files.values())
+    say(f"uploading {len(files)} files, {n_bytes / 1e6:,.1f} MB, to {repository}")
     with waiting(err(), f"uploading to {repository}"):
-        address = upload(files, repository)
+        address = upload(files, repository, again)
     say(f"uploaded: {address}")
     return address
 

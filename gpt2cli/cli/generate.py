@@ -174,7 +174,7 @@ def _in_template(
 ) -> "tuple[list[int], tuple[str, ...]]":
     """The ids of the prompt in the model's chat template, and the texts that end an answer."""
     from gpt2cli.generation.chat_prompt import ChatFormat
-    from gpt2cli.jinja_template import read_chat_template
+    from gpt2cli.jinja_template import JinjaTemplate, read_chat_template
 
     found = read_chat_template(loaded.folder)
     if found is None:
@@ -184,7 +184,7 @@ def _in_template(
             "leave out --template",
         )
     if not special:
-        warn_of_control_tokens(text, loaded.tokenizer)
+        warn_of_control_tokens(text, loaded.tokenizer, isinstance(found, JinjaTemplate))
     ids = ChatFormat(loaded.tokenizer, found, None, special).prompt([], text)
     return fit_prompt(ids, loaded, fix), found.stops
 

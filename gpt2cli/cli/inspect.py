@@ -243,6 +243,7 @@ def _model(summary: "ModelInfo", verified: bool) -> dict[str, Any]:
             "kind": tokenizer.name,
             "tokens": tokenizer.n_vocab,
             "end_of_text": tokenizer.end_of_text,
+            "special": asdict(tokenizer.special),
             "fingerprint": tokenizer.fingerprint,
         },
         "manifest": manifest and asdict(manifest) | {"weights_verified": verified},

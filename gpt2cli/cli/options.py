@@ -172,10 +172,13 @@ def encode_prompt(
     return fit_prompt(ids, loaded, fix)
 
 
-def warn_of_control_tokens(text: str, tokenizer: "Tokenizer") -> None:
-    """Say that a control token in a prompt is read as ordinary text."""
+def warn_of_control_tokens(text: str, tokenizer: "Tokenizer", own_template: bool = False) -> None:
+    """Say how a control token in a prompt is read: as ordinary text, or, like those that a model's own chat
+    template writes around it, as one id.
+    """
     if found := [token for token in tokenizer.control_tokens if token in text]:
-        say(f"{found[0]} is read as ordinary text; --special reads it as one token", "warn")
+        plain = "is read as ordinary text; --special reads it as one token"
+        say(f"{found[0]} {'is read as one token' if own_template else plain}", "warn")
 
 
 def fit_prompt(ids: list[int], loaded: "LoadedModel", fix: str | None) -> list[int]:

@@ -23,8 +23,9 @@ from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import replacing_file
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
-from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF
+from gpt2cli.tokenizer.bpe import BPE
 from gpt2cli.tokenizer.chars import Chars
+from gpt2cli.tokenizer.merges import CHARACTER_OF
 
 # Hugging Face's names -> llama.cpp's. A head that is tied has no row: llama.cpp takes token_embd then.
 NAMES = {

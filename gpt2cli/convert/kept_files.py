@@ -37,7 +37,7 @@ _CONTAINED = (
 
 
 def keep_files(source: ForeignModel, folder: Path, card: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Copy into `folder` what goes along; returns the names that belong into the manifest, and the receipt's
+    """Copy into `folder` what goes along; returns the names for the manifest, and the receipt's
     {"kept", "left_out"}.
 
     The folder's tokenizer is written before. `card` is its model card, where the source brings none.

@@ -1,8 +1,7 @@
 """The pipeline of `gpt2 convert`: a model in any known format in, a verified model in another out.
 
 The order: refuse what cannot work, open the source, write tensor by tensor, compare the result with
-the source, write the receipt, and only then rename the result. Each
-format has a file of its own.
+the source, write the receipt, and only then rename the result. Each format has a file of its own.
 """
 
 import contextlib

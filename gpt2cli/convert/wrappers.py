@@ -20,7 +20,7 @@ _WRAPPERS = {
     *("module", "model", "base_model", "pretrained_model", "_orig_mod", "_forward_module"),
     *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
 }
-# The name of a tensor that every GPT-2 has; what stands before it, the attribute of somebody's module,
+# The name of a tensor that every GPT-2 has; what stands before it, the attribute of another module,
 # stands before the others too.
 _ANCHOR = re.compile(r"(.+\.)(?:transformer\.wte\.weight|lm_head\.weight|tok_emb\.weight)")
 _BODY = re.compile(r"(?:wte|wpe|ln_f|h\.\d+)\.")  # of GPT2Model, saved without "transformer."

@@ -278,14 +278,19 @@ def _require_readable(job: _Job) -> None:
     Raises InputError that names the repository, before any weights are fetched.
     """
     from gpt2cli.convert.hf_folder import read_texts
+    from gpt2cli.tokenizer.files import COPY
 
     try:
         read_texts(job.folder)
     except InputError as error:
         what, why = (text.replace(str(job.folder), job.repository) for text in (error.what, error.why))
-        name = job.repository.partition("/")[2]
-        fix = f"put a tokenizer that fits into the folder, then: gpt2 convert {name}"
-        raise InputError(what, why, f"{hf_hub.fetching(job.repository)}; {fix}") from None
+        fix, name = error.fix, job.repository.partition("/")[2]
+        if fix.startswith(COPY):
+            fix = f"put a tokenizer that fits into the folder, then: gpt2 convert {name}"
+            fix = f"{hf_hub.fetching(job.repository)}; {fix}"
+        elif fix.startswith("fetch "):
+            fix = f"use another model: the files are as {job.repository} has them"
+        raise InputError(what, why, fix) from None
 
 
 def _room_to_convert(job: _Job, request: Request) -> int:

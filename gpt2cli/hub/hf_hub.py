@@ -15,12 +15,14 @@ from urllib.parse import quote
 from gpt2cli import files
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.hub.registry import Expected, hub_files
+from gpt2cli.tokenizer.base import OTHER_KINDS
 
 CONFIG = "config.json"
 # What lies beside the weights and has a use here. The last four are of folders that gpt2 wrote.
 _BESIDE = (
     *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "generation_config.json", "chat_template.jinja", "README.md"),
+    *OTHER_KINDS,  # small, and by them it is known that a tokenizer is of another kind
     *("manifest.json", "recipe.yaml", "conversion.json", "prompt.json"),
 )
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))  # the first that is there is taken

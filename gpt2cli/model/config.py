@@ -98,6 +98,13 @@ _NUMBERS = (
     *("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner"),
     *("layer_norm_epsilon", "initializer_range", "tie_word_embeddings"),
 )
+# Further names for some, which win in transformers where both are there.
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 # The fields that determine the names and shapes of the weights.
 _shape = attrgetter(
     "n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width", "tie_word_embeddings"
@@ -147,6 +154,7 @@ def from_hugging_face(values: dict[str, Any], *, to_convert: bool = False) -> GP
         theirs = values.get(name, ours)
         if theirs != ours:
             raise _wrong(name, theirs, f"GPT-2 as it is built here has {name} {ours!r}", _OTHERS)
+    values = {**values, **{ours: values[name] for name, ours in _ALIASES.items() if name in values}}
     known = {name: values[name] for name in _NUMBERS if name in values}
     for name, value in known.items():
         if name == "n_inner" and value is None:

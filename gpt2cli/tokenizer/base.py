@@ -15,6 +15,13 @@ from typing import Protocol
 from gpt2cli.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"  # separates documents; as an id only, never by typing it in a text
+# The vocabularies of tokenizers that are not byte-level.
+OTHER_KINDS = {
+    "spiece.model": "SentencePiece",
+    "sentencepiece.bpe.model": "SentencePiece",
+    "tokenizer.model": "SentencePiece",
+    "vocab.txt": "WordPiece",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class AddedToken:
     is_control: bool = True
     lstrip: bool = False  # takes the white space before it along
     rstrip: bool = False  # and after it
+    normalized: bool = False  # found after those that are not, in what they leave over
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,11 @@ class SpecialTokens:
     pad: int | None = None
     adds_bos: bool = False  # each text begins with `bos`
 
-    def as_config(self) -> dict[str, int | list[int]]:
+    def as_config(self) -> dict[str, int | list[int] | None]:
         """Their keys in config.json and generation_config.json."""
         eos = self.stops[0] if len(self.stops) == 1 else list(self.stops)
-        ids = {"bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad}
-        return {name: value for name, value in ids.items() if value is not None}
+        pad = {} if self.pad is None else {"pad_token_id": self.pad}
+        return {"bos_token_id": self.bos, "eos_token_id": eos, **pad}  # without them it would be 50256
 
 
 class Tokenizer(Protocol):

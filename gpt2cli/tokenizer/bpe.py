@@ -12,7 +12,7 @@ import json
 import re
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import chain
@@ -21,8 +21,6 @@ from typing import Any
 
 import tiktoken
 
-from gpt2cli.errors import InputError
-from gpt2cli.files import decode_text, open_regular
 from gpt2cli.json_files import read_json
 from gpt2cli.tokenizer.base import (
     END_OF_TEXT,
@@ -32,11 +30,20 @@ from gpt2cli.tokenizer.base import (
     join_tokens,
     without_surrogates,
 )
+from gpt2cli.tokenizer.merges import (
+    BYTE_OF,
+    CHARACTER_OF,
+    VERSION_LINE,
+    check_ranks,
+    checked_ids,
+    checked_merges,
+    ranks_of,
+    read_merges,
+    unlisted_tokens,
+)
 
 TABLE = "gpt2-merges.bin"
-VERSION_LINE = "#version: 0.2\n"
 N_GPT2 = 50257  # tokens of GPT-2
-LARGEST_FILE = 1 << 28  # bytes of merges.txt; GPT-2's own has half a MB
 
 # GPT-2's pattern (openai/gpt-2, src/encoder.py) in tiktoken's form, which backtracks less and
 # cuts every text at the same places.
@@ -46,13 +53,6 @@ PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\
 _SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 WHITE_SPACE = re.compile(f"{_SPACE}+")
 STRIDE = 1 << 16  # characters
-
-# OpenAI's reversible map from bytes to printable characters: printable Latin-1 stands for
-# itself, the other bytes for U+0100 onwards. GPT-2's first 256 ids have the order of this table.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_REST = [byte for byte in range(256) if byte not in _PRINTABLE]
-CHARACTER_OF = {byte: chr(byte) for byte in _PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(_REST)}
-BYTE_OF = {character: byte for byte, character in CHARACTER_OF.items()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -102,22 +102,39 @@ class BPE:
         return tuple(token.content for token in self.added if token.is_control)
 
     @classmethod
-    def from_files(cls, vocab_json: Path, merges: Path, added: Sequence[AddedToken] = ()) -> "BPE":
+    def from_files(
+        cls,
+        vocab_json: Path,
+        merges: Path,
+        added: Sequence[AddedToken] = (),
+        named: Sequence[str] = (),
+        n_rows: int = 0,
+    ) -> "BPE":
         """A byte-level vocabulary from OpenAI's or Hugging Face's pair of files.
 
-        `added`: further tokens that stand beside the merges. Raises InputError if the files do not
-        belong together, with the first token that disagrees.
+        `added`: further tokens that stand beside the merges; `named`: those with a meaning, listed there
+        or not (`unlisted_tokens`). Raises InputError if the files do not belong together, with the first
+        token that disagrees.
         """
         where = f"{vocab_json.name} and {merges.name} in {vocab_json.parent}"
         vocabulary = read_json(vocab_json, "fetch the file again")
-        return cls.from_vocabulary(vocabulary, _read_merges(merges), added, where)
+        return cls.from_vocabulary(vocabulary, read_merges(merges), added, where, named, n_rows)
 
     @classmethod
     def from_vocabulary(
-        cls, vocab: Any, merges: Sequence[tuple[str, str]], added: Sequence[AddedToken], where: str
+        cls,
+        vocab: Any,
+        merges: Sequence[tuple[str, str]],
+        added: Sequence[AddedToken],
+        where: str,
+        named: Sequence[str] = (),
+        n_rows: int = 0,
     ) -> "BPE":
         """As `from_files`, from the parsed content. `where` names its source in errors."""
-        every = _checked_ids(vocab, added, where)
+        every = checked_ids(vocab, added, where)
+        if more := unlisted_tokens(named, every, merges, added, n_rows):
+            added = [*added, *more]
+            every = checked_ids(vocab, added, where)
         if END_OF_TEXT in every and END_OF_TEXT not in (token.content for token in added):
             added = [*added, AddedToken(every[END_OF_TEXT], END_OF_TEXT)]
         names = {token.content for token in added}
@@ -126,10 +143,10 @@ class BPE:
         # Trainers put <s>, <pad> and the like before the bytes, and old files list them nowhere else.
         unmade = {token: i for token, i in ordinary.items() if i < first_byte}
         made = {token: i for token, i in ordinary.items() if i >= first_byte}
-        ids = _checked_merges(made, merges, where)
+        ids = checked_merges(made, merges, where)
         tokens = [bytes([BYTE_OF[c] for c in t]) if t in made else t.encode() for t in every]
-        ranks = _ranks(tokens, (i for token, i in every.items() if token not in made))
-        _check_ranks(ranks, tokens, ids, where)
+        ranks = ranks_of(tokens, (i for token, i in every.items() if token not in made))
+        check_ranks(ranks, tokens, ids, where)
         base, in_order = gpt2(), sorted(added, key=lambda token: token.id)
         if tokens[: base.n_vocab] == base.tokens and ids == base.merges:
             return base.with_added([token for token in in_order if token.id >= base.n_vocab])
@@ -190,16 +207,16 @@ class BPE:
     @property
     def ranks(self) -> dict[bytes, int]:
         """{token: id} of what merges make, and the single bytes."""
-        return _ranks(self.tokens, self._apart)
+        return ranks_of(self.tokens, self._apart)
 
     @functools.cached_property
-    def _words(self) -> re.Pattern[str] | None:
-        """The added tokens that ordinary text is encoded to; None without any."""
-        return _pattern([token for token in self.added if not token.is_control])
+    def _words(self) -> list[re.Pattern[str]]:
+        """The added tokens that ordinary text is encoded to."""
+        return _patterns([token for token in self.added if not token.is_control])
 
     @functools.cached_property
-    def _every_added(self) -> re.Pattern[str] | None:
-        return _pattern(self.added)
+    def _every_added(self) -> list[re.Pattern[str]]:
+        return _patterns(self.added)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -233,15 +250,17 @@ class BPE:
 
     def encode(self, text: str, control_tokens: bool = False) -> list[int]:
         """The ids of a text. Lone surrogates count as U+FFFD."""
-        pattern = self._every_added if control_tokens else self._words
-        if pattern is None:
+        return self._encode_between(text, self._every_added if control_tokens else self._words)
+
+    def _encode_between(self, text: str, patterns: Sequence[re.Pattern[str]]) -> list[int]:
+        if not patterns:
             return self._encode_plain(text)
         ids, start = [], 0
-        for match in pattern.finditer(text):
-            ids += self._encode_plain(text[start : match.start()])
+        for match in patterns[0].finditer(text):
+            ids += self._encode_between(text[start : match.start()], patterns[1:])
             ids.append(int(str(match.lastgroup)[1:]))
             start = match.end()
-        return ids + self._encode_plain(text[start:])
+        return ids + self._encode_between(text[start:], patterns[1:])
 
     def _encode_plain(self, text: str) -> list[int]:
         if len(text) <= STRIDE:
@@ -268,8 +287,15 @@ def usual_special(added: Iterable[AddedToken]) -> SpecialTokens:
     return SpecialTokens(ids[0], ids, ids[0]) if ids else SpecialTokens(0, ())
 
 
-def _pattern(added: Sequence[AddedToken]) -> re.Pattern[str] | None:
-    """Finds added tokens, the longest first where several begin at a place; its group is t<id>."""
+def _patterns(added: Sequence[AddedToken]) -> list[re.Pattern[str]]:
+    """Find added tokens, one pattern after the other, as transformers does: first those that are not
+    `normalized`. The longest is first where several begin at a place; its group is t<id>.
+    """
+    halves = ([token for token in added if token.normalized == late] for late in (False, True))
+    return [_pattern(half) for half in halves if half]
+
+
+def _pattern(added: Sequence[AddedToken]) -> re.Pattern[str]:
     longest_first = sorted(added, key=lambda token: -len(token.content))
     parts = [
         f"{_SPACE}*" * token.lstrip
@@ -277,12 +303,7 @@ def _pattern(added: Sequence[AddedToken]) -> re.Pattern[str] | None:
         + f"{_SPACE}*" * token.rstrip
         for token in longest_first
     ]
-    return re.compile("|".join(parts)) if parts else None
-
-
-def _ranks(tokens: Sequence[bytes], specials: Iterable[int]) -> dict[bytes, int]:
-    special = set(specials)
-    return {token: i for i, token in enumerate(tokens) if i not in special}
+    return re.compile("|".join(parts))
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -299,96 +320,3 @@ def _pieces(text: str) -> Iterator[str]:
             start = run.end() - 1
         probe = max(probe + STRIDE, run.end() if run else 0)
     yield text[start:]
-
-
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    with open_regular(path) as file:
-        text = decode_text(file.read(LARGEST_FILE), str(path))
-    lines = text.replace("\r\n", "\n").split("\n")
-    first = 1 if lines[0].startswith("#version") else 0
-    merges = []
-    for number, line in enumerate(lines[first:], first + 1):
-        match line.split(" "):
-            case [left, right] if left and right:
-                merges.append((left, right))
-            case [""]:
-                continue
-            case _:
-                raise InputError(
-                    f"{path}:{number}: a merge is two tokens and a space", f"found {line[:60]!a}"
-                )
-    return merges
-
-
-def _checked_ids(vocab: Any, added: Iterable[AddedToken], where: str) -> dict[str, int]:
-    """The vocabulary with the added tokens, in the order of the ids, which are 0 .. n - 1."""
-    if not isinstance(vocab, dict):
-        raise _mismatch(where, "the vocabulary is not a table of tokens", "it must be {token: id, ...}")
-    specials = {token.content: token.id for token in added}
-    for token, token_id in specials.items():
-        if vocab.get(token, token_id) != token_id:
-            raise _mismatch(where, f"token {token!a} has two ids", f"{vocab[token]!a} and {token_id!a}")
-    every = vocab | specials
-    for token, token_id in every.items():
-        if type(token_id) is not int:
-            raise _mismatch(where, f"token {token!a} has the id {token_id!a}", "ids are 0, 1, 2, ...")
-    ordered = dict(sorted(every.items(), key=lambda item: item[1]))
-    for expected, (token, token_id) in enumerate(ordered.items()):
-        if token_id != expected:
-            raise _mismatch(where, f"token {token!a} has the id {token_id}", f"the next one is {expected}")
-    return ordered
-
-
-def _checked_merges(
-    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], where: str
-) -> list[tuple[int, int]]:
-    """The merges as ids, after making sure that the bytes and the products are just the vocabulary."""
-    made = dict.fromkeys(BYTE_OF, -1)
-    for token in [*made, *(left + right for left, right in merges)]:
-        if token not in vocab:
-            raise _mismatch(where, f"token {token!a} is not in the vocabulary", "a merge or a byte needs it")
-    last = -1
-    for left, right in merges:
-        for part in (left, right):
-            if part not in made:
-                raise _mismatch(where, f"a merge needs {part!a} before it is made", f"for {left + right!a}")
-        product = vocab[left + right]
-        if product <= last:
-            raise _mismatch(where, f"token {left + right!a} has too low an id", "ids must follow the merges")
-        made[left + right] = last = product
-    for token in vocab:
-        if token not in made:
-            raise _mismatch(where, f"token {token!a} is never made", "no merge has it as its product")
-    return [(vocab[left], vocab[right]) for left, right in merges]
-
-
-def _check_ranks(
-    ranks: Mapping[bytes, int], tokens: Sequence[bytes], merges: Sequence[tuple[int, int]], where: str
-) -> None:
-    """Ranks say the same as merges where each product, encoded with the ranks below its own, falls
-    into the two parts of its merge: tiktoken joins any neighbours whose product is a token, the files
-    name one pair for each.
-    """
-    for left, right in merges:
-        product = tokens[left] + tokens[right]
-        if _parts(product, ranks) != [tokens[left], tokens[right]]:
-            raise _mismatch(
-                where, f"token {ascii(product)[1:]} cannot be made as merges say", "their order is wrong"
-            )
-
-
-def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """The pieces that remain of a token after all merges ranked below its own."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    limit = ranks[token]
-    while True:
-        pairs = [ranks.get(parts[i] + parts[i + 1], limit) for i in range(len(parts) - 1)]
-        best = min(pairs, default=limit)
-        if best >= limit:
-            return parts
-        at = pairs.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-
-
-def _mismatch(where: str, what: str, why: str) -> InputError:
-    return InputError(f"{where}: {what}", why, "fetch both files again from one and the same model")

@@ -15,7 +15,14 @@ from typing import Any
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
-from gpt2cli.tokenizer.base import END_OF_TEXT, AddedToken, SpecialTokens, Tokenizer, without_surrogates
+from gpt2cli.tokenizer.base import (
+    END_OF_TEXT,
+    OTHER_KINDS,
+    AddedToken,
+    SpecialTokens,
+    Tokenizer,
+    without_surrogates,
+)
 from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.chars import Chars
 
@@ -23,14 +30,18 @@ TOKENIZER_JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
 # Where programs up to transformers 4.33 kept added tokens, and the names of those with a meaning.
 ADDED, SPECIAL_MAP = "added_tokens.json", "special_tokens_map.json"
 MODEL_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NAMED_LISTS = ("additional_special_tokens", "extra_special_tokens")
 AGAIN = "fetch the file again"
+COPY = "copy the tokenizer files that the model was trained with into the folder"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, OpenAI's
 GPT2_SHA256 = (
     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 )
+
+# Tokenizers that do with such a pair what is done here; "Fast" may follow.
+PAIR_CLASSES = ("GPT2Tokenizer", "PreTrainedTokenizer", "TokenizersBackend", "CodeGenTokenizer")
 
 # Every code point is a piece of its own; "." would leave out the line feed.
 EACH_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
@@ -52,19 +63,19 @@ def load_tokenizer(folder: Path, default: BPE | None = None) -> Tokenizer:
     """The tokenizer of a model folder or of a prepared corpus, with the ids that end, begin and pad texts.
 
     Like transformers, prefers tokenizer.json where there are several. `default` is taken where there is none.
-    Raises InputError where
-    files are missing, damaged, do not belong together, or encode in a way that GPT-2 does not.
+    Raises InputError where files are missing, damaged, do not belong together, or encode in a way that
+    GPT-2 does not.
     """
     settings = _read_settings(folder)
     if os.path.lexists(folder / TOKENIZER_JSON):
-        tokenizer, adds_bos = _from_tokenizer_json(folder / TOKENIZER_JSON)
-    elif default and not any(os.path.lexists(folder / name) for pair in PAIRS for name in pair):
-        tokenizer, adds_bos = default, False
+        tokenizer, first = _from_tokenizer_json(folder / TOKENIZER_JSON, settings)
     else:
-        tokenizer, adds_bos = _from_pair(folder, settings), bool(settings.get("add_bos_token"))
+        tokenizer, first = _from_pair(folder, settings, default), None
+        if settings.get("add_bos_token"):
+            first = settings.get("bos_token") or END_OF_TEXT
     if isinstance(tokenizer, Chars):
         return tokenizer
-    return tokenizer.with_special(_special_tokens(folder, tokenizer, settings, adds_bos))
+    return tokenizer.with_special(_special_tokens(folder, tokenizer, settings, first))
 
 
 def stopping_at_eos(tokenizer: Tokenizer) -> Tokenizer:
@@ -102,27 +113,38 @@ def save_generation_config(tokenizer: Tokenizer, folder: Path) -> str:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, or what older programs wrote in its place, checked as far as it is used."""
-    path = folder / CONFIG
-    settings = _read_if_there(path)
-    with _refuse_damage(path):
+    settings, model = _read_if_there(folder / CONFIG), _read_if_there(folder / MODEL_CONFIG)
+    is_old = "added_tokens_decoder" not in settings
+    for key in ("add_eos_token", "add_prefix_space"):
+        if settings.get(key):
+            raise _unlike(folder / CONFIG, key, True)
+    if is_old:
+        settings = {**settings, **_read_if_there(folder / SPECIAL_MAP)}
+    with _refuse_damage(folder / CONFIG):
+        lists = [settings.get(key) or [] for key in NAMED_LISTS]
+        more = [value for found in lists for value in (found.values() if isinstance(found, dict) else found)]
+        named = [_content(value) for value in [*map(settings.get, NAMED), *more] if value is not None]
         decoder = settings.get("added_tokens_decoder") or {}
         entries = [{**value, "id": int(key)} for key, value in decoder.items()]
-    if "added_tokens_decoder" not in settings:
-        path = folder / SPECIAL_MAP
-        settings = {**settings, **_read_if_there(path)}
-        legacy = _read_if_there(folder / ADDED)
-        special = {_content(settings[key]) for key in NAMED if settings.get(key) is not None}
-        special |= {_content(value) for key in NAMED_LISTS for value in settings.get(key) or []}
-        entries = [
-            {"content": content, "id": id, "special": content in special} for content, id in legacy.items()
-        ]
-    if settings.get("add_eos_token"):
-        raise _unlike(path, "add_eos_token", True)
-    return {**settings, "added": entries}
+    if is_old:
+        legacy = _read_if_there(folder / ADDED).items()
+        entries = [{"content": content, "id": id, "special": content in named} for content, id in legacy]
+    n_rows = model.get("vocab_size")
+    return {
+        "tokenizer_class": model.get("tokenizer_class"),
+        **settings,
+        "added": entries,
+        "named": named,
+        "n_rows": n_rows if type(n_rows) is int else 0,
+    }
 
 
-def _special_tokens(folder: Path, tokenizer: BPE, settings: dict[str, Any], adds_bos: bool) -> SpecialTokens:
-    """As transformers: generation_config.json decides where to stop, then config.json, then the tokenizer."""
+def _special_tokens(
+    folder: Path, tokenizer: BPE, settings: dict[str, Any], first: Any | None
+) -> SpecialTokens:
+    """As transformers: generation_config.json decides where to stop, then config.json, then the tokenizer.
+    `first` is the token that begins each text.
+    """
     generation, model = (_read_if_there(folder / name) for name in (GENERATION_CONFIG, MODEL_CONFIG))
 
     def ids_of(name: str) -> list[int]:
@@ -135,10 +157,12 @@ def _special_tokens(folder: Path, tokenizer: BPE, settings: dict[str, Any], adds
                 return known
         return []
 
-    def named(key: str) -> list[int]:
-        token = settings.get(key)
+    def id_of(token: Any) -> list[int]:
         id = None if token is None else tokenizer.id_of(_content(token))
         return [] if id is None else [id]
+
+    def named(key: str) -> list[int]:
+        return id_of(settings.get(key))
 
     stops = ids_of("eos_token_id") or named("eos_token") or list(tokenizer.special.stops)
     if not stops:
@@ -148,9 +172,16 @@ def _special_tokens(folder: Path, tokenizer: BPE, settings: dict[str, Any], adds
             f'write its name into {CONFIG}: "eos_token": "</s>"',
         )
     (eos, *_) = named("eos_token") or stops
-    (bos, *_) = named("bos_token") or ids_of("bos_token_id") or [eos]
+    has_none = "bos_token" in settings and settings["bos_token"] is None
+    bos = id_of(first) or named("bos_token") or ([] if has_none else ids_of("bos_token_id") or [eos])
     pad = named("pad_token") or ids_of("pad_token_id")
-    return SpecialTokens(eos, tuple(dict.fromkeys(stops)), bos, pad[0] if pad else None, adds_bos)
+    return SpecialTokens(
+        eos,
+        tuple(dict.fromkeys(stops)),
+        bos[0] if bos else None,
+        pad[0] if pad else None,
+        first is not None,
+    )
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
@@ -162,7 +193,7 @@ def _content(token: Any) -> str:
     return str(token.get("content")) if isinstance(token, dict) else str(token)
 
 
-def _from_pair(folder: Path, settings: dict[str, Any]) -> BPE:
+def _from_pair(folder: Path, settings: dict[str, Any], default: BPE | None) -> BPE:
     for names in PAIRS:
         vocab, merges = (folder / name for name in names)
         there = [name for name in names if os.path.lexists(folder / name)]
@@ -176,38 +207,63 @@ def _from_pair(folder: Path, settings: dict[str, Any]) -> BPE:
         if there:
             break
     else:
+        for name, kind in OTHER_KINDS.items():
+            if os.path.lexists(folder / name):
+                raise _other_kind(folder, f"{name} is a vocabulary of {kind}")
+        _require_pair_class(folder, settings)
+        if default:
+            return default
         raise InputError(
             f"{folder}: there is no tokenizer",
             f"looked for {TOKENIZER_JSON}, vocab.json with merges.txt, encoder.json with vocab.bpe",
-            "copy the tokenizer's files from the model's source into the folder",
+            COPY,
         )
-    if settings.get("add_prefix_space"):
-        raise _unlike(folder / CONFIG, "add_prefix_space", True)
+    _require_pair_class(folder, settings)
     with _refuse_damage(folder / CONFIG):
-        added = _added_tokens(settings["added"], folder / CONFIG)
+        added, named = _added_tokens(settings["added"], folder / CONFIG), settings["named"]
     if (sha256_of(vocab), sha256_of(merges)) == GPT2_SHA256:
         more = sorted((token for token in added if token.content != END_OF_TEXT), key=lambda token: token.id)
-        if [token.id for token in more] == list(range(gpt2().n_vocab, gpt2().n_vocab + len(more))):
+        listed = {token.content for token in added}
+        unknown = [name for name in named if name not in listed and gpt2().id_of(name) is None]
+        ids = [token.id for token in more]
+        if not unknown and ids == list(range(gpt2().n_vocab, gpt2().n_vocab + len(more))):
             return gpt2().with_added(more)
-    return BPE.from_files(vocab, merges, added)
+    return BPE.from_files(vocab, merges, added, named, settings["n_rows"])
 
 
-def _from_tokenizer_json(path: Path) -> tuple[BPE | Chars, bool]:
-    """The tokenizer, and whether each text begins with its `bos`."""
+def _require_pair_class(folder: Path, settings: dict[str, Any]) -> None:
+    kind = settings.get("tokenizer_class") or PAIR_CLASSES[0]
+    if str(kind).removesuffix("Fast") not in PAIR_CLASSES:
+        raise _other_kind(folder, f"tokenizer_class is {ascii(kind)[:80]}")
+
+
+def _other_kind(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{folder}: its tokenizer is not GPT-2's kind, byte-level BPE",
+        why,
+        "use a model with GPT-2's tokenizer, or one that gpt2cli trained",
+    )
+
+
+def _from_tokenizer_json(path: Path, settings: dict[str, Any]) -> tuple[BPE | Chars, str | None]:
+    """The tokenizer, and the token that each text begins with."""
     content = read_json_object(path, AGAIN)
     with _refuse_damage(path):
         model = content["model"]
         vocab, kind = {**model["vocab"]}, model["type"]
-        added = _added_tokens(content.get("added_tokens") or [], path)
+        entries = content.get("added_tokens") or []
+        listed = {entry["content"] for entry in entries}
+        entries += [entry for entry in settings["added"] if entry["content"] not in listed]
+        added = _added_tokens(entries, path)
         if kind == "WordLevel":
             for part, expected in (("normalizer", None), ("pre_tokenizer", EACH_CHARACTER)):
                 if content.get(part) != expected:
                     raise _unlike(path, part, content.get(part))
-            return _chars(vocab, path), False
+            return _chars(vocab, path), None
         if kind != "BPE":
             raise _unlike(path, "model.type", kind)
         for (part, key), allowed in BYTE_LEVEL.items():
-            value = (content.get(part) or {}).get(key)
+            value = (_only_step(content.get(part)) or {}).get(key)
             if value not in allowed:
                 raise _unlike(path, f"{part}.{key}", value)
         merges = []
@@ -215,8 +271,14 @@ def _from_tokenizer_json(path: Path) -> tuple[BPE | Chars, bool]:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
             merges.append((str(left), str(right)))
         first = _first_token(content.get("post_processor"), path)
-    tokenizer = BPE.from_vocabulary(vocab, merges, added, str(path))
-    return tokenizer, first is not None
+    return BPE.from_vocabulary(vocab, merges, added, str(path), settings["named"], settings["n_rows"]), first
+
+
+def _only_step(part: Any) -> Any:
+    """What a sequence of one step does; any other part as it is."""
+    found = part or {}
+    steps: list[Any] = found.get("pretokenizers") or found.get("normalizers") or []
+    return steps[0] if len(steps) == 1 else part
 
 
 def _first_token(processor: Any, path: Path) -> str | None:
@@ -269,9 +331,9 @@ def _added_tokens(entries: list[dict[str, Any]], path: Path) -> list[AddedToken]
         is_control = bool(entry.get("special")) or content == END_OF_TEXT
         if entry.get("single_word") or not content:
             raise _unlike(path, "added token", content)
-        tokens.append(
-            AddedToken(id, content, is_control, bool(entry.get("lstrip")), bool(entry.get("rstrip")))
-        )
+        lstrip, rstrip = (bool(entry.get(key)) for key in ("lstrip", "rstrip"))
+        normalized = bool(entry.get("normalized", not is_control))
+        tokens.append(AddedToken(id, content, is_control, lstrip, rstrip, normalized))
     return tokens
 
 
@@ -305,7 +367,7 @@ def _added(token: AddedToken) -> dict[str, Any]:
     return {
         "content": token.content,
         "lstrip": token.lstrip,
-        "normalized": False,
+        "normalized": token.normalized,
         "rstrip": token.rstrip,
         "single_word": False,
         "special": token.is_control,

@@ -37,7 +37,7 @@ def model_card(folder: Path, name: str) -> str:
             f"A GPT-2, trained with gpt2cli {__version__}.",
             *("", "| | |", "|---|---|", *table, ""),
             *("## Use", "", "```python", "from transformers import pipeline", ""),
-            'generator = pipeline("text-generation", model="OWNER/NAME")',
+            f'generator = pipeline("text-generation", model="{name if "/" in name else "OWNER/NAME"}")',
             'print(generator("Every effort moves you")[0]["generated_text"])',
             *("```", ""),
         ]
@@ -64,7 +64,8 @@ def _facts(folder: Path, lineage: Lineage, init: str, base: str) -> list[tuple[s
     loss = progress.get("progress.best_loss")
     if isinstance(loss, float | int) and math.isfinite(loss):
         step = progress.get("progress.best_step", "")
-        rows.append(("Validation loss", f"{loss:.3f} (perplexity {math.exp(loss):,.1f}) at step {step}"))
+        perplexity = math.exp(min(loss, 700.0))  # exp of more overflows a float
+        rows.append(("Validation loss", f"{loss:.3f} (perplexity {perplexity:,.1f}) at step {step}"))
     if not paths.is_adapter(folder):
         rows.append(("Parameters", f"{read_config(folder).n_parameters:,}"))
     return [(label, value) for label, value in rows if value]

@@ -226,10 +226,18 @@ def _config(summary: ModelInfo) -> list[Row]:
 
 def _tokenizer(tokenizer: Tokenizer) -> list[Row]:
     kinds = {"gpt2": "GPT-2's byte-level BPE", "bpe": "byte-level BPE", "chars": "single characters"}
+    special = tokenizer.special
+
+    def named(*ids: int | None) -> str:
+        return ", ".join(f"{id}  {token_text(tokenizer, id)}" for id in ids if id is not None)
+
     return [
         ("kind", f"{tokenizer.name}: {kinds.get(tokenizer.name, 'custom')}"),
         ("tokens", f"{tokenizer.n_vocab:,}"),
-        ("end of text", f"{tokenizer.end_of_text}  {token_text(tokenizer, tokenizer.end_of_text)}"),
+        ("end of text", named(special.eos)),
+        *([("generation stops at", named(*special.stops))] if special.stops != (special.eos,) else []),
+        *([("each text begins with", named(special.bos))] if special.adds_bos else []),
+        *([("padding", named(special.pad))] if special.pad is not None else []),
         ("fingerprint", tokenizer.fingerprint[:16]),
     ]
 

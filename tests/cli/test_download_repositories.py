@@ -116,6 +116,11 @@ def broken_merges(folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\na b c d\n")
 
 
+def sentencepiece(folder: Path) -> None:
+    without("vocab.json", "merges.txt", vocab_size=50257)(folder)
+    (folder / "spiece.model").write_bytes(b"\x0a\x0e")
+
+
 BASE = "base_model:quantized:openai-community/gpt2"
 # What is published, with which tags; what is said; the fix.
 REFUSED: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
@@ -131,9 +136,21 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
         "there is no tokenizer",
         "then: gpt2 convert tiny-gpt2",
     ),
-    "broken merges": (broken_merges, "", "merges.txt", ""),
+    "broken merges": (broken_merges, "", "merges.txt", "use another model: the files are as"),
+    "SentencePiece": (
+        sentencepiece,
+        "",
+        "its tokenizer is not GPT-2's kind, byte-level BPE",
+        "use a model with GPT-2's tokenizer",
+    ),
     "another model": (without(model_type="llama"), "", "model_type is 'llama'", ""),
     "another activation": (without(activation_function="relu"), "", "activation_function is 'relu'", ""),
+    "quantised weights": (
+        without(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "",
+        "its weights are quantised",
+        "use the model that it was made from",
+    ),
     "a classifier": (
         without(architectures=["GPT2ForSequenceClassification"]),
         "",

@@ -40,6 +40,12 @@ STRICT = (
     "  {% else %}[A] {{ message['content'] }} {{ eos_token }}{% endif %}\n"
     "{% endfor %}"
 )
+# Trainers' mark around answers, as in recent templates, and a question about tools, of which there are none.
+MARKED = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}\n{% set end = eos_token %}"
+    "{%- generation %} {{ message.content }}{{ end }}\n{%- endgeneration %}\n{% else %}{{ message.content }}"
+    "{% endif %}{% endfor %}{% if tools is not none %}tools{% endif %}{{ documents }}{{ end }}"
+)
 PROMPT = "Every effort moves"
 IM_END, IM_START, PAD = 50257, 50258, 50259
 Run = Callable[..., Any]
@@ -121,6 +127,14 @@ def test_generation_stops_where_transformers_does_before_and_after_convert(
     assert "generation_config.json" in receipt["kept"] and "chat_template.jinja" in receipt["kept"]
 
 
+def test_inspect_shows_them(ours: Path, gpt2: Run) -> None:
+    shown = re.sub(r" +", " ", gpt2("inspect", ours).out)
+    pad = load_tokenizer(ours).special.pad
+    for row in (f"end of text {IM_END} ", f"generation stops at {IM_END} ", f"padding {pad} "):
+        assert row in shown
+    assert json.loads(gpt2("inspect", ours, "--json").out)["tokenizer"]["special"]["stops"] == [IM_END, 50256]
+
+
 def test_batches_stop_there_too(folder: Path, ours: Path, gpt2: Run) -> None:
     options = ["--temperature", "0", "-n", "12", "--num-samples", "3", "--json"]
     lines = gpt2("generate", PROMPT, "--model", ours, *options).out.splitlines()
@@ -141,6 +155,8 @@ def test_control_tokens_in_a_prompt(folder: Path, ours: Path, gpt2: Run) -> None
     # The model's own template writes the same prompt around the question.
     asked = gpt2("generate", "Hi", *options, "--template")
     assert json.loads(asked.out)["ids"] == answer["ids"]
+    asked_with = gpt2("generate", "Hi <|im_end|>", *options, "--template")  # as transformers reads it there
+    assert "<|im_end|> is read as one token\n" in asked_with.err
     assert "instruction-tuned with its own template: use gpt2 chat, or --template" in plain.err
     assert "instruction-tuned" not in asked.err
 
@@ -162,7 +178,7 @@ def test_chat_uses_the_models_own_template(
         messages.append({"role": "assistant", "content": turn["reply"]})
 
 
-@pytest.mark.parametrize("template", [CHATML, DIALOGPT, STRICT])
+@pytest.mark.parametrize("template", [CHATML, DIALOGPT, STRICT, MARKED])
 def test_a_jinja_template_gives_transformers_ids(template: str, folder: Path, tmp_path: Path) -> None:
     reference = AutoTokenizer.from_pretrained(folder, chat_template=template)
     reference.save_pretrained(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from layouts import use_hub
-from teaching import write_teaching
+from teaching import save_base, write_teaching
 from upload_hub import TOKEN, Hub, serving_uploads
 
 Run = Callable[..., Any]
@@ -75,6 +75,25 @@ def test_what_the_hub_refuses_leaves_the_model_here(hub: Hub, run: Path, gpt2: R
         found.code == 5 and "the hub refuses the upload (403)" in found.err and "hf auth login" in found.err
     )
     assert Path("out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "answer", "said"),
+    [
+        ("/repos/create", 500, b"out of order", "the hub refuses the upload (500)"),
+        ("/repos/create", 200, b"<html>Welcome", "the upload failed"),
+        ("/repos/create", 200, b"[]", "the server's answer is not the hub's"),
+        ("/preupload/main", 200, b"{}", "the upload failed"),
+        ("/commit/main", 409, b'{"error": "a commit has come between"}', "a commit has come between"),
+    ],
+)
+def test_a_hub_out_of_order_leaves_the_model_and_the_command(
+    path: str, code: int, answer: bytes, said: str, hub: Hub, tmp_path: Path, gpt2: Run
+) -> None:
+    hub.faults[path] = (code, answer)
+    found = gpt2("convert", save_base(tmp_path / "base"), "--out", "out", "--push-to", "me/mine")
+    assert found.code == 5 and said in found.err and found.out == ""
+    assert found.err.endswith("fix: hf upload me/mine out\n") and Path("out/model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

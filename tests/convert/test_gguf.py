@@ -26,8 +26,9 @@ from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.templates import TEMPLATES, Turn
 from gpt2cli.tokenizer.base import END_OF_TEXT, AddedToken, Tokenizer
-from gpt2cli.tokenizer.bpe import BPE, BYTE_OF, gpt2
+from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.chars import Chars
+from gpt2cli.tokenizer.merges import BYTE_OF
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 

@@ -125,6 +125,11 @@ READ: dict[str, tuple[Callable[[Path], Any], Any, str]] = {
         THEIRS,
         "",
     ),
+    "sizes under their other names": (
+        pretrained(THEIRS, n_head=None, n_embd=64, hidden_size=32, num_attention_heads=4),
+        THEIRS,
+        "",
+    ),
     "padded": (padded_to(320), THEIRS, "63 rows of the embedding"),
     "save_model": (lambda folder: safetensors.torch.save_model(THEIRS, folder / WEIGHTS), THEIRS, ""),
     "double_heads": (pretrained(DOUBLE), THEIRS, "multiple-choice head"),

@@ -19,12 +19,15 @@ LFS = (".safetensors", ".gguf")  # what the hub keeps in Git LFS
 
 @dataclass
 class Hub:
-    """`repositories`: {owner/name: {file: content}}; `objects`: what was put into Git LFS."""
+    """`repositories`: {owner/name: {file: content}}; `objects`: what was put into Git LFS; `faults`: {end of
+    a path: (status, answer)} in place of the right one.
+    """
 
     address: str = ""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     writers: tuple[str, ...] = (TOKEN,)
+    faults: dict[str, tuple[int, bytes]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -55,6 +58,9 @@ def serving_uploads() -> Iterator[Hub]:
 
         def do_POST(self) -> None:
             content, path = self.body(), urlsplit(self.path).path
+            for end, (code, body) in hub.faults.items():
+                if path.endswith(end):
+                    return self.answer(body, code)
             if self.headers.get("authorization", "").removeprefix("Bearer ") not in hub.writers:
                 return self.answer({"error": "You don't have the rights to write here."}, 403)
             if path == "/api/repos/create":

@@ -7,7 +7,8 @@ import re
 
 from gpt2cli.templates import PREAMBLE
 from gpt2cli.tokenizer.base import END_OF_TEXT
-from gpt2cli.tokenizer.bpe import BPE, CHARACTER_OF
+from gpt2cli.tokenizer.bpe import BPE
+from gpt2cli.tokenizer.merges import CHARACTER_OF
 
 SAID = (  # words without a space before them last: what they begin with is in others too
     f"{PREAMBLE}\nInstruction\nInput\nResponse\nUser\nAssistant\nSystem\nSay\nGo"

@@ -20,6 +20,7 @@ from gpt2cli.errors import InputError
 from gpt2cli.tokenizer import bpe
 from gpt2cli.tokenizer.base import AddedToken
 from gpt2cli.tokenizer.bpe import BPE, gpt2
+from gpt2cli.tokenizer.merges import BYTE_OF
 
 # A small alphabet in which the pattern has something to decide: contractions, runs of every
 # white space, and characters that only Python takes for white space.
@@ -317,7 +318,7 @@ def _made_of(
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """All bytes, then `products` of two letters each, then the products of the merges `more`."""
     merges = [(product[0], product[1]) for product in products] + more
-    names = [*bpe.BYTE_OF, *(left + right for left, right in merges), "<|endoftext|>"]
+    names = [*BYTE_OF, *(left + right for left, right in merges), "<|endoftext|>"]
     return {name: i for i, name in enumerate(names)}, merges
 
 

@@ -1,22 +1,26 @@
 """Special tokens of other people's models: the ids that end, begin and pad, beside transformers'."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken as Added
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from gpt2cli.errors import InputError
-from gpt2cli.tokenizer.base import AddedToken, begin
+from gpt2cli.jinja_template import render
+from gpt2cli.tokenizer.base import OTHER_KINDS, AddedToken, begin
 from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
 
 from .conftest import CORPUS
 
 TEXTS = ["", "Hello world", " a  b\n\n", "x<|im_end|>y", "<|im_start|>user\nHi <|im_end|>\n[PAD]", "<s>a</s>"]
+TEXTS += ["<unk> <pad>", "<|user|><ab", "<ab>", "[CLS]a [SEP]", "!", "<|endoftext|>"]
 IM = {"content": "<|im_end|>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
 
 
@@ -96,19 +100,143 @@ def test_a_tokenizer_that_begins_each_text_with_bos(place: str, tmp_path: Path) 
     assert_same(folder)
 
 
-def test_own_vocabulary_with_s_and_slash_s(tmp_path: Path) -> None:
+S = ["<s>", "<pad>", "</s>", "<unk>"]
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+def trained(special: Sequence[str] = S) -> Engine:
+    """A byte-level vocabulary of 400 by Hugging Face's trainer."""
     engine = Engine(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    engine.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(special),
+        show_progress=False,
     )
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    engine.train_from_iterator(CORPUS, trainer)
+    return engine
+
+
+def put(folder: Path, engine: Engine, names: dict[str, Any], **files: Any) -> None:
+    """As tokenizer.json, beside other JSON files."""
+    engine.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    for name, content in {"tokenizer_config": config, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def named_at_the_front(folder: Path) -> None:  # ruGPT3
+    trained().model.save(str(folder))
+    (folder / "special_tokens_map.json").write_text(json.dumps(NAMES | {"pad_token": {"content": "<pad>"}}))
+
+
+def named_at_the_end(folder: Path) -> None:
+    """Somebody wrote further tokens into vocab.json; GPT-2's "!" is padding elsewhere."""
+    save_tokenizer(gpt2(), folder)
+    vocab = json.loads(gpt2().vocab_json) | {"<pad>": 50257, "<s>": 50258}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 1e30}')
+    (folder / "special_tokens_map.json").write_text(
+        '{"pad_token": "!", "cls_token": "<pad>", "bos_token": "<s>"}'
+    )
+
+
+def named_with_a_row(folder: Path) -> None:
+    write(folder, tokenizer_config={"pad_token": "[PAD]", "tokenizer_class": "GPT2TokenizerFast"})
+    GPT2Config(vocab_size=50258).save_pretrained(folder)
+
+
+def extra_by_names(folder: Path) -> None:
+    write(
+        folder,
+        added_tokens={"<|user|>": 50257, "<|im_end|>": 50258},
+        tokenizer_config={"extra_special_tokens": {"user_token": "<|user|>"}, "eos_token": "<|im_end|>"},
+    )
+
+
+def later_than_tokenizer_json(folder: Path) -> None:
+    """Added tokens of a fine-tune in a file of their own, beside the tokenizer.json of its base."""
+    put(folder, trained(), NAMES, added_tokens={"<|im_start|>": 400, "<|user|>": 401})
+    (folder / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<|im_start|>"]}')
+
+
+def decoder_beside_tokenizer_json(folder: Path) -> None:
+    put(folder, trained(), {**NAMES, "eos_token": "<|im_end|>", "added_tokens_decoder": {"400": IM}})
+
+
+def normalized(folder: Path) -> None:
+    """What is not normalized is found first, though a longer token would begin there."""
+    engine = trained()
+    engine.add_tokens([Added("<ab>", normalized=True), Added("<ab", normalized=False)])
+    put(folder, engine, NAMES)
+
+
+def first_is_cls(folder: Path) -> None:
+    engine = trained(["[PAD]", "[CLS]", "[SEP]", "[UNK]"])
+    engine.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 1)])
+    put(folder, engine, {"pad_token": "[PAD]", "eos_token": "[SEP]"}, config={"bos_token_id": 3})
+
+
+def sequence_of_one(folder: Path) -> None:
+    engine = trained()
+    engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    engine.enable_truncation(1000)
+    put(folder, engine, NAMES)
+
+
+FOLDERS = (
+    named_at_the_front,
+    named_at_the_end,
+    named_with_a_row,
+    extra_by_names,
+    later_than_tokenizer_json,
+    decoder_beside_tokenizer_json,
+    normalized,
+    first_is_cls,
+    sequence_of_one,
+)
+
+
+@pytest.mark.parametrize("make", FOLDERS, ids=lambda make: make.__name__)
+def test_where_files_list_tokens(make: Callable[[Path], None], tmp_path: Path) -> None:
+    if make not in (named_with_a_row, extra_by_names):
+        GPT2Config(vocab_size=400).save_pretrained(tmp_path)
+    make(tmp_path)
+    assert_same(tmp_path)
+
+
+def test_a_tokenizer_without_bos_has_none(tmp_path: Path) -> None:
+    ours = load_tokenizer(write(tmp_path / "m", tokenizer_config={"bos_token": None}))
+    assert ours.special.bos is None and render("{{ bos_token }}a", [], ours, "here") == "a"
+    save_tokenizer(ours, tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).bos_token is None
+
+
+@pytest.mark.parametrize("name", [*OTHER_KINDS, "roberta", "t5", "prefix", "prefix beside tokenizer.json"])
+def test_another_kind_of_tokenizer_is_named(name: str, tmp_path: Path) -> None:
+    """Though the model has as many tokens as GPT-2, or the files are GPT-2's."""
+    folder = write(tmp_path / "m")
+    settings: dict[str, Any] = {"add_prefix_space": True} if "prefix" in name else {}
+    if name in ("roberta", "t5"):
+        settings = {"tokenizer_class": {"roberta": "RobertaTokenizerFast", "t5": "T5Tokenizer"}[name]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if "beside" in name:
+        trained().save(str(folder / "tokenizer.json"))
+    elif "prefix" not in name and name != "roberta":
+        for file in ("vocab.json", "merges.txt"):
+            (folder / file).unlink()
+        if name in OTHER_KINDS:
+            (folder / name).write_text("[PAD]")
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(folder, gpt2())
+    assert {"roberta": "Roberta", "t5": "T5"}.get(name, "prefix" if settings else name) in str(caught.value)
+    assert "use a model with GPT-2's tokenizer" in caught.value.fix
+
+
+def test_own_vocabulary_with_s_and_slash_s(tmp_path: Path) -> None:
+    engine, names = trained(), NAMES
     engine.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
