@@ -136,7 +136,7 @@ def check_tours(bench: Bench) -> None:
     tell("a label", "spam or ham", json.loads(gpt2(bench, *words)[0])["label"])
 
     start = ("init=runs/tour", device, "optim.lr=2e-3", "optim.steps=200", "batch.micro_batch=16")
-    shown = ("eval.every=200", "eval.max_new_tokens=24")
+    shown = ("eval.every=200", "eval.max_new_tokens=12")
     gpt2(bench, "finetune-instruct", talk, records, "--name", "talk", *start, *shown, *few)
     answers = (bench.folder / "runs/talk/responses.jsonl").read_text(encoding="utf-8").splitlines()
     tell("answers to the test split", 21, len(answers), len(answers) == 21)
