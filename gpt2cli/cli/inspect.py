@@ -181,6 +181,7 @@ def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> N
         layers=layers,
         heads=heads,
         title=f"{_name(summary.folder)}: attention weights",
+        prompt=summary.tokenizer.decode(anatomy.ids),
         n_before=len(anatomy.ids) - n_drawn,
     )
     if n_drawn < len(anatomy.ids):
