@@ -4,13 +4,12 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
-    from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.model.config import GPT2Config
 
 
@@ -87,13 +86,3 @@ def load_for_decoding(
         notice=notice,
         build=build,
     )
-
-
-def sampling_options(seed: int | None, **given: float | None) -> "SamplingOptions":
-    """The options given on the command line, defaults for the rest, and a random seed if none is given."""
-    import secrets
-
-    from gpt2cli.generation.sampling import SamplingOptions
-
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return SamplingOptions(seed=secrets.randbelow(2**31) if seed is None else seed, **chosen)

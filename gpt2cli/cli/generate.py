@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
+from gpt2cli.cli.choose_model import load_for_decoding, preloading
 from gpt2cli.cli.options import (
     AdapterOption,
     CompileOption,
@@ -29,6 +29,7 @@ from gpt2cli.cli.options import (
     warn_of_control_tokens,
 )
 from gpt2cli.errors import UsageError
+from gpt2cli.generation.load import NEW_TOKENS
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_json, printable, say
 
@@ -57,7 +58,7 @@ def generate(
     adapter: AdapterOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", min=1, help="Maximum number of new tokens.")
-    ] = 100,
+    ] = NEW_TOKENS,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
@@ -129,6 +130,7 @@ def generate(
     text = prompt_text(prompt, file)
     with preloading(model, adapter) as (folder, adapters):
         from gpt2cli.generation import engine
+        from gpt2cli.generation.sampling import sampling_options
         from gpt2cli.generation.stop_text import Continuation
         from gpt2cli.generation.trace import ChoiceRecord
 

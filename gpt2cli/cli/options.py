@@ -139,16 +139,15 @@ def encode_prompt(
 
     A longer prompt is an error with this `fix`; None keeps its last tokens and says so.
     """
-    from gpt2cli.tokenizer.base import begin
+    from gpt2cli.generation.chat_prompt import plain_prompt
 
     tokenizer = loaded.tokenizer
     if not control_tokens:
         warn_of_control_tokens(text, tokenizer)
-    ids = [*begin(tokenizer), *tokenizer.encode(text, control_tokens)]
+    ids = plain_prompt(tokenizer, text, control_tokens)
     if not text:
-        first = ids or [tokenizer.end_of_text if tokenizer.special.bos is None else tokenizer.special.bos]
-        say(f"the prompt is empty: starting from {tokenizer.decode(first)}", "faint")
-        return first
+        say(f"the prompt is empty: starting from {tokenizer.decode(ids)}", "faint")
+        return ids
     return fit_prompt(ids, loaded, fix)
 
 

@@ -134,7 +134,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """The causal attention weights (B, H, T, S), whose rows sum to 1: the model's own formula with the
     identity as values.
     """
-    return attention_formula(q, k, torch.eye(k.shape[2], dtype=q.dtype), None, 0.0)
+    return attention_formula(q, k, torch.eye(k.shape[2], dtype=q.dtype, device=q.device), None, 0.0)
 
 
 def next_tokens(logits: Tensor, n: int) -> list[NextToken]:

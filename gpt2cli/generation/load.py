@@ -25,6 +25,7 @@ Notice = Callable[[str, Literal["warning", "hint"]], None]  # a sentence for the
 Build = Callable[["GPT2Config", str], Path]  # aot_packages.build_package, perhaps with a spinner
 
 COMPILE = ("auto", "on", "off")
+NEW_TOKENS, REPLY_TOKENS = 100, 256  # at most, of a continuation and of a reply, by default
 
 
 def find_folder(name: str | None) -> Path:

@@ -8,9 +8,11 @@ one uniform number per row, so every function here is pure; `Sampler` keeps the 
 
 import hashlib
 import math
+import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +55,12 @@ class SamplingOptions:
             if not allowed:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} is {getattr(self, name)}", f"it must be {range_}")
+
+
+def sampling_options(seed: int | None = None, **given: float | None) -> SamplingOptions:
+    """The options that are given, defaults for None and the rest, and a random seed if there is none."""
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return SamplingOptions(seed=secrets.randbelow(2**31) if seed is None else seed, **chosen)
 
 
 @dataclass(frozen=True)
