@@ -22,8 +22,8 @@ import torch
 
 from gpt2cli.api.records import (
     AttentionWeights,
-    Listing,
     NextCandidate,
+    RecordList,
     ScoredToken,
     TextLabel,
     TextToken,
@@ -142,15 +142,15 @@ class LanguageModel:
         )
         return self._pieces(self._prompt(text), options, max_new_tokens, stops)
 
-    def tokens(self, text: str) -> Listing[TextToken]:
+    def tokens(self, text: str) -> RecordList[TextToken]:
         """The tokens of a text, without the beginning that some tokenizers put before it.
 
         >>> [token.text for token in model.tokens("the cat")]
         ['t', 'h', 'e', ' ', 'c', 'a', 't']
         """
-        return Listing(TextToken(id, self._text(id)) for id in self._tokenizer.encode(text))
+        return RecordList(TextToken(id, self._text(id)) for id in self._tokenizer.encode(text))
 
-    def next(self, text: str, n: int = NEXT) -> Listing[NextCandidate]:
+    def next(self, text: str, n: int = NEXT) -> RecordList[NextCandidate]:
         """The `n` likeliest next tokens, most likely first, under the model itself: no filter is applied.
 
         >>> best, *others = model.next("the cat", n=3)
@@ -163,9 +163,9 @@ class LanguageModel:
         found = next_tokens(logits[0].float(), n)
         if not found:
             raise bad_logits("", 'precision="fp32", or an earlier checkpoint')
-        return Listing(NextCandidate(one.id, self._text(one.id), one.probability) for one in found)
+        return RecordList(NextCandidate(one.id, self._text(one.id), one.probability) for one in found)
 
-    def logprobs(self, text: str, after: str = "") -> Listing[ScoredToken]:
+    def logprobs(self, text: str, after: str = "") -> RecordList[ScoredToken]:
         """The log-probability of each token of a text, in nats; the numbers of `gpt2 score`.
 
         The text follows `after`; without that it follows end-of-text, so that its first token counts too.
@@ -181,7 +181,7 @@ class LanguageModel:
         # The model has its precision already: autocast would round it again.
         (found,) = score_texts(self._model, [[*before, *ids]], Runtime(self._device, "fp32", 0, False))
         logprobs = found[len(found) - len(ids) :]
-        return Listing(
+        return RecordList(
             ScoredToken(id, self._text(id), logprob) for id, logprob in zip(ids, logprobs, strict=True)
         )
 
@@ -307,7 +307,7 @@ class TextClassifier:
         labels = ", ".join(self.labels[:most]) + f" and {n - most} more" * (n > most)
         return f"TextClassifier({self.name!r}: {labels}; reads {self._loaded.max_tokens} tokens)"
 
-    def classify(self, texts: Iterable[str]) -> Listing[TextLabel]:
+    def classify(self, texts: Iterable[str]) -> RecordList[TextLabel]:
         """The label of each text, in order; longer texts are cut, as in training.
 
         >>> classifier = gpt2cli.load_classifier("runs/labels")
@@ -317,7 +317,7 @@ class TextClassifier:
         if isinstance(texts, str):
             raise UsageError("classify takes a list of texts", "this is one text", "classify([text])")
         found = predict_labels(self._loaded, list(texts), lambda i: f"text {i}")
-        return Listing(
+        return RecordList(
             TextLabel(
                 self.labels[one.best],
                 one.probabilities[one.best],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Item = TypeVar("Item")
 
 
-class Listing(list[Item]):
+class RecordList(list[Item]):
     """A list of small records that a notebook shows as a table."""
 
     def _repr_html_(self) -> str:

@@ -128,9 +128,12 @@ def _take(chain: Sequence[Stage], uniforms: Tensor) -> Tensor:
     """Draws from what the chain has left."""
     low, high = chain[0].logits.aminmax(dim=1)  # (B,) each; they pass NaN on
     last = chain[-1]
-    ids = draw(last.logits, uniforms)  # (B,), of 0 to n - 1
-    if last.ids is not None:
-        ids = last.ids.gather(1, ids[:, None]).squeeze(1)
+    if last.ids is None:
+        ids = draw(last.logits, uniforms)  # (B,)
+    elif last.ids.shape[1] == 1:  # greedy: one is left
+        ids = last.ids.squeeze(1)
+    else:
+        ids = last.ids.gather(1, draw(last.logits, uniforms)[:, None]).squeeze(1)
     return ids.where(low.isfinite() & high.isfinite(), NOT_FINITE)
 
 
