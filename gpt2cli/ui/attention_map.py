@@ -5,6 +5,7 @@ In each tile the rows attend to the columns. Tiles are drawn pixel by pixel, one
 """
 
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ _INK, _GREY, _FUTURE, _BROKEN = "#1f2933", "#616e7c", (237, 240, 242, 255), "#2e
 _DPI = 100
 # Pixels. The mosaic leaves room for names of tokens at its left and of layers at its right.
 _MOSAIC_WIDTH, _MOSAIC_HEIGHT, _PANEL = 1000, 3000, 704
-_LARGEST_SQUARE, _MARGIN = 40, 15
+_LARGEST_SQUARE, _MARGIN, _TILE_NAME = 40, 15, 28
+_WRAPPED_FROM = 5  # tiles in one line
 _SMALLEST_NAME, _LARGEST_NAME = 11, 15  # pixels of a token's name
 # A $ in a token is a dollar.
 _FONT: dict[str, Any] = {"family": "DejaVu Sans", "parse_math": False, "usetex": False}
@@ -70,9 +72,14 @@ def attention_png(
     assert weights.shape == (len(layers), len(heads), len(tokens), len(tokens))
     n_layers, n_heads, n, _ = weights.shape
     is_one = n_layers == n_heads == 1
-    square = _square(n_layers, n_heads, n)
-    gap = max(1, round(_gap(max(n_layers, n_heads)) / square))  # squares
-    mosaic = _mosaic(weights, gap)
+    # One layer or one head alone fills a grid, in which each tile bears its name.
+    wraps = min(n_layers, n_heads) == 1 and max(n_layers, n_heads) >= _WRAPPED_FROM
+    n_columns = math.ceil(math.sqrt(n_layers * n_heads)) if wraps else n_heads
+    n_rows = math.ceil(n_layers * n_heads / n_columns)
+    gap_pixels = _TILE_NAME if wraps else 8 if max(n_rows, n_columns) <= 16 else 4
+    square = _square(n_rows, n_columns, n, gap_pixels)
+    gap = max(1, round(gap_pixels / square))  # squares
+    mosaic = _mosaic(weights.reshape(-1, n, n), n_columns, gap)
     height, width = (square * side for side in mosaic.shape[:2])
     zoom = max(1.0, width / _MOSAIC_WIDTH)  # a wider picture is shrunk to be read
     names = list(map(_token_name, tokens))
@@ -87,14 +94,19 @@ def attention_png(
     FigureCanvasAgg(figure)  # labels lie outside; saving makes room for them
 
     axes = _show(figure, mosaic, (0, 0, width, height), size)
-    rows, columns = ([i * (n + gap) for i in range(n_tiles)] for n_tiles in (n_layers, n_heads))
+    rows, columns = ([i * (n + gap) for i in range(n_tiles)] for n_tiles in (n_rows, n_columns))
     if is_one or square >= _SMALLEST_NAME * zoom - 2:  # else they are read beside the mean
         _name_tokens(axes, names, square, rows, columns, zoom)
-    _name_tiles(axes.secondary_xaxis("top").xaxis, "head", heads, columns, n, (n + gap) * square, zoom)
-    _name_tiles(axes.secondary_yaxis("right").yaxis, "layer", layers, rows, n, math.inf, zoom)
+    if wraps:
+        corners = [(column, row) for row in rows for column in columns]
+        for (layer, head), corner in zip(itertools.product(layers, heads), corners, strict=False):
+            _name_tile(axes, f"layer {layer}, head {head}", corner)
+    else:
+        _name_tiles(axes.secondary_xaxis("top").xaxis, "head", heads, columns, n, (n + gap) * square, zoom)
+        _name_tiles(axes.secondary_yaxis("right").yaxis, "layer", layers, rows, n, math.inf, zoom)
     first = axes
     if not is_one:
-        mean = _mosaic(weights.mean((0, 1), keepdims=True), 1)
+        mean = _mosaic(weights.mean((0, 1))[None], 1, 1)
         first = _show(figure, mean, (0, size[1] - side, side, side), size)
         _name_tokens(first, names, panel, [0], [0], zoom)
         said = f"mean of {n_layers} layer{'s'[: n_layers > 1]} x {n_heads} head{'s'[: n_heads > 1]}"
@@ -106,17 +118,12 @@ def attention_png(
     return file.getvalue()
 
 
-def _square(n_layers: int, n_heads: int, n_tokens: int) -> int:
+def _square(n_rows: int, n_columns: int, n_tokens: int, gap: int) -> int:
     """Pixels of a weight's side in the mosaic."""
     tile = _PANEL
-    if max(n_layers, n_heads) > 1:
-        tile = min(_MOSAIC_WIDTH // n_heads, _MOSAIC_HEIGHT // n_layers) - _gap(max(n_layers, n_heads))
+    if max(n_rows, n_columns) > 1:
+        tile = min(_MOSAIC_WIDTH // n_columns, _MOSAIC_HEIGHT // n_rows) - gap
     return max(min(tile // n_tokens, _LARGEST_SQUARE), 1)
-
-
-def _gap(n_tiles: int) -> int:
-    """Pixels between tiles, of which so many lie along the longer side."""
-    return 8 if n_tiles <= 16 else 4
 
 
 def _show(figure: Any, picture: NDArray[np.uint8], box: tuple[float, ...], size: tuple[float, float]) -> Any:
@@ -150,14 +157,17 @@ def _whole_pixels(figure: Any) -> Any:
     return Bbox([np.floor(low - _MARGIN) / _DPI, np.ceil(high + _MARGIN) / _DPI])
 
 
-def _mosaic(weights: NDArray[np.floating], gap: int) -> NDArray[np.uint8]:
-    """All tiles as one picture, a pixel per weight (rows, columns, RGBA), with gaps of white between them."""
-    n_layers, n_heads, n, _ = weights.shape
-    tiles = _colour_map()(np.clip(weights, 0, 1), bytes=True)  # (L, H, T, T, 4)
-    tiles[:, :, np.triu(np.ones((n, n), dtype=bool), 1)] = _FUTURE
-    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255)
+def _mosaic(weights: NDArray[np.floating], n_columns: int, gap: int) -> NDArray[np.uint8]:
+    """Tiles (N, T, T) in rows as one picture, a pixel per weight (rows, columns, RGBA), with white gaps."""
+    n_tiles, n, _ = weights.shape
+    n_rows = -(-n_tiles // n_columns)
+    tiles = _colour_map()(np.clip(weights, 0, 1), bytes=True)  # (N, T, T, 4)
+    tiles[:, np.triu(np.ones((n, n), dtype=bool), 1)] = _FUTURE
+    missing = n_rows * n_columns - n_tiles
+    tiles = np.pad(tiles, [(0, missing), (0, gap), (0, gap), (0, 0)], constant_values=255)
     side = n + gap
-    mosaic = tiles.transpose(0, 2, 1, 3, 4).reshape(n_layers * side, n_heads * side, 4)
+    tiles = tiles.reshape(n_rows, n_columns, side, side, 4)
+    mosaic = tiles.transpose(0, 2, 1, 3, 4).reshape(n_rows * side, n_columns * side, 4)
     return np.ascontiguousarray(mosaic[:-gap, :-gap])
 
 
@@ -183,6 +193,12 @@ def _name_tokens(
         labels = [name for _ in starts for _, name in shown]
         axis.set_ticks(places, labels, fontsize=size * 72 / _DPI, rotation=rotation, color=_INK, **_FONT)
         axis.set_tick_params(length=0)
+
+
+def _name_tile(axes: Any, name: str, corner: tuple[int, int]) -> None:
+    """Above a tile's upper left corner."""
+    where: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset pixels", "color": _INK}
+    axes.annotate(name, (corner[0] - 0.5, corner[1] - 0.5), fontsize=10, **where, **_FONT)
 
 
 def _name_tiles(

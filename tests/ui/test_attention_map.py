@@ -82,6 +82,20 @@ def test_every_weight_has_its_colour(n_layers: int, n_heads: int, n: int, tmp_pa
         np.testing.assert_allclose(shown, wanted[layer, head], atol=1.01 / 255)
 
 
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1)])
+def test_one_layer_or_head_alone_fills_a_grid_of_named_tiles(shape: tuple[int, int], tmp_path: Path) -> None:
+    weights = causal(*shape, 5)
+    picture, ((_, *rows), columns) = draw(tmp_path, weights), tiles(tmp_path, *shape, 5)
+    first = tiles(tmp_path, 3, 3, 5)[1]  # of the last row, a grid of seven has one
+    assert len(rows) == 3 and len(columns) == 1 and len(first) == 3
+    wanted = matplotlib.colormaps["magma_r"](weights.reshape(7, 5, 5))[..., :3]
+    wanted[:, np.triu(np.ones((5, 5), dtype=bool), 1)] = FUTURE
+    for place, (top, bottom) in zip((0, 3, 6), rows, strict=True):
+        shown = picture[np.ix_(centres(top, bottom, 5), centres(*columns[0], 5))]
+        np.testing.assert_allclose(shown, wanted[place], atol=1.01 / 255)
+        assert (picture[top - 24 : top - 2, columns[0][0] : columns[0][1]] < 0.6).any(), "its layer and head"
+
+
 def test_heads_stand_above_layers_right_and_tokens_at_the_left_and_below(tmp_path: Path) -> None:
     picture, ((mean, *rows), columns) = draw(tmp_path, causal(2, 3, 6)), tiles(tmp_path, 2, 3, 6)
 
