@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("gpt2cli", "tests", "recipes", "pyproject.toml")
+COPIED = ("gpt2cli", "tests", "recipes", "docs", "pyproject.toml")
 
 
 class Mutation(NamedTuple):
@@ -173,6 +173,41 @@ MUTATIONS = [
         "for one in stored if matrix in one.matrices)",
         "for one in stored[:1] if matrix in one.matrices)",
         "cli/test_adapters.py",
+    ),
+    Mutation(
+        "targets of other windows scored again",
+        "evaluation/scoring.py",
+        "counts[row, n - window.n_scored : n] = True",
+        "counts[row, :n] = True",
+        "evaluation/test_perplexity.py",
+    ),
+    Mutation(
+        "the logit lens without the last LayerNorm",
+        "generation/activations.py",
+        "model.lm_head(model.transformer.ln_f(part))",
+        "model.lm_head(part)",
+        "cli/test_inspect.py",
+    ),
+    Mutation(
+        "log-probabilities after the filters",
+        "generation/trace.py",
+        "self.logprobs = chain[0].logits",
+        "self.logprobs = chain[-2].logits",
+        "generation/test_trace.py",
+    ),
+    Mutation(
+        "a trace that repeats the first stage",
+        "generation/trace.py",
+        "found = [_probabilities(stage, row,",
+        "found = [_probabilities(chain[0], row,",
+        "generation/test_trace.py",
+    ),
+    Mutation(
+        "a chat in Python without its earlier turns",
+        "api/models.py",
+        "conversation.recall(exchanges)",
+        "conversation.recall([])",
+        "api/test_api.py",
     ),
 ]
 

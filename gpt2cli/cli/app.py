@@ -28,6 +28,7 @@ from gpt2cli.cli import (
     prepare,
     pretrain,
     recipes,
+    score,
     signals,
 )
 from gpt2cli.cli.failures import explain
@@ -52,6 +53,7 @@ app.command("classify", rich_help_panel=USE)(classify.classify)
 app.command("compile", rich_help_panel=USE)(compile.compile_step)
 app.command("inspect", rich_help_panel=MEASURE)(inspect.inspect)
 app.command("evaluate", rich_help_panel=MEASURE)(evaluate.evaluate)
+app.command("score", rich_help_panel=MEASURE)(score.score)
 app.command("judge", rich_help_panel=MEASURE)(judge.judge)
 app.command("download", rich_help_panel=EXCHANGE)(download.download)
 app.command("convert", rich_help_panel=EXCHANGE)(convert.convert)

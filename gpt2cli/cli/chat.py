@@ -8,7 +8,7 @@ from typing import Annotated, TextIO
 import typer
 
 from gpt2cli.cli.chat_commands import parse_history
-from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
+from gpt2cli.cli.choose_model import load_for_decoding, preloading
 from gpt2cli.cli.options import (
     AdapterOption,
     CompileOption,
@@ -27,6 +27,7 @@ from gpt2cli.cli.options import (
 )
 from gpt2cli.cli.signals import wait_for_input
 from gpt2cli.errors import UsageError
+from gpt2cli.generation.load import REPLY_TOKENS
 from gpt2cli.paths import gpt2_home, has_home
 from gpt2cli.ui.console import err, is_terminal, out
 
@@ -44,7 +45,7 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Maximum number of tokens per reply.")
-    ] = 256,
+    ] = REPLY_TOKENS,
     history: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +87,7 @@ def chat(
         ):
             from gpt2cli.generation.chat_session import Conversation
             from gpt2cli.generation.chat_settings import ChatSettings
+            from gpt2cli.generation.sampling import sampling_options
             from gpt2cli.jinja_template import read_chat_template
             from gpt2cli.templates import read_turns
             from gpt2cli.tokenizer.files import stopping_at_eos

@@ -2,18 +2,14 @@
 
 import contextlib
 import gc
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gpt2cli.errors import InputError, UsageError
-from gpt2cli.paths import canonical_size, expand, find_model, is_adapter, is_checkpoint, is_model
 from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
-    from gpt2cli.generation.sampling import SamplingOptions
     from gpt2cli.model.config import GPT2Config
 
 
@@ -22,47 +18,17 @@ def find_folder(name: str | None) -> Path:
 
     Raises InputError, for the name of a file too.
     """
-    if name is None:
-        folder = find_model(None)
-        say(f"model: {folder}", "faint")
-        return folder
-    try:
-        return find_model(name)
-    except InputError:
-        _refuse_file(name)
-        raise
+    return find_with_adapters(name, None)[0]
 
 
 def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tuple[Path, list[Path]]:
-    """The folder of the model called `name`, and those of the adapters to add to its weights.
+    """`load.find_with_adapters`; stderr says which model is the newest."""
+    from gpt2cli.generation import load
 
-    A model that is an adapter itself is one of these. Without a name the first adapter brings its
-    base; of a run it is the checkpoint that this adapter was trained over, if it has that. Raises
-    UsageError for an adapter that is none or stands there twice, InputError as `find_folder`.
-    """
-    if not adapters:
-        return find_folder(name), []
-    from gpt2cli.convert.merge_lora import find_base
-
-    folders = [find_folder(adapter) for adapter in adapters]
-    for adapter, folder in zip(adapters, folders, strict=True):
-        if not is_adapter(folder):
-            raise UsageError(
-                f"--adapter {adapter}: {folder} is no adapter",
-                "it is a whole model, and only corrections to one can be added up",
-                f"--model {adapter}",
-            )
-    model = find_folder(name) if name else folders[0]
-    if is_adapter(model):
-        folders = folders if not name else [model, *folders]
-        model = find_base(model)
-    elif name and is_checkpoint(model) and not is_model(expand(name)):  # a run, whose best step moves on
-        with contextlib.suppress(InputError):  # peft may name a base that is not here
-            base = find_base(folders[0])
-            model = base if base.parent == model.parent else model
-    if twice := [str(folder) for n, folder in enumerate(folders) if folder in folders[:n]]:
-        raise UsageError(f"the adapter {twice[0]} is given twice", "it is added once", "leave one out")
-    return model, folders
+    folder, folders = load.find_with_adapters(name, adapters)
+    if name is None and not adapters:
+        say(f"model: {folder}", "faint")
+    return folder, folders
 
 
 @contextlib.contextmanager
@@ -119,25 +85,4 @@ def load_for_decoding(
         n_tokens=n_tokens,
         notice=notice,
         build=build,
-    )
-
-
-def sampling_options(seed: int | None, **given: float | None) -> "SamplingOptions":
-    """The options given on the command line, defaults for the rest, and a random seed if none is given."""
-    import secrets
-
-    from gpt2cli.generation.sampling import SamplingOptions
-
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return SamplingOptions(seed=secrets.randbelow(2**31) if seed is None else seed, **chosen)
-
-
-def _refuse_file(name: str) -> None:
-    path = expand(name)
-    if canonical_size(name) or not os.path.isfile(path):
-        return
-    if is_model(path.parent):
-        raise InputError(f"{path}: is a file", "a model is the whole folder", f"use {path.parent}")
-    raise InputError(
-        f"{path}: is a file", "a model is a folder; convert makes one from a file", f"gpt2 convert {path}"
     )

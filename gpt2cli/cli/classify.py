@@ -2,14 +2,21 @@
 
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2cli.cli.options import DeviceOption, JsonOption, PrecisionOption, ThreadsOption
+from gpt2cli.cli.options import (
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    ThreadsOption,
+    arriving_lines,
+    lines_of,
+    say_if_typed,
+)
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import expand, find_model
 from gpt2cli.ui.console import err, printable, say
@@ -21,7 +28,6 @@ if TYPE_CHECKING:
     from gpt2cli.data.records import Table
     from gpt2cli.generation.label_texts import LabelPrediction
 
-LONGEST_LINE = 1 << 26  # bytes; no context is that long, and a pipe may never end
 FEW = 200  # texts; fewer are done before a bar could be read
 UNSURE = "unsure"
 STDIN = Path("-")
@@ -100,11 +106,11 @@ def classify(
         lines = [row.line for row in table.rows]
         batches = [([row.values[place] or "" for row in table.rows], lambda i: table.where(lines[i]))]
     elif file is not None and file != STDIN:
-        batches = [(_lines_of(file), _numbered(f"{file}:"))]
+        batches = [(lines_of(file), _numbered(f"{file}:"))]
     elif texts:
         batches = [(texts, _numbered("text "))]
     else:
-        batches = _arriving_lines()
+        batches = ((some, _numbered("line ", n_before)) for some, n_before in arriving_lines())
     loaded = _load(model, device, precision, threads)
     rows = iter(table.rows) if table and not as_json else None
     if table and rows:
@@ -193,12 +199,6 @@ def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
     return names
 
 
-def _say_if_typed() -> None:
-    """Tell the user that the program waits for input."""
-    if sys.stdin.isatty():
-        say("reading lines from the terminal; Ctrl-D ends")
-
-
 def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table, int]":
     """The table, and the index of its text column, which no row lacks."""
     from gpt2cli.data.records import read_table
@@ -206,7 +206,7 @@ def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table
     # A file without a header has the labels first, like the SMS Spam Collection.
     usual = ("label", column) if column != "label" else ()
     if file == STDIN:
-        _say_if_typed()
+        say_if_typed()
         table = read_table(Path("stdin"), usual, names, sys.stdin.buffer)
     else:
         table = read_table(file, usual, names)
@@ -217,32 +217,6 @@ def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table
             raise InputError(f"{table.where(row.line)}: the field {column!r} is missing")
     _added(table)  # names that are taken are an error before any work
     return table, place
-
-
-def _lines_of(file: Path) -> list[str]:
-    from gpt2cli.data.records import read_text
-
-    text = read_text(file)[0]
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-
-
-def _arriving_lines() -> "Iterator[tuple[Sequence[str], Callable[[int], str]]]":
-    """Lines of stdin in groups, each as soon as it arrives. Invalid UTF-8 becomes U+FFFD."""
-    _say_if_typed()
-    pending, n_before = b"", 0
-    while block := os.read(sys.stdin.fileno(), 1 << 16):
-        *lines, pending = (pending + block).split(b"\n")
-        if len(pending) > LONGEST_LINE:
-            raise InputError("a line on stdin is longer than 64 MiB", "no context is near that")
-        if lines:
-            yield [_decoded(line) for line in lines], _numbered("line ", n_before)
-        n_before += len(lines)
-    if pending:
-        yield [_decoded(pending)], _numbered("line ", n_before)
-
-
-def _decoded(line: bytes) -> str:
-    return line.decode("utf-8", "replace").removesuffix("\r")
 
 
 def _numbered(what: str, n_before: int = 0) -> "Callable[[int], str]":

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpt2cli.evaluation.eval_text import EncodedText, EvalText
-    from gpt2cli.evaluation.perplexity import PerplexityProgress, SlidingWindow
+    from gpt2cli.evaluation.perplexity import PerplexityProgress
+    from gpt2cli.evaluation.scoring import SlidingWindow
     from gpt2cli.runtime import Runtime
     from gpt2cli.ui.tables import EvaluationRow
 

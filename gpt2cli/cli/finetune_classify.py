@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,41 +56,12 @@ def finetune_classify(
     train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 
-@contextlib.contextmanager
 def _open_task(
     recipe: "ClassifyRecipe", offline: bool, checkpoint: Path | None
-) -> "Iterator[tuple[ClassifyTask, dict[str, object]]]":
-    """The recipe's texts, split and encoded for its base model, and their origin."""
-    from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.labelled_texts import read_labelled, split_labelled
-    from gpt2cli.training.base_model import base_of_run
-    from gpt2cli.training.classify_task import ClassifyTask
+) -> "contextlib.AbstractContextManager[tuple[ClassifyTask, dict[str, object]]]":
+    from gpt2cli.training.open_task import open_classification
 
-    wanted = recipe.data
-    start = base_of_run(recipe, checkpoint)
-    if start.notice:
-        say(f"note: {start.notice}")
-    found = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
-    if found.warning:
-        say(f"warning: {found.warning}")
-    labelled = read_labelled(found.paths[0], wanted.text, wanted.label, wanted.columns or ())
-    data = split_labelled(labelled, wanted, start.tokenizer, start.config.n_positions, recipe.seed)
-    if data.n_left_out:
-        say(f"note: {data.n_left_out:,} of {len(labelled.texts):,} rows are left out to balance the classes")
-    if data.n_cut:
-        say(f"note: {data.n_cut:,} texts are longer than {data.max_tokens} tokens and cut there")
-    origin: dict[str, object] = {
-        "source": found.name,
-        "origin": found.origin,
-        "sha256": labelled.sha256,
-        "init": start.name,
-        "init_sha256": start.sha256,
-        "labels": list(data.labels),
-        "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
-        "left_out": data.n_left_out,
-        "cut": data.n_cut,
-    }
-    yield ClassifyTask(recipe, data, start), origin
+    return open_classification(recipe, offline, checkpoint, say)
 
 
 def _hint(setup: "TrainingSetup", run: "RunDir") -> str:

@@ -6,7 +6,7 @@ Writes one answer per evaluation to samples.txt, and responses.jsonl and scores.
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,54 +59,12 @@ def finetune_instruct(
     train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 
-@contextlib.contextmanager
 def _open_task(
     recipe: "InstructRecipe", offline: bool, checkpoint: Path | None
-) -> "Iterator[tuple[SftTask, dict[str, object]]]":
-    """The recipe's records, split and encoded for its base model, and their origin."""
-    from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.instructions import read_instructions
-    from gpt2cli.evaluation.rouge import require_rouge
-    from gpt2cli.training.base_model import base_of_run
-    from gpt2cli.training.sft_task import SftTask, split_records
+) -> "contextlib.AbstractContextManager[tuple[SftTask, dict[str, object]]]":
+    from gpt2cli.training.open_task import open_instruction_tuning
 
-    if recipe.eval.rouge:
-        require_rouge()
-    start = base_of_run(recipe, checkpoint)
-    if start.notice:
-        say(f"note: {start.notice}")
-    data = recipe.data
-    found = find_corpus(data.source, offline=offline, allow_bundled=data.bundled)
-    if found.warning:
-        say(f"warning: {found.warning}")
-    read = read_instructions(found.paths[0], data)
-    examples = split_records(recipe, read, start)
-    for n, said in (
-        (read.n_empty, "left out: no answer"),
-        (examples.n_left_out, f"left out: the prompt alone fills {examples.limit} tokens"),
-        (
-            examples.n_train_only,
-            f"used for training only: their last answers begin after {examples.limit} tokens",
-        ),
-        (examples.n_cut, f"cut: longer than {examples.limit} tokens"),
-    ):
-        if n:
-            say(f"note: {n:,} of {len(read.records) + read.n_empty:,} records {said}")
-    if shared := examples.n_shared:
-        say(f"note: {shared:,} of the {len(examples.test):,} test prompts are in the training split too")
-    yield (
-        SftTask(recipe, start, examples),
-        {
-            "source": found.name,
-            "origin": found.origin,
-            "sha256": read.sha256,
-            "records": len(read.records),
-            "cut": examples.n_cut,
-            "left_out": examples.n_left_out + read.n_empty,
-            "init": start.name,
-            "init_sha256": start.sha256,
-        },
-    )
+    return open_instruction_tuning(recipe, offline, checkpoint, say)
 
 
 def _hint(setup: "TrainingSetup", run: "RunDir") -> str:

@@ -1,12 +1,13 @@
 """`gpt2 generate`: a prompt in, continuations out."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.choose_model import load_for_decoding, preloading, sampling_options
+from gpt2cli.cli.choose_model import load_for_decoding, preloading
 from gpt2cli.cli.options import (
     AdapterOption,
     CompileOption,
@@ -28,6 +29,7 @@ from gpt2cli.cli.options import (
     warn_of_control_tokens,
 )
 from gpt2cli.errors import UsageError
+from gpt2cli.generation.load import NEW_TOKENS
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_json, printable, say
 
@@ -37,7 +39,10 @@ if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.generation.engine import DecodeStep, Throughput
     from gpt2cli.generation.stop_text import Continuation
+    from gpt2cli.generation.trace import ChoiceRecord, ChoiceTrace
+    from gpt2cli.tokenizer.base import Tokenizer
 
+N_CANDIDATES = 10  # that a trace shows, before and after the filters
 LONGEST_ECHO = 2000  # characters of the prompt that a terminal repeats
 
 
@@ -53,7 +58,7 @@ def generate(
     adapter: AdapterOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", min=1, help="Maximum number of new tokens.")
-    ] = 100,
+    ] = NEW_TOKENS,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
@@ -82,6 +87,20 @@ def generate(
         ),
     ] = False,
     as_json: JsonOption = False,
+    logprobs: Annotated[
+        bool,
+        typer.Option(
+            "--logprobs", help="With --json: add the model's log-probability of each new token, in nats."
+        ),
+    ] = False,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="Show each choice: candidates before and after each filter, and the draw; on stderr, or with"
+            " --json in the objects.",
+        ),
+    ] = False,
     truncate: Annotated[
         bool,
         typer.Option("--truncate", help="Keep only the last tokens of a prompt longer than the context."),
@@ -98,6 +117,8 @@ def generate(
     """
     if "" in (stop or ()):
         raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
+    if logprobs and not as_json:
+        raise UsageError("--logprobs needs --json", "it is one number per token", "--json --logprobs")
     if raw and (as_json or sys.stdout.isatty()):
         raise UsageError(
             "--raw is for a pipe or a file",
@@ -109,7 +130,9 @@ def generate(
     text = prompt_text(prompt, file)
     with preloading(model, adapter) as (folder, adapters):
         from gpt2cli.generation import engine
+        from gpt2cli.generation.sampling import sampling_options
         from gpt2cli.generation.stop_text import Continuation
+        from gpt2cli.generation.trace import ChoiceRecord
 
         sampling = sampling_options(
             seed,
@@ -135,17 +158,21 @@ def generate(
         _hint_at_template(loaded)
 
     replies = [Continuation(loaded.tokenizer, stops) for _ in range(num_samples)]
-    steps = engine.generate(
-        loaded.model, [ids] * num_samples, sampling, max_new_tokens, set(loaded.tokenizer.special.stops)
-    )
+    record = ChoiceRecord(N_CANDIDATES if trace else 0) if trace or logprobs else None
+    choices: list[_Choices] = [_Choices([], []) for _ in replies]
+    ends = set(loaded.tokenizer.special.stops)
+    steps = engine.generate(loaded.model, [ids] * num_samples, sampling, max_new_tokens, ends, watch=record)
     screen = None if as_json else _Screen(text, raw)
     throughput = engine.Throughput()
     reason = "error"
     try:
         for step in _timed(steps, throughput):
-            for reply, token in zip(replies, step.ids, strict=True):
-                if token is not None:
-                    reply.feed(token)
+            for row, (reply, token) in enumerate(zip(replies, step.ids, strict=True)):
+                if token is None:
+                    continue
+                if record and not reply.finish_reason:
+                    choices[row].add(record, row)
+                reply.feed(token)
             if screen and stream:
                 screen.update(replies)
             if all(reply.finish_reason for reply in replies):
@@ -165,8 +192,14 @@ def generate(
         } | ({"adapters": [str(path) for path in adapters]} if adapters else {})
         if screen:
             screen.end(replies, facts)
+            if trace:
+                _show_traces(choices, loaded.tokenizer)
         else:
-            _print_json(replies, facts)
+            asked = [
+                chosen.facts(len(reply.ids), loaded.tokenizer, logprobs, trace)
+                for reply, chosen in zip(replies, choices, strict=True)
+            ]
+            _print_json(replies, facts, asked)
 
 
 def _in_template(
@@ -199,11 +232,44 @@ def _hint_at_template(loaded: "LoadedModel") -> None:
         say(f"instruction-tuned with {name} template: use gpt2 chat, or --template", "faint")
 
 
-def _print_json(replies: "Sequence[Continuation]", facts: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Choices:
+    """What was asked for of one continuation's tokens. The one that ended it is the last trace."""
+
+    logprobs: list[float]
+    traces: "list[ChoiceTrace]"
+
+    def add(self, record: "ChoiceRecord", row: int) -> None:
+        self.logprobs.append(record.logprobs[row])
+        self.traces.extend(record.traces[row : row + 1])
+
+    def facts(self, n: int, tokenizer: "Tokenizer", logprobs: bool, trace: bool) -> dict[str, Any]:
+        """For JSON; `n` is the number of ids that the continuation has."""
+        from gpt2cli.ui.trace import trace_facts
+
+        found: dict[str, Any] = {"logprobs": self.logprobs[:n]} if logprobs else {}
+        return found | ({"trace": [trace_facts(one, tokenizer) for one in self.traces]} if trace else {})
+
+
+def _print_json(
+    replies: "Sequence[Continuation]", facts: dict[str, Any], asked: "Sequence[dict[str, Any]]"
+) -> None:
     """One object per line, one line per continuation."""
-    for number, reply in enumerate(replies, 1):
+    for number, (reply, more) in enumerate(zip(replies, asked, strict=True), 1):
         own = {"text": reply.text, "ids": reply.ids, "finish_reason": reply.finish_reason}
-        print_json(own | facts | {"sample": number})
+        print_json(own | facts | {"sample": number} | more)
+
+
+def _show_traces(choices: "Sequence[_Choices]", tokenizer: "Tokenizer") -> None:
+    """To stderr, after all the text: between its pieces they would tear it apart."""
+    from gpt2cli.ui.trace import trace_lines
+
+    for number, chosen in enumerate(choices, 1):
+        if len(choices) > 1:
+            say(f"--- {number}/{len(choices)} ---", "faint")
+        for place, one in enumerate(chosen.traces, 1):
+            for line in trace_lines(one, place, tokenizer):
+                say(line)
 
 
 def _timed(steps: "Iterator[DecodeStep]", throughput: "Throughput") -> "Iterator[DecodeStep]":

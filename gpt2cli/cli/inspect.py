@@ -34,7 +34,11 @@ def inspect(
     ] = False,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="Show the activations of a forward pass over this text."),
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="Show a forward pass over this text: probabilities, activations, logit lens.",
+        ),
     ] = None,
     top: Annotated[
         int | None,
@@ -74,18 +78,21 @@ def inspect(
     summary = read_model_info(folder)
     picture = _plan_picture(summary.config, attention, layer, head)
     numbers = _numbers(summary) if tensors else []
-    anatomy = _watch(folder, prompt, draw=picture is not None) if prompt is not None else None
+    anatomy: ForwardTrace | None = None
+    lens: list[list[list[NextToken]]] = []
+    if prompt is not None:
+        anatomy, lens = _watch(folder, prompt, picture is not None, None if as_json else 1, top or N_NEXT)
     likeliest = next_tokens(anatomy.logits, top or N_NEXT) if anatomy else []
     if picture and anatomy:
         _draw(picture, anatomy, summary)
     if as_json:
-        _print_json(summary, read_lineage(folder), numbers, anatomy, likeliest, picture)
+        _print_json(summary, read_lineage(folder), numbers, anatomy, likeliest, lens, picture)
     elif not tensors and anatomy is None:
         inspecting.show_summary(summary, read_lineage(folder))
     if tensors and not as_json:
         inspecting.show_tensors(summary, numbers)
     if anatomy and not as_json:
-        inspecting.show_prompt(summary, anatomy, likeliest)
+        inspecting.show_prompt(summary, anatomy, likeliest, [block[-1] for block in lens])
     if anatomy and not likeliest:
         raise bad_logits("", f"gpt2 inspect --tensors {shlex.quote(str(folder))}")
 
@@ -139,17 +146,23 @@ def _numbers(summary: "ModelInfo") -> "list[TensorInfo]":
     return list(track(tensor_statistics(summary), err(), counting("reading the weights", n)))
 
 
-def _watch(folder: Path, prompt: str, *, draw: bool) -> "ForwardTrace":
-    """One forward pass over the prompt, with the attention of as many tokens as a picture holds."""
+def _watch(
+    folder: Path, prompt: str, draw: bool, n_lens: int | None, top: int
+) -> "tuple[ForwardTrace, list[list[list[NextToken]]]]":
+    """One forward pass over the prompt, with the attention of as many tokens as a picture holds; and the
+    logit lens of the last `n_lens` positions, or of all.
+    """
     import torch
 
     from gpt2cli.convert.open_model import open_model
-    from gpt2cli.generation.activations import trace_forward
+    from gpt2cli.generation.activations import logit_lens, trace_forward
     from gpt2cli.ui.attention_map import MOST_TOKENS
 
     loaded = open_model(folder, attention="formula")
     ids = encode_prompt(prompt, loaded, "give a shorter prompt")
-    return trace_forward(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0)
+    n_streams = len(ids) if n_lens is None else n_lens
+    anatomy = trace_forward(loaded.model, torch.tensor([ids]), MOST_TOKENS if draw else 0, n_streams)
+    return anatomy, logit_lens(loaded.model, anatomy.streams, top)
 
 
 def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> None:
@@ -168,6 +181,7 @@ def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> N
         layers=layers,
         heads=heads,
         title=f"{_name(summary.folder)}: attention weights",
+        prompt=summary.tokenizer.decode(anatomy.ids),
         n_before=len(anatomy.ids) - n_drawn,
     )
     if n_drawn < len(anatomy.ids):
@@ -193,6 +207,7 @@ def _print_json(
     numbers: "list[TensorInfo]",
     anatomy: "ForwardTrace | None",
     likeliest: "list[NextToken]",
+    lens: "list[list[list[NextToken]]]",
     picture: _Picture | None,
 ) -> None:
     """One object. NaN and infinity become null."""
@@ -203,7 +218,7 @@ def _print_json(
     if numbers:
         content["tensors"] = [asdict(tensor) for tensor in numbers]
     if anatomy:
-        content["prompt"] = _pass(summary.tokenizer, anatomy, likeliest)
+        content["prompt"] = _pass(summary.tokenizer, anatomy, likeliest, lens)
     if picture and anatomy:
         content["attention"] = {
             "path": str(picture.path),
@@ -250,15 +265,26 @@ def _model(summary: "ModelInfo", verified: bool) -> dict[str, Any]:
     }
 
 
-def _pass(tokenizer: "Tokenizer", anatomy: "ForwardTrace", likeliest: "list[NextToken]") -> dict[str, Any]:
-    def token(number: int) -> dict[str, Any]:
+def _pass(
+    tokenizer: "Tokenizer",
+    anatomy: "ForwardTrace",
+    likeliest: "list[NextToken]",
+    lens: "list[list[list[NextToken]]]",
+) -> dict[str, Any]:
+    def token(number: int, probability: float | None) -> dict[str, Any]:
         data = tokenizer.decode_bytes([number])
-        return {"id": number, "text": data.decode("utf-8", "replace"), "bytes": data.hex()}
+        text = data.decode("utf-8", "replace")
+        return {"id": number, "text": text, "bytes": data.hex(), "probability": probability}
 
+    def listed(candidates: "list[NextToken]") -> list[dict[str, Any]]:
+        return [token(candidate.id, candidate.probability) for candidate in candidates]
+
+    chances = [None, *anatomy.probabilities]  # nothing precedes the first
     return {
-        "tokens": [token(number) for number in anatomy.ids],
+        "tokens": [token(id, chance) for id, chance in zip(anatomy.ids, chances, strict=True)],
         "activations": [asdict(activation) for activation in anatomy.activations],
-        "next": [token(candidate.id) | {"probability": candidate.probability} for candidate in likeliest],
+        "next": listed(likeliest),
+        "lens": [[listed(position) for position in block] for block in lens],
     }
 
 

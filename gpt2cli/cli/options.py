@@ -1,6 +1,7 @@
-"""The options that several commands share, and the prompt: from an argument, a file or a pipe."""
+"""The options that several commands share, and texts from an argument, a file or a pipe."""
 
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,8 @@ from gpt2cli.errors import InputError, UsageError
 from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.tokenizer.base import Tokenizer
 
@@ -159,16 +162,15 @@ def encode_prompt(
 
     A longer prompt is an error with this `fix`; None keeps its last tokens and says so.
     """
-    from gpt2cli.tokenizer.base import begin
+    from gpt2cli.generation.chat_prompt import plain_prompt
 
     tokenizer = loaded.tokenizer
     if not control_tokens:
         warn_of_control_tokens(text, tokenizer)
-    ids = [*begin(tokenizer), *tokenizer.encode(text, control_tokens)]
+    ids = plain_prompt(tokenizer, text, control_tokens)
     if not text:
-        first = ids or [tokenizer.end_of_text if tokenizer.special.bos is None else tokenizer.special.bos]
-        say(f"the prompt is empty: starting from {tokenizer.decode(first)}", "faint")
-        return first
+        say(f"the prompt is empty: starting from {tokenizer.decode(ids)}", "faint")
+        return ids
     return fit_prompt(ids, loaded, fix)
 
 
@@ -190,3 +192,38 @@ def fit_prompt(ids: list[int], loaded: "LoadedModel", fix: str | None) -> list[i
         raise InputError(f"the prompt has {len(ids)} tokens", f"this model's context holds {limit}", fix)
     say(f"the prompt has {len(ids)} tokens: the first {len(ids) - limit} are dropped", "warn")
     return ids[-limit:]
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a UTF-8 file."""
+    from gpt2cli.data.records import read_text
+
+    text = read_text(file)[0]
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def arriving_lines() -> "Iterator[tuple[list[str], int]]":
+    """Groups of lines of stdin, each as soon as it arrives, and how many lines came before it. Invalid UTF-8
+    becomes U+FFFD.
+    """
+    say_if_typed()
+    pending, n_before = b"", 0
+    while block := os.read(sys.stdin.fileno(), 1 << 16):
+        *lines, pending = (pending + block).split(b"\n")
+        if len(pending) > LONGEST_PROMPT:
+            raise InputError("a line on stdin is longer than 64 MiB", "no context is near that")
+        if lines:
+            yield [_decoded(line) for line in lines], n_before
+        n_before += len(lines)
+    if pending:
+        yield [_decoded(pending)], n_before
+
+
+def _decoded(line: bytes) -> str:
+    return line.decode("utf-8", "replace").removesuffix("\r")
+
+
+def say_if_typed() -> None:
+    """Tell the user that the program waits for input."""
+    if sys.stdin.isatty():
+        say("reading lines from the terminal; Ctrl-D ends")

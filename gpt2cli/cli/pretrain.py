@@ -5,7 +5,6 @@ import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,7 @@ from gpt2cli.errors import DivergedError, InputError
 from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
-    from gpt2cli.data.token_dataset import TokenDataset
     from gpt2cli.recipe.schema import PretrainRecipe
-    from gpt2cli.training.base_model import BaseLM
     from gpt2cli.training.pretrain_task import PretrainTask
     from gpt2cli.training.run_dir import RunDir
     from gpt2cli.training.setup import TrainingSetup
@@ -59,67 +56,15 @@ def pretrain(
 def _open_task(
     recipe: "PretrainRecipe", offline: bool, checkpoint: Path | None
 ) -> "Iterator[tuple[PretrainTask, dict[str, object]]]":
-    """The recipe's text as tokens, from the cache or prepared into it, and its origin."""
-    from gpt2cli.training.base_model import base_to_train_further, random_weights
-    from gpt2cli.training.pretrain_task import PretrainTask
+    from gpt2cli.training.open_task import open_pretraining
+    from gpt2cli.ui.progress import finish, preparing
 
-    recipe, base, notices = base_to_train_further(recipe, checkpoint)
-    for notice in notices:
-        say(f"note: {notice}")
-    data, origin = _tokens(recipe, base, offline)
-    if base:
-        origin |= {"init": base.name, "init_sha256": base.sha256}
-    with data:
-        task = PretrainTask(recipe, data, base or random_weights(recipe, data.tokenizer))
+    with open_pretraining(
+        recipe, offline, checkpoint, say, lambda steps: finish(steps, err(), preparing())
+    ) as (task, origin):
         if warning := _prompt(task)[1]:  # before any work
             say(f"warning: {warning}")
         yield task, origin
-
-
-def _tokens(
-    recipe: "PretrainRecipe", base: "BaseLM | None", offline: bool
-) -> "tuple[TokenDataset, dict[str, object]]":
-    """The text as tokens, with the tokenizer of the base if there is one; and its origin."""
-    from gpt2cli.data.corpora import find_corpus
-    from gpt2cli.data.manifest import is_prepared, read_manifest
-    from gpt2cli.data.prepare import prepare_cached
-    from gpt2cli.data.prepare_command import prepare_settings, require_same_settings
-    from gpt2cli.data.token_dataset import open_dataset
-    from gpt2cli.ui.progress import finish, preparing
-
-    wanted, held_out = recipe.data, tuple[Path, ...]()
-    text = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
-    if text.warning:
-        say(f"warning: {text.warning}")
-    if wanted.validation_source:  # a stand-in would be another text to validate on
-        held_out = find_corpus(wanted.validation_source, offline=offline, allow_bundled=False).paths
-    origin: dict[str, object] = {"source": text.name, "origin": text.origin, "sha256": text.sha256}
-    if len(text.paths) == 1 and is_prepared(text.paths[0]):
-        folder = text.paths[0]
-        require_same_settings(
-            folder,
-            read_manifest(folder),
-            tokenizer=wanted.tokenizer,
-            validation=wanted.validation,
-            text_fields=wanted.text_fields,
-            validation_source=wanted.validation_source,
-        )
-        return open_dataset(folder), origin | {"tokens": str(folder)}
-    tokenizer = base.tokenizer if base else None
-    prepare = partial(
-        prepare_cached,
-        text.paths,
-        prepare_settings(wanted, tokenizer),
-        validation_sources=held_out,
-        tokenizer=tokenizer,
-    )
-    folder = finish(prepare(), err(), preparing()).out
-    try:
-        data = open_dataset(folder)
-    except InputError as damage:
-        say(f"warning: {damage.what}; the text is at hand, and is prepared again")
-        data = open_dataset(finish(prepare(again=True), err(), preparing()).out)
-    return data, origin | {"tokens": str(folder)}
 
 
 def _hint(setup: "TrainingSetup", run: "RunDir") -> str:

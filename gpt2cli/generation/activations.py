@@ -1,7 +1,7 @@
-"""Activations of one forward pass: inputs and outputs of each module, and attention weights.
+"""Activations of one forward pass: inputs and outputs of each module, attention weights, and the logit lens.
 
-Hooks observe the unchanged model. Only shapes and statistics are stored, and the attention that was asked
-for.
+Hooks observe the unchanged model. Only shapes and statistics are stored, and the attention and the residual
+streams that were asked for.
 """
 
 import contextlib
@@ -32,6 +32,8 @@ BLOCK = {
 AFTER_BLOCKS = {"transformer.ln_f": ("", "ln_f"), "lm_head": ("", "logits")}
 SUM = "wte+wpe"  # the input of the first block
 SPLIT = "attn.c_attn"  # its output is q, k and v side by side
+STREAM = "after_mlp"  # the residual stream after a block
+ROWS = 64  # positions whose logits exist at a time
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ForwardTrace:
     activations: tuple[Activation, ...]  # in order of computation
     attention: Tensor  # (n_layer, H, n, n) among the last n tokens
     logits: Tensor  # (V,), after the last token
+    probabilities: tuple[float, ...]  # of each token after the first, given those before it; T - 1
+    streams: Tensor  # (n_layer, m, C), the residual stream after each block at the last m positions
 
 
 @dataclass(frozen=True)
@@ -60,19 +64,22 @@ class NextToken:
 
 
 @torch.inference_mode()
-def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> ForwardTrace:
+def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0, n_streams: int = 1) -> ForwardTrace:
     """Run input_ids (1, T) through the model and record each activation.
 
     Attention weights are stored for the last `n_drawn` tokens only: all would be 5 GB for 48 layers of 25
-    heads at T = 1024.
+    heads at T = 1024. Residual streams are stored for the last `n_streams`.
     """
     assert input_ids.shape[0] == 1 and not model.training
     T = input_ids.shape[1]
     activations = [Activation("input_ids", tuple(input_ids.shape), None)]
     attention: list[Tensor] = []
+    streams: list[Tensor] = []
 
     def note(name: str, tensor: Tensor) -> None:
         activations.append(Activation(name, tuple(tensor.shape), statistics(tensor)))
+        if name.endswith(STREAM):
+            streams.append(tensor[0, max(T - n_streams, 0) :].clone())
 
     def note_heads(block: str, qkv: Tensor) -> None:
         q, k, v = heads(qkv, model.config.n_head)
@@ -88,8 +95,32 @@ def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0) -> For
             handle = model.get_submodule(module).register_forward_hook(hook)
             hooks.callback(handle.remove)
         logits = model(input_ids)  # (1, T, V)
-    ids = tuple(input_ids[0].tolist())
-    return ForwardTrace(ids, tuple(activations), torch.stack(attention), logits[0, -1].clone())
+    return ForwardTrace(
+        ids=tuple(input_ids[0].tolist()),
+        activations=tuple(activations),
+        attention=torch.stack(attention),
+        logits=logits[0, -1].clone(),
+        probabilities=_probabilities(logits[0, :-1], input_ids[0, 1:]),
+        streams=torch.stack(streams),
+    )
+
+
+@torch.inference_mode()
+def logit_lens(model: GPT2LMHead, streams: Tensor, n: int) -> list[list[list[NextToken]]]:
+    """The `n` likeliest next tokens, were the model to end after each block: [block][position].
+
+    ln_f and the head, applied to residual streams (n_layer, m, C) (nostalgebraist 2020, "interpreting GPT:
+    the logit lens"). After the last block this is the model's own prediction.
+    """
+
+    def likeliest(stream: Tensor) -> list[list[NextToken]]:
+        found = []
+        for part in torch.split(stream, ROWS):
+            logits = model.lm_head(model.transformer.ln_f(part))  # (m, V)
+            found += [next_tokens(row, n) for row in logits]
+        return found
+
+    return [likeliest(stream) for stream in streams]
 
 
 def heads(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +134,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """The causal attention weights (B, H, T, S), whose rows sum to 1: the model's own formula with the
     identity as values.
     """
-    return attention_formula(q, k, torch.eye(k.shape[2], dtype=q.dtype), None, 0.0)
+    return attention_formula(q, k, torch.eye(k.shape[2], dtype=q.dtype, device=q.device), None, 0.0)
 
 
 def next_tokens(logits: Tensor, n: int) -> list[NextToken]:
@@ -112,6 +143,15 @@ def next_tokens(logits: Tensor, n: int) -> list[NextToken]:
         return []
     top = logits.double().softmax(dim=-1).topk(min(n, len(logits)))
     return list(map(NextToken, top.indices.tolist(), top.values.tolist()))
+
+
+def _probabilities(logits: Tensor, ids: Tensor) -> tuple[float, ...]:
+    """The probability of each id (T,) under its logits (T, V)."""
+    found: list[float] = []
+    for part, wanted in zip(torch.split(logits, ROWS), torch.split(ids, ROWS), strict=True):
+        chances = part.double().softmax(dim=-1)
+        found += chances.gather(1, wanted[:, None]).squeeze(1).tolist()
+    return tuple(found)
 
 
 def _places(n_layer: int) -> dict[str, tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The prompt of a conversation: its turns, template and system text as ids."""
+"""The prompt as ids: a text to continue, or a conversation with its turns, template and system text."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,13 @@ from gpt2cli.templates import Template, Turn
 from gpt2cli.tokenizer.base import Tokenizer, begin
 
 LEAST_ROOM = 8  # tokens for a question and the beginning of its reply
+
+
+def plain_prompt(tokenizer: Tokenizer, text: str, control_tokens: bool = False) -> list[int]:
+    """The ids of a text to continue, at least one: the empty text begins as the tokenizer's texts do."""
+    ids = [*begin(tokenizer), *tokenizer.encode(text, control_tokens)]
+    first = tokenizer.end_of_text if tokenizer.special.bos is None else tokenizer.special.bos
+    return ids or [first]
 
 
 @dataclass(frozen=True)

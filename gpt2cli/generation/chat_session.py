@@ -151,6 +151,10 @@ class Conversation:
         """Forget every turn; system text and settings stay."""
         self._return_to((), 0, 0)
 
+    def recall(self, exchanges: Sequence[Exchange]) -> None:
+        """Become a conversation of these turns; system text and settings stay."""
+        self._return_to(exchanges, 0, 0)
+
     def set(self, name: str, value: str) -> None:
         """Change one of SETTINGS from its text; UsageError says what it can be."""
         self._settings = self._settings.changed(name, value)

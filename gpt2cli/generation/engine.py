@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.generation.sampling import Sampler, SamplingOptions, to_list
+from gpt2cli.generation.sampling import Sampler, SamplingOptions, Watch, to_list
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
 
@@ -36,8 +36,9 @@ def generate(
     options: SamplingOptions,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
+    watch: Watch | None = None,
 ) -> Iterator[DecodeStep]:
-    """Continue each prompt until a stop id or for `max_new_tokens`.
+    """Continue each prompt until a stop id or for `max_new_tokens`. `watch` sees each choice of ids.
 
     Learned positions end at n_positions: a row that would pass it continues from its last
     n_positions // 2 ids. In a batch each row gets what it would get alone; equal prompts are prefilled
@@ -50,7 +51,7 @@ def generate(
     rows = [list(prompt) for prompt in prompts]  # the ids in the window of each row
     active = [True] * len(rows)
     kv = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
-    sampler = Sampler(options, rows, model.config.vocab_size, _device(model))
+    sampler = Sampler(options, rows, model.config.vocab_size, _device(model), watch=watch)
     n_left, moved = max_new_tokens, False
 
     was_training = model.training

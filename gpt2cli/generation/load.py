@@ -1,27 +1,75 @@
-"""A model ready to decode: on its device, in its precision, with a compiled step if that pays off.
+"""The model that a name means, and a model ready to decode: on its device, in its precision, with a compiled
+step if that pays off.
 
-This file decides whether to use a compiled step (cpu/aot_packages.py), to build one, or to say how to get
-one. Messages go through callbacks; nothing is printed here.
+Torch is imported in bodies: while it loads, the command line reads ahead the weights of the folder that was
+found here. Whether to use a compiled step (cpu/aot_packages.py), to build one, or to say how to get one is
+decided here too. Messages go through callbacks; nothing is printed here.
 """
 
+import contextlib
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from gpt2cli.checkpoints.folder import LoadedModel
-from gpt2cli.convert.open_model import open_model
-from gpt2cli.errors import ResourceError, UsageError
-from gpt2cli.generation.cpu import aot_packages
-from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
-from gpt2cli.model.config import GPT2Config
-from gpt2cli.paths import has_home
-from gpt2cli.runtime import Runtime, choose_runtime, default_threads
+from gpt2cli.errors import InputError, ResourceError, UsageError
+from gpt2cli.paths import canonical_size, expand, find_model, has_home, is_adapter, is_checkpoint, is_model
+
+if TYPE_CHECKING:
+    from gpt2cli.checkpoints.folder import LoadedModel
+    from gpt2cli.model.config import GPT2Config
+    from gpt2cli.runtime import Runtime
 
 Notice = Callable[[str, Literal["warning", "hint"]], None]  # a sentence for the user
-Build = Callable[[GPT2Config, str], Path]  # aot_packages.build_package, perhaps with a spinner
+Build = Callable[["GPT2Config", str], Path]  # aot_packages.build_package, perhaps with a spinner
 
 COMPILE = ("auto", "on", "off")
+NEW_TOKENS, REPLY_TOKENS = 100, 256  # at most, of a continuation and of a reply, by default
+
+
+def find_folder(name: str | None) -> Path:
+    """The folder of the model called `name`; None is the newest model.
+
+    Raises InputError, for the name of a file too.
+    """
+    try:
+        return find_model(name)
+    except InputError:
+        _refuse_file(name or "")
+        raise
+
+
+def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tuple[Path, list[Path]]:
+    """The folder of the model called `name`, and those of the adapters to add to its weights.
+
+    A model that is an adapter itself is one of these. Without a name the first adapter brings its
+    base; of a run it is the checkpoint that this adapter was trained over, if it has that. Raises
+    UsageError for an adapter that is none or stands there twice, InputError as `find_folder`.
+    """
+    if not adapters:
+        return find_folder(name), []
+    from gpt2cli.convert.merge_lora import find_base
+
+    folders = [find_folder(adapter) for adapter in adapters]
+    for adapter, folder in zip(adapters, folders, strict=True):
+        if not is_adapter(folder):
+            raise UsageError(
+                f"--adapter {adapter}: {folder} is no adapter",
+                "it is a whole model, and only corrections to one can be added up",
+                f"--model {adapter}",
+            )
+    model = find_folder(name) if name else folders[0]
+    if is_adapter(model):
+        folders = folders if not name else [model, *folders]
+        model = find_base(model)
+    elif name and is_checkpoint(model) and not is_model(expand(name)):  # a run, whose best step moves on
+        with contextlib.suppress(InputError):  # peft may name a base that is not here
+            base = find_base(folders[0])
+            model = base if base.parent == model.parent else model
+    if twice := [str(folder) for n, folder in enumerate(folders) if folder in folders[:n]]:
+        raise UsageError(f"the adapter {twice[0]} is given twice", "it is added once", "leave one out")
+    return model, folders
 
 
 def load_for_decoding(
@@ -36,7 +84,7 @@ def load_for_decoding(
     n_tokens: int,
     notice: Notice,
     build: Build,
-) -> LoadedModel:
+) -> "LoadedModel":
     """The model of a folder, ready to generate about `n_tokens` in each of `n_rows` together. `adapters`
     are folders, added into its weights.
 
@@ -44,6 +92,11 @@ def load_for_decoding(
     If it fails, a notice says why, and the model decodes without.
     Raises UsageError for an unknown device or value of `compile`, and what `open_model` raises.
     """
+    from gpt2cli.convert.open_model import open_model
+    from gpt2cli.generation.cpu import aot_packages
+    from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
+    from gpt2cli.runtime import choose_runtime
+
     if compile not in COMPILE:
         raise UsageError(f"--compile is {compile!r}", "it must be auto, on or off")
     runtime = choose_runtime(device, precision, threads, decoding=True)
@@ -71,16 +124,30 @@ def load_for_decoding(
     return loaded
 
 
+def _refuse_file(name: str) -> None:
+    path = expand(name)
+    if not name or canonical_size(name) or not os.path.isfile(path):
+        return
+    if is_model(path.parent):
+        raise InputError(f"{path}: is a file", "a model is the whole folder", f"use {path.parent}")
+    raise InputError(
+        f"{path}: is a file", "a model is a folder; convert makes one from a file", f"gpt2 convert {path}"
+    )
+
+
 def _package(
     folder: Path,
-    config: GPT2Config,
-    runtime: Runtime,
+    config: "GPT2Config",
+    runtime: "Runtime",
     compile: str,
     n_tokens: int,
     notice: Notice,
     build: Build,
 ) -> Path | None:
     """The compiled step to use, built first if that pays off."""
+    from gpt2cli.generation.cpu import aot_packages
+    from gpt2cli.runtime import default_threads
+
     precision = runtime.precision
     if compile == "off" or (compile == "auto" and not has_home()):
         return None

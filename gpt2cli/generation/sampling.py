@@ -2,14 +2,17 @@
 
 Logits (B, V) pass a chain of small filters, each a plain function from logits to logits: repetition
 penalty, top-k, temperature, top-p, min-p, in this order. Then one id per row is drawn. Randomness enters as
-one uniform number per row, so every function here is pure; `Sampler` keeps the state between steps.
+one uniform number per row, so every function here is pure; `Sampler` keeps the state between steps, and
+`trace.py` writes down what the chain did.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Sequence
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +57,25 @@ class SamplingOptions:
                 raise UsageError(f"{option} is {getattr(self, name)}", f"it must be {range_}")
 
 
+def sampling_options(seed: int | None = None, **given: float | None) -> SamplingOptions:
+    """The options that are given, defaults for None and the rest, and a random seed if there is none."""
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return SamplingOptions(seed=secrets.randbelow(2**31) if seed is None else seed, **chosen)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a filter has left: logits (B, n) of the tokens `ids` (B, n), or of the whole vocabulary."""
+
+    name: str  # "model" before the first filter, then those of SamplingOptions
+    logits: Tensor
+    ids: Tensor | None = None
+
+
+# Called with the chain, the uniform numbers and the ids, the last two (B,), of each step.
+Watch = Callable[[Sequence[Stage], Tensor, Tensor], None]
+
+
 class Sampler:
     """Chooses the next id of each of B rows, step after step; each row draws one number per step.
 
@@ -68,7 +90,9 @@ class Sampler:
         device: torch.device,
         generators: Sequence[torch.Generator] | None = None,
         unweighed: Collection[int] = (),
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self._options = options
         self._generators = row_generators(options.seed, len(rows)) if generators is None else generators
         self._seen: Tensor | None = None
@@ -81,7 +105,11 @@ class Sampler:
     @torch.inference_mode()
     def __call__(self, logits: Tensor) -> Tensor:
         """The next id of each row, (B,), on the device of logits (B, V); NOT_FINITE as in `choose`."""
-        ids = choose(logits, self._options, uniforms(self._generators), self._seen)
+        chain = list(stages(logits.float(), self._options, self._seen))
+        numbers = uniforms(self._generators)
+        ids = _take(chain, numbers)
+        if self._watch is not None:
+            self._watch(chain, numbers, ids)
         if self._seen is not None:
             self._seen.scatter_(1, ids.clamp(min=0)[:, None], True)
         return ids
@@ -93,21 +121,41 @@ def choose(logits: Tensor, options: SamplingOptions, uniforms: Tensor, seen: Ten
     `uniforms` (B,) in [0, 1) are the random numbers; `seen` (B, V) is True for the tokens that a
     repetition penalty applies to. No device sync here; `to_list` syncs, and raises.
     """
-    logits = logits.float()
-    low, high = logits.aminmax(dim=1)  # (B,) each; they pass NaN on
-    is_finite = low.isfinite() & high.isfinite()
+    return _take(list(stages(logits.float(), options, seen)), uniforms)
+
+
+def _take(chain: Sequence[Stage], uniforms: Tensor) -> Tensor:
+    """Draws from what the chain has left."""
+    low, high = chain[0].logits.aminmax(dim=1)  # (B,) each; they pass NaN on
+    last = chain[-1]
+    if last.ids is None:
+        ids = draw(last.logits, uniforms)  # (B,)
+    elif last.ids.shape[1] == 1:  # greedy: one is left
+        ids = last.ids.squeeze(1)
+    else:
+        ids = last.ids.gather(1, draw(last.logits, uniforms)[:, None]).squeeze(1)
+    return ids.where(low.isfinite() & high.isfinite(), NOT_FINITE)
+
+
+def stages(logits: Tensor, options: SamplingOptions, seen: Tensor | None = None) -> Iterator[Stage]:
+    """The chain over logits (B, V) in fp32: the model's own, then what each filter that is on has left."""
+    yield Stage("model", logits)
     if seen is not None:
         logits = penalize_repetition(logits, seen, options.repetition_penalty)
-    if options.temperature < TINY:
-        ids = logits.argmax(dim=1)
-    elif 0 < options.top_k < logits.shape[1]:
+        yield Stage("repetition_penalty", logits)
+    if options.temperature < TINY:  # greedy
+        best = logits.argmax(dim=1, keepdim=True)  # (B, 1)
+        yield Stage("temperature", logits.gather(1, best), best)
+        return
+    ids = None
+    if 0 < options.top_k < logits.shape[1]:
         # Top-k first: a temperature keeps the ranks, and the other filters cost nothing on k tokens.
-        kept = top_k_ids(logits, options.top_k)  # (B, k)
-        places = _draw_filtered(logits.gather(1, kept), options, uniforms)  # (B,), of 0 to k - 1
-        ids = kept.gather(1, places[:, None]).squeeze(1)
-    else:
-        ids = _draw_filtered(logits, options, uniforms)
-    return ids.where(is_finite, NOT_FINITE)
+        ids = top_k_ids(logits, options.top_k)  # (B, k)
+        logits = logits.gather(1, ids)
+        yield Stage("top_k", logits, ids)
+    for name, apply in filters(options).items():
+        logits = apply(logits)  # (B, n)
+        yield Stage(name, logits, ids)
 
 
 def to_list(ids: Tensor) -> list[int]:
@@ -118,20 +166,14 @@ def to_list(ids: Tensor) -> list[int]:
     return chosen
 
 
-def filters(options: SamplingOptions) -> list[Filter]:
-    """The filters after top-k, in order; each works on the n tokens that are left, (B, n)."""
-    chain: list[Filter] = [partial(scale, temperature=options.temperature)]
+def filters(options: SamplingOptions) -> dict[str, Filter]:
+    """The filters after top-k, in order, by name; each works on the n tokens that are left, (B, n)."""
+    chain: dict[str, Filter] = {"temperature": partial(scale, temperature=options.temperature)}
     if options.top_p < 1:
-        chain.append(partial(top_p, p=options.top_p))
+        chain["top_p"] = partial(top_p, p=options.top_p)
     if options.min_p > 0:
-        chain.append(partial(min_p, p=options.min_p))
+        chain["min_p"] = partial(min_p, p=options.min_p)
     return chain
-
-
-def _draw_filtered(logits: Tensor, options: SamplingOptions, uniforms: Tensor) -> Tensor:
-    for apply in filters(options):
-        logits = apply(logits)  # (B, n)
-    return draw(logits, uniforms)
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -44,6 +44,7 @@ ACTIVATION_NOTES = {
     "logits": "one per token of the vocabulary",
 }
 MOST_TOKENS = 64  # of a prompt, listed one per line
+LENS_TOKENS = 5  # of each block
 BAR = 24  # characters of a probability of 1
 
 
@@ -69,15 +70,23 @@ def show_tensors(summary: ModelInfo, tensors: Sequence[TensorInfo]) -> None:
     _print_table("tensors, as stored in the file", _with_not_finite(TENSOR_COLUMNS, rows), right=range(3, 9))
 
 
-def show_prompt(summary: ModelInfo, anatomy: ForwardTrace, likeliest: Sequence[NextToken]) -> None:
-    """One forward pass: tokens, activations, and the likeliest next tokens."""
+def show_prompt(
+    summary: ModelInfo,
+    anatomy: ForwardTrace,
+    likeliest: Sequence[NextToken],
+    lens: Sequence[Sequence[NextToken]],
+) -> None:
+    """One forward pass: tokens, activations, and the likeliest next tokens, of each block at last."""
     tokenizer, ids = summary.tokenizer, anatomy.ids
     _print_heading(summary, verified=True)
-    _print_table(f"prompt: {len(ids)} token{'s'[: len(ids) > 1]}", _tokens(tokenizer, ids), right=(0, 1))
+    title = f"prompt: {len(ids)} token{'s'[: len(ids) > 1]}, with their probabilities after those before them"
+    _print_table(title, _tokens(tokenizer, anatomy), right=(0, 1, 2))
     _print_table("activations, in order of computation", activations(anatomy), right=range(2, 6))
     if likeliest:
         rows = [("", "id", "probability", "token"), *_next(tokenizer, likeliest)]
         _print_table("next token", rows, right=(0, 1, 2))
+        title = "logit lens: the next token, were the model to end after a block"
+        _print_table(title, _lens(tokenizer, lens))
 
 
 def outline(summary: ModelInfo) -> list[Row]:
@@ -312,14 +321,25 @@ def _conversion(lineage: Lineage) -> Iterator[Row]:
         yield "note", note
 
 
-def _tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[Row]:
+def _tokens(tokenizer: Tokenizer, anatomy: ForwardTrace) -> Iterator[Row]:
+    ids = anatomy.ids
+    chances = ["-", *(f"{p:.2%}" for p in anatomy.probabilities)]  # nothing precedes the first
     n_hidden = max(len(ids) - MOST_TOKENS, 0)
     first = MOST_TOKENS // 2
+    yield "", "id", "probability", "token"
     for place, token in enumerate(ids):
         if n_hidden and place == first:
-            yield "...", "", f"{n_hidden} more"
+            yield "...", "", "", f"{n_hidden} more"
         if not n_hidden or not first <= place < first + n_hidden:
-            yield f"{place}", f"{token}", token_text(tokenizer, token)
+            yield f"{place}", f"{token}", chances[place], token_text(tokenizer, token)
+
+
+def _lens(tokenizer: Tokenizer, lens: Sequence[Sequence[NextToken]]) -> Iterator[Row]:
+    """A row per block, the likeliest tokens of its last position side by side."""
+    for block, found in enumerate(lens):
+        tokens = found[:LENS_TOKENS]
+        cells = (f"{token_text(tokenizer, token.id)} {token.probability:.1%}" for token in tokens)
+        yield f"h.{block}", *(cells if tokens else ["not finite"])
 
 
 def _next(tokenizer: Tokenizer, likeliest: Sequence[NextToken]) -> Iterator[Row]:

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2cli.evaluation import perplexity
 from gpt2cli.evaluation.classes import ClassificationMetrics
 from gpt2cli.evaluation.eval_text import EncodedText
+from gpt2cli.evaluation.perplexity import PerplexityProgress
+from gpt2cli.evaluation.scoring import SlidingWindow
 from gpt2cli.ui.console import aligned, printable
 
 MOST_CLASSES = 20  # beyond that a screen has no room for a confusion matrix, nor a picture for its numbers
@@ -30,8 +31,8 @@ class EvaluationRow:
 
     model: str
     text: EncodedText
-    sliding: perplexity.SlidingWindow
-    result: perplexity.PerplexityProgress
+    sliding: SlidingWindow
+    result: PerplexityProgress
     split: str | None
     paper: float | None
 

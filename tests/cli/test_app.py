@@ -18,8 +18,9 @@ import torch
 import typer
 
 from gpt2cli import errors
-from gpt2cli.cli import app, train_command
+from gpt2cli.cli import app
 from gpt2cli.errors import Gpt2Error
+from gpt2cli.training import run_record
 
 Gpt2 = Callable[..., Any]
 HEAVY = ("torch", "numpy", "pydantic", "yaml", "tiktoken", "matplotlib", "httpx2")
@@ -69,7 +70,7 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def burst(recipe: str) -> None:
         raise error
 
-    monkeypatch.setattr(train_command, "_name_of", burst)
+    monkeypatch.setattr(run_record, "run_name_of", burst)
 
 
 @pytest.mark.parametrize(

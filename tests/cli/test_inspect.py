@@ -4,6 +4,7 @@ import json
 import math
 from ast import literal_eval
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from inspected import CHARS, save, table
 from runs import write_recipe
 from safetensors.numpy import load_file, save_file
 
+from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.tokenizer.bpe import gpt2 as byte_pairs
 
@@ -189,7 +191,37 @@ def test_the_prompt(gpt2: Gpt2, as_json: Callable[..., dict[str, Any]], model: P
     rows = table(text, "next token")
     assert [row[1] for row in rows[1:]] == [str(i) for i in wanted.indices.tolist()]
     assert [row[2] for row in rows[1:]] == [f"{p:.2%}" for p in found]
-    assert ["3", str(ids[3]), "'", "'"] in table(text, "prompt: 7 tokens")
+    rows = {row[0]: row[1:] for row in table(text, "prompt: 7 tokens")}
+    chances = [token["probability"] for token in seen["tokens"]]
+    assert rows["3"] == [str(ids[3]), f"{chances[3]:.2%}", "'", "'"] and rows["0"][1] == "-"
+
+
+def test_the_logit_lens_of_every_block(
+    gpt2: Gpt2, as_json: Callable[..., dict[str, Any]], model: Path
+) -> None:
+    """Of the NumPy reference, of which each block is the last in turn."""
+    raw, ids = load_file(model / "model.safetensors"), CHARS.encode(TEXT)
+    config = GPT2Config(n_layer=3, n_head=2, n_embd=16, n_positions=80, vocab_size=CHARS.n_vocab)
+    found = as_json(model, "--prompt", TEXT, "--top", "4")["prompt"]
+    assert [len(block) for block in found["lens"]] == [len(ids)] * 3
+    text = table(gpt2("inspect", model, "--prompt", TEXT, "--top", "4").out, "logit lens")
+    for layer, block in enumerate(found["lens"]):
+        (logits,) = reference_logits(raw, "gpt2cli", replace(config, n_layer=layer + 1), [ids])  # (T, V)
+        wanted = torch.from_numpy(logits).softmax(-1)
+        for position, candidates in enumerate(block):
+            highest = wanted[position].topk(4)
+            assert [one["id"] for one in candidates] == highest.indices.tolist()
+            chances = [one["probability"] for one in candidates]
+            assert chances == pytest.approx(highest.values.tolist(), abs=1e-5)
+        assert text[layer][0] == f"h.{layer}"
+        assert [cell for cell in text[layer] if cell.endswith("%")] == [
+            f"{one['probability']:.1%}" for one in block[-1]
+        ]
+    assert found["lens"][-1][-1] == found["next"], "the last block's is the model's own"
+    # `wanted` is now that of the whole model.
+    chances = [token["probability"] for token in found["tokens"]]
+    assert chances[0] is None
+    assert chances[1:] == pytest.approx([float(wanted[t, ids[t + 1]]) for t in range(len(ids) - 1)], abs=1e-5)
 
 
 def test_pieces_of_characters_and_controls(gpt2: Gpt2, tmp_path: Path) -> None:
@@ -198,16 +230,16 @@ def test_pieces_of_characters_and_controls(gpt2: Gpt2, tmp_path: Path) -> None:
     rows = table(gpt2("inspect", folder, "--prompt", text).out, "prompt")
     ids = byte_pairs().encode(text)
     pieces = [byte_pairs().decode_bytes([token]) for token in ids]
-    assert [literal_eval(" ".join(row[2:])) for row in rows] == [
+    assert [literal_eval(" ".join(row[3:])) for row in rows[1:]] == [
         piece if piece in (b"\xe6\x9d", b"\xb1") else piece.decode() for piece in pieces
     ]
 
 
 def test_a_long_prompt_is_listed_in_part(gpt2: Gpt2, model: Path) -> None:
     rows = table(gpt2("inspect", model, "--prompt", "a" * 70).out, "prompt: 70 tokens")
-    assert len(rows) == 65
-    assert rows[32] == ["...", "6", "more"]
-    assert (rows[31][0], rows[33][0], rows[64][0]) == ("31", "38", "69")
+    assert len(rows) == 66
+    assert rows[33] == ["...", "6", "more"]
+    assert (rows[32][0], rows[34][0], rows[65][0]) == ("31", "38", "69")
 
 
 def test_the_empty_prompt_begins_at_end_of_text(

@@ -12,16 +12,15 @@ from loud import loud
 
 from gpt2cli.checkpoints.folder import load_model, write_manifest, write_model
 from gpt2cli.errors import DivergedError, UsageError
-from gpt2cli.evaluation import perplexity
+from gpt2cli.evaluation import scoring
 from gpt2cli.evaluation.eval_text import EncodedText, encode_documents
 from gpt2cli.evaluation.perplexity import (
     PerplexityProgress,
-    SlidingWindow,
     measure_perplexity,
     paper_perplexity,
     sliding_window_for,
-    windows,
 )
+from gpt2cli.evaluation.scoring import SlidingWindow, windows
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.runtime import choose_runtime
@@ -119,7 +118,7 @@ def test_windows_together_give_what_they_give_alone(
     folder: Path, context: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, _ = ours(folder, STORY, context, stride, batch=1)
-    monkeypatch.setattr(perplexity, "LOGIT_ROWS", 19)
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 19)
     for batch in (2, 5, 1000):
         together, _ = ours(folder, STORY, context, stride, batch)
         assert together.loss == pytest.approx(alone.loss, abs=1e-6)
@@ -219,7 +218,7 @@ def test_logits_exist_a_chunk_at_a_time(folder: Path, monkeypatch: pytest.Monkey
         most = max(most, output.shape[:-1].numel())
 
     head.register_forward_hook(watch)
-    monkeypatch.setattr(perplexity, "LOGIT_ROWS", 10)
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 10)
     text = encode_documents([STORY], loaded.tokenizer, "story")
     last(measure_perplexity(loaded.model, text, SlidingWindow(48, 24, 8), choose_runtime("cpu")))
     assert most == 10

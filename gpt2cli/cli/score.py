@@ -1,0 +1,96 @@
+"""`gpt2 score`: lines of text in, the log-probability of each under a model out."""
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2cli.cli.choose_model import preloading
+from gpt2cli.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    ThreadsOption,
+    arriving_lines,
+    lines_of,
+)
+from gpt2cli.errors import Gpt2Error, InputError, UsageError
+from gpt2cli.paths import expand
+from gpt2cli.ui.console import err, print_json, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from gpt2cli.tokenizer.base import Tokenizer
+
+STDIN = Path("-")
+FEW = 200  # texts; fewer are done before a bar could be read
+
+
+def score(
+    file: Annotated[
+        Path,
+        typer.Argument(parser=expand, metavar="FILE", help="A file with one text per line; -: stdin."),
+    ],
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Measure how likely each line of a file is: its log-probability, in nats.
+
+    Each line is scored by itself after end-of-text, so that all its tokens count.
+    Prints one number per line; with --json one object with text, logprob, tokens and perplexity.
+    """
+    if file == STDIN and sys.stdin is None:  # closed by the parent process
+        raise UsageError("-: standard input is closed", fix="gpt2 score FILE")
+    groups: Iterable[tuple[list[str], int]]
+    if file == STDIN:
+        groups, name = arriving_lines(), "line "
+    else:
+        groups, name = [(lines_of(file), 0)], f"{file}:"
+    with preloading(model, adapter) as (folder, adapters):
+        from gpt2cli.convert.open_model import open_model
+        from gpt2cli.evaluation.scoring import score_texts
+        from gpt2cli.runtime import choose_runtime
+        from gpt2cli.ui.progress import counting, track
+
+        runtime = choose_runtime(device, precision, threads)
+        for notice in runtime.notices:
+            say(notice, "warn")
+        loaded = open_model(folder, adapters, remembered=True)
+        loaded.model.to(runtime.device)
+    for texts, n_before in groups:
+        rows = _encoded(texts, loaded.tokenizer, name, n_before)
+        scores = score_texts(loaded.model, rows, runtime)
+        if len(texts) > FEW:
+            scores = track(scores, err(), counting("scoring", len(texts)))
+        for text, logprobs in zip(texts, scores, strict=True):
+            if as_json:
+                print_json(_facts(text, logprobs))
+            else:
+                sys.stdout.write(f"{math.fsum(logprobs):.4f}\n")
+        sys.stdout.flush()
+
+
+def _encoded(texts: list[str], tokenizer: "Tokenizer", name: str, n_before: int) -> "Iterator[list[int]]":
+    from gpt2cli.evaluation.scoring import after_beginning
+
+    for number, text in enumerate(texts, n_before + 1):
+        try:
+            yield after_beginning(tokenizer, tokenizer.encode(text))
+        except Gpt2Error as error:  # a character that a character model does not know
+            raise InputError(f"{name}{number}: {error.what}", error.why, error.fix) from None
+
+
+def _facts(text: str, logprobs: tuple[float, ...]) -> dict[str, Any]:
+    """An empty line has no tokens, and no perplexity."""
+    total, n = math.fsum(logprobs), len(logprobs)
+    perplexity = math.exp(min(-total / n, 700.0)) if n else None  # exp of more overflows a float
+    return {"text": text, "logprob": total, "tokens": n, "perplexity": perplexity}

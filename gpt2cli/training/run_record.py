@@ -1,0 +1,158 @@
+"""A training run as its folder tells it: its name, where it resumes, run.json and recipe.yaml, a divergence.
+
+Notices are sentences for the user.
+"""
+
+import contextlib
+import json
+import math
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gpt2cli import __version__, files, paths
+from gpt2cli.errors import DivergedError, Gpt2Error, UsageError
+from gpt2cli.recipe.loader import display_path, dump_recipe, load_recipe
+from gpt2cli.recipe.schema import Recipe
+from gpt2cli.runtime import describe_machine
+from gpt2cli.training.base_model import newest_base
+from gpt2cli.training.open_task import Notice
+from gpt2cli.training.optimizer_step import learning_rate
+from gpt2cli.training.retention import pin
+from gpt2cli.training.run_dir import (
+    RunDir,
+    diverged_at,
+    named_checkpoint,
+    newest_valid_checkpoint,
+    record_divergence,
+    truncate_records,
+    write_record,
+)
+from gpt2cli.training.setup import TrainingSetup
+
+
+def run_name_of(recipe: str) -> str:
+    """verdict for recipes/verdict.yaml; the run's path for the recipe.yaml of a run."""
+    path = paths.expand(recipe)
+    if path.name == "recipe.yaml" and paths.is_run(path.parent):
+        return str(path.parent.resolve())
+    return path.stem
+
+
+def newest_init(recipe: Recipe, notice: Notice) -> str:
+    """The path that `init: newest` means now, as YAML; on a resume the newest model is this run."""
+    if recipe.init != paths.NEWEST:
+        return ""
+    folder = newest_base()
+    notice(f"init: the newest model is {folder}")
+    return json.dumps(str(folder.absolute()))
+
+
+def resume_point(run: RunDir, from_: str | None, command: str, notice: Notice) -> Path | None:
+    """The checkpoint that was asked for, or the newest intact one; says which newer ones are damaged.
+
+    Raises UsageError for a run that diverged, whose newest checkpoint may be wrecked already.
+    """
+    if from_:
+        return named_checkpoint(run, from_)
+    if (step := diverged_at(run)) is not None and paths.checkpoints(run.folder):
+        raise UsageError(
+            f"{run.folder}: the run diverged at step {step}",
+            "its newest checkpoint may be close to that; --from says where to go back to",
+            f"{command} --resume --from {best_or_last(run)} optim.lr=VALUE",
+        )
+    checkpoint, problems = newest_valid_checkpoint(run)
+    for problem in problems:
+        notice(f"warning: {problem.what}; going back to {checkpoint.name if checkpoint else 'the start'}")
+    return checkpoint
+
+
+def best_or_last(run: RunDir) -> str:
+    return "best" if (run.folder / "best").is_dir() else "last"
+
+
+def record_session(
+    run: RunDir,
+    setup: TrainingSetup,
+    checkpoint: Path | None,
+    given: list[str],
+    origin: dict[str, object],
+    command: Sequence[str],
+    notice: Notice,
+) -> None:
+    """Write recipe.yaml and run.json; on a resume, say what changed and cut the log after the checkpoint."""
+    text, step = dump_recipe(setup.recipe), setup.state.step
+    if checkpoint and run.recipe.exists():
+        before = run.recipe.read_text(encoding="utf-8").splitlines()
+        for line in text.splitlines():
+            if line not in before:
+                notice(f"note: changed since the run began: {line.strip()}")
+        _note_changes(run, setup, notice)
+    run.checkpoints.mkdir(exist_ok=True)
+    files.write_file(run.recipe, text)
+    truncate_records(run, step if checkpoint else -1)
+    write_record(
+        run,
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": list(command),
+            "folder": str(Path.cwd()),
+            "run": str(run.folder.resolve()),
+            "overrides": given,
+            "from_step": step,
+            "gpt2cli": __version__,
+            "machine": describe_machine(setup.runtime),
+            "data": origin,
+        },
+        resumed=checkpoint is not None,
+    )
+    _pin_base(run, setup, notice)
+
+
+def _note_changes(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
+    """What a changed recipe does to a resumed run that its values do not show."""
+    try:
+        before = load_recipe(str(run.recipe)).recipe
+    except Gpt2Error:  # an older version's
+        return
+    now, step = setup.recipe, setup.state.step
+    old, new = learning_rate(before.optim, step), learning_rate(now.optim, step)
+    if step < now.optim.steps and not math.isclose(old, new):
+        notice(f"note: the learning rate goes on at {new:.1e}; with the recipe before it would be {old:.1e}")
+    if before.batch != now.batch and setup.model.config.dropout:
+        notice("note: another micro_batch draws other dropout masks: the same samples, not the same bits")
+
+
+def _pin_base(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
+    """Adapters are nothing without their base: where that is a checkpoint of another run, it stays."""
+    named = setup.task.base.folder
+    if setup.recipe.train != "lora" or named is None:
+        return
+    base = named.resolve()  # it may be a pointer: runs/base/best
+    if not paths.is_checkpoint(base):
+        return
+    owner, step = display_path(base.parent.parent), int(base.name.removeprefix("step-"))
+    try:
+        pin(base, run.folder)
+        notice(f"note: {owner} keeps step {step}: it is the base of these adapters")
+    except OSError as error:
+        notice(f"warning: {base} cannot be pinned ({error.strerror}); the adapters are lost if it goes")
+
+
+@contextlib.contextmanager
+def explain_divergence(run: RunDir, setup: TrainingSetup) -> Iterator[None]:
+    """Record a divergence, and propose the command that goes back to before it."""
+    try:
+        yield
+    except DivergedError as error:
+        record_divergence(run, setup.state.step)
+        start = f"gpt2 {setup.recipe.task} {shlex.quote(str(run.recipe))}"
+        optim = setup.recipe.optim
+        lr = f"optim.lr={optim.lr / 3:.2g}"
+        lr += f" optim.min_lr={optim.lr / 30:.2g}" if optim.min_lr > optim.lr / 3 else ""
+        if paths.checkpoints(run.folder):
+            fix = f"{start} --resume --from {best_or_last(run)} {lr}"
+        else:
+            fix = f"{start} {lr}"  # nothing is saved yet: from the start
+        raise DivergedError(error.what, f"{error.why}; a smaller learning rate may help", fix) from None
