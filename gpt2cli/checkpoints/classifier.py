@@ -32,7 +32,7 @@ from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.paths import is_adapter
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
-from gpt2cli.tokenizer.files import COPY, load_tokenizer, save_tokenizer
+from gpt2cli.tokenizer.files import COPY, load_tokenizer, save_tokenizer, token_name
 
 SCORE = "score.weight"
 
@@ -76,7 +76,7 @@ def write_classifier(
     write_file(folder / RECIPE, recipe)
     names = [CONFIG, RECIPE, *save_tokenizer(tokenizer, folder)]
     settings = read_json_object(folder / TOKENIZER_CONFIG)
-    padding = {"pad_token": tokenizer.decode([pad]), "padding_side": "right"}
+    padding = {"pad_token": token_name(tokenizer, pad), "padding_side": "right"}
     settings |= {**padding, "model_max_length": max_tokens}
     write_json(folder / TOKENIZER_CONFIG, settings)
     return hashes | {name: sha256_of(folder / name) for name in names}

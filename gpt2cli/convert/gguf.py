@@ -127,10 +127,7 @@ def _vocabulary_of(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     A character that a character vocabulary lacks is an error here; llama.cpp passes over it.
     """
     if isinstance(tokenizer, BPE):
-        apart = tokenizer.specials.union(token.id for token in tokenizer.added)
-        tokens = [
-            token.decode() if i in apart else _spelled(token) for i, token in enumerate(tokenizer.tokens)
-        ]
+        tokens = [tokenizer.spelling(id) for id in range(tokenizer.n_vocab)]
         return tokens, [f"{tokens[left]} {tokens[right]}" for left, right in tokenizer.merges]
     assert isinstance(tokenizer, Chars)
     tokens = [_spelled(character.encode()) for character in tokenizer.characters]

@@ -231,13 +231,13 @@ class BPE:
     @functools.cached_property
     def vocab_json(self) -> bytes:
         """Content of vocab.json; for GPT-2, byte for byte OpenAI's encoder.json."""
-        names = {self._printable(i): i for i in range(self.n_vocab)}
+        names = {self.spelling(i): i for i in range(self.n_vocab)}
         return json.dumps(names).encode("ascii")
 
     @functools.cached_property
     def merges_txt(self) -> bytes:
         """Content of merges.txt; for GPT-2, byte for byte OpenAI's vocab.bpe."""
-        lines = [f"{self._printable(left)} {self._printable(right)}\n" for left, right in self.merges]
+        lines = [f"{self.spelling(left)} {self.spelling(right)}\n" for left, right in self.merges]
         return (VERSION_LINE + "".join(lines)).encode("utf-8")
 
     def id_of(self, token: str) -> int | None:
@@ -276,7 +276,8 @@ class BPE:
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def _printable(self, token_id: int) -> str:
+    def spelling(self, token_id: int) -> str:
+        """As the files spell the token: `id_of` finds it by that."""
         token = self.tokens[token_id]
         return token.decode() if token_id in self._apart else "".join([CHARACTER_OF[byte] for byte in token])
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +176,8 @@ def _special_tokens(
     has_none = "bos_token" in settings and settings["bos_token"] is None
     bos = id_of(first) or named("bos_token") or ([] if has_none else ids_of("bos_token_id") or [eos])
     pad = named("pad_token") or ids_of("pad_token_id")
-    return SpecialTokens(
-        eos,
-        tuple(dict.fromkeys(stops)),
-        bos[0] if bos else None,
-        pad[0] if pad else None,
-        first is not None,
-    )
+    ids = (bos[0] if bos else None, pad[0] if pad else None)
+    return SpecialTokens(eos, tuple(dict.fromkeys(stops)), *ids, adds_bos=first is not None)
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
@@ -250,7 +246,10 @@ def _from_tokenizer_json(path: Path, settings: dict[str, Any]) -> tuple[BPE | Ch
     content = read_json_object(path, AGAIN)
     with _refuse_damage(path):
         model = content["model"]
-        vocab, kind = {**model["vocab"]}, model["type"]
+        kind = model["type"]
+        if kind not in ("BPE", "WordLevel"):
+            raise _unlike(path, "model.type", kind)
+        vocab = {**model["vocab"]}
         entries = content.get("added_tokens") or []
         listed = {entry["content"] for entry in entries}
         entries += [entry for entry in settings["added"] if entry["content"] not in listed]
@@ -260,8 +259,6 @@ def _from_tokenizer_json(path: Path, settings: dict[str, Any]) -> tuple[BPE | Ch
                 if content.get(part) != expected:
                     raise _unlike(path, part, content.get(part))
             return _chars(vocab, path), None
-        if kind != "BPE":
-            raise _unlike(path, "model.type", kind)
         for (part, key), allowed in BYTE_LEVEL.items():
             value = (_only_step(content.get(part)) or {}).get(key)
             if value not in allowed:
@@ -345,12 +342,15 @@ def _unlike(path: Path, key: str, value: Any) -> InputError:
     )
 
 
+def token_name(tokenizer: Tokenizer, id: int | None) -> str | None:
+    """By which transformers finds the token; a text of the same look may be another."""
+    if id is None:
+        return None
+    return tokenizer.spelling(id) if isinstance(tokenizer, BPE) else tokenizer.decode([id])
+
+
 def _config(tokenizer_class: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    special = tokenizer.special
-
-    def name(id: int | None) -> str | None:
-        return None if id is None else tokenizer.decode([id])
-
+    special, name = tokenizer.special, partial(token_name, tokenizer)
     return {
         "tokenizer_class": tokenizer_class,
         "bos_token": name(special.bos),

@@ -179,6 +179,12 @@ def first_is_cls(folder: Path) -> None:
     put(folder, engine, {"pad_token": "[PAD]", "eos_token": "[SEP]"}, config={"bos_token_id": 3})
 
 
+def ends_with_a_line_feed(folder: Path) -> None:
+    """The end is an ordinary token, by the spelling of the vocabulary."""
+    write(folder, tokenizer_config={"eos_token": "\u010a", "pad_token": "!"})
+    GPT2Config(vocab_size=50257).save_pretrained(folder)
+
+
 def sequence_of_one(folder: Path) -> None:
     engine = trained()
     engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -196,12 +202,13 @@ FOLDERS = (
     normalized,
     first_is_cls,
     sequence_of_one,
+    ends_with_a_line_feed,
 )
 
 
 @pytest.mark.parametrize("make", FOLDERS, ids=lambda make: make.__name__)
 def test_where_files_list_tokens(make: Callable[[Path], None], tmp_path: Path) -> None:
-    if make not in (named_with_a_row, extra_by_names):
+    if make not in (named_with_a_row, extra_by_names, ends_with_a_line_feed):
         GPT2Config(vocab_size=400).save_pretrained(tmp_path)
     make(tmp_path)
     assert_same(tmp_path)
@@ -214,7 +221,9 @@ def test_a_tokenizer_without_bos_has_none(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path).bos_token is None
 
 
-@pytest.mark.parametrize("name", [*OTHER_KINDS, "roberta", "t5", "prefix", "prefix beside tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", [*OTHER_KINDS, "roberta", "t5", "prefix", "prefix beside tokenizer.json", "Unigram"]
+)
 def test_another_kind_of_tokenizer_is_named(name: str, tmp_path: Path) -> None:
     """Though the model has as many tokens as GPT-2, or the files are GPT-2's."""
     folder = write(tmp_path / "m")
@@ -224,6 +233,9 @@ def test_another_kind_of_tokenizer_is_named(name: str, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     if "beside" in name:
         trained().save(str(folder / "tokenizer.json"))
+    elif name == "Unigram":
+        unigram = {"model": {"type": name, "vocab": [["a", 0.0]], "unk_id": 0}}
+        (folder / "tokenizer.json").write_text(json.dumps(unigram))
     elif "prefix" not in name and name != "roberta":
         for file in ("vocab.json", "merges.txt"):
             (folder / file).unlink()
