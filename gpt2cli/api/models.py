@@ -29,7 +29,6 @@ from gpt2cli.api.records import (
     TextToken,
 )
 from gpt2cli.checkpoints.classifier import LoadedClassifier
-from gpt2cli.checkpoints.classifier import load_classifier as read_classifier
 from gpt2cli.checkpoints.finite import bad_logits
 from gpt2cli.checkpoints.folder import LoadedModel
 from gpt2cli.data.conversations import ROLES, read_conversation
@@ -42,16 +41,22 @@ from gpt2cli.generation.chat_session import Conversation, ReplyDone
 from gpt2cli.generation.chat_settings import ChatSettings
 from gpt2cli.generation.cpu.aot_packages import build_package
 from gpt2cli.generation.label_texts import predict_labels
-from gpt2cli.generation.load import NEW_TOKENS, REPLY_TOKENS, find_with_adapters, load_for_decoding
+from gpt2cli.generation.load import (
+    NEW_TOKENS,
+    REPLY_TOKENS,
+    find_with_adapters,
+    load_for_classifying,
+    load_for_decoding,
+)
 from gpt2cli.generation.sampling import SamplingOptions, sampling_options
 from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.jinja_template import read_chat_template
-from gpt2cli.paths import find_model
-from gpt2cli.runtime import Runtime, choose_runtime
+from gpt2cli.runtime import Runtime
 from gpt2cli.templates import Turn, read_turns
 from gpt2cli.tokenizer.files import stopping_at_eos
 
 NEXT = 10  # candidates of `next`
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 class LanguageModel:
@@ -157,6 +162,8 @@ class LanguageModel:
         >>> best.probability > others[0].probability > 0
         True
         """
+        if n < 1:
+            raise UsageError(f"n is {n}", "it must be at least 1")
         ids = torch.tensor([self._prompt(text)], device=self._device)
         with torch.inference_mode():
             logits = self._model.extend(ids, self._model.new_cache(1, ids.shape[1]))  # (1, V)
@@ -346,6 +353,7 @@ def load(
     Traceback (most recent call last):
     gpt2cli.errors.InputError: runs/nowhere: no such model: ...
     """
+    _check_hardware(precision, (*PRECISIONS, "int8"), threads)
     adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
     name = None if model is None else str(model)
     folder, folders = find_with_adapters(name, [str(one) for one in adapters])
@@ -354,7 +362,7 @@ def load(
         adapters=folders,
         n_rows=1,
         n_tokens=0,
-        notice=lambda sentence, kind: _warn(sentence) if kind == "warning" else None,
+        notice=_notice,
         build=build_package,
     )
     return LanguageModel(loaded, name or str(folder))
@@ -368,14 +376,20 @@ def load_classifier(
     >>> gpt2cli.load_classifier("runs/labels")
     TextClassifier('runs/labels': bank, ham, spam; reads 20 tokens)
     """
-    folder = find_model(str(model))
-    runtime = choose_runtime(device, precision, threads)
-    for sentence in runtime.notices:
-        _warn(sentence)
-    loaded = read_classifier(folder, remembered=True)
-    loaded.model.to(device=runtime.device, dtype=runtime.dtype)
+    _check_hardware(precision, PRECISIONS, threads)
+    loaded = load_for_classifying(str(model), device, precision, threads, _notice)
     return TextClassifier(loaded, str(model))
 
 
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=3)
+def _check_hardware(precision: str, known: Sequence[str], threads: int) -> None:
+    """What the command line's own parser refuses there."""
+    if precision not in known:
+        raise UsageError(f"precision is {precision!r}", f"it must be one of {', '.join(known)}")
+    if threads < 0:
+        raise UsageError(f"threads is {threads}", "it must be 0, one per core, or a positive number")
+
+
+def _notice(sentence: str, kind: str) -> None:
+    """Warnings become Python's; hints are for a command line."""
+    if kind == "warning":
+        warnings.warn(sentence, stacklevel=4)

@@ -18,7 +18,8 @@ from gpt2cli.cli.options import (
     say_if_typed,
 )
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.paths import expand, find_model
+from gpt2cli.generation.load import load_for_classifying
+from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, printable, say
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def classify(
         batches = [(texts, _numbered("text "))]
     else:
         batches = ((some, _numbered("line ", n_before)) for some, n_before in arriving_lines())
-    loaded = _load(model, device, precision, threads)
+    loaded = load_for_classifying(model, device, precision, threads, lambda text, kind: say(text, "warn"))
     rows = iter(table.rows) if table and not as_json else None
     if table and rows:
         _write(_csv([*table.columns, *_added(table)]))
@@ -156,19 +157,6 @@ def _json(loaded: "LoadedClassifier", text: str, label: str | None, answer: "Lab
 def _write(line: str) -> None:
     sys.stdout.write((printable(line) if sys.stdout.isatty() else line) + "\n")
     sys.stdout.flush()
-
-
-def _load(name: str, device: str, precision: str, threads: int) -> "LoadedClassifier":
-    from gpt2cli.checkpoints.classifier import load_classifier
-    from gpt2cli.runtime import choose_runtime
-
-    folder = find_model(name)
-    runtime = choose_runtime(device, precision, threads)
-    for notice in runtime.notices:
-        say(notice, "warn")
-    loaded = load_classifier(folder, remembered=True)
-    loaded.model.to(device=runtime.device, dtype=runtime.dtype)
-    return loaded
 
 
 def _refuse_tables(file: Path | None, columns: str | None) -> None:

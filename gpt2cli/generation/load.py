@@ -17,6 +17,7 @@ from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.paths import canonical_size, expand, find_model, has_home, is_adapter, is_checkpoint, is_model
 
 if TYPE_CHECKING:
+    from gpt2cli.checkpoints.classifier import LoadedClassifier
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.model.config import GPT2Config
     from gpt2cli.runtime import Runtime
@@ -121,6 +122,22 @@ def load_for_decoding(
             aot_packages.use_package(model, runtime.precision, package)
         except aot_packages.BuildError as error:
             notice(f"{error}; going on without it", "warning")
+    return loaded
+
+
+def load_for_classifying(
+    name: str, device: str, precision: str, threads: int, notice: Notice
+) -> "LoadedClassifier":
+    """The classifier that `name` means, on its device. Raises as `load_for_decoding`."""
+    from gpt2cli.checkpoints.classifier import load_classifier
+    from gpt2cli.runtime import choose_runtime
+
+    folder = find_model(name)
+    runtime = choose_runtime(device, precision, threads)
+    for sentence in runtime.notices:
+        notice(sentence, "warning")
+    loaded = load_classifier(folder, remembered=True)
+    loaded.model.to(device=runtime.device, dtype=runtime.dtype)
     return loaded
 
 
