@@ -56,7 +56,7 @@ def train(
     dry_run: bool,
     offline: bool,
     from_: str | None,
-    processes: int,
+    processes: int = 1,
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.training import run_dir as runs

@@ -19,7 +19,7 @@ import typer
 
 from gpt2cli import errors
 from gpt2cli.cli import app
-from gpt2cli.errors import Gpt2Error
+from gpt2cli.errors import Gpt2Error, LostRankError
 from gpt2cli.training import run_record
 
 Gpt2 = Callable[..., Any]
@@ -82,7 +82,9 @@ def test_each_kind_of_error_has_its_code_and_its_lines(
     raising(kind("what [/x] \x1b[31m", "because", "do this"), monkeypatch)
     done = gpt2("pretrain", "verdict")
     assert done.code == kind.exit_code
-    assert done.err.splitlines() == ["error: what [/x] ␛[31m", "why: because", "fix: do this"]
+    said = ["error: what [/x] ␛[31m", "why: because", "fix: do this"]
+    # Of several processes that train together, the one that is gone has said why.
+    assert done.err.splitlines() == ([] if kind is LostRankError else said)
 
 
 @pytest.mark.parametrize(
