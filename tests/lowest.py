@@ -57,7 +57,8 @@ def test_a_text_becomes_a_model_that_writes_and_chats(gpt2: Any, monkeypatch: py
     run = train(gpt2, PRETRAIN, "run", "log.tensorboard=true")
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG") and any((run / "tensorboard").iterdir())
     written = gpt2("generate", "--model", run, "--json", "-n", "5", "abc")
-    assert written.code == 0 and len(json.loads(written.out)["ids"]) == 5
+    found = json.loads(written.out)  # chance may end the text before its five tokens
+    assert written.code == 0 and (len(found["ids"]) == 5 or found["finish_reason"] == "end_of_text")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc\n/clear\ndef\n")))
     chatted = gpt2("chat", run, "--json", "-n", "5", "--seed", "1")
     assert chatted.code == 0 and len([json.loads(line) for line in chatted.out.splitlines()]) == 2
