@@ -114,4 +114,5 @@ def test_the_wheel_runs_without_the_checkout(built: Built, tmp_path: Path) -> No
     assert recipe == [0, (ROOT / "recipes" / "finetune-text.yaml").read_text(encoding="utf-8")]
     assert trained == [0, "runs/tiny\n"], done.stderr
     assert (tmp_path / "runs" / "tiny" / "best" / "model.safetensors").is_file()
-    assert generated[0] == 0 and len(json.loads(generated[1])["ids"]) == 3
+    found = json.loads(generated[1])
+    assert generated[0] == 0 and (len(found["ids"]) == 3 or found["finish_reason"] == "end_of_text")
