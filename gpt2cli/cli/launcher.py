@@ -143,14 +143,18 @@ def train_along(
         ranks.close()
 
 
-def split_micro_batches(recipe: "Recipe", world: int) -> list[str]:
-    """Overrides by which each of `world` processes gets as many micro-batches: the same samples in
-    smaller ones, where their number does not divide. Raises UsageError where no split does.
+def split_micro_batches(recipe: "Recipe", world: int, resume: bool = False) -> list[str]:
+    """Overrides by which each of `world` processes gets as many micro-batches: smaller ones, where their
+    number does not divide.
+
+    A step keeps its samples, except that instruction tuning then puts other records of like length into a
+    batch, so that such a run cannot `resume` with another split. Raises UsageError where none fits.
     """
     rows, n = recipe.batch.micro_batch, recipe.batch.accumulation
     if n % world == 0:
         return []
-    is_fixed = recipe.task == "finetune-instruct"  # its batches hold rows of like length
+    is_by_length = recipe.task == "finetune-instruct"
+    is_fixed = is_by_length and resume
     parts = next((k for k in range(2, rows + 1) if rows % k == 0 and n * k % world == 0), None)
     if parts is None or is_fixed:
         most = n if is_fixed else rows * n
@@ -161,6 +165,7 @@ def split_micro_batches(recipe: "Recipe", world: int) -> list[str]:
             f"batch.accumulation={world}",
         )
     masks = "; with dropout, by other masks than alone" if recipe.model.dropout else ""
+    masks = "; records of like length meet otherwise than alone" if is_by_length else masks
     say(f"note: micro-batches of {rows} rows are split into {parts}, for {world} processes{masks}")
     return [f"batch.micro_batch={rows // parts}", f"batch.accumulation={n * parts}"]
 

@@ -94,7 +94,7 @@ def train(
     if newest := newest_init(loaded.recipe, say):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    given += launcher.split_micro_batches(loaded.recipe, ranks.world)
+    given += launcher.split_micro_batches(loaded.recipe, ranks.world, resume)
     loaded = _load(command, recipe, given + moved)
     with runs.start_run(run, command.task):
         runs.sweep(run)

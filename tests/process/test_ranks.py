@@ -202,6 +202,14 @@ def test_micro_batches_are_split_to_fit(tmp_path: Path, capfd: pytest.CaptureFix
     load_recipe(str(path), [caught.value.fix])
 
 
+def test_a_resumed_instruction_run_keeps_its_batches(tmp_path: Path) -> None:
+    _, path = recipe_of("instruct", tmp_path)
+    recipe = load_recipe(str(path), ["batch.micro_batch=4", "batch.accumulation=1"]).recipe
+    assert split_micro_batches(recipe, 2) == ["batch.micro_batch=2", "batch.accumulation=2"]
+    with pytest.raises(UsageError, match="--processes 2 does not fit"):
+        split_micro_batches(recipe, 2, resume=True)
+
+
 def test_alone_everything_is_as_it_is() -> None:
     assert list(ALONE.share(3)) == [0, 1, 2] and list(Ranks(1, 2).share(5)) == [1, 3]
     assert ALONE.add(1.5, 2) == (1.5, 2) and ALONE.most(0, 1) == (0, 1)
