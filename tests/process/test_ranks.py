@@ -1,8 +1,8 @@
 """Several processes train as one: the same bits, the same promises. Over gloo, with one thread each."""
 
 import contextlib
-import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -168,6 +168,36 @@ def test_a_killed_process_ends_the_others_and_is_named(rank: int, tmp_path: Path
     assert "Traceback" not in err and not any(map(_is_alive, children))
 
 
+@pytest.mark.parametrize(
+    "n_kills", [pytest.param(3, marks=pytest.mark.peers), pytest.param(30, marks=pytest.mark.proofs)]
+)
+def test_random_kills_of_random_ranks_change_nothing(n_kills: int, tmp_path: Path) -> None:
+    """After each kill the run is resumed; in the end it is the run that nothing disturbed."""
+    task, recipe = recipe_of("pretrain", tmp_path)
+    n_steps, draw = 60 * n_kills, random.Random(7)
+    long = (f"optim.steps={n_steps}", "checkpoint.every=10", "eval.every=1000", "eval.sample_tokens=0")
+    finished(task, recipe, "--name", "whole", *long)
+    for number in range(n_kills):
+        more = ["--resume"] if (Path("runs/cut") / "run.json").exists() else []
+        process = command(task, recipe, "--name", "cut", "--processes", "2", *more, *long)
+        children = []
+        while process.poll() is None and len(children) < 2:
+            children = _children(process.pid)
+            time.sleep(0.02)
+        if number % 3:  # else while it starts
+            with contextlib.suppress(AssertionError):
+                _until_step(Path("runs/cut"), _n_steps(Path("runs/cut")) + draw.randrange(20))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(draw.choice(children), signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert not any(map(_is_alive, children))
+    more = ["--resume"] if (Path("runs/cut") / "run.json").exists() else []
+    finished(task, recipe, "--name", "cut", "--processes", "2", *more, *long)
+    (first, _), (second, _) = of_run("cut"), of_run("whole")
+    assert losses(Path("runs/cut")) == losses(Path("runs/whole"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 @pytest.mark.peers
 def test_one_error_with_its_exit_code(tmp_path: Path) -> None:
     task, recipe = recipe_of("pretrain", tmp_path)
@@ -219,12 +249,15 @@ def test_alone_everything_is_as_it_is() -> None:
 def _until_step(run: Path, step: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
-            if sum(event["event"] == "StepDone" for event in events) >= step:
-                return
+        if _n_steps(run) >= step:
+            return
         time.sleep(0.05)
     raise AssertionError(f"{run} has not come to step {step}")
+
+
+def _n_steps(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count("StepDone") if path.exists() else 0
 
 
 def _children(pid: int) -> list[int]:
