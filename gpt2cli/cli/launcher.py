@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LOGS = "ranks"  # of a run: what the processes beside the first have said
 STORE = "GPT2_RANKS_STORE"  # the file through which they find one another
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 GRACE = 20.0  # seconds for the others to notice that one is gone
 LONGEST_TAIL = 4000  # bytes of a log that are shown
 
@@ -64,6 +65,8 @@ def launch(n: int) -> int:
     with tempfile.TemporaryDirectory(prefix="gpt2-ranks-") as folder:
         logs = [Path(folder) / f"rank-{rank}.log" for rank in range(n)]
         common = {STORE: str(Path(folder) / "store"), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+        # All are on this machine: gloo need not find its name in a network.
+        common["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK)
         running: dict[int, subprocess.Popen[bytes]] = {}
         received: list[int] = []
 
