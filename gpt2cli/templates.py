@@ -26,6 +26,7 @@ PREAMBLE = (
     " Write a response that appropriately completes the request."
 )
 
+CONTENT = "\0"  # stands for a message's text where a template is written in another language
 ALPACA_REPLY, CHAT_REPLY = "### Response:\n", "Assistant:\n"
 
 
@@ -58,7 +59,6 @@ class Template:
     opening: Callable[[str | None], str]  # with the system's text, where there is one
     question: Callable[[Turn], str]  # up to the place where the answer begins
     reply: str  # the header of an answer; the question's text ends with it
-    jinja: str  # the same in Hugging Face's form
 
     def parts(self, turns: Sequence[Turn]) -> list[TemplatePart]:
         """The turns as parts, in order; after a last question the answer may begin."""
@@ -75,7 +75,26 @@ class Template:
 
     def hugging_face_form(self, tokenizer: Tokenizer) -> str:
         """The Jinja program by which transformers' `apply_chat_template` gives the ids of `prompt_ids`."""
-        return ("{{ bos_token }}" if begin(tokenizer) else "") + self.jinja
+        default = self.opening(None)
+        otherwise = "{% else %}" + _jinja(default, "") if default else ""
+        return (
+            ("{{ bos_token }}" if begin(tokenizer) else "")
+            + "{% if messages and messages[0].role == 'system' %}"
+            + _jinja(self.opening(CONTENT), "messages[0].content")
+            + otherwise
+            + "{% endif %}{% for message in messages %}{% if message.role == 'user' %}"
+            + _jinja(self.message(CONTENT), "message.content")
+            + "{% elif message.role == 'assistant' %}"
+            + _jinja(self.reply + CONTENT, "message.content + eos_token")
+            + "{% endif %}{% endfor %}"
+            + "{% if add_generation_prompt %}"
+            + _jinja(self.reply, "")
+            + "{% endif %}"
+        )
+
+    def message(self, text: str) -> str:
+        """A user's message, without the header of the answer that follows."""
+        return self.question(Turn("user", text)).removesuffix(self.reply)
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """The prompt for the last question as text, for a person to read."""
@@ -147,26 +166,14 @@ def _chat_question(turn: Turn) -> str:
     return f"User:\n{turn.text}{given}\n\n{CHAT_REPLY}"
 
 
-_ALPACA_JINJA = (
-    "{% if messages and messages[0].role == 'system' %}{{ messages[0].content }}"
-    f"{{% else %}}{PREAMBLE}{{% endif %}}"
-    "{{ '\\n\\n' }}"
-    "{% for message in messages %}"
-    "{% if message.role == 'user' %}{{ '### Instruction:\\n' + message.content + '\\n\\n' }}"
-    "{% elif message.role == 'assistant' %}{{ '### Response:\\n' + message.content + eos_token }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
-)
-_CHAT_JINJA = (
-    "{% if messages and messages[0].role == 'system' %}"
-    "{{ 'System:\\n' + messages[0].content + '\\n\\n' }}"
-    "{% endif %}"
-    "{% for message in messages %}"
-    "{% if message.role == 'user' %}{{ 'User:\\n' + message.content + '\\n\\n' }}"
-    "{% elif message.role == 'assistant' %}{{ 'Assistant:\\n' + message.content + eos_token }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
-)
+def _jinja(text: str, content: str) -> str:
+    """A Jinja output of the text, with the expression `content` where CONTENT stands. Its line feeds are
+    escaped, because Jinja drops a literal one after a block.
+    """
+    strings = [repr(piece) if piece else "" for piece in text.split(CONTENT)]
+    between = [word for piece in strings for word in (piece, content)][:-1]
+    return "{{ " + " + ".join(word for word in between if word) + " }}"
+
 
 # Taori et al. 2023, Stanford Alpaca, with one preamble whether or not there is an input.
 _ALPACA = Template(
@@ -175,7 +182,6 @@ _ALPACA = Template(
     opening=lambda system: f"{PREAMBLE if system is None else system}\n\n",
     question=_alpaca_question,
     reply=ALPACA_REPLY,
-    jinja=_ALPACA_JINJA,
 )
 _CHAT = Template(
     name="chat",
@@ -183,6 +189,5 @@ _CHAT = Template(
     opening=lambda system: "" if system is None else f"System:\n{system}\n\n",
     question=_chat_question,
     reply=CHAT_REPLY,
-    jinja=_CHAT_JINJA,
 )
 TEMPLATES = {template.name: template for template in (_ALPACA, _CHAT)}

@@ -68,9 +68,8 @@ class PeftConfig:
     def means(self, matrix: str) -> bool:
         """Whether a matrix of this name has an adapter, by peft's rule."""
         assert self.targets is not None
-        if (
-            self.layers is not None and int(matrix.split(".")[2]) not in self.layers
-        ):  # transformer.h.3.attn...
+        # The block's number is the third word: transformer.h.3.attn.c_attn.
+        if self.layers is not None and int(matrix.split(".")[2]) not in self.layers:
             return False
         return any(matrix == target or matrix.endswith(f".{target}") for target in self.targets)
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from gpt2cli.training.ranks import Ranks
 
 LOGS = "ranks"  # of a run: what the processes beside the first have said
-STORE = "GPT2_RANKS_STORE"  # the file through which they find one another
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 GRACE = 20.0  # seconds for the others to notice that one is gone
 LONGEST_TAIL = 4000  # bytes of a log that are shown
@@ -61,6 +60,8 @@ def launch(n: int) -> int:
     Rank 0 has the terminal. Signals go to all, once. Where one fails, the others end too, and the code
     is that of the first that failed for a reason of its own.
     """
+    from gpt2cli.training.ranks import STORE
+
     command = [sys.executable, "-m", "gpt2cli", *_without_processes(sys.argv[1:])]
     with tempfile.TemporaryDirectory(prefix="gpt2-ranks-") as folder:
         logs = [Path(folder) / f"rank-{rank}.log" for rank in range(n)]
@@ -68,10 +69,8 @@ def launch(n: int) -> int:
         # All are on this machine: gloo need not find its name in a network.
         common["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK)
         running: dict[int, subprocess.Popen[bytes]] = {}
-        received: list[int] = []
 
         def forward(number: int, frame: FrameType | None) -> None:
-            received.append(number)
             # SIGUSR1 asks rank 0 for a checkpoint; it would end the others.
             for process in [running[0]] if number == signal.SIGUSR1 else running.values():
                 with contextlib.suppress(ProcessLookupError):
@@ -167,9 +166,9 @@ def split_micro_batches(recipe: "Recipe", world: int, resume: bool = False) -> l
             f"each process takes as many; {', '.join(fitting[:12])} would fit",
             f"batch.accumulation={world}",
         )
-    masks = "; with dropout, by other masks than alone" if recipe.model.dropout else ""
-    masks = "; records of like length meet otherwise than alone" if is_by_length else masks
-    say(f"note: micro-batches of {rows} rows are split into {parts}, for {world} processes{masks}")
+    change = "; with dropout, by other masks than alone" if recipe.model.dropout else ""
+    change = "; records of like length meet otherwise than alone" if is_by_length else change
+    say(f"note: micro-batches of {rows} rows are split into {parts}, for {world} processes{change}")
     return [f"batch.micro_batch={rows // parts}", f"batch.accumulation={n * parts}"]
 
 

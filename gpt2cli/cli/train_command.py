@@ -94,8 +94,9 @@ def train(
     if newest := newest_init(loaded.recipe, say):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    given += launcher.split_micro_batches(loaded.recipe, ranks.world, resume)
-    loaded = _load(command, recipe, given + moved)
+    if split := launcher.split_micro_batches(loaded.recipe, ranks.world, resume):
+        given += split
+        loaded = _load(command, recipe, given + moved)
     with runs.start_run(run, command.task):
         runs.sweep(run)
         checkpoint = resume_point(run, from_, f"gpt2 {command.task} {recipe}", say) if resume else None

@@ -42,24 +42,25 @@ def keep_files(source: ForeignModel, folder: Path, card: str) -> tuple[list[str]
 
     The folder's tokenizer is written before. `card` is its model card, where the source brings none.
     """
-    place = source.path if source.path.is_dir() else source.path.parent
     theirs = source.path if source.format in ("huggingface", "gpt2cli") and source.path.is_dir() else None
-    copied = _training_files(place) if theirs else []
+    copied: list[str] = []
+    settings: dict[str, Any] = {}
     if theirs:
+        settings = _kept_settings(theirs)
+        copied = _training_files(theirs)
         copied += [name for name in (GENERATION_CONFIG, CHAT_TEMPLATE) if (theirs / name).is_file()]
         more = theirs / MORE_TEMPLATES
         copied += sorted(f"{MORE_TEMPLATES}/{path.name}" for path in more.glob("*.jinja"))
-    if theirs and (theirs / MODEL_CARD).is_file():
-        card = (theirs / MODEL_CARD).read_text("utf-8", "replace")
+        for name in copied:
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_file(folder / name, (theirs / name).read_bytes())
+        if (theirs / MODEL_CARD).is_file():
+            card = (theirs / MODEL_CARD).read_text("utf-8", "replace")
     if card:  # not in the manifest: its author edits it
         write_file(folder / MODEL_CARD, card)
-    for name in copied:
-        (folder / name).parent.mkdir(exist_ok=True)
-        write_file(folder / name, (place / name).read_bytes())
     names = list(copied)
     if GENERATION_CONFIG not in copied:
         names.append(save_generation_config(source.tokenizer, folder))
-    settings = _kept_settings(theirs) if theirs else {}
     if settings:
         path = folder / TOKENIZER_CONFIG
         write_json(path, read_json_object(path) | settings)

@@ -4,14 +4,8 @@ The format is described in Ollama's docs/modelfile.md. A value in three quotes m
 """
 
 from gpt2cli.jinja_template import JinjaTemplate
-from gpt2cli.templates import PREAMBLE, Template
+from gpt2cli.templates import Template
 from gpt2cli.tokenizer.base import Tokenizer
-
-# {name of a template: the default system text, a system's text, a user's message, what begins an answer}
-_FORMS = {
-    "alpaca": (PREAMBLE, "{{ .System }}\n\n", "### Instruction:\n{{ .Content }}\n\n", "### Response:\n"),
-    "chat": ("", "System:\n{{ .System }}\n\n", "User:\n{{ .Content }}\n\n", "Assistant:\n"),
-}
 
 
 def modelfile(
@@ -28,12 +22,12 @@ def modelfile(
     if isinstance(template, JinjaTemplate):
         ends = dict.fromkeys((tokenizer.special.eos, *tokenizer.special.stops))
         return "\n".join([*lines, *(_stop(tokenizer.decode([id])) for id in ends), ""])
-    default, system, question, reply = _FORMS[template.name]
+    reply, default = template.reply, template.opening(None).rstrip("\n")
     end = tokenizer.decode([tokenizer.end_of_text])
     text = (
-        f"{{{{ if .System }}}}{system}{{{{ end }}}}"
+        f"{{{{ if .System }}}}{template.opening('{{ .System }}')}{{{{ end }}}}"
         "{{ range .Messages }}"
-        f'{{{{ if eq .Role "user" }}}}{question}'
+        f'{{{{ if eq .Role "user" }}}}{template.message("{{ .Content }}")}'
         f'{{{{ else if eq .Role "assistant" }}}}{reply}{{{{ .Content }}}}{end}{{{{ end }}}}'
         f"{{{{ end }}}}{reply}"
     )

@@ -43,9 +43,8 @@ class Batch:
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
-    return (
-        tensor.contiguous().pin_memory().to(device, non_blocking=True)
-    )  # pageable memory would be waited for
+    # The copy of pageable memory would be waited for.
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 class TrainingTask(Protocol):
