@@ -4,9 +4,10 @@ Command files import only typer at their top, and torch and the rest in function
 `gpt2 --help` answers at once.
 """
 
+import os
 import signal
 import sys
-import traceback
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -16,6 +17,7 @@ from gpt2cli.cli import (
     chat,
     classify,
     compile,
+    completion,
     convert,
     download,
     evaluate,
@@ -24,7 +26,6 @@ from gpt2cli.cli import (
     generate,
     inspect,
     judge,
-    launcher,
     prepare,
     pretrain,
     recipes,
@@ -32,6 +33,7 @@ from gpt2cli.cli import (
     signals,
 )
 from gpt2cli.cli.failures import explain
+from gpt2cli.cli.help import HelpCommand, HelpGroup
 from gpt2cli.errors import LostRankError
 from gpt2cli.ui.console import let_stdout_fail, make_streams_safe, print_error
 
@@ -39,24 +41,34 @@ HELP = "From raw text to a GPT-2 you can chat with."
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
 app = typer.Typer(
-    name="gpt2", help=HELP, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
+    name="gpt2",
+    help=HELP,
+    cls=HelpGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,  # `completion.py` has a faster one
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
-TRAIN, USE, MEASURE, EXCHANGE = "Train", "Use", "Inspect and evaluate", "Download and convert"
+WEIGHTS, TRAIN, USE, LOOK = "Get weights", "Train", "Use", "Look and measure"
+COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
+    ("download", WEIGHTS, download.download),
+    ("convert", WEIGHTS, convert.convert),
+    ("prepare", TRAIN, prepare.prepare),
+    ("pretrain", TRAIN, pretrain.pretrain),
+    ("finetune-classify", TRAIN, finetune_classify.finetune_classify),
+    ("finetune-instruct", TRAIN, finetune_instruct.finetune_instruct),
+    ("generate", USE, generate.generate),
+    ("chat", USE, chat.chat),
+    ("classify", USE, classify.classify),
+    ("compile", USE, compile.compile_step),
+    ("inspect", LOOK, inspect.inspect),
+    ("evaluate", LOOK, evaluate.evaluate),
+    ("score", LOOK, score.score),
+    ("judge", LOOK, judge.judge),
+)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=TRAIN)
-app.command("prepare", rich_help_panel=TRAIN)(prepare.prepare)
-app.command("pretrain", rich_help_panel=TRAIN)(pretrain.pretrain)
-app.command("finetune-classify", rich_help_panel=TRAIN)(finetune_classify.finetune_classify)
-app.command("finetune-instruct", rich_help_panel=TRAIN)(finetune_instruct.finetune_instruct)
-app.command("generate", rich_help_panel=USE)(generate.generate)
-app.command("chat", rich_help_panel=USE)(chat.chat)
-app.command("classify", rich_help_panel=USE)(classify.classify)
-app.command("compile", rich_help_panel=USE)(compile.compile_step)
-app.command("inspect", rich_help_panel=MEASURE)(inspect.inspect)
-app.command("evaluate", rich_help_panel=MEASURE)(evaluate.evaluate)
-app.command("score", rich_help_panel=MEASURE)(score.score)
-app.command("judge", rich_help_panel=MEASURE)(judge.judge)
-app.command("download", rich_help_panel=EXCHANGE)(download.download)
-app.command("convert", rich_help_panel=EXCHANGE)(convert.convert)
+for name, panel, command in COMMANDS:
+    app.command(name, cls=HelpCommand, rich_help_panel=panel)(command)
 
 
 @app.callback()
@@ -66,6 +78,24 @@ def _options(
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks; may appear anywhere on the command line.")
+    ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            callback=completion.install,
+            is_eager=True,
+            help="Install completion for your shell: bash, zsh or fish.",
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            callback=completion.show,
+            is_eager=True,
+            help="Print what --install-completion installs.",
+        ),
     ] = False,
 ) -> None:
     pass
@@ -78,8 +108,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     make_streams_safe()
     code = run(arguments)
     let_stdout_fail()  # the exit code says already that it broke; the rest of its buffer is lost
-    if launcher.is_one_of_several():
-        launcher.leave(code)
+    if "RANK" in os.environ:
+        from gpt2cli.cli import launcher
+
+        if launcher.is_one_of_several():
+            launcher.leave(code)
     sys.exit(code)
 
 
@@ -87,6 +120,8 @@ def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. Errors are printed to stderr."""
     arguments, debug = _take_debug(arguments)
     try:
+        if completion.VARIABLE in os.environ:
+            return completion.answer(app)
         if arguments == ["--version"]:
             print(f"gpt2cli {__version__}")  # noqa: T201
             sys.stdout.flush()
@@ -104,6 +139,8 @@ def run(arguments: list[str]) -> int:
         return EXIT_SIGPIPE
     except Exception as error:  # noqa: BLE001 - the one place: every failure ends here, none goes on
         if debug:
+            import traceback
+
             traceback.print_exc()
         known = explain(error)
         if not isinstance(known, LostRankError):  # the process that is gone says why

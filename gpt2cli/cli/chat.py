@@ -68,8 +68,9 @@ def chat(
     compile: CompileOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Chat with a model in a terminal, or through a pipe with one message per line.
+    """Chat with a model.
 
+    In a terminal, or through a pipe with one message per line.
     Prints only replies to stdout, or with --json one object per line.
     Progress and notes go to stderr.
     """

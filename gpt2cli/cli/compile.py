@@ -19,7 +19,7 @@ def compile_step(
     threads: ThreadsOption = 0,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if it exists.")] = False,
 ) -> None:
-    """Compile a model's decode step for this CPU, so that generate and chat run faster.
+    """Make generate and chat faster: compile a decode step.
 
     Needs a C++ compiler and about a minute per precision.
     Works for all models of the same shape with the same --threads.

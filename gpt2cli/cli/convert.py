@@ -59,8 +59,9 @@ def convert(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a GPT-2 from or to another format, and verify the result.
+    """Convert a GPT-2 from or to another format.
 
+    The result is verified.
     Prints the tensor mapping and the largest logit difference to stderr.
     """
     from gpt2cli.convert.pipeline import ConvertOptions, convert

@@ -61,8 +61,9 @@ def download(
     offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a GPT-2 from OpenAI or the Hugging Face hub, verified and ready to use.
+    """Download a GPT-2 from OpenAI or the Hugging Face hub.
 
+    It is verified and ready to use.
     If interrupted, run the same command again to continue.
     A model that exists is not downloaded again;
     --force replaces one that came from another --source or --base-url.

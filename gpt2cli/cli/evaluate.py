@@ -77,8 +77,9 @@ def evaluate(
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Measure how well models predict a text: loss, perplexity, bits per byte.
+    """Measure how well models predict a text.
 
+    Loss, perplexity and bits per byte.
     Predicts each token once, the first of a text from end-of-text alone.
     The first token of a prepared split is context alone.
     Prints a table to stdout, or with --json one line per model.

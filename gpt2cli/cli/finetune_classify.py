@@ -44,7 +44,10 @@ def finetune_classify(
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Fine-tune a GPT-2 to classify texts, as a recipe describes."""
+    """Fine-tune a GPT-2 to classify texts.
+
+    A recipe describes the run; `gpt2 recipes` lists them, KEY=VALUE changes them.
+    """
     command = TrainCommand(
         task="finetune-classify",
         open_task=_open_task,

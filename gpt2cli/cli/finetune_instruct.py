@@ -47,7 +47,10 @@ def finetune_instruct(
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Fine-tune a model to follow instructions, as a recipe describes."""
+    """Fine-tune a GPT-2 to follow instructions.
+
+    A recipe describes the run; `gpt2 recipes` lists them, KEY=VALUE changes them.
+    """
     command = TrainCommand(
         task="finetune-instruct",
         open_task=_open_task,

@@ -63,8 +63,9 @@ def inspect(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a model's modules, memory, tokenizer, origin, tensors and activations.
+    """Show what a model is made of, and what it computes.
 
+    Modules, memory, tokenizer and origin; with options tensors, activations and attention.
     Reads the weights only with --tensors or --prompt.
     """
     from gpt2cli.checkpoints.finite import bad_logits

@@ -88,8 +88,9 @@ def judge(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Grade a model's responses from 0 to 100 with an LLM judge, or compare two models.
+    """Grade a model's responses with an LLM judge.
 
+    From 0 to 100; or compare two models.
     If interrupted, run the same command again to continue.
     Prints a table to stdout, or with --json one object.
     """

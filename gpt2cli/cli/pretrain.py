@@ -40,7 +40,10 @@ def pretrain(
     dry_run: DryRunOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Train a GPT-2 on raw text, as a recipe describes: from random weights, or another model further."""
+    """Train a GPT-2 on raw text, from random weights or further.
+
+    A recipe describes the run; `gpt2 recipes` lists them, KEY=VALUE changes them.
+    """
     command = TrainCommand(
         task="pretrain",
         open_task=_open_task,

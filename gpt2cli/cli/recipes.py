@@ -2,31 +2,34 @@
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2cli.cli.help import HelpCommand, HelpGroup
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import expand
-from gpt2cli.ui.console import aligned, err, out, printable, say
+from gpt2cli.ui.console import aligned, definitions, err, out, printable, say
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
 
-app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=False)
+app = typer.Typer(cls=HelpGroup, help="List, show, explain, copy and check recipes.", no_args_is_help=False)
 
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a path.")]
 
 
 @app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
-    """List, show, copy and check recipes."""
+    """List, show, explain, copy and check recipes."""
     if context.invoked_subcommand is None:
         _print_list()
 
 
-@app.command("list")
+@app.command("list", cls=HelpCommand)
 def list_(as_json: JsonOption = False) -> None:
     """List the recipes that come with gpt2."""
     if as_json:
@@ -35,7 +38,7 @@ def list_(as_json: JsonOption = False) -> None:
         _print_list()
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def show(name: Name) -> None:
     """Print a recipe."""
     from gpt2cli.recipe.loader import find_recipe, read_recipe
@@ -49,14 +52,67 @@ def show(name: Name) -> None:
         sys.stdout.buffer.flush()
 
 
-@app.command()
+@app.command(cls=HelpCommand)
+def keys(
+    which: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SECTION", help="Sections, keys or tasks to show; by default all keys."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain the keys of recipes: type, default, meaning."""
+    from gpt2cli.recipe.key_table import all_recipe_keys
+    from gpt2cli.recipe.schema import RECIPES
+
+    found = all_recipe_keys()
+    tasks = [word for word in which or () if word in RECIPES]
+    sections = [word for word in which or () if word not in RECIPES]
+    for word in sections:
+        if not any(one.key == word or one.key.startswith(f"{word}.") for one in found):
+            known = [name for one in found for name in (one.key.partition(".")[0], one.key)]
+            raise _unknown_key(word, [*known, *RECIPES])
+    shown = [
+        one
+        for one in found
+        if (not tasks or set(tasks) & set(one.tasks))
+        and (not sections or any(one.key == word or one.key.startswith(f"{word}.") for word in sections))
+    ]
+    if as_json:
+        out().print(json.dumps([asdict(one) for one in shown], indent=2))
+        return
+    rows = [(one.key, one.default or "required") for one in shown]
+    meanings = [
+        f"{one.meaning} [{one.type}]"
+        + (f" ({', '.join(one.tasks)})" if len(one.tasks) < len(RECIPES) else "")
+        for one in shown
+    ]
+    _print_definitions(list(zip(aligned(rows), meanings, strict=True)), longest=36)
+
+
+def _unknown_key(word: str, known: Sequence[str]) -> UsageError:
+    from difflib import get_close_matches
+
+    last_words = {name.rpartition(".")[2]: name for name in known}
+    near = get_close_matches(word, known, 1, 0.5) or [
+        last_words[one] for one in get_close_matches(word.rpartition(".")[2], last_words, 1, 0.6)
+    ]
+    sections = ", ".join(dict.fromkeys(name for name in known if "." not in name))
+    return UsageError(
+        f"{word}: no such section or key",
+        f"there are {sections}",
+        f"gpt2 recipes keys {near[0]}" if near else "gpt2 recipes keys",
+    )
+
+
+@app.command(cls=HelpCommand)
 def copy(
     name: Name,
     destination: Annotated[str, typer.Argument(metavar="DEST", help="A file, or an existing folder.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Copy a recipe to a file to edit."""
+    """Copy a recipe to a file to edit, with a comment beside each key."""
     from gpt2cli import files
+    from gpt2cli.recipe.key_table import with_comments
     from gpt2cli.recipe.loader import find_recipe, read_recipe
 
     source, target = find_recipe(name), expand(destination)
@@ -67,13 +123,13 @@ def copy(
             raise UsageError(f"{target}: is not a regular file", "", "name a file")
         if not force:
             raise UsageError(f"{target}: already exists", "", f"gpt2 recipes copy {name} {target} --force")
-    content = read_recipe(source)
+    content = with_comments(read_recipe(source), name)
     files.require_writable(target.parent)
     files.write_file(target, content)
     say(f"wrote {target}; check your changes with: gpt2 recipes check {target}")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def check(
     name: Name,
     overrides: Annotated[
@@ -94,19 +150,28 @@ def check(
 
 
 def _print_list() -> None:
-    from gpt2cli.recipe.loader import recipe_title, shipped_recipes
+    from gpt2cli.recipe.shipped import read_header, shipped_recipes
 
-    for line in aligned((name, printable(recipe_title(path))) for name, path in shipped_recipes().items()):
-        out().print(line)
+    found = {name: read_header(path) for name, path in shipped_recipes().items()}
+    terms = aligned((name, one.task, one.time) for name, one in found.items())
+    titles = [one.title for one in found.values()]
+    _print_definitions(list(zip(terms, titles, strict=True)), longest=0)
     if err().is_terminal:
-        say("start one with: gpt2 TASK NAME, for example gpt2 pretrain verdict", "faint")
+        say("time: on two CPU cores or one GPU, ~ is an estimate; start one: gpt2 pretrain verdict", "faint")
+
+
+def _print_definitions(rows: Sequence[tuple[str, str]], longest: int) -> None:
+    """In a terminal of its width; a pipe gets a line per row."""
+    console = out()
+    for line in definitions(rows, console.width if console.is_terminal else None, longest):
+        console.print(printable(line))
 
 
 def _print_json_list() -> None:
-    from gpt2cli.recipe.loader import recipe_title, shipped_recipes
+    from gpt2cli.recipe.shipped import read_header, shipped_recipes
 
     entries = [
-        {"name": name, "title": recipe_title(path), "path": str(path)}
+        {"name": name, **asdict(read_header(path)), "path": str(path)}
         for name, path in shipped_recipes().items()
     ]
     out().print(json.dumps(entries, indent=2))

@@ -43,10 +43,11 @@ def score(
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Measure how likely each line of a file is: its log-probability, in nats.
+    """Measure how likely each line of a file is.
 
     Each line is scored by itself after end-of-text, so that all its tokens count.
-    Prints one number per line; with --json one object with text, logprob, tokens and perplexity.
+    Prints one log-probability per line, in nats;
+    with --json one object with text, logprob, tokens and perplexity.
     """
     if file == STDIN and sys.stdin is None:  # closed by the parent process
         raise UsageError("-: standard input is closed", fix="gpt2 score FILE")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gpt2cli.cli import launcher
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
 from gpt2cli.errors import UsageError
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
@@ -59,6 +58,7 @@ def train(
     processes: int = 1,
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
+    from gpt2cli.cli import launcher
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.moved_paths import absolute_paths, moved_paths
     from gpt2cli.training.ranks import join

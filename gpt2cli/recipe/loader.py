@@ -20,6 +20,7 @@ from gpt2cli.paths import expand
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.recipe.key_hints import RecipeKeys
 from gpt2cli.recipe.schema import RECIPES, Recipe, in_reading_order
+from gpt2cli.recipe.shipped import shipped_recipes
 from gpt2cli.recipe.yaml_lines import Document, Place, dotted
 
 
@@ -74,27 +75,9 @@ def find_recipe(source: str) -> Path:
     )
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes of gpt2cli: those of the checkout, else those in the wheel."""
-    package = Path(__file__).resolve().parents[1]
-    checkout = package.parent / "recipes"
-    # Beside an installed package, a folder `recipes` belongs to another project.
-    inside = (package.parent / "pyproject.toml").is_file() and checkout.is_dir()
-    folder = checkout if inside else package / "recipes_shipped"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
-
-
 def read_recipe(path: Path) -> bytes:
     """The file verbatim, unchecked. Raises InputError unless it is a regular file of a recipe's size."""
     return yaml_lines.read_bytes(path, display_path(path))
-
-
-def recipe_title(path: Path) -> str:
-    """The first comment line of a recipe, which says what it is."""
-    for line in yaml_lines.read_text(path, display_path(path)).splitlines():
-        if title := line.lstrip("# \t").rstrip():
-            return title if line.startswith("#") else ""
-    return ""
 
 
 def display_path(path: Path) -> str:
@@ -110,9 +93,9 @@ def dump_recipe(recipe: Recipe) -> str:
         if isinstance(value, dict):
             lines.append(f"{key}:")
             # None means "not given": model.size beside n_layer would be an error.
-            lines += [f"  {name}: {_to_yaml(part)}" for name, part in value.items() if part is not None]
+            lines += [f"  {name}: {to_yaml(part)}" for name, part in value.items() if part is not None]
         else:
-            lines.append(f"{key}: {_to_yaml(value)}")
+            lines.append(f"{key}: {to_yaml(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -218,10 +201,10 @@ def _origins(document: Document, name: str, overridden: dict[Place, str], keys: 
     return {key: origin(tuple(key.split("."))) for key in keys.all}
 
 
-def _to_yaml(value: Any) -> str:
+def to_yaml(value: Any) -> str:
     """A value as YAML that all readers parse alike."""
     if isinstance(value, tuple):
-        return f"[{', '.join(_to_yaml(item) for item in value)}]"
+        return f"[{', '.join(to_yaml(item) for item in value)}]"
     is_word = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _AMBIGUOUS
     style = '"' if isinstance(value, str) and not is_word else None
     text: str = yaml.safe_dump(value, default_style=style, allow_unicode=True, width=math.inf)

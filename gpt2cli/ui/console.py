@@ -13,35 +13,39 @@ import stat
 import sys
 from collections.abc import Container, Iterable, Sequence
 from itertools import zip_longest
-from typing import Any, TextIO, cast
-
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
-from rich.theme import Theme
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from gpt2cli.errors import Gpt2Error
 
-THEME = Theme(
-    {
-        "good": "green",
-        "warn": "yellow",
-        "bad": "bold red",
-        "faint": "dim",
-        "strong": "bold",
-        "bar.complete": "cyan",
-        "bar.finished": "green",
-    },
-    inherit=True,
-)
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.theme import Theme
+
+# Rich is imported in bodies: help and shell completion do without it, and answer sooner.
+STYLES = {
+    "good": "green",
+    "warn": "yellow",
+    "bad": "bold red",
+    "faint": "dim",
+    "strong": "bold",
+    "bar.complete": "cyan",
+    "bar.finished": "green",
+}
 
 
-def out() -> Console:
+def theme() -> "Theme":
+    """The names of styles in Rich's form."""
+    from rich.theme import Theme
+
+    return Theme(STYLES)
+
+
+def out() -> "Console":
     """stdout: data, which a script may read."""
     return _console(stderr=False)
 
 
-def err() -> Console:
+def err() -> "Console":
     """stderr: progress, notices, errors."""
     return _console(stderr=True)
 
@@ -66,6 +70,8 @@ def aligned(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[s
 
     A row of a single cell widens no column.
     """
+    from rich.cells import cell_len
+
     rows = list(rows)
     columns = zip_longest(*(row for row in rows if len(row) > 1), fillvalue="")
     widths = [max(map(cell_len, column)) for column in columns]
@@ -80,8 +86,38 @@ def aligned(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[s
     return [line(row) if len(row) > 1 else "".join(row) for row in rows]
 
 
+def definitions(rows: Sequence[tuple[str, str]], width: int | None, longest: int = 26) -> list[str]:
+    """Lines of terms with their meanings beside them, or below them where a term is longer than `longest`.
+
+    They break between words, and nowhere without a `width`.
+    """
+    from textwrap import wrap
+
+    column = 2 + min(max((len(term) for term, _ in rows), default=0), longest) + 2
+    lines = []
+    for term, meaning in rows:
+        first = f"  {term}"
+        if width is None:
+            lines.append(f"{term}  {meaning}".rstrip())
+            continue
+        if len(first) + 2 > column:
+            lines.append(first)
+            first = ""
+        lines += wrap(
+            meaning or " ",
+            width,
+            initial_indent=first.ljust(column),
+            subsequent_indent=" " * column,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [first]
+    return lines
+
+
 def print_error(error: Gpt2Error) -> None:
     """Print what happened, why, and the fix to stderr: one line each, whatever the messages contain."""
+    from rich.text import Text
+
     console = err()
     parts = (("error", error.what, "bad"), ("why", error.why, ""), ("fix", error.fix, ""))
     for label, text, style in parts:
@@ -125,7 +161,7 @@ def let_stdout_fail() -> None:
         raw.may_fail = True
 
 
-def is_terminal(console: Console) -> bool:
+def is_terminal(console: "Console") -> bool:
     """Whether lines can be redrawn there; a dumb terminal counts as a file."""
     return console.is_terminal and not console.is_dumb_terminal
 
@@ -177,11 +213,13 @@ def _is_open(number: int) -> bool:
     return True
 
 
-def _console(*, stderr: bool) -> Console:
+def _console(*, stderr: bool) -> "Console":
+    from rich.console import Console
+
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         stderr=stderr,
-        theme=THEME,
+        theme=theme(),
         markup=False,
         emoji=False,
         highlight=False,

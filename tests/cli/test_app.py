@@ -187,7 +187,7 @@ def test_a_closed_stdin_matters_only_to_what_reads_it(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--help"], 0, "| pretrain"),
+        (["--help"], 0, "\n  pretrain"),
         (["recipes"], 0, "\nverdict "),
         (["pretrain", "no-such[/x]"], 2, "error: no-such[/x]: no such recipe\n"),
     ],

@@ -235,7 +235,7 @@ def test_the_shipped_recipes_load_and_say_their_command(name: str) -> None:
     loaded = load_recipe(str(path), []).recipe
     text = path.read_text()
     assert loaded.task == COMMAND and loaded.init == "124M"
-    assert f"# command:  gpt2 {COMMAND} recipes/{name}.yaml" in text and len(text.splitlines()) <= 40
+    assert f"# command:  gpt2 {COMMAND} {name}" in text and len(text.splitlines()) <= 40
 
 
 @pytest.mark.parametrize("change", ["eval.temperature=0.9", "eval.max_new_tokens=3"])

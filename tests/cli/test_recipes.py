@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from gpt2cli.cli.recipes import app
 from gpt2cli.errors import InputError, ResourceError, UsageError
-from gpt2cli.recipe.loader import load_recipe, shipped_recipes
+from gpt2cli.recipe.loader import load_recipe
+from gpt2cli.recipe.schema import RECIPES, recipe_fields
+from gpt2cli.recipe.shipped import shipped_recipes
 from gpt2cli.ui import console
 
 NAMES = [
@@ -88,8 +90,52 @@ def test_copy(tmp_path: Path) -> None:
     target = tmp_path / "new" / "my.yaml"
     stdout, stderr = run("copy", "verdict", str(target))
     assert stdout == "" and f"gpt2 recipes check {target}" in stderr
-    assert target.read_bytes() == shipped_recipes()["verdict"].read_bytes()
     assert load_recipe(str(target)).recipe == load_recipe("verdict").recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_explains_each_key(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "my.yaml"
+    run("copy", name, str(target))
+    assert load_recipe(str(target)).recipe == load_recipe(name).recipe
+    meanings = {meaning for _, meaning, _ in recipe_fields(type(load_recipe(name).recipe))}
+    lines = [line for line in target.read_text().splitlines() if line[:1] != "#" and not line.endswith(":")]
+    for line in lines:
+        assert line.startswith("task:") or line.partition("  # ")[2] in meanings, line
+
+
+def test_a_copy_of_what_has_no_place_for_comments_is_verbatim(tmp_path: Path) -> None:
+    written = tmp_path / "own.yaml"
+    for content in (
+        b"# \xff\n",
+        b"task: nothing\n",
+        shipped_recipes()["verdict"].read_bytes().replace(b"\n", b"\r\n"),
+    ):
+        written.write_bytes(content)
+        run("copy", str(written), str(tmp_path / "copy.yaml"), "--force")
+        assert (tmp_path / "copy.yaml").read_bytes() == content
+
+
+def test_keys_say_type_default_and_meaning() -> None:
+    lines = run("keys", "optim")[0].splitlines()
+    assert all(line.startswith("optim.") for line in lines)
+    assert "optim.steps         required  optimizer steps in total [whole number >= 1]" in lines
+    entries = json.loads(run("keys", "--json")[0])
+    for task, kind in RECIPES.items():
+        said = {one["key"]: one["meaning"] for one in entries if task in one["tasks"]}
+        assert said == {key: meaning for key, meaning, _ in recipe_fields(kind) if key != "task"}
+        assert all(one["type"] and one["meaning"] for one in entries)
+    only = run("keys", "finetune-classify", "data")[0]
+    assert "data.balance" in only and "data.output" not in only
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("optin", "optim"), ("optim.lrr", "optim.lr"), ("warmup", "optim.warmup_steps")]
+)
+def test_a_misspelt_section_is_recognised(word: str, near: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        run("keys", word)
+    assert caught.value.fix == f"gpt2 recipes keys {near}"
 
 
 def test_copy_into_a_folder(tmp_path: Path) -> None:
@@ -105,7 +151,7 @@ def test_copy_replaces_only_when_told(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2 and caught.value.fix.endswith("--force")
     assert target.read_text() == "mine"
     run("copy", "verdict", str(target), "--force")
-    assert target.read_bytes() == shipped_recipes()["verdict"].read_bytes()
+    assert load_recipe(str(target)).recipe == load_recipe("verdict").recipe
 
 
 def test_copy_never_replaces_what_is_no_file(tmp_path: Path) -> None:

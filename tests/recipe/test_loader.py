@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.recipe import loader
-from gpt2cli.recipe.loader import dump_recipe, find_recipe, load_recipe, recipe_title, shipped_recipes
+from gpt2cli.recipe.loader import dump_recipe, find_recipe, load_recipe
 from gpt2cli.recipe.schema import PretrainRecipe, recipe_fields
+from gpt2cli.recipe.shipped import read_header, shipped_recipes
 
 KEYS = [key for key, _, _ in recipe_fields(PretrainRecipe)]
 Refused = Callable[..., Gpt2Error]
@@ -270,7 +271,7 @@ def test_shipped_recipes_load_and_follow_the_house_rules(name: str) -> None:
     loaded = load_recipe(name)
     lines = loaded.path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 40
-    assert recipe_title(loaded.path) == lines[0].removeprefix("# ")
+    assert read_header(loaded.path).title == lines[0].removeprefix("# ")
     assert any(line.startswith("# command:  gpt2 p") for line in lines)
     assert any(line.startswith("# measured: ") for line in lines)
     # Every number that changes the result is spelled out.
@@ -281,9 +282,9 @@ def test_shipped_recipes_load_and_follow_the_house_rules(name: str) -> None:
 
 
 def test_a_title_needs_a_comment(written: Written) -> None:
-    assert recipe_title(Path(written("\n#\n#   A title  \n# more"))) == "A title"
-    assert recipe_title(Path(written("task: pretrain\n# later"))) == ""
-    assert recipe_title(Path(written(""))) == ""
+    assert read_header(Path(written("\n#\n#   A title  \n# more"))).title == "A title"
+    assert read_header(Path(written("task: pretrain\n# later"))).title == ""
+    assert read_header(Path(written(""))).title == ""
 
 
 def test_a_dump_has_every_value_and_reads_back(written: Written) -> None:

@@ -30,7 +30,8 @@ from gpt2cli.data.records import read_records
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
-from gpt2cli.recipe.loader import load_recipe, shipped_recipes
+from gpt2cli.recipe.loader import load_recipe
+from gpt2cli.recipe.shipped import shipped_recipes
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer

@@ -11,7 +11,7 @@ from teaching import teaching
 
 from gpt2cli.training.setup import set_up_training
 from gpt2cli.ui import dry_run
-from gpt2cli.ui.console import THEME
+from gpt2cli.ui.console import theme
 
 
 @pytest.mark.parametrize("colours", [False, True])
@@ -23,7 +23,7 @@ def test_the_loss_mask_is_marked_by_colour_or_by_signs(colours: bool, tmp_path: 
         color_system="standard" if colours else None,
         soft_wrap=True,
         width=200,
-        theme=THEME,
+        theme=theme(),
         _environ={"TERM": "xterm"},
     )
     talk = [

@@ -14,13 +14,13 @@ from gpt2cli.convert.pipeline import ConvertProgress
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.hub.downloads import Downloaded, DownloadProgress
-from gpt2cli.ui.console import THEME
+from gpt2cli.ui.console import theme
 from gpt2cli.ui.progress import State, converting, counting, downloading, finish, preparing, scoring, track
 
 
 def screen(terminal: bool) -> Console:
     return Console(
-        file=io.StringIO(), width=120, force_terminal=terminal, theme=THEME, markup=False, highlight=False,
+        file=io.StringIO(), width=120, force_terminal=terminal, theme=theme(), markup=False, highlight=False,
         color_system=None, legacy_windows=False, soft_wrap=True, _environ={"TERM": "xterm"},
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from gpt2cli.training.events import (
     Stopped,
 )
 from gpt2cli.ui import training
-from gpt2cli.ui.console import THEME
+from gpt2cli.ui.console import theme
 from gpt2cli.ui.training import TrainingView
 
 
@@ -28,7 +28,7 @@ def view_on(
     n_steps: int, *, log_every: int = 1, width: int = 100, terminal: bool = False, first_step: int = 0
 ) -> TrainingView:
     console = Console(
-        file=io.StringIO(), width=width, height=30, force_terminal=terminal, theme=THEME, markup=False,
+        file=io.StringIO(), width=width, height=30, force_terminal=terminal, theme=theme(), markup=False,
         highlight=False, color_system=None, legacy_windows=False, _environ={"TERM": "xterm"},
     )  # fmt: skip
     return TrainingView(n_steps, console, log_every=log_every, first_step=first_step)
