@@ -4,6 +4,7 @@ Turns what a user typed (a run, a folder, a name, nothing) into the path of one 
 `checkpoints/folder.py` reads its content.
 """
 
+import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,20 @@ def is_adapter(folder: Path) -> bool:
     return os.path.isfile(folder / "adapter_config.json") and not os.path.exists(folder / "model.safetensors")
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether the config of a model folder says that it is a classifier's."""
+    try:
+        return b"ForSequenceClassification" in (folder / "config.json").read_bytes()
+    except OSError:
+        return False
+
+
+def shown_path(path: Path) -> str:
+    """The path as a user would type it: relative if it is below the working directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
 def is_run(folder: Path) -> bool:
     return os.path.isdir(folder / CHECKPOINTS)
 
@@ -160,17 +175,23 @@ def find_model(name: str | None) -> Path:
             return best_checkpoint(place)
         if is_model(place):
             return place
-    known = [path.name for path in _candidates()]
+    known = [path.name for path in sorted(_candidates(), key=lambda path: path.stat().st_mtime, reverse=True)]
     if size:
         raise InputError(
             f"{name}: this model is not here yet",
             f"looked in {shown_places('and')}" + (f"; there are {', '.join(known[:8])}" if known else ""),
             f"gpt2 download {size}",
         )
+    if around := [folder for folder in expand(name).parents if is_run(folder) or is_model(folder)]:
+        raise InputError(
+            f"{name}: is inside of a model", "a model is the whole folder", f"did you mean {around[0]}?"
+        )
+    near = difflib.get_close_matches(Path(name).name, known, 1, 0.5) or known
     raise InputError(
         f"{name or repr(name)}: no such model",
-        f"looked for a folder of that name, in {shown_places('and')}",
-        f"use one of: {', '.join(known[:8])}" if known else "gpt2 pretrain verdict",
+        f"looked for a folder of that name, in {shown_places('and')}"
+        + (f"; there are {', '.join(known[:8])}" if known else ""),
+        f"did you mean {near[0]}?" if near else "gpt2 pretrain verdict",
     )
 
 

@@ -164,9 +164,7 @@ def _require_classifier(folder: Path, values: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder}: holds a {what}, not a classifier",
             "it generates text and has no classes" if writes else f"only {CLASSIFIER} can be read",
-            f"make one of it: gpt2 finetune-classify spam init={folder}; or gpt2 generate --model {folder}"
-            if writes
-            else "gpt2 finetune-classify spam-tiny",
+            f"gpt2 finetune-classify spam init={folder}" if writes else "gpt2 finetune-classify spam-tiny",
         )
     kind = values.get("problem_type") or "single_label_classification"
     if kind != "single_label_classification":

@@ -142,7 +142,7 @@ def run(arguments: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        known = explain(error)
+        known = explain(error, arguments)
         if not isinstance(known, LostRankError):  # the process that is gone says why
             print_error(known)
         return known.exit_code

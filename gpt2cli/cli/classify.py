@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from gpt2cli.cli.options import (
 )
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.load import load_for_classifying
-from gpt2cli.paths import expand
+from gpt2cli.paths import expand, is_checkpoint, is_classifier, models_newest_first, shown_path
 from gpt2cli.ui.console import err, printable, say
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def classify(
         batches = [(texts, _numbered("text "))]
     else:
         batches = ((some, _numbered("line ", n_before)) for some, n_before in arriving_lines())
+    _require_model(model, texts)
     loaded = load_for_classifying(model, device, precision, threads, lambda text, kind: say(text, "warn"))
     rows = iter(table.rows) if table and not as_json else None
     if table and rows:
@@ -132,6 +134,21 @@ def classify(
     if n_cut:
         were = "texts were" if n_cut > 1 else "text was"
         say(f"note: {n_cut:,} {were} longer than {loaded.max_tokens} tokens and cut there")
+
+
+def _require_model(model: str, texts: list[str] | None) -> None:
+    """Raises UsageError, with the command that was meant, for a text in the place of the model."""
+    if texts or " " not in model.strip() or expand(model).exists():
+        return
+    found = [path for path in models_newest_first() if is_classifier(path)]
+    runs = [path.parent.parent if is_checkpoint(path) else path for path in found]
+    raise UsageError(
+        f"{model[:60]!r} is a text, and no model",
+        "the model comes first, then the texts" + ("" if runs else "; there is no classifier here yet"),
+        shlex.join(["gpt2", "classify", shown_path(runs[0]), model])
+        if runs
+        else "gpt2 finetune-classify spam-tiny",
+    )
 
 
 def _predictions(
@@ -199,7 +216,8 @@ def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table
     else:
         table = read_table(file, usual, names)
     other = "label" if column != "label" else "text"
-    place = table.column(column, f"--columns {other},{column} with its columns in their order")
+    fix = f"--column {shlex.quote(table.guess()[0])}"
+    place = table.column(column, fix, f"--columns {other},{column}")
     for row in table.rows:
         if row.values[place] is None:
             raise InputError(f"{table.where(row.line)}: the field {column!r} is missing")

@@ -36,7 +36,7 @@ def compile_step(
     wanted = list(dict.fromkeys(precision or ["fp32"]))  # what generate takes by itself
     for name in wanted:
         if name not in LAYERS["compiled"]:
-            raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8")
+            raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8", "--precision int8")
     folder = find_folder(model)
     choose_runtime("cpu", threads=threads)
     config = read_config(find_base(folder) if is_adapter(folder) else folder)

@@ -6,11 +6,13 @@ import re
 import resource
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
 from gpt2cli import paths
+from gpt2cli.cli.retype import usage_fix, whole_fix
 from gpt2cli.disk_space import full_disk
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 
@@ -29,12 +31,14 @@ _RESOURCES = {
 _BAD_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
 
 
-def explain(error: Exception) -> Gpt2Error:
-    """Any exception as an error that a user can act on."""
+def explain(error: Exception, typed: Sequence[str] = ()) -> Gpt2Error:
+    """Any exception as an error that a user can act on; `typed` is the command line, if there is one."""
     if isinstance(error, Gpt2Error):
+        if typed:
+            error.fix = whole_fix(error, typed)
         return error
     if isinstance(error, typer.TyperException):
-        return _usage_error(error)
+        return _usage_error(error, typed)
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     is_limited = limit != resource.RLIM_INFINITY
     # SystemError: a C module that got no memory and did not say so.
@@ -58,9 +62,10 @@ def explain(error: Exception) -> Gpt2Error:
     return _our_bug(error)
 
 
-def _usage_error(error: typer.TyperException) -> UsageError:
+def _usage_error(error: typer.TyperException, typed: Sequence[str]) -> UsageError:
     context, text = getattr(error, "ctx", None), error.format_message().rstrip(".")
-    fix = f"{context.command_path} --help" if context else "gpt2 --help"
+    text = re.sub(r" \(Possible options: .*\)", "", text)
+    fix = usage_fix(error, typed) or (f"{context.command_path} --help" if context else "gpt2 --help")
     invalid = re.match(r"Invalid value for '([^']+)'[^:]*: (?:Value error, )?", text)
     if invalid is None:
         return UsageError(text, fix=fix)

@@ -116,7 +116,7 @@ def generate(
     Progress and notes go to stderr.
     """
     if "" in (stop or ()):
-        raise UsageError("--stop is empty", "every text contains the empty text", "--stop TEXT")
+        raise UsageError("--stop is empty", "every text contains the empty text", "--stop .")
     if logprobs and not as_json:
         raise UsageError("--logprobs needs --json", "it is one number per token", "--json --logprobs")
     if raw and (as_json or sys.stdout.isatty()):

@@ -114,7 +114,7 @@ def _check_options(
     given = {"--prompt": prompt, "--attention": attention, "--top": top, "--layer": layer, "--head": head}
     for option, needed in NEEDS.items():
         if given[option] is not None and given[needed] is None:
-            raise UsageError(f"{option} needs {needed}", fix=f"add {needed} {EXAMPLES[needed]}")
+            raise UsageError(f"{option} needs {needed}", fix=f"{needed} {EXAMPLES[needed]}")
     if attention is not None and attention.suffix.lower() != ".png":
         raise UsageError(f"--attention {attention}: the picture is a PNG", fix=f"--attention {attention}.png")
 

@@ -156,14 +156,14 @@ def _server_of(name: str | None, base_url: str | None, judge_model: str | None) 
         raise UsageError(
             "there is no judge",
             "a model that Ollama runs, or one behind any OpenAI-compatible server",
-            f"{EXAMPLE}, or gpt2 judge --base-url URL --judge-model NAME",
+            EXAMPLE,
         )
     if base_url is None or judge_model is None:
         missing = "--base-url" if base_url is None else "--judge-model"
         raise UsageError(
             f"{missing} is missing",
             "--base-url and --judge-model go together",
-            "gpt2 judge --base-url http://127.0.0.1:8080/v1 --judge-model NAME",
+            "--base-url http://127.0.0.1:8080/v1" if base_url is None else "--judge-model llama3.2",
         )
     return endpoint.openai_compatible(base_url, judge_model)
 
@@ -181,8 +181,9 @@ def _responses_of(target: str) -> Path:
                 return place / paths.RESPONSES
     raise InputError(
         f"{target or repr(target)}: no responses here",
-        f"neither a file, nor a folder or a run under {paths.runs()} with a {paths.RESPONSES}",
-        "gpt2 finetune-instruct RECIPE writes them at its end",
+        f"neither a file, nor a folder or a run under {paths.runs()} with a {paths.RESPONSES}, which"
+        " finetune-instruct writes at its end",
+        "gpt2 finetune-instruct instruct",
     )
 
 
@@ -193,7 +194,7 @@ def _newest_responses() -> Path:
         raise InputError(
             "there are no responses here yet",
             f"no run under {paths.runs()} has a {paths.RESPONSES}",
-            "gpt2 finetune-instruct RECIPE, or name a file",
+            "gpt2 finetune-instruct instruct",
         )
     newest = max(found, key=lambda path: path.stat().st_mtime)
     say(f"responses: {newest}", "faint")

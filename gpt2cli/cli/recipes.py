@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2cli.cli.choose_recipe import require_recipe
 from gpt2cli.cli.help import HelpCommand, HelpGroup
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import UsageError
@@ -139,14 +140,15 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Validate a recipe and its overrides without training. Exits with 2 on the first error."""
-    from gpt2cli.recipe.loader import display_path, load_recipe
+    from gpt2cli.paths import shown_path
+    from gpt2cli.recipe.loader import load_recipe
 
-    loaded = load_recipe(name, overrides or [])
+    loaded = load_recipe(require_recipe(name, "pretrain", overrides or ()), overrides or [])
     if as_json:
         values = {"recipe": loaded.recipe.model_dump(), "origins": loaded.origins, "path": str(loaded.path)}
         out().print(json.dumps(values, indent=2))
     else:
-        out().print(printable(f"ok {display_path(loaded.path)}: {_summary(loaded)}"))
+        out().print(printable(f"ok {shown_path(loaded.path)}: {_summary(loaded)}"))
 
 
 def _print_list() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gpt2cli.cli.choose_recipe import require_recipe
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
 from gpt2cli.errors import UsageError
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
@@ -67,6 +68,7 @@ def train(
     from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
+    recipe = require_recipe(recipe, command.task, given)
     if from_ and not resume:
         raise UsageError(
             "--from needs --resume", "it goes back to a checkpoint of a run", f"--resume --from {from_}"
@@ -125,12 +127,13 @@ def train(
 
 
 def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
-    from gpt2cli.recipe.loader import display_path, load_recipe
+    from gpt2cli.paths import shown_path
+    from gpt2cli.recipe.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.task != command.task:
         raise UsageError(
-            f"{display_path(loaded.path)}: is a recipe for {loaded.recipe.task}",
+            f"{shown_path(loaded.path)}: is a recipe for {loaded.recipe.task}",
             f"this is gpt2 {command.task}",
             f"gpt2 {loaded.recipe.task} {recipe}",
         )

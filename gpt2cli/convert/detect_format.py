@@ -118,7 +118,7 @@ def _open_file(path: Path, n_head: int | None) -> AbstractContextManager[Foreign
     raise InputError(
         f"{path}: is not a known model format",
         f"it begins with {start[:8].hex(' ') or 'nothing'}; known are {KNOWN}",
-        "gpt2 convert --help",
+        f"gpt2 pretrain gpt2-mini data.source={path}" if path.suffix == ".txt" else "gpt2 convert --help",
     )
 
 
@@ -197,7 +197,7 @@ def _unknown(path: Path, holds: str) -> InputError:
     return InputError(
         f"{path}: torch or safetensors wrote it, but not as a GPT-2",
         f"it holds {holds}; known are the names of Hugging Face, nanoGPT and LLMs-from-scratch",
-        "gpt2 convert --help",
+        f"gpt2 pretrain gpt2-mini data.source={path}" if path.suffix == ".txt" else "gpt2 convert --help",
     )
 
 

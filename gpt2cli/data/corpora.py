@@ -154,7 +154,7 @@ def _path(argument: str) -> FoundCorpus:
     raise InputError(
         f"{argument}: neither a file nor a known corpus",
         f"the corpora are {', '.join(names)}",
-        f"did you mean {near[0]}?" if near else "check the path",
+        f"did you mean {near[0]}?" if near else f"ls -l {path.parent}",
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,8 +68,10 @@ def read_labelled(path: Path, text: str, label: str, columns: Sequence[str] = ()
     Raises InputError naming FILE:LINE for a malformed row, and if there is only one class.
     """
     table = read_table(path, (label, text), columns)
-    naming = f"data.columns='[{label}, {text}]', with its columns in order"
-    at_text, at_label = table.column(text, naming), table.column(label, naming)
+    is_text_first = table.columns[:1] == (table.guess()[0],)
+    naming = f"data.columns='[{text}, {label}]'" if is_text_first else f"data.columns='[{label}, {text}]'"
+    fix = shlex.join(f"data.{key}={name}" for key, name in zip(("text", "label"), table.guess(), strict=True))
+    at_text, at_label = table.column(text, fix, naming), table.column(label, fix, naming)
     texts, names, lines = [], [], []
     for row in table.rows:
         value, name = row.values[at_text], (row.values[at_label] or "").strip()

@@ -287,7 +287,8 @@ def _tokenizer(name: str) -> Tokenizer:
     if not paths.expand(name).is_dir():
         raise UsageError(
             f"{name}: no such tokenizer",
-            fix="--tokenizer gpt2, chars, or a folder with vocab.json and merges.txt",
+            "there are gpt2, chars, and folders with vocab.json and merges.txt",
+            f"--tokenizer {'chars' if name.startswith('char') else 'gpt2'}",
         )
     return load_tokenizer(paths.expand(name))
 
@@ -330,7 +331,11 @@ def _check_settings(settings: PrepareSettings, validation_sources: Sequence[str 
             "leave one of them out",
         )
     if not 0 <= settings.validation < 1:
-        raise UsageError(f"validation is {settings.validation}", "it must be a fraction: at least 0, below 1")
+        raise UsageError(
+            f"validation is {settings.validation}",
+            "it must be a fraction: at least 0, below 1",
+            "--validation 0.1",
+        )
     if settings.shard_tokens < 1:
         raise UsageError(f"shard-tokens is {settings.shard_tokens}", "it must be at least 1")
     if not settings.text_fields:

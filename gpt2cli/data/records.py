@@ -49,19 +49,27 @@ class Table:
     def where(self, line: int) -> str:
         return f"{self.name}:{line}"
 
-    def column(self, name: str, naming: str = "") -> int:
-        """The index of a column. Raises InputError; `naming` is the option that names columns."""
+    def column(self, name: str, fix: str, naming: str = "") -> int:
+        """The index of a column. Raises InputError with `fix`; `naming` is the option that names columns,
+        and the fix where the file seems to have no header.
+        """
         if name in self.columns:
             return self.columns.index(name)
         there = ", ".join(map(repr, self.columns[:8])) or "nothing"
         if len(self.columns) == 1 and ";" in self.columns[0]:
             there += "; the columns of a CSV file are separated by commas here"
-        raise InputError(
-            f"{self.where(1)}: no column {name!r}",
-            f"the file has: {there}",
-            "name one of these"
-            + (f"; if that is a row of data, {naming}" if naming and self.kind in ("csv", "tsv") else ""),
-        )
+        if naming and self.kind in ("csv", "tsv"):
+            there += f"; if that is a row of data, {naming}"
+            fix = naming if any(column.count(" ") > 1 for column in self.columns) else fix
+        raise InputError(f"{self.where(1)}: no column {name!r}", f"the file has: {there}", fix)
+
+    def guess(self) -> tuple[str, str]:
+        """The columns that probably hold text and label: the longest, and the one of fewest values."""
+        values = list(zip(*(row.values for row in self.rows[:1000]), strict=True)) or [()] * len(self.columns)
+        lengths = [sum(len(value or "") for value in column) for column in values]
+        text = lengths.index(max(lengths))
+        others = [at for at in range(len(values)) if at != text] or [text]
+        return self.columns[text], self.columns[min(others, key=lambda at: len(set(values[at])))]
 
 
 def read_records(path: Path) -> tuple[list[tuple[int, Any]], str]:

@@ -146,7 +146,11 @@ def _refuse_file(name: str) -> None:
     if not name or canonical_size(name) or not os.path.isfile(path):
         return
     if is_model(path.parent):
-        raise InputError(f"{path}: is a file", "a model is the whole folder", f"use {path.parent}")
+        raise InputError(f"{path}: is a file", "a model is the whole folder", f"did you mean {path.parent}?")
+    if path.suffix in (".txt", ".md", ".jsonl", ".csv"):
+        raise InputError(
+            f"{path}: is a text", "a model is a folder; --on names a text", f"did you mean --on {path}?"
+        )
     raise InputError(
         f"{path}: is a file", "a model is a folder; convert makes one from a file", f"gpt2 convert {path}"
     )

@@ -69,7 +69,7 @@ class RecipeKeys:
         """The error for an unknown key, with the one that was probably meant."""
         section = key.rpartition(".")[0]
         section = section if section in self.sections else ""
-        near = self._nearest(key)
+        near = self.nearest(key)
         task = next(name for name, kind in RECIPES.items() if kind is self.kind)
         example = {"pretrain": "verdict", "finetune-classify": "spam", "finetune-instruct": "instruct"}[task]
         return UsageError(
@@ -78,7 +78,7 @@ class RecipeKeys:
             f"did you mean {near}?" if near else f"gpt2 recipes show {example}",
         )
 
-    def _nearest(self, key: str) -> str:
+    def nearest(self, key: str) -> str:
         """The key that was probably meant, or ''; its own section comes first."""
         section, _, word = key.rpartition(".")
         known = [*self.all, *self.sections]

@@ -7,6 +7,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ import yaml
 from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
-from gpt2cli.paths import expand
+from gpt2cli.paths import expand, shown_path
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.recipe.key_hints import RecipeKeys
-from gpt2cli.recipe.schema import RECIPES, Recipe, in_reading_order
+from gpt2cli.recipe.schema import RECIPES, Recipe, in_reading_order, recipe_fields
 from gpt2cli.recipe.shipped import shipped_recipes
 from gpt2cli.recipe.yaml_lines import Document, Place, dotted
 
@@ -40,7 +41,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     readable text.
     """
     path = find_recipe(source)
-    name = display_path(path)
+    name = shown_path(path)
     document = yaml_lines.parse(yaml_lines.read_text(path, name), name)
     keys = RecipeKeys(RECIPES[_task_of(document, name)])
     values = {
@@ -55,7 +56,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 
 def find_recipe(source: str) -> Path:
-    """An existing path, else the shipped recipe of that name, with or without .yaml.
+    """An existing path, a run's recipe.yaml, else the shipped recipe of that name, with or without .yaml.
 
     Raises UsageError with the nearest name and the list of names.
     """
@@ -64,26 +65,24 @@ def find_recipe(source: str) -> Path:
     # A folder called `verdict`, such as a run, does not hide the recipe of that name.
     path = expand(source)
     if source and os.path.lexists(path) and not (named and path.is_dir()):
-        return path
+        is_run = path.is_dir() and (path / "recipe.yaml").is_file()
+        return path / "recipe.yaml" if is_run else path
     if named:
         return named
-    near = difflib.get_close_matches(Path(source).stem, shipped, 1, 0.5)
+    written = [str(file) for file in path.parent.glob("*.yaml")] if path.suffix else []
+    near = difflib.get_close_matches(str(path), written, 1, 0.7)
+    near += difflib.get_close_matches(path.stem, shipped, 1, 0.6)
+    copy = f"gpt2 recipes copy verdict {shlex.quote(source)}" if path.suffix == ".yaml" else "gpt2 recipes"
     raise UsageError(
         f"{source or 'an empty name'}: no such recipe",
         f"there is no such file; the shipped recipes are {', '.join(shipped) or 'missing'}",
-        f"did you mean {near[0]}?" if near else "gpt2 recipes",
+        f"did you mean {near[0]}?" if near else copy,
     )
 
 
 def read_recipe(path: Path) -> bytes:
     """The file verbatim, unchecked. Raises InputError unless it is a regular file of a recipe's size."""
-    return yaml_lines.read_bytes(path, display_path(path))
-
-
-def display_path(path: Path) -> str:
-    """The path as a user would type it: relative if it is below the working directory."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return yaml_lines.read_bytes(path, shown_path(path))
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -126,7 +125,7 @@ def _apply_overrides(overrides: Sequence[str], values: dict[str, Any], keys: Rec
             raise UsageError(
                 f"{where}: {key} is a section",
                 f"its keys are {keys.siblings(key)}",
-                f"for example {next(name for name in keys.all if name.startswith(f'{key}.'))}=...",
+                f"did you mean {next(name for name in keys.all if name.startswith(f'{key}.'))}?",
             )
         if key not in keys.all:
             raise keys.unknown(where, key)
@@ -160,8 +159,24 @@ def _first_error(
         if entry["type"] == "literal_error":
             what = what.replace("'", "")
         got = "" if entry["type"] in ("missing", "recipe") else _quote_value(entry["input"])
-        problems.append((1, line, UsageError(f"{where}: {what}", got, context.get("fix", ""))))
+        fix = context.get("fix", "")
+        if not fix and place[:2] in overridden:
+            fix = _example(dotted(place[:2]), entry, keys)
+        problems.append((1, line, UsageError(f"{where}: {what}", got, fix)))
     return min(problems, key=lambda problem: problem[:2])[2]
+
+
+def _example(key: str, error: Any, keys: RecipeKeys) -> str:
+    """KEY=VALUE with a value that is allowed: the word that was probably meant, or the default."""
+    if error["type"] == "literal_error":
+        words = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        meant = {"gpu": "cuda", "yes": "on", "no": "off", "true": "on", "false": "off"}.get(
+            str(error["input"]).lower()
+        )
+        near = [meant] if meant in words else difflib.get_close_matches(str(error["input"]), words, 1, 0.3)
+        return f"{key}={(near or words)[0]}"
+    default = next(default for name, _, default in recipe_fields(keys.kind) if name == key)
+    return "" if default in (..., None) else f"{key}={to_yaml(default)}"
 
 
 _MESSAGES = {

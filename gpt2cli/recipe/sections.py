@@ -127,14 +127,16 @@ class ModelConfig(RecipeSection):
         given = [name for name, value in numbers.items() if value is not None]
         if self.size is not None:
             if given:
-                fix = f"model.size=null, or no model.{given[0]}"
-                raise field_error(given[0], "size sets it already", fix)
+                shape = {name: numbers[name] or getattr(PRESETS[self.size], name) for name in numbers}
+                shape["n_head"] = next(n for n in range(shape["n_head"], 0, -1) if shape["n_embd"] % n == 0)
+                fix = " ".join(["model.size=null", *(f"model.{name}={n}" for name, n in shape.items())])
+                raise field_error(given[0], f"size: {self.size} sets it already", fix)
         elif given and (missing := [name for name in numbers if name not in given]):
-            fix = "without a size, n_layer, n_head and n_embd are all needed"
-            raise field_error(missing[0], "is missing", fix)
+            fix = " ".join(f"model.{name}={getattr(PRESETS['124M'], name)}" for name in missing)
+            raise field_error(missing[0], "is missing: without a size all three are needed", fix)
         elif self.n_embd and self.n_head and self.n_embd % self.n_head:
-            fix = "each head takes n_embd / n_head channels"
-            raise field_error("n_head", f"must divide n_embd ({self.n_embd})", fix)
+            nearest = max(self.n_embd // self.n_head, 1) * self.n_head
+            raise field_error("n_head", f"must divide n_embd ({self.n_embd})", f"model.n_embd={nearest}")
         return self
 
 

@@ -77,8 +77,8 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     except InputError as error:
         raise InputError(
             f"init: {error.what}",
-            error.why,
-            f"{error.fix}; or start from another model: init=newest, init=runs/NAME, init={SCRATCH}",
+            f"{error.why}; it may be newest, a run, a folder or {SCRATCH}, too",
+            error.fix,
         ) from None
     rates, notice = config.dropouts, ""
     if len(set(rates.values())) > 1:

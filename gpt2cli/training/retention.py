@@ -13,7 +13,7 @@ from gpt2cli import files, paths
 from gpt2cli.checkpoints.lora_adapter import ADAPTER, BASE
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.json_files import read_json_object
-from gpt2cli.recipe.loader import display_path
+from gpt2cli.paths import shown_path
 from gpt2cli.training import metrics_log
 from gpt2cli.training.events import EvalDone
 from gpt2cli.training.train_state import TrainState
@@ -60,7 +60,7 @@ def prune(run: Path, keep: int, notice: Callable[[str], None]) -> None:
             continue
         step = f"step {int(path.name.removeprefix('step-'))}"
         if needing := runs_that_need(path):
-            notice(f"{step} is kept: it is the base of {', '.join(map(display_path, needing))}")
+            notice(f"{step} is kept: it is the base of {', '.join(map(shown_path, needing))}")
             continue
         if (path / NEEDED_BY).exists():
             notice(f"{step} goes: no adapter that needs it is there any more")

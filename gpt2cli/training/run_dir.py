@@ -64,15 +64,15 @@ def find_run(name: str, *, resume: bool) -> RunDir:
     run = RunDir(paths.expand(name) if os.sep in name else paths.runs() / name)
     if resume and not run.record.exists():
         raise InputError(
-            f"{run.folder}: there is no run to resume", fix="drop --resume, or name the run: --name NAME"
+            f"{run.folder}: there is no run to resume", "--name says which run", "leave out --resume"
         )
     if paths.checkpoints(run.folder) and not resume:
         others = (run.folder.with_name(f"{run.name}-{number}") for number in itertools.count(2))
         free = next(other.name for other in others if not other.exists())
         raise UsageError(
             f"{run.folder}: already holds a run",
-            "a new run never overwrites an old one",
-            f"add --resume to continue it, or --name {free} for a new one",
+            f"a new run never overwrites an old one; --name {free} makes another",
+            "--resume",
         )
     if not resume:
         _require_name(name.rstrip(os.sep).rpartition(os.sep)[2])
@@ -223,7 +223,7 @@ def named_checkpoint(run: RunDir, name: str) -> Path:
         raise UsageError(
             f"--from {name}: {run.folder} has no such checkpoint",
             f"there are {', '.join(names)}" if names else "there is none",
-            f"--from {names[0]}" if names else "drop --resume",
+            f"--from {names[0]}" if names else "leave out --resume",
         )
     verify(path)
     return run.checkpoints / path.resolve().name

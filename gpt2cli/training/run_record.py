@@ -13,7 +13,8 @@ from pathlib import Path
 
 from gpt2cli import __version__, files, paths
 from gpt2cli.errors import DivergedError, Gpt2Error, UsageError
-from gpt2cli.recipe.loader import display_path, dump_recipe, load_recipe
+from gpt2cli.paths import shown_path
+from gpt2cli.recipe.loader import dump_recipe, load_recipe
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import describe_machine
 from gpt2cli.training.base_model import newest_base
@@ -132,7 +133,7 @@ def _pin_base(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
     base = named.resolve()  # it may be a pointer: runs/base/best
     if not paths.is_checkpoint(base):
         return
-    owner, step = display_path(base.parent.parent), int(base.name.removeprefix("step-"))
+    owner, step = shown_path(base.parent.parent), int(base.name.removeprefix("step-"))
     try:
         pin(base, run.folder)
         notice(f"note: {owner} keeps step {step}: it is the base of these adapters")
