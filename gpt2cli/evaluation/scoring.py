@@ -1,9 +1,11 @@
-"""Log-probabilities of given ids: of windows of a long text, and of many texts in batches.
+"""Log-probabilities of given ids: of windows of a long text, of many texts in batches, and of several
+continuations of one context.
 
 Rows are padded on the right, where causal attention does not look, and only the positions that are asked
-for get logits. On the same windows the numbers are those of a plain transformers loop.
+for get logits. On the same ids the numbers are those of a plain transformers loop.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from gpt2cli.checkpoints.finite import bad_logits, require_finite
 from gpt2cli.data.sft_batches import batches_by_length
+from gpt2cli.errors import InputError
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.runtime import Runtime
 from gpt2cli.tokenizer.base import Tokenizer, begin
@@ -79,10 +82,16 @@ def window_logprobs(
         hidden = model.transformer(input_ids.to(runtime.device))  # (B, T, C)
         # Positions that count in other windows need no logits here.
         hidden, wanted = hidden[counts.to(runtime.device)], targets[counts].to(runtime.device)  # (N, C), (N,)
-        chunks = zip(torch.split(hidden, LOGIT_ROWS), torch.split(wanted, LOGIT_ROWS), strict=True)
-        for h, t in chunks:
-            losses.append(F.cross_entropy(model.lm_head(h).float(), t, reduction="none"))  # (n,)
+        for logits, t in _logits_at(model, hidden, wanted):
+            losses.append(F.cross_entropy(logits, t, reduction="none"))  # (n,)
     return -torch.cat(losses)
+
+
+def _logits_at(model: GPT2LMHead, hidden: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits (n, V) of hidden states (N, C) in fp32, a few at a time, each with its targets (n,)."""
+    chunks = zip(torch.split(hidden, LOGIT_ROWS), torch.split(wanted, LOGIT_ROWS), strict=True)
+    for h, t in chunks:
+        yield model.lm_head(h).float(), t
 
 
 def after_beginning(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
@@ -118,3 +127,128 @@ def score_texts(
                 found[n][window.begin] = tuple(part.tolist())
         for parts in found:
             yield tuple(value for begin in sorted(parts) for value in parts[begin])
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A context, at least one id, and the continuations of it to score, at least one id each."""
+
+    context: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ScoredContinuation:
+    """The log-probabilities of a continuation's ids, in nats; `is_greedy` if each id is the likeliest one.
+
+    `n_cut` ids of the context did not fit into the model's.
+    """
+
+    logprobs: tuple[float, ...]
+    is_greedy: bool
+    n_cut: int = 0
+
+    @property
+    def logprob(self) -> float:
+        return math.fsum(self.logprobs)
+
+
+def score_continuations(
+    model: GPT2LMHead, items: Iterable[Branches], runtime: Runtime
+) -> Iterator[tuple[ScoredContinuation, ...]]:
+    """The scores of each item's continuations, each by itself after the context; in order.
+
+    Items of similar length share a batch, and an item's context is computed once. Where context and
+    continuation have more ids than the model's context and one, the context loses its first. Raises
+    InputError for a continuation that is longer than the model's context, DivergedError for logits that are
+    not finite.
+    """
+    limit = model.config.n_positions
+    remaining = iter(items)
+    while group := list(islice(remaining, TEXTS_AT_ONCE)):
+        rows = [row for n, item in enumerate(group) for row in _rows(n, item, limit)]
+        found: list[dict[int, ScoredContinuation]] = [{} for _ in group]
+        for batch in batches_by_length([row.n_inputs for row in rows], BATCH_TOKENS, BATCH_TOKENS):
+            chosen = [rows[i] for i in batch]
+            for row, scores in zip(chosen, _score_rows(model, chosen, runtime), strict=True):
+                found[row.item] |= zip(row.numbers, scores, strict=True)
+        for scored in found:
+            yield tuple(scored[number] for number in sorted(scored))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Continuations, by their numbers in an item, behind the same ids of its context: the context is followed
+    by one branch per continuation, which sees the context and itself.
+    """
+
+    item: int
+    numbers: tuple[int, ...]
+    branches: Branches
+    n_cut: int
+
+    @property
+    def n_inputs(self) -> int:  # the last id of a continuation is a target alone
+        return len(self.branches.context) + sum(len(ids) - 1 for ids in self.branches.continuations)
+
+
+def _rows(item: int, branches: Branches, limit: int) -> Iterator[_Row]:
+    """The item in one row, but for the continuations that leave room for less of the context."""
+    by_cut: dict[int, list[int]] = {}
+    for number, ids in enumerate(branches.continuations):
+        if len(ids) > limit:
+            raise InputError(
+                f"a continuation has {len(ids)} tokens",
+                f"this model's context holds {limit}",
+                "choose a model with a longer context",
+            )
+        by_cut.setdefault(max(len(branches.context) + len(ids) - limit - 1, 0), []).append(number)
+    for n_cut, numbers in by_cut.items():
+        chosen = tuple(branches.continuations[number] for number in numbers)
+        yield _Row(item, tuple(numbers), Branches(branches.context[n_cut:], chosen), n_cut)
+
+
+@torch.no_grad()
+def _score_rows(
+    model: GPT2LMHead, rows: Sequence[_Row], runtime: Runtime
+) -> list[tuple[ScoredContinuation, ...]]:
+    T = max(row.n_inputs for row in rows)
+    input_ids = torch.zeros(len(rows), T, dtype=torch.long)  # (B, T)
+    positions, branch = torch.zeros_like(input_ids), torch.full_like(input_ids, -1)
+    places: list[int] = []  # of the flattened (B, T), one per target
+    targets: list[int] = []
+    for n, row in enumerate(rows):
+        end = len(row.branches.context)
+        last = end - 1  # of the context: it predicts the first id of each branch
+        input_ids[n, :end] = torch.tensor(row.branches.context)
+        positions[n, :end], branch[n, :end] = torch.arange(end), 0
+        for number, ids in enumerate(row.branches.continuations, 1):
+            begin, end = end, end + len(ids) - 1
+            input_ids[n, begin:end] = torch.tensor(ids[:-1], dtype=torch.long)
+            positions[n, begin:end], branch[n, begin:end] = torch.arange(last + 1, last + len(ids)), number
+            places += [n * T + place for place in (last, *range(begin, end))]
+            targets += ids
+    mask = None  # causal
+    if any(len(row.numbers) > 1 for row in rows):
+        seen = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])  # (B, T, T)
+        mask = seen.tril()[:, None].to(runtime.device)  # (B, 1, T, T)
+
+    wanted = torch.tensor(targets).to(runtime.device)  # (N,)
+    logprobs, is_best = [], []
+    with runtime.autocast():
+        hidden = model.transformer(
+            input_ids.to(runtime.device), positions=positions.to(runtime.device), mask=mask
+        )  # (B, T, C)
+        hidden = hidden.flatten(0, 1)[torch.tensor(places).to(runtime.device)]  # (N, C)
+        for logits, t in _logits_at(model, hidden, wanted):
+            logprobs += (-F.cross_entropy(logits, t, reduction="none")).tolist()
+            is_best += (logits.argmax(-1) == t).tolist()
+    require_finite(math.fsum(logprobs), bad_logits("", FIX))
+    found, done = [], 0
+    for row in rows:
+        scores = []
+        for ids in row.branches.continuations:
+            part = slice(done, done := done + len(ids))
+            scores.append(ScoredContinuation(tuple(logprobs[part]), all(is_best[part]), row.n_cut))
+        found.append(tuple(scores))
+    return found
