@@ -125,7 +125,13 @@ def evaluate(
     entries = parse_on(on)
     _require_use(
         entries,
-        texts={"--split": split, "--text-field": text_field, "--context": context, "--stride": stride},
+        texts={
+            "--split": split,
+            "--text-field": text_field,
+            "--context": context,
+            "--stride": stride,
+            "--batch": batch,
+        },
         benchmarks={"--limit": limit, "--out": items_out},
     )
     sources: list[EvalText | BenchmarkData] = [

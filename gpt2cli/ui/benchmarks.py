@@ -49,7 +49,7 @@ def print_benchmarks(rows: Sequence[BenchmarkRow | EvaluationRow], console: Cons
             lines += _benchmark_lines(row) if isinstance(row, BenchmarkRow) else _text_lines(row)
     for line in aligned(lines, range(2, 6)):
         console.print(line)
-    console.print("intervals: Wilson's for accuracies; for a perplexity, 1.96 standard errors of its nats")
+    console.print("intervals: Wilson's; of a perplexity, 1.96 standard errors of the mean nats")
     for of_source in by_source.values():
         for first, *others in map(_wrapped, _notes(of_source)):
             console.print(first)
@@ -61,10 +61,9 @@ def _title(row: BenchmarkRow | EvaluationRow) -> str:
     if isinstance(row, EvaluationRow):
         return printable(row.source.name).replace("\n", " ")
     data = row.data
-    part = f"the first {len(data.items):,} of " if len(data.items) < data.n_all else ""
+    part = f"first {len(data.items):,} of " if len(data.items) < data.n_all else ""
     name = printable(data.benchmark.name if data.is_own else f"{data.benchmark.name}={data.source}")
-    mini = "; a bundled miniature, not the benchmark" * data.is_miniature
-    return f"{name}: {part}{data.n_all:,} items{mini}"
+    return f"{name}: {part}{data.n_all:,} items" + " (a miniature)" * data.is_miniature
 
 
 def _benchmark_lines(row: BenchmarkRow) -> Iterable[Sequence[str]]:
@@ -102,7 +101,8 @@ def _notes(rows: Sequence[BenchmarkRow | EvaluationRow]) -> Iterable[str]:
     else:
         benchmark, data = first.data.benchmark, first.data
         yield f"{benchmark.name}: {benchmark.protocol}"
-        yield f"  source: {data.source}, SHA-256 {data.sha256[:12]}"
+        mini = ", bundled items of our own, not the benchmark" * data.is_miniature
+        yield f"  source: {data.source}{mini}, SHA-256 {data.sha256[:12]}"
     for row in rows:
         if isinstance(row, BenchmarkRow) and row.n_cut:
             yield f"  {row.model}: the context of {row.n_cut:,} items did not fit and lost its beginning"
