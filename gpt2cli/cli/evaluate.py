@@ -48,7 +48,7 @@ def evaluate(
         str,
         typer.Option(
             "--on",
-            metavar="TEXT|BENCHMARK,...",
+            metavar="TEXT,...",
             help="Name of a corpus; a file or glob (.txt, .md, .jsonl, each also as .gz; .parquet); a folder"
             " of .txt and .md files; or a folder made by `gpt2 prepare`. Or a benchmark: lambada:word,"
             " lambada:token, hellaswag, hellaswag:completion, cbt-cn, cbt-ne; BENCHMARK=FILE reads a file of"
@@ -97,9 +97,9 @@ def evaluate(
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Measure how well models predict texts, and how well they do on benchmarks.
+    """Measure how well models predict texts and do on benchmarks.
 
-    Loss, perplexity and bits per byte of texts; accuracy and perplexity on LAMBADA, HellaSwag and CBT.
+    Loss, perplexity and bits per byte of texts; accuracy on LAMBADA, HellaSwag and CBT.
     Predicts each token of a text once, the first from end-of-text alone.
     The first token of a prepared split is context alone.
     Prints a table to stdout, or with --json one line per model and text or benchmark.

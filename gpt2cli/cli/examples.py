@@ -39,6 +39,7 @@ EXAMPLES = {
     "evaluate": (
         "gpt2 evaluate runs/verdict --on novel.txt",
         "gpt2 evaluate 124M runs/verdict --on wikitext-2-test",
+        "gpt2 evaluate 124M --on lambada:word,hellaswag",
     ),
     "score": ("gpt2 score lines.txt --model 124M", "gpt2 score lines.txt --json"),
     "judge": (

@@ -9,7 +9,6 @@ import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -158,13 +157,11 @@ BUNDLED = {
 CORPORA = {corpus.name: corpus for corpus in _ROWS}
 
 
-def find_corpus(
-    name_or_path: str, *, offline: bool, allow_bundled: bool, others: Iterable[str] = ()
-) -> FoundCorpus:
+def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> FoundCorpus:
     """The text that `name_or_path` means: a corpus of the table, else a file, directory or glob.
 
     ./NAME is a file with the name of a corpus. `offline` forbids the network; `allow_bundled` lets a
-    bundled text replace the corpus, with a warning. `others` could have been named in its place.
+    bundled text replace the corpus, with a warning.
     Raises InputError for an unknown name or a wrong file in the mirror, ServiceError if the corpus
     cannot be downloaded.
     """
@@ -172,7 +169,7 @@ def find_corpus(
         return _bundled(name_or_path, BUNDLED[name_or_path], None)
     corpus = CORPORA.get(name_or_path)
     if corpus is None:
-        return _path(name_or_path, others)
+        return _path(name_or_path)
     mirror = paths.mirror()
     if mirror and (path := mirror / corpus.file).exists():
         digest = files.sha256_of(path)
@@ -200,12 +197,12 @@ def find_corpus(
         return _bundled(corpus.name, corpus.stand_in, warning)
 
 
-def _path(argument: str, others: Iterable[str]) -> FoundCorpus:
+def _path(argument: str) -> FoundCorpus:
     path = paths.expand(argument)
     # Not Path.glob, which has no absolute patterns.
     if os.path.lexists(path) or glob.glob(str(path), recursive=True):
         return FoundCorpus(argument, (path,), "path", None, None)
-    names = [*others, *CORPORA, *BUNDLED]
+    names = [*CORPORA, *BUNDLED]
     near = difflib.get_close_matches(argument, names, n=1)
     raise InputError(
         f"{argument}: neither a file nor a known corpus",

@@ -21,7 +21,6 @@ from gpt2cli.data.manifest import TokenManifest, was_made_by_prepare
 from gpt2cli.data.text_reader import SourceReader
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.errors import InputError, UsageError
-from gpt2cli.evaluation.benchmarks import BENCHMARKS
 from gpt2cli.paths import checkpoints, has_home, is_model, prepared
 from gpt2cli.tokenizer.base import Tokenizer, begin
 
@@ -84,7 +83,7 @@ def read_eval_text(
     default "text". Raises UsageError where they do not apply, InputError for text that cannot be read,
     ServiceError for a corpus that cannot be downloaded.
     """
-    found = find_corpus(on, offline=offline, allow_bundled=False, others=BENCHMARKS)
+    found = find_corpus(on, offline=offline, allow_bundled=False)
     path, is_corpus = found.paths[0], found.origin != "path"
     if not is_corpus and was_made_by_prepare(path):
         if text_fields:

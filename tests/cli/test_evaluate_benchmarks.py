@@ -115,7 +115,7 @@ def test_a_context_that_does_not_fit_is_said(gpt2: Gpt2) -> None:
     [
         (["--on", "lambada"], 2, "error: lambada: two protocols"),
         (["--on", "hellaswag=hellaswag-miniature,lambada=lambada-miniature"], 2, "error: lambada: two"),
-        (["--on", "lambada:wrd"], 3, "error: lambada:wrd: neither a file nor a known corpus"),
+        (["--on", "lambada:wrd"], 3, "error: lambada:wrd: neither a file nor a benchmark"),
         (["--on", ","], 2, "error: --on ',' names nothing"),
         (["--on", "lambada:word=absent.jsonl"], 3, "error: absent.jsonl: neither a file"),
         (["--on", "lambada:word=empty.jsonl"], 3, "error: empty.jsonl: there are no items"),
@@ -146,12 +146,15 @@ def test_what_cannot_be_measured_is_said(
 def test_the_fixes_that_are_printed_work(gpt2: Gpt2, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPT2_MIRROR", raising=False)
     save("one")
-    bare = gpt2("evaluate", "one", "--on", "lambada=lambada-miniature").err
-    for name in (WORD, TOKEN):
-        assert f"--on {name}" in bare
-        assert gpt2("evaluate", "one", "--on", name, "--limit", "1").code == 0
-    near = gpt2("evaluate", "one", "--on", "lambada:wrd").err
-    assert "did you mean lambada:word?" in near
+    typed = ["evaluate", "one", "--limit", "1", "--on"]
+    for on, meant in (
+        ("lambada=lambada-miniature", WORD),
+        ("hellaswag=hellaswag-miniature,lambada=lambada-miniature", f"hellaswag=hellaswag-miniature,{WORD}"),
+        ("lambada:wrod=lambada-miniature", WORD),
+    ):
+        *_, fix = gpt2(*typed, on).err.splitlines()
+        assert fix == f"fix: gpt2 evaluate one --limit 1 --on {meant}"
+        assert gpt2(*typed, meant).code == 0
     for name, benchmark in benchmarks.BENCHMARKS.items():
         missing = gpt2("evaluate", "one", "--on", name, "--offline")
         assert missing.code == 5
