@@ -103,14 +103,19 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def theirs(harness: Any, tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def theirs(folder: Path, tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     import lm_eval
 
     names = ["local_lambada", "local_hellaswag"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        return lm_eval.simple_evaluate(
-            model=harness, tasks=names, task_manager=tasks, log_samples=True, bootstrap_iters=0
+        return lm_eval.simple_evaluate(  # as in docs/evaluation.md
+            "hf",
+            model_args=f"pretrained={folder}",
+            device="cpu",
+            tasks=names,
+            task_manager=tasks,
+            bootstrap_iters=0,
         )
 
 
