@@ -88,7 +88,7 @@ def launch(n: int) -> int:
     """
     from gpt2cli.training.ranks import STORE
 
-    command = [sys.executable, "-m", "gpt2cli", *_without_processes(sys.argv[1:])]
+    command = [sys.executable, "-m", "gpt2cli", *sys.argv[1:]]
     with tempfile.TemporaryDirectory(prefix="gpt2-ranks-") as folder:
         logs = [Path(folder) / f"rank-{rank}.log" for rank in range(n)]
         common = {STORE: str(Path(folder) / "store"), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
@@ -219,13 +219,3 @@ def _output_in(log: Path) -> Iterator[None]:
     finally:
         os.dup2(before, 2)
         os.close(before)
-
-
-def _without_processes(arguments: list[str]) -> list[str]:
-    kept, skip = [], False
-    for word in arguments:
-        if skip or word == "--processes":
-            skip = not skip and word == "--processes"
-        elif not word.startswith("--processes="):
-            kept.append(word)
-    return kept

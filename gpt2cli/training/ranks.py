@@ -117,6 +117,7 @@ def join() -> Ranks:
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     if torch.cuda.is_available():
+        _require_gpus(local_world, torch.cuda.device_count())
         torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = os.environ.get(STORE)
@@ -130,6 +131,15 @@ def join() -> Ranks:
         )
         control = torch.distributed.new_group(backend="gloo", timeout=CONTROL)
     return Ranks(rank, world, local, local_world, control)
+
+
+def _require_gpus(n_processes: int, n_gpus: int) -> None:
+    if n_processes > n_gpus:
+        raise UsageError(
+            f"{n_processes} processes on this machine, which has {n_gpus} GPUs",
+            "each takes one; export CUDA_VISIBLE_DEVICES= lets all train on the CPU",
+            f"--processes {n_gpus}",
+        )
 
 
 @contextlib.contextmanager
@@ -156,7 +166,7 @@ def _or_unmet() -> Iterator[None]:
         raise ResourceError(
             f"the processes cannot meet at {address}, port {port}",
             _first_line(error),
-            f"another port: export MASTER_PORT={port + 1}",
+            f"export MASTER_PORT={port + 1}",
         ) from error
     except ValueError as error:
         raise UsageError(

@@ -124,7 +124,7 @@ def _runtime_in_parts(runtime: Runtime) -> Runtime:
         raise UsageError(
             "run.shard: on does not train in fp16",
             "each process would find its own loss scale",
-            "run.precision=fp32, or run.precision=bf16 where the GPU has it",
+            "run.precision=fp32",
         )
     without = "run.shard is on: nothing is sampled between steps"
     without += ", and blocks are not compiled" if runtime.compile else ""
