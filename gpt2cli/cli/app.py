@@ -143,6 +143,10 @@ def run(arguments: list[str]) -> int:
 
             traceback.print_exc()
         known = explain(error, arguments)
+        if "RANK" in os.environ:
+            from gpt2cli.cli import launcher
+
+            known = launcher.naming_rank(known)
         if not isinstance(known, LostRankError):  # the process that is gone says why
             print_error(known)
         return known.exit_code

@@ -78,6 +78,7 @@ def train(
         return
     if processes > 1 and not launcher.is_one_of_several():
         raise typer.Exit(launcher.launch(processes))
+    launcher.end_with_launcher()
     ranks = join()
     if not ranks.is_first:
         launcher.train_along(
@@ -217,7 +218,7 @@ def _train(
             runs.append_event(run, event)
             log(event)
             view.show(event)
-            if isinstance(event, EvalDone):
+            if isinstance(event, EvalDone) and not setup.optimizer_step.is_sharded:
                 command.after_evaluation(setup, run, view, stop)
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)

@@ -28,6 +28,7 @@ OTHER_NAMES = {
     "checkpoint.every": ("save_every",),
     "run.activation_checkpointing": ("recompute", "gradient_checkpointing"),
     "run.precision": ("dtype",),
+    "run.shard": ("fsdp", "zero"),
     "data.source": ("dataset",),
 }
 

@@ -249,6 +249,10 @@ class RunConfig(RecipeSection):
     activation_checkpointing: Literal["on", "off"] = Field(
         default="off", description="whether backward recomputes each block: less memory, more time"
     )
+    shard: Literal["on", "off"] = Field(
+        default="off",
+        description="whether each of several processes holds only its part of weights, gradients and moments",
+    )
     max_skipped_steps: NonNegativeInt = Field(
         default=10, description="skipped steps in a row that end the run"
     )

@@ -4,23 +4,35 @@
 `training/master_weights.py` has the faster one for bf16 on a CPU.
 """
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gpt2cli.recipe.sections import OptimConfig
 
+T = TypeVar("T")
+
 
 class OptimizerStep:
-    """One step: `backward` per micro-batch, `losses_and_norm`, `update` if they are finite, `zero_grad`."""
+    """One step: `forward` and `backward` per micro-batch, `losses_and_norm`, `update` if they are finite,
+    `zero_grad`.
+    """
+
+    is_sharded = False  # whether the model is in parts on several processes
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
         self.model = model  # the one that runs the forward
         self.optimizer, self.scaler = optimizer, scaler
+
+    def forward(self, function: Callable[..., T], batch: Any, dtype: torch.dtype) -> T:
+        """A function of the task of the model and a batch."""
+        return function(self.model, batch, dtype)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of the loss, a scalar, to that of the micro-batches before."""
@@ -55,6 +67,18 @@ class OptimizerStep:
     def free(self) -> None:
         """Drop the moments, two thirds of a run's memory between steps; no step can follow."""
         self.optimizer.state.clear()
+
+    def place(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor of the parameter's shape, where the parameter is."""
+        return tensor.to(parameter.device)
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The moments as rank 0 can write them."""
+        return tensors
+
+    def whole_tensors(self) -> contextlib.AbstractContextManager[None]:
+        """In the block rank 0 may read any weight and moment; all processes enter it."""
+        return contextlib.nullcontext()
 
     @property
     def is_searching_loss_scale(self) -> bool:

@@ -31,7 +31,7 @@ from gpt2cli.training import metrics_log, retention
 from gpt2cli.training.estimate import checkpoint_bytes
 from gpt2cli.training.events import EvalDone, Event, to_json
 from gpt2cli.training.optimizer_step import parameter_names
-from gpt2cli.training.train_state import write_state
+from gpt2cli.training.train_state import moments_of, write_state
 
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
@@ -171,8 +171,8 @@ def save_checkpoint(
     with files.new_folder(path) as folder:
         hashes = setup.task.write_model(folder, setup.model, dump_recipe(recipe))
         optimizer, scaler = setup.optimizer_step.optimizer, setup.optimizer_step.scaler.state_dict()
-        names = parameter_names(setup.model)
-        hashes |= write_state(folder, optimizer, names, state, setup.identity, scaler)
+        moments = setup.optimizer_step.whole(moments_of(optimizer, parameter_names(setup.model)))
+        hashes |= write_state(folder, moments, state, setup.identity, scaler)
         write_manifest(folder, hashes)
     files.point(run.folder / "last", path)
     if state.kept_step == state.step:

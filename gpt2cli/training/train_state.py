@@ -6,14 +6,14 @@ the same run. There is no random state: batches and dropout are functions of (se
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_file import open_tensors, write_tensors
 from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of, write_json
 from gpt2cli.json_files import read_json_object
@@ -74,23 +74,26 @@ ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
 
 def write_state(
     folder: Path,
-    optimizer: torch.optim.Optimizer,
-    names: list[str],
+    moments: Mapping[str, torch.Tensor],
     state: TrainState,
     identity: RunIdentity,
     scaler: dict[str, Any],
 ) -> dict[str, str]:
     """Write both files into a checkpoint folder; returns {file name: SHA-256}."""
-    moments = {
+    progress = asdict(state)
+    progress["best_loss"] = None if math.isinf(state.best_loss) else state.best_loss
+    write_json(folder / STATE, {"progress": progress, "identity": identity, "scaler": scaler})
+    return {TENSORS: write_tensors(folder / TENSORS, moments, {}), STATE: sha256_of(folder / STATE)}
+
+
+def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
+    """AdamW's moments by their names in a checkpoint; `names` are those of the parameters, in its order."""
+    return {
         f"{moment}.{name}": optimizer.state[parameter][moment]
         for name, parameter in zip(names, _parameters(optimizer), strict=True)
         for moment in MOMENTS
         if parameter in optimizer.state
     }
-    progress = asdict(state)
-    progress["best_loss"] = None if math.isinf(state.best_loss) else state.best_loss
-    write_json(folder / STATE, {"progress": progress, "identity": identity, "scaler": scaler})
-    return {TENSORS: write_tensors(folder / TENSORS, moments, {}), STATE: sha256_of(folder / STATE)}
 
 
 def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
@@ -115,19 +118,25 @@ def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
 
 
 def load_moments(
-    folder: Path, optimizer: torch.optim.Optimizer, names: list[str], updates: int, sha256: str
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    updates: int,
+    place: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Restore AdamW's moments and its step count, `updates`."""
-    moments = read_tensors(folder / TENSORS, sha256)
-    if not moments:
-        return  # saved before the first update
-    for name, parameter in zip(names, _parameters(optimizer), strict=True):
-        # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
-        device = parameter.device if optimizer.defaults["fused"] else "cpu"
-        state: dict[str, Any] = {"step": torch.tensor(float(updates), device=device)}
-        for moment in MOMENTS:
-            state[moment] = moments[f"{moment}.{name}"].to(parameter.device)
-        optimizer.state[parameter] = state
+    """Restore AdamW's moments, of which `place` puts each where its parameter is, and its step count,
+    `updates`. The caller has verified the file's hash.
+    """
+    with open_tensors(folder / TENSORS) as file:
+        if not file.entries:
+            return  # saved before the first update
+        for name, parameter in zip(names, _parameters(optimizer), strict=True):
+            # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
+            device = parameter.device if optimizer.defaults["fused"] else "cpu"
+            state: dict[str, Any] = {"step": torch.tensor(float(updates), device=device)}
+            for moment in MOMENTS:
+                state[moment] = place(file.read(f"{moment}.{name}"), parameter)
+            optimizer.state[parameter] = state
 
 
 def require_same_run(saved: RunIdentity, now: RunIdentity, new_run: str) -> None:
