@@ -118,4 +118,5 @@ def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
         "model.n_inner": config.mlp_width,
         "model.context": config.n_positions,
         "seed": recipe.seed,
+        "model.positions": config.positions,
     }

@@ -70,6 +70,7 @@ class TrainState:
 
 RunIdentity = dict[str, str | int | float]
 ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
+_BEFORE: RunIdentity = {"model.positions": "learned"}  # of runs from before these keys were here
 
 
 def write_state(
@@ -138,6 +139,7 @@ def require_same_run(saved: RunIdentity, now: RunIdentity, new_run: str) -> None
         saved = dict(saved)
         saved[ROWS_PER_STEP] = int(saved.pop("batch.micro_batch")) * int(saved.pop("batch.accumulation"))
     saved = {key: value for key, value in saved.items() if key != "world size"}  # of older versions
+    saved = {key: value for key, value in _BEFORE.items() if key in now} | saved
     keys = sorted(saved.keys() | now.keys())
     changed = [f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key)]
     if changed:
