@@ -2,8 +2,8 @@
 
 Under autocast each forward casts every fp32 weight to bf16, and each backward casts every gradient
 back. Here the matmuls read bf16 copies and leave bf16 gradients; AdamW reads those, updates the
-fp32 master weight and writes the next bf16 copy, in one pass over memory. A checkpoint holds the
-master weights and the moments, from which the copies follow.
+fp32 master weight and writes the next bf16 copy, in one pass over memory. Muon is torch's own, on
+fp32 gradients. A checkpoint holds the master weights and the moments, from which the copies follow.
 """
 
 import math
@@ -66,15 +66,21 @@ class MasterWeightsStep(OptimizerStep):
     def update(self, norm: float, max_norm: float) -> None:
         clip_gradients(self._others, norm, max_norm)
         clip = max_norm / norm if max_norm and norm > max_norm else 1.0
+        for_muon = []
         for group in self.optimizer.param_groups:
             for master in group["params"]:
-                if master in self._copies:
+                if master in self._copies and "betas" not in group:
+                    master.grad = self._gradients[master].float() * clip
+                    for_muon.append(master)
+                elif master in self._copies:
                     state, gradient = self._state(master), self._gradients[master]
                     state["step"] += 1
                     factors = _update_factors(group, float(state["step"]), clip)
                     moments = state["exp_avg"], state["exp_avg_sq"]
                     _adamw(master.data, *moments, gradient, self._copies[master].data, factors)
-        self.optimizer.step()  # updates the others: it skips weights without a gradient
+        self.optimizer.step()  # updates Muon's and the others: it skips weights without a gradient
+        for master in for_muon:
+            self._copies[master].copy_(master)
 
     def zero_grad(self) -> None:
         super().zero_grad()

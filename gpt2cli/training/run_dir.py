@@ -171,7 +171,7 @@ def save_checkpoint(
     with files.new_folder(path) as folder:
         hashes = setup.task.write_model(folder, setup.model, dump_recipe(recipe))
         optimizer, scaler = setup.optimizer_step.optimizer, setup.optimizer_step.scaler.state_dict()
-        names = parameter_names(setup.model)
+        names = parameter_names(setup.model, optimizer)
         hashes |= write_state(folder, optimizer, names, state, setup.identity, scaler)
         write_manifest(folder, hashes)
     files.point(run.folder / "last", path)

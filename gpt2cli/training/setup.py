@@ -75,7 +75,7 @@ def set_up_training(
         optimizer = make_optimizer(model, recipe.optim, runtime.device)
         if checkpoint is not None:
             sha256 = read_manifest(checkpoint)[TENSORS]
-            load_moments(checkpoint, optimizer, parameter_names(model), state.updates, sha256)
+            load_moments(checkpoint, optimizer, parameter_names(model, optimizer), state.updates, sha256)
         scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         if scaler_state:
             scaler.load_state_dict(scaler_state)
@@ -119,4 +119,5 @@ def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
         "model.context": config.n_positions,
         "seed": recipe.seed,
         "model.positions": config.positions,
+        "optim.name": recipe.optim.name,
     }

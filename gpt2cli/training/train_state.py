@@ -1,6 +1,6 @@
 """The training state beside the weights, and its two files in a checkpoint.
 
-`train_state.safetensors` holds AdamW's moments by parameter name. `train_state.json` holds the
+`train_state.safetensors` holds the optimizer's moments by parameter name. `train_state.json` holds the
 counters, the fp16 loss scale and the identity of the run: what must not change for a resume to be
 the same run. There is no random state: batches and dropout are functions of (seed, step).
 """
@@ -20,7 +20,7 @@ from gpt2cli.json_files import read_json_object
 
 TENSORS, STATE = "train_state.safetensors", "train_state.json"
 FORMAT = 1  # of the second; it is not written, the manifest has a number
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # AdamW's two, Muon's one
 RECENT_LOSSES = 32  # losses in the running median that spikes are compared with
 
 
@@ -70,7 +70,10 @@ class TrainState:
 
 RunIdentity = dict[str, str | int | float]
 ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
-_BEFORE: RunIdentity = {"model.positions": "learned"}  # of runs from before these keys were here
+_BEFORE: RunIdentity = {
+    "model.positions": "learned",
+    "optim.name": "adamw",
+}  # of runs from before these keys were here
 
 
 def write_state(
@@ -86,7 +89,7 @@ def write_state(
         f"{moment}.{name}": optimizer.state[parameter][moment]
         for name, parameter in zip(names, _parameters(optimizer), strict=True)
         for moment in MOMENTS
-        if parameter in optimizer.state
+        if moment in optimizer.state.get(parameter, ())
     }
     progress = asdict(state)
     progress["best_loss"] = None if math.isinf(state.best_loss) else state.best_loss
@@ -118,16 +121,21 @@ def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
 def load_moments(
     folder: Path, optimizer: torch.optim.Optimizer, names: list[str], updates: int, sha256: str
 ) -> None:
-    """Restore AdamW's moments and its step count, `updates`."""
+    """Restore the moments, and AdamW's step count, `updates`."""
     moments = read_tensors(folder / TENSORS, sha256)
     if not moments:
         return  # saved before the first update
+    is_fused = {p: group.get("fused") for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in zip(names, _parameters(optimizer), strict=True):
-        # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
-        device = parameter.device if optimizer.defaults["fused"] else "cpu"
-        state: dict[str, Any] = {"step": torch.tensor(float(updates), device=device)}
-        for moment in MOMENTS:
-            state[moment] = moments[f"{moment}.{name}"].to(parameter.device)
+        stored = {moment: moments.get(f"{moment}.{name}") for moment in MOMENTS}
+        state: dict[str, Any] = {
+            moment: tensor.to(parameter.device) for moment, tensor in stored.items() if tensor is not None
+        }
+        assert state, f"{name} has no moments"
+        if "exp_avg" in state:
+            # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
+            device = parameter.device if is_fused[parameter] else "cpu"
+            state["step"] = torch.tensor(float(updates), device=device)
         optimizer.state[parameter] = state
 
 
