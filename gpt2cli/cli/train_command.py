@@ -127,6 +127,32 @@ def train(
             _train(command, setup, run, stop, record)
 
 
+def find_learning_rate(
+    command: TrainCommand, recipe: str, overrides: list[str] | None, offline: bool
+) -> None:
+    """Try rising learning rates on a fresh model, save nothing, and print the one to take."""
+    from gpt2cli.training.find_lr import SAFETY, suggested_rate, try_rates
+    from gpt2cli.training.setup import set_up_training
+    from gpt2cli.ui.find_lr import rate_lines, trying
+    from gpt2cli.ui.progress import track
+
+    loaded = _load(command, recipe, list(overrides or []))
+    with command.open_task(loaded.recipe, offline, None) as (task, _):
+        setup = set_up_training(task, task.recipe, None)
+        for notice in setup.notices:
+            say(f"note: {notice}")
+        tried = list(track(try_rates(setup), err(), trying))
+    rate = suggested_rate(tried)
+    for line in rate_lines(tried):
+        say(line)
+    say(
+        f"the smoothed loss is lowest at {rate * SAFETY:.1e}; a tenth of that is for a whole training"
+        " (Smith 2017; fastai)"
+    )
+    say(f"try it: gpt2 {command.task} {shlex.quote(recipe)} optim.lr={rate:.1e}")
+    out().print(f"{rate:.1e}")
+
+
 def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
     from gpt2cli.paths import shown_path
     from gpt2cli.recipe.loader import load_recipe

@@ -101,14 +101,16 @@ def train(
                 )
 
 
-def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
-    """One optimizer step over `batch.accumulation` micro-batches; skipped if it is not finite."""
+def train_step(setup: TrainingSetup, lr: float | None = None) -> StepDone | StepSkipped:
+    """One optimizer step over `batch.accumulation` micro-batches, at the schedule's learning rate unless one
+    is given; skipped if it is not finite.
+    """
     started = time.perf_counter()
     recipe, task, runtime, state = setup.recipe, setup.task, setup.runtime, setup.state
     ranks = setup.ranks
     optimizer_step, step = setup.optimizer_step, state.step
     model = optimizer_step.model
-    lr = learning_rate(recipe.optim, step)
+    lr = learning_rate(recipe.optim, step) if lr is None else lr
     for group in optimizer_step.optimizer.param_groups:
         group["lr"] = lr
 

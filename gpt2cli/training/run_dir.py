@@ -30,7 +30,6 @@ from gpt2cli.recipe.schema import SCRATCH
 from gpt2cli.training import metrics_log, retention
 from gpt2cli.training.estimate import checkpoint_bytes
 from gpt2cli.training.events import EvalDone, Event, to_json
-from gpt2cli.training.optimizer_step import parameter_names
 from gpt2cli.training.train_state import moments_of, write_state
 
 if TYPE_CHECKING:
@@ -170,9 +169,9 @@ def save_checkpoint(
     require_room(path, _checkpoint_bytes(setup), _room_fix(run, recipe.task))
     with files.new_folder(path) as folder:
         hashes = setup.task.write_model(folder, setup.model, dump_recipe(recipe))
-        optimizer, scaler = setup.optimizer_step.optimizer, setup.optimizer_step.scaler.state_dict()
-        moments = setup.optimizer_step.whole(moments_of(optimizer, parameter_names(setup.model)))
-        hashes |= write_state(folder, moments, state, setup.identity, scaler)
+        step = setup.optimizer_step
+        moments = step.whole(moments_of(step.optimizer, step.names))
+        hashes |= write_state(folder, moments, state, setup.identity, step.scaler.state_dict())
         write_manifest(folder, hashes)
     files.point(run.folder / "last", path)
     if state.kept_step == state.step:

@@ -8,9 +8,10 @@ import torch
 
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.schema import Recipe
+from gpt2cli.recipe.sections import OptimConfig
 from gpt2cli.runtime import Runtime, choose_attention, choose_runtime, default_threads
 from gpt2cli.training.estimate import explain_out_of_memory
-from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
+from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.ranks import ALONE, Ranks
 from gpt2cli.training.task import TrainingTask
 from gpt2cli.training.torch_compile import compile_blocks
@@ -58,7 +59,7 @@ def set_up_training(
         runtime = replace(runtime, compile=False)
     is_sharded = run.shard == "on" and ranks.world > 1
     if is_sharded:
-        runtime = _runtime_in_parts(runtime)
+        runtime = _runtime_in_parts(runtime, recipe.optim)
     elif run.shard == "on":
         lacks = "run.shard is on, but one process has no other to share with: it holds the whole model"
         runtime = replace(runtime, notices=(*runtime.notices, lacks))
@@ -89,7 +90,7 @@ def set_up_training(
         else:
             model.to(runtime.device)
             optimizer_step = OptimizerStep(model, make_optimizer(model, recipe.optim, runtime.device), scaler)
-        optimizer, names = optimizer_step.optimizer, parameter_names(model)
+        optimizer, names = optimizer_step.optimizer, optimizer_step.names
         if checkpoint is not None:
             load_moments(checkpoint, optimizer, names, state.updates, optimizer_step.place)
         if runtime.compile:
@@ -118,8 +119,14 @@ def set_up_training(
     )
 
 
-def _runtime_in_parts(runtime: Runtime) -> Runtime:
-    """The runtime of a sharded model. Raises UsageError for a precision that it does not train in."""
+def _runtime_in_parts(runtime: Runtime, optim: OptimConfig) -> Runtime:
+    """The runtime of a sharded model. Raises UsageError for a precision or an optimizer that needs the whole."""
+    if optim.name == "muon":
+        raise UsageError(
+            "run.shard: on does not train with muon",
+            "it orthogonalizes whole matrices, and each process holds a part",
+            "optim.name=adamw",
+        )
     if runtime.precision == "fp16":
         raise UsageError(
             "run.shard: on does not train in fp16",
@@ -142,4 +149,6 @@ def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
         "model.n_inner": config.mlp_width,
         "model.context": config.n_positions,
         "seed": recipe.seed,
+        "model.positions": config.positions,
+        "optim.name": recipe.optim.name,
     }

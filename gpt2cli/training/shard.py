@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.sections import OptimConfig
-from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
+from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.ranks import Ranks, or_lost
 from gpt2cli.training.train_state import moments_of
 
@@ -115,7 +115,7 @@ class ShardedStep(OptimizerStep):
         """A weight or moment, whole. All processes call it alike."""
         parts: dict[str, Any] = dict(_named(self.model))
         if name not in parts:
-            parts = dict(moments_of(self.optimizer, parameter_names(self.model)))
+            parts = dict(moments_of(self.optimizer, self.names))
         with or_lost():
             return parts[name].detach().full_tensor()  # type: ignore[no-any-return]
 

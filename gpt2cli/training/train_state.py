@@ -1,6 +1,6 @@
 """The training state beside the weights, and its two files in a checkpoint.
 
-`train_state.safetensors` holds AdamW's moments by parameter name. `train_state.json` holds the
+`train_state.safetensors` holds the optimizer's moments by parameter name. `train_state.json` holds the
 counters, the fp16 loss scale and the identity of the run: what must not change for a resume to be
 the same run. There is no random state: batches and dropout are functions of (seed, step).
 """
@@ -20,7 +20,7 @@ from gpt2cli.json_files import read_json_object
 
 TENSORS, STATE = "train_state.safetensors", "train_state.json"
 FORMAT = 1  # of the second; it is not written, the manifest has a number
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # AdamW's two, Muon's one
 RECENT_LOSSES = 32  # losses in the running median that spikes are compared with
 
 
@@ -70,6 +70,10 @@ class TrainState:
 
 RunIdentity = dict[str, str | int | float]
 ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
+_BEFORE: RunIdentity = {
+    "model.positions": "learned",
+    "optim.name": "adamw",
+}  # of runs from before these keys were here
 
 
 def write_state(
@@ -92,7 +96,7 @@ def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, 
         f"{moment}.{name}": optimizer.state[parameter][moment]
         for name, parameter in zip(names, _parameters(optimizer), strict=True)
         for moment in MOMENTS
-        if parameter in optimizer.state
+        if moment in optimizer.state.get(parameter, ())
     }
 
 
@@ -124,18 +128,23 @@ def load_moments(
     updates: int,
     place: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Restore AdamW's moments, of which `place` puts each where its parameter is, and its step count,
+    """Restore the moments, of which `place` puts each where its parameter is, and AdamW's step count,
     `updates`. The caller has verified the file's hash.
     """
+    is_fused = {p: group.get("fused") for group in optimizer.param_groups for p in group["params"]}
     with open_tensors(folder / TENSORS) as file:
         if not file.entries:
             return  # saved before the first update
         for name, parameter in zip(names, _parameters(optimizer), strict=True):
-            # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
-            device = parameter.device if optimizer.defaults["fused"] else "cpu"
-            state: dict[str, Any] = {"step": torch.tensor(float(updates), device=device)}
-            for moment in MOMENTS:
-                state[moment] = place(file.read(f"{moment}.{name}"), parameter)
+            stored = {moment: f"{moment}.{name}" for moment in MOMENTS if f"{moment}.{name}" in file.entries}
+            assert stored, f"{name} has no moments"
+            state: dict[str, Any] = {
+                moment: place(file.read(entry), parameter) for moment, entry in stored.items()
+            }
+            if "exp_avg" in state:
+                # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
+                device = parameter.device if is_fused[parameter] else "cpu"
+                state["step"] = torch.tensor(float(updates), device=device)
             optimizer.state[parameter] = state
 
 
@@ -147,6 +156,7 @@ def require_same_run(saved: RunIdentity, now: RunIdentity, new_run: str) -> None
         saved = dict(saved)
         saved[ROWS_PER_STEP] = int(saved.pop("batch.micro_batch")) * int(saved.pop("batch.accumulation"))
     saved = {key: value for key, value in saved.items() if key != "world size"}  # of older versions
+    saved = {key: value for key, value in _BEFORE.items() if key in now} | saved
     keys = sorted(saved.keys() | now.keys())
     changed = [f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key)]
     if changed:

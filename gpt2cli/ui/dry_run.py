@@ -16,7 +16,7 @@ from gpt2cli.recipe.schema import recipe_fields
 from gpt2cli.runtime import peak_memory
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2cli.training.classify_task import ClassifyTask
-from gpt2cli.training.estimate import estimate_memory, explain_out_of_memory
+from gpt2cli.training.estimate import count_muon, estimate_memory, explain_out_of_memory
 from gpt2cli.training.loop import train_step
 from gpt2cli.training.setup import TrainingSetup
 from gpt2cli.training.sft_task import SftBatch, SftTask
@@ -97,6 +97,7 @@ def _memory(setup: TrainingSetup) -> list[Row]:
         n_rows,
         setup.runtime.dtype.itemsize,
         n_trainable=sum(p.numel() for p in setup.model.parameters() if p.requires_grad),
+        n_muon=count_muon(setup.model, setup.recipe.optim),
         n_outputs=_outputs(setup.task, n_rows * config.n_positions),
         activation_checkpointing=setup.recipe.run.activation_checkpointing == "on",
         device=setup.runtime.device.type,

@@ -58,7 +58,9 @@ def swap_layers(model: GPT2LMHead, precision: str, use: Use) -> GPT2LMHead:
             elif isinstance(child, nn.LayerNorm):
                 child.float()
     head, body = model.lm_head, model.transformer
-    body.wpe = kinds.positions(body.wpe.weight.detach())  # type: ignore[assignment]
+    model.cache_dtype = kinds.cache
+    if model.config.positions == "learned":
+        body.wpe = RowEmbedding(body.wpe.weight.detach(), kinds.cache)  # type: ignore[assignment]
     # The token embedding shares the matrix of the output layer if that has readable rows.
     shared = head.as_embedding() if model.config.tie_word_embeddings else None  # type: ignore[operator]
     body.wte = shared or kinds.tokens(body.wte.weight.detach())  # type: ignore[assignment]
@@ -68,26 +70,26 @@ def swap_layers(model: GPT2LMHead, precision: str, use: Use) -> GPT2LMHead:
 @dataclass(frozen=True)
 class LayerKinds:
     linear: Callable[[nn.Linear], DecodeLinear]
-    positions: Callable[[Tensor], nn.Module]  # its precision is the KV cache's
+    cache: torch.dtype  # of keys and values, and of the position embedding
     tokens: Callable[[Tensor], nn.Module]  # for a token embedding that shares no matrix
 
 
 _Bf16Embedding = partial(RowEmbedding, dtype=torch.bfloat16)
 LAYERS: dict[Use, dict[str, LayerKinds]] = {
     "row": {
-        "fp32": LayerKinds(SplitLinear, RowEmbedding, RowEmbedding),
-        "bf16": LayerKinds(Bf16Linear, _Bf16Embedding, _Bf16Embedding),
-        "int8": LayerKinds(Int8Linear, _Bf16Embedding, _Bf16Embedding),
+        "fp32": LayerKinds(SplitLinear, torch.float32, RowEmbedding),
+        "bf16": LayerKinds(Bf16Linear, torch.bfloat16, _Bf16Embedding),
+        "int8": LayerKinds(Int8Linear, torch.bfloat16, _Bf16Embedding),
     },
     # Keys and values in fp32: torch's attention is five times as fast on them as on bf16.
     "rows": {
-        "fp32": LayerKinds(BlockedLinear, RowEmbedding, RowEmbedding),
-        "bf16": LayerKinds(BlockedBf16Linear, RowEmbedding, _Bf16Embedding),
-        "int8": LayerKinds(BlockedInt8Linear, RowEmbedding, _Bf16Embedding),
+        "fp32": LayerKinds(BlockedLinear, torch.float32, RowEmbedding),
+        "bf16": LayerKinds(BlockedBf16Linear, torch.float32, _Bf16Embedding),
+        "int8": LayerKinds(BlockedInt8Linear, torch.float32, _Bf16Embedding),
     },
     "compiled": {
-        "fp32": LayerKinds(RowLinear, RowEmbedding, RowEmbedding),
-        "bf16": LayerKinds(Bf16Linear, _Bf16Embedding, _Bf16Embedding),
-        "int8": LayerKinds(Int8Linear, _Bf16Embedding, _Bf16Embedding),
+        "fp32": LayerKinds(RowLinear, torch.float32, RowEmbedding),
+        "bf16": LayerKinds(Bf16Linear, torch.bfloat16, _Bf16Embedding),
+        "int8": LayerKinds(Int8Linear, torch.bfloat16, _Bf16Embedding),
     },
 }
