@@ -30,7 +30,7 @@ class OptimizerStep:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
-        names: Sequence[str] | None = None,
+        names: list[str] | None = None,
     ) -> None:
         self.model = model  # the one that runs the forward
         self.optimizer, self.scaler = optimizer, scaler

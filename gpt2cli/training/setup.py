@@ -120,7 +120,7 @@ def set_up_training(
 
 
 def _runtime_in_parts(runtime: Runtime, optim: OptimConfig) -> Runtime:
-    """The runtime of a sharded model. Raises UsageError for a precision or an optimizer that needs the whole."""
+    """The runtime of a sharded model. Raises UsageError for what needs the whole of it."""
     if optim.name == "muon":
         raise UsageError(
             "run.shard: on does not train with muon",
