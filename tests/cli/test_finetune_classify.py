@@ -157,7 +157,7 @@ def test_a_file_without_a_row_of_names(gpt2: Gpt2, recipe: Path, tmp_path: Path)
     [
         (["data.text=body"], 3, "messages.csv:1: no column 'body'"),
         (["data.source=nowhere.csv"], 3, "neither a file nor a known corpus"),
-        (["init=nowhere"], 3, "it may be newest"),
+        (["init=nowhere"], 3, "init=newest"),
         (["init=124M"], 3, "init=newest"),
         (["data.test=0.95"], 2, "data.test"),
         (["data.max_tokens=25"], 2, "data.max_tokens=24"),
