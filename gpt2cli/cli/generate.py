@@ -148,7 +148,7 @@ def generate(
             n_rows=num_samples,
             n_tokens=max_new_tokens,
         )
-    cut = None if truncate else "gpt2 generate --truncate, which keeps only its last tokens"
+    cut = None if truncate else "--truncate"
     stops = list(stop or ())
     if template:
         ids, more = _in_template(text, loaded, cut, special)

@@ -116,12 +116,13 @@ def definitions(rows: Sequence[tuple[str, str]], width: int | None, longest: int
     """
     from textwrap import wrap
 
-    column = 2 + min(max((len(term) for term, _ in rows), default=0), longest) + 2
+    widest = max((len(term) for term, _ in rows), default=0)
+    column = 2 + min(widest, longest) + 2
     lines = []
     for term, meaning in rows:
         first = f"  {term}"
         if width is None:
-            lines.append(f"{term}  {meaning}".rstrip())
+            lines.append(f"{term:<{widest}}  {meaning}".rstrip())
             continue
         if len(first) + 2 > column:
             lines.append(first)
