@@ -137,7 +137,7 @@ def _choose_device(device: str) -> torch.device:
         raise UsageError(
             f"device {device} is not available",
             "torch does not see one on this machine",
-            "use device auto or cpu",
+            "--device cpu",
         )
     return torch.device(device)
 

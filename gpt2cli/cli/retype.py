@@ -32,7 +32,10 @@ def whole_fix(error: Gpt2Error, typed: Sequence[str]) -> str:
         return _joined(_with_equals(typed, split[1])) or error.fix
     if error.fix.startswith("ls -l ") and (near := _near_file(_wrong_word(error, typed))):
         return _joined(_replaced(typed, _wrong_word(error, typed), near))
-    return _joined(_with_parts(typed, _parts(error.fix))) or error.fix
+    parts = _parts(error.fix)
+    if typed and typed[0] in _TAKES_OVERRIDES and parts[:1] == ["--device"]:
+        parts = [f"run.device={parts[1]}"]
+    return _joined(_with_parts(typed, parts)) or error.fix
 
 
 def usage_fix(error: typer.TyperException, typed: Sequence[str]) -> str:

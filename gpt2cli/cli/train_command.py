@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gpt2cli.cli.choose_recipe import require_recipe
+from gpt2cli.cli.choose_recipe import require_recipe, wrong_task
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
 from gpt2cli.errors import UsageError
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
@@ -154,16 +154,11 @@ def find_learning_rate(
 
 
 def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
-    from gpt2cli.paths import shown_path
     from gpt2cli.recipe.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.task != command.task:
-        raise UsageError(
-            f"{shown_path(loaded.path)}: is a recipe for {loaded.recipe.task}",
-            f"this is gpt2 {command.task}",
-            f"gpt2 {loaded.recipe.task} {recipe}",
-        )
+        raise wrong_task(recipe, loaded.recipe.task, command.task)
     return loaded
 
 

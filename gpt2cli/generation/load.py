@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gpt2cli.errors import InputError, ResourceError, UsageError
-from gpt2cli.paths import canonical_size, expand, find_model, has_home, is_adapter, is_checkpoint, is_model
+from gpt2cli.paths import (
+    canonical_size,
+    expand,
+    find_model,
+    has_home,
+    is_adapter,
+    is_checkpoint,
+    is_model,
+    is_run,
+)
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.classifier import LoadedClassifier
@@ -145,8 +154,8 @@ def _refuse_file(name: str) -> None:
     path = expand(name)
     if not name or canonical_size(name) or not os.path.isfile(path):
         return
-    if is_model(path.parent):
-        raise InputError(f"{path}: is a file", "a model is the whole folder", f"did you mean {path.parent}?")
+    if around := [folder for folder in path.parents if is_run(folder) or is_model(folder)]:
+        raise InputError(f"{path}: is a file", "a model is the whole folder", f"did you mean {around[0]}?")
     if path.suffix in (".txt", ".md", ".jsonl", ".csv"):
         raise InputError(
             f"{path}: is a text", "a model is a folder; --on names a text", f"did you mean --on {path}?"

@@ -136,10 +136,10 @@ class ModelConfig(RecipeSection):
                 shape = {name: numbers[name] or getattr(PRESETS[self.size], name) for name in numbers}
                 shape["n_head"] = next(n for n in range(shape["n_head"], 0, -1) if shape["n_embd"] % n == 0)
                 fix = " ".join(["model.size=null", *(f"model.{name}={n}" for name, n in shape.items())])
-                raise field_error(given[0], f"size: {self.size} sets it already", fix)
+                raise field_error(given[0], "size sets it already", fix)
         elif given and (missing := [name for name in numbers if name not in given]):
             fix = " ".join(f"model.{name}={getattr(PRESETS['124M'], name)}" for name in missing)
-            raise field_error(missing[0], "is missing: without a size all three are needed", fix)
+            raise field_error(missing[0], "is missing", fix)
         elif self.n_embd and self.n_head and self.n_embd % self.n_head:
             nearest = max(self.n_embd // self.n_head, 1) * self.n_head
             raise field_error("n_head", f"must divide n_embd ({self.n_embd})", f"model.n_embd={nearest}")

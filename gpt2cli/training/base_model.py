@@ -78,7 +78,7 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     except InputError as error:
         raise InputError(
             f"init: {error.what}",
-            f"{error.why}; it may be newest, a run, a folder or {SCRATCH}, too",
+            f"{error.why}; other starts are init=newest, init=runs/NAME and init={SCRATCH}",
             error.fix,
         ) from None
     rates, notice = config.dropouts, ""
