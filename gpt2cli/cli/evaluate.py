@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gpt2cli.cli.choose_model import find_with_adapters
+from gpt2cli.cli.evaluate_facts import item_facts, result_facts
 from gpt2cli.cli.options import (
     AdapterOption,
     DeviceOption,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from gpt2cli.ui.benchmarks import BenchmarkRow
     from gpt2cli.ui.tables import EvaluationRow
 
-WIKITEXT2 = "wikitext-2-test"
-
 
 def evaluate(
     models: Annotated[
@@ -54,7 +53,7 @@ def evaluate(
             " lambada:token, hellaswag, hellaswag:completion, cbt-cn, cbt-ne; BENCHMARK=FILE reads a file of"
             " its form. Several, separated by commas, make one table.",
         ),
-    ] = WIKITEXT2,
+    ] = "wikitext-2-test",
     split: Annotated[
         Literal["train", "validation"] | None,
         typer.Option(help="Split of a prepared folder.", show_default="validation"),
@@ -146,12 +145,10 @@ def evaluate(
     try:
         with _items_file(items_out) as file:
             for model, works in plans:
-                loaded = _open(model, runtime)
-                for work in works:
-                    row = work.measure(model.name, loaded, runtime, file)
+                for row in _measured(model, works, runtime, file):
                     rows.append(row)
                     if as_json:
-                        print_json(_facts(row, model, runtime))
+                        print_json({**model.facts(), **result_facts(row, runtime)})
     finally:  # print what was measured so far, whatever ended it
         if rows and not as_json:
             _print_table(rows, is_one_text=len(sources) == 1 and entries[0].benchmark is None)
@@ -164,6 +161,10 @@ class _Named:
     name: str
     folder: Path
     adapters: list[Path]
+
+    def facts(self) -> dict[str, object]:
+        added = {"adapters": [str(path) for path in self.adapters]} if self.adapters else {}
+        return {"model": self.name, "folder": str(self.folder), **added}
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class _TextWork:
         self, name: str, loaded: "LoadedModel", runtime: "Runtime", file: IO[str] | None
     ) -> "EvaluationRow":
         from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
+        from gpt2cli.evaluation.published import WIKITEXT2
         from gpt2cli.ui.progress import scoring, track
         from gpt2cli.ui.tables import EvaluationRow
 
@@ -222,7 +224,7 @@ class _BenchmarkWork:
             for result in track(steps, err(), counting(f"{name}: {benchmark.name}", n_items)):
                 results.append(result)
                 if file:
-                    file.write(json.dumps(_item_facts(name, self.data, result)) + "\n")
+                    file.write(json.dumps(item_facts(name, self.data, result)) + "\n")
         except (KeyboardInterrupt, SystemExit):
             if results:
                 found = summarize(benchmark, results)
@@ -283,12 +285,16 @@ def _plans(
     return plans
 
 
-def _open(model: _Named, runtime: "Runtime") -> "LoadedModel":
+def _measured(
+    model: _Named, works: "Sequence[_TextWork | _BenchmarkWork]", runtime: "Runtime", file: IO[str] | None
+) -> "Iterator[EvaluationRow | BenchmarkRow]":
+    """Load the model once and measure it on everything. It is gone before the next one comes."""
     from gpt2cli.convert.open_model import open_model
 
     loaded = open_model(model.folder, model.adapters)
     loaded.model.to(runtime.device)
-    return loaded
+    for work in works:
+        yield work.measure(model.name, loaded, runtime, file)
 
 
 def _require_use(entries: "Sequence[Entry]", texts: dict[str, object], benchmarks: dict[str, object]) -> None:
@@ -325,81 +331,3 @@ def _print_table(rows: "list[EvaluationRow | BenchmarkRow]", is_one_text: bool) 
         print_benchmarks(rows, out())
     if any(row.paper for row in texts):
         say(PAPER_NOTE)
-
-
-def _facts(row: "EvaluationRow | BenchmarkRow", model: _Named, runtime: "Runtime") -> dict[str, object]:
-    """One object per line."""
-    from gpt2cli.ui.tables import EvaluationRow
-
-    return {
-        "model": row.model,
-        "folder": str(model.folder),
-        **({"adapters": [str(path) for path in model.adapters]} if model.adapters else {}),
-        **(_text_facts(row) if isinstance(row, EvaluationRow) else _benchmark_facts(row)),
-        "device": str(runtime.device),
-        "precision": runtime.precision,
-    }
-
-
-def _text_facts(row: "EvaluationRow") -> dict[str, object]:
-    return {
-        "on": row.source.name,
-        "split": row.source.split,
-        "sha256": row.source.sha256,
-        "loss": row.result.loss,
-        "perplexity": row.result.perplexity,
-        "word_perplexity": row.result.word_perplexity(row.text),
-        "bits_per_byte": row.result.bits_per_byte(row.text),
-        "n_tokens": row.result.n_tokens,
-        "n_words": row.text.n_words,
-        "n_bytes": row.text.n_bytes,
-        "context": row.sliding.context,
-        "stride": row.sliding.stride,
-        "windows": row.result.n_windows,
-        "tokens_per_second": round(row.result.tokens_per_second, 2),
-        "paper_perplexity": row.paper,
-    }
-
-
-def _benchmark_facts(row: "BenchmarkRow") -> dict[str, object]:
-    """Accuracies from 0 to 1; published figures as they were published, in percent."""
-    from gpt2cli.evaluation.published import PUBLISHED
-
-    benchmark = row.data.benchmark
-    return {
-        "on": benchmark.name,
-        "protocol": benchmark.protocol,
-        "source": row.data.source,
-        "sha256": row.data.sha256,
-        "miniature": row.data.is_miniature,
-        "n_items": row.n_items,
-        "n_all": row.data.n_all,
-        "n_truncated": row.n_cut,
-        "metrics": {
-            metric: {
-                "value": found.value,
-                "interval_95": [found.low, found.high],
-                "published": row.published(metric),
-            }
-            for metric, found in row.metrics.items()
-        },
-        "published": [vars(one) for one in PUBLISHED if one.benchmark == benchmark.name],
-        "items_per_second": round(row.items_per_second, 2),
-    }
-
-
-def _item_facts(model: str, data: "BenchmarkData", result: "ItemResult") -> dict[str, object]:
-    """A line of --out: per choice the summed log-probability in nats, its tokens, and whether they are those
-    that greedy decoding gives.
-    """
-    return {
-        "model": model,
-        "on": data.benchmark.name,
-        "item": result.item.where,
-        "answer": result.item.answer,
-        "logprobs": [score.logprob for score in result.scores],
-        "n_tokens": [len(score.logprobs) for score in result.scores],
-        "greedy": [score.is_greedy for score in result.scores],
-        "n_truncated": result.n_cut,
-        **result.values,
-    }
