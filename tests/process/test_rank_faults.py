@@ -28,7 +28,7 @@ def started(folder: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[st
 
 
 def ranks_of(launcher: int) -> list[int]:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(children_of(launcher)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     by_rank = {word: pid for pid in children_of(launcher) for word in environment_of(pid)}
@@ -37,7 +37,7 @@ def ranks_of(launcher: int) -> list[int]:
 
 def ended(process: subprocess.Popen[str], pids: list[int], code: int) -> str:
     """Its stderr, once nothing of it runs any more."""
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == code and are_gone(pids), err
     assert err.count("error:") <= 1 and "Traceback" not in err, err
     return err
@@ -74,7 +74,7 @@ def test_out_of_memory_on_rank_1(tmp_path: Path) -> None:
     batch = ("batch.micro_batch=2048", "model.dropout=0")
     with running(task, recipe, "--name", "cut", "--processes", "2", *LONG, *batch) as process:
         pids = ranks_of(process.pid)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not (RUN / "ranks/rank-1.log").exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         in_use = int(Path(f"/proc/{pids[1]}/statm").read_text().split()[0]) * resource.getpagesize()

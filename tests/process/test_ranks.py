@@ -154,7 +154,7 @@ def test_torchrun_starts_the_same(tmp_path: Path) -> None:
     finished(task, recipe, "--name", "alone")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*torchrun, "-m", "gpt2cli", task, recipe, "--name", "two"], capture_output=True, timeout=120
+        [*torchrun, "-m", "gpt2cli", task, recipe, "--name", "two"], capture_output=True, timeout=240
     )
     assert done.returncode == 0, done.stderr.decode()
     assert_same_bits("alone", "two")
@@ -178,7 +178,7 @@ def test_two_agents_are_two_machines(tmp_path: Path) -> None:
         for node in "01"
     ]
     for process in both:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err.decode()
     assert_same_bits("alone", "two")
 

@@ -73,7 +73,7 @@ def test_gradients_are_summed_and_each_has_its_part(tmp_path: Path) -> None:
         for rank in "01"
     ]
     for number, process in enumerate(both):
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=240)
         assert process.returncode == 0
         facts = json.loads(out)
         assert facts["gradient"] < 1e-6 and facts["norm"] < 1e-5 and facts["tied"]
@@ -132,7 +132,7 @@ def test_a_signal_to_one_part(number: signal.Signals, code: int, tmp_path: Path)
         pids = children_of(process.pid)
         (second,) = [pid for pid in pids if "RANK=1" in environment_of(pid)]
         os.kill(second, number)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=240)
     assert process.returncode == code and are_gone(pids), err
     assert "Traceback" not in err and "bug" not in err
     assert ("--resume --processes 2" if code == 130 else "rank 1 was killed") in err

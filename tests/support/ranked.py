@@ -93,7 +93,7 @@ def assert_same_bits(one: str, other: str) -> None:
 
 
 def until_step(run: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if steps_done(run) >= step:
             return
