@@ -25,6 +25,10 @@ EXAMPLES = {
         "gpt2 finetune-instruct instruct",
         "gpt2 finetune-instruct instruct-lora init=newest",
     ),
+    "grid": (
+        "gpt2 grid positions model.positions=learned,rotary",
+        "gpt2 grid my.yaml optim.lr=1e-3,3e-3 --seeds 5",
+    ),
     "generate": (
         'gpt2 generate "Every effort moves you"',
         'gpt2 generate --model 124M --temperature 0 "Once upon a"',

@@ -29,9 +29,9 @@ def grid(
     values: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE,VALUE",
-            help="Values to compare, such as optim.lr=3e-4,1e-3, or one value for all runs. A comma inside"
-            " [ ], { } or quotes is a part of its value.",
+            metavar="KEY=VALUE",
+            help="Values to compare, with commas, such as optim.lr=3e-4,1e-3; or one value for all runs. A"
+            " comma inside [ ], { } or quotes is a part of its value.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each combination.")] = 3,
@@ -46,9 +46,7 @@ def grid(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name", help="Name or path of the grid's folder; by default the recipe's name and -grid."
-        ),
+        typer.Option("--name", help="Name or path of the grid; by default the recipe's name and -grid."),
     ] = None,
     as_json: JsonOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, without training.")] = False,

@@ -99,7 +99,9 @@ def plan_grid(recipe: str, arguments: Sequence[str], n_seeds: int, folder: Path)
     axes = {key: values for key, values in map(_split, arguments) if len(values) > 1}
     if "seed" in axes:
         raise UsageError(
-            "seed has several values", "each cell has the same seeds, which count up", "--seeds 3 seed=1"
+            "seed has several values",
+            "each cell has the same seeds, which count up",
+            f"--seeds {len(axes['seed'])} seed={axes['seed'][0]}",
         )
     fixed = [argument for argument in arguments if argument.partition("=")[0] not in axes]
     runs = list[GridRun]()
@@ -118,8 +120,7 @@ def plan_grid(recipe: str, arguments: Sequence[str], n_seeds: int, folder: Path)
         if one.digest == other.digest or one.folder == other.folder:
             raise UsageError(
                 f"{one.cell} and {other.cell} are the same run",
-                "a grid has each once",
-                "leave one of them out",
+                "their values are equal, and a grid has each once",
             )
     return runs
 
@@ -156,7 +157,7 @@ def record_grid(folder: Path, runs: Sequence[GridRun]) -> None:
             raise UsageError(
                 f"{run.folder}: was started with another recipe",
                 "its result would stand in a table where it does not belong",
-                "--name NAME, for a new grid",
+                f"--name {folder.name}-2",
             )
     known |= {run.folder.name: run.digest for run in runs}
     files.write_json(path, {"format": RECORD_FORMAT, "runs": known})
