@@ -102,7 +102,7 @@ def evaluate(
     for notice in runtime.notices:
         say(f"note: {notice}")
     text = read_eval_text(on, split=split, text_fields=text_field or (), offline=offline)
-    tasks = _tasks(named, text, context, stride, batch)
+    tasks = _tasks(named, text, context, stride, batch, runtime.device.type)
 
     rows: list[EvaluationRow] = []
     try:
@@ -143,6 +143,7 @@ def _tasks(
     context: int | None,
     stride: int | None,
     batch: int | None,
+    device: str,
 ) -> list[_Task]:
     """All checks of all models before hours go into the first; weights are not read."""
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
@@ -157,7 +158,7 @@ def _tasks(
         require_matching_vocabulary(whole, tokenizer, config.vocab_size)
         if tokenizer.fingerprint not in texts:
             texts[tokenizer.fingerprint] = text.encoded(tokenizer, name)
-        sliding = sliding_window_for(config, context, stride, batch)
+        sliding = sliding_window_for(config, context, stride, batch, device)
         tasks.append(_Task(name, model, texts[tokenizer.fingerprint], sliding))
     return tasks
 
@@ -165,11 +166,13 @@ def _tasks(
 def _measure(task: _Task, text: "EvalText", runtime: "Runtime") -> "EvaluationRow":
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
+    from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
     from gpt2cli.ui.progress import scoring, track
     from gpt2cli.ui.tables import EvaluationRow
 
     loaded = open_model(task.model.folder, task.model.adapters)
     model = loaded.model.to(runtime.device)
+    swap_for_many_rows(model.transformer, runtime.precision)
     result: PerplexityProgress | None = None
     try:
         for step in track(

@@ -24,9 +24,10 @@ PAPER_WIKITEXT2 = {"124M": 29.41, "355M": 22.76, "774M": 19.93, "1558M": 18.34}
 
 
 def sliding_window_for(
-    config: GPT2Config, context: int | None, stride: int | None, batch: int | None
+    config: GPT2Config, context: int | None, stride: int | None, batch: int | None, device: str = "cpu"
 ) -> SlidingWindow:
-    """The window for the given numbers; None is the model's context, half of it, and a batch that fits.
+    """The window for the given numbers; None is the model's context, half of it, and a batch that suits the
+    device.
 
     Raises UsageError for a window beyond the model's context, and for numbers that contradict each other.
     """
@@ -47,7 +48,7 @@ def sliding_window_for(
             "the tokens between two windows would not be predicted",
             f"--stride {context}",
         )
-    return SlidingWindow(context, stride, batch or max(BATCH_TOKENS // context, 1))
+    return SlidingWindow(context, stride, batch or max(BATCH_TOKENS[device] // context, 1))
 
 
 @dataclass(frozen=True)

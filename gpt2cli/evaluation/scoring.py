@@ -10,18 +10,22 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2cli.checkpoints.finite import bad_logits, require_finite
 from gpt2cli.data.sft_batches import batches_by_length
+from gpt2cli.generation.cpu import many_rows
 from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.model.layers import OutputLayer, fp32_logits
 from gpt2cli.runtime import Runtime
 from gpt2cli.tokenizer.base import Tokenizer, begin
 
-BATCH_TOKENS = 2048  # per batch of windows; more is not faster on a CPU
-# Positions whose logits exist at a time: 13 MB in fp32 with GPT-2's vocabulary, which malloc reuses for
-# the next 64. Blocks of 32 MB and more come from the kernel page by page, at three times the cost.
-LOGIT_ROWS = 64
+# Tokens per batch, by device. On a CPU the activations of twice as many come from the kernel page by page.
+BATCH_TOKENS = {"cpu": 1024, "cuda": 2048, "mps": 2048}
+# Tokens of the vocabulary whose logits exist at a time, for all positions of a batch: 8 MB in fp32 for 1,024.
+# A matmul of so many rows runs at full speed; of 64 rows and the whole vocabulary it runs at half of that.
+LOGIT_COLUMNS = 2048
+LOGIT_ROWS = 64  # positions at a time, for output layers in other layouts
 TEXTS_AT_ONCE = 512  # that are sorted by length together
 FIX = "--precision fp32, or an earlier checkpoint"
 
@@ -74,15 +78,35 @@ def window_logprobs(
         targets[row, :n] = ids[window.begin + 1 : window.end + 1]
         counts[row, n - window.n_scored : n] = True
 
-    losses = []
     with runtime.autocast():
         hidden = model.transformer(input_ids.to(runtime.device))  # (B, T, C)
         # Positions that count in other windows need no logits here.
         hidden, wanted = hidden[counts.to(runtime.device)], targets[counts].to(runtime.device)  # (N, C), (N,)
-        chunks = zip(torch.split(hidden, LOGIT_ROWS), torch.split(wanted, LOGIT_ROWS), strict=True)
-        for h, t in chunks:
-            losses.append(F.cross_entropy(model.lm_head(h).float(), t, reduction="none"))  # (n,)
-    return -torch.cat(losses)
+    return target_logprobs(model.lm_head, hidden.float(), wanted)
+
+
+def target_logprobs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, n_columns: int = LOGIT_COLUMNS
+) -> Tensor:
+    """log softmax(head(hidden))[target] in fp32, (N,), without all logits at once.
+
+    hidden is (N, C), targets (N,). The weight (V, C) of a plain output layer is taken `n_columns` rows at a
+    time, and their sums of exponentials are joined.
+    """
+    if not isinstance(head, OutputLayer):  # in a layout for decoding
+        rows = zip(torch.split(hidden, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True)
+        return -torch.cat([F.cross_entropy(head(h).float(), t, reduction="none") for h, t in rows])
+    linear = many_rows.linear if hidden.device.type == "cpu" else fp32_logits
+    total = hidden.new_full(targets.shape, -torch.inf, dtype=torch.float32)  # log of the sum so far, (N,)
+    chosen = torch.empty_like(total)  # the targets' logits, (N,)
+    for first in range(0, len(head.weight), n_columns):
+        logits = linear(hidden, head.weight[first : first + n_columns])  # (N, columns)
+        total = torch.logaddexp(total, logits.logsumexp(dim=-1))
+        place = targets - first
+        here = (place >= 0) & (place < logits.shape[1])
+        own = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        chosen = torch.where(here, own, chosen)
+    return chosen - total
 
 
 def after_beginning(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
@@ -102,12 +126,13 @@ def score_texts(
     """
     context = model.config.n_positions
     sliding = SlidingWindow(context, max(context // 2, 1), 1)
+    n_most = BATCH_TOKENS[runtime.device.type]
     remaining = iter(texts)
     while group := [torch.tensor(ids) for ids in islice(remaining, TEXTS_AT_ONCE)]:
         places = [(n, one) for n, ids in enumerate(group) for one in windows(len(ids) - 1, sliding)]
         found: list[dict[int, tuple[float, ...]]] = [{} for _ in group]  # by the windows' begins
         lengths = [window.end - window.begin for _, window in places]
-        for batch in batches_by_length(lengths, BATCH_TOKENS, BATCH_TOKENS):
+        for batch in batches_by_length(lengths, n_most, n_most):
             chosen = [places[i] for i in batch]
             logprobs = window_logprobs(
                 model, [group[n] for n, _ in chosen], [window for _, window in chosen], runtime
