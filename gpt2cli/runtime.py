@@ -5,6 +5,7 @@ module receives one and never queries the machine.
 """
 
 import ctypes
+import hashlib
 import math
 import os
 import platform
@@ -117,6 +118,17 @@ def describe_machine(runtime: Runtime) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def processor_digest() -> str:
+    """A digest of the processor's features, by which compiled code and measured choices are known again."""
+    lines = []
+    if os.path.exists("/proc/cpuinfo"):
+        wanted = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU implementer", "CPU part")
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = sorted({line for line in file if line.startswith(wanted)})
+    name = "\n".join([os.uname().machine, torch.backends.cpu.get_cpu_capability(), *lines])
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def peak_memory(device: torch.device) -> tuple[int, str]:

@@ -139,7 +139,7 @@ def evaluate(
         else read_eval_text(entry.source or "", split=split, text_fields=text_field or (), offline=offline)
         for entry in entries
     ]
-    plans = _plans(named, sources, context, stride, batch)
+    plans = _plans(named, sources, context, stride, batch, runtime.device.type)
 
     rows: list[EvaluationRow | BenchmarkRow] = []
     try:
@@ -251,6 +251,7 @@ def _plans(
     context: int | None,
     stride: int | None,
     batch: int | None,
+    device: str,
 ) -> list[_Plan]:
     """All checks of all models before hours go into the first; weights are not read."""
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
@@ -273,9 +274,8 @@ def _plans(
             if isinstance(source, EvalText):
                 if key not in texts:
                     texts[key] = source.encoded(tokenizer, model.name)
-                works.append(
-                    _TextWork(source, texts[key], sliding_window_for(config, context, stride, batch))
-                )
+                sliding = sliding_window_for(config, context, stride, batch, device)
+                works.append(_TextWork(source, texts[key], sliding))
             else:
                 if key not in items:
                     items[key] = encode_items(source, tokenizer)
@@ -290,9 +290,11 @@ def _measured(
 ) -> "Iterator[EvaluationRow | BenchmarkRow]":
     """Load the model once and measure it on everything. It is gone before the next one comes."""
     from gpt2cli.convert.open_model import open_model
+    from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
 
     loaded = open_model(model.folder, model.adapters)
     loaded.model.to(runtime.device)
+    swap_for_many_rows(loaded.model.transformer, runtime.precision)
     for work in works:
         yield work.measure(model.name, loaded, runtime, file)
 

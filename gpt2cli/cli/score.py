@@ -59,6 +59,7 @@ def score(
     with preloading(model, adapter) as (folder, adapters):
         from gpt2cli.convert.open_model import open_model
         from gpt2cli.evaluation.scoring import score_texts
+        from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
         from gpt2cli.runtime import choose_runtime
         from gpt2cli.ui.progress import counting, track
 
@@ -67,6 +68,7 @@ def score(
             say(notice, "warn")
         loaded = open_model(folder, adapters, remembered=True)
         loaded.model.to(runtime.device)
+        swap_for_many_rows(loaded.model.transformer, runtime.precision)
     for texts, n_before in groups:
         rows = _encoded(texts, loaded.tokenizer, name, n_before)
         scores = score_texts(loaded.model, rows, runtime)

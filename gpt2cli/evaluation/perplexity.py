@@ -22,9 +22,10 @@ from gpt2cli.tokenizer.base import Tokenizer
 
 
 def sliding_window_for(
-    config: GPT2Config, context: int | None, stride: int | None, batch: int | None
+    config: GPT2Config, context: int | None, stride: int | None, batch: int | None, device: str = "cpu"
 ) -> SlidingWindow:
-    """The window for the given numbers; None is the model's context, half of it, and a batch that fits.
+    """The window for the given numbers; None is the model's context, half of it, and a batch that suits the
+    device.
 
     Raises UsageError for a window beyond the model's context, and for numbers that contradict each other.
     """
@@ -45,7 +46,7 @@ def sliding_window_for(
             "the tokens between two windows would not be predicted",
             f"--stride {context}",
         )
-    return SlidingWindow(context, stride, batch or max(BATCH_TOKENS // context, 1))
+    return SlidingWindow(context, stride, batch or max(BATCH_TOKENS[device] // context, 1))
 
 
 @dataclass(frozen=True)

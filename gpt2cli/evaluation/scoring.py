@@ -12,19 +12,23 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2cli.checkpoints.finite import bad_logits, require_finite
 from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import InputError
+from gpt2cli.generation.cpu import many_rows
 from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.model.layers import OutputLayer, fp32_logits
 from gpt2cli.runtime import Runtime
 from gpt2cli.tokenizer.base import Tokenizer, begin
 
-BATCH_TOKENS = 2048  # per batch of windows; more is not faster on a CPU
-# Positions whose logits exist at a time: 13 MB in fp32 with GPT-2's vocabulary, which malloc reuses for
-# the next 64. Blocks of 32 MB and more come from the kernel page by page, at three times the cost.
-LOGIT_ROWS = 64
+# Tokens per batch, by device. On a CPU the activations of twice as many come from the kernel page by page.
+BATCH_TOKENS = {"cpu": 1024, "cuda": 2048, "mps": 2048}
+# Tokens of the vocabulary whose logits exist at a time, for all positions of a batch: 8 MB in fp32 for 1,024.
+# A matmul of so many rows runs at full speed; of 64 rows and the whole vocabulary it runs at half of that.
+LOGIT_COLUMNS = 2048
+LOGIT_ROWS = 64  # positions at a time, for output layers in other layouts
 TEXTS_AT_ONCE = 512  # that are sorted by length together
 FIX = "--precision fp32, or an earlier checkpoint"
 
@@ -77,21 +81,50 @@ def window_logprobs(
         targets[row, :n] = ids[window.begin + 1 : window.end + 1]
         counts[row, n - window.n_scored : n] = True
 
-    losses = []
     with runtime.autocast():
         hidden = model.transformer(input_ids.to(runtime.device))  # (B, T, C)
         # Positions that count in other windows need no logits here.
         hidden, wanted = hidden[counts.to(runtime.device)], targets[counts].to(runtime.device)  # (N, C), (N,)
-        for logits, t in _logits_at(model, hidden, wanted):
-            losses.append(F.cross_entropy(logits, t, reduction="none"))  # (n,)
-    return -torch.cat(losses)
+    return target_logprobs(model.lm_head, hidden.float(), wanted)[0]
 
 
-def _logits_at(model: GPT2LMHead, hidden: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The logits (n, V) of hidden states (N, C) in fp32, a few at a time, each with its targets (n,)."""
-    chunks = zip(torch.split(hidden, LOGIT_ROWS), torch.split(wanted, LOGIT_ROWS), strict=True)
-    for h, t in chunks:
-        yield model.lm_head(h).float(), t
+def target_logprobs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, n_columns: int = LOGIT_COLUMNS
+) -> tuple[Tensor, Tensor]:
+    """log softmax(head(hidden))[target] in fp32, (N,), and whether the target's logit is the largest, (N,).
+
+    Never are all logits there at once.
+
+    hidden is (N, C), targets (N,). The weight (V, C) of a plain output layer is taken `n_columns` rows at a
+    time, and their sums of exponentials are joined.
+    """
+    if not isinstance(head, OutputLayer):  # in a layout for decoding
+        found = [_of_logits(head(h).float(), t) for h, t in _in_rows(hidden, targets)]
+        logprobs, is_largest = zip(*found, strict=True)
+        return torch.cat(logprobs), torch.cat(is_largest)
+    linear = many_rows.linear if hidden.device.type == "cpu" else fp32_logits
+    total = hidden.new_full(targets.shape, -torch.inf, dtype=torch.float32)  # log of the sum so far, (N,)
+    largest, chosen = total.clone(), torch.empty_like(total)  # the largest logits, the targets' logits, (N,)
+    for first in range(0, len(head.weight), n_columns):
+        logits = linear(hidden, head.weight[first : first + n_columns])  # (N, columns)
+        place = targets - first
+        here = (place >= 0) & (place < logits.shape[1])
+        own = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        chosen = torch.where(here, own, chosen)
+        most = logits.amax(dim=-1)
+        largest = torch.maximum(largest, most)
+        total = torch.logaddexp(total, logits.sub_(most[:, None]).exp_().sum(dim=-1).log_().add_(most))
+    return chosen - total, chosen >= largest
+
+
+def _in_rows(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(hidden, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True)
+
+
+def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`target_logprobs` from all logits (N, V)."""
+    own = logits.gather(1, targets[:, None])[:, 0]
+    return -F.cross_entropy(logits, targets, reduction="none"), own >= logits.amax(dim=-1)
 
 
 def after_beginning(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
@@ -111,12 +144,13 @@ def score_texts(
     """
     context = model.config.n_positions
     sliding = SlidingWindow(context, max(context // 2, 1), 1)
+    n_most = BATCH_TOKENS[runtime.device.type]
     remaining = iter(texts)
     while group := [torch.tensor(ids) for ids in islice(remaining, TEXTS_AT_ONCE)]:
         places = [(n, one) for n, ids in enumerate(group) for one in windows(len(ids) - 1, sliding)]
         found: list[dict[int, tuple[float, ...]]] = [{} for _ in group]  # by the windows' begins
         lengths = [window.end - window.begin for _, window in places]
-        for batch in batches_by_length(lengths, BATCH_TOKENS, BATCH_TOKENS):
+        for batch in batches_by_length(lengths, n_most, n_most):
             chosen = [places[i] for i in batch]
             logprobs = window_logprobs(
                 model, [group[n] for n, _ in chosen], [window for _, window in chosen], runtime
@@ -163,12 +197,12 @@ def score_continuations(
     InputError for a continuation that is longer than the model's context, DivergedError for logits that are
     not finite.
     """
-    limit = model.config.n_positions
+    limit, n_most = model.config.n_positions, BATCH_TOKENS[runtime.device.type]
     remaining = iter(items)
     while group := list(islice(remaining, TEXTS_AT_ONCE)):
         rows = [row for n, item in enumerate(group) for row in _rows(n, item, limit)]
         found: list[dict[int, ScoredContinuation]] = [{} for _ in group]
-        for batch in batches_by_length([row.n_inputs for row in rows], BATCH_TOKENS, BATCH_TOKENS):
+        for batch in batches_by_length([row.n_inputs for row in rows], n_most, n_most):
             chosen = [rows[i] for i in batch]
             for row, scores in zip(chosen, _score_rows(model, chosen, runtime), strict=True):
                 found[row.item] |= zip(row.numbers, scores, strict=True)
@@ -234,15 +268,12 @@ def _score_rows(
         mask = seen.tril()[:, None].to(runtime.device)  # (B, 1, T, T)
 
     wanted = torch.tensor(targets).to(runtime.device)  # (N,)
-    logprobs, is_best = [], []
     with runtime.autocast():
         hidden = model.transformer(
             input_ids.to(runtime.device), positions=positions.to(runtime.device), mask=mask
         )  # (B, T, C)
         hidden = hidden.flatten(0, 1)[torch.tensor(places).to(runtime.device)]  # (N, C)
-        for logits, t in _logits_at(model, hidden, wanted):
-            logprobs += (-F.cross_entropy(logits, t, reduction="none")).tolist()
-            is_best += (logits.argmax(-1) == t).tolist()
+    logprobs, is_best = (found.tolist() for found in target_logprobs(model.lm_head, hidden.float(), wanted))
     require_finite(math.fsum(logprobs), bad_logits("", FIX))
     found, done = [], 0
     for row in rows:

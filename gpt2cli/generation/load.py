@@ -139,6 +139,7 @@ def load_for_classifying(
 ) -> "LoadedClassifier":
     """The classifier that `name` means, on its device. Raises as `load_for_decoding`."""
     from gpt2cli.checkpoints.classifier import load_classifier
+    from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
     from gpt2cli.runtime import choose_runtime
 
     folder = find_model(name)
@@ -147,6 +148,7 @@ def load_for_classifying(
         notice(sentence, "warning")
     loaded = load_classifier(folder, remembered=True)
     loaded.model.to(device=runtime.device, dtype=runtime.dtype)
+    swap_for_many_rows(loaded.model.transformer, runtime.precision)
     return loaded
 
 
