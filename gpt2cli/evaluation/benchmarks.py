@@ -69,9 +69,9 @@ def _likeliest(item: Item, scores: Scores) -> float:
 
 
 def _likeliest_per_character(item: Item, scores: Scores) -> float:
-    # The space before a choice does not count.
+    # The space before a choice does not count; a choice of markers alone has nothing else.
     pairs = zip(item.choices, scores, strict=True)
-    return _is_best(item, [score.logprob / (len(choice) - 1) for choice, score in pairs])
+    return _is_best(item, [score.logprob / max(len(choice) - 1, 1) for choice, score in pairs])
 
 
 def _likeliest_per_token(item: Item, scores: Scores) -> float:

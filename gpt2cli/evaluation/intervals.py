@@ -21,7 +21,8 @@ def wilson_interval(n_right: float, n: int) -> Estimate:
     share, z2 = n_right / n, Z * Z / n
     center = (share + z2 / 2) / (1 + z2)
     half = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n)) / (1 + z2)
-    return Estimate(share, max(center - half, 0.0), min(center + half, 1.0))
+    # Exactly 0 and 1 at the ends, where rounding leaves a little.
+    return Estimate(share, center - half if n_right else 0.0, center + half if n_right < n else 1.0)
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
