@@ -29,6 +29,7 @@ from gpt2cli.cli import (
     prepare,
     pretrain,
     recipes,
+    runs,
     score,
     signals,
 )
@@ -67,6 +68,7 @@ COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     ("judge", LOOK, judge.judge),
 )
 app.add_typer(recipes.app, name="recipes", rich_help_panel=TRAIN)
+app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
 for name, panel, command in COMMANDS:
     app.command(name, cls=HelpCommand, rich_help_panel=panel)(command)
 

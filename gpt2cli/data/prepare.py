@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from gpt2cli import files, paths
+from gpt2cli import files, locks, paths
 from gpt2cli.data.input_files import expand_sources
 from gpt2cli.data.manifest import (
     JOURNAL,
@@ -88,7 +88,7 @@ def prepare(
     _refuse_foreign(out)
     found = expand_sources(sources, out=out, held_out=validation_sources, stdin_is_jsonl=stdin_is_jsonl)
     files.require_writable(out)
-    with files.lock(out), files.naming(out):
+    with locks.lock(out), files.naming(out):
         files.sweep(out)
         job = PrepareJob(
             found,
@@ -132,7 +132,7 @@ def prepare_cached(
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(files.lock(out))
+                stack.enter_context(locks.lock(out))
                 break
             except ResourceError:
                 yield PrepareProgress("waiting", out)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gpt2cli.checkpoints.folder import read_manifest
+from gpt2cli.paths import TENSORS
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import Runtime, choose_attention, choose_runtime, default_threads
 from gpt2cli.training.estimate import explain_out_of_memory
@@ -15,7 +16,6 @@ from gpt2cli.training.ranks import ALONE, Ranks
 from gpt2cli.training.task import TrainingTask
 from gpt2cli.training.torch_compile import compile_blocks
 from gpt2cli.training.train_state import (
-    TENSORS,
     RunIdentity,
     TrainState,
     load_moments,

@@ -17,9 +17,9 @@ from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of, write_json
 from gpt2cli.json_files import read_json_object
+from gpt2cli.paths import STATE, TENSORS
 
-TENSORS, STATE = "train_state.safetensors", "train_state.json"
-FORMAT = 1  # of the second; it is not written, the manifest has a number
+FORMAT = 1  # of train_state.json; it is not written, the manifest has a number
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RECENT_LOSSES = 32  # losses in the running median that spikes are compared with
 

@@ -151,9 +151,9 @@ def downloading() -> "Callable[[DownloadProgress], State]":
         plain = ""
         if step.file and step.n_total and step.file not in seen:
             seen.add(step.file)
-            plain = f"{step.file}  {_amount(step.n_total)}"
+            plain = f"{step.file}  {amount(step.n_total)}"
         done, total = (step.all_done, step.all_total) if step.all_total else (step.n_done, step.n_total)
-        facts = f"{_amount(done)} of {_amount(total)}" if total else ""
+        facts = f"{amount(done)} of {amount(total)}" if total else ""
         is_news = step.note and "checking" not in step.note
         note = f"{step.file}: {step.note}" if is_news else ""
         return State(step.file, done, total, facts, plain, note)
@@ -195,7 +195,7 @@ def show_compiling(config: "GPT2Config", precision: str, way_out: str = "") -> P
     return package
 
 
-def _amount(n_bytes: float) -> str:
+def amount(n_bytes: float) -> str:
     """For people: 548.1 MB."""
     units: Any = (("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
     for unit, size in units:
