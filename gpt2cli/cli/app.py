@@ -35,6 +35,7 @@ from gpt2cli.cli import (
 )
 from gpt2cli.cli.failures import explain
 from gpt2cli.cli.help import HelpCommand, HelpGroup
+from gpt2cli.cores import let_threads_sleep
 from gpt2cli.errors import LostRankError
 from gpt2cli.ui.console import let_stdout_fail, make_streams_safe, print_error
 
@@ -108,6 +109,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     signals.exit_on_signals()
     make_streams_safe()
+    let_threads_sleep()
     code = run(arguments)
     let_stdout_fail()  # the exit code says already that it broke; the rest of its buffer is lost
     if "RANK" in os.environ:

@@ -38,8 +38,8 @@ def compile_step(
         if name not in LAYERS["compiled"]:
             raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8", "--precision int8")
     folder = find_folder(model)
-    choose_runtime("cpu", threads=threads)
     config = read_config(find_base(folder) if is_adapter(folder) else folder)
+    choose_runtime("cpu", threads=threads, decoding=True, forward=float(config.n_parameters))
     for name in wanted:
         package = None if force else find_package(config, name)
         try:

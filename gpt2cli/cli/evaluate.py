@@ -85,7 +85,7 @@ def evaluate(
     Prints a table to stdout, or with --json one line per model.
     """
     from gpt2cli.evaluation.eval_text import read_eval_text
-    from gpt2cli.runtime import choose_runtime
+    from gpt2cli.runtime import choose_runtime, require_device
     from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
 
     if adapter and len(models or ()) > 1:
@@ -98,11 +98,12 @@ def evaluate(
     for typed in models or (None,):
         folder, adapters = find_with_adapters(typed, adapter)
         named.append(_Named(" + ".join([typed or str(folder), *(adapter or ())]), folder, adapters))
-    runtime = choose_runtime(device, precision, threads)
-    for notice in runtime.notices:
-        say(f"note: {notice}")
+    require_device(device)
     text = read_eval_text(on, split=split, text_fields=text_field or (), offline=offline)
     tasks = _tasks(named, text, context, stride, batch)
+    runtime = choose_runtime(device, precision, threads, forward=max(task.forward for task in tasks))
+    for notice in runtime.notices:
+        say(f"note: {notice}")
 
     rows: list[EvaluationRow] = []
     try:
@@ -135,6 +136,7 @@ class _Task:
     model: _Named
     text: "EncodedText"
     sliding: "SlidingWindow"
+    forward: float  # multiply-adds
 
 
 def _tasks(
@@ -158,7 +160,8 @@ def _tasks(
         if tokenizer.fingerprint not in texts:
             texts[tokenizer.fingerprint] = text.encoded(tokenizer, name)
         sliding = sliding_window_for(config, context, stride, batch)
-        tasks.append(_Task(name, model, texts[tokenizer.fingerprint], sliding))
+        forward = float(config.n_parameters * sliding.batch * sliding.context)
+        tasks.append(_Task(name, model, texts[tokenizer.fingerprint], sliding, forward))
     return tasks
 
 

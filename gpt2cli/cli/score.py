@@ -62,10 +62,11 @@ def score(
         from gpt2cli.runtime import choose_runtime
         from gpt2cli.ui.progress import counting, track
 
-        runtime = choose_runtime(device, precision, threads)
+        loaded = open_model(folder, adapters, remembered=True)
+        forward = float(loaded.config.n_parameters * loaded.config.n_positions)
+        runtime = choose_runtime(device, precision, threads, forward=forward)
         for notice in runtime.notices:
             say(notice, "warn")
-        loaded = open_model(folder, adapters, remembered=True)
         loaded.model.to(runtime.device)
     for texts, n_before in groups:
         rows = _encoded(texts, loaded.tokenizer, name, n_before)

@@ -17,7 +17,7 @@ import typer
 
 from gpt2cli.cli.choose_recipe import require_recipe
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
-from gpt2cli.errors import UsageError
+from gpt2cli.errors import UsageError, counted
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
 
 if TYPE_CHECKING:
@@ -261,6 +261,6 @@ def _headline(setup: "TrainingSetup", run: "RunDir") -> str:
     start = "" if init == SCRATCH else f"from {init}, "
     return (
         f"{run.name}: {start}{n_parameters:,} parameters{trainable}, {setup.task.size},"
-        f" {runtime.device.type} {runtime.precision}, {runtime.threads} threads"
+        f" {runtime.device.type} {runtime.precision}, {counted(runtime.threads, 'thread')}"
         + (", compiled" if runtime.compile else "")
     )

@@ -10,7 +10,6 @@ interruption. The work itself is in `prepare_pipeline.py`.
 import contextlib
 import hashlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -20,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from gpt2cli import files, locks, paths
+from gpt2cli.cores import usable_cores
 from gpt2cli.data.input_files import expand_sources
 from gpt2cli.data.manifest import (
     JOURNAL,
@@ -95,7 +95,7 @@ def prepare(
             out,
             settings,
             block,
-            workers or os.cpu_count() or 1,
+            workers or usable_cores(),
             journal_seconds,
             arguments=tuple(map(str, sources)),
             validation_arguments=tuple(map(str, validation_sources)),
@@ -148,7 +148,7 @@ def prepare_cached(
             out,
             settings,
             1,
-            os.cpu_count() or 1,
+            usable_cores(),
             JOURNAL_SECONDS,
             expected,
             tokenizer,

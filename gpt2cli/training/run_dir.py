@@ -32,7 +32,7 @@ from gpt2cli.training.events import EvalDone, Event, to_json
 from gpt2cli.training.optimizer_step import parameter_names
 from gpt2cli.training.pins import runs_that_need
 from gpt2cli.training.run_json import RECORD_FORMAT, read_sessions
-from gpt2cli.training.train_state import write_state
+from gpt2cli.training.train_state import Computing, write_state
 
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
@@ -137,14 +137,19 @@ def require_room_to_train(run: RunDir, setup: "TrainingSetup") -> None:
     """Raise ResourceError, before the first step, unless the disk takes all checkpoints that the rest of
     the run will hold at once: the newest ones, the best one, and one more while it is written.
     """
+    n_held, n_bytes = disk_need(setup)
+    passing = [path for path in paths.checkpoints(run.folder) if not runs_that_need(path)]
+    n_more = max(1, min(n_held, setup.recipe.checkpoint.keep + 2 - len(passing)))
+    require_room(run.checkpoints, n_more * n_bytes, _room_fix(run, setup.recipe.task))
+
+
+def disk_need(setup: "TrainingSetup") -> tuple[int, int]:
+    """The most checkpoints that the rest of a run holds at once, in an empty folder, and the bytes of one."""
     recipe, n_left = setup.recipe, setup.recipe.optim.steps - setup.state.step
     n_saves = math.ceil(n_left / recipe.eval.every)
     if recipe.checkpoint.every:
         n_saves += math.ceil(n_left / recipe.checkpoint.every)
-    passing = [path for path in paths.checkpoints(run.folder) if not runs_that_need(path)]
-    n_held = recipe.checkpoint.keep + 2 - len(passing)
-    n_bytes = max(1, min(n_saves, n_held)) * _checkpoint_bytes(setup)
-    require_room(run.checkpoints, n_bytes, _room_fix(run, recipe.task))
+    return max(1, min(n_saves, recipe.checkpoint.keep + 2)), _checkpoint_bytes(setup)
 
 
 def save_checkpoint(
@@ -171,7 +176,8 @@ def save_checkpoint(
         hashes = setup.task.write_model(folder, setup.model, dump_recipe(recipe))
         optimizer, scaler = setup.optimizer_step.optimizer, setup.optimizer_step.scaler.state_dict()
         names = parameter_names(setup.model)
-        hashes |= write_state(folder, optimizer, names, state, setup.identity, scaler)
+        computing = Computing(setup.runtime.threads, setup.ranks.world)
+        hashes |= write_state(folder, optimizer, names, state, setup.identity, scaler, computing)
         write_manifest(folder, hashes)
     files.point(run.folder / "last", path)
     if state.kept_step == state.step:

@@ -68,6 +68,14 @@ class TrainState:
         return value < than if self.best_by == "loss" else value > than
 
 
+@dataclass(frozen=True)
+class Computing:
+    """What else the bits of a step depend on."""
+
+    threads: int
+    processes: int
+
+
 RunIdentity = dict[str, str | int | float]
 ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
 
@@ -79,6 +87,7 @@ def write_state(
     state: TrainState,
     identity: RunIdentity,
     scaler: dict[str, Any],
+    computing: "Computing | None" = None,
 ) -> dict[str, str]:
     """Write both files into a checkpoint folder; returns {file name: SHA-256}."""
     moments = {
@@ -89,7 +98,8 @@ def write_state(
     }
     progress = asdict(state)
     progress["best_loss"] = None if math.isinf(state.best_loss) else state.best_loss
-    write_json(folder / STATE, {"progress": progress, "identity": identity, "scaler": scaler})
+    values = {"progress": progress, "identity": identity, "scaler": scaler}
+    write_json(folder / STATE, values | ({"computing": asdict(computing)} if computing else {}))
     return {TENSORS: write_tensors(folder / TENSORS, moments, {}), STATE: sha256_of(folder / STATE)}
 
 
@@ -112,6 +122,15 @@ def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
             str(error),
             "resume with the version that started the run: run.json names it",
         ) from None
+
+
+def read_threads(folder: Path, processes: int) -> int:
+    """The number of threads of the run that saved a checkpoint with as many processes; 0: not recorded."""
+    found = read_json_object(folder / STATE).get("computing")
+    if not isinstance(found, dict) or found.get("processes") != processes:
+        return 0
+    threads = found.get("threads")
+    return threads if isinstance(threads, int) and threads > 0 else 0
 
 
 def load_moments(

@@ -12,16 +12,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gpt2cli.errors import counted
 from gpt2cli.recipe.schema import recipe_fields
 from gpt2cli.runtime import peak_memory
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2cli.training.classify_task import ClassifyTask
 from gpt2cli.training.estimate import estimate_memory, explain_out_of_memory
 from gpt2cli.training.loop import train_step
+from gpt2cli.training.run_dir import disk_need
 from gpt2cli.training.setup import TrainingSetup
 from gpt2cli.training.sft_task import SftBatch, SftTask
 from gpt2cli.training.task import TrainingTask
 from gpt2cli.ui.console import is_terminal, printable
+from gpt2cli.ui.progress import amount
 
 Row = tuple[str, str, str]
 MiB = 1 << 20
@@ -121,6 +124,7 @@ def _work(setup: TrainingSetup) -> list[Row]:
     per_step = task.tokens_per_step
     loss, seconds = _timed(setup)
     left = timedelta(seconds=round(seconds * (recipe.optim.steps - setup.state.step)))
+    n_held, n_bytes = disk_need(setup)
     peak, of_what = peak_memory(setup.runtime.device)
     return [
         ("parameters", f"{setup.model.config.n_parameters:,}", ""),
@@ -128,13 +132,14 @@ def _work(setup: TrainingSetup) -> list[Row]:
         (
             "tokens per step",
             f"{per_step:,}",
-            f"{recipe.batch.micro_batch * recipe.batch.accumulation} sequences",
+            f"{counted(recipe.batch.rows_per_step, 'sequence')}",
         ),
         ("steps", f"{recipe.optim.steps:,}", f"{recipe.optim.steps / task.steps_per_epoch:.2f} epochs"),
         ("tokens in total", f"{recipe.optim.steps * per_step:,}", ""),
         ("initial loss", f"{loss:.3f}", "of the first timed step"),
         ("speed", f"{per_step / seconds:,.0f} tokens/s", "of the second timed step"),
         ("time", str(left), "without evaluations and saves"),
+        ("disk", amount(n_held * n_bytes), f"{counted(n_held, 'checkpoint')} of {amount(n_bytes)} at once"),
         ("peak memory", f"{peak / MiB:,.0f} MiB", f"{of_what}, measured over the two steps"),
     ]
 

@@ -142,7 +142,7 @@ def plot_confusion(
     axes.set_xticks(range(k), names, rotation=45 if k > 4 else 0, ha="right" if k > 4 else "center")
     axes.set_yticks(range(k), names)
     axes.set_xlabel("predicted", color=_INK)
-    axes.set_ylabel("true", color=_INK)
+    axes.set_ylabel("actual", color=_INK)
     axes.tick_params(color=_GREY, labelcolor=_INK, labelsize=9 if k <= MOST_CLASSES else 6)
     for truth, row in enumerate(scores.confusion if k <= MOST_CLASSES else ()):
         for predicted, count in enumerate(row):

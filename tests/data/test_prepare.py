@@ -171,7 +171,7 @@ def test_too_little_text_is_an_error_with_counts_and_leaves_no_trace(
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="fewer than one block of 64") as caught:
         run([tmp_path / "a.txt"], tmp_path / "out", block=64)
-    counts = "1 document(s), 9 bytes, 3 tokens" if text == "too short" else "0 document(s), 0 bytes, 0 tokens"
+    counts = "1 document, 9 bytes, 3 tokens" if text == "too short" else "0 documents, 0 bytes, 0 tokens"
     assert counts in caught.value.why
     assert files_of(tmp_path / "out") == {}
 
