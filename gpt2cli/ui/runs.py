@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gpt2cli.errors import counted
 from gpt2cli.hub.cache import CacheEntry
-from gpt2cli.paths import METRICS, RESPONSES, shown_path
+from gpt2cli.paths import METRICS, RESPONSES, shown_path, has_home, models
 from gpt2cli.training.metrics_log import last_records
 from gpt2cli.training.overview import Checkpoint, Entry
 from gpt2cli.ui.console import aligned, printable, say
@@ -100,7 +100,8 @@ def print_run(entry: Entry, console: Console) -> None:
 
 def next_commands(entry: Entry) -> list[str]:
     """Commands that work on it now, as one types them here."""
-    folder = shlex.quote(shown_path(entry.folder.absolute()))
+    is_downloaded = entry.kind == "model" and has_home() and entry.folder.parent == models()
+    folder = shlex.quote(entry.name if is_downloaded else shown_path(entry.folder.absolute()))
     resume = f"gpt2 {entry.task} {folder}/recipe.yaml --resume"
     if entry.state in ("failed start", "damaged"):
         return [f"gpt2 runs rm {folder}"]
