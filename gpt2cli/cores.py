@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 
 PER_CORE = 4  # threads: more gain nothing, and many thousands end the process
-# Multiply-adds of one forward below which the threads' meetings cost more than they save: on cores that
-# others use, two threads took 2 to 10 times as long as one; on free ones half of it is lost at most.
-ONE_THREAD_BELOW = 5e8
+# Of one forward on one core: below that its matmuls are as short as the meetings of threads around them.
+ONE_THREAD_BELOW = 4e-3  # seconds
+# A core's multiply-adds in fp32 and its reading of weights, in round numbers: laptops and servers have these.
+_PER_SECOND, _BYTES_PER_SECOND = 25e9, 10e9
 SPINS = "1000"  # what GNU's OpenMP takes by itself for more threads than cores
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of cgroup 2, in a container: quota and period, in microseconds
 
@@ -26,15 +27,22 @@ def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
         return n
 
 
-def choose_threads(asked: int, work: float, processes: int = 1) -> int:
-    """The number of threads for `work`, multiply-adds of a forward, in each of `processes`; 0 asks for none.
+def forward_seconds(n_parameters: int, n_tokens: float) -> float:
+    """About how long a model's forward over that many tokens takes on one core: it multiplies, and it reads
+    each weight once, which is most of decoding.
+    """
+    return n_parameters * max(n_tokens / _PER_SECOND, 4 / _BYTES_PER_SECOND)
+
+
+def choose_threads(asked: int, forward: float, processes: int = 1) -> int:
+    """The number of threads for forwards of so many seconds, in each of `processes`; 0 asks for none.
 
     Never more than PER_CORE per core.
     """
     most = PER_CORE * usable_cores()
     if named := asked or named_threads():
         return min(named, most)
-    return 1 if work < ONE_THREAD_BELOW else max(1, usable_cores() // processes)
+    return 1 if forward < ONE_THREAD_BELOW else max(1, usable_cores() // processes)
 
 
 def named_threads() -> int:

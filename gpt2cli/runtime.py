@@ -61,9 +61,8 @@ def choose_runtime(
     """Resolve "auto" for this machine and set torch's thread count.
 
     `flops` is the work ahead: with compile "auto" the compiler is used where that is worth it. `forward`
-    is the multiply-adds of one forward, by which `cores.choose_threads` chooses, for each of `processes`
-    on this machine. Neither `training` nor `decoding` is measuring, in fp32 unless another precision is
-    named.
+    is what `cores.forward_seconds` gives, by which the threads of each of `processes` are chosen. Neither
+    `training` nor `decoding` is measuring, in fp32 unless another precision is named.
     Raises UsageError for a device that is not there. A precision or a compiler that the
     machine lacks becomes a notice, never a failure.
     """

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tiny_run import PRETRAIN, Call, random_text, train, write_tokens
 
-from gpt2cli.cores import choose_threads, crowded, usable_cores
+from gpt2cli.cores import choose_threads, crowded, forward_seconds, usable_cores
 
-HUGE = 1e15  # multiply-adds
+HUGE = 1e3  # seconds of a forward
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +34,8 @@ def test_cores_are_those_of_the_affinity_and_the_quota(tmp_path: Path) -> None:
 
 
 def test_small_work_gets_one_thread_and_the_rest_one_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny, gpt2_124m = 1e5 * 128, 124e6 * 1024
-    assert [choose_threads(0, work) for work in (tiny, gpt2_124m, HUGE)] == [1, 8, 8]
+    tiny, a_token_of_124m = forward_seconds(100_000, 4 * 64), forward_seconds(124_000_000, 1)
+    assert [choose_threads(0, forward) for forward in (tiny, a_token_of_124m, HUGE)] == [1, 8, 8]
     assert choose_threads(0, HUGE, processes=3) == 2
     assert [choose_threads(n, tiny) for n in (1, 5, 10_000)] == [1, 5, 32]
     for text, wide, narrow in (("3", 3, 3), ("6,2", 6, 6), ("many", 8, 1), ("0", 8, 1)):

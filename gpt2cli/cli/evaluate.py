@@ -14,6 +14,7 @@ from gpt2cli.cli.options import (
     PrecisionOption,
     ThreadsOption,
 )
+from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import is_adapter
 from gpt2cli.ui.console import err, out, print_json, say
@@ -136,7 +137,7 @@ class _Task:
     model: _Named
     text: "EncodedText"
     sliding: "SlidingWindow"
-    forward: float  # multiply-adds
+    forward: float  # seconds of a batch, on one core
 
 
 def _tasks(
@@ -160,7 +161,7 @@ def _tasks(
         if tokenizer.fingerprint not in texts:
             texts[tokenizer.fingerprint] = text.encoded(tokenizer, name)
         sliding = sliding_window_for(config, context, stride, batch)
-        forward = float(config.n_parameters * sliding.batch * sliding.context)
+        forward = forward_seconds(config.n_parameters, sliding.batch * sliding.context)
         tasks.append(_Task(name, model, texts[tokenizer.fingerprint], sliding, forward))
     return tasks
 

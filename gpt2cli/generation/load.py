@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.paths import canonical_size, expand, find_model, has_home, is_adapter, is_checkpoint, is_model
 
@@ -100,7 +101,7 @@ def load_for_decoding(
     if compile not in COMPILE:
         raise UsageError(f"--compile is {compile!r}", "it must be auto, on or off")
     loaded = open_model(folder, adapters, remembered=True)
-    forward = float(loaded.config.n_parameters * n_rows)
+    forward = forward_seconds(loaded.config.n_parameters, n_rows)
     runtime = choose_runtime(device, precision, threads, decoding=True, forward=forward)
     for sentence in runtime.notices:
         notice(sentence, "warning")
@@ -135,7 +136,7 @@ def load_for_classifying(
     folder = find_model(name)
     loaded = load_classifier(folder, remembered=True)
     config = loaded.model.config
-    forward = float(config.n_parameters * config.n_positions)
+    forward = forward_seconds(config.n_parameters, config.n_positions)
     runtime = choose_runtime(device, precision, threads, forward=forward)
     for sentence in runtime.notices:
         notice(sentence, "warning")

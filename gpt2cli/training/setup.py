@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gpt2cli.checkpoints.folder import read_manifest
-from gpt2cli.cores import choose_threads
+from gpt2cli.cores import choose_threads, forward_seconds
 from gpt2cli.paths import TENSORS
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
@@ -52,7 +52,8 @@ def set_up_training(
     config, run = task.config, recipe.run
     # 6 FLOPs per parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
     flops = 6.0 * config.n_parameters * recipe.optim.steps * task.tokens_per_step
-    forward = config.n_parameters * recipe.batch.micro_batch * float(task.row_length or config.n_positions)
+    n_tokens = recipe.batch.micro_batch * (task.row_length or config.n_positions)
+    forward = forward_seconds(config.n_parameters, n_tokens)
     # A resumed run ends with the bits of an undisturbed one only with as many threads.
     recorded = read_threads(checkpoint, ranks.world) if checkpoint and not run.threads else 0
     runtime = choose_runtime(
