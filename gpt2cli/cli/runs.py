@@ -7,14 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from gpt2cli.cli.help import HelpCommand, HelpGroup
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, out, print_json, printable, say
 
-app = typer.Typer(help="List, show, compare, prune and remove runs and models.", no_args_is_help=False)
+app = typer.Typer(
+    cls=HelpGroup, help="List, show, compare, prune and remove runs and models.", no_args_is_help=False
+)
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A run or a model: its name or folder.")]
+NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A run or a model: its name or folder.")]
 DirOption = Annotated[
     Path | None,
     typer.Option(
@@ -58,7 +61,7 @@ def runs(
         say("gpt2 pretrain verdict makes one, gpt2 download 124M fetches one", "faint")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def show(name: NameArgument, as_json: JsonOption = False) -> None:
     """Show one run or model: where it comes from, its checkpoints, its last metrics, what to do next."""
     from gpt2cli.training.overview import find_entry
@@ -71,10 +74,10 @@ def show(name: NameArgument, as_json: JsonOption = False) -> None:
         ui.print_run(entry, out())
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def rm(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Runs or models; or names that --cache lists.")
+        list[str], typer.Argument(metavar="MODEL", help="Runs or models; or names that --cache lists.")
     ],
     yes: YesOption = False,
     force: Annotated[
@@ -113,11 +116,11 @@ def rm(
     say(f"{amount(freed)} freed")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def prune(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Finished runs.", show_default="all finished runs"),
+        typer.Argument(metavar="RUN", help="Finished runs.", show_default="all finished runs"),
     ] = None,
     directory: DirOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
@@ -154,9 +157,9 @@ def prune(
     say(f"{amount(freed)} freed")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def plot(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Runs to draw, one colour each.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Runs to draw, one colour each.")],
     x: Annotated[
         Literal["steps", "tokens", "time"], typer.Option("--x", help="What the losses are drawn over.")
     ] = "steps",

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gpt2cli.errors import counted
 from gpt2cli.hub.cache import CacheEntry
-from gpt2cli.paths import METRICS, RESPONSES, shown_path, has_home, models
+from gpt2cli.paths import METRICS, RESPONSES, has_home, models, shown_path
 from gpt2cli.training.metrics_log import last_records
 from gpt2cli.training.overview import Checkpoint, Entry
 from gpt2cli.ui.console import aligned, printable, say
