@@ -1,5 +1,6 @@
 """`gpt2 generate`: a prompt in, continuations out."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,8 @@ def generate(
         )
     if prompts:
         _require_nothing_else(
-            {"PROMPT": prompt, "--file": file, "--raw": raw, "--trace": trace, "--logprobs": logprobs}
+            prompts,
+            {"PROMPT": prompt, "--file": file, "--raw": raw, "--trace": trace, "--logprobs": logprobs},
         )
         lines, name = prompt_lines(prompts)
     text = "" if prompts else prompt_text(prompt, file)
@@ -237,13 +239,12 @@ def generate(
             _print_json(replies, facts, asked)
 
 
-def _require_nothing_else(given: dict[str, object]) -> None:
+def _require_nothing_else(prompts: Path, given: dict[str, object]) -> None:
     """Raise UsageError for what does not go with --prompts."""
     for name, value in given.items():
         if value:
-            raise UsageError(
-                f"--prompts with {name}", "its prompts are the lines of a file", f"leave out {name}"
-            )
+            fix = f"gpt2 generate --prompts {shlex.quote(str(prompts))}"
+            raise UsageError(f"--prompts with {name}", "its prompts are the lines of a file", fix)
 
 
 def _in_template(

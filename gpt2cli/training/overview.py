@@ -5,7 +5,9 @@ a folder that gpt2 did not write is no entry.
 """
 
 import contextlib
+import difflib
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +113,8 @@ def find_entry(name: str) -> Entry:
     for place in paths.places(name):
         if paths.is_checkpoint(place.resolve()) and place.is_dir():
             run = place.resolve().parent.parent
-            raise InputError(f"{name}: is a checkpoint of a run", "", f"name the run: {run}")
+            fix = f"gpt2 runs show {shlex.quote(str(run))}"
+            raise InputError(f"{name}: is a checkpoint of a run", "a run is named as a whole", fix)
         if entry := read_entry(place):
             return entry
         if os.path.lexists(place):
@@ -120,9 +123,12 @@ def find_entry(name: str) -> Entry:
                 "it has neither run.json nor checkpoints nor config.json; gpt2 did not write it",
                 "gpt2 runs",
             )
-    looked = paths.shown_places("and")
+    roots = [paths.runs(), *([paths.models()] if paths.has_home() else [])]
+    near = difflib.get_close_matches(name, [folder.name for root in roots for folder in _folders_in(root)], 1)
     raise InputError(
-        f"{name}: no such run or model", f"looked for a folder of that name, in {looked}", "gpt2 runs"
+        f"{name}: no such run or model",
+        f"looked for a folder of that name, in {paths.shown_places('and')}",
+        f"did you mean {near[0]}?" if near else "gpt2 runs",
     )
 
 
