@@ -11,7 +11,7 @@ from gpt2cli.cli.help import HelpCommand, HelpGroup
 from gpt2cli.cli.options import JsonOption
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import expand
-from gpt2cli.ui.console import err, out, print_json, printable, say
+from gpt2cli.ui.console import amount, err, out, print_json, printable, say
 
 app = typer.Typer(
     cls=HelpGroup, help="List, show, compare, prune and remove runs and models.", no_args_is_help=False
@@ -92,7 +92,6 @@ def rm(
     from gpt2cli.hub.cache import find_in_cache, is_cache_name, remove_cached
     from gpt2cli.training.overview import find_entry
     from gpt2cli.training.removal import foreign_files, remove, require_removable
-    from gpt2cli.ui.progress import amount
 
     cached = list(dict.fromkeys(find_in_cache(name) for name in names if is_cache_name(name)))
     named = [find_entry(name) for name in names if not is_cache_name(name)]
@@ -134,7 +133,6 @@ def prune(
     from gpt2cli.training.overview import find_entries, find_entry
     from gpt2cli.training.removal import prunable
     from gpt2cli.training.removal import prune as prune_run
-    from gpt2cli.ui.progress import amount
 
     if names:
         entries = [find_entry(name) for name in names]

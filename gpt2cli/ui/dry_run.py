@@ -23,8 +23,7 @@ from gpt2cli.training.run_dir import disk_need
 from gpt2cli.training.setup import TrainingSetup
 from gpt2cli.training.sft_task import SftBatch, SftTask
 from gpt2cli.training.task import TrainingTask
-from gpt2cli.ui.console import is_terminal, printable
-from gpt2cli.ui.progress import amount
+from gpt2cli.ui.console import amount, is_terminal, printable
 
 Row = tuple[str, str, str]
 MiB = 1 << 20

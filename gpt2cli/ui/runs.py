@@ -15,8 +15,7 @@ from gpt2cli.hub.cache import CacheEntry
 from gpt2cli.paths import METRICS, RESPONSES, has_home, models, shown_path
 from gpt2cli.training.metrics_log import last_records
 from gpt2cli.training.overview import Checkpoint, Entry
-from gpt2cli.ui.console import aligned, printable, say
-from gpt2cli.ui.progress import amount
+from gpt2cli.ui.console import aligned, amount, printable, say
 
 HEADINGS = ("name", "task", "base", "data", "step", "best loss", "size", "age", "state")
 # Given up, in this order, where a terminal is too narrow: `show` and --json have them.
