@@ -62,6 +62,14 @@ class DivergedError(Gpt2Error):
     exit_code = 6
 
 
+def counted(n: int, noun: str) -> str:
+    """The number with its noun, for a message: 1 file, 1,204 files."""
+    if n == 1:
+        return f"1 {noun}"
+    is_y = noun.endswith("y") and noun[-2] not in "aeiou"
+    return f"{n:,} {noun[:-1] + 'ies' if is_y else noun + 's'}"
+
+
 def require_format(where: object, found: object, newest: int, fix: str = "") -> None:
     """`found` is the number of a format that this version reads, 1 to `newest`.
 

@@ -9,7 +9,6 @@ name, or `sweep`, removes it. What the files mean is not known here.
 import codecs
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -280,31 +279,6 @@ def require_writable(folder: Path) -> None:
         raise ResourceError(
             f"{folder}: cannot write here", _reason(error), "choose another place, or free some space"
         ) from None
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the kernel frees it when the process dies, however it dies.
-
-    Raises ResourceError naming the holder's pid where another process has it.
-    """
-    path = folder / ".lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip() or "unknown"
-            raise ResourceError(
-                f"{folder}: in use by another process (pid {holder})",
-                "two runs that write in one folder would destroy each other's files",
-                f"wait for it, or stop it: kill {holder}",
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _install(temporary: Path, path: Path, replace: bool) -> None:

@@ -13,6 +13,11 @@ from gpt2cli import files
 from gpt2cli.errors import InputError, ResourceError
 
 CHECKPOINTS = "checkpoints"
+RUN_RECORD, METRICS = "run.json", "metrics.jsonl"  # of a run: its sessions, its events
+# Beside the weights in a checkpoint: the counters of its training, and AdamW's moments.
+STATE, TENSORS = "train_state.json", "train_state.safetensors"
+# Of an adapter: where its base is, and in a classifier's checkpoint the folder with its adapters.
+BASE, ADAPTER = "base.json", "adapter"
 RESPONSES = "responses.jsonl"  # in an instruction-tuned run: the model's responses
 NEWEST = "newest"  # the name, in a recipe, of the model that changed last
 SET_HOME = 'export GPT2_HOME="$PWD/gpt2-home", or another folder that you can write to'
@@ -86,6 +91,11 @@ def corpora() -> Path:
 def prepared() -> Path:
     """Corpora that `pretrain` tokenised on the fly, one folder per digest."""
     return gpt2_home() / "prepared"
+
+
+def compiled() -> Path:
+    """Machine code of decode steps, one folder per shape, precision and number of threads."""
+    return gpt2_home() / "compiled"
 
 
 def logs() -> Path:
@@ -175,7 +185,7 @@ def find_model(name: str | None) -> Path:
             "gpt2 pretrain verdict",
         )
     size = canonical_size(name)
-    for place in _places(name):
+    for place in places(name):
         if is_run(place):
             return best_checkpoint(place)
         if is_model(place):
@@ -200,8 +210,8 @@ def find_model(name: str | None) -> Path:
     )
 
 
-def _places(name: str) -> Iterator[Path]:
-    """Where a model of this name may be."""
+def places(name: str) -> Iterator[Path]:
+    """Where a run or a model of this name may be."""
     if name:
         yield expand(name)
     if name and not any(part.startswith(".") for part in Path(name).parts):

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
+from gpt2cli.cores import PER_CORE, busy_cores, choose_threads, crowded, named_threads
 from gpt2cli.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PER_CORE = 4  # threads: more gain nothing, and many thousands end the process
 INT8 = "int8"  # of decoding's weights on a CPU, which are rounded from fp32
 # Building kernels costs 10 to 40 s; below this many floating-point operations, by device, it never pays back.
 COMPILE_FROM_FLOPS = {"cpu": 2e13, "cuda": 1e16}
@@ -56,33 +56,36 @@ def choose_runtime(
     training: bool = False,
     decoding: bool = False,
     flops: float = 0.0,
+    forward: float = math.inf,
+    processes: int = 1,
 ) -> Runtime:
     """Resolve "auto" for this machine and set torch's thread count.
 
-    `flops` is the work ahead: with compile "auto" the compiler is used where that is worth it. Neither
+    `flops` is the work ahead: with compile "auto" the compiler is used where that is worth it. `forward`
+    is what `cores.forward_seconds` gives, by which the threads of each of `processes` are chosen. Neither
     `training` nor `decoding` is measuring, in fp32 unless another precision is named.
     Raises UsageError for a device that is not there. A precision or a compiler that the
     machine lacks becomes a notice, never a failure.
     """
-    chosen = _choose_device(device)
+    chosen = require_device(device)
     notices: list[str] = []
     if precision == INT8 and decoding and chosen.type != "cpu":
         notices.append("int8 is for decoding on a CPU; the precision is chosen as if none were named")
         precision = "auto"
     is_int8 = precision == INT8 and decoding
     name = INT8 if is_int8 else _choose_precision(precision, chosen, training, decoding, notices)
-    count = min(threads or default_threads(), PER_CORE * default_threads())
+    count = choose_threads(threads, forward, processes)
     if threads > count:
         notices.append(f"{threads} threads are more than {PER_CORE} per core; {count} are used")
+    is_own_choice = not threads and not named_threads() and chosen.type == "cpu"
+    if is_own_choice and (
+        notice := crowded(count, busy_cores(), "run.threads=" if training else "--threads ")
+    ):
+        notices.append(notice)
     torch.set_num_threads(count)
     if training and chosen.type == "cpu":
         _keep_freed_memory()
     return Runtime(chosen, name, count, _choose_compile(compile, chosen, flops, notices), tuple(notices))
-
-
-def default_threads() -> int:
-    """One per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_compiler() -> str | None:
@@ -141,7 +144,8 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
     return peak * (1 if sys.platform == "darwin" else 1024), "of this process"
 
 
-def _choose_device(device: str) -> torch.device:
+def require_device(device: str) -> torch.device:
+    """The device that a name means; raises UsageError for one that is not there."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))

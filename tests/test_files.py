@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2cli import files
+from gpt2cli import files, locks
 from gpt2cli.errors import InputError, ResourceError, UsageError
 
 
@@ -77,9 +77,9 @@ def test_what_is_no_file_is_refused_without_hanging(name: str, said: str, tmp_pa
 
 
 def test_the_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
-    with files.lock(tmp_path), pytest.raises(ResourceError, match=f"pid {os.getpid()}"), files.lock(tmp_path):
+    with locks.lock(tmp_path), pytest.raises(ResourceError, match=f"pid {os.getpid()}"), locks.lock(tmp_path):
         pass
-    with files.lock(tmp_path):
+    with locks.lock(tmp_path):
         pass
 
 

@@ -386,7 +386,7 @@ def _check_hardware(precision: str, known: Sequence[str], threads: int) -> None:
     if precision not in known:
         raise UsageError(f"precision is {precision!r}", f"it must be one of {', '.join(known)}")
     if threads < 0:
-        raise UsageError(f"threads is {threads}", "it must be 0, one per core, or a positive number")
+        raise UsageError(f"threads is {threads}", "it must be a positive number, or 0 to have it chosen")
 
 
 def _notice(sentence: str, kind: str) -> None:

@@ -244,6 +244,14 @@ def read_manifest(folder: Path) -> dict[str, str]:
         raise InputError(f"{path}: is not a manifest of a model folder") from None
 
 
+def drop_from_manifest(folder: Path, name: str) -> None:
+    """List the file no more: the folder is whole without it. Raises as `read_manifest`."""
+    read_manifest(folder)
+    manifest = read_json_object(folder / MANIFEST)
+    manifest["files"].pop(name, None)
+    write_json(folder / MANIFEST, manifest)
+
+
 def verify(folder: Path) -> None:
     """Check every file against the manifest. Raises InputError for the first that differs, and as
     `read_manifest`.

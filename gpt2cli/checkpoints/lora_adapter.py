@@ -25,12 +25,11 @@ from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS, correction, load_lora_state, lora_layers, lora_state
+from gpt2cli.paths import BASE
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import save_generation_config, save_tokenizer
 
-ADAPTER = "adapter"  # in a classifier's checkpoint: the folder with its adapters
 ADAPTER_WEIGHTS, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
-BASE = "base.json"
 BASE_FORMAT = 1  # of base.json, which had no number at first
 ADAPTER_CONFIG = "adapter_config.json"
 # These say how the adapter came about or is to be stored, not what it computes.

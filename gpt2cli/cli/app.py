@@ -30,11 +30,13 @@ from gpt2cli.cli import (
     prepare,
     pretrain,
     recipes,
+    runs,
     score,
     signals,
 )
 from gpt2cli.cli.failures import explain
 from gpt2cli.cli.help import HelpCommand, HelpGroup
+from gpt2cli.cores import let_threads_sleep
 from gpt2cli.errors import LostRankError
 from gpt2cli.ui.console import let_stdout_fail, make_streams_safe, print_error
 
@@ -69,6 +71,7 @@ COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     ("judge", LOOK, judge.judge),
 )
 app.add_typer(recipes.app, name="recipes", rich_help_panel=TRAIN)
+app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
 for name, panel, command in COMMANDS:
     app.command(name, cls=HelpCommand, rich_help_panel=panel)(command)
 
@@ -108,6 +111,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     signals.exit_on_signals()
     make_streams_safe()
+    let_threads_sleep()
     code = run(arguments)
     let_stdout_fail()  # the exit code says already that it broke; the rest of its buffer is lost
     if "RANK" in os.environ:

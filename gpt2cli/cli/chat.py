@@ -7,7 +7,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from gpt2cli.cli.chat_commands import parse_history
+from gpt2cli.cli.chat_commands import COMMANDS, parse_history
 from gpt2cli.cli.choose_model import load_for_decoding, preloading
 from gpt2cli.cli.options import (
     AdapterOption,
@@ -125,7 +125,9 @@ def chat(
             from gpt2cli.ui.line_editor import LineEditor
 
             loop.greet(EDITOR_KEYS)
-            code = loop.run(LineEditor(gpt2_home() / HISTORY if has_home() else None, screen).read)
+            words = [f"/{command.name}" for command in COMMANDS]
+            editor = LineEditor(gpt2_home() / HISTORY if has_home() else None, screen, words)
+            code = loop.run(editor.read)
         else:
             loop.greet(PLAIN_KEYS)
             code = loop.run(_Lines(prompt="> " if sys.stdin.isatty() else "").read)

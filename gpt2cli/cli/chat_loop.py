@@ -13,7 +13,7 @@ from gpt2cli.cli import chat_commands
 from gpt2cli.cli.failures import explain
 from gpt2cli.cli.options import warn_of_control_tokens
 from gpt2cli.cli.signals import install
-from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError, counted
 from gpt2cli.jinja_template import JinjaTemplate
 from gpt2cli.paths import expand
 from gpt2cli.ui.chat import (
@@ -73,6 +73,9 @@ class Signals:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
+_FAREWELLS = ("exit", "quit")  # typed alone at a terminal, as in other programs
+
+
 @dataclass
 class ChatLoop:
     """A conversation, and what each line does to it."""
@@ -108,7 +111,7 @@ class ChatLoop:
                     continue
                 is_turn = False
                 call = chat_commands.parse(line)
-                if call.name == "exit":
+                if call.name == "exit" or (self.is_terminal and line.strip().lower() in _FAREWELLS):
                     break
                 is_turn = call.name in _TURNS
                 with Signals() as signals:
@@ -302,7 +305,7 @@ def _path(name: str) -> Path:
 
 def _turns(conversation: "Conversation") -> str:
     n = len(conversation.exchanges)
-    return f"{n} turn{'s' * (n != 1)}"
+    return f"{counted(n, 'turn')}"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import typer
 
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import ModelArgument, ThreadsOption
+from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import ResourceError, UsageError
 from gpt2cli.paths import is_adapter
 
@@ -38,8 +39,8 @@ def compile_step(
         if name not in LAYERS["compiled"]:
             raise UsageError(f"--precision is {name!r}", "it must be fp32, bf16 or int8", "--precision int8")
     folder = find_folder(model)
-    choose_runtime("cpu", threads=threads)
     config = read_config(find_base(folder) if is_adapter(folder) else folder)
+    choose_runtime("cpu", threads=threads, decoding=True, forward=forward_seconds(config.n_parameters, 1))
     for name in wanted:
         package = None if force else find_package(config, name)
         try:

@@ -76,6 +76,8 @@ def _values(parameter: Any, command: Any, path: Sequence[str], given: Sequence[s
             return _keys(path[-1], given[0] if given else "")
         case "MODEL" | "TARGET" | "ADAPTER":
             return [(str(name), "") for name in model_names()]
+        case "RUN":
+            return [(path.name, "") for path in _folders(paths.runs())]
     if path[-1] == "download" and is_argument(parameter):
         return [(size, "") for size in dict.fromkeys(paths.ALIASES.values())]
     if parameter.name == "name":

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gpt2cli.cli.options import JsonOption
+from gpt2cli.errors import counted
 from gpt2cli.paths import expand, find_model, model_path
 from gpt2cli.ui.console import err, print_result, say
 
@@ -61,9 +62,9 @@ def convert(
 ) -> None:
     """Convert a GPT-2 from or to another format.
 
-    The result is verified.
-    Prints the tensor mapping and the largest logit difference to stderr.
+    The result is verified. Prints the largest difference of logits, and what was kept or left out, to stderr.
     """
+    from gpt2cli.checkpoints.provenance import RECEIPT
     from gpt2cli.convert.pipeline import ConvertOptions, convert
     from gpt2cli.ui.progress import converting, finish
     from gpt2cli.ui.tables import print_receipt
@@ -78,7 +79,8 @@ def convert(
     options = ConvertOptions(to, dtype, force, verify, allow_nonfinite, n_head, merge, card)
     receipt = finish(convert(path, place, options), err(), converting).receipt
     if not as_json:
-        print_receipt(receipt, err())
+        kept = place / RECEIPT
+        print_receipt(receipt, err(), str(kept) if kept.is_file() else "--json prints them")
         if made := receipt.get("modelfile"):
             say(f"for Ollama: {shlex.join(['ollama', 'create', place.stem, '-f', made])}")
         elif to == "gguf":
@@ -116,7 +118,7 @@ def _push(place: Path, repository: str, receipt: dict[str, Any]) -> str:
     places = [place] if place.is_dir() else files.values()
     again = " && ".join(shlex.join(["hf", "upload", repository, str(path)]) for path in places)
     n_bytes = sum(path.stat().st_size for path in files.values())
-    say(f"uploading {len(files)} files, {n_bytes / 1e6:,.1f} MB, to {repository}")
+    say(f"uploading {counted(len(files), 'file')}, {n_bytes / 1e6:,.1f} MB, to {repository}")
     with waiting(err(), f"uploading to {repository}"):
         address = upload(files, repository, again)
     say(f"uploaded: {address}")

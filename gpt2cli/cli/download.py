@@ -11,7 +11,7 @@ import typer
 
 from gpt2cli import paths
 from gpt2cli.cli.options import JsonOption, OfflineOption
-from gpt2cli.errors import Gpt2Error, InputError, ServiceError, UsageError
+from gpt2cli.errors import Gpt2Error, InputError, ServiceError, UsageError, counted
 from gpt2cli.ui.console import err, out, print_json, print_result, say
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _verify(
     for item in verify(name, revision, sources):
         say(f"right ({item.by}): {item.path}")
         found.append({"path": str(item.path), "sha256": item.sha256, "by": item.by})
-    say(f"{len(found)} files are what they should be.", "good")
+    say(f"checked: {counted(len(found), 'file')}, as they should be.", "good")
     place = paths.model_path(model_name(name, revision))
     folder = place if paths.is_model(place) else Path(found[0]["path"]).parent
     print_result(as_json, {"folder": str(folder), "files": found}, folder)

@@ -24,7 +24,9 @@ def find(name: str | None) -> tuple[Size | None, str]:
     """One of the four sizes or None, and the repository on the hub."""
     if name is None:
         raise UsageError("which model?", f"there are {', '.join(SIZES)}", "gpt2 download 124M")
-    size = SIZES.get(paths.canonical_size(name) or "")
+    # 124 and 1.5 are sizes too; as the name of a run or a model they stay free.
+    spellings = map(paths.canonical_size, (name, f"{name}M", f"{name}B"))
+    size = SIZES.get(next(filter(None, spellings), ""))
     if size:
         return size, size.repository
     plain, at, revision = name.partition("@")

@@ -19,6 +19,7 @@ from gpt2cli.cli.options import (
     PrecisionOption,
     ThreadsOption,
 )
+from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import expand, is_adapter
 from gpt2cli.ui.console import err, out, print_json, say
@@ -106,7 +107,7 @@ def evaluate(
     from gpt2cli.evaluation.benchmarks import read_benchmark
     from gpt2cli.evaluation.eval_text import read_eval_text
     from gpt2cli.evaluation.on import parse_on
-    from gpt2cli.runtime import choose_runtime
+    from gpt2cli.runtime import choose_runtime, require_device
 
     if adapter and len(models or ()) > 1:
         raise UsageError(
@@ -118,9 +119,7 @@ def evaluate(
     for typed in models or (None,):
         folder, adapters = find_with_adapters(typed, adapter)
         named.append(_Named(" + ".join([typed or str(folder), *(adapter or ())]), folder, adapters))
-    runtime = choose_runtime(device, precision, threads)
-    for notice in runtime.notices:
-        say(f"note: {notice}")
+    kind = require_device(device).type
     entries = parse_on(on)
     _require_use(
         entries,
@@ -139,7 +138,11 @@ def evaluate(
         else read_eval_text(entry.source or "", split=split, text_fields=text_field or (), offline=offline)
         for entry in entries
     ]
-    plans = _plans(named, sources, context, stride, batch, runtime.device.type)
+    plans = _plans(named, sources, context, stride, batch, kind)
+    forward = max(work.forward for _, works in plans for work in works)
+    runtime = choose_runtime(device, precision, threads, forward=forward)
+    for notice in runtime.notices:
+        say(f"note: {notice}")
 
     rows: list[EvaluationRow | BenchmarkRow] = []
     try:
@@ -174,6 +177,7 @@ class _TextWork:
     source: "EvalText"
     text: "EncodedText"
     sliding: "SlidingWindow"
+    forward: float  # seconds of a batch, on one core
 
     def measure(
         self, name: str, loaded: "LoadedModel", runtime: "Runtime", file: IO[str] | None
@@ -207,6 +211,7 @@ class _BenchmarkWork:
 
     data: "BenchmarkData"
     encoded: "Sequence[Branches]"
+    forward: float  # seconds of a batch, on one core
 
     def measure(
         self, name: str, loaded: "LoadedModel", runtime: "Runtime", file: IO[str] | None
@@ -259,6 +264,7 @@ def _plans(
     from gpt2cli.evaluation.benchmarks import encode_items, require_room
     from gpt2cli.evaluation.eval_text import EvalText
     from gpt2cli.evaluation.perplexity import sliding_window_for
+    from gpt2cli.evaluation.scoring import BATCH_TOKENS
     from gpt2cli.tokenizer.files import load_tokenizer
 
     plans: list[_Plan] = []
@@ -275,12 +281,14 @@ def _plans(
                 if key not in texts:
                     texts[key] = source.encoded(tokenizer, model.name)
                 sliding = sliding_window_for(config, context, stride, batch, device)
-                works.append(_TextWork(source, texts[key], sliding))
+                forward = forward_seconds(config.n_parameters, sliding.batch * sliding.context)
+                works.append(_TextWork(source, texts[key], sliding, forward))
             else:
                 if key not in items:
                     items[key] = encode_items(source, tokenizer)
                 require_room(source, items[key], config)
-                works.append(_BenchmarkWork(source, items[key]))
+                forward = forward_seconds(config.n_parameters, BATCH_TOKENS[device])
+                works.append(_BenchmarkWork(source, items[key], forward))
         plans.append((model, works))
     return plans
 

@@ -8,6 +8,14 @@ EXAMPLES = {
     "recipes keys": ("gpt2 recipes keys", "gpt2 recipes keys optim"),
     "recipes copy": ("gpt2 recipes copy verdict my.yaml", "gpt2 recipes copy spam ."),
     "recipes check": ("gpt2 recipes check my.yaml", "gpt2 recipes check verdict optim.lr=1e-3"),
+    "runs": ("gpt2 runs", "gpt2 runs --cache"),
+    "runs show": ("gpt2 runs show verdict", "gpt2 runs show 124M --json"),
+    "runs plot": (
+        "gpt2 runs plot verdict other --x tokens",
+        "gpt2 runs plot verdict --x time --out verdict.png",
+    ),
+    "runs prune": ("gpt2 runs prune --dry-run", "gpt2 runs prune verdict"),
+    "runs rm": ("gpt2 runs rm other", "gpt2 runs rm downloads/openai/124M"),
     "prepare": (
         "gpt2 prepare novel.txt --out data/novel",
         "gpt2 prepare 'texts/*.jsonl' --out data/texts",
@@ -32,6 +40,7 @@ EXAMPLES = {
     "generate": (
         'gpt2 generate "Every effort moves you"',
         'gpt2 generate --model 124M --temperature 0 "Once upon a"',
+        "gpt2 generate --prompts prompts.txt --json",
     ),
     "chat": ("gpt2 chat runs/instruct", "gpt2 chat runs/instruct --json < questions.txt"),
     "classify": (

@@ -18,7 +18,7 @@ from gpt2cli.cli.options import (
     ResumeOption,
 )
 from gpt2cli.cli.train_command import TrainCommand, train
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, counted
 from gpt2cli.paths import best_checkpoint
 from gpt2cli.ui.console import err, say
 
@@ -111,7 +111,7 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
         },
     }
     files.write_json(run.folder / REPORT, report)  # last: it marks the rest as complete
-    say(f"test split, {len(test):,} texts, with {folder.name}:")
+    say(f"test split, {counted(len(test), 'text')}, with {folder.name}:")
     print_classes(scores, loaded.labels, err())
     if len(new) < len(test):
         say(

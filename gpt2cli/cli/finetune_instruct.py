@@ -22,7 +22,7 @@ from gpt2cli.cli.options import (
     ResumeOption,
 )
 from gpt2cli.cli.train_command import TrainCommand, train
-from gpt2cli.errors import DivergedError, Gpt2Error
+from gpt2cli.errors import DivergedError, Gpt2Error, counted
 from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _open_task(
 
 
 def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
-    return f"head -n 3 {shlex.quote(str(run.folder / paths.RESPONSES))}"
+    return f"gpt2 chat {shlex.quote(str(run.folder))}"
 
 
 def _answer_one(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: Callable[[], int]) -> None:
@@ -130,7 +130,10 @@ def _answer_all(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) 
                 stop=stop,
             )
             n_done = len(file.responses)
-            say(f"answering {len(missing)} test prompts" + f", {n_done} are answered" * bool(n_done))
+            say(
+                f"answering {counted(len(missing), 'test prompt')}"
+                + f", {n_done} are answered" * bool(n_done)
+            )
             for number, reply in track(replies, err(), counting("answering", len(test), n_done)):
                 file.add(_response(missing[number].record, reply, key))
         if len(file.responses) < len(test):
@@ -183,7 +186,8 @@ def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any],
     n, n_ended = len(responses), sum(response.ended for response in responses)
     n_stop = sum(response.finish_reason == "stop" for response in responses)
     scores: dict[str, Any] = {**about, "responses": n, "ended": n_ended, "ended_by_stop_text": n_stop}
-    said = f"{n_ended} of {n} answers end by themselves ({n_ended / n:.0%})"
+    end = "ends by itself" if n == 1 else "end by themselves"
+    said = f"{n_ended} of {counted(n, 'answer')} {end} ({n_ended / n:.0%})"
     if n_stop:
         said += f", {n_stop} of them by a stop text"
     if with_rouge:

@@ -1,5 +1,6 @@
 """`gpt2 generate`: a prompt in, continuations out."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2cli.cli.choose_model import load_for_decoding, preloading
+from gpt2cli.cli.generate_prompts import N_ROWS, continue_lines, prompt_lines
 from gpt2cli.cli.options import (
     AdapterOption,
     CompileOption,
@@ -53,6 +55,15 @@ def generate(
     file: Annotated[
         Path | None,
         typer.Option("--file", "-f", parser=expand, metavar="PATH", help="Read the prompt from a file."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            parser=expand,
+            metavar="PATH",
+            help="Continue each line of a file, in batches; - is stdin. An empty line is an empty prompt.",
+        ),
     ] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -113,6 +124,7 @@ def generate(
     """Continue a text.
 
     Prints only continuations to stdout, or with --json one object per line.
+    With --prompts each line gets what it would get alone with this seed.
     Progress and notes go to stderr.
     """
     if "" in (stop or ()):
@@ -127,7 +139,13 @@ def generate(
             else "--json escapes control characters",
             "leave out --raw",
         )
-    text = prompt_text(prompt, file)
+    if prompts:
+        _require_nothing_else(
+            prompts,
+            {"PROMPT": prompt, "--file": file, "--raw": raw, "--trace": trace, "--logprobs": logprobs},
+        )
+        lines, name = prompt_lines(prompts)
+    text = "" if prompts else prompt_text(prompt, file)
     with preloading(model, adapter) as (folder, adapters):
         from gpt2cli.generation import engine
         from gpt2cli.generation.sampling import sampling_options
@@ -145,11 +163,30 @@ def generate(
         loaded = load_for_decoding(
             *(folder, device, precision, threads, compile),
             adapters=adapters,
-            n_rows=num_samples,
+            n_rows=num_samples if not prompts else N_ROWS,
             n_tokens=max_new_tokens,
         )
     cut = None if truncate else "--truncate"
     stops = list(stop or ())
+    if prompts:
+        if template:
+            stops += _in_template("", loaded, cut, special)[1]
+        else:
+            _hint_at_template(loaded)
+        continue_lines(
+            *(lines, name, loaded),
+            lambda line: (
+                _in_template(line, loaded, cut, special)[0]
+                if template
+                else encode_prompt(line, loaded, cut, special)
+            ),
+            n_samples=num_samples,
+            stops=stops,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            as_json=as_json,
+        )
+        return
     if template:
         ids, more = _in_template(text, loaded, cut, special)
         stops += more
@@ -200,6 +237,14 @@ def generate(
                 for reply, chosen in zip(replies, choices, strict=True)
             ]
             _print_json(replies, facts, asked)
+
+
+def _require_nothing_else(prompts: Path, given: dict[str, object]) -> None:
+    """Raise UsageError for what does not go with --prompts."""
+    for name, value in given.items():
+        if value:
+            fix = f"gpt2 generate --prompts {shlex.quote(str(prompts))}"
+            raise UsageError(f"--prompts with {name}", "its prompts are the lines of a file", fix)
 
 
 def _in_template(

@@ -11,7 +11,7 @@ import typer
 
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.errors import InputError, UsageError, counted
 from gpt2cli.paths import CHECKPOINTS, expand
 from gpt2cli.ui.console import err, print_json, say
 
@@ -191,7 +191,7 @@ def _draw(picture: _Picture, anatomy: "ForwardTrace", summary: "ModelInfo") -> N
             " not their attention to earlier ones",
             "warn",
         )
-    n = f"{len(layers)} layer{'s'[: len(layers) > 1]} x {len(heads)} head{'s'[: len(heads) > 1]}"
+    n = f"{counted(len(layers), 'layer')} x {counted(len(heads), 'head')}"
     say(f"attention: {n} in {picture.path}", "good")
 
 

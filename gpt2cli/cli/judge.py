@@ -9,7 +9,7 @@ import typer
 from gpt2cli import paths
 from gpt2cli.cli.judge_report import grade_facts, judge_facts, nothing_scored, pair_facts
 from gpt2cli.cli.options import JsonOption
-from gpt2cli.errors import InputError, ServiceError, UsageError
+from gpt2cli.errors import InputError, ServiceError, UsageError, counted
 from gpt2cli.ui.console import err, out, print_json, say
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _grade(
     def summed() -> GradeSummary:
         return summarize_grades(judgements_of(GRADING, questions, place), len(items), options.seed)
 
-    what = f"{len(items):,} responses of {path}"
+    what = f"{counted(len(items), 'response')} of {path}"
     failed = _ask(
         GRADING, questions, server, place, options, what, "responses", lambda: grade_coverage(summed())
     )
@@ -285,7 +285,7 @@ def _compare(
     if n_left_out := sum(len(one) - len(pairs) for one in items):
         only = [f"{len(one) - len(shared):,} only in {name}" for one, name in zip(items, "AB", strict=True)]
         parts = [f"{len(shared):,} questions are shared", *only, *[f"--limit is {limit}"] * bool(limit)]
-        say(f"note: {n_left_out:,} responses are left out: {', '.join(parts)}")
+        say(f"note: left out: {counted(n_left_out, 'response')}: {', '.join(parts)}")
     what = f"{len(pairs):,} pairs of {a} and {b} in both orders"
     failed = _ask(
         COMPARING, questions, server, place, options, what, "comparisons", lambda: pair_coverage(summed())

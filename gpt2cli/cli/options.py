@@ -52,7 +52,15 @@ CompileOption = Annotated[
         help="Use a compiled decode step. auto: use it if it is built, and build it if that saves time.",
     ),
 ]
-ThreadsOption = Annotated[int, _hardware("--threads", min=0, max=1024, help="CPU threads; 0: one per core.")]
+ThreadsOption = Annotated[
+    int,
+    _hardware(
+        "--threads",
+        min=0,
+        max=1024,
+        help="CPU threads; 0: OMP_NUM_THREADS, else 1 if small, else one per core.",
+    ),
+]
 
 # Their defaults live in generation/sampling.py, which costs an import of torch; a test compares.
 TemperatureOption = Annotated[

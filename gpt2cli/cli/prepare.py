@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpt2cli.cli.options import JsonOption
+from gpt2cli.errors import counted
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_result, say
 
@@ -92,8 +93,8 @@ def prepare(
 def _summarise(last: "PrepareProgress", seconds: float, as_json: bool) -> None:
     n_new = last.n_bytes - last.n_continued
     text = (
-        f"{last.n_documents:,} document(s), {last.n_bytes / 1e6:,.1f} MB of text, {last.n_tokens:,} tokens,"
-        f" {last.n_validation_tokens:,} of them for validation"
+        f"{counted(last.n_documents, 'document')}, {last.n_bytes / 1e6:,.1f} MB of text,"
+        f" {counted(last.n_tokens, 'token')}, {last.n_validation_tokens:,} of them for validation"
     )
     if last.phase == "nothing to do":
         say(f"Nothing to do: already prepared, {text}.", "good")

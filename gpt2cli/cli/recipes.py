@@ -11,7 +11,7 @@ import typer
 from gpt2cli.cli.choose_recipe import require_recipe
 from gpt2cli.cli.help import HelpCommand, HelpGroup
 from gpt2cli.cli.options import JsonOption
-from gpt2cli.errors import UsageError
+from gpt2cli.errors import UsageError, counted
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import aligned, definitions, err, out, printable, say
 
@@ -195,14 +195,14 @@ def _summary(loaded: "LoadedRecipe") -> str:
         what = [
             f"{recipe.data.tokenizer or ''} tokens of {recipe.data.source}".lstrip(),
             f"{recipe.model.size} ({shape})" if recipe.model.size else shape,
-            f"{optim.steps:,} steps of {recipe.batch.rows_per_step * config.n_positions:,} tokens"
+            f"{counted(optim.steps, 'step')} of {recipe.batch.rows_per_step * config.n_positions:,} tokens"
             f" ({n_rows} sequences of {config.n_positions})",
         ]
     else:
         what = [
             recipe.data.source,
             f"from {recipe.init}, training {recipe.train}",
-            f"{optim.steps:,} steps of {n_rows} sequences",
+            f"{counted(optim.steps, 'step')} of {n_rows} sequences",
         ]
     parts = [
         recipe.task,

@@ -18,6 +18,7 @@ from gpt2cli.cli.options import (
     arriving_lines,
     lines_of,
 )
+from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_json, say
@@ -63,10 +64,11 @@ def score(
         from gpt2cli.runtime import choose_runtime
         from gpt2cli.ui.progress import counting, track
 
-        runtime = choose_runtime(device, precision, threads)
+        loaded = open_model(folder, adapters, remembered=True)
+        forward = forward_seconds(loaded.config.n_parameters, loaded.config.n_positions)
+        runtime = choose_runtime(device, precision, threads, forward=forward)
         for notice in runtime.notices:
             say(notice, "warn")
-        loaded = open_model(folder, adapters, remembered=True)
         loaded.model.to(runtime.device)
         swap_for_many_rows(loaded.model.transformer, runtime.precision)
     for texts, n_before in groups:

@@ -17,7 +17,7 @@ import typer
 
 from gpt2cli.cli.choose_recipe import require_recipe, wrong_task
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
-from gpt2cli.errors import UsageError
+from gpt2cli.errors import UsageError, counted
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
 
 if TYPE_CHECKING:
@@ -64,7 +64,13 @@ def train(
     from gpt2cli.training.moved_paths import absolute_paths, moved_paths
     from gpt2cli.training.ranks import join
     from gpt2cli.training.retention import settle_best
-    from gpt2cli.training.run_record import newest_init, record_session, resume_point, run_name_of
+    from gpt2cli.training.run_record import (
+        newest_init,
+        record_session,
+        require_optimizer_state,
+        resume_point,
+        run_name_of,
+    )
     from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
@@ -106,6 +112,8 @@ def train(
         if checkpoint and not from_ and _nothing_to_do(command, checkpoint, loaded.recipe, run):
             ranks.tell(None)
             return
+        if checkpoint:
+            require_optimizer_state(checkpoint, loaded.recipe)
         stopping = "finishing this step and saving; again to leave at once"
         with (
             command.open_task(loaded.recipe, offline, checkpoint) as (task, origin),
@@ -176,6 +184,7 @@ def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> 
 def _nothing_to_do(command: TrainCommand, checkpoint: Path, recipe: "Recipe", run: "RunDir") -> bool:
     """Whether the run has finished its steps or stopped early, with all results; if so, say so."""
     from gpt2cli.training.retention import settle_best
+    from gpt2cli.training.run_record import begin_anew, is_pruned
     from gpt2cli.training.train_state import read_state
 
     progress, steps, patience = read_state(checkpoint)[0], recipe.optim.steps, recipe.eval.patience
@@ -184,6 +193,8 @@ def _nothing_to_do(command: TrainCommand, checkpoint: Path, recipe: "Recipe", ru
         return False
     if progress.step >= steps and progress.evaluated == progress.step:
         more = f"optim.steps={2 * progress.step} continues it"
+        if is_pruned(checkpoint):
+            more = f"its optimizer state was pruned; a new run: {begin_anew(checkpoint, recipe)}"
         done = f"has finished its {steps} steps"
         if progress.step > steps:
             done = f"is at step {progress.step}, beyond optim.steps={steps}; --from goes back to a checkpoint"
@@ -272,6 +283,6 @@ def _headline(setup: "TrainingSetup", run: "RunDir") -> str:
     start = "" if init == SCRATCH else f"from {init}, "
     return (
         f"{run.name}: {start}{n_parameters:,} parameters{trainable}, {setup.task.size},"
-        f" {runtime.device.type} {runtime.precision}, {runtime.threads} threads"
+        f" {runtime.device.type} {runtime.precision}, {counted(runtime.threads, 'thread')}"
         + (", compiled" if runtime.compile else "")
     )

@@ -33,7 +33,6 @@ from gpt2cli.checkpoints.lora_adapter import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
     ADAPTER_WEIGHTS,
-    BASE,
     BASE_FORMAT,
     LANGUAGE_MODEL,
     StoredAdapter,
@@ -48,6 +47,7 @@ from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS
+from gpt2cli.paths import BASE
 
 
 def load_merged(

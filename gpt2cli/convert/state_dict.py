@@ -27,7 +27,7 @@ from gpt2cli.convert.foreign_model import (
 from gpt2cli.convert.torch_file import floating_tensors
 from gpt2cli.convert.vocabulary import tokenizer_for
 from gpt2cli.convert.wrappers import bare_names, drop_heads
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, counted
 from gpt2cli.model.config import GPT2Config
 
 POSITIONS = "transformer.wpe.weight"
@@ -253,7 +253,7 @@ def _source_tensor(
 def _about(state: StateDict, *, tied: bool, without: bool) -> Iterator[str]:
     yield from state.notes
     if state.n_masks:
-        yield f"{state.n_masks} mask buffer(s) were left out: they hold no weights"
+        yield f"left out: {counted(state.n_masks, 'mask buffer')}, without weights"
     if without:
         yield f"the model has no {state.layout.optional_are}: zeros are written"
     if not tied:

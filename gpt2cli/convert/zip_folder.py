@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from gpt2cli.errors import InputError, ResourceError, is_out_of_memory
+from gpt2cli.errors import InputError, ResourceError, counted, is_out_of_memory
 from gpt2cli.files import open_regular
 
 # What a folder with a GPT-2 consists of, in any format; nothing else is unpacked.
@@ -54,7 +54,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         if not wanted:
             raise InputError(
                 f"{path}: the zip holds no model",
-                f"looked for {', '.join(WANTED)} among {len(members)} file(s)",
+                f"looked for {', '.join(WANTED)} among {counted(len(members), 'file')}",
             )
         place = _roomy(path, sum(member.file_size for member in wanted))
         with tempfile.TemporaryDirectory(prefix="gpt2-unzip-", dir=place, ignore_cleanup_errors=True) as name:

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpt2cli.data.records import read_table
 from gpt2cli.data.sft_batches import ANY_TEXT, OWN_BASE, token_limit
 from gpt2cli.data.splits import stratified_split, undersampled
-from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.errors import Gpt2Error, InputError, counted
 from gpt2cli.recipe.sections import ClassifyDataConfig
 from gpt2cli.tokenizer.base import Tokenizer, begin
 
@@ -113,7 +113,7 @@ def split_labelled(
         if count < MIN_ROWS_PER_CLASS:
             raise InputError(
                 f"{data.name}:{data.lines[data.classes.index(kind)]}: the class {data.labels[kind]!r}"
-                f" has {count} row{'s' * (count > 1)}",
+                f" has {counted(count, 'row')}",
                 f"each class needs {MIN_ROWS_PER_CLASS}: for training, validation and test",
                 "add rows of this class, or delete it",
             )

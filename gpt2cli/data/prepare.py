@@ -10,7 +10,6 @@ interruption. The work itself is in `prepare_pipeline.py`.
 import contextlib
 import hashlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -19,7 +18,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from gpt2cli import files, paths
+from gpt2cli import files, locks, paths
+from gpt2cli.cores import usable_cores
 from gpt2cli.data.input_files import expand_sources
 from gpt2cli.data.manifest import (
     JOURNAL,
@@ -88,14 +88,14 @@ def prepare(
     _refuse_foreign(out)
     found = expand_sources(sources, out=out, held_out=validation_sources, stdin_is_jsonl=stdin_is_jsonl)
     files.require_writable(out)
-    with files.lock(out), files.naming(out):
+    with locks.lock(out), files.naming(out):
         files.sweep(out)
         job = PrepareJob(
             found,
             out,
             settings,
             block,
-            workers or os.cpu_count() or 1,
+            workers or usable_cores(),
             journal_seconds,
             arguments=tuple(map(str, sources)),
             validation_arguments=tuple(map(str, validation_sources)),
@@ -132,7 +132,7 @@ def prepare_cached(
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(files.lock(out))
+                stack.enter_context(locks.lock(out))
                 break
             except ResourceError:
                 yield PrepareProgress("waiting", out)
@@ -148,7 +148,7 @@ def prepare_cached(
             out,
             settings,
             1,
-            os.cpu_count() or 1,
+            usable_cores(),
             JOURNAL_SECONDS,
             expected,
             tokenizer,

@@ -32,7 +32,7 @@ from gpt2cli.data.manifest import (
 from gpt2cli.data.shards import ShardWriter, document_end, dtype_for, move_tail
 from gpt2cli.data.text_reader import MAX_PIECE_CHARACTERS
 from gpt2cli.data.tokenize import encode_chunks, encoder_for, text_chunks
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, counted
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import save_tokenizer
@@ -201,8 +201,8 @@ def _require_tokens(job: PrepareJob, journal: Journal, n_tokens: int, n_validati
         return
     delete_prepared(job.out)  # nothing to continue from, and it must not block other text
     counts = (
-        f"{len(journal.sources)} source(s) held {position.n_documents:,} document(s), {position.n_bytes:,}"
-        f" bytes, {n_tokens:,} tokens; {n_validation:,} of them go to validation"
+        f"{counted(len(journal.sources), 'source')} held {counted(position.n_documents, 'document')},"
+        f" {position.n_bytes:,} bytes, {n_tokens:,} tokens; {n_validation:,} of them go to validation"
     )
     if enough:
         raise InputError(f"no text in {', '.join(job.validation_arguments)}", counts, "name a file with text")
@@ -227,7 +227,7 @@ def _warnings(job: PrepareJob, journal: Journal) -> Iterator[str]:
             " characters: tokens there may differ"
         )
     if position.n_line_ends:
-        yield f"{position.n_line_ends:,} line ends of Windows (CRLF) were read as LF"
+        yield f"{counted(position.n_line_ends, 'line end')} of Windows (CRLF) read read as LF"
 
 
 def missed_share(share: float, n_train: int, n_validation: int) -> str:

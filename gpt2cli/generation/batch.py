@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from gpt2cli.generation.engine import generate
-from gpt2cli.generation.sampling import SamplingOptions
+from gpt2cli.generation.sampling import SamplingOptions, chance
 from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.tokenizer.base import Tokenizer
@@ -61,3 +61,49 @@ def answer_batch(
         if all(reply.finish_reason for reply in replies):
             break
     return replies
+
+
+def continue_prompts(
+    model: GPT2LMHead,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n_samples: int,
+    stops: Sequence[str],
+    options: SamplingOptions,
+    max_new_tokens: int,
+    n_rows: int,
+) -> Iterator[tuple[int, list[Continuation]]]:
+    """(number of the prompt, its continuations), in the order of the prompts, about `n_rows` in a batch.
+
+    Each is what its prompt alone gets: the draws of a sample depend on the seed and the sample's number,
+    not on the prompt's. Prompts of like length share a batch. Raises what `generate` raises.
+    """
+    n_prompts = max(1, n_rows // n_samples)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    done: dict[int, list[Continuation]] = {}
+    n_yielded = 0
+    for start in range(0, len(order), n_prompts):
+        batch = order[start : start + n_prompts]
+        replies = {i: [Continuation(tokenizer, stops) for _ in range(n_samples)] for i in batch}
+        rows = [reply for i in batch for reply in replies[i]]
+        steps = generate(
+            model,
+            [prompts[i] for i in batch for _ in range(n_samples)],
+            options,
+            max_new_tokens,
+            set(tokenizer.special.stops),
+            generators=[chance(options.seed, sample) for _ in batch for sample in range(n_samples)],
+        )
+        for step in steps:
+            for reply, token in zip(rows, step.ids, strict=True):
+                if token is not None:
+                    reply.feed(token)
+            if all(reply.finish_reason for reply in rows):
+                break
+        for reply in rows:
+            reply.finish()
+        done |= replies
+        while n_yielded in done:
+            yield n_yielded, done.pop(n_yielded)
+            n_yielded += 1

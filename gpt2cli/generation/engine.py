@@ -38,8 +38,10 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     watch: Watch | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> Iterator[DecodeStep]:
-    """Continue each prompt until a stop id or for `max_new_tokens`. `watch` sees each choice of ids.
+    """Continue each prompt until a stop id or for `max_new_tokens`. `watch` sees each choice of ids; the
+    rows draw from `generators`, by default those of the seed and their numbers.
 
     Learned positions end at n_positions: a row that would pass it continues from its last
     n_positions // 2 ids. Rotary ones do not end: a row goes on, and each token attends to the last
@@ -53,7 +55,7 @@ def generate(
     rows = [list(prompt) for prompt in prompts]  # the ids in the window of each row
     active = [True] * len(rows)
     kv = model.new_cache(len(rows), min(limit, max(map(len, rows)) + max_new_tokens))
-    sampler = Sampler(options, rows, model.config.vocab_size, _device(model), watch=watch)
+    sampler = Sampler(options, rows, model.config.vocab_size, _device(model), generators, watch=watch)
     n_left, moved = max_new_tokens, False
 
     was_training = model.training

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.paths import (
     canonical_size,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from gpt2cli.checkpoints.classifier import LoadedClassifier
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.model.config import GPT2Config
-    from gpt2cli.runtime import Runtime
 
 Notice = Callable[[str, Literal["warning", "hint"]], None]  # a sentence for the user
 Build = Callable[["GPT2Config", str], Path]  # aot_packages.build_package, perhaps with a spinner
@@ -109,10 +109,11 @@ def load_for_decoding(
 
     if compile not in COMPILE:
         raise UsageError(f"--compile is {compile!r}", "it must be auto, on or off")
-    runtime = choose_runtime(device, precision, threads, decoding=True)
+    loaded = open_model(folder, adapters, remembered=True)
+    forward = forward_seconds(loaded.config.n_parameters, n_rows)
+    runtime = choose_runtime(device, precision, threads, decoding=True, forward=forward)
     for sentence in runtime.notices:
         notice(sentence, "warning")
-    loaded = open_model(folder, adapters, remembered=True)
     model = loaded.model.to(device=runtime.device)
     if runtime.device.type != "cpu" or runtime.precision == "fp16":
         model.to(dtype=runtime.dtype)
@@ -124,7 +125,7 @@ def load_for_decoding(
             notice("a compiled step writes one continuation at a time; going on without", "warning")
         swap_for_decoding(model, runtime.precision, "rows")
         return loaded
-    package = _package(folder, model.config, runtime, compile, n_tokens, notice, build)
+    package = _package(folder, model.config, runtime.precision, threads, compile, n_tokens, notice, build)
     swap_for_decoding(model, runtime.precision, "row" if package is None else "compiled")
     if package is not None:
         try:
@@ -143,10 +144,12 @@ def load_for_classifying(
     from gpt2cli.runtime import choose_runtime
 
     folder = find_model(name)
-    runtime = choose_runtime(device, precision, threads)
+    loaded = load_classifier(folder, remembered=True)
+    config = loaded.model.config
+    forward = forward_seconds(config.n_parameters, config.n_positions)
+    runtime = choose_runtime(device, precision, threads, forward=forward)
     for sentence in runtime.notices:
         notice(sentence, "warning")
-    loaded = load_classifier(folder, remembered=True)
     loaded.model.to(device=runtime.device, dtype=runtime.dtype)
     swap_for_many_rows(loaded.model.transformer, runtime.precision)
     return loaded
@@ -170,17 +173,16 @@ def _refuse_file(name: str) -> None:
 def _package(
     folder: Path,
     config: "GPT2Config",
-    runtime: "Runtime",
+    precision: str,
+    threads: int,
     compile: str,
     n_tokens: int,
     notice: Notice,
     build: Build,
 ) -> Path | None:
-    """The compiled step to use, built first if that pays off."""
+    """The compiled step to use, built first if that pays off. `threads` is the number that was asked for."""
     from gpt2cli.generation.cpu import aot_packages
-    from gpt2cli.runtime import default_threads
 
-    precision = runtime.precision
     if compile == "off" or (compile == "auto" and not has_home()):
         return None
     if package := aot_packages.find_package(config, precision):
@@ -191,8 +193,8 @@ def _package(
         saved = aot_packages.saved_seconds(config, n_tokens)
         if saved < aot_packages.PAYS * aot_packages.build_seconds(config):
             if saved >= aot_packages.WORTH_SAYING:
-                threads = "" if runtime.threads == default_threads() else f" --threads {runtime.threads}"
-                command = f"gpt2 compile {shlex.quote(str(folder))} --precision {precision}{threads}"
+                asked = f" --threads {threads}" if threads else ""
+                command = f"gpt2 compile {shlex.quote(str(folder))} --precision {precision}{asked}"
                 notice(f"faster after: {command}", "hint")
             return None
     try:

@@ -253,7 +253,8 @@ class RunConfig(RecipeSection):
     )
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="whether to use torch.compile")
     threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] = Field(
-        default=0, description="CPU threads, at most 4 per core; 0 is one per core"
+        default=0,
+        description="CPU threads, at most 4 per core; 0: OMP_NUM_THREADS, else 1 if small, else one per core",
     )
     attention: Literal["auto", "sdpa", "formula", "blocks"] = Field(
         default="auto", description="torch's fused kernel, the plain formula, or the formula in blocks"

@@ -18,7 +18,7 @@ from gpt2cli.checkpoints.folder import (
     read_config,
     read_manifest,
 )
-from gpt2cli.checkpoints.lora_adapter import ADAPTER, CLASSIFIER, LANGUAGE_MODEL
+from gpt2cli.checkpoints.lora_adapter import CLASSIFIER, LANGUAGE_MODEL
 from gpt2cli.convert.merge_lora import find_base as base_of_adapter
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.files import sha256_of
@@ -145,7 +145,7 @@ def base_of_run(recipe: Recipe, checkpoint: Path | None) -> BaseLM:
         config = config.with_dropout(recipe.model.dropout)
         tokenizer = stopping_at_eos(load_tokenizer(checkpoint))
         return BaseLM(config, tokenizer, checkpoint, recipe.seed, str(recorded))
-    for adapter, kind in ((checkpoint, LANGUAGE_MODEL), (checkpoint / ADAPTER, CLASSIFIER)):
+    for adapter, kind in ((checkpoint, LANGUAGE_MODEL), (checkpoint / paths.ADAPTER, CLASSIFIER)):
         if paths.is_adapter(adapter):
             folder = base_of_adapter(adapter, kind)
             config = read_config(folder).with_dropout(recipe.model.dropout)

@@ -14,7 +14,6 @@ from torch import Tensor
 from gpt2cli.checkpoints.classifier import load_classifier, write_classifier
 from gpt2cli.checkpoints.folder import read_manifest, require_tensors
 from gpt2cli.checkpoints.lora_adapter import (
-    ADAPTER,
     ADAPTER_WEIGHTS,
     read_classifier_adapter,
     write_peft,
@@ -26,6 +25,7 @@ from gpt2cli.evaluation.classes import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.model.lora import merged_state
+from gpt2cli.paths import ADAPTER
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import BaseLM

@@ -14,10 +14,9 @@ from gpt2cli.checkpoints.folder import RECIPE
 from gpt2cli.checkpoints.provenance import RECEIPT
 from gpt2cli.errors import Gpt2Error, require_format
 from gpt2cli.json_files import read_json_object
-from gpt2cli.paths import CHECKPOINTS
+from gpt2cli.paths import CHECKPOINTS, RUN_RECORD, STATE
 from gpt2cli.recipe import yaml_lines
-from gpt2cli.training.run_dir import RECORD_FORMAT, RUN_RECORD
-from gpt2cli.training.train_state import STATE
+from gpt2cli.training.run_json import RECORD_FORMAT
 
 Value: TypeAlias = str | int | float | bool
 Facts: TypeAlias = dict[str, Value]  # by dotted path; paths that a file lacks are left out

@@ -25,6 +25,17 @@ def records_of(path: Path, event: str) -> list[dict[str, Any]]:
     return [record for record in records if record.get("event") == event]
 
 
+def last_records(path: Path, n_bytes: int = 1 << 16) -> list[dict[str, Any]]:
+    """The whole records in the last `n_bytes` of a file, oldest first; none if there is no file."""
+    if not path.exists():
+        return []
+    with files.open_regular(path) as file:
+        start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
+        file.seek(start)
+        lines = file.read(n_bytes).splitlines(keepends=True)[1 if start else 0 :]
+    return [record for line in lines if (record := _record(line))]
+
+
 def _end_of(file: BinaryIO, step: int) -> int:
     """The offset after the last record of at most `step`, found from the end, a block at a time."""
     end, rest = file.seek(0, os.SEEK_END), b""  # `rest`: the end of a line that begins further up

@@ -19,24 +19,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli import files, paths
+from gpt2cli import files, locks, paths
 from gpt2cli.checkpoints.finite import require_finite
 from gpt2cli.checkpoints.folder import read_manifest, verify, write_manifest
 from gpt2cli.disk_space import FULL, full_disk, require_room
-from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError, require_format
-from gpt2cli.json_files import read_json_object
+from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
 from gpt2cli.recipe.loader import dump_recipe
 from gpt2cli.recipe.schema import SCRATCH
 from gpt2cli.training import metrics_log, retention
 from gpt2cli.training.estimate import checkpoint_bytes
 from gpt2cli.training.events import EvalDone, Event, to_json
-from gpt2cli.training.train_state import moments_of, write_state
+from gpt2cli.training.pins import runs_that_need
+from gpt2cli.training.run_json import RECORD_FORMAT, read_sessions
+from gpt2cli.training.train_state import Computing, moments_of, write_state
 
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
 
-RUN_RECORD = "run.json"
-RECORD_FORMAT = 1  # of run.json
 # An entry of samples.txt, up to the header of the next one, and its step.
 SAMPLE = re.compile(r"(^--- step (\d+) ---\n.*?)(?=^--- step \d+ ---\n|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -47,8 +46,8 @@ class RunDir:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         self.recipe = folder / "recipe.yaml"
-        self.record = folder / RUN_RECORD
-        self.metrics = folder / "metrics.jsonl"
+        self.record = folder / paths.RUN_RECORD
+        self.metrics = folder / paths.METRICS
         self.samples = folder / "samples.txt"
         self.plot = folder / "loss.png"
         self.checkpoints = folder / paths.CHECKPOINTS
@@ -76,7 +75,7 @@ def find_run(name: str, *, resume: bool) -> RunDir:
     if not resume:
         _require_name(name.rstrip(os.sep).rpartition(os.sep)[2])
         with contextlib.suppress(InputError):  # a damaged record of a run without a checkpoint: replaced
-            _sessions(run)
+            read_sessions(run.folder)
     return run
 
 
@@ -110,7 +109,7 @@ def start_run(run: RunDir, task: str) -> Iterator[None]:
     try:
         files.require_writable(run.folder)
         before = set(os.listdir(run.folder))
-        with files.lock(run.folder):
+        with locks.lock(run.folder):
             try:
                 yield
             except BaseException as error:
@@ -137,14 +136,19 @@ def require_room_to_train(run: RunDir, setup: "TrainingSetup") -> None:
     """Raise ResourceError, before the first step, unless the disk takes all checkpoints that the rest of
     the run will hold at once: the newest ones, the best one, and one more while it is written.
     """
+    n_held, n_bytes = disk_need(setup)
+    passing = [path for path in paths.checkpoints(run.folder) if not runs_that_need(path)]
+    n_more = max(1, min(n_held, setup.recipe.checkpoint.keep + 2 - len(passing)))
+    require_room(run.checkpoints, n_more * n_bytes, _room_fix(run, setup.recipe.task))
+
+
+def disk_need(setup: "TrainingSetup") -> tuple[int, int]:
+    """The most checkpoints that the rest of a run holds at once, in an empty folder, and the bytes of one."""
     recipe, n_left = setup.recipe, setup.recipe.optim.steps - setup.state.step
     n_saves = math.ceil(n_left / recipe.eval.every)
     if recipe.checkpoint.every:
         n_saves += math.ceil(n_left / recipe.checkpoint.every)
-    passing = [path for path in paths.checkpoints(run.folder) if not retention.runs_that_need(path)]
-    n_held = recipe.checkpoint.keep + 2 - len(passing)
-    n_bytes = max(1, min(n_saves, n_held)) * _checkpoint_bytes(setup)
-    require_room(run.checkpoints, n_bytes, _room_fix(run, recipe.task))
+    return max(1, min(n_saves, recipe.checkpoint.keep + 2)), _checkpoint_bytes(setup)
 
 
 def save_checkpoint(
@@ -169,9 +173,9 @@ def save_checkpoint(
     require_room(path, _checkpoint_bytes(setup), _room_fix(run, recipe.task))
     with files.new_folder(path) as folder:
         hashes = setup.task.write_model(folder, setup.model, dump_recipe(recipe))
-        step = setup.optimizer_step
-        moments = step.whole(moments_of(step.optimizer, step.names))
-        hashes |= write_state(folder, moments, state, setup.identity, step.scaler.state_dict())
+        step, computing = setup.optimizer_step, Computing(setup.runtime.threads, setup.ranks.world)
+        moments, scaler = step.whole(moments_of(step.optimizer, step.names)), step.scaler.state_dict()
+        hashes |= write_state(folder, moments, state, setup.identity, scaler, computing)
         write_manifest(folder, hashes)
     files.point(run.folder / "last", path)
     if state.kept_step == state.step:
@@ -270,13 +274,13 @@ def truncate_records(run: RunDir, step: int) -> None:
 
 def write_record(run: RunDir, session: dict[str, Any], *, resumed: bool) -> None:
     """Record a session, the start or a resume, in run.json."""
-    sessions = _sessions(run) if resumed else []
+    sessions = read_sessions(run.folder) if resumed else []
     files.write_json(run.record, {"format": RECORD_FORMAT, "sessions": [*sessions, session]})
 
 
 def record_divergence(run: RunDir, step: int) -> None:
     """Note in run.json that the newest session diverged: no resume begins at its weights by itself."""
-    *before, newest = _sessions(run)
+    *before, newest = read_sessions(run.folder)
     files.write_json(
         run.record, {"format": RECORD_FORMAT, "sessions": [*before, newest | {"diverged_at": step}]}
     )
@@ -284,14 +288,14 @@ def record_divergence(run: RunDir, step: int) -> None:
 
 def diverged_at(run: RunDir) -> int | None:
     """The step at which the newest session diverged, if it did."""
-    sessions = _sessions(run)
+    sessions = read_sessions(run.folder)
     step = sessions[-1].get("diverged_at") if sessions else None
     return step if isinstance(step, int) else None
 
 
 def recorded_overrides(run: RunDir) -> list[str]:
     """The overrides of the newest session; a resume applies them again."""
-    sessions = _sessions(run)
+    sessions = read_sessions(run.folder)
     return list(sessions[-1].get("overrides", [])) if sessions else []
 
 
@@ -299,41 +303,13 @@ def started_in(run: RunDir) -> list[tuple[str, str]]:
     """Of each session that has recorded them, the first one first: the working directory and the run's
     folder, both absolute.
     """
-    found = [(session.get("folder"), session.get("run")) for session in _sessions(run)]
+    found = [(session.get("folder"), session.get("run")) for session in read_sessions(run.folder)]
     return [(str(folder), str(run_was)) for folder, run_was in found if folder and run_was]
 
 
 def evaluations(run: RunDir) -> list[dict[str, Any]]:
     """The records of all evaluations in metrics.jsonl."""
     return metrics_log.records_of(run.metrics, EvalDone.__name__)
-
-
-def _sessions(run: RunDir) -> list[dict[str, Any]]:
-    """The sessions in run.json, oldest first; none without the file.
-
-    Raises NewerFormatError for a later version's, InputError for a damaged one.
-    """
-    if not run.record.exists():
-        return []
-    empty = json.dumps({"format": RECORD_FORMAT, "sessions": []})
-    fix = (
-        f"echo {shlex.quote(empty)} > {shlex.quote(str(run.record))}, then resume with"
-        f" {shlex.quote(str(run.recipe))}, which has every value"
-    )
-    record = read_json_object(run.record, fix)
-    require_format(run.record, record.get("format"), RECORD_FORMAT, fix)
-    sessions = record.get("sessions")
-    if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
-        raise InputError(f"{run.record}: is damaged", "sessions is not a list of objects", fix)
-    if not all(_is_words(session.get("overrides", [])) for session in sessions):
-        raise InputError(
-            f"{run.record}: is damaged", "the overrides of a session are not a list of words", fix
-        )
-    return sessions
-
-
-def _is_words(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _refuse_newer(run: RunDir) -> None:
@@ -367,7 +343,7 @@ def _rename_all(found: list[Path], prefix: str) -> list[Path]:
     renamed = []
     for path in found:
         aside = path.with_name(f"{prefix}-{path.name}")
-        while retention.runs_that_need(aside):
+        while runs_that_need(aside):
             aside = aside.with_name(f"{aside.name}-older")
         if aside.exists():
             files.discard(aside)

@@ -12,15 +12,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpt2cli import __version__, files, paths
-from gpt2cli.errors import DivergedError, Gpt2Error, UsageError
-from gpt2cli.paths import shown_path
+from gpt2cli.checkpoints.folder import read_manifest
+from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
+from gpt2cli.paths import TENSORS, shown_path
 from gpt2cli.recipe.loader import dump_recipe, load_recipe
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import describe_machine
 from gpt2cli.training.base_model import newest_base
 from gpt2cli.training.open_task import Notice
 from gpt2cli.training.optimizer_step import learning_rate
-from gpt2cli.training.retention import pin
+from gpt2cli.training.pins import pin
 from gpt2cli.training.run_dir import (
     RunDir,
     diverged_at,
@@ -67,6 +68,33 @@ def resume_point(run: RunDir, from_: str | None, command: str, notice: Notice) -
     for problem in problems:
         notice(f"warning: {problem.what}; going back to {checkpoint.name if checkpoint else 'the start'}")
     return checkpoint
+
+
+def require_optimizer_state(checkpoint: Path, recipe: Recipe) -> None:
+    """Raise InputError if `gpt2 runs prune` has dropped what a resume needs."""
+    if is_pruned(checkpoint):
+        raise InputError(
+            f"{checkpoint}: its optimizer state is gone",
+            "gpt2 runs prune dropped it, and a run does not continue without; the model is whole",
+            begin_anew(checkpoint, recipe),
+        )
+
+
+def is_pruned(checkpoint: Path) -> bool:
+    return TENSORS not in read_manifest(checkpoint)
+
+
+def begin_anew(checkpoint: Path, recipe: Recipe) -> str:
+    """The commands for a new run that begins with the weights of a pruned one; a classifier, at its base."""
+    run = checkpoint.parent.parent
+    folder, again = shlex.quote(shown_path(run.absolute())), f"{run.name}-2"
+    start = f"gpt2 {recipe.task} {folder}/recipe.yaml --name {shlex.quote(again)}"
+    if recipe.task == "finetune-classify":
+        return start
+    if recipe.train == "lora":
+        merged = shlex.quote(f"{shown_path(run.absolute())}-merged")
+        return f"gpt2 convert {folder} --merge --out {merged} && {start} init={merged}"
+    return f"{start} init={folder}"
 
 
 def best_or_last(run: RunDir) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from gpt2cli.cores import choose_threads, forward_seconds
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.recipe.sections import OptimConfig
-from gpt2cli.runtime import Runtime, choose_attention, choose_runtime, default_threads
+from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
 from gpt2cli.training.estimate import explain_out_of_memory
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.ranks import ALONE, Ranks
@@ -20,6 +21,7 @@ from gpt2cli.training.train_state import (
     TrainState,
     load_moments,
     read_state,
+    read_threads,
     require_same_run,
 )
 
@@ -52,9 +54,17 @@ def set_up_training(
     config, run = task.config, recipe.run
     # 6 FLOPs per parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
     flops = 6.0 * config.n_parameters * recipe.optim.steps * task.tokens_per_step
-    threads = run.threads or max(1, default_threads() // ranks.local_world)
-    flops /= ranks.world
-    runtime = choose_runtime(run.device, run.precision, threads, run.compile, training=True, flops=flops)
+    n_tokens = recipe.batch.micro_batch * (task.row_length or config.n_positions)
+    forward = forward_seconds(config.n_parameters, n_tokens)
+    # A resumed run ends with the bits of an undisturbed one only with as many threads.
+    recorded = read_threads(checkpoint, ranks.world) if checkpoint and not run.threads else 0
+    runtime = choose_runtime(
+        *(run.device, run.precision, run.threads or recorded, run.compile),
+        training=True,
+        flops=flops / ranks.world,
+        forward=forward,
+        processes=ranks.local_world,
+    )
     if task.row_length is None:  # torch would compile again for each new length
         runtime = replace(runtime, compile=False)
     is_sharded = run.shard == "on" and ranks.world > 1
@@ -65,6 +75,10 @@ def set_up_training(
         runtime = replace(runtime, notices=(*runtime.notices, lacks))
     attention = choose_attention(run.attention, runtime.device, config.n_positions, compiled=runtime.compile)
     notices = list(runtime.notices)
+    if recorded and recorded != (own := choose_threads(0, forward, ranks.local_world)):
+        notices.append(
+            f"threads stay at {recorded}, as before, for the same bits; run.threads={own} would be new here"
+        )
 
     identity, scaler_state = run_identity(recipe, task), dict[str, Any]()
     state = TrainState(best_by=recipe.eval.best)

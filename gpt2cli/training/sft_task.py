@@ -23,7 +23,7 @@ from gpt2cli.data.sft_batches import (
     token_limit,
 )
 from gpt2cli.data.splits import split
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, counted
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.templates import TEMPLATES, Template, Turns, prompt_ids, write_template
@@ -150,8 +150,8 @@ class SftTask(LanguageModelTask):
     @property
     def size(self) -> str:
         train = self.examples.train
-        rows = f" in {len(self._rows):,} rows" if self.recipe.packing else ""
-        return f"{len(train):,} records{rows} with {_count_targets(train):,} target tokens"
+        rows = f" in {counted(len(self._rows), 'row')}" if self.recipe.packing else ""
+        return f"{counted(len(train), 'record')}{rows} with {counted(_count_targets(train), 'target token')}"
 
     @property
     def max_targets(self) -> int:

@@ -17,9 +17,9 @@ from gpt2cli.checkpoints.safetensors_file import open_tensors, write_tensors
 from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of, write_json
 from gpt2cli.json_files import read_json_object
+from gpt2cli.paths import STATE, TENSORS
 
-TENSORS, STATE = "train_state.safetensors", "train_state.json"
-FORMAT = 1  # of the second; it is not written, the manifest has a number
+FORMAT = 1  # of train_state.json; it is not written, the manifest has a number
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # AdamW's two, Muon's one
 RECENT_LOSSES = 32  # losses in the running median that spikes are compared with
 
@@ -68,6 +68,14 @@ class TrainState:
         return value < than if self.best_by == "loss" else value > than
 
 
+@dataclass(frozen=True)
+class Computing:
+    """What else the bits of a step depend on."""
+
+    threads: int
+    processes: int
+
+
 RunIdentity = dict[str, str | int | float]
 ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
 _BEFORE: RunIdentity = {
@@ -82,11 +90,13 @@ def write_state(
     state: TrainState,
     identity: RunIdentity,
     scaler: dict[str, Any],
+    computing: "Computing | None" = None,
 ) -> dict[str, str]:
     """Write both files into a checkpoint folder; returns {file name: SHA-256}."""
     progress = asdict(state)
     progress["best_loss"] = None if math.isinf(state.best_loss) else state.best_loss
-    write_json(folder / STATE, {"progress": progress, "identity": identity, "scaler": scaler})
+    values = {"progress": progress, "identity": identity, "scaler": scaler}
+    write_json(folder / STATE, values | ({"computing": asdict(computing)} if computing else {}))
     return {TENSORS: write_tensors(folder / TENSORS, moments, {}), STATE: sha256_of(folder / STATE)}
 
 
@@ -119,6 +129,15 @@ def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
             str(error),
             "resume with the version that started the run: run.json names it",
         ) from None
+
+
+def read_threads(folder: Path, processes: int) -> int:
+    """The number of threads of the run that saved a checkpoint with as many processes; 0: not recorded."""
+    found = read_json_object(folder / STATE).get("computing")
+    if not isinstance(found, dict) or found.get("processes") != processes:
+        return 0
+    threads = found.get("threads")
+    return threads if isinstance(threads, int) and threads > 0 else 0
 
 
 def load_moments(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpt2cli.errors import Gpt2Error
+from gpt2cli.errors import Gpt2Error, counted
 from gpt2cli.ui.console import aligned, err, print_json, printable, say, stream
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _summary(done: "ReplyDone") -> str:
 def throughput_line(n_tokens: int, tokens_per_second: float) -> str:
     """The line under each text that a model generates."""
     pace = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
-    return f"{n_tokens} token{'s' * (n_tokens != 1)}{pace}"
+    return f"{counted(n_tokens, 'token')}{pace}"
 
 
 def show_failure(turn: int, error: Gpt2Error) -> None:
@@ -144,7 +144,7 @@ def show_tokens(title: str, tokenizer: "Tokenizer", ids: Sequence[int]) -> None:
     """Token ids and their texts, one per line."""
     from gpt2cli.ui.inspect import token_text
 
-    note(f"{title}: {len(ids)} token{'s' * (len(ids) != 1)}")
+    note(f"{title}: {counted(len(ids), 'token')}")
     rows = [(str(place), str(token), token_text(tokenizer, token)) for place, token in enumerate(ids)]
     for line in aligned(rows, right=(0, 1)):
         err().print(line)

@@ -88,6 +88,15 @@ def printable(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def amount(n_bytes: float) -> str:
+    """For people: 548.1 MB."""
+    units = (("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
+    for unit, size in units:
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.1f} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
 def aligned(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[str]:
     """A line per row, of any length, with its cells in columns; those in `right` are set to the right.
 

@@ -12,6 +12,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
+from gpt2cli.errors import counted
 from gpt2cli.paths import shown_model
 from gpt2cli.recipe.loader import to_yaml
 from gpt2cli.recipe.schema import SCRATCH, recipe_fields
@@ -20,10 +21,11 @@ from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2cli.training.classify_task import ClassifyTask
 from gpt2cli.training.estimate import count_muon, estimate_memory, explain_out_of_memory
 from gpt2cli.training.loop import train_step
+from gpt2cli.training.run_dir import disk_need
 from gpt2cli.training.setup import TrainingSetup
 from gpt2cli.training.sft_task import SftBatch, SftTask
 from gpt2cli.training.task import TrainingTask
-from gpt2cli.ui.console import definitions, is_terminal, printable
+from gpt2cli.ui.console import amount, definitions, is_terminal, printable
 
 Row = tuple[str, ...]  # a label and what is said of it
 MiB = 1 << 20
@@ -196,13 +198,14 @@ def _work(setup: TrainingSetup) -> list[Row]:
     per_step = task.tokens_per_step
     loss, seconds = _timed(setup)
     left = timedelta(seconds=round(seconds * (steps - setup.state.step)))
-    n_rows = recipe.batch.micro_batch * recipe.batch.accumulation
+    n_held, n_bytes = disk_need(setup)
     return [
         ("time", f"{left} at {per_step / seconds:,.0f} tokens/s", "without evaluations and saves"),
         ("steps", f"{steps:,}", f"{steps / task.steps_per_epoch:.2f} epochs", f"{steps * per_step:,} tokens"),
-        ("step", f"{per_step:,} tokens", f"{n_rows} sequences"),
+        ("step", f"{per_step:,} tokens", counted(recipe.batch.rows_per_step, "sequence")),
         ("data", task.size, "" if "validation" in task.size else task.validation_size),
         ("initial loss", f"{loss:.3f}", ""),
+        ("disk", amount(n_held * n_bytes), f"{counted(n_held, 'checkpoint')} of {amount(n_bytes)} at once"),
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from gpt2cli.checkpoints.info import ModelInfo, ModuleInfo, TensorInfo, TensorStatistics, nearest_size
+from gpt2cli.errors import counted
 from gpt2cli.generation.activations import Activation, ForwardTrace, NextToken
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.lineage import Facts, Lineage
@@ -79,7 +80,7 @@ def show_prompt(
     """One forward pass: tokens, activations, and the likeliest next tokens, of each block at last."""
     tokenizer, ids = summary.tokenizer, anatomy.ids
     _print_heading(summary, verified=True)
-    title = f"prompt: {len(ids)} token{'s'[: len(ids) > 1]}, with their probabilities after those before them"
+    title = f"prompt: {counted(len(ids), 'token')}, with their probabilities after those before them"
     _print_table(title, _tokens(tokenizer, anatomy), right=(0, 1, 2))
     _print_table("activations, in order of computation", activations(anatomy), right=range(2, 6))
     if likeliest:

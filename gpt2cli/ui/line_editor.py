@@ -7,18 +7,20 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
+from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.vt100 import Vt100_Output
+from prompt_toolkit.shortcuts import CompleteStyle
 
 from gpt2cli.errors import InputError
 from gpt2cli.files import open_regular, replacing_file
@@ -38,8 +40,10 @@ class LineEditor:
     message, however many lines it has. Other keys are those of Emacs.
     """
 
-    def __init__(self, history: Path | None, terminal: TextIO) -> None:
-        """`terminal` is the stream on which the typed text appears; keys come from stdin."""
+    def __init__(self, history: Path | None, terminal: TextIO, words: Sequence[str] = ()) -> None:
+        """`terminal` is the stream on which the typed text appears; keys come from stdin. Tab completes a
+        message that begins one of `words`.
+        """
         self._history = _Entries(history)
         output = Vt100_Output.from_pty(terminal, os.environ.get("TERM"))
         # Asked for its cursor position, a terminal may answer late, into the next message, or never.
@@ -50,6 +54,9 @@ class LineEditor:
             prompt_continuation=MORE,
             key_bindings=_keys(),
             history=self._history,
+            completer=WordCompleter(words, sentence=True),
+            complete_style=CompleteStyle.READLINE_LIKE,
+            complete_while_typing=False,
             enable_suspend=True,
             output=output,
         )

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from gpt2cli import files
 from gpt2cli.evaluation.classes import ClassificationMetrics
@@ -20,6 +20,8 @@ from gpt2cli.ui.tables import MOST_CLASSES, short_label
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _TRAIN, _VALIDATION = "#3b82b8", "#d1495b"
+# Of runs in one picture, told apart by the colour-blind (Okabe and Ito 2008); then the same, dashed.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MOST_POINTS = 8192  # of the training loss; the picture is 1,200 pixels wide
 _SMOOTH_FROM = 200  # points; fewer are drawn as they are
 # From this ratio on, a linear axis would spend its space on the first steps.
@@ -51,12 +53,75 @@ def plot_losses(metrics: Path, out: Path, *, title: str = "", tokens_axis: bool 
     axes = figure.add_subplot()
     _draw_train(axes, curves.train)
     _draw_validation(axes, curves.validation)
-    _dress(axes, curves, title)
+    _dress(axes, [loss for _, loss in [*curves.train, *curves.validation]], title)
     if tokens_axis and curves.tokens_per_step:
         _add_tokens(axes, curves.tokens_per_step)
     with files.replacing_file(out) as file:
         figure.savefig(file, format="png")
     return True
+
+
+def plot_runs(
+    runs: Sequence[tuple[str, Path]], out: Path, x: Literal["steps", "tokens", "time"]
+) -> list[str]:
+    """Draw the losses of several runs, (label, metrics.jsonl): validation as a line with points, training
+    pale. Returns the labels of runs without a loss; `out` is replaced if there is one with.
+    """
+    found = [(label, read_history(metrics)) for label, metrics in runs]
+    drawn = [(label, points) for label, points in found if points]
+    if drawn:
+        with font_list_beside(out):
+            from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        for n, (label, points) in enumerate(drawn):
+            _draw_history(axes, label, points, x, _COLOURS[n % len(_COLOURS)], dashed=n >= len(_COLOURS))
+        losses = [point.loss for _, points in drawn for point in points]
+        _dress(axes, losses, "")
+        axes.set_xlabel(
+            {"steps": "step", "tokens": "tokens seen", "time": "minutes of training"}[x], color=_INK
+        )
+        if x == "tokens":
+            axes.xaxis.set_major_formatter(lambda value, _: _short_count(value))
+        with files.replacing_file(out) as file:
+            figure.savefig(file, format="png")
+    return [label for label, points in found if not points]
+
+
+def _draw_history(
+    axes: Any, label: str, points: "Sequence[HistoryPoint]", x: str, colour: str, *, dashed: bool
+) -> None:
+    """Where there are evaluations they carry the label; the training loss is pale behind them."""
+
+    def place(point: HistoryPoint) -> float:
+        return {"steps": point.step, "tokens": point.n_tokens, "time": point.seconds / 60}[x]
+
+    name = label.replace("$", r"\$")
+    train = [point for point in points if not point.is_validation]
+    validation = [point for point in points if point.is_validation]
+    train = train[:: max(1, len(train) // MOST_POINTS)]
+    losses = tuple(point.loss for point in train)
+    smooth = _smooth(losses) if len(losses) >= _SMOOTH_FROM else losses
+    style: dict[str, Any] = {"color": colour, "linestyle": "--" if dashed else "-"}
+    if train:
+        pale = (
+            {"alpha": 0.4, "linewidth": 1.0}
+            if validation
+            else {"linewidth": 1.6, "label": f"{name}, training"}
+        )
+        axes.plot([place(point) for point in train], smooth, **style, **pale)
+    if validation:
+        best = min(point.loss for point in validation)
+        axes.plot(
+            [place(point) for point in validation],
+            [point.loss for point in validation],
+            **style,
+            linewidth=1.8,
+            marker="o",
+            markersize=4 if len(validation) <= 40 else 0,
+            label=f"{name}, validation, best {best:.3f}",
+        )
 
 
 def plot_confusion(
@@ -77,7 +142,7 @@ def plot_confusion(
     axes.set_xticks(range(k), names, rotation=45 if k > 4 else 0, ha="right" if k > 4 else "center")
     axes.set_yticks(range(k), names)
     axes.set_xlabel("predicted", color=_INK)
-    axes.set_ylabel("true", color=_INK)
+    axes.set_ylabel("actual", color=_INK)
     axes.tick_params(color=_GREY, labelcolor=_INK, labelsize=9 if k <= MOST_CLASSES else 6)
     for truth, row in enumerate(scores.confusion if k <= MOST_CLASSES else ()):
         for predicted, count in enumerate(row):
@@ -123,6 +188,35 @@ def plot_bands(bands: Sequence[Band], out: Path, *, title: str = "", level: floa
     _frame(axes, "validation loss (nats per token)", title)
     with files.replacing_file(out) as file:
         figure.savefig(file, format="png")
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """A loss, and how far training was then: its step, tokens and seconds of training alone."""
+
+    step: int
+    n_tokens: int
+    seconds: float
+    loss: float
+    is_validation: bool
+
+
+def read_history(metrics: Path) -> list[HistoryPoint]:
+    """All finite losses in a metrics.jsonl, in its order. Skips a line that is not a whole record."""
+    points: list[HistoryPoint] = []
+    n_tokens, seconds = 0, 0.0
+    with files.open_regular(metrics) as file:
+        for line in file:
+            record = _record(line)
+            kind, step, loss = record.get("event"), record.get("step"), record.get("loss")
+            if kind not in ("StepDone", "EvalDone") or not _is_finite(step):
+                continue
+            if kind == "StepDone":
+                n_tokens += int(record["n_tokens"]) if _is_finite(record.get("n_tokens")) else 0
+                seconds += record["seconds"] if _is_finite(record.get("seconds")) else 0.0
+            if _is_finite(loss):
+                points.append(HistoryPoint(int(step), n_tokens, seconds, float(loss), kind == "EvalDone"))
+    return points
 
 
 @contextlib.contextmanager
@@ -232,10 +326,9 @@ def _draw_validation(axes: Any, points: list[tuple[int, float]]) -> None:
     axes.plot([best_step], [best], "o", color=_VALIDATION, markersize=9, markerfacecolor="none")
 
 
-def _dress(axes: Any, curves: Curves, title: str) -> None:
+def _dress(axes: Any, losses: Sequence[float], title: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    losses = [loss for _, loss in [*curves.train, *curves.validation]]
     if min(losses) > 0 and max(losses) / min(losses) >= _LOG_FROM_RATIO:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)))

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gpt2cli.ui.console import err, is_terminal, printable
+from gpt2cli.ui.console import amount, err, is_terminal, printable
 
 if TYPE_CHECKING:
     from gpt2cli.convert.pipeline import ConvertProgress
@@ -151,9 +151,9 @@ def downloading() -> "Callable[[DownloadProgress], State]":
         plain = ""
         if step.file and step.n_total and step.file not in seen:
             seen.add(step.file)
-            plain = f"{step.file}  {_amount(step.n_total)}"
+            plain = f"{step.file}  {amount(step.n_total)}"
         done, total = (step.all_done, step.all_total) if step.all_total else (step.n_done, step.n_total)
-        facts = f"{_amount(done)} of {_amount(total)}" if total else ""
+        facts = f"{amount(done)} of {amount(total)}" if total else ""
         is_news = step.note and "checking" not in step.note
         note = f"{step.file}: {step.note}" if is_news else ""
         return State(step.file, done, total, facts, plain, note)
@@ -193,12 +193,3 @@ def show_compiling(config: "GPT2Config", precision: str, way_out: str = "") -> P
         package = aot_packages.build_package(config, precision)
     console.print(f"compiled {shape} in {precision}: {time.monotonic() - start:.0f} s", style="faint")
     return package
-
-
-def _amount(n_bytes: float) -> str:
-    """For people: 548.1 MB."""
-    units: Any = (("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
-    for unit, size in units:
-        if n_bytes >= size:
-            return f"{n_bytes / size:,.1f} {unit}"
-    return f"{n_bytes:.0f} bytes"

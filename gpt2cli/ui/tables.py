@@ -50,7 +50,7 @@ def print_classes(scores: ClassificationMetrics, labels: Sequence[str], console:
     console.print(f"accuracy {scores.accuracy:.4f}", style="strong")
     if len(labels) > MOST_CLASSES:
         return
-    matrix = _table("true \\ predicted", *names)
+    matrix = _table("actual \\ predicted", *names)
     for name, row in zip(names, scores.confusion, strict=True):
         matrix.add_row(Text(name), *map(str, row))
     console.print(matrix)
@@ -82,18 +82,11 @@ def _evaluation_cells(row: EvaluationRow, with_paper: bool) -> list[tuple[str, s
     return cells + ([("paper", f"{row.paper:.2f}" if row.paper else "-")] if with_paper else [])
 
 
-def print_receipt(receipt: dict[str, Any], console: Console) -> None:
-    """The source of each tensor, the number of parameters, and the result of the comparison."""
-    rows = [
-        (
-            *(printable(tensor[name]) for name in ("source", "target")),
-            " x ".join(map(str, tensor["shape"])),
-            "transposed" * tensor["transposed"],
-        )
-        for tensor in receipt["tensors"]
-    ]
-    for line in aligned(rows):
-        console.print(line, style="faint")
+def print_receipt(receipt: dict[str, Any], console: Console, details: str) -> None:
+    """The result of the comparison, then what was converted; `details` says where each tensor stands."""
+    _print_verification(receipt["verification"], console)
+    if back := receipt.get("read_back"):
+        console.print(f"read back: all {back['tensors']} tensors in the file are right", style="good")
     for note in receipt["notes"]:
         console.print(printable(f"note: {note}"))
     for name, label in (("kept", "kept as they are"), ("left_out", "left out")):
@@ -104,12 +97,9 @@ def print_receipt(receipt: dict[str, Any], console: Console) -> None:
     console.print(printable(f"source: {source['path']} ({source['format']}; {files})"))
     parameters = receipt["parameters"]
     size = f", those of {parameters['size']}" if parameters["size"] else ", not one of OpenAI's sizes"
-    console.print(f"tensors: {len(rows)}, all used; parameters: {parameters['count']:,}{size}")
-    for name, sha256 in receipt["output"]["files"].items():
-        console.print(printable(f"SHA-256 {sha256}  {name}"), style="faint")
-    _print_verification(receipt["verification"], console)
-    if back := receipt.get("read_back"):
-        console.print(f"read back: all {back['tensors']} tensors in the file are right", style="good")
+    n_tensors = len(receipt["tensors"])
+    console.print(f"tensors: {n_tensors}, all used; parameters: {parameters['count']:,}{size}")
+    console.print(printable(f"each tensor's source and each file's SHA-256: {details}"), style="faint")
 
 
 def _print_verification(found: dict[str, Any] | None, console: Console) -> None:
@@ -117,14 +107,14 @@ def _print_verification(found: dict[str, Any] | None, console: Console) -> None:
         console.print("not compared with the source (--verify does it)", style="warn")
         return
     console.print(
-        f"perplexity on a fixed paragraph: {_number(found['perplexity'])},"
-        f" of the source {_number(found['perplexity_of_source'])}"
-    )
-    console.print(
         f"PASS: over {found['tokens']} tokens the logits differ from the NumPy reference by at most"
         f" {found['max_difference']:.1e} ({found['tolerance']:g} allowed), in fp32 by"
         f" {found['max_difference_fp32']:.1e}",
         style="good",
+    )
+    console.print(
+        f"perplexity on a fixed paragraph: {_number(found['perplexity'])},"
+        f" of the source {_number(found['perplexity_of_source'])}"
     )
 
 

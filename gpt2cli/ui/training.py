@@ -59,7 +59,7 @@ class TrainingView:
         self._said_one = False
         self._progress = self._bar() if self.live else None
         if self._progress:
-            self._progress.add_task("", total=n_steps, completed=first_step, rate="")
+            self._progress.add_task("", total=n_steps, completed=first_step, rate="", loss="")
 
     def __enter__(self) -> "TrainingView":
         if self._progress:
@@ -91,7 +91,8 @@ class TrainingView:
             self._n_tokens, self._seconds, self._said_one = 0, 0.0, True
         pace = f"{self._rate} tok/s" if self._rate else ""
         if self._progress:
-            self._progress.update(self._progress.task_ids[0], completed=event.step, rate=pace)
+            now = f"loss {event.loss:.3f}"
+            self._progress.update(self._progress.task_ids[0], completed=event.step, rate=pace, loss=now)
         if not due:
             return
         loss, lr, norm = f"{event.loss:.3f}", f"{event.lr:.1e}", f"{event.grad_norm:.2f}"
@@ -173,6 +174,8 @@ class TrainingView:
             columns.insert(0, BarColumn(bar_width=None))
         if self.console.width >= 60:
             columns += [TextColumn("left {task.fields[rate]}", markup=False)]
+        if self.console.width >= 50:
+            columns.append(TextColumn("{task.fields[loss]}", markup=False))
         return Progress(
             *columns,
             console=self.console,

@@ -112,3 +112,11 @@ def test_a_signal_in_a_command_that_fails_is_not_forgotten(
 
     monkeypatch.setattr(os, "open", hit)
     assert chat("/load missing\none\n", [], is_terminal=False) == (code, "", f"{MODE}\n")
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", " QUIT "])
+def test_a_bare_farewell_leaves_at_a_terminal_and_is_a_message_in_a_pipe(chat: Chat, word: str) -> None:
+    code, out, _ = chat(f"one\n{word}\nnot read\n", [], is_terminal=True)
+    assert (code, out) == (0, WHOLE)
+    code, out, _ = chat(f"{word}\nto the exit\n", [], is_terminal=False)
+    assert (code, out) == (0, WHOLE * 2)

@@ -58,6 +58,10 @@ def test_a_session_at_the_terminal(tmp_path: Path) -> None:
         terminal.ready()
         terminal.type("/udno\r")
         assert "did you mean /undo?" in terminal.until("fix: ")
+        terminal.ready()
+        terminal.type("/tok\t hi\r")  # Tab completes it
+        assert "/tokens" in terminal.until(" hi")
+        terminal.ready()
         terminal.type("\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\r")  # up: the last five, of which one has two lines
         terminal.until("4 tokens, ")
         terminal.ready()

@@ -15,7 +15,6 @@ from gpt2cli.errors import Gpt2Error
 from gpt2cli.generation.cpu import aot_packages
 from gpt2cli.generation.cpu.aot_packages import BuildError
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.runtime import default_threads
 
 EMPTY = "the prompt is empty: starting from <|endoftext|>\n"
 Run = Callable[..., tuple[int, str, str]]
@@ -154,8 +153,7 @@ def test_auto_says_how_to_be_faster_where_that_is_to_be_felt(
     monkeypatch.setattr(aot_packages, "saved_seconds", lambda config, n: 1.0)
     code, out, err = say("--precision", "int8")
     assert (code, out, builds) == (0, "well said\n", [])
-    threads = " --threads 1" if default_threads() > 1 else ""
-    assert err == f"faster after: gpt2 compile {folder} --precision int8{threads}\n"
+    assert err == f"faster after: gpt2 compile {folder} --precision int8 --threads 1\n"
 
 
 def test_a_word_that_means_nothing_is_refused_before_any_work(say: Run) -> None:

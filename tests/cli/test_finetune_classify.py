@@ -48,7 +48,7 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
         "macro f1",
         "precision",
         "recall",
-        "true \\ predicted",
+        "actual \\ predicted",
         "in the training split too",
     ):
         assert said in done.err, said

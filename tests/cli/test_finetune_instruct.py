@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_that_was_promised(gpt2: Gpt2, recipe: Path) -> 
     n_ended = sum(answer["ended"] for answer in answers)
     assert scores["responses"] == 4 and scores["ended"] == n_ended and "rouge1" not in scores
     assert f"{n_ended} of 4 answers end by themselves" in done.err and "\x1b" not in done.err
-    assert "head -n 3 runs/teach/responses.jsonl" in done.err
+    assert "gpt2 chat runs/teach" in done.err
     again = gpt2(COMMAND, recipe, "--resume")
     assert again.code == 0 and "nothing to do" in again.err and "answering" not in again.err
 
@@ -290,7 +290,7 @@ def test_a_resume_with_another_limit_is_refused(gpt2: Gpt2, recipe: Path, packin
 
 def test_the_hint_can_be_pasted(gpt2: Gpt2, recipe: Path) -> None:
     done = gpt2(COMMAND, recipe, *SHORT, "--name", "with a space")
-    assert done.code == 0 and "head -n 3 'runs/with a space/responses.jsonl'" in done.err, done.err
+    assert done.code == 0 and "gpt2 chat 'runs/with a space'" in done.err, done.err
 
 
 def test_documents_and_summaries_are_learnt_by_their_names(gpt2: Gpt2, tmp_path: Path) -> None:

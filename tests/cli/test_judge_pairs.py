@@ -119,7 +119,7 @@ def test_nothing_compared_is_5(gpt2: Gpt2, server: Judge, runs: list[str]) -> No
         "no pair could be compared\nwhy: 0 of 2 compared, 2 unscored: better is 'neither', not one of"
         in outcome.err
     )
-    assert f"note: {2 * (N - 2)} responses are left out" in outcome.err
+    assert f"note: left out: {2 * (N - 2)} responses" in outcome.err
 
 
 def test_conversations_are_compared_whole(gpt2: Gpt2, server: Judge, tmp_path: Path) -> None:

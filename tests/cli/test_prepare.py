@@ -30,7 +30,7 @@ def texts(tmp_path: Path) -> Path:
 def test_the_folder_is_printed_and_a_second_time_nothing_is_done(gpt2: Gpt2, texts: Path) -> None:
     first = gpt2("prepare", texts, "--out", "out")
     assert (first.code, first.out) == (0, "out\n")
-    assert "3 document(s)" in first.err
+    assert "3 documents" in first.err
     assert "\x1b" not in first.err
     second = gpt2("prepare", f"{texts}/*.txt", "--out", "out")
     assert (second.code, second.out) == (0, "out\n")

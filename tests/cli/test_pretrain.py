@@ -17,7 +17,7 @@ import pytest
 import torch
 from runs import command, losses, write_recipe
 
-from gpt2cli import files, paths
+from gpt2cli import files, locks, paths
 from gpt2cli.checkpoints.folder import load_model, verify
 from gpt2cli.training import loop, run_dir
 from gpt2cli.training.pretrain_task import PretrainTask
@@ -288,12 +288,12 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_holder_is_not_feared(
 ) -> None:
     folder = Path("runs/tiny")
     folder.mkdir(parents=True)
-    with files.lock(folder):
+    with locks.lock(folder):
         done = gpt2("pretrain", recipe, *SHORT)
     assert done.code == 4 and str(os.getpid()) in done.err
     child = os.fork()
     if child == 0:
-        with files.lock(folder):
+        with locks.lock(folder):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert (folder / ".lock").read_text().strip() == str(child)

@@ -74,7 +74,7 @@ def test_logits_are_those_of_the_book(tmp_path: Path, shape: str, tied: bool, qk
         (theirs,) = reference_logits(source.raw, source.format, source.config, [IDS[0].tolist()])
         assert torch.allclose(torch.from_numpy(theirs).float(), wanted[0], atol=2e-5, rtol=0)
         said = " ".join(source.notes)
-        assert "2 mask buffer(s)" in said and "2 attention heads, as --n-head says" in said
+        assert "2 mask buffers" in said and "2 attention heads, as --n-head says" in said
         assert ("no biases of query, key and value" in said) is not qkv_bias
         assert ("out_head.weight is not the token embedding" in said) is not tied
         joined = source.tensors["transformer.h.0.attn.c_attn.weight"].source

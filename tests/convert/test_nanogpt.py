@@ -78,7 +78,7 @@ def test_logits_are_those_of_nanogpt(tmp_path: Path, bias: bool, prefix: str) ->
         assert source.tensors[name].transposed and source.tensors[name].source == prefix + name
         assert torch.equal(torch.from_numpy(source.raw[prefix + name]), model.state_dict()[name])
         said = " ".join(source.notes)
-        assert "2 mask buffer(s)" in said and "GPT-2's tokenizer is taken" in said and "tanh" in said
+        assert "2 mask buffers" in said and "GPT-2's tokenizer is taken" in said and "tanh" in said
         assert ("no biases: zeros" in said) is not bias
         if not bias:
             assert source.tensors["transformer.ln_f.bias"].source == "zeros"

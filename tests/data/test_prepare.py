@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2cli import files, paths
+from gpt2cli import files, locks, paths
 from gpt2cli.data import tokenize as tasks_module
 from gpt2cli.data.manifest import PrepareSettings
 from gpt2cli.data.prepare import prepare_cached
@@ -171,7 +171,7 @@ def test_too_little_text_is_an_error_with_counts_and_leaves_no_trace(
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="fewer than one block of 64") as caught:
         run([tmp_path / "a.txt"], tmp_path / "out", block=64)
-    counts = "1 document(s), 9 bytes, 3 tokens" if text == "too short" else "0 document(s), 0 bytes, 0 tokens"
+    counts = "1 document, 9 bytes, 3 tokens" if text == "too short" else "0 documents, 0 bytes, 0 tokens"
     assert counts in caught.value.why
     assert files_of(tmp_path / "out") == {}
 
@@ -270,7 +270,7 @@ def test_settings_out_of_range(changes: dict[str, object], message: str, tmp_pat
 def test_one_writer_at_a_time(tmp_path: Path, run: Run) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["one", "two"])
     (tmp_path / "out").mkdir()
-    with files.lock(tmp_path / "out"), pytest.raises(ResourceError, match="in use by another process"):
+    with locks.lock(tmp_path / "out"), pytest.raises(ResourceError, match="in use by another process"):
         run([source], tmp_path / "out")
     assert run([source], tmp_path / "out")[-1].phase == "done"
 

@@ -34,6 +34,8 @@ def test_the_checkpoints_of_the_whole_run_are_counted_before_it(
     write_tokens(gpt2, random_text(260, seed=1))
     size = numbers(train(gpt2, PRETRAIN, "run") / "last")
     often = ("eval.every=1", "checkpoint.keep=3")  # three, the best one, and the one that is written
+    plan = gpt2("pretrain", "run.yaml", "--dry-run", *often).out.splitlines()
+    assert "5 checkpoints of" in next(line for line in plan if line.startswith("disk"))
     leave(monkeypatch, 5 * size)
     done = gpt2("pretrain", "run.yaml", "--name", "new", *often)
     assert done.code == 4 and f"{5 * size:,} are free" in done.err and "runs/new/checkpoints" in done.err

@@ -30,12 +30,13 @@ from gpt2cli.data.records import read_records
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
+from gpt2cli.paths import STATE, TENSORS
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.recipe.shipped import shipped_recipes
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
-from gpt2cli.training.train_state import STATE, TENSORS, TrainState, moments_of, read_state, write_state
+from gpt2cli.training.train_state import TrainState, moments_of, read_state, write_state
 
 TOKENIZER = Chars.from_text(["abcdefghijk\n"])
 V = TOKENIZER.n_vocab

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2Error
-from gpt2cli.files import flush, lock, new_folder, sha256_of, sweep, write_file, write_json
+from gpt2cli.files import flush, new_folder, sha256_of, sweep, write_file, write_json
 from gpt2cli.generation.cpu import export_step, linear, swap_linears
+from gpt2cli.locks import lock
 from gpt2cli.model import cpu_ops, gpt2, layers
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
@@ -228,7 +229,7 @@ def _folder(config: GPT2Config, precision: str) -> Path:
     chosen = json.dumps([_decoding_config(config), torch.get_num_threads()])
     digest = hashlib.sha256(chosen.encode()).hexdigest()[:16]
     name = size_of(config) or f"{config.n_layer}x{config.n_embd}"
-    return paths.gpt2_home() / "compiled" / f"{name}-{precision}-{digest}"
+    return paths.compiled() / f"{name}-{precision}-{digest}"
 
 
 def _decoding_config(config: GPT2Config) -> dict[str, Any]:
