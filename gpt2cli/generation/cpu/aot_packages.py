@@ -140,7 +140,9 @@ def use_package(model: GPT2LMHead, precision: str, package: Path) -> None:
 
 
 class CompiledStep:
-    """`GPT2LMHead.extend` through a package, for one id in one row at places 1 to n_positions - 2."""
+    """`GPT2LMHead.extend` through a package, for one id in one row at places 1 to n_positions - 2. The model
+    itself takes the others: prompts, and what comes once the window of rotary positions slides.
+    """
 
     def __init__(self, model: GPT2LMHead, precision: str, package: Path) -> None:
         # Not torch's public loader: importing it imports the whole compiler, 2.5 s.
