@@ -39,6 +39,7 @@ check-lowest: .venv-lowest/stamp ## the lowest promised version of each library,
 	.venv-lowest/bin/python -m pytest tests/lowest.py
 
 check-peers: .venv/dev.stamp ## several processes: what takes minutes beside `make check`
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[wandb]' || echo 'no wandb: its test is skipped'
 	$(BIN)/python -m pytest -m peers -n 2
 
 mutations: .venv/dev.stamp ## put known faults into a copy of the tree: each must fail a test

@@ -119,6 +119,7 @@ def _print_table(tokenizer: "Tokenizer", ids: list[int]) -> None:
 def _find(name: str) -> "Tokenizer":
     """GPT-2's, that of a folder, or of a run or model of this name."""
     from gpt2cli import paths
+    from gpt2cli.convert.vocabulary import tokenizer_files
     from gpt2cli.tokenizer.base import is_made_of_text
     from gpt2cli.tokenizer.bpe import gpt2
     from gpt2cli.tokenizer.files import load_tokenizer
@@ -132,5 +133,4 @@ def _find(name: str) -> "Tokenizer":
             "a run, a model and a prepared folder hold theirs",
             "--tokenizer runs/NAME",
         )
-    is_plain = folder.is_dir() and not paths.is_run(folder)
-    return load_tokenizer(folder if is_plain else paths.find_model(name))
+    return load_tokenizer(folder if tokenizer_files(folder) else paths.find_model(name))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from russian import russian
+from own_texts import russian
+from runs import write_recipe
 from transformers import AutoTokenizer
 
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
@@ -113,6 +114,14 @@ def test_show_takes_a_folder_a_file_and_a_pipe(
     facts = json.loads(one.out)
     assert facts["n_tokens"] == len(load_tokenizer(Path("made")).encode("Анна пишет"))
     assert facts["gpt2"]["n_tokens"] == len(gpt2_tokenizer().encode("Анна пишет"))
+
+
+def test_a_folder_without_a_tokenizer_hides_no_run(gpt2: Gpt2) -> None:
+    run = write_recipe(Path.cwd())
+    assert gpt2("pretrain", run, "optim.steps=3").code == 0
+    Path("tiny").mkdir()
+    shown = gpt2("tokenizer", "show", "abc", "--tokenizer", "tiny")
+    assert shown.code == 0 and "3 tokens for 1 words" in shown.out
 
 
 @pytest.mark.parametrize("name", ["chars", "bpe-400", "nothing-here"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from russian import russian
-from tiny_run import PRETRAIN, Call, all_events, random_text, rewound, train
+from own_texts import TEXTS, russian, some_texts
+from tiny_run import PRETRAIN, Call, all_events, events, random_text, rewound, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2cli.data.token_dataset import open_dataset
@@ -157,6 +158,24 @@ def test_a_text_too_small_for_its_vocabulary_has_a_smaller_one(gpt2: Call) -> No
     assert again.code == 0 and "Nothing to do" in again.err
 
 
+def test_bits_per_byte_are_those_of_the_held_out_text(own: Path, gpt2: Call) -> None:
+    """By hand: the nats of the validation loss, over the bytes after the first token of the held out text."""
+    for tokenizer in (FOLDER, "chars"):
+        data = {**OWN["data"], "tokenizer": tokenizer}
+        run = train(gpt2, {**OWN, "data": data}, f"of-{tokenizer[:5]}", "optim.steps=1")
+        (prepared,) = (Path(os.environ["GPT2_HOME"]) / "prepared").iterdir()
+        with open_dataset(prepared) as held_out:
+            first, *rest = held_out.validation.read(0, held_out.validation.n_tokens).tolist()
+            n_bytes = len(TEXT.encode()) - len(
+                held_out.tokenizer.decode_bytes([*held_out.train.read(0, held_out.train.n_tokens), first])
+            )
+        assert rest[-1] == held_out.tokenizer.end_of_text  # which is a target, and no text
+        for event in events(run, "EvalDone"):
+            bits = event["loss"] * event["n_tokens"] / math.log(2) / n_bytes
+            assert event["n_tokens"] == len(rest) and event["bits_per_byte"] == pytest.approx(bits)
+        shutil.rmtree(prepared)
+
+
 def test_from_a_text_to_a_chat_and_back_to_hugging_face(
     own: Path, gpt2: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,3 +213,19 @@ def test_from_a_text_to_a_chat_and_back_to_hugging_face(
     for target in ("gguf", "nanogpt"):
         made = gpt2("convert", "base", "--to", target, "--out", f"base.{target}")
         assert made.code == 0, made.err
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_llama_cpp_gives_our_ids(kind: str, gpt2: Call) -> None:
+    Path("own.txt").write_text(TEXTS[kind], encoding="utf-8")
+    recipe = {**OWN, "data": {**OWN["data"], "tokenizer": "bpe-1000"}}
+    run = train(gpt2, recipe, "run", "optim.steps=1")
+    assert gpt2("convert", run, "--to", "gguf", "--out", "run.gguf").code == 0
+    tokenizer = load_tokenizer(run / "last")
+    assert tokenizer.n_vocab == 1000
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    llama = llama_cpp.Llama("run.gguf", vocab_only=True, verbose=False)
+    texts = some_texts(kind)
+    for text in texts:
+        assert llama.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text), text
+    assert len(texts) == 200 and llama.token_eos() == tokenizer.end_of_text

@@ -1,17 +1,14 @@
 """A vocabulary learnt from a text: the merges and the ids are those of `tokenizers` and transformers."""
 
-import argparse
-import inspect
 import json
 import random
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from russian import russian
+from own_texts import TEXTS, some_texts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
@@ -20,8 +17,6 @@ from gpt2cli.tokenizer.base import END_OF_TEXT
 from gpt2cli.tokenizer.bpe import BPE
 from gpt2cli.tokenizer.files import load_tokenizer
 from gpt2cli.tokenizer.train import MIN_FREQUENCY, is_trained, require_size, save_trained, train_bpe
-
-TEXTS = {"russian": russian(2500, 1), "code": "".join(map(inspect.getsource, (inspect, textwrap, random)))}
 
 
 def learnt(texts: Iterable[str], size: int) -> BPE:
@@ -44,14 +39,6 @@ def theirs(text: str, size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator([text], trainer)
     return tokenizer
-
-
-def some_texts(kind: str, n: int = 200) -> list[str]:
-    """Other texts of the kind, and such as no vocabulary likes."""
-    odd = ["", " ", "\n\n \n", "a  b\t c", "it's we'LL don't", "naïve café 漢字 😀👩‍👩‍👧", "\u2028x\xa0y\x85"]
-    odd += ["<|endoftext", "0123456789 3.14"]
-    lines = (russian(n, 2) if kind == "russian" else inspect.getsource(argparse)).split("\n")
-    return (odd + ["\n".join(lines[i : i + 3]) for i in range(n)])[:n]
 
 
 @pytest.mark.parametrize("kind", TEXTS)

@@ -1,6 +1,9 @@
-"""A Russian text of made-up words: letters of two bytes, endings that repeat, and no author."""
+"""Texts for vocabularies of their own: Russian of made-up words, whose letters have two bytes, and Python."""
 
+import argparse
+import inspect
 import random
+import textwrap
 
 SYLLABLES = """
 кни шко до ро га ра бо ма ши на ко мна ми ну не де ла стра ни го за во са мо те ат тра пи бу ду
@@ -28,3 +31,14 @@ def russian(n_sentences: int, seed: int) -> str:
         text = f"{clause()} {draw.choice(LINKS)} {clause()}"
         lines.append(text + draw.choice((".", "!", "?", "…", f" ({draw.randrange(2000)} г.)")))
     return "\n".join(lines) + "\n"
+
+
+TEXTS = {"russian": russian(2500, 1), "code": "".join(map(inspect.getsource, (inspect, textwrap, random)))}
+
+
+def some_texts(kind: str, n: int = 200) -> list[str]:
+    """Other texts of the kind, and such as no vocabulary likes."""
+    odd = ["", " ", "\n\n \n", "a  b\t c", "it's we'LL don't", "naïve café 漢字 😀👩‍👩‍👧", "\u2028x\xa0y\x85"]
+    odd += ["<|endoftext", "0123456789 3.14"]
+    lines = (russian(n, 2) if kind == "russian" else inspect.getsource(argparse)).split("\n")
+    return (odd + ["\n".join(lines[i : i + 3]) for i in range(n)])[:n]
