@@ -38,8 +38,9 @@ check: lint test           ## lint and test: what CI runs
 check-lowest: .venv-lowest/stamp ## the lowest promised version of each library, apart from torch's
 	.venv-lowest/bin/python -m pytest tests/lowest.py
 
-check-peers: .venv/dev.stamp ## several processes and lm-evaluation-harness: what takes minutes beside `make check`
+check-peers: .venv/dev.stamp ## several processes, lm-evaluation-harness, wandb: what takes minutes beside `make check`
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[peers]' || echo 'no lm-eval: its tests are skipped'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[wandb]' || echo 'no wandb: its test is skipped'
 	$(BIN)/python -m pytest -m peers -n 2
 
 mutations: .venv/dev.stamp ## put known faults into a copy of the tree: each must fail a test

@@ -33,6 +33,7 @@ from gpt2cli.cli import (
     runs,
     score,
     signals,
+    tokenizer,
 )
 from gpt2cli.cli.failures import explain
 from gpt2cli.cli.help import HelpCommand, HelpGroup
@@ -71,6 +72,7 @@ COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     ("judge", LOOK, judge.judge),
 )
 app.add_typer(recipes.app, name="recipes", rich_help_panel=TRAIN)
+app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=TRAIN)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
 for name, panel, command in COMMANDS:
     app.command(name, cls=HelpCommand, rich_help_panel=panel)(command)

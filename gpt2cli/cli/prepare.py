@@ -26,7 +26,10 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option("--out", parser=expand, metavar="PATH", help="Output folder.")],
     tokenizer: Annotated[
-        str, typer.Option(help="gpt2, chars, or a folder with vocab.json and merges.txt.")
+        str,
+        typer.Option(
+            help="gpt2, chars, bpe-8192 (learnt from the text, any size), or a tokenizer folder.",
+        ),
     ] = "gpt2",
     text_field: Annotated[
         list[str] | None,

@@ -132,7 +132,7 @@ def train(
                 settle_best(run.folder, setup.state, loaded.recipe.eval.best)
                 record_session(run, setup, checkpoint, given, origin, sys.argv, say)
 
-            _train(command, setup, run, stop, record)
+            _train(command, setup, run, stop, record, offline)
 
 
 def find_learning_rate(
@@ -212,6 +212,7 @@ def _train(
     run: "RunDir",
     stop: Callable[[], int],
     record: Callable[[], None],
+    offline: bool,
 ) -> None:
     """Train, with display and log. `record` is called once all options have been validated."""
     from gpt2cli.recipe.schema import SCRATCH
@@ -219,15 +220,15 @@ def _train(
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.events import EvalDone, Stopped
     from gpt2cli.training.run_record import explain_divergence
+    from gpt2cli.ui.log_sinks import LoggedRun, log_sinks
     from gpt2cli.ui.plots import plot_losses
-    from gpt2cli.ui.tensorboard import tensorboard_log
     from gpt2cli.ui.training import TrainingView
 
     recipe, first = setup.recipe, setup.state.step
     stopped = Stopped(first, "")
     start = "the model with random weights" if recipe.init == SCRATCH else "the base"
     with (
-        tensorboard_log(run.folder / "tensorboard", recipe.log.tensorboard, first) as log,
+        log_sinks(LoggedRun(run.folder, recipe, first, offline)) as log,
         TrainingView(
             recipe.optim.steps, err(), log_every=recipe.log.every, first_step=first, start=start
         ) as view,

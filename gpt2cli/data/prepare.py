@@ -11,8 +11,6 @@ import contextlib
 import hashlib
 import json
 import shlex
-import shutil
-import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -48,17 +46,15 @@ from gpt2cli.data.prepare_pipeline import (
     require_unchanged,
     run_prepare,
 )
-from gpt2cli.data.text_reader import SourceReader
 from gpt2cli.data.token_dataset import open_dataset
-from gpt2cli.data.tokenize import source_record, trim_heap
+from gpt2cli.data.tokenize import source_record
+from gpt2cli.data.vocabulary import learn_vocabulary, spooled
 from gpt2cli.errors import Gpt2Error, ResourceError, UsageError
-from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.tokenizer.base import Tokenizer, is_made_of_text
 from gpt2cli.tokenizer.bpe import gpt2
-from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import load_tokenizer
 
 JOURNAL_SECONDS = 5.0  # an interruption costs at most this much work
-CHARS = "chars"
 SPOOL = files.TEMPORARY + "stdin"  # a temporary name, which `files.sweep` deletes
 
 
@@ -183,9 +179,10 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
     out = job.out
     with _spooled(job) as job:
         tokenizer = job.tokenizer
-        if not tokenizer and job.settings.tokenizer != CHARS:
-            tokenizer = _tokenizer(job.settings.tokenizer)
-        job = replace(job, settings=replace(job.settings, tokenizer=tokenizer.name if tokenizer else CHARS))
+        if not tokenizer and not is_made_of_text(job.settings.tokenizer):
+            tokenizer = named_tokenizer(job.settings.tokenizer)
+        if tokenizer:  # what was typed may be a path
+            job = replace(job, settings=replace(job.settings, tokenizer=tokenizer.name))
         journal = _journal(out, job.settings, tokenizer, force)
         if force and not all(source.path for source in job.sources):
             journal = None  # standard input could not be read again after a stale journal
@@ -193,7 +190,8 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
             yield from _nothing_to_do(job, tokenizer)
             return
         if not tokenizer:
-            tokenizer = yield from _characters(job)
+            learnt = yield from learn_vocabulary(job)
+            tokenizer, job = learnt.tokenizer, replace(job, n_learnt=learnt.n_bytes)
         if journal and journal.fingerprint == tokenizer.fingerprint:
             try:
                 yield from run_prepare(job, tokenizer, journal)
@@ -266,44 +264,30 @@ def _refuse_other(
         )
 
 
-def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
-    """The character vocabulary of the whole text, from a pass of its own over all sources."""
-    seen: set[str] = set()
-    n_read = n_bytes = 0
-    for source in job.sources:
-        with contextlib.closing(SourceReader(source, job.settings.text_fields)) as reader:
-            for piece in trim_heap(reader.pieces()):
-                seen.update(piece.text)
-                n_bytes += piece.n_bytes
-                n_done = n_read + reader.n_read
-                yield PrepareProgress("vocabulary", job.out, n_done, job.n_total, n_bytes=n_bytes)
-            n_read += reader.n_read
-    return Chars.from_text(seen)
-
-
-def _tokenizer(name: str) -> Tokenizer:
+def named_tokenizer(name: str) -> Tokenizer:
+    """GPT-2's, or that of a folder. Raises UsageError for another name."""
     if name == "gpt2":
         return gpt2()
     if not paths.expand(name).is_dir():
         raise UsageError(
             f"{name}: no such tokenizer",
-            "there are gpt2, chars, and folders with vocab.json and merges.txt",
-            f"--tokenizer {'chars' if name.startswith('char') else 'gpt2'}",
+            "it is gpt2, chars, bpe-8192 (learnt from the text, any size), or a tokenizer folder",
+            f"gpt2 tokenizer train TEXT.txt --size 8192 --out {shlex.quote(name)}"
+            if os.sep in name
+            else f"--tokenizer {'chars' if name.startswith('char') else 'gpt2'}",
         )
     return load_tokenizer(paths.expand(name))
 
 
 @contextlib.contextmanager
 def _spooled(job: PrepareJob) -> Iterator[PrepareJob]:
-    """Characters take two passes, so standard input is saved to a file."""
-    if job.settings.tokenizer != CHARS or all(source.path for source in job.sources):
+    """A vocabulary of the text takes passes of its own, so standard input is saved to a file."""
+    if not is_made_of_text(job.settings.tokenizer) or all(source.path for source in job.sources):
         yield job
         return
     spool = job.out / SPOOL
     try:
-        with open(spool, "wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file, files.CHUNK)
-        yield replace(job, sources=[s if s.path else replace(s, path=spool) for s in job.sources])
+        yield replace(job, sources=spooled(job.sources, spool))
     finally:
         spool.unlink(missing_ok=True)
 
@@ -345,8 +329,8 @@ def _check_settings(settings: PrepareSettings, validation_sources: Sequence[str 
 def _key(sources: Sequence[SourceRecord], settings: PrepareSettings, tokenizer: Tokenizer | None) -> str:
     """The name of the cache folder: a hash of the content and the settings, not of paths."""
     content = [[source.kind, source.bytes, source.sha256, source.held_out] for source in sources]
-    if not tokenizer and settings.tokenizer != CHARS:
-        tokenizer = _tokenizer(settings.tokenizer)
-    fingerprint = tokenizer.fingerprint if tokenizer else CHARS
+    if not tokenizer and not is_made_of_text(settings.tokenizer):
+        tokenizer = named_tokenizer(settings.tokenizer)
+    fingerprint = tokenizer.fingerprint if tokenizer else settings.tokenizer
     key = json.dumps([VERSION, SPLIT_RULE, content, fingerprint, asdict(replace(settings, tokenizer=""))])
     return hashlib.sha256(key.encode()).hexdigest()[:24]

@@ -33,18 +33,20 @@ def require_same_settings(
     manifest: TokenManifest,
     *,
     tokenizer: str | None = None,
+    fingerprint: str | None = None,
     validation: float | None = None,
     text_fields: Sequence[str] | None = None,
     validation_source: str | None = None,
 ) -> None:
     """Raise UsageError if a recipe whose data.source is the prepared folder asks for other settings than
-    the folder's. None: not asked for.
+    the folder's. None: not asked for. `fingerprint` is that of a tokenizer which lies in a folder.
     """
     made = manifest.settings
     has_fields = any(source.kind != "text" for source in manifest.sources)
     held_out = shlex.join(manifest.validation_arguments)
     split = held_out or _number(made.validation)
-    if tokenizer is not None and tokenizer != made.tokenizer:
+    same = fingerprint == manifest.fingerprint if fingerprint else tokenizer == made.tokenizer
+    if tokenizer is not None and not same:
         command = prepare_command(manifest, folder, tokenizer=tokenizer)
         raise _other(folder, "tokenizer", tokenizer, made.tokenizer, command)
     if validation_source is not None:

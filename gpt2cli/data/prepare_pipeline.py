@@ -29,7 +29,7 @@ from gpt2cli.data.manifest import (
     write_journal,
     write_manifest,
 )
-from gpt2cli.data.shards import ShardWriter, document_end, dtype_for, move_tail
+from gpt2cli.data.shards import ShardWriter, document_end, dtype_for, move_tail, tokens_of_bytes
 from gpt2cli.data.text_reader import MAX_PIECE_CHARACTERS
 from gpt2cli.data.tokenize import encode_chunks, encoder_for, text_chunks
 from gpt2cli.errors import InputError, counted
@@ -37,7 +37,8 @@ from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import save_tokenizer
 
-Phase = Literal["waiting", "vocabulary", "continuing", "tokens", "finishing", "done", "nothing to do"]
+_Begin = Literal["waiting", "reading", "vocabulary", "merging", "continuing"]
+Phase = Literal[_Begin, "tokens", "finishing", "done", "nothing to do"]
 TOLERANCE = 0.2  # of the validation share that is asked for
 # A part of the name of a cached folder: a change of the rule is a change of this text.
 SPLIT_RULE = "documents by sha256(seed:index), and a tail moved where they miss the share of tokens"
@@ -73,6 +74,7 @@ class PrepareProgress:
 class PrepareJob:
     """The sources and settings of a preparation. `expected` are the sources as an earlier pass found them;
     `tokenizer` is given instead of that of the settings; `arguments` and `validation_arguments` are as typed.
+    The training split keeps its first `n_learnt` bytes: its vocabulary was learnt from them.
     """
 
     sources: Sequence[TextSource]
@@ -85,6 +87,7 @@ class PrepareJob:
     tokenizer: Tokenizer | None = None
     arguments: tuple[str, ...] = ()
     validation_arguments: tuple[str, ...] = ()
+    n_learnt: int = 0
 
     @cached_property
     def n_total(self) -> int | None:
@@ -185,6 +188,9 @@ def _meet_share(
         low, high, n_kept = n_tokens - most, n_tokens - fewest, n_tokens - n_wanted
     source.finish()
     shards, dtype = source.state.finished, dtype_for(tokenizer.n_vocab)
+    if too_few and job.n_learnt:
+        low = max(low, tokens_of_bytes(job.out, shards, dtype, tokenizer, job.n_learnt))
+        high, n_kept = max(low, high), max(low, n_kept)
     n_kept = document_end(job.out, shards, dtype, tokenizer.end_of_text, low, high, n_kept) or n_kept
     kept = WriterState(move_tail(job.out, shards, dtype, source.n_tokens - n_kept, target))
     target.finish()

@@ -14,6 +14,7 @@ import numpy as np
 from gpt2cli import files
 from gpt2cli.data.manifest import DTYPES, Dtype, Shard, StaleError, WriterState
 from gpt2cli.errors import InputError
+from gpt2cli.tokenizer.base import Tokenizer, begin
 
 Ids = np.ndarray[tuple[int], np.dtype[Any]]
 
@@ -170,3 +171,26 @@ def document_end(
                     left += len(ids)
         n_before += shard.n_tokens
     return best
+
+
+def tokens_of_bytes(
+    folder: Path, shards: Sequence[Shard], dtype: Dtype, tokenizer: Tokenizer, n_bytes: int
+) -> int:
+    """The least number of tokens, from the first on, that are `n_bytes` of text or more."""
+    lengths = token_lengths(tokenizer)
+    n_before, left = 0, n_bytes
+    for shard in shards:
+        with files.open_regular(folder / shard.file) as file:
+            for block in _blocks(file, shard.n_tokens * DTYPES[dtype].itemsize):
+                sums = lengths[np.frombuffer(block, DTYPES[dtype])].cumsum()
+                if sums[-1] >= left:
+                    return n_before + int(np.searchsorted(sums, left)) + 1
+                n_before, left = n_before + len(sums), left - int(sums[-1])
+    return n_before
+
+
+def token_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of text per token, (V,) int64. What begins or ends a text is none of it."""
+    lengths = np.array([len(tokenizer.decode_bytes([id])) for id in range(tokenizer.n_vocab)])
+    lengths[[tokenizer.end_of_text, *begin(tokenizer)]] = 0
+    return lengths

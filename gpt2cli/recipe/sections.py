@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gpt2cli.model.config import PRESETS, GPT2Config
+from gpt2cli.tokenizer.base import SMALLEST, learnt_size
 
 
 def _require_unicode(value: str) -> str:
@@ -45,6 +46,17 @@ def _require_token_count(value: Any) -> Any:
 TokenCount = Annotated[int | Literal["all"], PlainValidator(_require_token_count)]
 
 
+def _require_room_for_bytes(value: str) -> str:
+    size = learnt_size(value)
+    if size is not None and size < SMALLEST:
+        must = f"must be bpe-{SMALLEST} or larger: the 256 bytes and <|endoftext|> come first"
+        raise PydanticCustomError("recipe_value", must)
+    return value
+
+
+TokenizerName = Annotated[NonEmptyText, AfterValidator(_require_room_for_bytes)]
+
+
 def _require_training_share(data: Any) -> Any:
     if data.validation + data.test >= 1:
         raise field_error("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
@@ -61,8 +73,10 @@ class DataConfig(RecipeSection):
     """The text to train on."""
 
     source: NonEmptyText = Field(description="a named corpus, a text file, or a folder made by gpt2 prepare")
-    tokenizer: Literal["gpt2", "chars"] | None = Field(
-        default=None, description="null: that of init or of a prepared folder, else gpt2"
+    tokenizer: TokenizerName | None = Field(
+        default=None,
+        description="gpt2, chars, bpe-N (N tokens, learnt from the training text), or a tokenizer folder;"
+        " null: that of init or of a prepared folder, else gpt2",
     )
     validation: Fraction | None = Field(
         default=None, description="fraction of tokens held out; null: a prepared folder's, else 0.1"
@@ -233,6 +247,9 @@ class LogConfig(RecipeSection):
 
     every: PositiveInt = Field(default=1, description="steps between log lines")
     tensorboard: bool = Field(default=False, description="whether to write TensorBoard event files")
+    wandb: bool = Field(
+        default=False, description="whether to log to Weights & Biases; the run's project is WANDB_PROJECT"
+    )
 
 
 class CheckpointConfig(RecipeSection):

@@ -8,6 +8,7 @@ The tokenizers are in bpe.py and chars.py, their files in files.py.
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,21 @@ OTHER_KINDS = {
     "tokenizer.model": "SentencePiece",
     "vocab.txt": "WordPiece",
 }
+
+
+CHARS = "chars"  # the name of a vocabulary of the characters of a text
+SMALLEST = 257  # tokens of a byte-level vocabulary: the bytes and <|endoftext|>
+
+
+def learnt_size(name: str) -> int | None:
+    """8192 of "bpe-8192", a vocabulary learnt from the text that it will encode; None of another name."""
+    found = re.fullmatch(r"bpe-(\d{1,9})", name)
+    return int(found[1]) if found else None
+
+
+def is_made_of_text(name: str) -> bool:
+    """Whether the tokenizer of this name is made from the text that it will encode."""
+    return name == CHARS or learnt_size(name) is not None
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def stopping_at_eos(tokenizer: Tokenizer) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
     """Write the tokenizer's files into `folder`, the same bytes every time; returns their names."""
     if isinstance(tokenizer, BPE):
-        decoder = {str(token.id): _added(token) for token in tokenizer.added}
+        decoder = {str(token.id): added_entry(token) for token in tokenizer.added}
         config = {
             **_config("GPT2Tokenizer", tokenizer),
             "add_prefix_space": False,
@@ -363,7 +363,7 @@ def _config(tokenizer_class: str, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _added(token: AddedToken) -> dict[str, Any]:
+def added_entry(token: AddedToken) -> dict[str, Any]:
     return {
         "content": token.content,
         "lstrip": token.lstrip,
@@ -381,7 +381,7 @@ def _tokenizer_json_of(tokenizer: Chars) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": end.id, **_added(end)}],
+        "added_tokens": [{"id": end.id, **added_entry(end)}],
         "normalizer": None,
         "pre_tokenizer": EACH_CHARACTER,
         "post_processor": None,

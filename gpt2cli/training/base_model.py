@@ -27,7 +27,7 @@ from gpt2cli.model.config import GPT2Config, from_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead, empty_model, new_model
 from gpt2cli.recipe.schema import SCRATCH, FinetuneRecipe, PretrainRecipe, Recipe
 from gpt2cli.recipe.sections import ModelConfig
-from gpt2cli.tokenizer.base import AddedToken, Tokenizer
+from gpt2cli.tokenizer.base import AddedToken, Tokenizer, is_made_of_text
 from gpt2cli.tokenizer.bpe import BPE, gpt2
 from gpt2cli.tokenizer.files import load_tokenizer, stopping_at_eos
 from gpt2cli.training.train_state import read_state
@@ -203,10 +203,12 @@ def base_to_train_further(
         f"{name} {found[name]}" for name, value in shape.items() if value not in (None, found[name])
     ]:
         notices.append(f"the model's shape is that of {recipe.init}, not the recipe's: {', '.join(other)}")
-    if recipe.data.tokenizer not in (None, base.tokenizer.name):
+    named = recipe.data.tokenizer
+    if named and _is_folder(named):
+        _require_same_tokenizer(recipe, base)
+    elif named not in (None, base.tokenizer.name, f"{base.tokenizer.name}-{base.tokenizer.n_vocab}"):
         notices.append(
-            f"the tokenizer is that of {recipe.init}, {base.tokenizer.name}, not the recipe's"
-            f" {recipe.data.tokenizer}"
+            f"the tokenizer is that of {recipe.init}, {base.tokenizer.name}, not the recipe's {named}"
         )
     meant = recipe.model_copy(
         update={
@@ -215,6 +217,21 @@ def base_to_train_further(
         }
     )
     return meant, replace(base, config=replace(base.config, n_positions=context)), tuple(notices)
+
+
+def _is_folder(tokenizer: str) -> bool:
+    return tokenizer != "gpt2" and not is_made_of_text(tokenizer)
+
+
+def _require_same_tokenizer(recipe: PretrainRecipe, base: BaseLM) -> None:
+    """Raise UsageError if the recipe's tokenizer folder holds another one than the base has."""
+    folder = paths.expand(str(recipe.data.tokenizer))
+    if folder.is_dir() and load_tokenizer(folder).fingerprint != base.tokenizer.fingerprint:
+        raise UsageError(
+            f"data.tokenizer is {folder}, but init={recipe.init} has another tokenizer",
+            "a model knows the tokens that it was trained on, and no others",
+            f"data.tokenizer=null keeps that of {recipe.init}, init={SCRATCH} the folder's",
+        )
 
 
 def cut_context(model: GPT2LMHead, n_positions: int, attention: str = "sdpa") -> GPT2LMHead:

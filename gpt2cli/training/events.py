@@ -58,6 +58,7 @@ class EvalDone:
     is_best: bool
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+    bits_per_byte: float | None = None  # of text: comparable between vocabularies; None for no text
 
 
 @dataclass(frozen=True)

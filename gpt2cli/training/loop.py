@@ -187,7 +187,9 @@ def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
     is_best = state.add_evaluation(state.step, loss, metrics)
     perplexity = math.exp(min(loss, 700.0))  # exp of more overflows a float
     seconds = time.perf_counter() - started
-    return EvalDone(state.step, loss, perplexity, int(n_all), is_best, seconds, metrics)
+    n_bytes = task.evaluation_bytes
+    bits = loss * n_all / math.log(2) / n_bytes if n_bytes else None
+    return EvalDone(state.step, loss, perplexity, int(n_all), is_best, seconds, metrics, bits)
 
 
 def seed_dropout(seed: int, step: int, micro: int) -> None:

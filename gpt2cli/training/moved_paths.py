@@ -15,10 +15,12 @@ from gpt2cli.data.corpora import BUNDLED, CORPORA
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.recipe.schema import SCRATCH, Recipe
+from gpt2cli.tokenizer.base import is_made_of_text
 from gpt2cli.training.run_dir import RunDir, started_in
 
 INIT = "init"
-KEYS = ("data.source", "data.validation_source", INIT)
+TOKENIZER = "data.tokenizer"
+KEYS = ("data.source", "data.validation_source", TOKENIZER, INIT)
 
 
 def absolute_paths(overrides: Sequence[str]) -> list[str]:
@@ -38,8 +40,8 @@ def moved_paths(run: RunDir, recipe: Recipe, resume: str) -> list[str]:
         if value is None or _is_name(key, value):
             continue
         if (path := _find(key, value, places)) is None:
-            if key == INIT and recipe.train != "lora":
-                continue  # a resume takes the run's own weights
+            if key == TOKENIZER or (key == INIT and recipe.train != "lora"):
+                continue  # a resume takes the run's own
             looked = "" if paths.expand(value).is_absolute() else f"looked in {', '.join(map(str, places))}"
             raise InputError(f"{key}: {value} is not there any more", looked, f"{resume} {key}=/new/path")
         here = Path(os.path.abspath(paths.expand(value)))
@@ -78,6 +80,8 @@ def _is_name(key: str, value: str) -> bool:
     """Whether the value is no path, but the name of a corpus or of a model."""
     if key == INIT:
         return value in (SCRATCH, paths.NEWEST) or paths.canonical_size(value) is not None
+    if key == TOKENIZER:
+        return value == "gpt2" or is_made_of_text(value)
     return value in CORPORA or value in BUNDLED
 
 

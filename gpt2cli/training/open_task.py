@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from gpt2cli import paths
 from gpt2cli.data.corpora import find_corpus
 from gpt2cli.data.instructions import read_instructions
 from gpt2cli.data.labelled_texts import read_labelled, split_labelled
 from gpt2cli.data.manifest import is_prepared, read_manifest
-from gpt2cli.data.prepare import prepare_cached
+from gpt2cli.data.prepare import named_tokenizer, prepare_cached
 from gpt2cli.data.prepare_command import prepare_settings, require_same_settings
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
-from gpt2cli.errors import InputError
+from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.evaluation.rouge import require_rouge
 from gpt2cli.recipe.schema import ClassifyRecipe, InstructRecipe, PretrainRecipe
-from gpt2cli.training.base_model import BaseLM, base_of_run, base_to_train_further, random_weights
+from gpt2cli.tokenizer.base import Tokenizer, is_made_of_text
+from gpt2cli.tokenizer.files import load_tokenizer
+from gpt2cli.training.base_model import base_of_run, base_to_train_further, random_weights
 from gpt2cli.training.classify_task import ClassifyTask
 from gpt2cli.training.pretrain_task import PretrainTask
 from gpt2cli.training.sft_task import SftTask, split_records
@@ -39,7 +42,8 @@ def open_pretraining(
     recipe, base, notices = base_to_train_further(recipe, checkpoint)
     for sentence in notices:
         notice(f"note: {sentence}")
-    data, origin = _tokens(recipe, base, offline, notice, prepare)
+    tokenizer = base.tokenizer if base else _tokenizer_in_folder(recipe.data.tokenizer, checkpoint)
+    data, origin = _tokens(recipe, tokenizer, offline, notice, prepare)
     if base:
         origin |= {"init": base.name, "init_sha256": base.sha256}
     with data:
@@ -124,10 +128,25 @@ def open_instruction_tuning(
     )
 
 
+def _tokenizer_in_folder(name: str | None, checkpoint: Path | None) -> Tokenizer | None:
+    """The tokenizer of a recipe that names a folder. A resumed run has a copy of its own, if that is gone.
+
+    Whether it is still the same, the run's identity says. Raises UsageError for an unknown name.
+    """
+    if name is None or name == "gpt2" or is_made_of_text(name):
+        return None
+    if checkpoint and not paths.expand(name).is_dir():
+        return load_tokenizer(checkpoint)
+    try:
+        return named_tokenizer(name)
+    except Gpt2Error as error:
+        raise type(error)(f"data.tokenizer: {error.what}", error.why, error.fix) from None
+
+
 def _tokens(
-    recipe: PretrainRecipe, base: BaseLM | None, offline: bool, notice: Notice, prepare: Prepare
+    recipe: PretrainRecipe, tokenizer: Tokenizer | None, offline: bool, notice: Notice, prepare: Prepare
 ) -> tuple[TokenDataset, Origin]:
-    """The text as tokens, with the tokenizer of the base if there is one; and its origin."""
+    """The text as tokens, by this tokenizer if there is one; and its origin."""
     wanted, held_out = recipe.data, tuple[Path, ...]()
     text = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
     if text.warning:
@@ -141,12 +160,12 @@ def _tokens(
             folder,
             read_manifest(folder),
             tokenizer=wanted.tokenizer,
+            fingerprint=tokenizer.fingerprint if tokenizer else None,
             validation=wanted.validation,
             text_fields=wanted.text_fields,
             validation_source=wanted.validation_source,
         )
         return open_dataset(folder), origin | {"tokens": str(folder)}
-    tokenizer = base.tokenizer if base else None
     job = partial(
         prepare_cached,
         text.paths,

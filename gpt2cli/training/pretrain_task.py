@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.data.prepare_command import prepare_command
+from gpt2cli.data.shards import token_lengths
 from gpt2cli.data.token_dataset import TokenDataset
 from gpt2cli.data.windows import TrainingWindows, validation_windows
 from gpt2cli.errors import InputError, UsageError
@@ -106,6 +107,11 @@ class PretrainTask(LanguageModelTask):
             for i in range(0, len(starts), n_rows):
                 rows = [validation.read(start, length + 1) for start in starts[i : i + n_rows]]
                 yield _inputs_and_targets(np.stack(rows))
+
+    @cached_property
+    def evaluation_bytes(self) -> int | None:
+        lengths = torch.from_numpy(token_lengths(self.tokenizer))  # (V,)
+        return int(sum(lengths[batch.targets].sum() for batch in self.evaluation_batches()))
 
     def loss_sum(self, model: GPT2LMHead, batch: Batch, dtype: torch.dtype) -> Tensor:
         hidden = model.transformer(batch.input_ids).flatten(0, 1)  # (B * T, C)

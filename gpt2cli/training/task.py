@@ -98,6 +98,11 @@ class TrainingTask(Protocol):
     def evaluation_batches(self) -> Iterator[Any]:
         """Batches of the validation split, the same ones each time."""
 
+    @property
+    def evaluation_bytes(self) -> int | None:
+        """Bytes of text that all targets of `evaluation_batches` stand for; None where they are no text."""
+        return None
+
     def loss_sum(self, model: Any, batch: Any, dtype: torch.dtype) -> Tensor:
         """The loss summed over the batch's targets, a scalar in nats. The output layer uses `dtype`."""
 

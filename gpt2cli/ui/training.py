@@ -108,6 +108,8 @@ class TrainingView:
         style = "good" if event.is_best else ""
         # A measure of the task says more than a perplexity, which is the loss again.
         notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.metrics.items()]
+        if event.bits_per_byte is not None:
+            notes.append(f"bits/byte {event.bits_per_byte:.3f}")
         if not self.tabular or self.console.width >= 100:
             notes.append(f"over {event.n_tokens:,} {'texts' if event.metrics else 'tokens'}")
         notes += ["best"] if event.is_best else []

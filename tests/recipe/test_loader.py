@@ -112,7 +112,12 @@ def test_a_misspelt_required_key_is_told_as_such(refused: Refused, small: str) -
         ("data.text_fields=[]", "must not be empty", "it is []"),
         ("data.text_fields=[1]", "must be text; put it in quotes", "it is 1"),
         ("data.bundled=1", "must be true or false", "it is 1"),
-        ("data.tokenizer=words", "must be gpt2 or chars", "it is 'words'"),
+        ("data.tokenizer=''", "must not be empty", "it is ''"),
+        (
+            "data.tokenizer=bpe-256",
+            "must be bpe-257 or larger: the 256 bytes and <|endoftext|> come first",
+            "it is 'bpe-256'",
+        ),
         ("run.compile=maybe", "must be auto, on or off", "it is 'maybe'"),
         ("run.device=tpu", "must be auto, cpu, cuda or mps", "it is 'tpu'"),
         ("eval.temperature=-1", "must be >= 0", "it is -1"),
