@@ -273,7 +273,7 @@ def named_tokenizer(name: str) -> Tokenizer:
             f"{name}: no such tokenizer",
             "it is gpt2, chars, bpe-8192 (learnt from the text, any size), or a tokenizer folder",
             f"gpt2 tokenizer train TEXT.txt --size 8192 --out {shlex.quote(name)}"
-            if os.sep in name
+            if "/" in name
             else f"--tokenizer {'chars' if name.startswith('char') else 'gpt2'}",
         )
     return load_tokenizer(paths.expand(name))
