@@ -22,6 +22,7 @@ NAMES = [
     "gpt2-mini",
     "instruct",
     "instruct-lora",
+    "positions",
     "shakespeare",
     "shakespeare-char",
     "spam",
