@@ -9,16 +9,16 @@ help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: .venv/runtime.stamp  ## train GPT-2 124M on a short story, then let it write
-	@echo '$$ gpt2 pretrain recipes/verdict.yaml'
-	@$(BIN)/gpt2 pretrain recipes/verdict.yaml $(if $(wildcard runs/verdict/run.json),--resume)
+	@echo '$$ gpt2 pretrain verdict'
+	@$(BIN)/gpt2 pretrain verdict $(if $(wildcard runs/verdict/run.json),--resume)
 	@echo
 	@echo '$$ gpt2 generate "Every effort moves you" --model runs/verdict --max-new-tokens 50 --top-k 40 --temperature 0.8'
 	@$(BIN)/gpt2 generate "Every effort moves you" --model runs/verdict --max-new-tokens 50 --top-k 40 --temperature 0.8
 	@echo
 	@echo 'Look at runs/verdict/loss.png and runs/verdict/samples.txt. Then activate the environment and try:'
 	@echo '  source .venv/bin/activate'
-	@echo '  gpt2 pretrain recipes/shakespeare-char.yaml'
-	@echo '  gpt2 pretrain recipes/verdict.yaml optim.lr=3e-4 --name second-try'
+	@echo '  gpt2 pretrain shakespeare-char'
+	@echo '  gpt2 pretrain verdict optim.lr=3e-4 --name second-try'
 	@echo '  gpt2 generate "I had always thought" --model runs/verdict --num-samples 3'
 
 tour: .venv/runtime.stamp  ## the whole way in six minutes: prepare to chat and export; TOUR_SHORT=1 in half a minute
@@ -38,7 +38,8 @@ check: lint test           ## lint and test: what CI runs
 check-lowest: .venv-lowest/stamp ## the lowest promised version of each library, apart from torch's
 	.venv-lowest/bin/python -m pytest tests/lowest.py
 
-check-peers: .venv/dev.stamp ## several processes: what takes minutes beside `make check`
+check-peers: .venv/dev.stamp ## several processes and lm-evaluation-harness: what takes minutes beside `make check`
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[peers]' || echo 'no lm-eval: its tests are skipped'
 	$(BIN)/python -m pytest -m peers -n 2
 
 mutations: .venv/dev.stamp ## put known faults into a copy of the tree: each must fail a test

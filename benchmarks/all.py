@@ -28,6 +28,7 @@ PROGRAMS = {
     "training": ("--curve 50", "--rounds 1 --steps 1 --curve 2"),
     "decode": ("", "--rounds 1 --new-tokens 8"),
     "batch": ("", "--rounds 1 --new-tokens 8"),
+    "scoring": ("", "--rounds 1 --windows 2 --texts 20"),
     "loading": ("", "--rounds 1"),
     "startup": ("", "--rounds 1"),
 }

@@ -11,6 +11,9 @@ from typing import Any
 from engines import COMPILED, CTRANSLATE, LLAMA, ROWS, TRANSFORMERS
 from loading import AGAIN, PEER
 from prepare import ARRAYS, LISTS, OURS
+from scoring import BATCHED, CLASSIFY, EVALUATE
+from scoring import OURS as SCORED
+from scoring import THEIRS as SCORED_BY
 from startup import COMPILED as COMPILED_START
 from startup import HELP
 from training import THEIRS
@@ -56,6 +59,13 @@ def later(precision: str, start: int, first: int) -> Values:
 def batch(precision: str, rows: int, peer: str) -> Values:
     ours, theirs = (_engine(precision, rows, 64, engine, "token_s") for engine in (ROWS, peer))
     return Values("batch", "ms/step", ours, theirs)
+
+
+def scored(task: str, precision: str, peer: str) -> Values:
+    def seconds(name: str) -> Pick:
+        return lambda report: _one(report["results"], task=task, precision=precision)["seconds"][name]
+
+    return Values("scoring", "s", seconds(SCORED), seconds(peer))
 
 
 def training(shape: str) -> Values:
@@ -154,6 +164,11 @@ GOALS = (
     Goal("decode int8 after 900", "itself after 64", MOST, 1.4, later("int8", 900, 64)),
     Goal("prefill 512, bf16", "transformers bf16", LEAST, 1.2, prefill("bf16", 512, TRANSFORMERS)),
     Goal("prefill 512, bf16", "llama.cpp f16", LEAST, 2.0, prefill("bf16", 512, LLAMA)),
+    Goal("prefill 512, fp32", "llama.cpp f32", LEAST, 1.3, prefill("fp32", 512, LLAMA)),
+    Goal("evaluate fp32, 4 windows", "transformers", LEAST, 2.0, scored(EVALUATE, "fp32", SCORED_BY)),
+    Goal("evaluate bf16, 4 windows", "transformers bf16", LEAST, 2.0, scored(EVALUATE, "bf16", SCORED_BY)),
+    Goal("classify 300 texts", "transformers' pipeline", LEAST, 2.0, scored(CLASSIFY, "fp32", SCORED_BY)),
+    Goal("classify 300 texts", "the same, batches of 32", LEAST, 2.0, scored(CLASSIFY, "fp32", BATCHED)),
     Goal("batch 8, bf16", "transformers bf16", LEAST, 1.8, batch("bf16", 8, TRANSFORMERS)),
     Goal("batch 32, bf16", "transformers bf16", LEAST, 1.8, batch("bf16", 32, TRANSFORMERS)),
     Goal("batch 8, int8", "CTranslate2 int8", LEAST, 1.2, batch("int8", 8, CTRANSLATE)),

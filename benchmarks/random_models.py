@@ -58,7 +58,7 @@ def transformers_model(size: str) -> Any:
     from gpt2cli.model.config import to_hugging_face
 
     ours = random_model(size)
-    model = GPT2LMHeadModel(GPT2Config(**to_hugging_face(ours.config, end_of_text=50256)))
+    model = GPT2LMHeadModel(GPT2Config(**to_hugging_face(ours.config)))
     state = ours.state_dict().items()
     model.load_state_dict({name: t.T if name.endswith(TRANSPOSED) else t for name, t in state})
     return model.eval()

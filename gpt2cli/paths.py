@@ -148,6 +148,11 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+def shown_model(folder: Path) -> str:
+    """The name of a model folder for a command: of a checkpoint its run."""
+    return shown_path(folder.parent.parent if is_checkpoint(folder) else folder)
+
+
 def is_run(folder: Path) -> bool:
     return os.path.isdir(folder / CHECKPOINTS)
 

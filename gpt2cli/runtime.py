@@ -5,6 +5,7 @@ module receives one and never queries the machine.
 """
 
 import ctypes
+import hashlib
 import math
 import os
 import platform
@@ -122,6 +123,17 @@ def describe_machine(runtime: Runtime) -> dict[str, str | int]:
     }
 
 
+def processor_digest() -> str:
+    """A digest of the processor's features, by which compiled code and measured choices are known again."""
+    lines = []
+    if os.path.exists("/proc/cpuinfo"):
+        wanted = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU implementer", "CPU part")
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = sorted({line for line in file if line.startswith(wanted)})
+    name = "\n".join([os.uname().machine, torch.backends.cpu.get_cpu_capability(), *lines])
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
 def peak_memory(device: torch.device) -> tuple[int, str]:
     """The most bytes that were in use so far, and of what: torch's tensors on a GPU, or this process."""
     if device.type == "cuda":
@@ -141,7 +153,7 @@ def require_device(device: str) -> torch.device:
         raise UsageError(
             f"device {device} is not available",
             "torch does not see one on this machine",
-            "use device auto or cpu",
+            "--device cpu",
         )
     return torch.device(device)
 

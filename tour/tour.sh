@@ -38,13 +38,13 @@ step 'A GPT-2 of 7 million weights learns to write like it, from random ones.' \
   "gpt2 pretrain tour/tour.yaml$few"
 
 step 'From there it learns to tell spam from other messages. The table is of messages that it has not seen.' \
-  "gpt2 finetune-classify recipes/spam-tiny.yaml init=runs/tour data.source=$texts/messages.tsv optim.lr=3e-4 optim.steps=99 --name tour-spam$few"
+  "gpt2 finetune-classify spam-tiny init=runs/tour data.source=$texts/messages.tsv optim.lr=3e-4 optim.steps=99 --name tour-spam$few"
 
 step 'It is used.' \
   'gpt2 classify runs/tour-spam "URGENT! Your number has won a 500 gift card. Reply CLAIM before midnight" "Shall we have lunch on Friday?"'
 
 step 'The story writer learns 174 answers by heart, then gives 21 others. So few teach it nothing of those: their loss rises.' \
-  "gpt2 finetune-instruct recipes/instruct.yaml init=runs/tour data.source=$texts/instructions.json batch.micro_batch=16 optim.steps=800 optim.lr=2e-3 eval.every=800 eval.max_new_tokens=48 log.every=100 --name tour-assistant$few${few:+ eval.temperature=1 eval.max_new_tokens=12}"
+  "gpt2 finetune-instruct instruct init=runs/tour data.source=$texts/instructions.json batch.micro_batch=16 optim.steps=800 optim.lr=2e-3 eval.every=800 eval.max_new_tokens=48 log.every=100 --name tour-assistant$few${few:+ eval.temperature=1 eval.max_new_tokens=12}"
 
 # A judge is another language model: Ollama's llama3.2, or TOUR_JUDGE, where one answers.
 judge=${TOUR_JUDGE:-llama3.2}

@@ -69,7 +69,7 @@ class LanguageModel:
     def __init__(self, loaded: LoadedModel, name: str) -> None:
         self._loaded, self._model, self._tokenizer = loaded, loaded.model, loaded.tokenizer
         self.name, self.folder, self.config = name, loaded.folder, loaded.config
-        self._device = loaded.model.transformer.wpe.weight.device
+        self._device = loaded.model.transformer.ln_f.weight.device
 
     def __repr__(self) -> str:
         c = self.config

@@ -29,7 +29,7 @@ from gpt2cli.files import sha256_of, write_file, write_json
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import GPT2Config, from_hugging_face, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
-from gpt2cli.paths import is_adapter
+from gpt2cli.paths import is_adapter, shown_model
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 from gpt2cli.tokenizer.files import COPY, load_tokenizer, save_tokenizer, token_name
@@ -164,7 +164,9 @@ def _require_classifier(folder: Path, values: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder}: holds a {what}, not a classifier",
             "it generates text and has no classes" if writes else f"only {CLASSIFIER} can be read",
-            f"gpt2 finetune-classify spam init={folder}" if writes else "gpt2 finetune-classify spam-tiny",
+            f"gpt2 finetune-classify spam init={shown_model(folder)}"
+            if writes
+            else "gpt2 finetune-classify spam-tiny",
         )
     kind = values.get("problem_type") or "single_label_classification"
     if kind != "single_label_classification":

@@ -9,10 +9,11 @@ from typing import Any
 
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import read_json_object
-from gpt2cli.model.config import GPT2Config, from_hugging_face, score_scales
+from gpt2cli.model.config import LANGUAGE_MODELS, GPT2Config, from_hugging_face, score_scales
 
 # Hugging Face's names of the model, of the model without its output layer, of the text classifier.
-LANGUAGE_MODEL, TRANSFORMER_BODY, CLASSIFIER = "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
+LANGUAGE_MODEL, TRANSFORMER_BODY = LANGUAGE_MODELS["learned"], "GPT2Model"
+CLASSIFIER = "GPT2ForSequenceClassification"
 # Of language models with a second head, which a conversion leaves out: transformers', and trl's.
 TWO_HEADS = ("GPT2DoubleHeadsModel", "AutoModelForCausalLMWithValueHead")
 
@@ -52,8 +53,8 @@ def require_language_model(
     takes the folder.
     """
     named = config.get("architectures") or [LANGUAGE_MODEL]
-    convertible = (LANGUAGE_MODEL, TRANSFORMER_BODY, *TWO_HEADS)
-    accepted = convertible if to_convert else (LANGUAGE_MODEL,)
+    whole = tuple(LANGUAGE_MODELS.values())
+    accepted = (*whole, TRANSFORMER_BODY, *TWO_HEADS) if to_convert else whole
     if isinstance(named, list) and any(name in accepted for name in named):
         return
     what = str(named[0] if isinstance(named, list) else named)[:80]

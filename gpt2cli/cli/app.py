@@ -24,6 +24,7 @@ from gpt2cli.cli import (
     finetune_classify,
     finetune_instruct,
     generate,
+    grid,
     inspect,
     judge,
     prepare,
@@ -59,6 +60,7 @@ COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     ("pretrain", TRAIN, pretrain.pretrain),
     ("finetune-classify", TRAIN, finetune_classify.finetune_classify),
     ("finetune-instruct", TRAIN, finetune_instruct.finetune_instruct),
+    ("grid", TRAIN, grid.grid),
     ("generate", USE, generate.generate),
     ("chat", USE, chat.chat),
     ("classify", USE, classify.classify),
@@ -147,6 +149,10 @@ def run(arguments: list[str]) -> int:
 
             traceback.print_exc()
         known = explain(error, arguments)
+        if "RANK" in os.environ:
+            from gpt2cli.cli import launcher
+
+            known = launcher.naming_rank(known)
         if not isinstance(known, LostRankError):  # the process that is gone says why
             print_error(known)
         return known.exit_code

@@ -15,12 +15,15 @@ _DATA = (".txt", ".md", ".gz", ".parquet", ".jsonl", ".json", ".csv", ".tsv")
 def require_recipe(recipe: str, task: str, overrides: Sequence[str] = ()) -> str:
     """The recipe as a name or a path; a run's folder is its recipe.yaml.
 
-    Raises UsageError for what is none: for data with the command that trains on them.
+    Raises UsageError for a recipe of another `task` than this, if any, and for what is no recipe: for data
+    with the command that trains on them.
     """
     from gpt2cli.recipe.loader import find_recipe
+    from gpt2cli.recipe.shipped import read_header
 
     path = expand(recipe)
     if recipe and path.is_file() and path.suffix in _DATA:
+        task = task or "pretrain"
         words = ["gpt2", task, FIRST_RECIPES[task], *_data_keys(path, recipe, task), *overrides]
         raise UsageError(
             f"{recipe}: is data, not a recipe",
@@ -28,7 +31,17 @@ def require_recipe(recipe: str, task: str, overrides: Sequence[str] = ()) -> str
             " ".join(map(shlex.quote, words)),
         )
     found = find_recipe(recipe)
+    theirs = read_header(found).task if found.is_file() else ""
+    if theirs in FIRST_RECIPES and task and theirs != task:
+        raise wrong_task(recipe, theirs, task)
     return str(Path(recipe) / found.name) if path.is_dir() and found.parent == path else recipe
+
+
+def wrong_task(recipe: str, theirs: str, asked: str) -> UsageError:
+    """The error for a recipe of another command."""
+    return UsageError(
+        f"{recipe}: is a recipe for {theirs}", f"this is gpt2 {asked}", f"gpt2 {theirs} {shlex.quote(recipe)}"
+    )
 
 
 def _data_keys(path: Path, typed: str, task: str) -> list[str]:

@@ -20,7 +20,7 @@ from gpt2cli.cli.options import (
 )
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.load import load_for_classifying
-from gpt2cli.paths import expand, is_checkpoint, is_classifier, models_newest_first, shown_path
+from gpt2cli.paths import expand, is_classifier, models_newest_first, shown_model
 from gpt2cli.ui.console import err, printable, say
 
 if TYPE_CHECKING:
@@ -140,14 +140,11 @@ def _require_model(model: str, texts: list[str] | None) -> None:
     """Raises UsageError, with the command that was meant, for a text in the place of the model."""
     if texts or " " not in model.strip() or expand(model).exists():
         return
-    found = [path for path in models_newest_first() if is_classifier(path)]
-    runs = [path.parent.parent if is_checkpoint(path) else path for path in found]
+    found = [shown_model(path) for path in models_newest_first() if is_classifier(path)]
     raise UsageError(
         f"{model[:60]!r} is a text, and no model",
-        "the model comes first, then the texts" + ("" if runs else "; there is no classifier here yet"),
-        shlex.join(["gpt2", "classify", shown_path(runs[0]), model])
-        if runs
-        else "gpt2 finetune-classify spam-tiny",
+        "the model comes first, then the texts" + ("" if found else "; there is no classifier here yet"),
+        shlex.join(["gpt2", "classify", found[0], model]) if found else "gpt2 finetune-classify spam-tiny",
     )
 
 

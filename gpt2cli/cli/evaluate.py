@@ -1,11 +1,16 @@
-"""`gpt2 evaluate`: models and texts in, a table of losses and perplexities out."""
+"""`gpt2 evaluate`: models, texts and benchmarks in, a table of losses, perplexities and accuracies out."""
 
+import contextlib
+import json
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gpt2cli.cli.choose_model import find_with_adapters
+from gpt2cli.cli.evaluate_facts import item_facts, result_facts
 from gpt2cli.cli.options import (
     AdapterOption,
     DeviceOption,
@@ -16,19 +21,21 @@ from gpt2cli.cli.options import (
 )
 from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import UsageError
-from gpt2cli.paths import is_adapter
+from gpt2cli.paths import expand, is_adapter
 from gpt2cli.ui.console import err, out, print_json, say
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
+    from gpt2cli.checkpoints.folder import LoadedModel
+    from gpt2cli.evaluation.benchmarks import BenchmarkData, ItemResult
     from gpt2cli.evaluation.eval_text import EncodedText, EvalText
+    from gpt2cli.evaluation.on import Entry
     from gpt2cli.evaluation.perplexity import PerplexityProgress
-    from gpt2cli.evaluation.scoring import SlidingWindow
+    from gpt2cli.evaluation.scoring import Branches, SlidingWindow
     from gpt2cli.runtime import Runtime
+    from gpt2cli.ui.benchmarks import BenchmarkRow
     from gpt2cli.ui.tables import EvaluationRow
-
-WIKITEXT2 = "wikitext-2-test"
 
 
 def evaluate(
@@ -41,11 +48,13 @@ def evaluate(
         str,
         typer.Option(
             "--on",
-            metavar="TEXT",
+            metavar="TEXT,...",
             help="Name of a corpus; a file or glob (.txt, .md, .jsonl, each also as .gz; .parquet); a folder"
-            " of .txt and .md files; or a folder made by `gpt2 prepare`.",
+            " of .txt and .md files; or a folder made by `gpt2 prepare`. Or a benchmark: lambada:word,"
+            " lambada:token, hellaswag, hellaswag:completion, cbt-cn, cbt-ne; BENCHMARK=FILE reads a file of"
+            " its form. Several, separated by commas, make one table.",
         ),
-    ] = WIKITEXT2,
+    ] = "wikitext-2-test",
     split: Annotated[
         Literal["train", "validation"] | None,
         typer.Option(help="Split of a prepared folder.", show_default="validation"),
@@ -72,22 +81,33 @@ def evaluate(
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Windows per batch.", show_default="auto")
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Items per benchmark: the first so many.", show_default="all"),
+    ] = None,
+    items_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", parser=expand, metavar="FILE", help="Write each item's scores here, as JSON lines."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     offline: OfflineOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Measure how well models predict a text.
+    """Measure how well models predict texts and do on benchmarks.
 
-    Loss, perplexity and bits per byte.
-    Predicts each token once, the first of a text from end-of-text alone.
+    Loss, perplexity and bits per byte of texts; accuracy on LAMBADA, HellaSwag and CBT.
+    Predicts each token of a text once, the first from end-of-text alone.
     The first token of a prepared split is context alone.
-    Prints a table to stdout, or with --json one line per model.
+    Prints a table to stdout, or with --json one line per model and text or benchmark.
     """
+    from gpt2cli.evaluation.benchmarks import read_benchmark
     from gpt2cli.evaluation.eval_text import read_eval_text
+    from gpt2cli.evaluation.on import parse_on
     from gpt2cli.runtime import choose_runtime, require_device
-    from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
 
     if adapter and len(models or ()) > 1:
         raise UsageError(
@@ -99,25 +119,42 @@ def evaluate(
     for typed in models or (None,):
         folder, adapters = find_with_adapters(typed, adapter)
         named.append(_Named(" + ".join([typed or str(folder), *(adapter or ())]), folder, adapters))
-    require_device(device)
-    text = read_eval_text(on, split=split, text_fields=text_field or (), offline=offline)
-    tasks = _tasks(named, text, context, stride, batch)
-    runtime = choose_runtime(device, precision, threads, forward=max(task.forward for task in tasks))
+    entries = parse_on(on)
+    where = require_device(device)
+    _require_use(
+        entries,
+        texts={
+            "--split": split,
+            "--text-field": text_field,
+            "--context": context,
+            "--stride": stride,
+            "--batch": batch,
+        },
+        benchmarks={"--limit": limit, "--out": items_out},
+    )
+    sources: list[EvalText | BenchmarkData] = [
+        read_benchmark(entry.benchmark, entry.source, limit, offline)
+        if entry.benchmark
+        else read_eval_text(entry.source or "", split=split, text_fields=text_field or (), offline=offline)
+        for entry in entries
+    ]
+    plans = _plans(named, sources, context, stride, batch, where.type)
+    longest = max(work.forward for _, works in plans for work in works)
+    runtime = choose_runtime(device, precision, threads, forward=longest)
     for notice in runtime.notices:
         say(f"note: {notice}")
 
-    rows: list[EvaluationRow] = []
+    rows: list[EvaluationRow | BenchmarkRow] = []
     try:
-        for task in tasks:
-            row = _measure(task, text, runtime)
-            rows.append(row)
-            if as_json:
-                _print_json(row, task.model, text, runtime)
+        with _items_file(items_out) as file:
+            for model, works in plans:
+                for row in _measured(model, works, runtime, file):
+                    rows.append(row)
+                    if as_json:
+                        print_json({**model.facts(), **result_facts(row, runtime)})
     finally:  # print what was measured so far, whatever ended it
         if rows and not as_json:
-            print_evaluation(rows, out())
-            if any(row.paper for row in rows):
-                say(PAPER_NOTE)
+            _print_table(rows, is_one_text=len(sources) == 1 and entries[0].benchmark is None)
 
 
 @dataclass(frozen=True)
@@ -125,97 +162,181 @@ class _Named:
     """A model of the command line, and the adapters to add to it."""
 
     name: str
-    folder: "Path"
-    adapters: "list[Path]"
+    folder: Path
+    adapters: list[Path]
+
+    def facts(self) -> dict[str, object]:
+        added = {"adapters": [str(path) for path in self.adapters]} if self.adapters else {}
+        return {"model": self.name, "folder": str(self.folder), **added}
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One model to evaluate, not loaded yet."""
+class _TextWork:
+    """A text to measure a model on, in the model's tokens."""
 
-    name: str
-    model: _Named
+    source: "EvalText"
     text: "EncodedText"
     sliding: "SlidingWindow"
     forward: float  # seconds of a batch, on one core
 
+    def measure(
+        self, name: str, loaded: "LoadedModel", runtime: "Runtime", file: IO[str] | None
+    ) -> "EvaluationRow":
+        from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
+        from gpt2cli.evaluation.published import WIKITEXT2
+        from gpt2cli.ui.progress import scoring, track
+        from gpt2cli.ui.tables import EvaluationRow
 
-def _tasks(
+        result: PerplexityProgress | None = None
+        try:
+            steps = measure_perplexity(loaded.model, self.text, self.sliding, runtime)
+            for step in track(steps, err(), scoring(name)):
+                result = step
+        except (KeyboardInterrupt, SystemExit):
+            if result:
+                say(
+                    f"partial: {name}: {result.n_tokens:,} of {result.n_total:,} tokens:"
+                    f" loss {result.loss:.4f}, perplexity/token {result.perplexity:,.2f}"
+                )
+            raise
+        assert result is not None, "a text without tokens is refused before"
+        on_wikitext = self.source.is_corpus and self.source.name == WIKITEXT2
+        paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
+        return EvaluationRow(name, self.source, self.text, self.sliding, result, paper)
+
+
+@dataclass(frozen=True)
+class _BenchmarkWork:
+    """A benchmark to measure a model on, in the model's tokens."""
+
+    data: "BenchmarkData"
+    encoded: "Sequence[Branches]"
+    forward: float  # as of a text
+
+    def measure(
+        self, name: str, loaded: "LoadedModel", runtime: "Runtime", file: IO[str] | None
+    ) -> "BenchmarkRow":
+        from gpt2cli.evaluation.benchmarks import run_benchmark, summarize
+        from gpt2cli.evaluation.published import published_size
+        from gpt2cli.ui.benchmarks import BenchmarkRow, shown_metric
+        from gpt2cli.ui.progress import counting, track
+
+        benchmark, n_items = self.data.benchmark, len(self.data.items)
+        results: list[ItemResult] = []
+        start = time.monotonic()
+        try:
+            steps = run_benchmark(loaded.model, self.data, self.encoded, runtime)
+            for result in track(steps, err(), counting(f"{name}: {benchmark.name}", n_items)):
+                results.append(result)
+                if file:
+                    file.write(json.dumps(item_facts(name, self.data, result)) + "\n")
+        except (KeyboardInterrupt, SystemExit):
+            if results:
+                found = summarize(benchmark, results)
+                figures = ", ".join(shown_metric(metric, value) for metric, value in found.items())
+                say(f"partial: {name}: {benchmark.name}: {len(results):,} of {n_items:,} items: {figures}")
+            raise
+        return BenchmarkRow(
+            name,
+            self.data,
+            summarize(benchmark, results),
+            n_items,
+            sum(result.n_cut > 0 for result in results),
+            time.monotonic() - start,
+            published_size(loaded.config, loaded.tokenizer),
+        )
+
+
+_Plan = tuple[_Named, list[_TextWork | _BenchmarkWork]]
+
+
+def _plans(
     named: list[_Named],
-    text: "EvalText",
+    sources: "list[EvalText | BenchmarkData]",
     context: int | None,
     stride: int | None,
     batch: int | None,
-) -> list[_Task]:
+    device: str,
+) -> list[_Plan]:
     """All checks of all models before hours go into the first; weights are not read."""
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
     from gpt2cli.convert.merge_lora import find_base
+    from gpt2cli.evaluation.benchmarks import encode_items, require_room
+    from gpt2cli.evaluation.eval_text import EvalText
     from gpt2cli.evaluation.perplexity import sliding_window_for
     from gpt2cli.tokenizer.files import load_tokenizer
 
-    tasks, texts = [], {}
+    plans: list[_Plan] = []
+    texts: dict[tuple[str, int], EncodedText] = {}
+    items: dict[tuple[str, int], tuple[Branches, ...]] = {}
     for model in named:
-        name, whole = model.name, find_base(model.folder) if is_adapter(model.folder) else model.folder
+        whole = find_base(model.folder) if is_adapter(model.folder) else model.folder
         config, tokenizer = read_config(whole), load_tokenizer(whole)
         require_matching_vocabulary(whole, tokenizer, config.vocab_size)
-        if tokenizer.fingerprint not in texts:
-            texts[tokenizer.fingerprint] = text.encoded(tokenizer, name)
-        sliding = sliding_window_for(config, context, stride, batch)
-        forward = forward_seconds(config.n_parameters, sliding.batch * sliding.context)
-        tasks.append(_Task(name, model, texts[tokenizer.fingerprint], sliding, forward))
-    return tasks
+        works: list[_TextWork | _BenchmarkWork] = []
+        for number, source in enumerate(sources):
+            key = tokenizer.fingerprint, number
+            if isinstance(source, EvalText):
+                if key not in texts:
+                    texts[key] = source.encoded(tokenizer, model.name)
+                sliding = sliding_window_for(config, context, stride, batch, device)
+                forward = forward_seconds(config.n_parameters, sliding.batch * sliding.context)
+                works.append(_TextWork(source, texts[key], sliding, forward))
+            else:
+                if key not in items:
+                    items[key] = encode_items(source, tokenizer)
+                require_room(source, items[key], config)
+                forward = forward_seconds(config.n_parameters, config.n_positions)
+                works.append(_BenchmarkWork(source, items[key], forward))
+        plans.append((model, works))
+    return plans
 
 
-def _measure(task: _Task, text: "EvalText", runtime: "Runtime") -> "EvaluationRow":
+def _measured(
+    model: _Named, works: "Sequence[_TextWork | _BenchmarkWork]", runtime: "Runtime", file: IO[str] | None
+) -> "Iterator[EvaluationRow | BenchmarkRow]":
+    """Load the model once and measure it on everything. It is gone before the next one comes."""
     from gpt2cli.convert.open_model import open_model
-    from gpt2cli.evaluation.perplexity import measure_perplexity, paper_perplexity
-    from gpt2cli.ui.progress import scoring, track
-    from gpt2cli.ui.tables import EvaluationRow
+    from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
 
-    loaded = open_model(task.model.folder, task.model.adapters)
-    model = loaded.model.to(runtime.device)
-    result: PerplexityProgress | None = None
+    loaded = open_model(model.folder, model.adapters)
+    loaded.model.to(runtime.device)
+    swap_for_many_rows(loaded.model.transformer, runtime.precision)
+    for work in works:
+        yield work.measure(model.name, loaded, runtime, file)
+
+
+def _require_use(entries: "Sequence[Entry]", texts: dict[str, object], benchmarks: dict[str, object]) -> None:
+    """An option that nothing in --on would obey is a mistake."""
+    for kind, wanted, options in (("a text", False, texts), ("a benchmark", True, benchmarks)):
+        given = [option for option, value in options.items() if value]
+        if given and not any((entry.benchmark is not None) == wanted for entry in entries):
+            raise UsageError(f"{given[0]} is for {kind}", "--on names none", f"leave {given[0]} out")
+
+
+@contextlib.contextmanager
+def _items_file(path: Path | None) -> "Iterator[IO[str] | None]":
+    """The new file for the items' scores, if one is asked for. Raises UsageError if it is there already."""
+    from gpt2cli import files
+
+    if path is None:
+        yield None
+        return
     try:
-        for step in track(
-            measure_perplexity(model, task.text, task.sliding, runtime), err(), scoring(task.name)
-        ):
-            result = step
-    except (KeyboardInterrupt, SystemExit):
-        if result:
-            say(
-                f"partial: {task.name}: {result.n_tokens:,} of {result.n_total:,} tokens:"
-                f" loss {result.loss:.4f}, perplexity/token {result.perplexity:,.2f}"
-            )
-        raise
-    assert result is not None, "a text without tokens is refused before"
-    on_wikitext = text.is_corpus and text.name == WIKITEXT2
-    paper = paper_perplexity(loaded.config, loaded.tokenizer) if on_wikitext else None
-    return EvaluationRow(task.name, task.text, task.sliding, result, text.split, paper)
+        with files.naming(path), open(path, "x", encoding="utf-8") as file:
+            yield file
+    except FileExistsError:
+        raise UsageError(f"--out {path}: exists", fix=f"rm {path}, or name another file") from None
 
 
-def _print_json(row: "EvaluationRow", model: _Named, text: "EvalText", runtime: "Runtime") -> None:
-    """One object per line."""
-    print_json(
-        {
-            "model": row.model,
-            "folder": str(model.folder),
-            **({"adapters": [str(path) for path in model.adapters]} if model.adapters else {}),
-            "on": text.name,
-            "split": text.split,
-            "sha256": text.sha256,
-            "loss": row.result.loss,
-            "perplexity": row.result.perplexity,
-            "word_perplexity": row.result.word_perplexity(row.text),
-            "bits_per_byte": row.result.bits_per_byte(row.text),
-            "n_tokens": row.result.n_tokens,
-            "n_words": row.text.n_words,
-            "n_bytes": row.text.n_bytes,
-            "context": row.sliding.context,
-            "stride": row.sliding.stride,
-            "windows": row.result.n_windows,
-            "tokens_per_second": round(row.result.tokens_per_second, 2),
-            "device": str(runtime.device),
-            "precision": runtime.precision,
-            "paper_perplexity": row.paper,
-        }
-    )
+def _print_table(rows: "list[EvaluationRow | BenchmarkRow]", is_one_text: bool) -> None:
+    from gpt2cli.ui.benchmarks import print_benchmarks
+    from gpt2cli.ui.tables import PAPER_NOTE, EvaluationRow, print_evaluation
+
+    texts = [row for row in rows if isinstance(row, EvaluationRow)]
+    if is_one_text:
+        print_evaluation(texts, out())
+    else:
+        print_benchmarks(rows, out())
+    if any(row.paper for row in texts):
+        say(PAPER_NOTE)

@@ -33,6 +33,10 @@ EXAMPLES = {
         "gpt2 finetune-instruct instruct",
         "gpt2 finetune-instruct instruct-lora init=newest",
     ),
+    "grid": (
+        "gpt2 grid positions model.positions=learned,rotary",
+        "gpt2 grid my.yaml optim.lr=1e-3,3e-3 --seeds 5",
+    ),
     "generate": (
         'gpt2 generate "Every effort moves you"',
         'gpt2 generate --model 124M --temperature 0 "Once upon a"',
@@ -48,6 +52,7 @@ EXAMPLES = {
     "evaluate": (
         "gpt2 evaluate runs/verdict --on novel.txt",
         "gpt2 evaluate 124M runs/verdict --on wikitext-2-test",
+        "gpt2 evaluate 124M --on lambada:word,hellaswag",
     ),
     "score": ("gpt2 score lines.txt --model 124M", "gpt2 score lines.txt --json"),
     "judge": (

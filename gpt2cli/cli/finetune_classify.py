@@ -76,6 +76,7 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
     from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import classification_metrics
+    from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
     from gpt2cli.generation.label_texts import label_probabilities
     from gpt2cli.training.classify_task import ClassifyTask
     from gpt2cli.ui.plots import plot_confusion
@@ -86,6 +87,7 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
     folder = best_checkpoint(run.folder)
     loaded = load_classifier(folder)
     loaded.model.to(setup.runtime.device)
+    swap_for_many_rows(loaded.model.transformer, "fp32")
     predictions: list[tuple[int, int]] = []
     for first in range(0, len(test), AT_ONCE):
         if signal := stop():

@@ -151,11 +151,12 @@ def _answer_all(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) 
 
 def _best_model(setup: "TrainingSetup", best: Path) -> Any:
     """In fp32: in half precision the other rows of a batch can change a close choice."""
+    from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
     from gpt2cli.model.lora import merge_lora
 
     model = setup.task.saved_model(best, setup.attention)
     merge_lora(model)
-    return model.to(setup.runtime.device)
+    return swap_for_decoding(model.to(setup.runtime.device), "fp32", "rows")
 
 
 def _response(record: Any, reply: Any, key: str) -> "Response":

@@ -33,7 +33,7 @@ from gpt2cli.cli.options import (
 from gpt2cli.errors import UsageError
 from gpt2cli.generation.load import NEW_TOKENS
 from gpt2cli.paths import expand
-from gpt2cli.ui.console import err, print_json, printable, say
+from gpt2cli.ui.console import err, print_json, printable, say, stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -166,7 +166,7 @@ def generate(
             n_rows=num_samples if not prompts else N_ROWS,
             n_tokens=max_new_tokens,
         )
-    cut = None if truncate else "gpt2 generate --truncate, which keeps only its last tokens"
+    cut = None if truncate else "--truncate"
     stops = list(stop or ())
     if prompts:
         if template:
@@ -372,8 +372,4 @@ class _Screen:
             self._err.print(printable(self._prompt[-LONGEST_ECHO:]), style="faint", end="")
 
     def _write(self, text: str) -> None:
-        if self._raw:
-            sys.stdout.buffer.write(text.encode("utf-8"))
-        else:
-            sys.stdout.write(printable(text))
-        sys.stdout.flush()
+        stream(text, exact=self._raw)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpt2cli.cli.signals import install, stop_on_signal
-from gpt2cli.errors import LostRankError, UsageError
+from gpt2cli.errors import Gpt2Error, LostRankError, UsageError
 from gpt2cli.ui.console import printable, say
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 LOGS = "ranks"  # of a run: what the processes beside the first have said
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-GRACE = 20.0  # seconds for the others to notice that one is gone
+GRACE = 10.0  # seconds for the others to notice that one is gone
 LONGEST_TAIL = 4000  # bytes of a log that are shown
 
 
@@ -44,6 +45,31 @@ class ToldRun:
 def is_one_of_several() -> bool:
     """Whether this process was started as one of several, here or by torchrun."""
     return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def naming_rank(error: Gpt2Error) -> Gpt2Error:
+    """The error; of one of several processes with its rank, unless it is about what the user has typed."""
+    if is_one_of_several() and not isinstance(error, UsageError):
+        error.what = f"rank {os.environ['RANK']}: {error.what}"
+    return error
+
+
+def end_with_launcher() -> None:
+    """Stop this process once the one that `launch` runs in is gone, however it went, as SIGTERM would.
+
+    stdin is a pipe to which nothing is written and whose other end that process alone holds.
+    """
+    from gpt2cli.training.ranks import STORE
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)  # for the step and the save; a step of minutes is lost
+        os._exit(128 + signal.SIGTERM)
+
+    if STORE in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def leave(code: int) -> NoReturn:
@@ -62,13 +88,14 @@ def launch(n: int) -> int:
     """
     from gpt2cli.training.ranks import STORE
 
-    command = [sys.executable, "-m", "gpt2cli", *_without_processes(sys.argv[1:])]
+    command = [sys.executable, "-m", "gpt2cli", *sys.argv[1:]]
     with tempfile.TemporaryDirectory(prefix="gpt2-ranks-") as folder:
         logs = [Path(folder) / f"rank-{rank}.log" for rank in range(n)]
         common = {STORE: str(Path(folder) / "store"), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
         # All are on this machine: gloo need not find its name in a network.
         common["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK)
         running: dict[int, subprocess.Popen[bytes]] = {}
+        ends_with_this, held = os.pipe()
 
         def forward(number: int, frame: FrameType | None) -> None:
             # SIGUSR1 asks rank 0 for a checkpoint; it would end the others.
@@ -84,13 +111,15 @@ def launch(n: int) -> int:
                     output: dict[str, Any] = {} if rank == 0 else {"stdout": file, "stderr": file}
                     # A group of their own: Ctrl-C at the terminal reaches them through this process alone.
                     running[rank] = subprocess.Popen(
-                        command, env=environment, stdin=subprocess.DEVNULL, process_group=0, **output
+                        command, env=environment, stdin=ends_with_this, process_group=0, **output
                     )
             return _wait(running, logs)
         finally:
             for process in running.values():
                 process.kill()
                 process.wait()
+            os.close(ends_with_this)
+            os.close(held)
             undo()
 
 
@@ -111,11 +140,16 @@ def _wait(running: dict[int, subprocess.Popen[bytes]], logs: list[Path]) -> int:
     own = {rank: code for rank, code in codes.items() if code not in (0, LostRankError.exit_code)}
     rank = 0 if 0 in own or not own else next(iter(own))
     code = codes[rank]
-    if rank:  # rank 0 has said it itself
+    if code == 128 + signal.SIGKILL:
+        say(f"rank {rank} was killed; the system does so where memory runs out")
+    elif rank:  # rank 0 has said it itself
         tail = logs[rank].read_bytes()[-LONGEST_TAIL:].decode("utf-8", "replace").strip()
-        say(f"rank {rank} ended with code {code}" + (f":\n{printable(tail)}" if tail else ""))
-    elif code == 128 + signal.SIGKILL:
-        say("rank 0 was killed; the system does so where memory runs out")
+        ended = (
+            ""
+            if f"rank {rank}: " in tail
+            else f"rank {rank} ended with code {code}" + (":\n" if tail else "")
+        )
+        say(ended + printable(tail))
     return code
 
 
@@ -185,13 +219,3 @@ def _output_in(log: Path) -> Iterator[None]:
     finally:
         os.dup2(before, 2)
         os.close(before)
-
-
-def _without_processes(arguments: list[str]) -> list[str]:
-    kept, skip = [], False
-    for word in arguments:
-        if skip or word == "--processes":
-            skip = not skip and word == "--processes"
-        elif not word.startswith("--processes="):
-            kept.append(word)
-    return kept

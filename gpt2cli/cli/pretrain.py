@@ -6,7 +6,9 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from gpt2cli.cli.options import (
     DryRunOption,
@@ -18,8 +20,8 @@ from gpt2cli.cli.options import (
     RecipeArgument,
     ResumeOption,
 )
-from gpt2cli.cli.train_command import TrainCommand, train
-from gpt2cli.errors import DivergedError, InputError
+from gpt2cli.cli.train_command import TrainCommand, find_learning_rate, train
+from gpt2cli.errors import DivergedError, InputError, UsageError
 from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ def pretrain(
     from_: FromOption = None,
     processes: ProcessesOption = 1,
     dry_run: DryRunOption = False,
+    find_lr: Annotated[
+        bool,
+        typer.Option(
+            "--find-lr", help="Try rising learning rates for some 100 steps, and print one to take."
+        ),
+    ] = False,
     offline: OfflineOption = False,
 ) -> None:
     """Train a GPT-2 on raw text, from random weights or further.
@@ -52,6 +60,15 @@ def pretrain(
         is_complete=lambda run, recipe: True,
         hint=_hint,
     )
+    if find_lr:
+        if resume or dry_run or processes > 1:
+            raise UsageError(
+                "--find-lr stands alone",
+                "it trains a fresh model in one process, and saves nothing",
+                f"gpt2 pretrain {shlex.quote(recipe)} --find-lr",
+            )
+        find_learning_rate(command, recipe, overrides, offline)
+        return
     train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 

@@ -94,9 +94,12 @@ def _unknown_key(word: str, known: Sequence[str]) -> UsageError:
     from difflib import get_close_matches
 
     last_words = {name.rpartition(".")[2]: name for name in known}
-    near = get_close_matches(word, known, 1, 0.5) or [
-        last_words[one] for one in get_close_matches(word.rpartition(".")[2], last_words, 1, 0.6)
-    ]
+    near = (
+        [last_words[word]]
+        if word in last_words
+        else get_close_matches(word, known, 1, 0.5)
+        or [last_words[one] for one in get_close_matches(word.rpartition(".")[2], last_words, 1, 0.6)]
+    )
     sections = ", ".join(dict.fromkeys(name for name in known if "." not in name))
     return UsageError(
         f"{word}: no such section or key",
@@ -143,7 +146,7 @@ def check(
     from gpt2cli.paths import shown_path
     from gpt2cli.recipe.loader import load_recipe
 
-    loaded = load_recipe(require_recipe(name, "pretrain", overrides or ()), overrides or [])
+    loaded = load_recipe(require_recipe(name, "", overrides or ()), overrides or [])
     if as_json:
         values = {"recipe": loaded.recipe.model_dump(), "origins": loaded.origins, "path": str(loaded.path)}
         out().print(json.dumps(values, indent=2))

@@ -18,7 +18,7 @@ from gpt2cli.cli.choose_recipe import FIRST_RECIPES
 from gpt2cli.cli.examples import EXAMPLES
 from gpt2cli.errors import Gpt2Error
 
-_TAKES_OVERRIDES = ("pretrain", "finetune-classify", "finetune-instruct", "recipes")
+_TAKES_OVERRIDES = ("pretrain", "finetune-classify", "finetune-instruct", "grid", "recipes")
 _OVERRIDE = re.compile(r"[a-z_0-9]+(\.[a-z_0-9]+)?=.*", re.DOTALL)
 
 
@@ -32,7 +32,10 @@ def whole_fix(error: Gpt2Error, typed: Sequence[str]) -> str:
         return _joined(_with_equals(typed, split[1])) or error.fix
     if error.fix.startswith("ls -l ") and (near := _near_file(_wrong_word(error, typed))):
         return _joined(_replaced(typed, _wrong_word(error, typed), near))
-    return _joined(_with_parts(typed, _parts(error.fix))) or error.fix
+    parts = _parts(error.fix)
+    if typed and typed[0] in _TAKES_OVERRIDES and parts[:1] == ["--device"]:
+        parts = [f"run.device={parts[1]}"]
+    return _joined(_with_parts(typed, parts)) or error.fix
 
 
 def usage_fix(error: typer.TyperException, typed: Sequence[str]) -> str:

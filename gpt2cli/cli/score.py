@@ -60,6 +60,7 @@ def score(
     with preloading(model, adapter) as (folder, adapters):
         from gpt2cli.convert.open_model import open_model
         from gpt2cli.evaluation.scoring import score_texts
+        from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
         from gpt2cli.runtime import choose_runtime
         from gpt2cli.ui.progress import counting, track
 
@@ -69,6 +70,7 @@ def score(
         for notice in runtime.notices:
             say(notice, "warn")
         loaded.model.to(runtime.device)
+        swap_for_many_rows(loaded.model.transformer, runtime.precision)
     for texts, n_before in groups:
         rows = _encoded(texts, loaded.tokenizer, name, n_before)
         scores = score_texts(loaded.model, rows, runtime)

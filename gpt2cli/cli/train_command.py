@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gpt2cli.cli.choose_recipe import require_recipe
+from gpt2cli.cli.choose_recipe import require_recipe, wrong_task
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
 from gpt2cli.errors import UsageError, counted
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
@@ -84,6 +84,7 @@ def train(
         return
     if processes > 1 and not launcher.is_one_of_several():
         raise typer.Exit(launcher.launch(processes))
+    launcher.end_with_launcher()
     ranks = join()
     if not ranks.is_first:
         launcher.train_along(
@@ -134,17 +135,38 @@ def train(
             _train(command, setup, run, stop, record)
 
 
+def find_learning_rate(
+    command: TrainCommand, recipe: str, overrides: list[str] | None, offline: bool
+) -> None:
+    """Try rising learning rates on a fresh model, save nothing, and print the one to take."""
+    from gpt2cli.training.find_lr import SAFETY, suggested_rate, try_rates
+    from gpt2cli.training.setup import set_up_training
+    from gpt2cli.ui.find_lr import rate_lines, trying
+    from gpt2cli.ui.progress import track
+
+    loaded = _load(command, recipe, list(overrides or []))
+    with command.open_task(loaded.recipe, offline, None) as (task, _):
+        setup = set_up_training(task, task.recipe, None)
+        for notice in setup.notices:
+            say(f"note: {notice}")
+        tried = list(track(try_rates(setup), err(), trying))
+    rate = suggested_rate(tried)
+    for line in rate_lines(tried):
+        say(line)
+    say(
+        f"the smoothed loss is lowest at {rate * SAFETY:.1e}; a tenth of that is for a whole training"
+        " (Smith 2017; fastai)"
+    )
+    say(f"try it: gpt2 {command.task} {shlex.quote(recipe)} optim.lr={rate:.1e}")
+    out().print(f"{rate:.1e}")
+
+
 def _load(command: TrainCommand, recipe: str, overrides: list[str]) -> "LoadedRecipe":
-    from gpt2cli.paths import shown_path
     from gpt2cli.recipe.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.task != command.task:
-        raise UsageError(
-            f"{shown_path(loaded.path)}: is a recipe for {loaded.recipe.task}",
-            f"this is gpt2 {command.task}",
-            f"gpt2 {loaded.recipe.task} {recipe}",
-        )
+        raise wrong_task(recipe, loaded.recipe.task, command.task)
     return loaded
 
 
@@ -228,7 +250,7 @@ def _train(
             runs.append_event(run, event)
             log(event)
             view.show(event)
-            if isinstance(event, EvalDone):
+            if isinstance(event, EvalDone) and not setup.optimizer_step.is_sharded:
                 command.after_evaluation(setup, run, view, stop)
             if isinstance(event, EvalDone | Stopped):
                 plot_losses(run.metrics, run.plot, title=run.name)

@@ -132,6 +132,7 @@ def require_standard_gpt2(
     be `what`, for the first reason that holds, because of `limits`.
     """
     reasons = {
+        "its positions are rotary": config.positions == "rotary",
         "the output layer is a matrix of its own": not config.tie_word_embeddings,
         f"the MLP has {config.mlp_width} channels": config.mlp_width != 4 * config.n_embd,
         f"layer_norm_epsilon is {config.layer_norm_epsilon}": (

@@ -103,6 +103,12 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
     Raises InputError for a model that cannot be expressed, UsageError without the package.
     """
     require_matching_vocabulary("this model", tokenizer, config.vocab_size)
+    if config.positions == "rotary":
+        raise InputError(
+            "this model cannot be a GGUF file: its positions are rotary",
+            "llama.cpp computes a GPT-2 with learned positions",
+            "gpt2 convert MODEL --to folder",
+        )
     if config.activation_function != "gelu_new":
         raise InputError(
             "this model cannot be a GGUF file: its activation is the exact GELU",

@@ -144,20 +144,24 @@ def reference_logits(
         y = y * weight
         return y if bias is None else y + bias
 
-    tokens, positions = get(layout.tokens), get(layout.positions)
+    tokens = get(layout.tokens)
     if tokens is None:  # one matrix under its other name
         tokens = get(layout.head)
-    assert tokens is not None and positions is not None
+    assert tokens is not None
     activation = _ACTIVATIONS[config.activation_function]
     # The prompts lie one after another, N tokens together: each weight is read and widened once.
     ends = np.cumsum([len(ids) for ids in prompts])[:-1]
     ids, places = np.concatenate([*prompts]), np.concatenate([np.arange(len(ids)) for ids in prompts])
-    x = tokens[ids].astype(np.float64) + positions[places].astype(np.float64)  # (N, C)
+    x, is_rotary = tokens[ids].astype(np.float64), config.positions == "rotary"  # (N, C)
+    if not is_rotary:
+        positions = get(layout.positions)
+        assert positions is not None
+        x = x + positions[places].astype(np.float64)
     for layer in range(config.n_layer):
         normed = norm(x, layout.norm_1, layer)
         joined = [linear(normed, name, layer) for name in layout.query_key_value]
         qkv = np.split(np.concatenate(joined, axis=-1), ends)  # (T, 3C) each
-        mixed = np.concatenate([_attend(one, config.n_head) for one in qkv])  # (N, C)
+        mixed = np.concatenate([_attend(one, config.n_head, is_rotary) for one in qkv])  # (N, C)
         x = x + linear(mixed, layout.attention_out, layer, transposed)
         hidden = activation(linear(norm(x, layout.norm_2, layer), layout.mlp_in, layer))
         x = x + linear(hidden, layout.mlp_out, layer)
@@ -182,7 +186,7 @@ def loss_of(logits: NDArray[np.float64], ids: Sequence[int]) -> float:
     return float((log_sums - shifted[np.arange(len(ids) - 1), list(ids[1:])]).mean())
 
 
-def _attend(qkv: NDArray[np.float64], n_head: int) -> NDArray[np.float64]:
+def _attend(qkv: NDArray[np.float64], n_head: int, is_rotary: bool) -> NDArray[np.float64]:
     """Causal attention of one prompt: (T, 3C) to (T, C), head after head."""
     T, width = qkv.shape[0], qkv.shape[1] // 3
     D = width // n_head
@@ -190,11 +194,21 @@ def _attend(qkv: NDArray[np.float64], n_head: int) -> NDArray[np.float64]:
     heads = []
     for head in range(n_head):
         q, k, v = (qkv[:, part * width + head * D :][:, :D] for part in range(3))  # (T, D) each
+        if is_rotary:
+            q, k = _turned(q), _turned(k)
         scores = q @ k.T / math.sqrt(D)
         scores[future] = -np.inf
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         heads.append(weights / weights.sum(axis=-1, keepdims=True) @ v)
     return np.concatenate(heads, axis=-1)
+
+
+def _turned(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotary positions: of (T, D), channels c and c + D / 2 are a complex number, times e^(i angle)."""
+    T, D = x.shape
+    angles = np.outer(np.arange(T), 10_000.0 ** (-np.arange(0, D, 2) / D))
+    turned = (x[:, : D // 2] + 1j * x[:, D // 2 :]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:

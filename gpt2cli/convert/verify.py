@@ -149,18 +149,23 @@ def converted_logits(
     """
     transformer = empty_model(config).eval().transformer
     block, last_norm = transformer.h[0], transformer.ln_f
-    del transformer  # whose other blocks stay empty
 
     def fill(module: nn.Module, prefix: str) -> None:
         state = {name: load(f"{prefix}.{name}").to(torch.float32).to(dtype) for name in module.state_dict()}
         module.load_state_dict({name: transposed(name, t) for name, t in state.items()}, assign=True)
 
-    tokens, positions = load(EMBEDDING), load("transformer.wpe.weight")
-    streams = [(tokens[[*ids]].to(dtype) + positions[: len(ids)].to(dtype))[None] for ids in prompts]
-    del tokens, positions  # streams: (1, T, C) each
+    tokens = load(EMBEDDING)
+    streams = [tokens[[*ids]].to(dtype)[None] for ids in prompts]  # (1, T, C) each
+    del tokens
+    if config.positions == "learned":
+        positions = load("transformer.wpe.weight")
+        streams = [x + positions[: x.shape[1]].to(dtype) for x in streams]
+        del positions
+    turns = [transformer.rotation(torch.arange(len(ids))) for ids in prompts]
+    del transformer  # whose other blocks stay empty
     for layer in range(config.n_layer):
         fill(block, f"transformer.h.{layer}")
-        streams = [block(x) for x in streams]
+        streams = [block(x, rotation=turn) for x, turn in zip(streams, turns, strict=True)]
     del block
     fill(last_norm, "transformer.ln_f")
     head = load(EMBEDDING if config.tie_word_embeddings else HEAD)  # (V, C)

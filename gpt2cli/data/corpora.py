@@ -26,12 +26,16 @@ Origin = Literal["path", "mirror", "cache", "download", "bundled"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """One public text. `stand_in` names the bundled file that may replace it, if any."""
+    """One public text. `stand_in` names the bundled file that may replace it, if any.
+
+    Where the hash is None, no publisher states it: the file is taken as it is in the mirror or the cache,
+    and not downloaded.
+    """
 
     name: str
     file: str
-    n_bytes: int
-    sha256: str
+    n_bytes: int | None
+    sha256: str | None
     url: str
     licence: str
     stand_in: str | None
@@ -100,9 +104,56 @@ _ROWS = (
         licence="Apache-2.0 (Sebastian Raschka)",
         stand_in="instructions.json",
     ),
+    # Benchmarks. Other items would give other figures, so none has a stand-in; the miniatures are named.
+    Corpus(
+        name="lambada-test",
+        file="lambada_test.jsonl",
+        n_bytes=1819752,
+        sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+        url="https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+        licence="CC BY 4.0 (Denis Paperno and others, 2016)",
+        stand_in=None,
+    ),
+    Corpus(
+        name="hellaswag-val",
+        file="hellaswag_val.jsonl",
+        n_bytes=None,
+        sha256="0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
+        url="https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
+        licence="MIT (Rowan Zellers and others, 2019)",
+        stand_in=None,
+    ),
+    Corpus(
+        name="hellaswag-val-text",
+        file="hellaswag_val_full.txt.bz2",
+        n_bytes=1964544,
+        sha256="50b637899e4263c2bc456c2dc726c95d2c8cd8e2a552ea5bd7719ce3cb03fe5b",
+        url="https://raw.githubusercontent.com/klosax/hellaswag_text_data/main/hellaswag_val_full.txt.bz2",
+        licence="MIT (Rowan Zellers and others, 2019)",
+        stand_in=None,
+    ),
+    *(
+        Corpus(
+            name=f"cbt-{kind.lower()}-valid",
+            file=f"cbtest_{kind}_valid_2000ex.txt",
+            n_bytes=None,
+            sha256=None,
+            url="http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz",
+            licence="public domain books (Felix Hill and others, 2016)",
+            stand_in=None,
+            member=f"CBTest/data/cbtest_{kind}_valid_2000ex.txt",
+        )
+        for kind in ("CN", "NE")
+    ),
 )
 # Written for this project, and bundled only: {name: file}.
-BUNDLED = {"summaries": "summaries.json"}
+BUNDLED = {
+    "summaries": "summaries.json",
+    "lambada-miniature": "lambada-miniature.jsonl",
+    "hellaswag-miniature": "hellaswag-miniature.jsonl",
+    "cbt-cn-miniature": "cbt-cn-miniature.txt",
+    "cbt-ne-miniature": "cbt-ne-miniature.txt",
+}
 CORPORA = {corpus.name: corpus for corpus in _ROWS}
 
 
@@ -122,7 +173,7 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
     mirror = paths.mirror()
     if mirror and (path := mirror / corpus.file).exists():
         digest = files.sha256_of(path)
-        if digest != corpus.sha256:
+        if corpus.sha256 not in (digest, None):
             raise InputError(
                 f"{path}: is not {corpus.name}",
                 f"its SHA-256 is {digest}, not {corpus.sha256}",
@@ -130,8 +181,10 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
             )
         return FoundCorpus(corpus.name, (path,), "mirror", digest, None)
     cached = paths.corpora() / corpus.file if paths.has_home() else None
-    if cached and os.path.isfile(cached) and files.sha256_of(cached) == corpus.sha256:  # else replaced
-        return FoundCorpus(corpus.name, (cached,), "cache", corpus.sha256, None)
+    if cached and os.path.isfile(cached):
+        digest = files.sha256_of(cached)
+        if corpus.sha256 in (digest, None):  # else it is replaced
+            return FoundCorpus(corpus.name, (cached,), "cache", digest, None)
     try:
         return FoundCorpus(corpus.name, (_download(corpus, offline),), "download", corpus.sha256, None)
     except Gpt2Error as error:
@@ -166,9 +219,13 @@ def _bundled(name: str, file: str, warning: str | None) -> FoundCorpus:
 def _download(corpus: Corpus, offline: bool) -> Path:
     if offline:
         raise _unavailable(corpus, "the network is forbidden (--offline)")
+    if corpus.sha256 is None:
+        raise _unavailable(corpus, "no publisher states the hash of the file")
     path = paths.corpora() / corpus.file
     zipped = path.with_name(f"{path.name}.zip")
-    expected = Expected(max_size=corpus.n_bytes) if corpus.member else Expected(corpus.n_bytes, corpus.sha256)
+    expected = Expected(corpus.n_bytes, corpus.sha256)
+    if corpus.member and corpus.n_bytes:
+        expected = Expected(max_size=corpus.n_bytes)
     try:
         for _ in fetch(corpus.url, zipped if corpus.member else path, expected, policy=POLICY):
             pass
@@ -190,7 +247,7 @@ def _unpacked(corpus: Corpus, archive: Path) -> bytes:
     why = ""
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(corpus.member or "") as member:
-            content = member.read(corpus.n_bytes + 1)  # one byte too many shows another file
+            content = member.read((corpus.n_bytes or 0) + 1)  # one byte too many shows another file
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error) as error:
         content, why = b"", f"not a zip that holds {corpus.member}: {error}"
     digest = hashlib.sha256(content).hexdigest()
@@ -205,7 +262,8 @@ def _unavailable(corpus: Corpus, why: str) -> ServiceError:
 
 
 def _by_hand(corpus: Corpus) -> str:
-    return (
-        f"download it elsewhere as {corpus.file} ({corpus.n_bytes} bytes), and put it into {paths.corpora()},"
-        " or set GPT2_MIRROR to its folder"
-    )
+    size = f" ({corpus.n_bytes} bytes)" if corpus.n_bytes else ""
+    how = f"download it elsewhere as {corpus.file}{size}"
+    if corpus.member and corpus.sha256 is None:
+        how = f"download {corpus.url} elsewhere, unpack {corpus.member}"
+    return f"{how}, and put it into {paths.corpora()}, or set GPT2_MIRROR to its folder"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.data.records import read_table
-from gpt2cli.data.sft_batches import token_limit
+from gpt2cli.data.sft_batches import ANY_TEXT, OWN_BASE, token_limit
 from gpt2cli.data.splits import stratified_split, undersampled
 from gpt2cli.errors import Gpt2Error, InputError, counted
 from gpt2cli.recipe.sections import ClassifyDataConfig
@@ -125,7 +125,8 @@ def split_labelled(
         try:
             found = encode_text(tokenizer, data.texts[i])
         except Gpt2Error as error:
-            raise InputError(f"{data.name}:{data.lines[i]}: {error.what}", error.why, error.fix) from None
+            why = f"{error.why}; {ANY_TEXT}"
+            raise InputError(f"{data.name}:{data.lines[i]}: {error.what}", why, OWN_BASE) from None
         n_cut += len(found) > max_tokens
         ids.append(found[:max_tokens])
     classes = [data.classes[i] for i in kept]

@@ -5,6 +5,7 @@ tabs separate and a quote is a character like any other, as in the SMS Spam Coll
 of both names the columns, or the caller does. `text_reader.py` reads texts larger than memory.
 """
 
+import bz2
 import contextlib
 import csv
 import gzip
@@ -29,6 +30,7 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
     **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"},
 }
 ONE_PER_LINE = "one object per line"
+_PACKED = {".gz": ("gzip", gzip.decompress), ".bz2": ("bzip2", bz2.decompress)}
 LONGEST = 131_072  # characters of a field, the csv module's own limit
 
 
@@ -163,17 +165,18 @@ def read_text(path: Path, stream: BinaryIO | None = None) -> tuple[str, str]:
     with files.open_regular(path) if stream is None else contextlib.nullcontext(stream) as file:
         data = file.read()
     sha256 = hashlib.sha256(data).hexdigest()
-    if path.suffix.lower() == ".gz":
+    if packed := _PACKED.get(path.suffix.lower()):
+        name, unpack = packed
         try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path}:1: damaged gzip data", str(error), "fetch the file again") from None
+            data = unpack(data)
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            raise InputError(f"{path}:1: damaged {name} data", str(error), "fetch the file again") from None
     return files.decode_text(data, str(path), line=1), sha256
 
 
 def kind_by_name(path: Path) -> Kind | None:
-    """The kind that a file's name tells, gzipped or not; None if it need not be a table."""
-    inner = Path(path.stem) if path.suffix.lower() == ".gz" else path
+    """The kind that a file's name tells, packed or not; None if it need not be a table."""
+    inner = Path(path.stem) if path.suffix.lower() in _PACKED else path
     return KIND_OF_SUFFIX.get(inner.suffix.lower())
 
 

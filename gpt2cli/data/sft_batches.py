@@ -22,6 +22,11 @@ OPEN_ROWS = 64  # packed rows that may still receive a record
 _ORDER, _PACK = 2, 3  # random streams: no two uses may share one
 
 
+# For a base with a character vocabulary, which lacks some of the data's.
+ANY_TEXT = "a model of byte pairs takes any text, and init=runs/gpt2-mini then starts from it"
+OWN_BASE = "gpt2 pretrain gpt2-mini"
+
+
 @dataclass(frozen=True)
 class SftExample:
     """One conversation. The model reads ids[:-1] and predicts the ids where `loss_mask` is True."""
@@ -48,7 +53,7 @@ def encode_record(
     try:
         parts = encode_parts(stated, tokenizer)
     except InputError as error:  # a character vocabulary lacks some
-        raise InputError(f"{record.where}: {error.what}", error.why, error.fix) from None
+        raise InputError(f"{record.where}: {error.what}", f"{error.why}; {ANY_TEXT}", OWN_BASE) from None
     ids = np.array([token for part, _ in parts for token in part], dtype=np.int64)
     answered = np.array([is_answer for part, is_answer in parts for _ in part])
     answered[0] = False  # a part may be empty, and then an answer begins the row

@@ -13,20 +13,19 @@ import torch
 from gpt2cli.checkpoints.finite import bad_logits, require_finite
 from gpt2cli.errors import UsageError
 from gpt2cli.evaluation.eval_text import EncodedText
+from gpt2cli.evaluation.published import WIKITEXT2, published_figure, published_size
 from gpt2cli.evaluation.scoring import BATCH_TOKENS, SlidingWindow, window_logprobs, windows
-from gpt2cli.model.config import GPT2Config, size_of
+from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.runtime import Runtime
 from gpt2cli.tokenizer.base import Tokenizer
 
-# Radford et al. 2019, table 3: zero-shot perplexity on WikiText-2.
-PAPER_WIKITEXT2 = {"124M": 29.41, "355M": 22.76, "774M": 19.93, "1558M": 18.34}
-
 
 def sliding_window_for(
-    config: GPT2Config, context: int | None, stride: int | None, batch: int | None
+    config: GPT2Config, context: int | None, stride: int | None, batch: int | None, device: str = "cpu"
 ) -> SlidingWindow:
-    """The window for the given numbers; None is the model's context, half of it, and a batch that fits.
+    """The window for the given numbers; None is the model's context, half of it, and a batch that suits the
+    device.
 
     Raises UsageError for a window beyond the model's context, and for numbers that contradict each other.
     """
@@ -47,7 +46,7 @@ def sliding_window_for(
             "the tokens between two windows would not be predicted",
             f"--stride {context}",
         )
-    return SlidingWindow(context, stride, batch or max(BATCH_TOKENS // context, 1))
+    return SlidingWindow(context, stride, batch or max(BATCH_TOKENS[device] // context, 1))
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,7 @@ def measure_perplexity(
 
 def paper_perplexity(config: GPT2Config, tokenizer: Tokenizer) -> float | None:
     """The paper's zero-shot figure on WikiText-2 for a model of this size; None for other shapes."""
-    size = size_of(config)
-    same = tokenizer.name == "gpt2" and config.layer_norm_epsilon == GPT2Config().layer_norm_epsilon
-    return PAPER_WIKITEXT2[size] if size and same else None
+    return published_figure(WIKITEXT2, "perplexity/word", published_size(config, tokenizer))
 
 
 def _exp(nats: float) -> float:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from gpt2cli.checkpoints.finite import is_finite
 from gpt2cli.checkpoints.info import TensorStatistics, statistics
+from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
-from gpt2cli.model.layers import attention_formula
+from gpt2cli.model.layers import attention_formula, rotate
 
 # The modules in order of computation, each with the names of its input and its output. An input
 # has a name where no module makes it: a sum, or a function written out in the forward pass.
@@ -30,7 +31,7 @@ BLOCK = {
     "": ("", "after_mlp"),
 }
 AFTER_BLOCKS = {"transformer.ln_f": ("", "ln_f"), "lm_head": ("", "logits")}
-SUM = "wte+wpe"  # the input of the first block
+SUM = "wte+wpe"  # the input of the first block, with learned positions
 SPLIT = "attn.c_attn"  # its output is q, k and v side by side
 STREAM = "after_mlp"  # the residual stream after a block
 ROWS = 64  # positions whose logits exist at a time
@@ -73,6 +74,7 @@ def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0, n_stre
     assert input_ids.shape[0] == 1 and not model.training
     T = input_ids.shape[1]
     activations = [Activation("input_ids", tuple(input_ids.shape), None)]
+    turn = model.transformer.rotation(torch.arange(T, device=input_ids.device))
     attention: list[Tensor] = []
     streams: list[Tensor] = []
 
@@ -83,6 +85,8 @@ def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0, n_stre
 
     def note_heads(block: str, qkv: Tensor) -> None:
         q, k, v = heads(qkv, model.config.n_head)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
         weights = attention_weights(q, k)
         for name, tensor in (("q", q), ("k", k), ("v", v), ("weights", weights)):
             note(f"{block}.attn.{name}", tensor)
@@ -90,7 +94,7 @@ def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0, n_stre
         attention.append(weights[0, :, first:, first:].clone())
 
     with contextlib.ExitStack() as hooks:
-        for module, names in _places(model.config.n_layer).items():
+        for module, names in _places(model.config).items():
             hook = _hook(names, note, note_heads)
             handle = model.get_submodule(module).register_forward_hook(hook)
             hooks.callback(handle.remove)
@@ -154,14 +158,15 @@ def _probabilities(logits: Tensor, ids: Tensor) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _places(n_layer: int) -> dict[str, tuple[str, str]]:
+def _places(config: GPT2Config) -> dict[str, tuple[str, str]]:
     """{module: (name of its input or "", name of its output)} for all blocks."""
-    places = dict(BEFORE_BLOCKS)
-    for layer in range(n_layer):
+    is_learned = config.positions == "learned"
+    places = {name: names for name, names in BEFORE_BLOCKS.items() if is_learned or "wpe" not in name}
+    for layer in range(config.n_layer):
         for module, (before, after) in BLOCK.items():
             path = f"transformer.h.{layer}.{module}".rstrip(".")
             places[path] = (before and f"h.{layer}.{before}", f"h.{layer}.{after}")
-    places["transformer.h.0.ln_1"] = (SUM, "h.0.ln_1")
+    places["transformer.h.0.ln_1"] = (SUM if is_learned else "", "h.0.ln_1")
     return places | AFTER_BLOCKS
 
 

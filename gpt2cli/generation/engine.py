@@ -23,7 +23,8 @@ from gpt2cli.model.layers import KVCache
 class DecodeStep:
     """One new id per row; None for a row that has ended. A stop id is the last id of its row.
 
-    `window_moved`: a row had filled the context; from this step on it sees only the last half of it.
+    `window_moved`: a row had filled the context; from this step on it sees only the last half of it. With
+    rotary positions the window slides instead, token by token.
     """
 
     ids: tuple[int | None, ...]
@@ -43,12 +44,13 @@ def generate(
     rows draw from `generators`, by default those of the seed and their numbers.
 
     Learned positions end at n_positions: a row that would pass it continues from its last
-    n_positions // 2 ids. In a batch each row gets what it would get alone; equal prompts are prefilled
-    once. The model is in evaluation mode until the iterator ends or is closed. Raises InputError for a
-    prompt that is empty, too long or holds an unknown id; UsageError for max_new_tokens below 1;
+    n_positions // 2 ids. Rotary ones do not end: a row goes on, and each token attends to the last
+    n_positions, as under a sliding mask. In a batch each row gets what it would get alone; equal prompts are
+    prefilled once. The model is in evaluation mode until the iterator ends or is closed. Raises InputError
+    for a prompt that is empty, too long or holds an unknown id; UsageError for max_new_tokens below 1;
     DivergedError for logits that are not finite.
     """
-    limit = model.config.n_positions
+    limit, slides = model.config.n_positions, model.config.positions == "rotary"
     _check(prompts, model, max_new_tokens)
     rows = [list(prompt) for prompt in prompts]  # the ids in the window of each row
     active = [True] * len(rows)
@@ -62,7 +64,8 @@ def generate(
         while True:
             logits, batch = prefill(model, kv, rows)
             extend = partial(decode_one, model, batch)
-            for chosen in _decode(extend, logits, sampler, min(n_left, limit - kv.length + 1)):
+            n_steps = n_left if slides else min(n_left, limit - kv.length + 1)
+            for chosen in _decode(extend, logits, sampler, n_steps):
                 n_left -= 1
                 for row, token in zip(rows, chosen, strict=True):
                     row.append(token)
@@ -169,14 +172,6 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-@dataclass(frozen=True)
-class Padding:
-    """Left padding of rows of unequal length; no token attends to it."""
-
-    n_pads: Tensor  # (B, 1)
-    visible: Tensor  # (B, n_positions), True for real tokens
-
-
 @dataclass
 class BatchCache:
     """The KV cache of B rows. Equal prompts are prefilled once, and copied only at the first decode step, so
@@ -184,7 +179,7 @@ class BatchCache:
     """
 
     kv: KVCache
-    padding: Padding | None
+    n_pads: Tensor | None  # (B, 1), of rows of unequal length: padding on the left, which no token sees
     distinct: KVCache | None = None  # of the distinct prompts, until copied
     sources: Sequence[int] = ()  # the distinct prompt of each row
 
@@ -194,20 +189,20 @@ def prefill(model: GPT2LMHead, kv: KVCache, rows: Sequence[Sequence[int]]) -> tu
     """Fill a cache of B rows, replacing its content; logits of the next token, (B, V)."""
     prompts = list(dict.fromkeys(map(tuple, rows)))
     if len(prompts) == len(rows):
-        logits, padding = _prefill_each(model, kv, rows)
-        return logits, BatchCache(kv, padding)
+        logits, n_pads = _prefill_each(model, kv, rows)
+        return logits, BatchCache(kv, n_pads)
     place = {prompt: n for n, prompt in enumerate(prompts)}
     sources = [place[tuple(row)] for row in rows]
     distinct = model.new_cache(len(prompts), max(map(len, prompts)))
-    logits, padding = _prefill_each(model, distinct, prompts)
+    logits, n_pads = _prefill_each(model, distinct, prompts)
     kv.length = distinct.length
-    padding = padding and Padding(padding.n_pads[sources], padding.visible[sources])
-    return logits[sources], BatchCache(kv, padding, distinct, sources)
+    n_pads = None if n_pads is None else n_pads[sources]
+    return logits[sources], BatchCache(kv, n_pads, distinct, sources)
 
 
 def _prefill_each(
     model: GPT2LMHead, kv: KVCache, rows: Sequence[Sequence[int]]
-) -> tuple[Tensor, Padding | None]:
+) -> tuple[Tensor, Tensor | None]:
     kv.length = 0
     device = _device(model)
     T = max(map(len, rows))
@@ -215,30 +210,31 @@ def _prefill_each(
     if all(len(row) == T for row in rows):
         return model.extend(input_ids, kv), None
 
-    places = torch.arange(model.config.n_positions, device=device)
+    places = torch.arange(T, device=device)
     n_pads = torch.tensor([[T - len(row)] for row in rows], device=device)  # (B, 1)
-    padding = Padding(n_pads, visible=places >= n_pads)
-    positions = (places[:T] - n_pads).clamp(min=0)  # (B, T): a row's first real token is at 0
-    mask = places[:T] <= places[:T, None]  # (T, T), causal
-    mask = mask & padding.visible[:, None, None, :T]  # (B, 1, T, T)
+    positions = (places - n_pads).clamp(min=0)  # (B, T): a row's first real token is at 0
+    mask = places <= places[:, None]  # (T, T), causal
+    mask = mask & (places >= n_pads)[:, None, None]  # (B, 1, T, T)
     # A padding query sees itself: a softmax over nothing would be NaN, and spread.
     mask = mask | torch.eye(T, dtype=torch.bool, device=device)
     hidden = model.transformer(input_ids, kv, positions, mask)  # (B, T, C)
-    return model.lm_head(hidden[:, -1]), padding
+    return model.lm_head(hidden[:, -1]), n_pads
 
 
 @torch.inference_mode()
 def decode_one(model: GPT2LMHead, batch: BatchCache, ids: Tensor) -> Tensor:
     """Append one id per row, (B,), to the cache; logits of the next token, (B, V)."""
-    kv, padding = batch.kv, batch.padding
+    kv, n_pads = batch.kv, batch.n_pads
     if batch.distinct is not None:
         _copy_rows(batch.distinct, batch.sources, kv)
         batch.distinct = None
-    if padding is None:
+    if n_pads is None:
         return model.extend(ids[:, None], kv)
-    S = kv.length + 1
-    mask = padding.visible[:, None, None, :S]  # (B, 1, 1, S)
-    hidden = model.transformer(ids[:, None], kv, kv.length - padding.n_pads, mask)  # (B, 1, C)
+    size = kv.keys[0].shape[2]
+    places = torch.arange(min(kv.length + 1, size), device=ids.device)  # (S,)
+    held = kv.length - (kv.length - places) % size  # the number of the token there, padding counted
+    mask = (held >= n_pads)[:, None, None]  # (B, 1, 1, S)
+    hidden = model.transformer(ids[:, None], kv, kv.length - n_pads, mask)  # (B, 1, C)
     return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
 
 
@@ -299,7 +295,7 @@ class Throughput:
 
 
 def _device(model: GPT2LMHead) -> torch.device:
-    return model.transformer.wpe.weight.device
+    return model.transformer.ln_f.weight.device
 
 
 def _check(prompts: Sequence[Sequence[int]], model: GPT2LMHead, max_new_tokens: int) -> None:

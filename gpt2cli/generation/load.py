@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Literal
 
 from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import InputError, ResourceError, UsageError
-from gpt2cli.paths import canonical_size, expand, find_model, has_home, is_adapter, is_checkpoint, is_model
+from gpt2cli.paths import (
+    canonical_size,
+    expand,
+    find_model,
+    has_home,
+    is_adapter,
+    is_checkpoint,
+    is_model,
+    is_run,
+)
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.classifier import LoadedClassifier
@@ -131,6 +140,7 @@ def load_for_classifying(
 ) -> "LoadedClassifier":
     """The classifier that `name` means, on its device. Raises as `load_for_decoding`."""
     from gpt2cli.checkpoints.classifier import load_classifier
+    from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
     from gpt2cli.runtime import choose_runtime
 
     folder = find_model(name)
@@ -141,6 +151,7 @@ def load_for_classifying(
     for sentence in runtime.notices:
         notice(sentence, "warning")
     loaded.model.to(device=runtime.device, dtype=runtime.dtype)
+    swap_for_many_rows(loaded.model.transformer, runtime.precision)
     return loaded
 
 
@@ -148,8 +159,8 @@ def _refuse_file(name: str) -> None:
     path = expand(name)
     if not name or canonical_size(name) or not os.path.isfile(path):
         return
-    if is_model(path.parent):
-        raise InputError(f"{path}: is a file", "a model is the whole folder", f"did you mean {path.parent}?")
+    if around := [folder for folder in path.parents if is_run(folder) or is_model(folder)]:
+        raise InputError(f"{path}: is a file", "a model is the whole folder", f"did you mean {around[0]}?")
     if path.suffix in (".txt", ".md", ".jsonl", ".csv"):
         raise InputError(
             f"{path}: is a text", "a model is a folder; --on names a text", f"did you mean --on {path}?"

@@ -21,6 +21,11 @@ ACTIVATIONS = {
     "gelu_python": "gelu",
 }
 _KNOWN = f"known are {', '.join(ACTIVATIONS)}"
+# config.json's model_type by the kind of positions. transformers has no GPT-2 with rotary ones: under a
+# name that it does not know it refuses the folder, where "gpt2" would be loaded with random positions.
+MODEL_TYPES = {"learned": "gpt2", "rotary": "gpt2cli-rotary"}
+LANGUAGE_MODELS = {"learned": "GPT2LMHeadModel", "rotary": "GPT2RotaryLMHeadModel"}  # likewise
+ROTARY_BASE = 10_000.0  # of the wavelengths of rotary positions
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class GPT2Config:
     activation_function: str = field(default="gelu_new", repr=False)  # "gelu" is the exact one
     embd_pdrop: float | None = field(default=None, repr=False)  # for embeddings alone; None is `dropout`
     attn_pdrop: float | None = field(default=None, repr=False)  # for attention alone; None is `dropout`
+    positions: str = field(default="learned", repr=False)  # or "rotary"
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width"):
@@ -53,6 +59,12 @@ class GPT2Config:
             )
         if self.activation_function not in ACTIVATIONS.values():
             raise InputError(f"config: activation_function is {self.activation_function}", _KNOWN)
+        if self.positions not in MODEL_TYPES:
+            raise InputError(f"config: positions is {self.positions}", f"known are {', '.join(MODEL_TYPES)}")
+        if self.positions == "rotary" and self.head_width % 2:
+            raise InputError(
+                f"config: a head has {self.head_width} channels", "rotary positions turn them in pairs"
+            )
 
     @property
     def head_width(self) -> int:
@@ -82,7 +94,12 @@ class GPT2Config:
         mlp = C * M + M + M * C + C
         block = attention + mlp + 4 * C  # two LayerNorms, weight and bias
         head = 0 if self.tie_word_embeddings else self.vocab_size * C
-        return (self.vocab_size + self.n_positions) * C + self.n_layer * block + 2 * C + head
+        return self.vocab_size * C + self.n_position_parameters + self.n_layer * block + 2 * C + head
+
+    @property
+    def n_position_parameters(self) -> int:
+        """Of the position embedding, which rotary positions do without."""
+        return self.n_positions * self.n_embd if self.positions == "learned" else 0
 
 
 # Radford et al. 2019, table 2; the parameter counts are those of the published files.
@@ -107,7 +124,8 @@ _ALIASES = {
 }
 # The fields that determine the names and shapes of the weights.
 _shape = attrgetter(
-    "n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width", "tie_word_embeddings"
+    *("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "mlp_width"),
+    *("tie_word_embeddings", "positions"),
 )
 
 
@@ -119,22 +137,29 @@ def size_of(config: GPT2Config) -> str | None:
 
 _DROPOUT = 0.1  # each rate that a config.json leaves out, as in transformers
 # What layers.py implements; any other value in a config.json describes another model.
-_FIXED = {"model_type": "gpt2", "add_cross_attention": False}
+_FIXED = {"add_cross_attention": False}
 # Further factors of attention's scores, which a conversion multiplies into the query's weights.
 _SCALES = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 # Only the order of the operations, and the precision of one.
 _NUMERICS = {"reorder_and_upcast_attn": False}
 _OTHERS = "gpt2 download --list"  # models that can be read
+_TYPES = " or ".join(map(repr, MODEL_TYPES.values()))
 # Beyond these a config.json is damaged: modules would be built for it.
 _LARGEST = {"n_layer": 1000, "n_head": 1000, "vocab_size": 2**25}
 
 
 def to_hugging_face(config: GPT2Config) -> dict[str, Any]:
-    """The content of config.json for GPT2LMHeadModel, without the ids of special tokens."""
+    """The content of config.json for GPT2LMHeadModel, without the ids of special tokens.
+
+    With rotary positions its names are our own: no other program must take the model for a GPT-2.
+    """
     values = asdict(config)
+    positions = values.pop("positions")
     del values["dropout"]
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [LANGUAGE_MODELS[positions]],
+        "model_type": MODEL_TYPES[positions],
+        **({"rope_theta": ROTARY_BASE} if positions == "rotary" else {}),
         **_FIXED,
         **_SCALES,
         **_NUMERICS,
@@ -150,7 +175,12 @@ def from_hugging_face(values: dict[str, Any], *, to_convert: bool = False) -> GP
 
     `to_convert`: the factors of `score_scales` are taken care of by the caller.
     """
-    for name, ours in (_FIXED if to_convert else _FIXED | _SCALES).items():
+    model_type = values.get("model_type", MODEL_TYPES["learned"])
+    positions = next((kind for kind, name in MODEL_TYPES.items() if name == model_type), None)
+    if positions is None:
+        raise _wrong("model_type", model_type, f"GPT-2 as it is built here has {_TYPES}", _OTHERS)
+    fixed = _FIXED | ({"rope_theta": ROTARY_BASE} if positions == "rotary" else {})
+    for name, ours in (fixed if to_convert else fixed | _SCALES).items():
         theirs = values.get(name, ours)
         if theirs != ours:
             raise _wrong(name, theirs, f"GPT-2 as it is built here has {name} {ours!r}", _OTHERS)
@@ -184,6 +214,7 @@ def from_hugging_face(values: dict[str, Any], *, to_convert: bool = False) -> GP
         activation_function=ACTIVATIONS[activation],
         embd_pdrop=None if rates["embd_pdrop"] == dropout else float(rates["embd_pdrop"]),
         attn_pdrop=None if rates["attn_pdrop"] == dropout else float(rates["attn_pdrop"]),
+        positions=positions,
     )
 
 

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.layers import Block, Dropout, Embedding, KVCache, Linear, OutputLayer
+from gpt2cli.model.layers import (
+    Block,
+    Dropout,
+    Embedding,
+    KVCache,
+    Linear,
+    OutputLayer,
+    Rotation,
+    rotation,
+)
 
 
 class GPT2(nn.Module):
@@ -22,7 +31,8 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         self.wte = Embedding(config.vocab_size, config.n_embd)  # token embedding, (V, C)
-        self.wpe = Embedding(config.n_positions, config.n_embd)  # position embedding, (n_positions, C)
+        if config.positions == "learned":
+            self.wpe = Embedding(config.n_positions, config.n_embd)  # position embedding, (n_positions, C)
         self.dropout = Dropout(config.dropouts["embd_pdrop"])
         self.h = nn.ModuleList(Block(config, layer, attention) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
@@ -46,15 +56,22 @@ class GPT2(nn.Module):
         end = start + input_ids.shape[1]
         if positions is None:
             positions = torch.arange(start, end, device=input_ids.device)  # (T,)
-        x = self.dropout(self.wte(input_ids) + self.wpe(positions))  # (B, T, C)
+        x = self.wte(input_ids)  # (B, T, C)
+        if self.config.positions == "learned":
+            x = x + self.wpe(positions)
+        x, turn = self.dropout(x), self.rotation(positions)
         for block in self.h:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, cache, mask, use_reentrant=False)
+                x = checkpoint(block, x, cache, mask, turn, use_reentrant=False)
             else:
-                x = block(x, cache, mask)
+                x = block(x, cache, mask, turn)
         if cache is not None:
             cache.length = end
         return self.ln_f(x)  # type: ignore[no-any-return]  # (B, T, C)
+
+    def rotation(self, positions: Tensor) -> Rotation | None:
+        """What every block turns its queries and keys by; None with learned positions."""
+        return rotation(positions, self.config.head_width) if self.config.positions == "rotary" else None
 
 
 class GPT2LMHead(nn.Module):
@@ -65,6 +82,7 @@ class GPT2LMHead(nn.Module):
         self.config = config
         self.transformer = GPT2(config, attention)
         self.lm_head = OutputLayer(config.n_embd, config.vocab_size, bias=False)
+        self.cache_dtype: torch.dtype | None = None  # of keys and values; None is that of the weights
         self.tie()
 
     def tie(self) -> None:
@@ -84,8 +102,8 @@ class GPT2LMHead(nn.Module):
 
     def new_cache(self, n_rows: int, n_positions: int) -> KVCache:
         """An empty cache for at least that many positions."""
-        config = replace(self.config, n_positions=n_positions)
-        return KVCache(config, n_rows, like=self.transformer.wpe.weight)
+        config, weight = replace(self.config, n_positions=n_positions), self.transformer.ln_f.weight
+        return KVCache(config, n_rows, like=weight.new_empty(0, dtype=self.cache_dtype))
 
     def extend(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Append input_ids (B, T), rows of one length, to the cache; logits of the next token, (B, V)."""

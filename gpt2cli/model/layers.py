@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2cli.model.config import GPT2Config
+from gpt2cli.model.config import ROTARY_BASE, GPT2Config
 from gpt2cli.model.cpu_ops import causal_attention_in_blocks, drop, gelu_by_sigmoid, has_fast_sdpa
 
 
@@ -55,27 +55,57 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Te
 }
 
 
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, (T, D) each, or (B, 1, T, D)
+
+
+def rotation(positions: Tensor, width: int) -> Rotation:
+    """The rotation of heads of `width` D channels at positions (T,) or (B, T), of any size.
+
+    Pair i of channels turns by position / 10000^(2 i / D) radians (Su et al. 2021, RoFormer, equation 15).
+    """
+    exact = torch.float32 if positions.device.type == "mps" else torch.float64  # fp32 blurs far positions
+    pairs = torch.arange(0, width, 2, dtype=exact, device=positions.device)  # (D / 2,)
+    angles = positions[..., None] * ROTARY_BASE ** (-pairs / width)  # (T, D / 2) or (B, T, D / 2)
+    angles = torch.cat([angles, angles], dim=-1)
+    if positions.dim() == 2:
+        angles = angles[:, None]  # (B, 1, T, D), the same for each head
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn queries or keys (B, H, T, D) by their positions: products then depend on distances alone.
+
+    A pair is channel i of the first half and channel i of the second, as in GPT-NeoX.
+    """
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
 class KVCache:
     """Keys and values of the positions so far, so that each token is computed once.
 
     One tensor per block for keys and one for values, (B, H, n_positions, D), allocated in full at the
-    start: `torch.cat` would copy all of them for every token.
+    start: `torch.cat` would copy all of them for every token. Once it is full the window slides: a new
+    position takes the place of the oldest. Attention does not ask for an order, and rotary keys keep the
+    rotation of their own position; learned positions have ended by then.
     """
 
     def __init__(self, config: GPT2Config, n_rows: int, like: Tensor) -> None:
         shape = (n_rows, config.n_head, config.n_positions, config.head_width)
         self.keys = [like.new_empty(shape) for _ in range(config.n_layer)]  # each (B, H, n_positions, D)
         self.values = [like.new_empty(shape) for _ in range(config.n_layer)]
-        self.length = 0  # positions filled, the same for each row and block
+        self.length = 0  # positions so far, the same for each row and block
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, H, T, D); returns all so far, (B, H, S, D) each.
+        """Append k and v (B, H, T, D); returns all so far, (B, H, S, D) each, or the newest n_positions.
 
-        The transformer advances `length` after the last block.
+        The transformer advances `length` after the last block. Beyond n_positions T is 1.
         """
-        end = self.length + k.shape[2]
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
+        T, end = k.shape[2], self.length + k.shape[2]
+        place = self.length % self.keys[layer].shape[2]
+        self.keys[layer][:, :, place : place + T] = k
+        self.values[layer][:, :, place : place + T] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
@@ -91,10 +121,14 @@ class Attention(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.score_dropout = Dropout(config.dropouts["attn_pdrop"])
 
-    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: KVCache | None, mask: Tensor | None, rotation: Rotation | None = None
+    ) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)  # each (B, T, C)
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         y = self.attend(q, k, v, mask, self.score_dropout.active_rate)  # (B, H, T, D)
@@ -142,8 +176,14 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, mask)  # (B, T, C)
+    def forward(
+        self,
+        x: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, mask, rotation)  # (B, T, C)
         x = x + self.mlp(self.ln_2(x))  # (B, T, C)
         return x
 

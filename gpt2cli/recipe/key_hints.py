@@ -14,12 +14,14 @@ from gpt2cli.recipe.schema import RECIPES, Recipe, recipe_fields
 OTHER_NAMES = {
     "optim.lr": ("learning_rate", "max_lr"),
     "optim.min_lr": ("min_learning_rate",),
+    "optim.name": ("optimizer", "optimizer_name"),
     "optim.steps": ("max_iters", "max_steps", "epochs"),
     "optim.warmup_steps": ("warmup_iters",),
     "optim.clip": ("grad_clip", "max_grad_norm"),
     "batch.micro_batch": ("batch_size",),
     "batch.accumulation": ("gradient_accumulation_steps",),
     "model.context": ("block_size", "context_length", "n_positions"),
+    "model.positions": ("position_embedding_type", "rope"),
     "model.dropout": ("drop_rate",),
     "eval.every": ("eval_interval",),
     "eval.tokens": ("eval_iters", "batches"),
@@ -28,6 +30,7 @@ OTHER_NAMES = {
     "checkpoint.every": ("save_every",),
     "run.activation_checkpointing": ("recompute", "gradient_checkpointing"),
     "run.precision": ("dtype",),
+    "run.shard": ("fsdp", "zero"),
     "data.source": ("dataset",),
 }
 

@@ -86,7 +86,7 @@ def _type(kind: type[Recipe], key: str) -> str:
     words = list(dict.fromkeys(_words(info.annotation)))
     metadata = [*info.metadata, *_inner_metadata(info.annotation)]
     limits = [
-        f"{sign} {getattr(one, name):g}"
+        f"{sign} {getattr(one, name)}"
         for one in metadata
         for name, sign in _LIMITS
         if getattr(one, name, None) is not None

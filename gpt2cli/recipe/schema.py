@@ -47,6 +47,13 @@ def _require_growth(recipe: Any) -> None:
         raise field_error("train", "must be all with tokenizer.add", "train=all")
 
 
+def _require_matrices(recipe: Any) -> None:
+    """Muon is for the matrices of blocks, and must find some that are trained whole."""
+    if recipe.optim.name == "muon" and recipe.train in ("lora", "head"):
+        must = f"must be adamw with train: {recipe.train}, which trains no matrix of a block"
+        raise field_error("optim.name", must, "optim.name=adamw, or train=all")
+
+
 class PretrainRecipe(CommonRecipe):
     """A language model, from random weights or from another model's."""
 
@@ -75,6 +82,7 @@ class PretrainRecipe(CommonRecipe):
         if self.init == SCRATCH and self.tokenizer.add:
             raise field_error("tokenizer.add", "needs a model to add tokens to", "init=124M")
         _require_growth(self)
+        _require_matrices(self)
         return self
 
 
@@ -92,6 +100,7 @@ class FinetuneRecipe(CommonRecipe):
     @model_validator(mode="after")
     def _can_grow(self) -> Self:
         _require_growth(self)
+        _require_matrices(self)
         return self
 
 

@@ -100,10 +100,15 @@ class ModelConfig(RecipeSection):
     context: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="context length in tokens; null: that of init, 1024 for random weights"
     )
+    positions: Literal["learned", "rotary"] | None = Field(
+        default=None,
+        description="learned: an embedding each; rotary: turned queries and keys (Su et al. 2021);"
+        " null: those of init, learned for random weights",
+    )
     dropout: Probability = Field(default=0.0, description="dropout rate in training")
 
     def config(self, vocab_size: int) -> GPT2Config:
-        """The config of a model with random weights; its position embeddings end at `context`."""
+        """The config of a model with random weights; its context ends at `context`."""
         if self.size is not None:
             shape = PRESETS[self.size]
         else:
@@ -115,6 +120,7 @@ class ModelConfig(RecipeSection):
             n_positions=self.context or GPT2Config.n_positions,
             vocab_size=vocab_size,
             dropout=self.dropout,
+            positions=self.positions or GPT2Config.positions,
         )
 
     @property
@@ -130,13 +136,16 @@ class ModelConfig(RecipeSection):
                 shape = {name: numbers[name] or getattr(PRESETS[self.size], name) for name in numbers}
                 shape["n_head"] = next(n for n in range(shape["n_head"], 0, -1) if shape["n_embd"] % n == 0)
                 fix = " ".join(["model.size=null", *(f"model.{name}={n}" for name, n in shape.items())])
-                raise field_error(given[0], f"size: {self.size} sets it already", fix)
+                raise field_error(given[0], "size sets it already", fix)
         elif given and (missing := [name for name in numbers if name not in given]):
             fix = " ".join(f"model.{name}={getattr(PRESETS['124M'], name)}" for name in missing)
-            raise field_error(missing[0], "is missing: without a size all three are needed", fix)
+            raise field_error(missing[0], "is missing", fix)
         elif self.n_embd and self.n_head and self.n_embd % self.n_head:
             nearest = max(self.n_embd // self.n_head, 1) * self.n_head
             raise field_error("n_head", f"must divide n_embd ({self.n_embd})", f"model.n_embd={nearest}")
+        elif self.n_embd and self.n_head and self.positions == "rotary" and self.n_embd // self.n_head % 2:
+            fix = f"model.n_embd={2 * self.n_embd}"
+            raise field_error("positions", "needs heads of an even number of channels for rotary", fix)
         return self
 
 
@@ -152,8 +161,11 @@ class BatchConfig(RecipeSection):
 
 
 class OptimConfig(RecipeSection):
-    """AdamW, the learning rate schedule and gradient clipping."""
+    """AdamW or Muon, the learning rate schedule and gradient clipping."""
 
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw", description="adamw; muon: Muon for the blocks' matrices, AdamW for the rest"
+    )
     steps: PositiveInt = Field(description="optimizer steps in total")
     lr: PositiveFloat = Field(default=6e-4, description="peak learning rate, reached after the warmup")
     min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the decay")
@@ -249,6 +261,10 @@ class RunConfig(RecipeSection):
     )
     activation_checkpointing: Literal["on", "off"] = Field(
         default="off", description="whether backward recomputes each block: less memory, more time"
+    )
+    shard: Literal["on", "off"] = Field(
+        default="off",
+        description="whether each of several processes holds only its part of weights, gradients and moments",
     )
     max_skipped_steps: NonNegativeInt = Field(
         default=10, description="skipped steps in a row that end the run"

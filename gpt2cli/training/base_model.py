@@ -54,7 +54,8 @@ class BaseLM:
         if self.recorded:
             return self.recorded
         if self.folder is None:
-            return hashlib.sha256(f"{self.config} {self.seed}".encode()).hexdigest()
+            positions = self.config.positions if self.config.positions != GPT2Config.positions else ""
+            return hashlib.sha256(f"{self.config} {self.seed}{positions}".encode()).hexdigest()
         return read_manifest(self.folder).get(WEIGHTS) or sha256_of(self.folder / WEIGHTS)
 
     def model(self, attention: str) -> GPT2LMHead:
@@ -77,13 +78,19 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     except InputError as error:
         raise InputError(
             f"init: {error.what}",
-            f"{error.why}; it may be newest, a run, a folder or {SCRATCH}, too",
+            f"{error.why}; other starts are init=newest, init=runs/NAME and init={SCRATCH}",
             error.fix,
         ) from None
     rates, notice = config.dropouts, ""
     if len(set(rates.values())) > 1:
         theirs = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
         notice = f"the dropout rate is {dropout:g} everywhere (model.dropout); {recipe.init} has {theirs}"
+    if recipe.model.positions not in (None, config.positions):
+        raise UsageError(
+            f"model.positions is {recipe.model.positions}, but init={recipe.init} has {config.positions}",
+            "a model keeps the positions that it was trained with",
+            f"model.positions={config.positions}",
+        )
     base = BaseLM(config.with_dropout(dropout), tokenizer, folder, recipe.seed, notice=notice)
     return add_tokens(base, recipe.tokenizer.add)
 
@@ -176,7 +183,7 @@ def base_to_train_further(
     if context > longest:
         raise UsageError(
             f"model.context is {context}, but init={recipe.init} ends at {longest}",
-            "position embeddings beyond that were never trained",
+            "positions beyond that were never trained",
             f"model.context={longest}",
         )
     notices = [base.notice] if base.notice else []
@@ -215,7 +222,8 @@ def cut_context(model: GPT2LMHead, n_positions: int, attention: str = "sdpa") ->
     if n_positions == model.config.n_positions:
         return model
     state = model.state_dict()
-    state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:n_positions].clone()
+    if model.config.positions == "learned":
+        state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:n_positions].clone()
     with torch.no_grad():
         shorter = empty_model(replace(model.config, n_positions=n_positions), attention)
         shorter.load_state_dict(state, assign=True)

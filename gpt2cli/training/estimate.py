@@ -10,9 +10,10 @@ from torch import nn
 from gpt2cli.errors import ResourceError, is_out_of_memory
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.recipe.schema import Recipe
-from gpt2cli.recipe.sections import BatchConfig
+from gpt2cli.recipe.sections import BatchConfig, OptimConfig
 from gpt2cli.runtime import Runtime
 from gpt2cli.training.fused_cross_entropy import CHUNK
+from gpt2cli.training.optimizer_step import muon_matrices
 from gpt2cli.training.task import TrainingTask
 
 # Peak dense 16-bit tensor-core FLOP/s by words of the device's name, from the vendors' data sheets;
@@ -39,6 +40,7 @@ def estimate_memory(
     bytes_per_number: int,
     *,
     n_trainable: int,
+    n_muon: int = 0,
     n_outputs: int,
     activation_checkpointing: bool = False,
     device: str = "cpu",
@@ -46,21 +48,23 @@ def estimate_memory(
     """Bytes by purpose. Weights, gradients and moments are exact, activations count the saved tensors.
 
     `bytes_per_number` follows from the precision: 4 for fp32, 2 for bf16 and fp16. Only the
-    `n_trainable` parameters have gradients and moments. `n_outputs` counts the positions of a
-    micro-batch that reach the output layer; a classifier has none. With activation checkpointing each
-    block keeps only its input, in fp32, and one block at a time has the rest.
+    `n_trainable` parameters have gradients and moments, `n_muon` of them Muon's single one. `n_outputs`
+    counts the positions of a micro-batch that reach the output layer; a classifier has none. With activation
+    checkpointing each block keeps only its input, in fp32, and one block at a time has the rest.
     """
     T, C, M = config.n_positions, config.n_embd, config.mlp_width
     # What backward needs of a block: two LayerNorms in and out, q, k, v, attention out, projection
-    # (9 C), MLP before and after GELU (2 M), dropout masks and residuals (3 C).
-    block = micro_batch * T * (12 * C + 2 * M) * bytes_per_number
+    # (9 C), MLP before and after GELU (2 M), dropout masks and residuals (3 C); q and k as they were turned.
+    turned = 2 * C if config.positions == "rotary" else 0
+    block = micro_batch * T * (12 * C + turned + 2 * M) * bytes_per_number
     kept = micro_batch * T * C * 4 if activation_checkpointing else block
     logits = min(CHUNK[device], n_outputs) * config.vocab_size * (4 + 2 * bytes_per_number)
     casts = config.n_parameters * bytes_per_number if bytes_per_number < 4 else 0
     return {
         "weights": 4 * config.n_parameters,
         "gradients": 4 * n_trainable,
-        "AdamW moments": 8 * n_trainable,
+        "AdamW moments": 8 * (n_trainable - n_muon),
+        **({"Muon momentum": 4 * n_muon} if n_muon else {}),
         "half-precision weights": casts,
         "activations": config.n_layer * kept + (block if activation_checkpointing else 0),
         "logits": logits,
@@ -68,7 +72,7 @@ def estimate_memory(
 
 
 def checkpoint_bytes(model: nn.Module, recipe: Recipe, n_vocab: int) -> int:
-    """Bytes of one checkpoint: fp32 weights, AdamW's two moments of each trained one, the tokenizer.
+    """Bytes of one checkpoint: fp32 weights, the moments of each trained one, the tokenizer.
 
     A language model's adapters are stored without their base, a classifier's beside the merged model.
     """
@@ -77,8 +81,14 @@ def checkpoint_bytes(model: nn.Module, recipe: Recipe, n_vocab: int) -> int:
     n_stored = n_all
     if recipe.train == "lora":
         n_stored = n_trained + (n_all if recipe.task == "finetune-classify" else 0)
+    n_moments = 2 * n_trained - count_muon(model, recipe.optim)
     # GPT-2's vocabulary and merges take some 70 bytes per token; the other files are small.
-    return 4 * n_stored + 8 * n_trained + 100 * n_vocab + (32 << 10)
+    return 4 * n_stored + 4 * n_moments + 100 * n_vocab + (32 << 10)
+
+
+def count_muon(model: nn.Module, optim: OptimConfig) -> int:
+    """How many numbers of a model Muon trains."""
+    return sum(parameter.numel() for _, parameter in muon_matrices(model, optim))
 
 
 @contextlib.contextmanager
@@ -130,5 +140,5 @@ def flops_per_token(config: GPT2Config, n_positions: int) -> float:
 
     Attention counts as if it were not causal, as in the paper.
     """
-    in_matmuls = config.n_parameters - config.n_positions * config.n_embd  # wpe is only added
+    in_matmuls = config.n_parameters - config.n_position_parameters  # wpe is only added
     return 6.0 * in_matmuls + 12.0 * config.n_layer * config.n_embd * n_positions

@@ -101,14 +101,16 @@ def train(
                 )
 
 
-def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
-    """One optimizer step over `batch.accumulation` micro-batches; skipped if it is not finite."""
+def train_step(setup: TrainingSetup, lr: float | None = None) -> StepDone | StepSkipped:
+    """One optimizer step over `batch.accumulation` micro-batches, at the schedule's learning rate unless one
+    is given; skipped if it is not finite.
+    """
     started = time.perf_counter()
     recipe, task, runtime, state = setup.recipe, setup.task, setup.runtime, setup.state
     ranks = setup.ranks
     optimizer_step, step = setup.optimizer_step, state.step
     model = optimizer_step.model
-    lr = learning_rate(recipe.optim, step)
+    lr = learning_rate(recipe.optim, step) if lr is None else lr
     for group in optimizer_step.optimizer.param_groups:
         group["lr"] = lr
 
@@ -125,7 +127,7 @@ def train_step(setup: TrainingSetup) -> StepDone | StepSkipped:
     for micro, batch in zip(micros, batches, strict=True):  # batch.input_ids is (B, T)
         seed_dropout(recipe.seed, step, micro)
         with runtime.autocast():
-            loss_sum = task.loss_sum(model, batch, runtime.dtype)  # scalar, in nats
+            loss_sum = optimizer_step.forward(task.loss_sum, batch, runtime.dtype)  # scalar, in nats
         optimizer_step.backward(loss_sum / n_targets)
         loss_sums.append(loss_sum.detach())
 
@@ -157,24 +159,21 @@ def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
     Raises DivergedError for a loss that is not finite.
     """
     started = time.perf_counter()
-    task, runtime, state, model = setup.task, setup.runtime, setup.state, setup.optimizer_step.model
-    model.eval()
+    task, runtime, state, ranks = setup.task, setup.runtime, setup.state, setup.ranks
+    optimizer_step = setup.optimizer_step
+    optimizer_step.model.eval()
     total, n_targets = 0.0, 0
     predictions: list[Prediction] = []
-    ranks, is_interrupted = setup.ranks, False
     with uncompiled():
-        for number, batch in enumerate(task.evaluation_batches()):
-            if is_interrupted := bool(stop()):
-                break
-            if number % ranks.world != ranks.rank:
-                continue
+        for batch, is_own in ranks.deal(task.evaluation_batches()):
+            if any(ranks.most(stop())):
+                return None
             batch = batch.to(runtime.device)
             with runtime.autocast():
-                loss_sum, predicted = task.evaluate_batch(model, batch, runtime.dtype)
-            total, n_targets = total + loss_sum.item(), n_targets + batch.n_targets
-            predictions += predicted
-    if any(ranks.most(is_interrupted)):
-        return None
+                loss_sum, predicted = optimizer_step.forward(task.evaluate_batch, batch, runtime.dtype)
+            if is_own:
+                total, n_targets = total + loss_sum.item(), n_targets + batch.n_targets
+                predictions += predicted
     total, n_all = ranks.add(total, n_targets)
     predictions, loss = ranks.collect(predictions), total / n_all
     if not math.isfinite(loss):
@@ -206,7 +205,9 @@ def _save(setup: TrainingSetup, save: Callable[[], Path]) -> CheckpointSaved:
     started, state = time.perf_counter(), setup.state
     if state.would_be_kept:
         state.keep(state.step, state.value)
-    path = setup.ranks.tell(save() if setup.ranks.is_first else Path())
+    with setup.optimizer_step.whole_tensors():
+        path = save() if setup.ranks.is_first else Path()
+    path = setup.ranks.tell(path)
     return CheckpointSaved(state.step, path, state.kept_step == state.step, time.perf_counter() - started)
 
 

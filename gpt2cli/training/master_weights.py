@@ -2,8 +2,8 @@
 
 Under autocast each forward casts every fp32 weight to bf16, and each backward casts every gradient
 back. Here the matmuls read bf16 copies and leave bf16 gradients; AdamW reads those, updates the
-fp32 master weight and writes the next bf16 copy, in one pass over memory. A checkpoint holds the
-master weights and the moments, from which the copies follow.
+fp32 master weight and writes the next bf16 copy, in one pass over memory. Muon is torch's own, on
+fp32 gradients. A checkpoint holds the master weights and the moments, from which the copies follow.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2cli.training.optimizer_step import OptimizerStep, clip_gradients, gradient_norm
+from gpt2cli.training.optimizer_step import OptimizerStep, clip_gradients, gradient_norm, parameter_names
 
 
 class MasterWeightsStep(OptimizerStep):
@@ -31,7 +31,8 @@ class MasterWeightsStep(OptimizerStep):
             for weight in weights
         }
         bf16_model = deepcopy(model, {id(p): copies.get(p, p) for p in model.parameters()})
-        super().__init__(bf16_model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+        scaler, names = torch.amp.GradScaler("cpu", enabled=False), parameter_names(model, optimizer)
+        super().__init__(bf16_model, optimizer, scaler, names)
         self._copies = {master: copy for master, copy in copies.items() if master.requires_grad}
         self._others = [p for p in model.parameters() if p.requires_grad and p not in copies]
         self._lookups = _share_embeddings(model, bf16_model, self._copies)
@@ -66,15 +67,21 @@ class MasterWeightsStep(OptimizerStep):
     def update(self, norm: float, max_norm: float) -> None:
         clip_gradients(self._others, norm, max_norm)
         clip = max_norm / norm if max_norm and norm > max_norm else 1.0
+        for_muon = []
         for group in self.optimizer.param_groups:
             for master in group["params"]:
-                if master in self._copies:
+                if master in self._copies and "betas" not in group:
+                    master.grad = self._gradients[master].float() * clip
+                    for_muon.append(master)
+                elif master in self._copies:
                     state, gradient = self._state(master), self._gradients[master]
                     state["step"] += 1
                     factors = _update_factors(group, float(state["step"]), clip)
                     moments = state["exp_avg"], state["exp_avg_sq"]
                     _adamw(master.data, *moments, gradient, self._copies[master].data, factors)
-        self.optimizer.step()  # updates the others: it skips weights without a gradient
+        self.optimizer.step()  # updates Muon's and the others: it skips weights without a gradient
+        for master in for_muon:
+            self._copies[master].copy_(master)
 
     def zero_grad(self) -> None:
         super().zero_grad()

@@ -29,6 +29,9 @@ def model_card(folder: Path, name: str) -> str:
     base = f"openai-community/{_OPENAI[size]}" if size in _OPENAI else ""
     head = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- gpt2"]
     head += [f"base_model: {base}"] if base else []
+    is_rotary = not paths.is_adapter(folder) and read_config(folder).positions == "rotary"
+    if is_rotary:  # transformers has no such model
+        head[0] = "library_name: gpt2cli"
     rows = _facts(folder, lineage, init, base)
     table = [f"| {label} | {value.replace('|', chr(92) + '|')} |" for label, value in rows]
     return "\n".join(
@@ -36,12 +39,24 @@ def model_card(folder: Path, name: str) -> str:
             *("---", *head, "---", "", f"# {name}", ""),
             f"A GPT-2, trained with gpt2cli {__version__}.",
             *("", "| | |", "|---|---|", *table, ""),
-            *("## Use", "", "```python", "from transformers import pipeline", ""),
-            f'generator = pipeline("text-generation", model="{name if "/" in name else "OWNER/NAME"}")',
-            'print(generator("Every effort moves you")[0]["generated_text"])',
-            *("```", ""),
+            *(_USE_HERE if is_rotary else _use(name if "/" in name else "OWNER/NAME")),
         ]
     )
+
+
+_USE_HERE = (
+    "Its positions are rotary, which transformers' GPT-2 has not: it is used with gpt2cli alone.",
+    *("", "## Use", "", "```sh", 'gpt2 generate --model FOLDER "Every effort moves you"', "```", ""),
+)
+
+
+def _use(name: str) -> list[str]:
+    return [
+        *("## Use", "", "```python", "from transformers import pipeline", ""),
+        f'generator = pipeline("text-generation", model="{name}")',
+        'print(generator("Every effort moves you")[0]["generated_text"])',
+        *("```", ""),
+    ]
 
 
 def _facts(folder: Path, lineage: Lineage, init: str, base: str) -> list[tuple[str, str]]:

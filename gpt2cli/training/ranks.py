@@ -8,15 +8,16 @@ of processes.
 
 import contextlib
 import datetime
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from gpt2cli.errors import LostRankError
+from gpt2cli.errors import LostRankError, ResourceError, UsageError, is_out_of_memory
 
 # Where the processes of --processes find one another; torchrun names an address and a port instead.
 STORE = "GPT2_RANKS_STORE"
@@ -47,6 +48,14 @@ class Ranks:
         """Of n things, numbered from 0, those that are this process's."""
         return range(self.rank, n, self.world)
 
+    def deal(self, items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+        """Items, the same on all processes, in rounds of one each: this process's item, and whether it is its
+        own. Where the last round has too few, the others get its last item: all have as many rounds.
+        """
+        rest = iter(items)
+        while found := list(itertools.islice(rest, self.world)):
+            yield found[min(self.rank, len(found) - 1)], self.rank < len(found)
+
     def add(self, *values: float) -> tuple[float, ...]:
         """Each value summed over the processes, in the order of their ranks: the same bits everywhere."""
         if self.world == 1:
@@ -66,7 +75,7 @@ class Ranks:
     def reduce(self, gradients: Sequence[Tensor]) -> None:
         """Sum each gradient over the processes, in place."""
         if self.world > 1:
-            with _or_lost():
+            with or_lost():
                 for gradient in gradients:
                     torch.distributed.all_reduce(gradient)
 
@@ -79,20 +88,20 @@ class Ranks:
         if self.world == 1:
             return value
         told = [value]
-        with _or_lost():
+        with or_lost():
             torch.distributed.broadcast_object_list(told, group=self.control)
         return told[0]
 
     def close(self) -> None:
         """Part from the others: what follows is this process's alone."""
         if self.world > 1 and torch.distributed.is_initialized():
-            with _or_lost():
+            with or_lost():
                 torch.distributed.barrier(group=self.control)
             torch.distributed.destroy_process_group()
 
     def _gather(self, value: Any) -> list[Any]:
         rows: list[Any] = [None] * self.world
-        with _or_lost():
+        with or_lost():
             torch.distributed.all_gather_object(rows, value, group=self.control)
         return rows
 
@@ -108,10 +117,11 @@ def join() -> Ranks:
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     if torch.cuda.is_available():
+        _require_gpus(local_world, torch.cuda.device_count())
         torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = os.environ.get(STORE)
-    with _or_lost():
+    with or_lost() if store else _or_unmet():
         torch.distributed.init_process_group(
             backend,
             init_method=f"file://{store}" if store else "env://",
@@ -123,10 +133,48 @@ def join() -> Ranks:
     return Ranks(rank, world, local, local_world, control)
 
 
+def _require_gpus(n_processes: int, n_gpus: int) -> None:
+    if n_processes > n_gpus:
+        raise UsageError(
+            f"{n_processes} processes on this machine, which has {n_gpus} GPUs",
+            "each takes one; export CUDA_VISIBLE_DEVICES= lets all train on the CPU",
+            f"--processes {n_gpus}",
+        )
+
+
 @contextlib.contextmanager
-def _or_lost() -> Iterator[None]:
+def or_lost(certain: bool = True) -> Iterator[None]:
+    """Turn torch.distributed's errors, kinds of RuntimeError, into LostRankError. Unless it is `certain` that
+    no others can occur in the block, they are known by their class or origin.
+    """
     try:
         yield
-    except RuntimeError as error:  # torch.distributed's errors are its kinds
-        what = str(error).partition("\n")[0][:200]
-        raise LostRankError("another process of this training is gone", what) from error
+    except RuntimeError as error:
+        is_distributed = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if is_out_of_memory(error) or not (certain or is_distributed):
+            raise
+        raise LostRankError("another process of this training is gone", _first_line(error)) from error
+
+
+@contextlib.contextmanager
+def _or_unmet() -> Iterator[None]:
+    """Of the meeting at an address that the environment names."""
+    try:
+        yield
+    except RuntimeError as error:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        raise ResourceError(
+            f"the processes cannot meet at {address}, port {port}",
+            _first_line(error),
+            f"export MASTER_PORT={port + 1}",
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            "RANK and WORLD_SIZE are set, but not all that several processes need to meet",
+            _first_line(error),
+            "unset RANK WORLD_SIZE",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]

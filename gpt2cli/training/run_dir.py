@@ -29,10 +29,9 @@ from gpt2cli.recipe.schema import SCRATCH
 from gpt2cli.training import metrics_log, retention
 from gpt2cli.training.estimate import checkpoint_bytes
 from gpt2cli.training.events import EvalDone, Event, to_json
-from gpt2cli.training.optimizer_step import parameter_names
 from gpt2cli.training.pins import runs_that_need
 from gpt2cli.training.run_json import RECORD_FORMAT, read_sessions
-from gpt2cli.training.train_state import Computing, write_state
+from gpt2cli.training.train_state import Computing, moments_of, write_state
 
 if TYPE_CHECKING:
     from gpt2cli.training.setup import TrainingSetup
@@ -174,10 +173,11 @@ def save_checkpoint(
     require_room(path, _checkpoint_bytes(setup), _room_fix(run, recipe.task))
     with files.new_folder(path) as folder:
         hashes = setup.task.write_model(folder, setup.model, dump_recipe(recipe))
-        optimizer, scaler = setup.optimizer_step.optimizer, setup.optimizer_step.scaler.state_dict()
-        names = parameter_names(setup.model)
+        step = setup.optimizer_step
+        moments = step.whole(moments_of(step.optimizer, step.names))
         computing = Computing(setup.runtime.threads, setup.ranks.world)
-        hashes |= write_state(folder, optimizer, names, state, setup.identity, scaler, computing)
+        scaler = step.scaler.state_dict()
+        hashes |= write_state(folder, moments, state, setup.identity, scaler, computing)
         write_manifest(folder, hashes)
     files.point(run.folder / "last", path)
     if state.kept_step == state.step:

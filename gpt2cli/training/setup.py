@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from gpt2cli.checkpoints.folder import read_manifest
 from gpt2cli.cores import choose_threads, forward_seconds
-from gpt2cli.paths import TENSORS
+from gpt2cli.errors import UsageError
 from gpt2cli.recipe.schema import Recipe
+from gpt2cli.recipe.sections import OptimConfig
 from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
 from gpt2cli.training.estimate import explain_out_of_memory
-from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
+from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.ranks import ALONE, Ranks
 from gpt2cli.training.task import TrainingTask
 from gpt2cli.training.torch_compile import compile_blocks
@@ -34,7 +34,9 @@ class TrainingSetup:
     runtime: Runtime
     attention: str  # "sdpa", "formula" or "blocks"
     model: Any  # a GPT-2 with the task's head, in fp32; checkpoints hold this one
-    optimizer_step: OptimizerStep  # its `model` runs the forward: the model itself, or its bf16 copy
+    optimizer_step: (
+        OptimizerStep  # its `model` runs the forward: the model itself, its bf16 copy or its parts
+    )
     task: TrainingTask
     state: TrainState
     identity: RunIdentity
@@ -65,6 +67,12 @@ def set_up_training(
     )
     if task.row_length is None:  # torch would compile again for each new length
         runtime = replace(runtime, compile=False)
+    is_sharded = run.shard == "on" and ranks.world > 1
+    if is_sharded:
+        runtime = _runtime_in_parts(runtime, recipe.optim)
+    elif run.shard == "on":
+        lacks = "run.shard is on, but one process has no other to share with: it holds the whole model"
+        runtime = replace(runtime, notices=(*runtime.notices, lacks))
     attention = choose_attention(run.attention, runtime.device, config.n_positions, compiled=runtime.compile)
     notices = list(runtime.notices)
     if recorded and recorded != (own := choose_threads(0, forward, ranks.local_world)):
@@ -84,17 +92,21 @@ def set_up_training(
         for parameter in model.parameters():  # the memory layout of a new model: the same rounding
             parameter.data = parameter.data.contiguous()
         model.transformer.activation_checkpointing = run.activation_checkpointing == "on"
-        model.to(runtime.device)
-
-        optimizer = make_optimizer(model, recipe.optim, runtime.device)
-        if checkpoint is not None:
-            sha256 = read_manifest(checkpoint)[TENSORS]
-            load_moments(checkpoint, optimizer, parameter_names(model), state.updates, sha256)
         scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         if scaler_state:
             scaler.load_state_dict(scaler_state)
+        optimizer_step: OptimizerStep
+        if is_sharded:
+            from gpt2cli.training.shard import ShardedStep  # loads torch.distributed's larger half
 
-        optimizer_step = OptimizerStep(model, optimizer, scaler)
+            sharded = ShardedStep(model, recipe.optim, scaler, ranks, runtime.device)
+            model, optimizer_step = sharded.whole_model, sharded
+        else:
+            model.to(runtime.device)
+            optimizer_step = OptimizerStep(model, make_optimizer(model, recipe.optim, runtime.device), scaler)
+        optimizer, names = optimizer_step.optimizer, optimizer_step.names
+        if checkpoint is not None:
+            load_moments(checkpoint, optimizer, names, state.updates, optimizer_step.place)
         if runtime.compile:
             compiled = optimizer_step
             if runtime.device.type == "cpu" and runtime.precision == "bf16":
@@ -121,6 +133,25 @@ def set_up_training(
     )
 
 
+def _runtime_in_parts(runtime: Runtime, optim: OptimConfig) -> Runtime:
+    """The runtime of a sharded model. Raises UsageError for what needs the whole of it."""
+    if optim.name == "muon":
+        raise UsageError(
+            "run.shard: on does not train with muon",
+            "it orthogonalizes whole matrices, and each process holds a part",
+            "optim.name=adamw",
+        )
+    if runtime.precision == "fp16":
+        raise UsageError(
+            "run.shard: on does not train in fp16",
+            "each process would find its own loss scale",
+            "run.precision=fp32",
+        )
+    without = "run.shard is on: nothing is sampled between steps"
+    without += ", and blocks are not compiled" if runtime.compile else ""
+    return replace(runtime, compile=False, notices=(*runtime.notices, without))
+
+
 def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
     """The values that must not change for a resumed run to end with an uninterrupted run's weights."""
     config = task.config
@@ -132,4 +163,6 @@ def run_identity(recipe: Recipe, task: TrainingTask) -> RunIdentity:
         "model.n_inner": config.mlp_width,
         "model.context": config.n_positions,
         "seed": recipe.seed,
+        "model.positions": config.positions,
+        "optim.name": recipe.optim.name,
     }

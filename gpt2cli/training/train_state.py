@@ -1,26 +1,26 @@
 """The training state beside the weights, and its two files in a checkpoint.
 
-`train_state.safetensors` holds AdamW's moments by parameter name. `train_state.json` holds the
+`train_state.safetensors` holds the optimizer's moments by parameter name. `train_state.json` holds the
 counters, the fp16 loss scale and the identity of the run: what must not change for a resume to be
 the same run. There is no random state: batches and dropout are functions of (seed, step).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
+from gpt2cli.checkpoints.safetensors_file import open_tensors, write_tensors
 from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import sha256_of, write_json
 from gpt2cli.json_files import read_json_object
 from gpt2cli.paths import STATE, TENSORS
 
 FORMAT = 1  # of train_state.json; it is not written, the manifest has a number
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # AdamW's two, Muon's one
 RECENT_LOSSES = 32  # losses in the running median that spikes are compared with
 
 
@@ -78,29 +78,36 @@ class Computing:
 
 RunIdentity = dict[str, str | int | float]
 ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
+_BEFORE: RunIdentity = {
+    "model.positions": "learned",
+    "optim.name": "adamw",
+}  # of runs from before these keys were here
 
 
 def write_state(
     folder: Path,
-    optimizer: torch.optim.Optimizer,
-    names: list[str],
+    moments: Mapping[str, torch.Tensor],
     state: TrainState,
     identity: RunIdentity,
     scaler: dict[str, Any],
     computing: "Computing | None" = None,
 ) -> dict[str, str]:
     """Write both files into a checkpoint folder; returns {file name: SHA-256}."""
-    moments = {
-        f"{moment}.{name}": optimizer.state[parameter][moment]
-        for name, parameter in zip(names, _parameters(optimizer), strict=True)
-        for moment in MOMENTS
-        if parameter in optimizer.state
-    }
     progress = asdict(state)
     progress["best_loss"] = None if math.isinf(state.best_loss) else state.best_loss
     values = {"progress": progress, "identity": identity, "scaler": scaler}
     write_json(folder / STATE, values | ({"computing": asdict(computing)} if computing else {}))
     return {TENSORS: write_tensors(folder / TENSORS, moments, {}), STATE: sha256_of(folder / STATE)}
+
+
+def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
+    """AdamW's moments by their names in a checkpoint; `names` are those of the parameters, in its order."""
+    return {
+        f"{moment}.{name}": optimizer.state[parameter][moment]
+        for name, parameter in zip(names, _parameters(optimizer), strict=True)
+        for moment in MOMENTS
+        if moment in optimizer.state.get(parameter, ())
+    }
 
 
 def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
@@ -134,19 +141,30 @@ def read_threads(folder: Path, processes: int) -> int:
 
 
 def load_moments(
-    folder: Path, optimizer: torch.optim.Optimizer, names: list[str], updates: int, sha256: str
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    updates: int,
+    place: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Restore AdamW's moments and its step count, `updates`."""
-    moments = read_tensors(folder / TENSORS, sha256)
-    if not moments:
-        return  # saved before the first update
-    for name, parameter in zip(names, _parameters(optimizer), strict=True):
-        # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
-        device = parameter.device if optimizer.defaults["fused"] else "cpu"
-        state: dict[str, Any] = {"step": torch.tensor(float(updates), device=device)}
-        for moment in MOMENTS:
-            state[moment] = moments[f"{moment}.{name}"].to(parameter.device)
-        optimizer.state[parameter] = state
+    """Restore the moments, of which `place` puts each where its parameter is, and AdamW's step count,
+    `updates`. The caller has verified the file's hash.
+    """
+    is_fused = {p: group.get("fused") for group in optimizer.param_groups for p in group["params"]}
+    with open_tensors(folder / TENSORS) as file:
+        if not file.entries:
+            return  # saved before the first update
+        for name, parameter in zip(names, _parameters(optimizer), strict=True):
+            stored = {moment: f"{moment}.{name}" for moment in MOMENTS if f"{moment}.{name}" in file.entries}
+            assert stored, f"{name} has no moments"
+            state: dict[str, Any] = {
+                moment: place(file.read(entry), parameter) for moment, entry in stored.items()
+            }
+            if "exp_avg" in state:
+                # Fused AdamW keeps its step count on the parameter's device, the plain one on the CPU.
+                device = parameter.device if is_fused[parameter] else "cpu"
+                state["step"] = torch.tensor(float(updates), device=device)
+            optimizer.state[parameter] = state
 
 
 def require_same_run(saved: RunIdentity, now: RunIdentity, new_run: str) -> None:
@@ -157,6 +175,7 @@ def require_same_run(saved: RunIdentity, now: RunIdentity, new_run: str) -> None
         saved = dict(saved)
         saved[ROWS_PER_STEP] = int(saved.pop("batch.micro_batch")) * int(saved.pop("batch.accumulation"))
     saved = {key: value for key, value in saved.items() if key != "world size"}  # of older versions
+    saved = {key: value for key, value in _BEFORE.items() if key in now} | saved
     keys = sorted(saved.keys() | now.keys())
     changed = [f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key)]
     if changed:

@@ -110,7 +110,11 @@ def attention_png(
         mean = _mosaic(weights.mean((0, 1))[None], 1, 1)
         first = _show(figure, mean, (0, size[1] - side, side, side), size)
         _name_tokens(first, names, panel, [0], [0], zoom)
-        said = f"mean of {counted(n_layers, 'layer')} x {counted(n_heads, 'head')}"
+        said = f"mean of {n_layers} layers x {n_heads} heads"
+        if n_layers == 1:
+            said = f"layer {layers[0]}, mean of {counted(n_heads, 'head')}"
+        elif n_heads == 1:
+            said = f"head {heads[0]}, mean of {n_layers} layers"
         _name_tiles(first.secondary_xaxis("top").xaxis, said, [""], [0], n, math.inf, zoom)
     _add_colour_bar(figure, (side + (90 if is_one else 16) * zoom, size[1], side), size, zoom)
     _write_heading(first, title, prompt, _caption(n_before, broken=bool(np.isnan(weights).any())), zoom)

@@ -1,12 +1,11 @@
 """The display of a chat: greeting, streamed replies, tables. Replies go to stdout, the rest to stderr."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpt2cli.errors import Gpt2Error, counted
-from gpt2cli.ui.console import aligned, err, print_json, printable, say
+from gpt2cli.ui.console import aligned, err, print_json, printable, say, stream
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -52,7 +51,6 @@ class ReplyView:
     is_terminal: bool
     as_json: bool
     _is_open: bool = False  # a line of the reply is open on stdout
-    _ends_line: bool = True
     _is_done: bool = False
 
     def show(self, event: "ChatEvent") -> None:
@@ -63,15 +61,14 @@ class ReplyView:
                 self._write(text)
             case TurnsDropped(n_turns):
                 turns = f"{n_turns} oldest turns are" if n_turns > 1 else "oldest turn is"
-                self._note(f"the context is full: the {turns} dropped", "warn")
+                say(f"the context is full: the {turns} dropped", "warn")
             case ReplyDone():
                 self._end(event)
 
     def break_off(self) -> None:
         """Start a new line after an exception has ended the reply."""
         if self._is_open:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            stream("\n")
             self._is_open = False
 
     def say_stopped(self, is_kept: bool) -> None:
@@ -82,23 +79,15 @@ class ReplyView:
     def _write(self, text: str) -> None:
         if self.as_json or not text:
             return
-        sys.stdout.write(printable(text))
-        sys.stdout.flush()
-        self._is_open, self._ends_line = True, text.endswith("\n")
-
-    def _note(self, text: str, style: str) -> None:
-        # On a terminal the line of the reply is open; a pipe gets the reply alone.
-        ahead = "" if self._ends_line or not sys.stdout.isatty() else "\n"
-        self._ends_line = True
-        err().print(f"{ahead}{text}", style=style)
+        stream(text)
+        self._is_open = True
 
     def _end(self, done: "ReplyDone") -> None:
         self._is_open, self._is_done = False, True
         if done.is_kept and self.as_json:
             print_json(_facts(done, self.seed))
         elif done.is_kept:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            stream("\n")
         if self.is_terminal:
             err().print(_summary(done), style="faint")
 

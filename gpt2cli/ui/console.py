@@ -51,8 +51,31 @@ def err() -> "Console":
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a line to stderr, safe for a terminal whatever it contains."""
+    """Print a line to stderr, safe for a terminal whatever it contains, and apart from generated text."""
+    end_line()
     err().print(printable(text), style=style)
+
+
+def stream(text: str, exact: bool = False) -> None:
+    """Print a piece of generated text to stdout, which may end inside a line; `exact`: as it is, in UTF-8."""
+    global _line_is_open
+    if exact:
+        sys.stdout.buffer.write(text.encode("utf-8"))
+    else:
+        sys.stdout.write(printable(text))
+    sys.stdout.flush()
+    _line_is_open = not text.endswith("\n") if text else _line_is_open
+
+
+def end_line() -> None:
+    """End the line that generated text has left open, if a message is about to appear on the same screen."""
+    global _line_is_open
+    if _line_is_open and sys.stdout.isatty() and sys.stderr.isatty():
+        sys.stderr.write("\n")
+        _line_is_open = False
+
+
+_line_is_open = False  # whether what `stream` has printed last ends inside a line
 
 
 def printable(text: str) -> str:
@@ -102,12 +125,13 @@ def definitions(rows: Sequence[tuple[str, str]], width: int | None, longest: int
     """
     from textwrap import wrap
 
-    column = 2 + min(max((len(term) for term, _ in rows), default=0), longest) + 2
+    widest = max((len(term) for term, _ in rows), default=0)
+    column = 2 + min(widest, longest) + 2
     lines = []
     for term, meaning in rows:
         first = f"  {term}"
         if width is None:
-            lines.append(f"{term}  {meaning}".rstrip())
+            lines.append(f"{term:<{widest}}  {meaning}".rstrip())
             continue
         if len(first) + 2 > column:
             lines.append(first)
@@ -127,6 +151,7 @@ def print_error(error: Gpt2Error) -> None:
     """Print what happened, why, and the fix to stderr: one line each, whatever the messages contain."""
     from rich.text import Text
 
+    end_line()
     console = err()
     parts = (("error", error.what, "bad"), ("why", error.why, ""), ("fix", error.fix, ""))
     for label, text, style in parts:

@@ -33,8 +33,8 @@ ACTIVATION_NOTES = {
     "wpe": "position embeddings",
     "wte+wpe": "the residual stream begins",
     "attn.c_attn": "q, k and v side by side",
-    "attn.q": "queries",
-    "attn.k": "keys",
+    "attn.q": "queries; rotary positions have turned them",
+    "attn.k": "keys; likewise",
     "attn.v": "values",
     "attn.weights": "attention weights, after the softmax",
     "attn.y": "weighted values, heads concatenated",
@@ -103,21 +103,22 @@ def outline(summary: ModelInfo) -> list[Row]:
         note = MODULE_NOTES.get(name, tied)
         return row(indent + name, module.n_parameters, _shape(module.weight), bias, note)
 
-    wte, wpe, *last = (module for module in summary.modules if not module.name.startswith("h."))
+    others = [module for module in summary.modules if not module.name.startswith("h.")]
+    first = [module for module in others if module.name in ("wte", "wpe")]
+    last = others[len(first) :]
     block = [module for module in summary.modules if module.name.startswith("h.0.")]
     each, n_others = sum(module.n_parameters for module in block), summary.config.n_layer - 1
-    others = []
+    alike = []
     if n_others == 1:
-        others = [row("h.1", each, "the same")]
+        alike = [row("h.1", each, "the same")]
     elif n_others > 1:
-        others = [row(f"h.1 ... h.{n_others}", each * n_others, "each the same")]
+        alike = [row(f"h.1 ... h.{n_others}", each * n_others, "each the same")]
     return [
         ("module", "weight", "bias", "parameters", "share", ""),
-        of(wte),
-        of(wpe),
+        *map(of, first),
         row("h.0", each, note="a block"),
         *(of(module, "  ") for module in block),
-        *others,
+        *alike,
         *map(of, last),
         row("total", summary.n_parameters),
     ]
@@ -224,7 +225,7 @@ def _config(summary: ModelInfo) -> list[Row]:
         ("n_head", f"{c.n_head}", f"heads of {c.head_width} channels"),
         ("n_embd", f"{c.n_embd}", "channels of the residual stream"),
         ("n_inner", f"{c.mlp_width}", "channels inside the MLP"),
-        ("n_positions", f"{c.n_positions}", "tokens of context"),
+        ("n_positions", f"{c.n_positions}", f"tokens of context, {c.positions} positions"),
         ("vocab_size", f"{c.vocab_size}", "tokens in the vocabulary"),
         ("activation_function", c.activation_function, "the tanh GELU" if tanh else "the exact GELU"),
         ("dropout", rates, "in training only"),

@@ -183,6 +183,42 @@ def read_history(metrics: Path) -> list[HistoryPoint]:
     return points
 
 
+@dataclass(frozen=True)
+class Band:
+    """A mean with what lies around it, by step."""
+
+    label: str
+    steps: list[int]
+    low: list[float]
+    mean: list[float]
+    high: list[float]
+
+
+def plot_bands(bands: Sequence[Band], out: Path, *, title: str = "", level: float | None = None) -> None:
+    """Draw each mean as a line in a band from low to high; `level` is a dotted line across. `out` is replaced
+    atomically by a PNG.
+    """
+    with font_list_beside(out):
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained", facecolor="white")
+    axes, colors = figure.add_subplot(), colormaps["tab10"]
+    for i, band in enumerate(bands):
+        axes.fill_between(band.steps, band.low, band.high, color=colors(i % 10), alpha=0.2, linewidth=0)
+        label = band.label.replace("$", r"\$")
+        axes.plot(band.steps, band.mean, color=colors(i % 10), linewidth=1.6, label=label)
+    if level is not None:
+        axes.axhline(level, color=_GREY, linewidth=0.8, linestyle=":")
+    highest = max((value for band in bands for value in band.high[1:] or band.high), default=0.0)
+    lowest = min((value for band in bands for value in band.low), default=0.0)
+    if highest > lowest:  # the first evaluation, of random weights, would flatten the rest
+        axes.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.05 * (highest - lowest))
+    _frame(axes, "validation loss (nats per token)", title)
+    with files.replacing_file(out) as file:
+        figure.savefig(file, format="png")
+
+
 @contextlib.contextmanager
 def font_list_beside(out: Path) -> Iterator[None]:
     """For the first import of matplotlib, which writes a list of fonts into the user's home: where none
@@ -291,17 +327,24 @@ def _draw_validation(axes: Any, points: list[tuple[int, float]]) -> None:
 
 
 def _dress(axes: Any, losses: Sequence[float], title: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if min(losses) > 0 and max(losses) / min(losses) >= _LOG_FROM_RATIO:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _frame(axes, "loss (nats per token)", title)
+
+
+def _frame(axes: Any, label: str, title: str) -> None:
+    """Steps below, the loss on the left, and a legend."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel("loss (nats per token)", color=_INK)
+    axes.set_ylabel(label, color=_INK)
     if title:
         # A dollar sign begins TeX, and a bad formula raises.
         axes.set_title(title.replace("$", r"\$"), loc="left", color=_INK, fontsize=12, fontweight="bold")

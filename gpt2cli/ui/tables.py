@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2cli.evaluation.classes import ClassificationMetrics
-from gpt2cli.evaluation.eval_text import EncodedText
+from gpt2cli.evaluation.eval_text import EncodedText, EvalText
 from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.evaluation.scoring import SlidingWindow
 from gpt2cli.ui.console import aligned, printable
@@ -25,15 +25,15 @@ PAPER_NOTE = (
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One model's result, on a split of a prepared folder or on a text; `paper` is the published figure
-    for the model's size, where there is one.
+    """One model's result on a text; `paper` is the published figure for the model's size, where there is
+    one.
     """
 
     model: str
-    text: EncodedText
+    source: EvalText
+    text: EncodedText  # of the source, in the model's tokens
     sliding: SlidingWindow
     result: PerplexityProgress
-    split: str | None
     paper: float | None
 
 
@@ -69,7 +69,7 @@ def _evaluation_cells(row: EvaluationRow, with_paper: bool) -> list[tuple[str, s
     result, text = row.result, row.text
     cells = [
         ("model", printable(row.model).replace("\n", " ")),
-        *([("split", row.split)] if row.split else []),
+        *([("split", row.source.split)] if row.source.split else []),
         ("loss", f"{result.loss:.4f}"),
         ("perplexity/token", f"{result.perplexity:,.2f}"),
         ("perplexity/word", f"{result.word_perplexity(text):,.2f}"),

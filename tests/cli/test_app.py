@@ -57,7 +57,7 @@ def test_what_goes_well(gpt2: Gpt2, arguments: list[str], code: int, said: str) 
         (["pretrain"], "Missing argument"),
         (["pretrain", "verdict", "--nmae", "x"], "--name"),
         (["generate", "x", "--max-new-tokens", "many"], "--max-new-tokens"),
-        (["pretrain", "verdit"], "did you mean verdict?"),
+        (["pretrain", "verdit"], "fix: gpt2 pretrain verdict\n"),
     ],
 )
 def test_mistyped_words_are_usage_errors_with_a_way_on(gpt2: Gpt2, arguments: list[str], said: str) -> None:

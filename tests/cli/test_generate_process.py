@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from speaking import CONTEXT, save_model_that_says
+from terminal import Terminal
 
 MANY = "1000000"  # tokens: more than are waited for
 
@@ -97,3 +98,15 @@ def test_on_a_terminal_the_prompt_comes_before_and_the_pace_after(tmp_path: Path
     text = re.sub(rb"\x1b\[[0-9;]*m", b"", shown).decode()
     assert "\x1b" not in text
     assert re.match(r"(?s) zero\[/x\]␛.*\r\n\d+ tokens, \d+ tokens/s, seed 5\r\n$", text)
+
+
+def test_a_notice_never_shares_a_line_with_generated_text(tmp_path: Path) -> None:
+    """In a terminal the context fills in the middle of a line; what is told of it has its own."""
+    folder = save_model_that_says(tmp_path / "model", " word" * CONTEXT)
+    words = ["generate", "go", "--model", str(folder), "-t", "0", "-n", str(CONTEXT + 8), "--seed", "1"]
+    with Terminal([*words, "--threads", "1"], GPT2_HOME=str(tmp_path)) as terminal:
+        shown = terminal.until("tokens/s, seed 1").split("\n")
+    notice = "the context is full: continuing from its last half"
+    at = shown.index(notice)
+    assert "word" in shown[at - 1] and "word" in shown[at + 1]
+    assert shown[-1].startswith(f"{CONTEXT + 8} tokens, ")

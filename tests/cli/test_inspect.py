@@ -338,7 +338,7 @@ def test_a_file_is_no_model_yet(command: tuple[str, ...], gpt2: Gpt2, model: Pat
     assert outcome.err.startswith(f"error: {path}: is a file\n")
     assert outcome.err.endswith(f"fix: gpt2 convert {path}\n")
     part = gpt2(*command, model / "model.safetensors")
-    assert part.code == 3 and part.err.endswith(f"fix: use {model}\n")
+    assert part.code == 3 and part.err.endswith(f"fix: gpt2 {' '.join(command)} {model}\n")
     (tmp_path / "124M").touch()  # no size
     assert "fix: gpt2 download 124M" in gpt2(*command, "124M").err
 

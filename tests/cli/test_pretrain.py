@@ -124,17 +124,20 @@ def test_dry_run_shows_the_plan_and_writes_no_run(gpt2: Gpt2, recipe: Path) -> N
     done = gpt2("pretrain", recipe, "optim.lr=1e-3", "--dry-run")
     assert done.code == 0, done.err
     for said in (
-        "override",
-        "tiny.yaml:6",
-        "default",
-        "parameters",
-        "total",
+        "\noverride: optim.lr=0.001\n",
+        "\nrecipe: task=pretrain seed=",
+        "\ndefault: ",
+        "parameters from random weights",
+        "memory",
         "tokens/s",
         "epochs",
         "first batch",
-        "auto -> formula",
+        "run.attention=auto (formula)",
     ):
         assert said in done.out, said
+    assert not any(sign in done.out for sign in ("None", "True", "('", "-> ", "0 MiB, ", "yaml:"))
+    samples = done.out[done.out.index("first batch") :].splitlines()
+    assert len(samples) <= 4
     assert not Path("runs").exists()
     assert gpt2("pretrain", recipe, *SHORT).code == 0
     assert gpt2("pretrain", recipe, "--dry-run").code == 0, "a run of the name is no obstacle"

@@ -106,11 +106,16 @@ def test_the_real_table_names_each_corpus_once() -> None:
         "wikitext-2-test",
         "sms-spam",
         "instructions",
+        "lambada-test",
+        "hellaswag-val",
+        "hellaswag-val-text",
+        "cbt-cn-valid",
+        "cbt-ne-valid",
     }
     for name, row in CORPORA.items():
         assert row.name == name
-        assert len(row.sha256) == 64
-        assert row.url.startswith("https://")
+        assert row.sha256 is None or len(row.sha256) == 64
+        assert row.url.startswith("https://" if row.sha256 else "http")  # without a hash nothing is fetched
         assert row.stand_in is None or (Path(corpora.bundled.__file__).parent / row.stand_in).is_file()
 
 
@@ -120,10 +125,12 @@ def test_the_mirror_has_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("GPT2_MIRROR is not set: there are no real corpora to compare with")
     monkeypatch.setenv("GPT2_MIRROR", folder)
     monkeypatch.setattr(corpora, "CORPORA", CORPORA)
-    for name, row in CORPORA.items():
+    there = {name: row for name, row in CORPORA.items() if (Path(folder) / row.file).exists()}
+    assert len(there) >= 5  # it need not have all
+    for name, row in there.items():
         found = find_corpus(name, offline=True, allow_bundled=False)
-        assert (found.origin, found.sha256) == ("mirror", row.sha256)
-        assert found.paths[0].stat().st_size == row.n_bytes
+        assert found.origin == "mirror" and row.sha256 in (found.sha256, None)
+        assert row.n_bytes in (found.paths[0].stat().st_size, None)
 
 
 REAL_MIRROR = os.environ.get("GPT2_MIRROR")  # before the fixture takes it away

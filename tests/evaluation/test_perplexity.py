@@ -4,15 +4,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from loud import loud
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2cli.checkpoints.folder import load_model, write_manifest, write_model
 from gpt2cli.errors import DivergedError, UsageError
-from gpt2cli.evaluation import scoring
 from gpt2cli.evaluation.eval_text import EncodedText, encode_documents
 from gpt2cli.evaluation.perplexity import (
     PerplexityProgress,
@@ -20,9 +22,10 @@ from gpt2cli.evaluation.perplexity import (
     paper_perplexity,
     sliding_window_for,
 )
-from gpt2cli.evaluation.scoring import SlidingWindow, windows
+from gpt2cli.evaluation.scoring import LOGIT_ROWS, SlidingWindow, target_logprobs, windows
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import new_model
+from gpt2cli.model.layers import OutputLayer
 from gpt2cli.runtime import choose_runtime
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
@@ -114,11 +117,8 @@ def test_a_text_shorter_than_a_window_or_just_longer(
 
 
 @pytest.mark.parametrize(("context", "stride"), [(48, 24), (48, 48), (17, 5)])
-def test_windows_together_give_what_they_give_alone(
-    folder: Path, context: int, stride: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_together_give_what_they_give_alone(folder: Path, context: int, stride: int) -> None:
     alone, _ = ours(folder, STORY, context, stride, batch=1)
-    monkeypatch.setattr(scoring, "LOGIT_ROWS", 19)
     for batch in (2, 5, 1000):
         together, _ = ours(folder, STORY, context, stride, batch)
         assert together.loss == pytest.approx(alone.loss, abs=1e-6)
@@ -193,9 +193,10 @@ def test_windows_that_make_no_sense_are_refused(
 
 
 def test_the_defaults_are_the_whole_context_and_half_of_it() -> None:
-    assert sliding_window_for(CONFIG, None, None, None) == SlidingWindow(64, 32, 32)
+    assert sliding_window_for(CONFIG, None, None, None) == SlidingWindow(64, 32, 16)
     assert sliding_window_for(CONFIG, 1, None, None).stride == 1
-    assert sliding_window_for(PRESETS["124M"], None, None, None) == SlidingWindow(1024, 512, 2)
+    assert sliding_window_for(PRESETS["124M"], None, None, None) == SlidingWindow(1024, 512, 1)
+    assert sliding_window_for(PRESETS["124M"], None, None, None, "cuda") == SlidingWindow(1024, 512, 2)
 
 
 def test_the_papers_figures_are_for_its_sizes_and_vocabulary_only() -> None:
@@ -208,17 +209,43 @@ def test_the_papers_figures_are_for_its_sizes_and_vocabulary_only() -> None:
     assert paper_perplexity(replace(small, n_inner=4 * 768), gpt2()) == 29.41
 
 
-def test_logits_exist_a_chunk_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    most = 0
-    loaded = load_model(folder)
-    head = loaded.model.lm_head
+class Largest(TorchDispatchMode):
+    """Sees how many numbers the largest result of an operation has."""
 
-    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        nonlocal most
-        most = max(most, output.shape[:-1].numel())
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
 
-    head.register_forward_hook(watch)
-    monkeypatch.setattr(scoring, "LOGIT_ROWS", 10)
-    text = encode_documents([STORY], loaded.tokenizer, "story")
-    last(measure_perplexity(loaded.model, text, SlidingWindow(48, 24, 8), choose_runtime("cpu")))
-    assert most == 10
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not result._is_view():
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_logits_exist_a_part_at_a_time() -> None:
+    torch.manual_seed(1)
+    head, hidden, targets = OutputLayer(8, 1000, bias=False), torch.randn(60, 8), torch.arange(60) * 16
+    torch.nn.init.normal_(head.weight)
+    with torch.no_grad():
+        logits = hidden @ head.weight.T
+        targets[::3] = logits.argmax(-1)[::3]
+        wanted = -F.cross_entropy(logits, targets, reduction="none")
+        for columns in (7, 64, 999, 1000, 5000):
+            with Largest() as largest:
+                found, is_largest = target_logprobs(head, hidden, targets, columns)
+            assert torch.allclose(found, wanted, atol=1e-5)
+            assert torch.equal(is_largest, logits.argmax(-1) == targets) and is_largest.sum() >= 20
+            assert largest.numel == 60 * min(columns, 1000)
+
+
+def test_an_output_layer_of_another_layout_gets_few_rows_at_a_time() -> None:
+    torch.manual_seed(1)
+    n = 2 * LOGIT_ROWS + 3
+    head, hidden, targets = torch.nn.Linear(8, 50, bias=False), torch.randn(n, 8), torch.arange(n) % 50
+    with torch.no_grad():
+        wanted = -F.cross_entropy(head(hidden), targets, reduction="none")
+        seen: list[int] = []
+        head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+        assert torch.allclose(target_logprobs(head, hidden, targets)[0], wanted, atol=1e-6)
+    assert seen == [LOGIT_ROWS, LOGIT_ROWS, 3]

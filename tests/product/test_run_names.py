@@ -18,7 +18,7 @@ def test_a_name_that_means_something_else(name: str, gpt2: Call) -> None:
     train(gpt2, PRETRAIN, "run", "optim.steps=3")
     before = sorted(Path().rglob("*"))
     done = gpt2("pretrain", "run.yaml", "--name", name)
-    assert done.code == 2 and f"fix: --name {NAMES[name]}\n" in done.err, done.err
+    assert done.code == 2 and f"fix: gpt2 pretrain run.yaml --name {NAMES[name]}\n" in done.err, done.err
     assert sorted(Path().rglob("*")) == before
 
 

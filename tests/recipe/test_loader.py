@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
-from gpt2cli.recipe import loader
+from gpt2cli.recipe import loader, shipped
 from gpt2cli.recipe.loader import dump_recipe, find_recipe, load_recipe
 from gpt2cli.recipe.schema import PretrainRecipe, recipe_fields
 from gpt2cli.recipe.shipped import read_header, shipped_recipes
@@ -198,7 +198,7 @@ def test_the_fixes_that_are_named_work(written: Written, refused: Refused, small
         ("lr=1", "override lr=1: unknown key", "did you mean optim.lr?"),
         ("optm.lr=1", "override optm.lr=1: unknown key", "did you mean optim.lr?"),
         ("a.b.c=1", "override a.b.c=1: unknown key", "gpt2 recipes show verdict"),
-        ("optim=3", "override optim=3: optim is a section", "optim.steps="),
+        ("optim=3", "override optim=3: optim is a section", "did you mean optim.steps?"),
         ("optim.lr", "override optim.lr: is not key=value", "optim.lr=3e-4"),
         ("=1", "override =1: is not key=value", "optim.lr=3e-4"),
         ("", "override : is not key=value", "optim.lr=3e-4"),
@@ -252,7 +252,7 @@ def test_a_name_that_is_nothing(name: str, fix: str, tmp_path: Path, monkeypatch
 
 def test_recipes_of_an_installed_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a pyproject.toml beside the package, a folder `recipes` there is not ours."""
-    monkeypatch.setattr(loader, "__file__", str(tmp_path / "gpt2cli" / "recipe" / "loader.py"))
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "gpt2cli" / "recipe" / "shipped.py"))
     for folder, name in (("recipes", "theirs"), ("gpt2cli/recipes_shipped", "ours")):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / f"{name}.yaml").touch()

@@ -36,7 +36,7 @@ from gpt2cli.recipe.shipped import shipped_recipes
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 from gpt2cli.tokenizer.files import load_tokenizer, save_tokenizer
-from gpt2cli.training.train_state import TrainState, read_state, write_state
+from gpt2cli.training.train_state import TrainState, moments_of, read_state, write_state
 
 TOKENIZER = Chars.from_text(["abcdefghijk\n"])
 V = TOKENIZER.n_vocab
@@ -305,7 +305,9 @@ def make_checkpoint(place: Path) -> None:
     optimizer.step()
     names = [name for name, _ in new.named_parameters()]
     hashes = write_model(place, new, TOKENIZER, "task: pretrain\n")
-    hashes |= write_state(place, optimizer, names, TrainState(step=7, updates=7), {"a": 1, "b": "x"}, {})
+    hashes |= write_state(
+        place, moments_of(optimizer, names), TrainState(step=7, updates=7), {"a": 1, "b": "x"}, {}
+    )
     write_manifest(place, hashes)
 
 

@@ -35,7 +35,7 @@ def test_what_is_not_here_offers_three_ways(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="init: 124M: this model is not here yet") as caught:
         find_base(recipe_of(tmp_path, "init=124M"))
     for way in ("gpt2 download 124M", "init=newest", "init=runs/NAME", "init=scratch"):
-        assert way in caught.value.fix
+        assert way in caught.value.why + caught.value.fix
 
 
 def test_the_newest_is_one_that_can_be_begun_with(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_newest_is_one_that_can_be_begun_with(tmp_path: Path) -> None:
     for folder in (classifier, adapter):
         with pytest.raises(InputError, match=r"^init: ") as caught:
             find_base(recipe_of(tmp_path, f"init={folder}"))
-        assert "init=scratch" in caught.value.fix
+        assert "init=scratch" in caught.value.why
 
 
 def test_a_resume_keeps_to_what_was_the_newest(gpt2: Gpt2, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     named = dict(model.named_parameters())
     held = [*decayed["params"], *plain["params"]]
     assert len(held) == len(named), "the tied matrix is there once"
-    assert all(named[name] is p for name, p in zip(parameter_names(model), held, strict=True))
+    assert all(named[name] is p for name, p in zip(parameter_names(model, optimizer), held, strict=True))
 
 
 def test_the_rate_climbs_to_its_top_and_falls_along_a_cosine() -> None:

@@ -54,11 +54,13 @@ def test_memory_is_told_of_what_learns_and_what_meets_the_vocabulary(
     n_adapter = 2 * 8 + 24 * 2  # A (2, 8) and B (24, 2) on the one c_attn
     assert told[0] == {
         "n_trainable": n_adapter,
+        "n_muon": 0,
         "n_outputs": task.max_targets,
         "activation_checkpointing": False,
         "device": "cpu",
     }
     recipe, classes = lesson(tmp_path, "train=head", "run.activation_checkpointing=on")
     dry_run._memory(set_up_training(classes, recipe, None))
-    head = {"n_trainable": 3 * 16, "n_outputs": 0, "activation_checkpointing": True, "device": "cpu"}
+    head = {"n_trainable": 3 * 16, "n_muon": 0, "n_outputs": 0}
+    head |= {"activation_checkpointing": True, "device": "cpu"}
     assert told[1] == head

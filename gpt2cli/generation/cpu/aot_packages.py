@@ -31,7 +31,7 @@ from gpt2cli.model import cpu_ops, gpt2, layers
 from gpt2cli.model.config import GPT2Config, size_of
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
-from gpt2cli.runtime import find_compiler
+from gpt2cli.runtime import find_compiler, processor_digest
 
 PACKAGE, FACTS = "step.pt2", "facts.json"
 # Seconds per parameter that a compiled token saves: 4 to 6 ms at 124M. Smaller models are fast enough.
@@ -242,24 +242,13 @@ def _facts(config: GPT2Config, precision: str) -> dict[str, Any]:
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return {
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor_digest(),
         "compiler": _compiler(),
         "threads": torch.get_num_threads(),
         "precision": precision,
         "config": _decoding_config(config),
         "code": hashlib.sha256(code).hexdigest(),
     }
-
-
-def _processor() -> str:
-    """A digest of the processor's features: the code is compiled with -march=native."""
-    lines = []
-    if os.path.exists("/proc/cpuinfo"):
-        wanted = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU implementer", "CPU part")
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            lines = sorted({line for line in file if line.startswith(wanted)})
-    name = "\n".join([os.uname().machine, torch.backends.cpu.get_cpu_capability(), *lines])
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _compiler() -> str:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2cli.checkpoints.safetensors_bytes import private_memory
+from gpt2cli.generation.cpu import many_rows
 
 FEW_ROWS = 16  # up to here a matmul is memory-bound; beyond, F.linear is as fast
 MOST_PARTS = 16
-ROWS_HINT = 8  # for oneDNN's choice of blocks; from 1 to 512 rows it made no difference
 LARGEST = 127  # of int8; -128 is unused, so that the range is symmetric
 MIDDLE = 128  # the unsigned number that stands for 0: the processor multiplies unsigned by signed
 CHUNK = 4096  # rows converted at a time: the temporary copies stay small
@@ -49,7 +49,7 @@ class SplitLinear(DecodeLinear):
         K, N = self.weight.shape
         n_rows = x.numel() // K
         if n_rows > FEW_ROWS:
-            return F.linear(x, self.weight.t(), self.bias)
+            return many_rows.linear(x, self.weight.t(), self.bias)
         parts = x.reshape(n_rows, len(self.parts), -1).transpose(0, 1)  # (parts, rows, K / parts)
         y = torch.bmm(parts, self.parts).sum(dim=0)  # (rows, N)
         if self.bias is not None:
@@ -92,7 +92,9 @@ class RowLinear(DecodeLinear):
             return _reduced(x, weight, self.bias)
         x = x.to(weight.dtype)
         bias = None if self.bias is None else self.bias.to(weight.dtype)
-        if x.numel() > weight.shape[1] or weight.dtype is torch.float32:
+        if weight.dtype is torch.float32:
+            return many_rows.linear(x, weight, bias)
+        if x.numel() > weight.shape[1]:
             return F.linear(x, weight, bias)
         before = torch.backends.mkldnn.enabled
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
@@ -168,13 +170,12 @@ class BlockedLinear(DecodeLinear):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().to(self.dtype).contiguous()  # (N, K)
-        self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+        self.blocks = many_rows.reorder(weight)
         self.bias = None if linear.bias is None else linear.bias.detach().to(self.dtype)  # (N,)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.bias, "none", [], "")
-        return y.float()
+        return many_rows.blocked_linear(x, self.blocks, self.bias).float()
 
 
 class BlockedBf16Linear(BlockedLinear):

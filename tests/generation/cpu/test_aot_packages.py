@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loud import loud
 
 from gpt2cli.generation.cpu import aot_packages, export_step
 from gpt2cli.generation.cpu.aot_packages import BuildError, build_package, find_package, use_package
@@ -16,7 +17,7 @@ from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
 from gpt2cli.generation.engine import generate
 from gpt2cli.generation.sampling import SamplingOptions
 from gpt2cli.model.config import GPT2Config
-from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 
 CONFIG = GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=64, vocab_size=211)
 GREEDY = SamplingOptions(temperature=0)
@@ -261,3 +262,20 @@ def test_fewer_bits_compiled_stay_near_fp32(model: GPT2LMHead, precision: str, l
     ours = torch.stack([fast.extend(i, cache).double() for i in ids.split(1, dim=1)], dim=1).log_softmax(-1)
     expected = model(ids).double().log_softmax(-1)
     assert 0 < (expected.exp() * (expected - ours)).sum(-1).mean() < largest
+
+
+@pytest.mark.proofs
+@needs_compiler
+def test_rotary_positions_are_compiled_until_the_window_slides(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPT2Config(2, 4, 64, 64, 211, positions="rotary")
+    model = loud(new_model(config, 1))
+    build_package(config, "fp32")
+    fast, n_eager = compiled_model(model), 0
+
+    def counted(*inputs: object) -> None:
+        nonlocal n_eager
+        n_eager += 1
+
+    fast.transformer.register_forward_pre_hook(counted)
+    assert ids_of(fast, [5, 80, 210, 3], 150) == ids_of(model, [5, 80, 210, 3], 150)
+    assert n_eager == 1 + 150 - 60  # the prefill, and what came after the window was full
