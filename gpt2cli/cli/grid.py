@@ -56,7 +56,7 @@ def grid(
 
     Started again, the same command goes on where it was stopped.
     """
-    from gpt2cli import files, paths
+    from gpt2cli import files, locks, paths
     from gpt2cli.recipe.loader import load_recipe
     from gpt2cli.training.grid import plan_grid, record_grid
 
@@ -76,7 +76,7 @@ def grid(
         return
     task = load_recipe(recipe, runs[0].overrides).recipe.task
     files.require_writable(folder)
-    with files.lock(folder):
+    with locks.lock(folder):
         record_grid(folder, runs)
         for number, run in enumerate(runs, 1):
             _wait_for_another(run.folder)
@@ -123,12 +123,12 @@ def _train(task: str, recipe: str, run: "GridRun", offline: bool) -> None:
 
 def _wait_for_another(folder: Path) -> None:
     """Until no process trains in the folder: one may be left of a grid that was killed."""
-    from gpt2cli import files
+    from gpt2cli import locks
 
     is_told = False
     while folder.is_dir():
         try:
-            with files.lock(folder):
+            with locks.lock(folder):
                 return
         except ResourceError as error:
             if not is_told:

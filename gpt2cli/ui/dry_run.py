@@ -204,6 +204,7 @@ def _work(setup: TrainingSetup) -> list[Row]:
         ("steps", f"{steps:,}", f"{steps / task.steps_per_epoch:.2f} epochs", f"{steps * per_step:,} tokens"),
         ("step", f"{per_step:,} tokens", counted(recipe.batch.rows_per_step, "sequence")),
         ("data", task.size, "" if "validation" in task.size else task.validation_size),
+        ("disk", amount(n_held * n_bytes), f"{counted(n_held, 'checkpoint')} of {amount(n_bytes)} at once"),
         ("initial loss", f"{loss:.3f}", ""),
         ("disk", amount(n_held * n_bytes), f"{counted(n_held, 'checkpoint')} of {amount(n_bytes)} at once"),
     ]
