@@ -121,7 +121,6 @@ def evaluate(
         named.append(_Named(" + ".join([typed or str(folder), *(adapter or ())]), folder, adapters))
     kind = require_device(device).type
     entries = parse_on(on)
-    where = require_device(device)
     _require_use(
         entries,
         texts={

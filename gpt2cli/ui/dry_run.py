@@ -206,7 +206,6 @@ def _work(setup: TrainingSetup) -> list[Row]:
         ("data", task.size, "" if "validation" in task.size else task.validation_size),
         ("disk", amount(n_held * n_bytes), f"{counted(n_held, 'checkpoint')} of {amount(n_bytes)} at once"),
         ("initial loss", f"{loss:.3f}", ""),
-        ("disk", amount(n_held * n_bytes), f"{counted(n_held, 'checkpoint')} of {amount(n_bytes)} at once"),
     ]
 
 
