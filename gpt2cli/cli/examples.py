@@ -16,6 +16,15 @@ EXAMPLES = {
     ),
     "runs prune": ("gpt2 runs prune --dry-run", "gpt2 runs prune verdict"),
     "runs rm": ("gpt2 runs rm other", "gpt2 runs rm downloads/openai/124M"),
+    "tokenizer": ("gpt2 tokenizer train --help", 'gpt2 tokenizer show "Every effort"'),
+    "tokenizer train": (
+        "gpt2 tokenizer train books/ --out tokenizers/mine",
+        "gpt2 tokenizer train novel.txt --size 1000 --out small",
+    ),
+    "tokenizer show": (
+        'gpt2 tokenizer show "Every effort"',
+        "gpt2 tokenizer show --file a.txt --tokenizer runs/verdict",
+    ),
     "prepare": (
         "gpt2 prepare novel.txt --out data/novel",
         "gpt2 prepare 'texts/*.jsonl' --out data/texts",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2cli.cli.help import HelpCommand, HelpGroup
 from gpt2cli.cli.options import JsonOption, prompt_text
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import expand
@@ -14,11 +15,11 @@ from gpt2cli.ui.console import aligned, err, out, print_json, print_result, prin
 if TYPE_CHECKING:
     from gpt2cli.tokenizer.base import Tokenizer
 
-app = typer.Typer(help="Train a vocabulary on your own text; show how one cuts a text.")
+app = typer.Typer(cls=HelpGroup, help="Train a vocabulary; show how one cuts a text.")
 MOST_ROWS = 1000  # of a table for people
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def train(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE", help="Files, folders or globs, as in gpt2 prepare.")
@@ -58,7 +59,7 @@ def train(
     print_result(as_json, {**facts, "seconds": round(seconds, 3)}, out)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def show(
     text: Annotated[str | None, typer.Argument(help="The text; - or a pipe: stdin.")] = None,
     tokenizer: Annotated[
