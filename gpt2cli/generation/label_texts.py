@@ -12,7 +12,9 @@ from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.errors import Gpt2Error, InputError
 
 WINDOW = 2048  # texts that are sorted by length together
-N_ROWS, N_TOKENS = 64, 8192  # of a batch, padding counted
+N_ROWS = 64  # at most in a batch
+# Tokens of a batch, padding counted, by device: a CPU gains nothing by more, and short batches pad less.
+N_TOKENS = {"cpu": 512, "cuda": 8192, "mps": 8192}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def label_probabilities(loaded: LoadedClassifier, rows: list[tuple[int, ...]]) -
     """The same for texts as ids, none longer than the context."""
     device = loaded.model.score.weight.device
     found: list[tuple[float, ...]] = [()] * len(rows)
-    for batch in batches_by_length([len(row) for row in rows], N_ROWS, N_TOKENS):
+    for batch in batches_by_length([len(row) for row in rows], N_ROWS, N_TOKENS[device.type]):
         input_ids, lengths = pad_right([rows[i] for i in batch], loaded.tokenizer.end_of_text)
         logits = loaded.model(input_ids.to(device), lengths.to(device))  # (B, K)
         for i, row in zip(batch, logits.float().softmax(dim=-1).tolist(), strict=True):
