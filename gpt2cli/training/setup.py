@@ -9,7 +9,7 @@ import torch
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.recipe.sections import OptimConfig
-from gpt2cli.runtime import Runtime, choose_attention, choose_runtime, default_threads
+from gpt2cli.runtime import Runtime, choose_attention, choose_runtime, default_threads, has_fast_bf16
 from gpt2cli.training.estimate import explain_out_of_memory
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.ranks import ALONE, Ranks
@@ -65,6 +65,8 @@ def set_up_training(
         runtime = replace(runtime, notices=(*runtime.notices, lacks))
     attention = choose_attention(run.attention, runtime.device, config.n_positions, compiled=runtime.compile)
     notices = list(runtime.notices)
+    if recipe.optim.name == "muon" and runtime.device.type == "cpu" and not has_fast_bf16(runtime.device):
+        notices.append("Muon multiplies in bf16, which this processor emulates: its update takes long")
 
     identity, scaler_state = run_identity(recipe, task), dict[str, Any]()
     state = TrainState(best_by=recipe.eval.best)
