@@ -8,10 +8,16 @@ import typer
 from gpt2cli.cli.choose_model import find_with_adapters
 from gpt2cli.cli.options import (
     AdapterOption,
+    BlankLineOption,
     DeviceOption,
+    EncodingOption,
     JsonOption,
+    MaxBadOption,
     OfflineOption,
+    PerLineOption,
     PrecisionOption,
+    SplitOnOption,
+    TextFieldOption,
     ThreadsOption,
 )
 from gpt2cli.errors import UsageError
@@ -37,24 +43,25 @@ def evaluate(
     ] = None,
     adapter: AdapterOption = None,
     on: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             "--on",
             metavar="TEXT",
-            help="Name of a corpus; a file or glob (.txt, .md, .jsonl, each also as .gz; .parquet); a folder"
-            " of .txt and .md files; or a folder made by `gpt2 prepare`.",
+            help="Name of a corpus; a file or glob of text or records, as of `gpt2 prepare`; a folder of .txt"
+            " and .md files; or a folder made by `gpt2 prepare`. Repeat it to join several.",
+            show_default=WIKITEXT2,
         ),
-    ] = WIKITEXT2,
+    ] = None,
     split: Annotated[
         Literal["train", "validation"] | None,
         typer.Option(help="Split of a prepared folder.", show_default="validation"),
     ] = None,
-    text_field: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Text field of .jsonl and .parquet records; repeat it to join several.", show_default="text"
-        ),
-    ] = None,
+    text_field: TextFieldOption = None,
+    split_on: SplitOnOption = None,
+    per_line: PerLineOption = False,
+    blank_line: BlankLineOption = False,
+    encoding: EncodingOption = None,
+    max_bad: MaxBadOption = None,
     context: Annotated[
         int | None,
         typer.Option("--context", min=1, help="Tokens per window.", show_default="the model's context"),
@@ -84,6 +91,8 @@ def evaluate(
     The first token of a prepared split is context alone.
     Prints a table to stdout, or with --json one line per model.
     """
+    from gpt2cli.data.byte_source import read_options
+    from gpt2cli.data.split_text import SplitRule
     from gpt2cli.evaluation.eval_text import read_eval_text
     from gpt2cli.runtime import choose_runtime
     from gpt2cli.ui.tables import PAPER_NOTE, print_evaluation
@@ -101,7 +110,16 @@ def evaluate(
     runtime = choose_runtime(device, precision, threads)
     for notice in runtime.notices:
         say(f"note: {notice}")
-    text = read_eval_text(on, split=split, text_fields=text_field or (), offline=offline)
+    text = read_eval_text(
+        on or [WIKITEXT2],
+        split=split,
+        text_fields=text_field or (),
+        offline=offline,
+        options=read_options(encoding, max_bad),
+        rule=SplitRule(split_on or "", per_line, blank_line),
+    )
+    for note in text.notes:
+        say(note, "warn")
     tasks = _tasks(named, text, context, stride, batch)
 
     rows: list[EvaluationRow] = []

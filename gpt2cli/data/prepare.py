@@ -20,7 +20,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from gpt2cli import files, paths
-from gpt2cli.data.input_files import expand_sources
+from gpt2cli.data.byte_source import ReadOptions
+from gpt2cli.data.input_files import TextSource, expand_sources, is_nanogpt
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
@@ -38,19 +39,23 @@ from gpt2cli.data.manifest import (
     was_made_by_prepare,
     write_journal,
 )
+from gpt2cli.data.nanogpt_tokens import META, nanogpt_sources, nanogpt_tokenizer
 from gpt2cli.data.prepare_command import prepare_command, require_same_settings
 from gpt2cli.data.prepare_pipeline import (
     HELD_OUT,
+    NANOGPT_SPLIT,
     SPLIT_RULE,
     PrepareJob,
     PrepareProgress,
     missed_share,
     require_unchanged,
+    run_import,
     run_prepare,
 )
-from gpt2cli.data.text_reader import SourceReader
+from gpt2cli.data.split_text import SplitRule
 from gpt2cli.data.token_dataset import open_dataset
-from gpt2cli.data.tokenize import source_record, trim_heap
+from gpt2cli.data.tokenize import reader_of, source_record, trim_heap
+from gpt2cli.encodings import WrongEncodingError
 from gpt2cli.errors import Gpt2Error, ResourceError, UsageError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
@@ -71,7 +76,7 @@ def prepare(
     block: int = 1,
     workers: int = 0,
     force: bool = False,
-    stdin_is_jsonl: bool = False,
+    stdin_is_records: bool = False,
     journal_seconds: float = JOURNAL_SECONDS,
 ) -> Generator[PrepareProgress, None, None]:
     """Turn text into the prepared folder `out`; the same call continues what was interrupted.
@@ -86,7 +91,13 @@ def prepare(
     """
     _check_settings(settings, validation_sources)
     _refuse_foreign(out)
-    found = expand_sources(sources, out=out, held_out=validation_sources, stdin_is_jsonl=stdin_is_jsonl)
+    nanogpt = _nanogpt_folder(sources, settings, validation_sources)
+    settings = replace(settings, validation=0.0) if nanogpt else settings
+    found = (
+        nanogpt_sources(nanogpt)
+        if nanogpt
+        else expand_sources(sources, out=out, held_out=validation_sources, stdin_is_records=stdin_is_records)
+    )
     files.require_writable(out)
     with files.lock(out), files.naming(out):
         files.sweep(out)
@@ -99,6 +110,7 @@ def prepare(
             journal_seconds,
             arguments=tuple(map(str, sources)),
             validation_arguments=tuple(map(str, validation_sources)),
+            nanogpt=nanogpt,
         )
         yield from _prepare(job, force)
 
@@ -123,10 +135,18 @@ def prepare_cached(
         yield from _prepared_before(Path(sources[0]), validation_sources, tokenizer)
         return
     _check_settings(settings, validation_sources)
-    found = expand_sources(sources, out=paths.prepared(), held_out=validation_sources)
+    nanogpt = _nanogpt_folder(sources, settings, validation_sources)
+    settings = replace(settings, validation=0.0) if nanogpt else settings
+    found = (
+        nanogpt_sources(nanogpt)
+        if nanogpt
+        else expand_sources(sources, out=paths.prepared(), held_out=validation_sources)
+    )
     if any(source.path is None for source in found):
         raise UsageError("standard input cannot be a data.source", fix="gpt2 prepare - --out FOLDER")
     expected = [source_record(source) for source in found]
+    if nanogpt and (nanogpt / META).is_file():
+        expected.append(source_record(TextSource(META, nanogpt / META, "nanogpt")))
     out = paths.prepared() / _key(expected, settings, tokenizer)
     paths.require_writable_home(out)
     with contextlib.ExitStack() as stack:
@@ -141,6 +161,8 @@ def prepare_cached(
         files.sweep(out)
         require_replaceable(out)
         if not again and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
+            for note in read_manifest(out).notes:
+                yield PrepareProgress("finishing", out, warning=note)
             yield PrepareProgress("nothing to do", out)
             return
         job = PrepareJob(
@@ -154,6 +176,7 @@ def prepare_cached(
             tokenizer,
             arguments=tuple(map(str, sources)),
             validation_arguments=tuple(map(str, validation_sources)),
+            nanogpt=nanogpt,
         )
         yield from _prepare(job, True)  # the folder is ours: what does not fit in it is made again
 
@@ -183,7 +206,9 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
     out = job.out
     with _spooled(job) as job:
         tokenizer = job.tokenizer
-        if not tokenizer and job.settings.tokenizer != CHARS:
+        if job.nanogpt:
+            tokenizer = _nanogpt_tokenizer(job.nanogpt, job.tokenizer)
+        elif not tokenizer and job.settings.tokenizer != CHARS:
             tokenizer = _tokenizer(job.settings.tokenizer)
         job = replace(job, settings=replace(job.settings, tokenizer=tokenizer.name if tokenizer else CHARS))
         journal = _journal(out, job.settings, tokenizer, force)
@@ -201,13 +226,57 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
             except StaleError:
                 if not force:
                     raise
+            except WrongEncodingError:
+                delete_prepared(out)  # read so, nothing can be continued
+                raise
         elif journal and not force:
             raise StaleError("the text has other characters than before the interruption")
         # The journal comes first: it shows that the folder is ours.
         begin = Journal(job.settings, tokenizer.fingerprint)
         write_journal(out, begin)
         delete_prepared(out, keep=JOURNAL)
-        yield from run_prepare(job, tokenizer, begin)
+        if job.nanogpt:
+            yield from run_import(job, tokenizer)
+            return
+        try:
+            yield from run_prepare(job, tokenizer, begin)
+        except WrongEncodingError:
+            delete_prepared(out)
+            raise
+
+
+def _nanogpt_folder(
+    sources: Sequence[str | Path], settings: PrepareSettings, validation_sources: Sequence[str | Path]
+) -> Path | None:
+    """The folder of nanoGPT's token files, if that is the source. Raises UsageError for what tokens cannot
+    be given any more.
+    """
+    folder = paths.expand(str(sources[0])) if len(sources) == 1 else None
+    if not folder or not folder.is_dir() or was_made_by_prepare(folder) or not is_nanogpt(folder):
+        return None
+    asked = {
+        "validation sources": bool(validation_sources),
+        "an encoding": settings.encoding != PrepareSettings.encoding,
+        "a rule that splits text": bool(settings.split_on or settings.per_line or settings.blank_line),
+    }
+    if what := next((name for name, is_so in asked.items() if is_so), ""):
+        raise UsageError(
+            f"{folder}: holds tokens, which cannot have {what}",
+            "val.bin is its validation split",
+            "leave that out",
+        )
+    return folder
+
+
+def _nanogpt_tokenizer(folder: Path, base: Tokenizer | None) -> Tokenizer:
+    found = nanogpt_tokenizer(folder)
+    if base and base.fingerprint != found.fingerprint:
+        raise UsageError(
+            f"{folder}: its tokens are those of another tokenizer than the base model's",
+            f"it has {found.n_vocab:,} tokens, the model {base.n_vocab:,}",
+            "give the text itself: data.source=TEXT.txt",
+        )
+    return found
 
 
 def _journal(
@@ -245,7 +314,7 @@ def _nothing_to_do(job: PrepareJob, tokenizer: Tokenizer | None) -> Iterator[Pre
 
 def _missed_by_old_rule(manifest: TokenManifest) -> str:
     """The warning for a folder of version 1 whose validation split is far from its share of the tokens."""
-    if manifest.split in (SPLIT_RULE, HELD_OUT):
+    if manifest.split in (SPLIT_RULE, HELD_OUT, NANOGPT_SPLIT):
         return ""
     n_validation = manifest.n_validation_tokens
     return missed_share(manifest.settings.validation, manifest.n_tokens - n_validation, n_validation)
@@ -255,6 +324,8 @@ def _refuse_other(
     out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, there: Journal | TokenManifest
 ) -> None:
     before, now = asdict(there.settings), asdict(settings)
+    if isinstance(there, Journal):
+        before["max_bad"] = now["max_bad"]  # it decides when to give up, not what is written
     differences = [f"{key} was {before[key]} and is now {now[key]}" for key in now if now[key] != before[key]]
     if not differences and tokenizer and tokenizer.fingerprint != there.fingerprint:
         differences = ["another tokenizer"]
@@ -271,7 +342,7 @@ def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
     seen: set[str] = set()
     n_read = n_bytes = 0
     for source in job.sources:
-        with contextlib.closing(SourceReader(source, job.settings.text_fields)) as reader:
+        with contextlib.closing(reader_of(source, job.settings)) as reader:
             for piece in trim_heap(reader.pieces()):
                 seen.update(piece.text)
                 n_bytes += piece.n_bytes
@@ -340,6 +411,8 @@ def _check_settings(settings: PrepareSettings, validation_sources: Sequence[str 
         raise UsageError(f"shard-tokens is {settings.shard_tokens}", "it must be at least 1")
     if not settings.text_fields:
         raise UsageError("no text field given", fix="--text-field text")
+    ReadOptions(settings.encoding, settings.max_bad)
+    SplitRule(settings.split_on, settings.per_line, settings.blank_line)
 
 
 def _key(sources: Sequence[SourceRecord], settings: PrepareSettings, tokenizer: Tokenizer | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gpt2cli.data.byte_source import STRICT
 from gpt2cli.data.instructions import InstructionRecords, read_instructions
 from gpt2cli.data.sft_batches import SftExample, encode_record
 from gpt2cli.errors import InputError
@@ -49,7 +50,7 @@ SAME = {
 def read(folder: Path, *records: Any, **names: str) -> InstructionRecords:
     path = folder / "records.json"
     path.write_text(json.dumps(records), encoding="utf-8")
-    return read_instructions(path, InstructDataConfig(source="x", **names))  # type: ignore[arg-type]
+    return read_instructions(path, InstructDataConfig(source="x", **names), STRICT)  # type: ignore[arg-type]
 
 
 def encoded(found: InstructionRecords, template: str = "chat") -> SftExample:
