@@ -227,7 +227,7 @@ def _sources_sha256(recipe: "InstructRecipe") -> str | None:
     from gpt2cli.data.byte_source import joined_digest
     from gpt2cli.data.corpora import BUNDLED, CORPORA
     from gpt2cli.data.input_files import record_sources
-    from gpt2cli.recipe.sections import each_name
+    from gpt2cli.recipe.data_sections import each_name
 
     parts, data = list[str](), recipe.data
     for names in (data.source, data.validation_source, data.test_source):

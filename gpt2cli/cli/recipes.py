@@ -181,8 +181,8 @@ def _print_json_list() -> None:
 
 def _summary(loaded: "LoadedRecipe") -> str:
     """A one-line summary of the run."""
+    from gpt2cli.recipe.data_sections import each_name
     from gpt2cli.recipe.schema import SCRATCH, PretrainRecipe
-    from gpt2cli.recipe.sections import each_name
 
     recipe, optim = loaded.recipe, loaded.recipe.optim
     source = ", ".join(each_name(recipe.data.source))

@@ -4,12 +4,14 @@ The share is rounded up, so that a file of any size may have one bad record; 0 a
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from gpt2cli.errors import InputError
 
 MAX_BAD = 0.001
 SHOWN = 3
+_LINE = re.compile(r"(?::|, row )(\d+)\b")
 HOPELESS = 20  # records, all of them bad: the wrong field was named, and the rest would be bad too
 
 
@@ -51,17 +53,18 @@ class RecordTally:
             return first
         why = first.why
         if self.n_bad > 1:
-            others = ", ".join(error.what.split(": ")[0].rpartition(":")[2] for error in self.first[1:])
+            found = [_LINE.search(error.what) for error in self.first[1:]]
+            others = ", ".join(match[1] for match in found if match)
             of = (
                 f"{self.n_bad:,} of the first {n:,}" if self.n_bad == HOPELESS else f"{self.n_bad:,} of {n:,}"
             )
             why = f"{why}; " if why else ""
-            why += f"{of} records are bad, also at {others}"
+            why += f"{of} records are bad, also lines {others}"
         if not self.n_good:
             return InputError(first.what, why, first.fix)
         share = math.ceil(1000 * self.n_bad / n) / 1000
         if not self.max_bad:
-            skip = "leave --max-bad 0 (data.max_bad=0) out, or mend the record"
+            skip = "without --max-bad 0 (data.max_bad=0) it is left out"
         else:
             why += f"; {self.max_bad:g} of them may be"
             skip = f"--max-bad {share:g}, in a recipe data.max_bad={share:g}, leaves them out"

@@ -18,7 +18,7 @@ from gpt2cli.data.records import RecordReader
 from gpt2cli.data.text_fields import MISSING, find_field, text_field
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import kind_of
-from gpt2cli.recipe.sections import InstructDataConfig
+from gpt2cli.recipe.data_sections import InstructDataConfig
 from gpt2cli.templates import Turn
 
 NO_INPUT = "<noinput>"  # self-instruct's and Alpaca's spelling of an empty input

@@ -14,7 +14,7 @@ from gpt2cli.data.labelled_texts import LabelledTexts, encode_text
 from gpt2cli.data.sft_batches import token_limit
 from gpt2cli.data.splits import stratified_split, undersampled
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.recipe.sections import ClassifyDataConfig
+from gpt2cli.recipe.data_sections import ClassifyDataConfig
 from gpt2cli.tokenizer.base import Tokenizer
 
 MISSING_VALUES = {"nan", "null", "none", "n/a", "na", "#n/a", "nil", "?", "undefined", "<na>"}

@@ -23,7 +23,7 @@ from gpt2cli.data.tables import likely_columns, no_column, plain_text
 from gpt2cli.data.text_fields import BETWEEN, MISSING, find_field, longest_field
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import kind_of
-from gpt2cli.recipe.sections import each_name
+from gpt2cli.recipe.data_sections import each_name
 from gpt2cli.tokenizer.base import Tokenizer, begin
 
 
@@ -53,11 +53,12 @@ def read_labelled(
     label: str,
     columns: Sequence[str] = (),
     options: ReadOptions | None = None,
+    fewest: int = 2,
 ) -> LabelledTexts:
     """The columns `text` and `label` of one or several files; space around labels is stripped.
 
     Several texts are joined by blank lines. `columns` names all columns of a file without a header.
-    Raises InputError naming FILE:LINE for too many bad rows, and if there is only one class.
+    Raises InputError naming FILE:LINE for too many bad rows, and for fewer than `fewest` classes.
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
     rows, digests, notes = list[_Row](), list[str](), list[str]()
@@ -70,7 +71,7 @@ def read_labelled(
             digests.append(reader.digest)
     name = ", ".join(map(str, paths))
     labels = tuple(sorted({row.label for row in rows}))
-    if len(labels) < 2:
+    if len(labels) < fewest:
         where = f"{rows[0].file}:{rows[0].line}" if rows else f"{name}:1"
         raise InputError(
             f"{where}: only one class, {labels[0]!r}" if labels else f"{where}: there are no rows",

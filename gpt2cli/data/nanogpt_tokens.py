@@ -9,17 +9,17 @@ import hashlib
 import io
 import pickle
 import pickletools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt2cli import files
-from gpt2cli.data.input_files import NANOGPT, TextSource
-from gpt2cli.data.manifest import SourceRecord, WriterState
+from gpt2cli import files, paths
+from gpt2cli.data.input_files import NANOGPT, TextSource, is_nanogpt
+from gpt2cli.data.manifest import PrepareSettings, SourceRecord, WriterState, was_made_by_prepare
 from gpt2cli.data.shards import Ids, ShardWriter, dtype_for, to_shard_dtype
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
@@ -45,10 +45,48 @@ def nanogpt_sources(folder: Path) -> list[TextSource]:
     ]
 
 
-def nanogpt_tokenizer(folder: Path) -> Tokenizer:
-    """GPT-2's, or the characters of meta.pkl. Raises InputError for a meta.pkl of another kind."""
+def nanogpt_folder(
+    sources: Sequence[str | Path], settings: PrepareSettings, validation_sources: Sequence[str | Path]
+) -> Path | None:
+    """The folder of nanoGPT's token files, if that is the source. Raises UsageError for what tokens cannot
+    be given any more.
+    """
+    folder = paths.expand(str(sources[0])) if len(sources) == 1 else None
+    if not folder or not folder.is_dir() or was_made_by_prepare(folder) or not is_nanogpt(folder):
+        return None
+    asked = {
+        "validation sources": bool(validation_sources),
+        "an encoding": settings.encoding != PrepareSettings.encoding,
+        "a rule that splits text": bool(settings.split_on or settings.per_line or settings.blank_line),
+    }
+    if what := next((name for name, is_so in asked.items() if is_so), ""):
+        raise UsageError(
+            f"{folder}: holds tokens, which cannot have {what}",
+            "val.bin is its validation split",
+            "leave that out",
+        )
+    return folder
+
+
+def require_nanogpt_tokenizer(folder: Path, asked: str, base: Tokenizer | None) -> Tokenizer:
+    """GPT-2's tokenizer, or the characters of meta.pkl. Raises UsageError if another is `asked` for or the
+    base model has another, InputError for a meta.pkl of another kind.
+    """
     characters = _characters(folder)
-    return Chars.from_text(characters) if characters else gpt2()
+    found: Tokenizer = Chars.from_text(characters) if characters else gpt2()
+    if asked not in ("gpt2", found.name) and not base:  # "gpt2" is asked for by default
+        raise UsageError(
+            f"{folder}: its tokens are not those of the tokenizer {asked}",
+            f"without a {META} they are GPT-2's, with one they are characters",
+            "leave the tokenizer out: --tokenizer gpt2, in a recipe data.tokenizer=null",
+        )
+    if base and base.fingerprint != found.fingerprint:
+        raise UsageError(
+            f"{folder}: its tokens are those of another tokenizer than the base model's",
+            f"it has {found.n_vocab:,} tokens, the model {base.n_vocab:,}",
+            "give the text itself: data.source=TEXT.txt",
+        )
+    return found
 
 
 class TokenImport:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gpt2cli import files, paths
 from gpt2cli.data.byte_source import ReadOptions
-from gpt2cli.data.input_files import TextSource, expand_sources, is_nanogpt
+from gpt2cli.data.input_files import TextSource, expand_sources
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
@@ -39,7 +39,12 @@ from gpt2cli.data.manifest import (
     was_made_by_prepare,
     write_journal,
 )
-from gpt2cli.data.nanogpt_tokens import META, nanogpt_sources, nanogpt_tokenizer
+from gpt2cli.data.nanogpt_tokens import (
+    META,
+    nanogpt_folder,
+    nanogpt_sources,
+    require_nanogpt_tokenizer,
+)
 from gpt2cli.data.prepare_command import prepare_command, require_same_settings
 from gpt2cli.data.prepare_pipeline import (
     HELD_OUT,
@@ -91,7 +96,7 @@ def prepare(
     """
     _check_settings(settings, validation_sources)
     _refuse_foreign(out)
-    nanogpt = _nanogpt_folder(sources, settings, validation_sources)
+    nanogpt = nanogpt_folder(sources, settings, validation_sources)
     settings = replace(settings, validation=0.0) if nanogpt else settings
     found = (
         nanogpt_sources(nanogpt)
@@ -135,7 +140,7 @@ def prepare_cached(
         yield from _prepared_before(Path(sources[0]), validation_sources, tokenizer)
         return
     _check_settings(settings, validation_sources)
-    nanogpt = _nanogpt_folder(sources, settings, validation_sources)
+    nanogpt = nanogpt_folder(sources, settings, validation_sources)
     settings = replace(settings, validation=0.0) if nanogpt else settings
     found = (
         nanogpt_sources(nanogpt)
@@ -207,7 +212,7 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
     with _spooled(job) as job:
         tokenizer = job.tokenizer
         if job.nanogpt:
-            tokenizer = _nanogpt_tokenizer(job.nanogpt, job.tokenizer)
+            tokenizer = require_nanogpt_tokenizer(job.nanogpt, job.settings.tokenizer, job.tokenizer)
         elif not tokenizer and job.settings.tokenizer != CHARS:
             tokenizer = _tokenizer(job.settings.tokenizer)
         job = replace(job, settings=replace(job.settings, tokenizer=tokenizer.name if tokenizer else CHARS))
@@ -243,40 +248,6 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
         except WrongEncodingError:
             delete_prepared(out)
             raise
-
-
-def _nanogpt_folder(
-    sources: Sequence[str | Path], settings: PrepareSettings, validation_sources: Sequence[str | Path]
-) -> Path | None:
-    """The folder of nanoGPT's token files, if that is the source. Raises UsageError for what tokens cannot
-    be given any more.
-    """
-    folder = paths.expand(str(sources[0])) if len(sources) == 1 else None
-    if not folder or not folder.is_dir() or was_made_by_prepare(folder) or not is_nanogpt(folder):
-        return None
-    asked = {
-        "validation sources": bool(validation_sources),
-        "an encoding": settings.encoding != PrepareSettings.encoding,
-        "a rule that splits text": bool(settings.split_on or settings.per_line or settings.blank_line),
-    }
-    if what := next((name for name, is_so in asked.items() if is_so), ""):
-        raise UsageError(
-            f"{folder}: holds tokens, which cannot have {what}",
-            "val.bin is its validation split",
-            "leave that out",
-        )
-    return folder
-
-
-def _nanogpt_tokenizer(folder: Path, base: Tokenizer | None) -> Tokenizer:
-    found = nanogpt_tokenizer(folder)
-    if base and base.fingerprint != found.fingerprint:
-        raise UsageError(
-            f"{folder}: its tokens are those of another tokenizer than the base model's",
-            f"it has {found.n_vocab:,} tokens, the model {base.n_vocab:,}",
-            "give the text itself: data.source=TEXT.txt",
-        )
-    return found
 
 
 def _journal(

@@ -14,7 +14,7 @@ from gpt2cli.errors import UsageError
 from gpt2cli.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
-    from gpt2cli.recipe.sections import DataConfig  # `gpt2 prepare` needs no schema of recipes
+    from gpt2cli.recipe.data_sections import DataConfig
 
 # How text is read: these settings are options and recipe keys of the same names.
 READING = ("encoding", "max_bad", "split_on", "per_line", "blank_line")

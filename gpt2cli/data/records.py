@@ -254,7 +254,12 @@ def parquet_rows(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, A
                 )
             for batch in file.iter_batches(batch_size=256, columns=list(dict.fromkeys(columns)) or None):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # ValueError: a name is not UTF-8
         if isinstance(error, OSError) and error.errno:
             raise
         raise InputError(f"{path}:1: not a readable parquet file", str(error)) from None

@@ -18,6 +18,10 @@ def joined_text(record: Any, fields: Sequence[str], where: str) -> str:
     A record that is a text itself is that text, unless another field than "text" is asked for.
     Raises InputError.
     """
+    if len(fields) == 1 and isinstance(record, dict) and isinstance(text := record.get(fields[0]), str):
+        if not text.isascii():
+            require_characters(text, f"{where}: field {fields[0]!r}")
+        return text  # the usual case first: records are many
     if isinstance(record, str) and tuple(fields) == TEXT:
         require_characters(record, f"{where}: the text")
         return record

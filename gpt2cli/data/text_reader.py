@@ -103,7 +103,10 @@ class SourceReader:
                 tally.skip(error)
                 continue
             tally.n_good += 1
-            yield from split_document(text) if separator is None else _split(iter([text, ""]), separator)
+            if separator is None or not separator.search(text):
+                yield from split_document(text)
+            else:
+                yield from _split(iter([text, ""]), separator)
         self.notes += reader.finish()
 
     def _require_columns(self, reader: RecordReader, record: dict[str, str]) -> None:

@@ -14,8 +14,8 @@ from gpt2cli import paths
 from gpt2cli.data.corpora import BUNDLED, CORPORA
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.recipe import yaml_lines
+from gpt2cli.recipe.data_sections import each_name
 from gpt2cli.recipe.schema import SCRATCH, Recipe
-from gpt2cli.recipe.sections import each_name
 from gpt2cli.training.run_dir import RunDir, started_in
 
 INIT = "init"

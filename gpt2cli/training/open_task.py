@@ -22,8 +22,8 @@ from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.errors import InputError
 from gpt2cli.evaluation.rouge import require_rouge
+from gpt2cli.recipe.data_sections import ClassifyDataConfig, InstructDataConfig, each_name
 from gpt2cli.recipe.schema import ClassifyRecipe, InstructRecipe, PretrainRecipe
-from gpt2cli.recipe.sections import ClassifyDataConfig, InstructDataConfig, each_name
 from gpt2cli.training.base_model import BaseLM, base_of_run, base_to_train_further, random_weights
 from gpt2cli.training.classify_task import ClassifyTask
 from gpt2cli.training.pretrain_task import PretrainTask
@@ -65,13 +65,14 @@ def open_classification(
         notice(f"warning: {found.warning}")
     options = read_options(wanted.encoding, wanted.max_bad)
 
-    def read(paths: Sequence[Path]) -> LabelledTexts:
-        labelled = read_labelled(paths, wanted.text, wanted.label, wanted.columns or (), options)
+    def read(paths: Sequence[Path], fewest: int = 1) -> LabelledTexts:
+        names = wanted.columns or ()
+        labelled = read_labelled(paths, wanted.text, wanted.label, names, options, fewest)
         for note in labelled.notes:
             notice(f"warning: {note}")
         return labelled
 
-    labelled, held_out = read(found.paths), _held_out(wanted, offline, read)
+    labelled, held_out = read(found.paths, fewest=2), _held_out(wanted, offline, read)
     for kind, sentence in class_notes(labelled):
         notice(f"{kind}: {sentence}")
     data = split_labelled(

@@ -16,8 +16,8 @@ from gpt2cli.data.token_dataset import TokenDataset
 from gpt2cli.data.windows import TrainingWindows, validation_windows
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.recipe.data_sections import each_name
 from gpt2cli.recipe.schema import PretrainRecipe
-from gpt2cli.recipe.sections import each_name
 from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
 from gpt2cli.training.language_model_task import LanguageModelTask

@@ -10,7 +10,7 @@ from gpt2cli.data.byte_source import STRICT
 from gpt2cli.data.instructions import InstructionRecords, read_instructions
 from gpt2cli.data.sft_batches import SftExample, encode_record
 from gpt2cli.errors import InputError
-from gpt2cli.recipe.sections import InstructDataConfig
+from gpt2cli.recipe.data_sections import InstructDataConfig
 from gpt2cli.templates import TEMPLATES
 from gpt2cli.tokenizer.bpe import gpt2
 

@@ -12,7 +12,7 @@ from teaching import some_records
 from gpt2cli.data.byte_source import STRICT
 from gpt2cli.data.instructions import InstructionRecords, read_instructions
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.recipe.sections import InstructDataConfig
+from gpt2cli.recipe.data_sections import InstructDataConfig
 from gpt2cli.templates import Turn
 
 TALK = [

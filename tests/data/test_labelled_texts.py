@@ -19,7 +19,7 @@ from gpt2cli.data.labelled_texts import (
 from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.data.tables import read_table
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
-from gpt2cli.recipe.sections import ClassifyDataConfig
+from gpt2cli.recipe.data_sections import ClassifyDataConfig
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 
