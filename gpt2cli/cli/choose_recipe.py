@@ -32,7 +32,7 @@ def require_recipe(recipe: str, task: str, overrides: Sequence[str] = ()) -> str
 
 
 def _data_keys(path: Path, typed: str, task: str) -> list[str]:
-    from gpt2cli.data.records import read_table
+    from gpt2cli.data.tables import read_table
 
     keys = [f"data.source={typed}"]
     if task != "finetune-classify":

@@ -144,9 +144,8 @@ def _text_of(record: Any, fields: Sequence[str], where: str) -> str:
         value = find_field(record, field)
         if value is MISSING or value is None:
             has = ", ".join(map(repr, list(record)[:8]))
-            raise InputError(
-                f"{where}: the field {field!r} is missing", f"it has: {has}", "name another: data.text=NAME"
-            )
+            fix = shlex.quote(f"data.text={longest_field(record) or 'NAME'}")
+            raise InputError(f"{where}: the field {field!r} is missing", f"it has: {has}", fix)
         is_list = isinstance(value, list) and all(isinstance(part, str) for part in value)
         texts.append(BETWEEN.join(value) if is_list else plain_text(value, where, field) or "")
     return texts[0] if len(texts) == 1 else BETWEEN.join(filter(None, texts))
