@@ -24,7 +24,7 @@ def true_classes(table: "Table", column: str, labels: Sequence[str]) -> list[int
             raise InputError(
                 f"{table.where(row.line)}: {name!r} is not one of the classifier's labels",
                 f"they are {', '.join(map(repr, labels[:12]))}",
-                f"did you mean {near[0]}?" if near else "correct the label, or delete the row",
+                f"write {near[0]!r} there" if near else "correct the label, or delete the row",
             )
         found.append(numbers[name])
     return found

@@ -32,7 +32,10 @@ def whole_fix(error: Gpt2Error, typed: Sequence[str]) -> str:
         return _joined(_with_equals(typed, split[1])) or error.fix
     if error.fix.startswith("ls -l ") and (near := _near_file(_wrong_word(error, typed))):
         return _joined(_replaced(typed, _wrong_word(error, typed), near))
-    return _joined(_with_parts(typed, _parts(error.fix))) or error.fix
+    # An option, and the key of a recipe that does the same.
+    option, _, key = error.fix.partition(", in a recipe ")
+    fix = key if key and typed and typed[0] in _TAKES_OVERRIDES else option
+    return _joined(_with_parts(typed, _parts(fix))) or error.fix
 
 
 def usage_fix(error: typer.TyperException, typed: Sequence[str]) -> str:

@@ -63,9 +63,6 @@ class RecordTally:
         if not self.n_good:
             return InputError(first.what, why, first.fix)
         share = math.ceil(1000 * self.n_bad / n) / 1000
-        if not self.max_bad:
-            skip = "without --max-bad 0 (data.max_bad=0) it is left out"
-        else:
+        if self.max_bad:
             why += f"; {self.max_bad:g} of them may be"
-            skip = f"--max-bad {share:g}, in a recipe data.max_bad={share:g}, leaves them out"
-        return InputError(first.what, why, f"{first.fix}; or {skip}" if first.fix else skip)
+        return InputError(first.what, why, f"--max-bad {share:g}, in a recipe data.max_bad={share:g}")

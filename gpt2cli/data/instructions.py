@@ -144,7 +144,7 @@ def _naming(record: dict[str, Any]) -> str:
     """The fix that names a record's fields, with those of known data sets filled in."""
     for names in _KNOWN:
         if all(name in record for name in names.values()):
-            return "name its fields: " + " ".join(f"data.{ours}={name}" for ours, name in names.items())
+            return " ".join(f"data.{ours}={name}" for ours, name in names.items())
     return _FIELDS
 
 

@@ -131,8 +131,11 @@ def _require_columns(
         if name not in reader.columns:
             text, kind = likely_columns([first, *(record for _, record in islice(others, 1000))])
             fix = shlex.join([f"data.text={text}", f"data.label={kind}"])
-            names = [*fields, label] if reader.columns[:1] == (text,) else [label, *fields]
+            is_one = text == kind  # the first row has one word, and is no row of names
+            is_text_first = reader.columns[:1] == (text,) and not is_one
+            names = [*fields, label] if is_text_first else [label, *fields]
             naming = f"data.columns='[{', '.join(names)}]'"
+            fix = naming if is_one else fix
             raise no_column(reader.where(1), name, reader.columns, fix, naming)
 
 

@@ -84,7 +84,7 @@ def no_text(record: dict[str, Any], field: str, value: Any, where: str, fix: str
 def name_field(name: str) -> str:
     """The fix that names another field of text, of a command and of a recipe."""
     in_recipe = shlex.quote(f"data.text_fields=[{name}]")
-    return f"name the field that holds the text: --text-field {shlex.quote(name)}, in a recipe {in_recipe}"
+    return f"--text-field {shlex.quote(name)}, in a recipe {in_recipe}"
 
 
 def require_characters(text: str, what: str) -> None:
