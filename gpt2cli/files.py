@@ -6,7 +6,6 @@ or the new, plus an orphan whose name says which process left it: the next write
 name, or `sweep`, removes it. What the files mean is not known here.
 """
 
-import codecs
 import contextlib
 import errno
 import hashlib
@@ -31,7 +30,6 @@ _LEFTOVER = re.compile(r"(\.partial-|\.replaced-)(.+)-([0-9a-f]{8})-([0-9]{1,9})
 CHUNK = 1 << 20
 # How a file begins that git put in the place of a large one, and what its specification allows in bytes.
 _POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
-_ASCII = bytes(range(128))
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
@@ -212,60 +210,6 @@ def open_regular(path: Path) -> io.BufferedReader:
         pull = shlex.join(["git", "-C", str(path.parent), "lfs", "pull"])
         raise InputError(f"{path}: is a Git LFS pointer, not the file itself", "git-lfs fetches that", pull)
     return file
-
-
-def decode_text(data: bytes, name: str, offset: int = 0, *, line: int = 0) -> str:
-    """The UTF-8 text `data`, which begins at byte `offset` of `name`; a byte order mark is dropped.
-
-    Raises InputError with the offset of the first byte that is not text, and its line if `line`, the
-    one that `data` begins with, is given.
-    """
-    place, what = data.find(b"\0"), "a NUL byte"
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if place < 0 or error.start < place:
-            place, what = error.start, "not UTF-8"
-    if place < 0:
-        return text if offset else text.removeprefix("\ufeff")
-    line += data.count(b"\n", 0, place) if line else 0
-    where = f"{name}:{line}" if line else name
-    raise InputError(f"{where}: {what} at byte {offset + place}", *_other_encoding(data, place, offset, name))
-
-
-def _other_encoding(data: bytes, place: int, offset: int, name: str) -> tuple[str, str]:
-    """What `data` probably is, as it is no UTF-8 from `place` on, and the command that converts `name`."""
-    if not offset and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        encoding = "UTF-32" if data[2:4] == b"\0\0" else "UTF-16"
-        return f"it begins like {encoding}", _conversion(name, encoding)
-    if b"\0" in data:
-        # In UTF-16, every second byte of English text is 0.
-        for encoding, high in (("UTF-16LE", data[1:8192:2]), ("UTF-16BE", data[0:8192:2])):
-            if 2 * high.count(0) > len(high):
-                return f"it looks like {encoding}", _conversion(name, encoding)
-        return "the file is binary", "name text files only"
-    if not data[:place].isascii():
-        return "some of it is UTF-8, and some is damaged", _conversion(name, "UTF-8", "-c")
-    # Text in Latin letters is mostly ASCII; Russian or Japanese decodes as Windows-1252 too, to nonsense.
-    if 3 * len(data.translate(None, _ASCII)) < len(data):
-        if not re.search(rb"[\x80-\x9f]", data):
-            return "it is in another encoding, such as Latin-1", _conversion(name, "LATIN1")
-        with contextlib.suppress(UnicodeDecodeError):
-            data.decode("cp1252")
-            return "it is in another encoding, such as Windows-1252", _conversion(name, "WINDOWS-1252")
-    return "it is in another encoding, or binary", _conversion(name, "ENCODING")
-
-
-def _conversion(name: str, encoding: str, *options: str) -> str:
-    """The shell command that writes a UTF-8 copy of the file `name`, of the same kind."""
-    path, iconv = Path(name), shlex.join(["iconv", *options, "-f", encoding, "-t", "UTF-8"])
-    if not os.path.lexists(path):
-        return f"pipe it through {iconv}"  # standard input
-    packed = path.suffix.lower() == ".gz"
-    plain = path.with_suffix("") if packed else path
-    copy = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))
-    quoted = shlex.quote(name)
-    return f"gunzip -c {quoted} | {iconv} > {copy}" if packed else f"{iconv} {quoted} > {copy}"
 
 
 def require_writable(folder: Path) -> None:

@@ -41,6 +41,12 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def kind_of(value: Any) -> str:
+    """The type of a JSON value, in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Programs do not agree about which of two values counts."""
     table = dict(pairs)

@@ -45,7 +45,7 @@ def wrong_task(recipe: str, theirs: str, asked: str) -> UsageError:
 
 
 def _data_keys(path: Path, typed: str, task: str) -> list[str]:
-    from gpt2cli.data.records import read_table
+    from gpt2cli.data.tables import read_table
 
     keys = [f"data.source={typed}"]
     if task != "finetune-classify":

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2cli.cli.classify_scores import print_scores, true_classes
 from gpt2cli.cli.options import (
     DeviceOption,
+    EncodingOption,
     JsonOption,
+    MaxBadOption,
     PrecisionOption,
     ThreadsOption,
     arriving_lines,
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gpt2cli.checkpoints.classifier import LoadedClassifier
-    from gpt2cli.data.records import Table
+    from gpt2cli.data.byte_source import ReadOptions
+    from gpt2cli.data.tables import Table
     from gpt2cli.generation.label_texts import LabelPrediction
 
 FEW = 200  # texts; fewer are done before a bar could be read
@@ -55,11 +59,21 @@ def classify(
         ),
     ] = None,
     column: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--column",
             metavar="NAME",
-            help="Read --file as CSV, TSV or JSONL with the text in this column; print CSV.",
+            help="Read --file as a table or records (.csv, .tsv, .json, .jsonl, .parquet) with the text in"
+            " this column; print CSV. Repeat it to join several.",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--label",
+            metavar="NAME",
+            help="Column of --file with the true label: print accuracy, macro-F1, confusion and calibration"
+            " instead.",
         ),
     ] = None,
     columns: Annotated[
@@ -79,6 +93,8 @@ def classify(
             " labels it is never below 0.5.",
         ),
     ] = None,
+    encoding: EncodingOption = None,
+    max_bad: MaxBadOption = None,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -87,34 +103,49 @@ def classify(
     """Classify texts with a fine-tuned classifier.
 
     Prints one line per text: label, probability and text, separated by tabs;
-    or with --json one object with the probability of each label.
+    or with --json one object with the probability of each label. With --label, scores the
+    classifier on a labelled file instead.
     """
+    from gpt2cli.data.byte_source import read_options
+
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is {threshold:g}", "a probability is from 0 to 1")
     if file is not None and texts:
         raise UsageError("there are two sources of texts", f"{file} and the arguments", "give one of them")
-    if column is not None and file is None:
-        raise UsageError("--column names a column of a file", "no file is given", "--file FILE.csv")
-    if column is None:
+    if (column or label) and file is None:
+        named = "--column" if column else "--label"
+        raise UsageError(f"{named} names a column of a file", "no file is given", "--file FILE.csv")
+    if label and not column:
+        raise UsageError("--label needs the column of the texts, too", fix="--column text")
+    if label and threshold is not None:
+        raise UsageError("--threshold with --label", "every text counts in a score", "leave --threshold out")
+    if not column:
         _refuse_tables(file, columns)
-    names = _names(columns, column)
+    names = _names(columns, column or [], label)
     if not texts and file in (None, STDIN) and sys.stdin is None:  # closed by the parent process
         raise UsageError("there are no texts", "stdin is closed", "gpt2 classify MODEL TEXT, or --file FILE")
     # What is in a file is checked before the model is loaded.
     batches: Iterable[tuple[Sequence[str], Callable[[int], str]]]
     table = None
-    if column is not None and file is not None:
-        table, place = _open_table(file, column, names)
+    if column and file is not None:
+        table, found_texts = _open_table(file, column, label, names, read_options(encoding, max_bad))
         lines = [row.line for row in table.rows]
-        batches = [([row.values[place] or "" for row in table.rows], lambda i: table.where(lines[i]))]
+        batches = [(found_texts, lambda i: table.where(lines[i]))]
     elif file is not None and file != STDIN:
-        batches = [(lines_of(file), _numbered(f"{file}:"))]
+        batches = [(lines_of(file, encoding), _numbered(f"{file}:"))]
     elif texts:
         batches = [(texts, _numbered("text "))]
     else:
         batches = ((some, _numbered("line ", n_before)) for some, n_before in arriving_lines())
     _require_model(model, texts)
     loaded = load_for_classifying(model, device, precision, threads, lambda text, kind: say(text, "warn"))
+    if table and label:
+        ((texts_of_file, where),) = batches
+        truth = true_classes(table, label, loaded.labels)
+        print_scores(
+            loaded.labels, truth, _predictions(loaded, texts_of_file, where), model, table.name, as_json
+        )
+        return
     rows = iter(table.rows) if table and not as_json else None
     if table and rows:
         _write(_csv([*table.columns, *_added(table)]))
@@ -123,13 +154,13 @@ def classify(
         for text, answer in zip(some, _predictions(loaded, some, where), strict=True):
             n_cut += answer.was_cut
             probability = answer.probabilities[answer.best]
-            label = loaded.labels[answer.best] if probability >= (threshold or 0) else None
+            found = loaded.labels[answer.best] if probability >= (threshold or 0) else None
             if as_json:
-                _write(_json(loaded, text, label, answer))
+                _write(_json(loaded, text, found, answer))
             elif rows:
-                _write(_csv([*next(rows).values, label, f"{probability:.4f}"]))
+                _write(_csv([*next(rows).values, found, f"{probability:.4f}"]))
             else:
-                shown = UNSURE if label is None else label
+                shown = UNSURE if found is None else found
                 _write(f"{_one_line(shown)}\t{probability:.4f}\t{_one_line(text)}")
     if n_cut:
         were = "texts were" if n_cut > 1 else "text was"
@@ -175,7 +206,7 @@ def _write(line: str) -> None:
 
 def _refuse_tables(file: Path | None, columns: str | None) -> None:
     """Raise UsageError for a table without --column."""
-    from gpt2cli.data.records import kind_by_name
+    from gpt2cli.data.file_kinds import kind_by_name
 
     why = ""
     if columns is not None:
@@ -187,7 +218,7 @@ def _refuse_tables(file: Path | None, columns: str | None) -> None:
         raise UsageError(f"{file or '--columns'}: which column holds the texts?", why, fix)
 
 
-def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
+def _names(columns: str | None, column: "Sequence[str]", label: str | None) -> tuple[str, ...]:
     """The names in --columns; none if it is not given."""
     if columns is None:
         return ()
@@ -195,31 +226,38 @@ def _names(columns: str | None, column: str | None) -> tuple[str, ...]:
     if not all(names) or len(set(names)) < len(names):
         why = "it must be names separated by commas, each once"
         raise UsageError(f"--columns is {columns!r}", why, "--columns label,text")
-    if column not in names:
-        what, why = f"--column {column} is not among --columns", f"these are {', '.join(names)}"
-        raise UsageError(what, why, f"--column {names[-1]}")
+    for option, name in [*(("--column", name) for name in column), *[("--label", label)] * bool(label)]:
+        if name not in names:
+            what, why = f"{option} {name} is not among --columns", f"these are {', '.join(names)}"
+            raise UsageError(what, why, f"{option} {names[-1 if option == '--column' else 0]}")
     return names
 
 
-def _open_table(file: Path, column: str, names: tuple[str, ...]) -> "tuple[Table, int]":
-    """The table, and the index of its text column, which no row lacks."""
-    from gpt2cli.data.records import read_table
+def _open_table(
+    file: Path, column: "Sequence[str]", label: str | None, names: tuple[str, ...], options: "ReadOptions"
+) -> "tuple[Table, list[str]]":
+    """The table, and the text of each row: of several columns, joined by blank lines."""
+    from gpt2cli.data.tables import read_table
+    from gpt2cli.data.text_fields import BETWEEN
 
     # A file without a header has the labels first, like the SMS Spam Collection.
-    usual = ("label", column) if column != "label" else ()
-    if file == STDIN:
+    usual = (label or "label", column[0]) if len(column) == 1 and column[0] != "label" else ()
+    stream, path = (sys.stdin.buffer, Path("stdin")) if file == STDIN else (None, file)
+    if stream:
         say_if_typed()
-        table = read_table(Path("stdin"), usual, names, sys.stdin.buffer)
+    needed = [*column, *[label] * bool(label)]
+    table = read_table(path, usual, names, stream, options, [name for name in needed if name])
+    for note in table.notes:
+        say(note, "warn")
+    other = label or ("label" if "label" not in column else "text")
+    naming, (likely_text, likely_label) = f"--columns {','.join([other, *column])}", table.guess()
+    places = [table.column(name, f"--column {shlex.quote(likely_text)}", naming) for name in column]
+    if label:
+        table.column(label, f"--label {shlex.quote(likely_label)}", naming)
     else:
-        table = read_table(file, usual, names)
-    other = "label" if column != "label" else "text"
-    fix = f"--column {shlex.quote(table.guess()[0])}"
-    place = table.column(column, fix, f"--columns {other},{column}")
-    for row in table.rows:
-        if row.values[place] is None:
-            raise InputError(f"{table.where(row.line)}: the field {column!r} is missing")
-    _added(table)  # names that are taken are an error before any work
-    return table, place
+        _added(table)  # names that are taken are an error before any work
+    texts = [[row.values[place] or "" for place in places] for row in table.rows]
+    return table, [parts[0] if len(parts) == 1 else BETWEEN.join(filter(None, parts)) for parts in texts]
 
 
 def _numbered(what: str, n_before: int = 0) -> "Callable[[int], str]":

@@ -13,10 +13,16 @@ from gpt2cli.cli.choose_model import find_with_adapters
 from gpt2cli.cli.evaluate_facts import item_facts, result_facts
 from gpt2cli.cli.options import (
     AdapterOption,
+    BlankLineOption,
     DeviceOption,
+    EncodingOption,
     JsonOption,
+    MaxBadOption,
     OfflineOption,
+    PerLineOption,
     PrecisionOption,
+    SplitOnOption,
+    TextFieldOption,
     ThreadsOption,
 )
 from gpt2cli.cores import forward_seconds
@@ -45,26 +51,27 @@ def evaluate(
     ] = None,
     adapter: AdapterOption = None,
     on: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             "--on",
             metavar="TEXT,...",
-            help="Name of a corpus; a file or glob (.txt, .md, .jsonl, each also as .gz; .parquet); a folder"
-            " of .txt and .md files; or a folder made by `gpt2 prepare`. Or a benchmark: lambada:word,"
-            " lambada:token, hellaswag, hellaswag:completion, cbt-cn, cbt-ne; BENCHMARK=FILE reads a file of"
-            " its form. Several, separated by commas, make one table.",
+            help="Name of a corpus; a file or glob of text or records, as of `gpt2 prepare`; a folder of .txt"
+            " and .md files; or a folder made by `gpt2 prepare`. Or a benchmark: lambada:word, lambada:token,"
+            " hellaswag, hellaswag:completion, cbt-cn, cbt-ne; BENCHMARK=FILE reads a file of its form."
+            " Several, separated by commas, make one table.",
+            show_default="wikitext-2-test",
         ),
-    ] = "wikitext-2-test",
+    ] = None,
     split: Annotated[
         Literal["train", "validation"] | None,
         typer.Option(help="Split of a prepared folder.", show_default="validation"),
     ] = None,
-    text_field: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Text field of .jsonl and .parquet records; repeat it to join several.", show_default="text"
-        ),
-    ] = None,
+    text_field: TextFieldOption = None,
+    split_on: SplitOnOption = None,
+    per_line: PerLineOption = False,
+    blank_line: BlankLineOption = False,
+    encoding: EncodingOption = None,
+    max_bad: MaxBadOption = None,
     context: Annotated[
         int | None,
         typer.Option("--context", min=1, help="Tokens per window.", show_default="the model's context"),
@@ -104,8 +111,10 @@ def evaluate(
     The first token of a prepared split is context alone.
     Prints a table to stdout, or with --json one line per model and text or benchmark.
     """
+    from gpt2cli.data.byte_source import read_options
+    from gpt2cli.data.split_text import SplitRule
     from gpt2cli.evaluation.benchmarks import read_benchmark
-    from gpt2cli.evaluation.eval_text import read_eval_text
+    from gpt2cli.evaluation.eval_text import EvalText, read_eval_text
     from gpt2cli.evaluation.on import parse_on
     from gpt2cli.runtime import choose_runtime, require_device
 
@@ -120,12 +129,18 @@ def evaluate(
         folder, adapters = find_with_adapters(typed, adapter)
         named.append(_Named(" + ".join([typed or str(folder), *(adapter or ())]), folder, adapters))
     kind = require_device(device).type
-    entries = parse_on(on)
+    entries = parse_on(",".join(on or ["wikitext-2-test"]))
+    options, rule = read_options(encoding, max_bad), SplitRule(split_on or "", per_line, blank_line)
     _require_use(
         entries,
         texts={
             "--split": split,
             "--text-field": text_field,
+            "--split-on": split_on,
+            "--per-line": per_line,
+            "--blank-line": blank_line,
+            "--encoding": encoding,
+            "--max-bad": max_bad,
             "--context": context,
             "--stride": stride,
             "--batch": batch,
@@ -135,9 +150,19 @@ def evaluate(
     sources: list[EvalText | BenchmarkData] = [
         read_benchmark(entry.benchmark, entry.source, limit, offline)
         if entry.benchmark
-        else read_eval_text(entry.source or "", split=split, text_fields=text_field or (), offline=offline)
+        else read_eval_text(
+            entry.source or "",
+            split=split,
+            text_fields=text_field or (),
+            offline=offline,
+            options=options,
+            rule=rule,
+        )
         for entry in entries
     ]
+    for source in sources:
+        for note in source.notes if isinstance(source, EvalText) else ():
+            say(note, "warn")
     plans = _plans(named, sources, context, stride, batch, kind)
     forward = max(work.forward for _, works in plans for work in works)
     runtime = choose_runtime(device, precision, threads, forward=forward)

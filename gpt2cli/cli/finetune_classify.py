@@ -72,7 +72,9 @@ def _hint(setup: "TrainingSetup", run: "RunDir") -> str:
 
 
 def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
-    """Evaluate the best checkpoint on the test split: a table, report.json and confusion.png."""
+    """Evaluate the best checkpoint on the test split, or without one on the validation split: a table,
+    report.json and confusion.png.
+    """
     from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.evaluation.classes import classification_metrics
@@ -83,7 +85,9 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
     from gpt2cli.ui.tables import print_classes
 
     assert isinstance(setup.task, ClassifyTask)
-    test, seen = setup.task.data.test, set(setup.task.data.train.ids)
+    data = setup.task.data
+    split, test = ("test", data.test) if len(data.test) else ("validation", data.validation)
+    seen = set(data.train.ids)
     folder = best_checkpoint(run.folder)
     loaded = load_classifier(folder)
     loaded.model.to(setup.runtime.device)
@@ -98,6 +102,7 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
     new = [one for one, ids in zip(predictions, test.ids, strict=True) if ids not in seen]
     plot_confusion(scores, loaded.labels, run.folder / PICTURE, title=run.name)
     report: dict[str, Any] = {
+        "split": split,
         "accuracy": scores.accuracy,
         "macro_f1": scores.macro_f1,
         "labels": list(loaded.labels),
@@ -111,7 +116,8 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
         },
     }
     files.write_json(run.folder / REPORT, report)  # last: it marks the rest as complete
-    say(f"test split, {counted(len(test), 'text')}, with {folder.name}:")
+    chosen = "" if split == "test" else "; it chose the checkpoint, so that its scores flatter"
+    say(f"{split} split, {counted(len(test), 'text')}, with {folder.name}{chosen}:")
     print_classes(scores, loaded.labels, err())
     if len(new) < len(test):
         say(

@@ -112,6 +112,9 @@ def _answer_all(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) 
 
     task = setup.task
     assert isinstance(task, SftTask)
+    if not task.examples.test:
+        say("no test split, as data.test is 0: nothing is answered")
+        return 0
     asked = task.recipe.eval
     best, test = paths.best_checkpoint(run.folder), task.examples.test
     test_digest = task.examples.test_digest
@@ -142,7 +145,7 @@ def _answer_all(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) 
             "checkpoint": best.name,
             "key": key,
             "test": test_digest,
-            "data": task.recipe.data.model_dump(),
+            "data": task.recipe.data.model_dump(mode="json"),
             "source_sha256": task.examples.sha256,
         }
         _conclude(run, list(file.responses.values()), about, asked.rouge)
@@ -200,10 +203,11 @@ def _conclude(run: "RunDir", responses: "list[Response]", about: dict[str, Any],
 
 def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
     """Whether all the answers and scores that this recipe asks for are there."""
-    from gpt2cli import files
     from gpt2cli.evaluation.rouge import ROUGE_TYPES
     from gpt2cli.json_files import read_json_object
 
+    if not recipe.data.test and not recipe.data.test_source:
+        return True
     try:
         scores = read_json_object(run.folder / SCORES)
         key, test, data = scores["key"], scores["test"], scores["data"]
@@ -211,11 +215,35 @@ def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
     except (Gpt2Error, KeyError):
         return False
     # A known corpus never changes; a file of the user may, and a test record with it.
-    source = Path(recipe.data.source)
-    if data != recipe.data.model_dump() or (source.is_file() and files.sha256_of(source) != source_sha256):
+    if data != recipe.data.model_dump(mode="json") or _sources_sha256(recipe) not in (None, source_sha256):
         return False
     has_scores = not recipe.eval.rouge or all(name in scores for name in ROUGE_TYPES)
     return has_scores and bool(key == _key(paths.best_checkpoint(run.folder), recipe, test))
+
+
+def _sources_sha256(recipe: "InstructRecipe") -> str | None:
+    """Of the user's files of the recipe, as of `SftSplits`; None where one is gone or a known corpus."""
+    from gpt2cli import files
+    from gpt2cli.data.byte_source import joined_digest
+    from gpt2cli.data.corpora import BUNDLED, CORPORA
+    from gpt2cli.data.input_files import record_sources
+    from gpt2cli.recipe.data_sections import each_name
+
+    parts, data = list[str](), recipe.data
+    for names in (data.source, data.validation_source, data.test_source):
+        if any(name in CORPORA or name in BUNDLED for name in each_name(names)):
+            return None
+        try:
+            sources = record_sources(each_name(names))
+            digests = [
+                files.sha256_of(source.path) for source in sources if source.path and source.path.is_file()
+            ]
+        except Gpt2Error:
+            return None
+        if len(digests) < len(sources):
+            return None
+        parts += [joined_digest(digests)] if digests else []
+    return joined_digest(parts)
 
 
 def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from gpt2cli import paths
 from gpt2cli.cli.judge_report import grade_facts, judge_facts, nothing_scored, pair_facts
-from gpt2cli.cli.options import JsonOption
+from gpt2cli.cli.options import EncodingOption, JsonOption
 from gpt2cli.errors import InputError, ServiceError, UsageError, counted
 from gpt2cli.ui.console import err, out, print_json, say
 
@@ -86,6 +86,7 @@ def judge(
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Judge only the first N responses.")
     ] = None,
+    encoding: EncodingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Grade a model's responses with an LLM judge.
@@ -108,7 +109,7 @@ def judge(
         raise UsageError(f"--seed is {seed}", "it must be at least 0")
     if timeout is not None and not 0 < timeout < float("inf"):
         raise UsageError(f"--timeout is {timeout:g}", "it is a number of seconds above 0")
-    fields = _fields_of(field or ())
+    read = _reader(_fields_of(field or ()), encoding)
     server = _server_of(ollama, base_url, judge_model)
     options = JudgeOptions(
         seed=SEED if seed is None else seed,
@@ -119,9 +120,9 @@ def judge(
     )
     found = [_responses_of(target) for target in targets or ()] or [_newest_responses()]
     if len(found) == 1:
-        _grade(found[0], fields, server, out or _kept_of(found[0]), limit, options, as_json)
+        _grade(found[0], read, server, out or _kept_of(found[0]), limit, options, as_json)
     else:
-        _compare(found[0], found[1], fields, server, out or _kept_of(*found), limit, options, as_json)
+        _compare(found[0], found[1], read, server, out or _kept_of(*found), limit, options, as_json)
 
 
 def _fields_of(pairs: "Sequence[str]") -> dict[str, str]:
@@ -136,6 +137,15 @@ def _fields_of(pairs: "Sequence[str]") -> dict[str, str]:
                 "--field response=prediction",
             )
     return dict(given)
+
+
+def _reader(fields: dict[str, str], encoding: str | None) -> "Callable[[Path], list[JudgeItem]]":
+    """Reads a file of responses, not one of which may be bad."""
+    from gpt2cli.data.byte_source import read_options
+    from gpt2cli.judge.items import read_items
+
+    options = read_options(encoding, max_bad=0)
+    return lambda path: read_items(path, fields, options)
 
 
 def _say_references(items: "Sequence[JudgeItem] | Sequence[Pair]") -> None:
@@ -219,7 +229,7 @@ def _kept_of(path: Path, other: Path | None = None) -> Path:
 
 def _grade(
     path: Path,
-    fields: dict[str, str],
+    read: "Callable[[Path], list[JudgeItem]]",
     server: "JudgeServer",
     place: Path,
     limit: int | None,
@@ -228,11 +238,10 @@ def _grade(
 ) -> None:
     from gpt2cli.judge.aggregate import GradeSummary, summarize_grades
     from gpt2cli.judge.grade import GRADING, grade_questions
-    from gpt2cli.judge.items import read_items
     from gpt2cli.judge.runner import judgements_of
     from gpt2cli.ui.judge import grade_coverage, print_grades, print_warnings
 
-    items = read_items(path, fields)[:limit]
+    items = read(path)[:limit]
     _say_references(items)
     questions = grade_questions(items)
 
@@ -260,7 +269,7 @@ def _grade(
 def _compare(
     a: Path,
     b: Path,
-    fields: dict[str, str],
+    read: "Callable[[Path], list[JudgeItem]]",
     server: "JudgeServer",
     place: Path,
     limit: int | None,
@@ -268,12 +277,11 @@ def _compare(
     as_json: bool,
 ) -> None:
     from gpt2cli.judge.aggregate import PairSummary, summarize_pairs
-    from gpt2cli.judge.items import read_items
     from gpt2cli.judge.pairwise import COMPARING, comparison_questions, pairs_of
     from gpt2cli.judge.runner import judgements_of
     from gpt2cli.ui.judge import pair_coverage, print_pairs
 
-    items = [read_items(path, fields) for path in (a, b)]
+    items = [read(path) for path in (a, b)]
     shared = pairs_of(items[0], items[1], (str(a), str(b)))
     pairs = shared[:limit]
     _say_references(pairs)

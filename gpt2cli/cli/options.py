@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -97,6 +98,38 @@ SpecialOption = Annotated[
     typer.Option("--special", help="Read control tokens, <|endoftext|> and the model's own, as single ids."),
 ]
 
+# How files of text and records are read; recipes have keys of the same names in `data`.
+_reading = functools.partial(typer.Option, rich_help_panel="Reading files")
+TextFieldOption = Annotated[
+    list[str] | None,
+    _reading(
+        "--text-field",
+        metavar="NAME",
+        help="Field of records, or column of a table, that holds the text; dots reach into objects."
+        " Repeat it to join several.",
+        show_default="text",
+    ),
+]
+SplitOnOption = Annotated[
+    str | None,
+    _reading("--split-on", metavar="TEXT", help="Text between documents, such as '<|endoftext|>'."),
+]
+PerLineOption = Annotated[bool, _reading("--per-line", help="Each line of a text file is a document.")]
+BlankLineOption = Annotated[bool, _reading("--blank-line", help="Blank lines end a document of a text file.")]
+EncodingOption = Annotated[
+    str | None,
+    _reading("--encoding", metavar="NAME", help="Encoding, such as cp1252 or utf-16.", show_default="utf-8"),
+]
+MaxBadOption = Annotated[
+    float | None,
+    _reading(
+        "--max-bad",
+        metavar="SHARE",
+        help="Share of a file's records that may be bad and are left out, rounded up; 0: none.",
+        show_default="0.001",
+    ),
+]
+
 # Of the training commands.
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from 'gpt2 recipes list'.")
@@ -150,6 +183,8 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
 
 
 def _check_text(data: bytes, name: str) -> None:
+    from gpt2cli.encodings import recognised
+
     try:
         data.decode("utf-8")
         place = data.find(b"\0")
@@ -158,9 +193,10 @@ def _check_text(data: bytes, name: str) -> None:
         place, what = error.start, "not UTF-8"
     # A read that was cut short may end inside a character; its length is an error of its own.
     if 0 <= place < LONGEST_PROMPT - 4:
-        raise InputError(
-            f"{name}: {what} at byte {place}", "a prompt is UTF-8 text", f"iconv -f LATIN1 -t UTF-8 {name}"
-        )
+        why, encoding = recognised(data, place)
+        iconv = {"latin-1": "LATIN1"}.get(encoding, encoding.upper())
+        fix = f"iconv -f {iconv} -t UTF-8 {shlex.quote(name)} | gpt2 generate" if iconv else ""
+        raise InputError(f"{name}: {what} at byte {place}", f"a prompt is UTF-8 text, and {why}", fix)
 
 
 def encode_prompt(
@@ -202,11 +238,12 @@ def fit_prompt(ids: list[int], loaded: "LoadedModel", fix: str | None) -> list[i
     return ids[-limit:]
 
 
-def lines_of(file: Path) -> list[str]:
-    """The lines of a UTF-8 file."""
+def lines_of(file: Path, encoding: str | None = None) -> list[str]:
+    """The lines of a text file."""
+    from gpt2cli.data.byte_source import read_options
     from gpt2cli.data.records import read_text
 
-    text = read_text(file)[0]
+    text = read_text(file, read_options(encoding))[0]
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 

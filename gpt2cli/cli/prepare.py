@@ -2,11 +2,19 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli.options import JsonOption
+from gpt2cli.cli.options import (
+    BlankLineOption,
+    EncodingOption,
+    JsonOption,
+    MaxBadOption,
+    PerLineOption,
+    SplitOnOption,
+    TextFieldOption,
+)
 from gpt2cli.errors import counted
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_result, say
@@ -20,8 +28,9 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Files or globs (.txt, .md, .jsonl, each also as .gz; .parquet), folders of .txt and .md"
-            " files, or - for stdin.",
+            help="Files or globs of text (.txt, .md and others) and of records (.csv, .tsv, .json, .jsonl),"
+            " each also as .gz or .zst; .parquet; folders of .txt and .md files; a folder of nanoGPT's"
+            " tokens; or - for stdin, which is read as records with --text-field.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", parser=expand, metavar="PATH", help="Output folder.")],
@@ -31,14 +40,12 @@ def prepare(
             help="gpt2, chars, bpe-8192 (learnt from the text, any size), or a tokenizer folder.",
         ),
     ] = "gpt2",
-    text_field: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Text field of .jsonl and .parquet records; repeat it to join several."
-            " With this option, stdin is read as .jsonl.",
-            show_default="text",
-        ),
-    ] = None,
+    text_field: TextFieldOption = None,
+    split_on: SplitOnOption = None,
+    per_line: PerLineOption = False,
+    blank_line: BlankLineOption = False,
+    encoding: EncodingOption = None,
+    max_bad: MaxBadOption = None,
     validation: Annotated[
         float | None,
         typer.Option(help="Fraction of tokens held out for validation.", show_default="0.01"),
@@ -67,13 +74,23 @@ def prepare(
     """
     from gpt2cli.data.manifest import PrepareSettings
     from gpt2cli.data.prepare import prepare
+    from gpt2cli.data.text_fields import TEXT
+    from gpt2cli.encodings import require_encoding
     from gpt2cli.ui.progress import finish, preparing
 
-    given = {"seed": seed, "shard_tokens": shard_tokens}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    given = {
+        "seed": seed,
+        "shard_tokens": shard_tokens,
+        "split_on": split_on,
+        "per_line": per_line,
+        "blank_line": blank_line,
+        "encoding": encoding and require_encoding(encoding),
+        "max_bad": max_bad,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if validation is None:
         validation = 0.0 if validation_source else 0.01
-    settings = PrepareSettings(tokenizer, tuple(text_field or ["text"]), validation, **chosen)
+    settings = PrepareSettings(tokenizer, tuple(text_field or TEXT), validation, **chosen)
     steps = prepare(
         sources,
         out,
@@ -82,7 +99,7 @@ def prepare(
         block=block,
         workers=workers,
         force=force,
-        stdin_is_jsonl=bool(text_field),
+        stdin_is_records=bool(text_field),
     )
     started = time.monotonic()
     try:

@@ -184,23 +184,25 @@ def _print_json_list() -> None:
 
 def _summary(loaded: "LoadedRecipe") -> str:
     """A one-line summary of the run."""
+    from gpt2cli.recipe.data_sections import each_name
     from gpt2cli.recipe.schema import SCRATCH, PretrainRecipe
 
     recipe, optim = loaded.recipe, loaded.recipe.optim
+    source = ", ".join(each_name(recipe.data.source))
     n_rows = f"{recipe.batch.micro_batch}x{recipe.batch.accumulation}"
     n_overrides = sum(origin == "override" for origin in loaded.origins.values())
     if isinstance(recipe, PretrainRecipe) and recipe.init == SCRATCH:
         config = recipe.model.config(vocab_size=1)
         shape = f"{config.n_layer} blocks, {config.n_head} heads, width {config.n_embd}"
         what = [
-            f"{recipe.data.tokenizer or ''} tokens of {recipe.data.source}".lstrip(),
+            f"{recipe.data.tokenizer or ''} tokens of {source}".lstrip(),
             f"{recipe.model.size} ({shape})" if recipe.model.size else shape,
             f"{counted(optim.steps, 'step')} of {recipe.batch.rows_per_step * config.n_positions:,} tokens"
             f" ({n_rows} sequences of {config.n_positions})",
         ]
     else:
         what = [
-            recipe.data.source,
+            source,
             f"from {recipe.init}, training {recipe.train}",
             f"{counted(optim.steps, 'step')} of {n_rows} sequences",
         ]

@@ -32,7 +32,9 @@ def whole_fix(error: Gpt2Error, typed: Sequence[str]) -> str:
         return _joined(_with_equals(typed, split[1])) or error.fix
     if error.fix.startswith("ls -l ") and (near := _near_file(_wrong_word(error, typed))):
         return _joined(_replaced(typed, _wrong_word(error, typed), near))
-    parts = _parts(error.fix)
+    # An option, and the key of a recipe that does the same.
+    option, _, key = error.fix.partition(", in a recipe ")
+    parts = _parts(key if key and typed and typed[0] in _TAKES_OVERRIDES else option)
     if typed and typed[0] in _TAKES_OVERRIDES and parts[:1] == ["--device"]:
         parts = [f"run.device={parts[1]}"]
     return _joined(_with_parts(typed, parts)) or error.fix

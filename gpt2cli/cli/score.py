@@ -11,6 +11,7 @@ from gpt2cli.cli.choose_model import preloading
 from gpt2cli.cli.options import (
     AdapterOption,
     DeviceOption,
+    EncodingOption,
     JsonOption,
     ModelOption,
     PrecisionOption,
@@ -39,6 +40,7 @@ def score(
     ],
     model: ModelOption = None,
     adapter: AdapterOption = None,
+    encoding: EncodingOption = None,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -56,7 +58,7 @@ def score(
     if file == STDIN:
         groups, name = arriving_lines(), "line "
     else:
-        groups, name = [(lines_of(file), 0)], f"{file}:"
+        groups, name = [(lines_of(file, encoding), 0)], f"{file}:"
     with preloading(model, adapter) as (folder, adapters):
         from gpt2cli.convert.open_model import open_model
         from gpt2cli.evaluation.scoring import score_texts

@@ -4,13 +4,14 @@
     {"conversations": [{"from": "human", "value": "..."}, ...]}        ShareGPT
     {"prompt": ..., "completion": ...}                                 trl; texts, or lists of messages
 
-A message's "weight": 0 keeps an answer out of the loss, as in OpenAI's format.
+A message's "weight": 0 keeps an answer out of the loss, as in OpenAI's format; an empty one is kept out, too.
 """
 
 from typing import Any
 
-from gpt2cli.data.records import kind_of, text_field
+from gpt2cli.data.text_fields import text_field
 from gpt2cli.errors import InputError
+from gpt2cli.json_files import kind_of
 from gpt2cli.templates import Role, Turn
 
 LISTS = ("messages", "conversations", "conversation")
@@ -91,7 +92,8 @@ def _turn(message: Any, where: str) -> Turn:
     weight = message.get("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1):
         raise InputError(f"{where}: the weight is {weight!r}", "it must be 0 or 1", '"weight": 0')
-    return Turn(role, _text(message, text_key, where), in_loss=weight == 1)
+    text = _text(message, text_key, where)
+    return Turn(role, text, in_loss=weight == 1 and not (role == "assistant" and not text.strip()))
 
 
 def _text(message: dict[str, Any], key: str, where: str) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -195,6 +196,21 @@ def find_corpus(name_or_path: str, *, offline: bool, allow_bundled: bool) -> Fou
             f" replaces it: the results will not be those of {corpus.name}"
         )
         return _bundled(corpus.name, corpus.stand_in, warning)
+
+
+def find_corpora(names: Sequence[str], *, offline: bool, allow_bundled: bool) -> FoundCorpus:
+    """The texts that several names mean, as one. Raises as `find_corpus`."""
+    found = [find_corpus(name, offline=offline, allow_bundled=allow_bundled) for name in names]
+    if len(found) == 1:
+        return found[0]
+    origins, warnings = {one.origin for one in found}, [one.warning for one in found if one.warning]
+    return FoundCorpus(
+        ", ".join(one.name for one in found),
+        tuple(path for one in found for path in one.paths),
+        found[0].origin if len(origins) == 1 else "path",
+        None,
+        "; ".join(warnings) or None,
+    )
 
 
 def _path(argument: str) -> FoundCorpus:

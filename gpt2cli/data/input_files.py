@@ -1,10 +1,9 @@
 """The input files of a command: arguments become an ordered list of sources, each with its kind.
 
 Arguments are files, globs (also quoted ones), directories of .txt and .md files, and "-" for
-standard input. `text_reader.py` reads the content.
+standard input. `text_reader.py` and `records.py` read the content.
 """
 
-import codecs
 import glob
 import os
 import shlex
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2cli import files
+from gpt2cli.data.file_kinds import HEAD, Kind, Packing, is_text, kind_by_name, packing_of
 from gpt2cli.data.manifest import is_prepared, read_manifest, was_made_by_prepare
-from gpt2cli.data.records import kind_by_name
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import expand
 
-Kind = Literal["text", "jsonl", "parquet"]
+SourceKind = Kind | Literal["text", "records", "nanogpt"]  # records: the content tells of which kind
 STDIN, STDIN_NAME = "-", "standard input"
-IN_DIRECTORIES = (".txt", ".md", ".txt.gz", ".md.gz")
+IN_DIRECTORIES = tuple(f"{text}{packed}" for text in (".txt", ".md") for packed in ("", ".gz", ".zst"))
 NANOGPT = ("train.bin", "val.bin")
 
 
@@ -32,8 +31,8 @@ class TextSource:
 
     name: str
     path: Path | None
-    kind: Kind
-    gzipped: bool
+    kind: SourceKind
+    packing: Packing = ""
     held_out: bool = False
 
 
@@ -42,7 +41,7 @@ def expand_sources(
     *,
     out: Path,
     held_out: Sequence[str | Path] = (),
-    stdin_is_jsonl: bool = False,
+    stdin_is_records: bool = False,
 ) -> list[TextSource]:
     """The sources that `arguments` and then `held_out` name, in the given order; sorted within a glob
     or directory.
@@ -55,7 +54,7 @@ def expand_sources(
     sources: list[TextSource] = []
     seen: dict[str, str] = {}
     for argument, is_held_out in [(str(a), False) for a in arguments] + [(str(a), True) for a in held_out]:
-        for source in _named_by(argument, out, stdin_is_jsonl):
+        for source in _named_by(argument, out, stdin_is_records):
             key = os.path.realpath(source.path) if source.path else STDIN
             if key in seen:
                 raise UsageError(
@@ -76,21 +75,58 @@ def total_bytes(sources: Iterable[TextSource]) -> int | None:
     return sum(known) if len(known) == len(paths) else None
 
 
-def _named_by(argument: str, out: Path, stdin_is_jsonl: bool) -> Iterator[TextSource]:
+def record_sources(arguments: Sequence[str | Path]) -> list[TextSource]:
+    """The files of records that arguments name: files, globs, and folders of files with records.
+
+    Raises InputError if nothing matches, UsageError for a file that is named twice.
+    """
+    sources: dict[str, TextSource] = {}
+    for argument in map(str, arguments):
+        path = expand(argument)
+        paths = _globbed(argument, path)
+        if path.is_dir():
+            paths = sorted(file for file in path.rglob("*") if kind_by_name(file) and file.is_file())
+        if not paths:
+            what = "no files of records in this directory" if path.is_dir() else "no file matches"
+            fix = (
+                "name a .csv, .tsv, .jsonl, .json or .parquet file"
+                if path.is_dir()
+                else "correct the pattern"
+            )
+            raise InputError(f"{argument}: {what}", fix=fix)
+        for file in paths:
+            if (key := os.path.realpath(file)) in sources:
+                raise UsageError(f"{file}: named twice", "its records would count twice", "name it once")
+            sources[key] = record_source(file)
+    return list(sources.values())
+
+
+def record_source(path: Path) -> TextSource:
+    """A file of records."""
+    return TextSource(str(path), path, _kind(path) or "records", packing_of(path))
+
+
+def _globbed(argument: str, path: Path) -> list[Path]:
+    """A file as it is, or what a pattern matches."""
+    if os.path.lexists(path) or not glob.has_magic(argument):
+        return [path]  # if the file is missing, opening it raises
+    # Not Path.glob, which has no absolute patterns.
+    return [match for match in map(Path, sorted(glob.glob(str(path), recursive=True))) if not match.is_dir()]
+
+
+def _named_by(argument: str, out: Path, stdin_is_records: bool) -> Iterator[TextSource]:
     if argument == STDIN:
         if sys.stdin is None:
             raise UsageError("-: standard input is closed", fix="name a file instead of -")
-        yield TextSource(STDIN_NAME, None, "jsonl" if stdin_is_jsonl else "text", False)
+        yield TextSource(STDIN_NAME, None, "records" if stdin_is_records else "text")
         return
     path = expand(argument)
     if path.is_dir():
         yield from map(_source, _in_directory(path, out))
-    elif os.path.lexists(path) or not glob.has_magic(argument):
-        yield _source(path)  # if the file is missing, opening it raises
     else:
-        # Not Path.glob, which has no absolute patterns.
-        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
-        found = [match for match in matches if not match.is_dir() and not _under(str(match), out)]
+        found = _globbed(argument, path)
+        if found != [path]:
+            found = [match for match in found if not _under(str(match), out)]
         if not found:
             raise InputError(f"{argument}: no file matches", fix="correct the pattern")
         yield from map(_source, found)
@@ -103,7 +139,7 @@ def _in_directory(folder: Path, out: Path) -> list[Path]:
         raise InputError(f"{folder}: is a prepared folder", "it holds tokens, not text", fix)
     if was_made_by_prepare(folder):
         read_manifest(folder)  # interrupted or damaged: raises with what to do
-    if all((folder / name).is_file() for name in NANOGPT):
+    if is_nanogpt(folder):
         raise _nanogpt(folder)
     # os.walk does not follow links to directories, so a loop of them cannot trap it.
     found = [
@@ -118,7 +154,7 @@ def _in_directory(folder: Path, out: Path) -> list[Path]:
         pattern = _likely_pattern(folder)
         raise InputError(
             f"{folder}: no text files in this directory",
-            "only .txt and .md files (also .gz) are read, in subdirectories too",
+            "only .txt and .md files (also .gz and .zst) are read, in subdirectories too",
             f"name the files: {shlex.quote(pattern)}" if pattern else "name another directory, or files",
         )
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
@@ -130,7 +166,7 @@ def _likely_pattern(folder: Path) -> str:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))  # as glob
         for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
-            packed = path.suffix.lower() == ".gz"
+            packed = bool(packing_of(path))
             kinds.setdefault("".join(path.suffixes[-2:] if packed else path.suffixes[-1:]), []).append(path)
     for suffix, paths in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
         if suffix and _is_readable(paths[0]):
@@ -141,23 +177,35 @@ def _likely_pattern(folder: Path) -> str:
 
 def _is_readable(path: Path) -> bool:
     """Whether a file looks like text, or like records with fields."""
-    kind = kind_by_name(path)
-    if kind or path.suffix.lower() == ".gz":
-        return kind in ("jsonl", "parquet")
+    if _kind(path):
+        return True
     try:
         with files.open_regular(path) as file:
-            text = codecs.getincrementaldecoder("utf-8")().decode(file.read(4096))
-    except (InputError, UnicodeDecodeError):
+            return not packing_of(path) and is_text(file.read(HEAD))
+    except InputError:
         return False
-    return "\0" not in text
+
+
+def is_nanogpt(folder: Path) -> bool:
+    """Whether a folder holds the token files of nanoGPT."""
+    return all((folder / name).is_file() for name in NANOGPT)
 
 
 def _nanogpt(path: Path) -> InputError:
-    text = (path if path.is_dir() else path.parent) / "input.txt"
+    folder = path if path.is_dir() else path.parent
+    command = [
+        "gpt2",
+        "prepare",
+        str(folder),
+        "--out",
+        str(folder.with_name(f"{folder.name or 'nano'}-prepared")),
+    ]
     return InputError(
         f"{path}: {'holds' if path.is_dir() else 'is one of'} nanoGPT's token files, {' and '.join(NANOGPT)}",
-        "they tell neither their tokenizer nor where a document ends",
-        f"give the text that they were made from: {text if text.is_file() else 'TEXT.txt'}",
+        "they are imported together, from their folder",
+        shlex.join(command)
+        if is_nanogpt(folder)
+        else "put train.bin and val.bin into one folder, and name that",
     )
 
 
@@ -169,12 +217,17 @@ def _under(path: str, folder: Path) -> bool:
 def _source(path: Path) -> TextSource:
     if path.name in NANOGPT and path.is_file():
         raise _nanogpt(path)
-    gzipped, named = path.suffix.lower() == ".gz", kind_by_name(path)
-    kind: Kind = "jsonl" if named == "jsonl" else "parquet" if named == "parquet" else "text"
-    if gzipped and kind == "parquet":
+    kind = _kind(path) or "text"
+    return TextSource(str(path), path, kind, packing_of(path))
+
+
+def _kind(path: Path) -> Kind | None:
+    """The kind that the name tells. Raises InputError for packed parquet."""
+    kind, packing = kind_by_name(path), packing_of(path)
+    if packing and kind == "parquet":
         raise InputError(
-            f"{path}: a gzipped parquet file",
+            f"{path}: a {'gzipped' if packing == 'gz' else 'packed'} parquet file",
             "parquet needs random access",
-            f"gunzip {shlex.quote(str(path))}",
+            f"{'gunzip' if packing == 'gz' else 'unzstd'} {shlex.quote(str(path))}",
         )
-    return TextSource(str(path), path, kind, gzipped)
+    return kind

@@ -1,18 +1,24 @@
-"""Instruction records: a JSON list or JSON lines, read as conversations and checked.
+"""Instruction records: files of any kind of records, read as conversations and checked.
 
 A record is an instruction with an output and optionally an input, under any field names, or one of the
 conversations of `conversations.py`. `templates.py` turns a conversation into a prompt, `sft_batches.py`
 into token ids.
 """
 
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2cli.data.byte_source import ReadOptions, joined_digest
 from gpt2cli.data.conversations import is_conversation, read_conversation
-from gpt2cli.data.records import kind_of, read_records, text_field
+from gpt2cli.data.input_files import record_sources
+from gpt2cli.data.records import RecordReader
+from gpt2cli.data.text_fields import MISSING, find_field, text_field
 from gpt2cli.errors import InputError
-from gpt2cli.recipe.sections import InstructDataConfig
+from gpt2cli.json_files import kind_of
+from gpt2cli.recipe.data_sections import InstructDataConfig
 from gpt2cli.templates import Turn
 
 NO_INPUT = "<noinput>"  # self-instruct's and Alpaca's spelling of an empty input
@@ -43,31 +49,73 @@ class InstructionRecord:
 
 @dataclass(frozen=True)
 class InstructionRecords:
-    """The records of a file. Records without answer text are left out and counted in `n_empty`."""
+    """The records of one or several files. Those without answer text are left out and counted in `n_empty`;
+    `notes` are what to say of the rest.
+    """
 
     records: tuple[InstructionRecord, ...]
     n_empty: int
-    sha256: str  # of the file
+    sha256: str  # of the file; of several, of their hashes
+    notes: tuple[str, ...] = ()
 
 
-def read_instructions(path: Path, fields: InstructDataConfig) -> InstructionRecords:
-    """Read a file of any kind that `records.py` reads; without a known suffix it is one JSON list.
+def read_instructions(
+    paths: Path | Sequence[Path],
+    fields: InstructDataConfig,
+    options: ReadOptions | None = None,
+    first_index: int = 0,
+) -> InstructionRecords:
+    """Read files of any kind that `records.py` reads; `first_index` is the number of the first record.
 
-    Raises InputError naming the line and the record's number, counted from 0.
+    Raises InputError naming the line and the record's number.
     """
-    found, sha256 = read_records(path)
-    records = []
-    for index, (line, value) in enumerate(found):
-        where = f"{path}:{line}, record {index}"
-        records.append(InstructionRecord(index, where, _turns(value, fields, where)))
-    kept = tuple(r for r in records if any(t.text for t in r.turns if t.role == "assistant" and t.in_loss))
+    paths = [paths] if isinstance(paths, Path) else list(paths)
+    found, digests, notes = list[InstructionRecord](), list[str](), list[str]()
+    n_no_input = 0
+    for source in record_sources(paths):
+        with closing(RecordReader(source, options)) as reader:
+            for line, value in reader:
+                index = first_index + len(found) + reader.tally.n_bad
+                where = f"{reader.where(line)}, record {index}"
+                try:
+                    turns = _turns(value, fields, where)
+                except InputError as error:
+                    reader.tally.skip(error)
+                    continue
+                reader.tally.n_good += 1
+                n_no_input += isinstance(value, dict) and _is_no_input(value.get(fields.input))
+                found.append(InstructionRecord(index, where, turns))
+            if reader.tally.n_bad or found:
+                notes += reader.finish()
+            first_index += reader.tally.n_bad
+            digests.append(reader.digest)
+    kept = tuple(record for record in found if _has_answer(record))
     if not kept:
         raise InputError(
-            f"{path}: no record has an answer",
-            f"it has {len(records)} records" if records else "it is empty",
+            f"{', '.join(map(str, paths))}: no record has an answer",
+            f"it has {len(found)} records" if found else "it is empty",
             f'a record is {{"{fields.instruction}": "...", "{fields.output}": "..."}}',
         )
-    return InstructionRecords(kept, len(records) - len(kept), sha256)
+    if n_no_input:
+        notes.append(f"the input of {n_no_input:,} records is {NO_INPUT}, and is read as none")
+    n_silent = sum(any(turn.role == "assistant" and not turn.text.strip() for turn in r.turns) for r in kept)
+    if n_silent:
+        notes.append(f"{n_silent:,} records have an empty answer, which is not learnt")
+    n_unasked = sum(
+        any(turn.role == "user" and not (turn.text + turn.input).strip() for turn in record.turns)
+        for record in kept
+    )
+    if n_unasked:
+        notes.append(f"{n_unasked:,} records have an empty question; their answers are learnt all the same")
+    return InstructionRecords(kept, len(found) - len(kept), joined_digest(digests), tuple(notes))
+
+
+def _has_answer(record: InstructionRecord) -> bool:
+    return any(turn.text for turn in record.turns if turn.role == "assistant" and turn.in_loss)
+
+
+def _is_no_input(given: Any) -> bool:
+    return isinstance(given, str) and given.strip().lower() == NO_INPUT
 
 
 def _turns(value: Any, fields: InstructDataConfig, where: str) -> tuple[Turn, ...]:
@@ -75,21 +123,42 @@ def _turns(value: Any, fields: InstructDataConfig, where: str) -> tuple[Turn, ..
         raise InputError(f"{where}: must be a JSON object, not {kind_of(value)}")
     if is_conversation(value, fields.instruction):
         return read_conversation(value, where)
-    output = _text(value, fields.output, where)
-    if fields.task and value.get(fields.instruction) is None:
+    # null is no answer, as the empty text is; a record without the field is another kind of record.
+    is_null = find_field(value, fields.output) is None
+    output = "" if is_null else _text(value, fields.output, where)
+    if fields.task and find_field(value, fields.instruction) in (None, MISSING):
         # One instruction for all records needs an input to apply it to.
         return Turn("user", fields.task, _text(value, fields.input, where)), Turn("assistant", output)
     instruction = _text(value, fields.instruction, where)
-    given = "" if value.get(fields.input) is None else _text(value, fields.input, where)
-    given = "" if given.strip().lower() == NO_INPUT else given
+    given = find_field(value, fields.input)
+    given = "" if given in (None, MISSING) else _text(value, fields.input, where)
+    given = "" if _is_no_input(given) else given
     return Turn("user", instruction, given), Turn("assistant", output)
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
-    return text_field(record, field, where, _FIELDS)
+    return text_field(record, field, where, _naming(record))
+
+
+def _naming(record: dict[str, Any]) -> str:
+    """The fix that names a record's fields, with those of known data sets filled in."""
+    for names in _KNOWN:
+        if all(name in record for name in names.values()):
+            return " ".join(f"data.{ours}={name}" for ours, name in names.items())
+    return _FIELDS
 
 
 _FIELDS = (
     "name the fields in the recipe: data.instruction=NAME data.input=NAME data.output=NAME;"
     " data.task=TEXT for records without an instruction"
+)
+# Fields of published data sets: Dolly's, and what others are often called.
+_KNOWN: tuple[dict[str, str], ...] = (
+    {"instruction": "instruction", "input": "context", "output": "response"},
+    {"instruction": "instruction", "output": "response"},
+    {"instruction": "question", "input": "context", "output": "answer"},
+    {"instruction": "question", "output": "answer"},
+    {"instruction": "prompt", "output": "response"},
+    {"instruction": "prompt", "output": "completion"},
+    {"instruction": "input", "output": "output"},
 )

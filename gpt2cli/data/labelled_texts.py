@@ -1,151 +1,175 @@
-"""Labelled texts for classification: the rows of a table, balanced, split, encoded and padded."""
+"""Labelled texts for classification: the rows of tables and records, and their batches.
 
-import hashlib
-import json
+`labelled_splits.py` balances, splits and encodes them.
+"""
+
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt2cli.data.records import read_table
-from gpt2cli.data.sft_batches import ANY_TEXT, OWN_BASE, token_limit
-from gpt2cli.data.splits import stratified_split, undersampled
-from gpt2cli.errors import Gpt2Error, InputError, counted
-from gpt2cli.recipe.sections import ClassifyDataConfig
+from gpt2cli.data.byte_source import ReadOptions, joined_digest
+from gpt2cli.data.file_kinds import TABLES
+from gpt2cli.data.input_files import record_sources
+from gpt2cli.data.records import RecordReader
+from gpt2cli.data.tables import likely_columns, no_column, plain_text
+from gpt2cli.data.text_fields import BETWEEN, MISSING, find_field, longest_field
+from gpt2cli.errors import InputError
+from gpt2cli.json_files import kind_of
+from gpt2cli.recipe.data_sections import each_name
 from gpt2cli.tokenizer.base import Tokenizer, begin
-
-MIN_ROWS_PER_CLASS = 3  # one for training, one for validation, one for the test
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """The rows of a file. `labels` are its classes, sorted; a row's class is an index into them."""
+    """The rows of one or several files. `labels` are its classes, sorted; a row's class is an index into
+    them. `notes` are what to say of the files.
+    """
 
     name: str
     texts: tuple[str, ...]
     classes: tuple[int, ...]
     lines: tuple[int, ...]
     labels: tuple[str, ...]
-    sha256: str  # of the file
+    sha256: str  # of the file; of several, of their hashes
+    files: tuple[str, ...]  # of each row
+    notes: tuple[str, ...] = ()
+
+    def where(self, i: int) -> str:
+        """The place of a row."""
+        return f"{self.files[i]}:{self.lines[i]}"
 
 
-@dataclass(frozen=True)
-class LabelledExamples:
-    """One split, as token ids."""
+def read_labelled(
+    paths: Path | Sequence[Path],
+    text: str | tuple[str, ...],
+    label: str,
+    columns: Sequence[str] = (),
+    options: ReadOptions | None = None,
+    fewest: int = 2,
+) -> LabelledTexts:
+    """The columns `text` and `label` of one or several files; space around labels is stripped.
 
-    ids: tuple[tuple[int, ...], ...]  # at least one each
-    classes: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class ClassifySplits:
-    train: LabelledExamples
-    validation: LabelledExamples
-    test: LabelledExamples
-    labels: tuple[str, ...]
-    max_tokens: int
-    n_cut: int  # texts that were longer
-    n_left_out: int  # rows dropped for balance
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of everything that training and its report use."""
-        splits = [(part.ids, part.classes) for part in (self.train, self.validation, self.test)]
-        return hashlib.sha256(json.dumps([self.labels, splits]).encode()).hexdigest()
-
-
-def read_labelled(path: Path, text: str, label: str, columns: Sequence[str] = ()) -> LabelledTexts:
-    """The columns `text` and `label` of a table; space around labels is stripped.
-
-    `columns` names all columns of a file without a header.
-    Raises InputError naming FILE:LINE for a malformed row, and if there is only one class.
+    Several texts are joined by blank lines. `columns` names all columns of a file without a header.
+    Raises InputError naming FILE:LINE for too many bad rows, and for fewer than `fewest` classes.
     """
-    table = read_table(path, (label, text), columns)
-    is_text_first = table.columns[:1] == (table.guess()[0],)
-    naming = f"data.columns='[{text}, {label}]'" if is_text_first else f"data.columns='[{label}, {text}]'"
-    fix = shlex.join(f"data.{key}={name}" for key, name in zip(("text", "label"), table.guess(), strict=True))
-    at_text, at_label = table.column(text, fix, naming), table.column(label, fix, naming)
-    texts, names, lines = [], [], []
-    for row in table.rows:
-        value, name = row.values[at_text], (row.values[at_label] or "").strip()
-        if value is None:
-            raise InputError(
-                f"{table.where(row.line)}: the field {text!r} is missing", fix='add it; "" for an empty text'
-            )
-        if not name:
-            raise InputError(
-                f"{table.where(row.line)}: the label is empty",
-                f"column {label!r} must name a class in every row",
-                "label the row, or delete it",
-            )
-        texts.append(value)
-        names.append(name)
-        lines.append(row.line)
-    labels = tuple(sorted(set(names)))
-    if len(labels) < 2:
-        where = table.where(lines[0] if lines else 1)
+    paths = [paths] if isinstance(paths, Path) else list(paths)
+    rows, digests, notes = list[_Row](), list[str](), list[str]()
+    for source in record_sources(paths):
+        fields = each_name(text)
+        headerless = (label, *fields) if len(fields) == 1 else ()
+        with closing(RecordReader(source, options, columns=columns, headerless=headerless)) as reader:
+            rows += _rows_of(reader, fields, label)
+            notes += reader.finish()
+            digests.append(reader.digest)
+    name = ", ".join(map(str, paths))
+    labels = tuple(sorted({row.label for row in rows}))
+    if len(labels) < fewest:
+        where = f"{rows[0].file}:{rows[0].line}" if rows else f"{name}:1"
         raise InputError(
             f"{where}: only one class, {labels[0]!r}" if labels else f"{where}: there are no rows",
-            f"all {len(names)} rows have it in column {label!r}" if labels else "the file has only a header",
+            f"all {len(rows)} rows have it in column {label!r}" if labels else "the file has only a header",
             "add rows of a second class",
         )
-    classes = tuple(labels.index(name) for name in names)
-    return LabelledTexts(str(path), tuple(texts), classes, tuple(lines), labels, table.sha256)
+    return LabelledTexts(
+        name,
+        tuple(row.text for row in rows),
+        tuple(labels.index(row.label) for row in rows),
+        tuple(row.line for row in rows),
+        labels,
+        joined_digest(digests),
+        tuple(row.file for row in rows),
+        tuple(notes),
+    )
 
 
-def split_labelled(
-    data: LabelledTexts, wanted: ClassifyDataConfig, tokenizer: Tokenizer, context: int, seed: int
-) -> ClassifySplits:
-    """Balance, split within each class, encode and truncate.
+@dataclass(frozen=True)
+class _Row:
+    file: str
+    line: int
+    text: str
+    label: str
 
-    Raises InputError naming FILE:LINE for a class with too few rows and for a text that cannot be
-    encoded, UsageError for a limit beyond the context.
-    """
-    max_tokens = token_limit(wanted.max_tokens, context)
-    for kind, count in sorted(Counter(data.classes).items()):
-        if count < MIN_ROWS_PER_CLASS:
-            raise InputError(
-                f"{data.name}:{data.lines[data.classes.index(kind)]}: the class {data.labels[kind]!r}"
-                f" has {counted(count, 'row')}",
-                f"each class needs {MIN_ROWS_PER_CLASS}: for training, validation and test",
-                "add rows of this class, or delete it",
-            )
-    balanced = wanted.balance == "undersample"
-    kept = undersampled(data.classes, seed) if balanced else list(range(len(data.classes)))
-    ids: list[tuple[int, ...]] = []
-    n_cut = 0
-    for i in kept:
+
+def _rows_of(reader: RecordReader, fields: Sequence[str], label: str) -> Iterator[_Row]:
+    records = iter(reader)
+    for line, record in records:
+        if reader.kind in TABLES and not reader.tally.n_good:
+            _require_columns(reader, fields, label, record, records)
+        where = reader.where(line)
         try:
-            found = encode_text(tokenizer, data.texts[i])
-        except Gpt2Error as error:
-            why = f"{error.why}; {ANY_TEXT}"
-            raise InputError(f"{data.name}:{data.lines[i]}: {error.what}", why, OWN_BASE) from None
-        n_cut += len(found) > max_tokens
-        ids.append(found[:max_tokens])
-    classes = [data.classes[i] for i in kept]
-    try:
-        parts = stratified_split(classes, (wanted.validation, wanted.test), seed)
-    except InputError as error:
-        raise InputError(f"{data.name}:{data.lines[0]}: {error.what}", error.why, error.fix) from None
-    train, validation, test = (
-        LabelledExamples(tuple(ids[i] for i in part), tuple(classes[i] for i in part)) for part in parts
-    )
-    return ClassifySplits(
-        train=train,
-        validation=validation,
-        test=test,
-        labels=data.labels,
-        max_tokens=max_tokens,
-        n_cut=n_cut,
-        n_left_out=len(data.classes) - len(kept),
-    )
+            row = _Row(
+                reader.source.name, line, _text_of(record, fields, where), _label_of(record, label, where)
+            )
+        except InputError as error:
+            reader.tally.skip(error)
+            continue
+        reader.tally.n_good += 1
+        yield row
+
+
+def _require_columns(
+    reader: RecordReader,
+    fields: Sequence[str],
+    label: str,
+    first: dict[str, str],
+    others: Iterator[tuple[int, Any]],
+) -> None:
+    """Raise InputError for a table that lacks a column, at its first row."""
+    for name in (*fields, label):
+        if name in reader.twice:
+            raise InputError(
+                f"{reader.where(1)}: the column {name!r} is there twice", fix="rename one of them"
+            )
+        if name not in reader.columns:
+            text, kind = likely_columns([first, *(record for _, record in islice(others, 1000))])
+            fix = shlex.join([f"data.text={text}", f"data.label={kind}"])
+            is_one = text == kind  # the first row has one word, and is no row of names
+            is_text_first = reader.columns[:1] == (text,) and not is_one
+            names = [*fields, label] if is_text_first else [label, *fields]
+            naming = f"data.columns='[{', '.join(names)}]'"
+            fix = naming if is_one else fix
+            raise no_column(reader.where(1), name, reader.columns, fix, naming)
+
+
+def _text_of(record: Any, fields: Sequence[str], where: str) -> str:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: a JSON object is needed, not {kind_of(record)}")
+    texts = []
+    for field in fields:
+        value = find_field(record, field)
+        if value is MISSING or value is None:
+            has = ", ".join(map(repr, list(record)[:8]))
+            fix = shlex.quote(f"data.text={longest_field(record) or 'NAME'}")
+            raise InputError(f"{where}: the field {field!r} is missing", f"it has: {has}", fix)
+        is_list = isinstance(value, list) and all(isinstance(part, str) for part in value)
+        texts.append(BETWEEN.join(value) if is_list else plain_text(value, where, field) or "")
+    return texts[0] if len(texts) == 1 else BETWEEN.join(filter(None, texts))
+
+
+def _label_of(record: dict[str, Any], label: str, where: str) -> str:
+    value = find_field(record, label)
+    if isinstance(value, list | dict):
+        raise InputError(
+            f"{where}: the label is {kind_of(value)}",
+            f"column {label!r} must name one class in every row",
+            "write one class, or name another column: data.label=NAME",
+        )
+    name = "" if value is MISSING else (plain_text(value, where, label) or "").strip()
+    if not name:
+        raise InputError(
+            f"{where}: the label is empty",
+            f"column {label!r} must name a class in every row",
+            "label the row, or delete it",
+        )
+    return name
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gpt2cli import files
+from gpt2cli.data.bad_records import MAX_BAD
+from gpt2cli.encodings import UTF8
 from gpt2cli.errors import InputError, require_format
 from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.yaml_lines import dotted
@@ -46,6 +48,11 @@ class PrepareSettings:
     validation: float
     seed: int = 1337
     shard_tokens: int = 100_000_000
+    encoding: str = UTF8
+    max_bad: float = MAX_BAD
+    split_on: str = ""  # a text between documents; "" splits nothing
+    per_line: bool = False
+    blank_line: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ class Shard:
 class TokenManifest:
     """`n_bytes` is the text's size as UTF-8; `n_tokens` counts the end-of-text after each document.
 
-    `arguments` and `validation_arguments` name the sources as they were typed.
+    `arguments` and `validation_arguments` name the sources as they were typed; `notes` are what to know of
+    their text.
     """
 
     settings: PrepareSettings
@@ -87,6 +95,7 @@ class TokenManifest:
     validation: tuple[Shard, ...]
     arguments: tuple[str, ...] = ()
     validation_arguments: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_tokens(self) -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from gpt2cli import files, locks, paths
 from gpt2cli.cores import usable_cores
-from gpt2cli.data.input_files import expand_sources
+from gpt2cli.data.byte_source import ReadOptions
+from gpt2cli.data.input_files import TextSource, expand_sources
 from gpt2cli.data.manifest import (
     JOURNAL,
     MANIFEST,
@@ -36,19 +37,29 @@ from gpt2cli.data.manifest import (
     was_made_by_prepare,
     write_journal,
 )
+from gpt2cli.data.nanogpt_tokens import (
+    META,
+    nanogpt_folder,
+    nanogpt_sources,
+    require_nanogpt_tokenizer,
+)
 from gpt2cli.data.prepare_command import prepare_command, require_same_settings
 from gpt2cli.data.prepare_pipeline import (
     HELD_OUT,
+    NANOGPT_SPLIT,
     SPLIT_RULE,
     PrepareJob,
     PrepareProgress,
     missed_share,
     require_unchanged,
+    run_import,
     run_prepare,
 )
+from gpt2cli.data.split_text import SplitRule
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.data.tokenize import source_record
 from gpt2cli.data.vocabulary import learn_vocabulary, spooled
+from gpt2cli.encodings import WrongEncodingError
 from gpt2cli.errors import Gpt2Error, ResourceError, UsageError
 from gpt2cli.tokenizer.base import Tokenizer, is_made_of_text
 from gpt2cli.tokenizer.bpe import gpt2
@@ -67,7 +78,7 @@ def prepare(
     block: int = 1,
     workers: int = 0,
     force: bool = False,
-    stdin_is_jsonl: bool = False,
+    stdin_is_records: bool = False,
     journal_seconds: float = JOURNAL_SECONDS,
 ) -> Generator[PrepareProgress, None, None]:
     """Turn text into the prepared folder `out`; the same call continues what was interrupted.
@@ -82,7 +93,13 @@ def prepare(
     """
     _check_settings(settings, validation_sources)
     _refuse_foreign(out)
-    found = expand_sources(sources, out=out, held_out=validation_sources, stdin_is_jsonl=stdin_is_jsonl)
+    nanogpt = nanogpt_folder(sources, settings, validation_sources)
+    settings = replace(settings, validation=0.0) if nanogpt else settings
+    found = (
+        nanogpt_sources(nanogpt)
+        if nanogpt
+        else expand_sources(sources, out=out, held_out=validation_sources, stdin_is_records=stdin_is_records)
+    )
     files.require_writable(out)
     with locks.lock(out), files.naming(out):
         files.sweep(out)
@@ -95,6 +112,7 @@ def prepare(
             journal_seconds,
             arguments=tuple(map(str, sources)),
             validation_arguments=tuple(map(str, validation_sources)),
+            nanogpt=nanogpt,
         )
         yield from _prepare(job, force)
 
@@ -119,10 +137,18 @@ def prepare_cached(
         yield from _prepared_before(Path(sources[0]), validation_sources, tokenizer)
         return
     _check_settings(settings, validation_sources)
-    found = expand_sources(sources, out=paths.prepared(), held_out=validation_sources)
+    nanogpt = nanogpt_folder(sources, settings, validation_sources)
+    settings = replace(settings, validation=0.0) if nanogpt else settings
+    found = (
+        nanogpt_sources(nanogpt)
+        if nanogpt
+        else expand_sources(sources, out=paths.prepared(), held_out=validation_sources)
+    )
     if any(source.path is None for source in found):
         raise UsageError("standard input cannot be a data.source", fix="gpt2 prepare - --out FOLDER")
     expected = [source_record(source) for source in found]
+    if nanogpt and (nanogpt / META).is_file():
+        expected.append(source_record(TextSource(META, nanogpt / META, "nanogpt")))
     out = paths.prepared() / _key(expected, settings, tokenizer)
     paths.require_writable_home(out)
     with contextlib.ExitStack() as stack:
@@ -137,6 +163,8 @@ def prepare_cached(
         files.sweep(out)
         require_replaceable(out)
         if not again and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
+            for note in read_manifest(out).notes:
+                yield PrepareProgress("finishing", out, warning=note)
             yield PrepareProgress("nothing to do", out)
             return
         job = PrepareJob(
@@ -150,6 +178,7 @@ def prepare_cached(
             tokenizer,
             arguments=tuple(map(str, sources)),
             validation_arguments=tuple(map(str, validation_sources)),
+            nanogpt=nanogpt,
         )
         yield from _prepare(job, True)  # the folder is ours: what does not fit in it is made again
 
@@ -179,7 +208,9 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
     out = job.out
     with _spooled(job) as job:
         tokenizer = job.tokenizer
-        if not tokenizer and not is_made_of_text(job.settings.tokenizer):
+        if job.nanogpt:
+            tokenizer = require_nanogpt_tokenizer(job.nanogpt, job.settings.tokenizer, job.tokenizer)
+        elif not tokenizer and not is_made_of_text(job.settings.tokenizer):
             tokenizer = named_tokenizer(job.settings.tokenizer)
         if tokenizer:  # what was typed may be a path
             job = replace(job, settings=replace(job.settings, tokenizer=tokenizer.name))
@@ -199,13 +230,23 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
             except StaleError:
                 if not force:
                     raise
+            except WrongEncodingError:
+                delete_prepared(out)  # read so, nothing can be continued
+                raise
         elif journal and not force:
             raise StaleError("the text has other characters than before the interruption")
         # The journal comes first: it shows that the folder is ours.
         begin = Journal(job.settings, tokenizer.fingerprint)
         write_journal(out, begin)
         delete_prepared(out, keep=JOURNAL)
-        yield from run_prepare(job, tokenizer, begin)
+        if job.nanogpt:
+            yield from run_import(job, tokenizer)
+            return
+        try:
+            yield from run_prepare(job, tokenizer, begin)
+        except WrongEncodingError:
+            delete_prepared(out)
+            raise
 
 
 def _journal(
@@ -243,7 +284,7 @@ def _nothing_to_do(job: PrepareJob, tokenizer: Tokenizer | None) -> Iterator[Pre
 
 def _missed_by_old_rule(manifest: TokenManifest) -> str:
     """The warning for a folder of version 1 whose validation split is far from its share of the tokens."""
-    if manifest.split in (SPLIT_RULE, HELD_OUT):
+    if manifest.split in (SPLIT_RULE, HELD_OUT, NANOGPT_SPLIT):
         return ""
     n_validation = manifest.n_validation_tokens
     return missed_share(manifest.settings.validation, manifest.n_tokens - n_validation, n_validation)
@@ -253,6 +294,8 @@ def _refuse_other(
     out: Path, settings: PrepareSettings, tokenizer: Tokenizer | None, there: Journal | TokenManifest
 ) -> None:
     before, now = asdict(there.settings), asdict(settings)
+    if isinstance(there, Journal):
+        before["max_bad"] = now["max_bad"]  # it decides when to give up, not what is written
     differences = [f"{key} was {before[key]} and is now {now[key]}" for key in now if now[key] != before[key]]
     if not differences and tokenizer and tokenizer.fingerprint != there.fingerprint:
         differences = ["another tokenizer"]
@@ -324,6 +367,8 @@ def _check_settings(settings: PrepareSettings, validation_sources: Sequence[str 
         raise UsageError(f"shard-tokens is {settings.shard_tokens}", "it must be at least 1")
     if not settings.text_fields:
         raise UsageError("no text field given", fix="--text-field text")
+    ReadOptions(settings.encoding, settings.max_bad)
+    SplitRule(settings.split_on, settings.per_line, settings.blank_line)
 
 
 def _key(sources: Sequence[SourceRecord], settings: PrepareSettings, tokenizer: Tokenizer | None) -> str:

@@ -3,18 +3,21 @@ others, and the `gpt2 prepare` command that would make the folder again.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2cli.data.input_files import STDIN, STDIN_NAME
 from gpt2cli.data.manifest import PrepareSettings, SourceRecord, TokenManifest
+from gpt2cli.data.text_fields import TEXT
 from gpt2cli.errors import UsageError
 from gpt2cli.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
-    from gpt2cli.recipe.sections import DataConfig  # `gpt2 prepare` needs no schema of recipes
+    from gpt2cli.recipe.data_sections import DataConfig
 
+# How text is read: these settings are options and recipe keys of the same names.
+READING = ("encoding", "max_bad", "split_on", "per_line", "blank_line")
 SMALL = 20_000  # tokens: a text below may have fewer than the default --block of another tokenizer
 
 
@@ -23,8 +26,13 @@ def prepare_settings(data: "DataConfig", tokenizer: Tokenizer | None = None) -> 
     validation = 0.1 if data.validation is None else data.validation
     return PrepareSettings(
         tokenizer=tokenizer.name if tokenizer else data.tokenizer or "gpt2",
-        text_fields=data.text_fields or ("text",),
+        text_fields=data.text_fields or TEXT,
         validation=0.0 if data.validation_source else validation,
+        encoding=data.encoding or PrepareSettings.encoding,
+        max_bad=PrepareSettings.max_bad if data.max_bad is None else data.max_bad,
+        split_on=data.split_on or "",
+        per_line=bool(data.per_line),
+        blank_line=bool(data.blank_line),
     )
 
 
@@ -37,9 +45,11 @@ def require_same_settings(
     validation: float | None = None,
     text_fields: Sequence[str] | None = None,
     validation_source: str | None = None,
+    reading: Mapping[str, str | float | bool | None] | None = None,
 ) -> None:
     """Raise UsageError if a recipe whose data.source is the prepared folder asks for other settings than
-    the folder's. None: not asked for. `fingerprint` is that of a tokenizer which lies in a folder.
+    the folder's. None: not asked for. `fingerprint` is that of a tokenizer which lies in a folder; `reading`
+    are the settings of READING.
     """
     made = manifest.settings
     has_fields = any(source.kind != "text" for source in manifest.sources)
@@ -59,6 +69,13 @@ def require_same_settings(
         command = prepare_command(manifest, folder, text_fields=text_fields)
         asked, found = (f"[{', '.join(names)}]" for names in (text_fields, made.text_fields))
         raise _other(folder, "text_fields", asked, found, command)
+    for key, value in (reading or {}).items():
+        if value is not None and value != getattr(made, key):
+            asked, found = (
+                repr(one) if isinstance(one, str) else str(one) for one in (value, getattr(made, key))
+            )
+            command = prepare_command(manifest, folder, reading={key: value})
+            raise _other(folder, key, asked, found or "none", command)
 
 
 def prepare_command(
@@ -70,6 +87,7 @@ def prepare_command(
     text_fields: Sequence[str] | None = None,
     validation_source: str | None = None,
     block: int | None = None,
+    reading: Mapping[str, str | float | bool | None] | None = None,
 ) -> str:
     """The shell command that prepares the folder's text again, with these settings changed."""
     made = manifest.settings
@@ -81,13 +99,19 @@ def prepare_command(
         held_out = (validation_source,)
     share = made.validation if validation is None else validation
     words += [word for name in held_out for word in ("--validation-source", name)]
-    words += [] if held_out else ["--validation", _number(share)]
+    is_import = any(source.kind == "nanogpt" for source in manifest.sources)
+    words += [] if held_out or is_import else ["--validation", _number(share)]
     tokenizer = tokenizer or made.tokenizer
     if tokenizer != "gpt2":
         words += ["--tokenizer", str(folder) if tokenizer == "bpe" else tokenizer]
     fields = tuple(text_fields or made.text_fields)
-    if fields != ("text",) or any(source.kind == "jsonl" for source in from_stdin):
+    if fields != TEXT or any(source.kind != "text" for source in from_stdin):
         words += [word for name in fields for word in ("--text-field", name)]
+    wanted = {key: getattr(made, key) for key in READING} | dict(reading or {})
+    for key, value in wanted.items():
+        if value != getattr(PrepareSettings, key):
+            option = f"--{key.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
     if made.shard_tokens != PrepareSettings.shard_tokens:
         words += ["--shard-tokens", str(made.shard_tokens)]
     if made.seed != PrepareSettings.seed:

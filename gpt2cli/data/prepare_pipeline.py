@@ -20,6 +20,7 @@ from gpt2cli.data.manifest import (
     MANIFEST,
     Journal,
     PrepareSettings,
+    ReadPosition,
     Shard,
     SourceRecord,
     StaleError,
@@ -29,6 +30,7 @@ from gpt2cli.data.manifest import (
     write_journal,
     write_manifest,
 )
+from gpt2cli.data.nanogpt_tokens import TokenImport
 from gpt2cli.data.shards import ShardWriter, document_end, dtype_for, move_tail, tokens_of_bytes
 from gpt2cli.data.text_reader import MAX_PIECE_CHARACTERS
 from gpt2cli.data.tokenize import encode_chunks, encoder_for, text_chunks
@@ -43,6 +45,7 @@ TOLERANCE = 0.2  # of the validation share that is asked for
 # A part of the name of a cached folder: a change of the rule is a change of this text.
 SPLIT_RULE = "documents by sha256(seed:index), and a tail moved where they miss the share of tokens"
 HELD_OUT = "validation sources"
+NANOGPT_SPLIT = "nanoGPT's train.bin and val.bin"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class PrepareProgress:
 @dataclass(frozen=True)
 class PrepareJob:
     """The sources and settings of a preparation. `expected` are the sources as an earlier pass found them;
-    `tokenizer` is given instead of that of the settings; `arguments` and `validation_arguments` are as typed.
+    `tokenizer` is given instead of that of the settings; `arguments` and `validation_arguments` are as typed;
+    `nanogpt` is the folder whose tokens are imported.
     The training split keeps its first `n_learnt` bytes: its vocabulary was learnt from them.
     """
 
@@ -88,6 +92,7 @@ class PrepareJob:
     arguments: tuple[str, ...] = ()
     validation_arguments: tuple[str, ...] = ()
     n_learnt: int = 0
+    nanogpt: Path | None = None
 
     @cached_property
     def n_total(self) -> int | None:
@@ -112,25 +117,52 @@ def run_prepare(job: PrepareJob, tokenizer: Tokenizer, start: Journal) -> Iterat
     train = ShardWriter(job.out, "train", dtype, n_shard, start.train)
     validation = ShardWriter(job.out, "validation", dtype, n_shard, start.validation)
     with contextlib.closing(train), contextlib.closing(validation):
-        journal = yield from _write_tokens(job, tokenizer, start, train, validation)
+        notes = list[str]()
+        journal = yield from _write_tokens(job, tokenizer, start, train, validation, notes)
         yield _progress(job, "finishing", journal, start)
         journal = _meet_share(job, tokenizer, journal, train, validation)
-    for warning in _warnings(job, journal):
+    for warning in (*notes, *_warnings(job, journal)):
         yield _progress(job, "finishing", journal, start, warning=warning)
-    write_manifest(job.out, _manifest(job, tokenizer, journal, names))
+    write_manifest(job.out, _manifest(job, tokenizer, journal, names, notes))
     (job.out / JOURNAL).unlink()
     files.flush_directory(job.out)
     yield _progress(job, "done", journal, start)
 
 
+def run_import(job: PrepareJob, tokenizer: Tokenizer) -> Iterator[PrepareProgress]:
+    """Write nanoGPT's tokens as a prepared folder. The caller holds the folder's lock.
+
+    Raises InputError for tokens outside the vocabulary, or too few of them.
+    """
+    assert job.nanogpt
+    start = now = Journal(job.settings, tokenizer.fingerprint)
+    names, work = save_tokenizer(tokenizer, job.out), TokenImport(job.nanogpt, tokenizer)
+    for train, validation in work.write(job.out, job.settings.shard_tokens):
+        position = ReadPosition(n_read=work.n_read, n_documents=work.n_documents, n_bytes=work.n_bytes)
+        now = replace(start, position=position, train=train, validation=validation)
+        yield _progress(job, "tokens", now, start)
+    now = replace(now, sources=tuple(work.sources), position=replace(now.position, n_read=0))
+    n_validation = _n_written(now.validation)
+    _require_tokens(job, now, _n_written(now.train) + n_validation, n_validation)
+    write_manifest(job.out, _manifest(job, tokenizer, now, names, ()))
+    (job.out / JOURNAL).unlink()
+    files.flush_directory(job.out)
+    yield _progress(job, "done", now, start)
+
+
 def _write_tokens(
-    job: PrepareJob, tokenizer: Tokenizer, start: Journal, train: ShardWriter, validation: ShardWriter
+    job: PrepareJob,
+    tokenizer: Tokenizer,
+    start: Journal,
+    train: ShardWriter,
+    validation: ShardWriter,
+    notes: list[str],
 ) -> Generator[PrepareProgress, None, Journal]:
     """Encode and append all remaining chunks; returns the journal of the finished work."""
     found: list[SourceRecord] = []
     journal, saved_at = start, time.monotonic()
     characters = tokenizer.characters if isinstance(tokenizer, Chars) and job.tokenizer else None
-    chunks = text_chunks(job.sources, job.settings, found, characters)
+    chunks = text_chunks(job.sources, job.settings, found, notes, characters)
     n_done = start.position.n_chunks
     for chunk, ids in encode_chunks(chunks, encoder_for(tokenizer), job.workers, n_done):
         journal = replace(journal, position=chunk.position, sources=tuple(found[: chunk.position.n_sources]))
@@ -277,7 +309,11 @@ def _compare(start: Journal, now: Journal) -> None:
 
 
 def _manifest(
-    job: PrepareJob, tokenizer: Tokenizer, journal: Journal, tokenizer_files: Sequence[str]
+    job: PrepareJob,
+    tokenizer: Tokenizer,
+    journal: Journal,
+    tokenizer_files: Sequence[str],
+    notes: Sequence[str],
 ) -> TokenManifest:
     position = journal.position
     return TokenManifest(
@@ -289,12 +325,13 @@ def _manifest(
         n_documents=position.n_documents,
         n_bytes=position.n_bytes,
         n_forced_cuts=position.n_forced_cuts,
-        split=HELD_OUT if job.validation_arguments else SPLIT_RULE,
+        split=NANOGPT_SPLIT if job.nanogpt else HELD_OUT if job.validation_arguments else SPLIT_RULE,
         sources=journal.sources,
         train=journal.train.finished,
         validation=journal.validation.finished,
         arguments=job.arguments,
         validation_arguments=job.validation_arguments,
+        notes=tuple(notes),
     )
 
 

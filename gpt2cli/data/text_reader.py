@@ -1,31 +1,29 @@
 """Reading text: a source becomes the pieces of its documents, in constant memory, with a digest.
 
-A .txt or .md file and standard input are one document each, whose CRLF becomes LF; .jsonl has one per
-line, .parquet one per row. A long document comes in several pieces, cut where GPT-2's byte-pair
-encoding gives the same tokens.
+A .txt or .md file and standard input are one document each, unless they are split; their CRLF becomes LF.
+A record is a document, of the texts of its fields. A long document comes in several pieces, cut where
+GPT-2's byte-pair encoding gives the same tokens.
 """
 
 import codecs
 import contextlib
-import gzip
-import hashlib
-import io
 import re
-import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
-from gpt2cli import files
+from gpt2cli.data.byte_source import BLOCK, ByteSource, ReadOptions
+from gpt2cli.data.file_kinds import TABLES
 from gpt2cli.data.input_files import TextSource
-from gpt2cli.data.records import kind_of, name_field, parquet_rows, text_field
+from gpt2cli.data.records import LARGE, RecordReader
+from gpt2cli.data.split_text import SplitRule, split_option
+from gpt2cli.data.text_fields import TEXT, joined_text, longest_field, name_field
+from gpt2cli.encodings import decode_utf8
 from gpt2cli.errors import InputError
-from gpt2cli.json_files import parse_json
+from gpt2cli.tokenizer.base import END_OF_TEXT
 
 PIECE_CHARACTERS = 1 << 18  # the usual size
 MAX_PIECE_CHARACTERS = 1 << 19  # text without a safe cut is cut here anyway
-BLOCK = 1 << 20
 
 # A safe cut lies between a character that is not whitespace and a space or newline. GPT-2's pattern
 # never matches across it and has no lookbehind, so that both sides split into the same words as the
@@ -46,60 +44,107 @@ class TextPiece:
 
 class SourceReader:
     """A source being read: iterate over `pieces`. `digest` and `n_read` cover the bytes read so far,
-    `n_line_ends` counts what was CRLF.
+    `n_line_ends` counts what was CRLF; `notes` are what to say of the source once it is read.
 
     Raises InputError naming the file with the byte offset or the line.
     """
 
-    def __init__(self, source: TextSource, fields: Sequence[str]) -> None:
+    def __init__(
+        self,
+        source: TextSource,
+        fields: Sequence[str] = TEXT,
+        options: ReadOptions | None = None,
+        rule: SplitRule | None = None,
+    ) -> None:
         self.source = source
         self.n_line_ends = 0
+        self.notes: list[str] = []
+        self._n_markers = 0
         self._held = ""
-        self._fields = fields
-        self._raw = _Hashing(files.open_regular(source.path) if source.path else sys.stdin.buffer)
+        self._fields, self._options, self._rule = tuple(fields), options or ReadOptions(), rule or SplitRule()
+        self._reader: RecordReader | ByteSource
+        if source.kind == "text":
+            self._reader = ByteSource(source, self._options.encoding)
+        else:
+            self._reader = RecordReader(source, self._options, fields=self._fields, longest=LARGE)
 
     @property
     def digest(self) -> str:
-        return self._raw.digest.hexdigest()
+        return self._reader.digest
 
     @property
     def n_read(self) -> int:
-        return self._raw.n_read
+        return self._reader.n_read
 
     def pieces(self) -> Iterator[TextPiece]:
-        try:
-            if self.source.kind == "parquet":
-                yield from self._parquet()
-                return
-            stream = cast(BinaryIO, io.BufferedReader(self._raw, BLOCK))
-            if self.source.gzipped:
-                # With its own buffer: the default one reads 8 KB at a time.
-                stream = cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=stream), BLOCK))
-            yield from self._text(stream) if self.source.kind == "text" else self._jsonl(stream)
-            self.drain()
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(
-                f"{self.source.name}: damaged gzip data", str(error), "fetch the file again"
-            ) from None
-
-    def drain(self) -> None:
-        """Read to the end, for the digest."""
-        while self._raw.read(BLOCK):
-            pass
+        reader = self._reader
+        for piece in self._text(reader) if isinstance(reader, ByteSource) else self._records(reader):
+            if END_OF_TEXT in piece.text:
+                self._n_markers += piece.text.count(END_OF_TEXT)
+            yield piece
+        if self._n_markers:
+            times = f"{self._n_markers:,} times" if self._n_markers > 1 else "once"
+            self.notes.append(
+                f"{self.source.name}: {END_OF_TEXT} stands in its text {times} and is read as ordinary text,"
+                f" not as the end of a document; {split_option(END_OF_TEXT)} ends one there"
+            )
 
     def close(self) -> None:
-        self._raw.close()
+        self._reader.close()
 
-    def _text(self, stream: BinaryIO) -> Iterator[TextPiece]:
+    def _records(self, reader: RecordReader) -> Iterator[TextPiece]:
+        separator, tally = self._rule.separator(is_plain=False), reader.tally
+        for line, record in reader:
+            if reader.kind in TABLES and not tally.n_good:
+                self._require_columns(reader, record)
+            try:
+                text = joined_text(record, self._fields, reader.where(line))
+            except InputError as error:
+                tally.skip(error)
+                continue
+            tally.n_good += 1
+            if separator is None or not separator.search(text):
+                yield from split_document(text)
+            else:
+                yield from _split(iter([text, ""]), separator)
+        self.notes += reader.finish()
+
+    def _require_columns(self, reader: RecordReader, record: dict[str, str]) -> None:
+        """Refuse a table without the fields at its first row: no other has them."""
+        for field in self._fields:
+            if field not in reader.columns:
+                where = reader.where(1)
+                there = ", ".join(map(repr, reader.columns[:8]))
+                what = f"{where}: no column {field!r}"
+                raise InputError(what, f"the file has: {there}", name_field(longest_field(record) or "NAME"))
+            if field in reader.twice:
+                raise InputError(
+                    f"{reader.where(1)}: the column {field!r} is there twice", fix="rename one of them"
+                )
+
+    def _text(self, opened: ByteSource) -> Iterator[TextPiece]:
+        separator = self._rule.separator(is_plain=True)
+        with opened.stream() as stream:
+            blocks = self._blocks(stream)
+            if separator is not None:
+                yield from _split(blocks, separator)
+            else:
+                pending = ""
+                for block in blocks:
+                    pending += block
+                    while len(pending) > MAX_PIECE_CHARACTERS:
+                        piece, pending = _cut(pending)
+                        yield piece
+                yield from split_document(pending)
+            opened.drain()
+
+    def _blocks(self, stream: BinaryIO) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("strict")
-        pending, offset = "", 0
+        offset = 0
         while block := stream.read(BLOCK):
-            pending += self._with_line_feeds(self._decode(block, offset, decoder))
+            yield self._with_line_feeds(self._decode(block, offset, decoder, stream))
             offset += len(block)
-            while len(pending) > MAX_PIECE_CHARACTERS:
-                piece, pending = _cut(pending)
-                yield piece
-        yield from split_document(pending + self._decode(b"", offset, decoder) + self._held)
+        yield self._decode(b"", offset, decoder, stream) + self._held
 
     def _with_line_feeds(self, text: str) -> str:
         """The next part of a text with LF for CRLF; a "\r" at its end is held back for what follows."""
@@ -112,35 +157,46 @@ class SourceReader:
         self.n_line_ends += n
         return text.replace("\r\n", "\n") if n else text
 
-    def _decode(self, block: bytes, offset: int, decoder: codecs.IncrementalDecoder) -> str:
+    def _decode(self, block: bytes, offset: int, decoder: codecs.IncrementalDecoder, stream: BinaryIO) -> str:
         """The text of `block`, which starts at byte `offset` of the source."""
         held = decoder.getstate()[0]
         with contextlib.suppress(UnicodeDecodeError):
             text = decoder.decode(block, final=not block)
             if "\0" not in text:
                 return text if offset else text.removeprefix("\ufeff")
-        return files.decode_text(held + block, self.source.name, offset - len(held))  # raises
+        return decode_utf8(held + block, self.source.name, offset - len(held), more=stream.read)  # raises
 
-    def _jsonl(self, stream: BinaryIO) -> Iterator[TextPiece]:
-        offset = 0
-        for number, line in enumerate(stream, 1):
-            where = f"{self.source.name}:{number}"
-            text = files.decode_text(line, self.source.name, offset, line=number)
-            offset += len(line)
-            if not text.strip():
-                continue
-            try:
-                record = parse_json(text)
-            except ValueError as error:
-                raise InputError(f"{where}: not a JSON record", str(error)) from None
-            yield from split_document(_joined(record, self._fields, where))
 
-    def _parquet(self) -> Iterator[TextPiece]:
-        assert self.source.path is not None
-        self.drain()  # parquet needs random access, so its digest takes a separate pass
-        for number, row in enumerate(parquet_rows(self.source.path, self._fields), 1):
-            where = f"{self.source.name}, row {number}"
-            yield from split_document(_joined(row, self._fields, where))
+def _split(blocks: Iterator[str], separator: re.Pattern[str]) -> Iterator[TextPiece]:
+    """The documents of a text between separators, without empty ones and without line ends around them."""
+    pending, is_inside = "", False  # inside a document whose first piece is out
+    room = MAX_PIECE_CHARACTERS + len(separator.pattern)  # a separator may begin at the end
+
+    def ended(document: str) -> Iterator[TextPiece]:
+        document = document.rstrip("\n") if is_inside else document.strip("\n")
+        if is_inside and not document:
+            yield TextPiece("", True, 0)
+        elif is_inside or document.strip():
+            yield from split_document(document)
+
+    for block in blocks:
+        pending += block
+        start = 0
+        for match in separator.finditer(pending):
+            if match.end() == len(pending):
+                break  # blank lines may go on in the next block
+            yield from ended(pending[start : match.start()])
+            start, is_inside = match.end(), False
+        pending = pending[start:]
+        while len(pending) > room:
+            piece, pending = _cut(pending if is_inside else pending.lstrip("\n"))
+            yield piece
+            is_inside = True
+    *documents, last = separator.split(pending)
+    for document in documents:
+        yield from ended(document)
+        is_inside = False
+    yield from ended(last)
 
 
 def split_document(document: str) -> Iterator[TextPiece]:
@@ -149,7 +205,7 @@ def split_document(document: str) -> Iterator[TextPiece]:
         piece, document = _cut(document)
         yield piece
     if document:
-        yield TextPiece(document, True, len(document.encode("utf-8")))
+        yield TextPiece(document, True, _n_bytes(document))
 
 
 def _cut(text: str) -> tuple[TextPiece, str]:
@@ -157,7 +213,7 @@ def _cut(text: str) -> tuple[TextPiece, str]:
     end = _safe_cut(text)
     forced = not end
     head = text[: end or MAX_PIECE_CHARACTERS]
-    return TextPiece(head, False, len(head.encode("utf-8")), forced), text[len(head) :]
+    return TextPiece(head, False, _n_bytes(head), forced), text[len(head) :]
 
 
 def _safe_cut(text: str) -> int:
@@ -172,48 +228,5 @@ def _safe_cut(text: str) -> int:
     return later.end() if later else 0
 
 
-def _joined(record: Any, fields: Sequence[str], where: str) -> str:
-    """The texts of the fields, joined by blank lines, without empty ones."""
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object, not {kind_of(record)}")
-    texts, fix = [], ""
-    for field in fields:
-        if not isinstance(record.get(field), str):
-            fix = _another_field(record, field)
-        texts.append(text_field(record, field, where, fix))
-    return "\n\n".join(text for text in texts if text)
-
-
-def _another_field(record: dict[str, Any], field: str) -> str:
-    """The fix for a record without text in `field`: the longest text that it has."""
-    if field in record and record[field] is None:
-        return "fill it in, or leave the record out"
-    texts = {name: len(value) for name, value in record.items() if isinstance(value, str)}
-    return name_field(max(texts, key=texts.__getitem__, default="NAME"))
-
-
-class _Hashing(io.RawIOBase):
-    """A file that hashes what is read from it, and fills every read, also from a pipe.
-
-    Full reads make the digest at any position a function of the content, not of how it arrives.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.n_read = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        block = self._file.read(len(buffer))
-        buffer[: len(block)] = block
-        self.digest.update(block)
-        self.n_read += len(block)
-        return len(block)
-
-    def close(self) -> None:
-        if self._file is not getattr(sys.stdin, "buffer", None):  # None: closed by the parent process
-            self._file.close()
-        super().close()
+def _n_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8"))

@@ -12,14 +12,16 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import tiktoken
 
+from gpt2cli.data.byte_source import ByteSource, ReadOptions
 from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.manifest import PrepareSettings, ReadPosition, SourceRecord
 from gpt2cli.data.shards import Ids, dtype_for, to_shard_dtype
+from gpt2cli.data.split_text import SplitRule
 from gpt2cli.data.text_reader import SourceReader, TextPiece
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer, begin
@@ -47,12 +49,13 @@ def text_chunks(
     sources: Sequence[TextSource],
     settings: PrepareSettings,
     records: list[SourceRecord],
+    notes: list[str],
     characters: str | None = None,
 ) -> Iterator[TextChunk]:
     """All chunks of all sources: a function of their content and the settings only.
 
-    Appends a record to `records` at the end of each source. If `characters` are given, raises
-    InputError for a text with others.
+    Appends a record to `records` at the end of each source, and to `notes` what to say of it.
+    If `characters` are given, raises InputError for a text with others.
     """
     chunk, size, n_chunks = TextChunk(), 0, 0
     n_documents = n_bytes = n_forced = n_line_ends = 0
@@ -72,14 +75,14 @@ def text_chunks(
         )
 
     for source in sources:
-        with contextlib.closing(SourceReader(source, settings.text_fields)) as reader:
+        with contextlib.closing(reader_of(source, settings)) as reader:
             for piece in trim_heap(reader.pieces()):
                 if known is not None and not known.issuperset(piece.text):
                     raise _unknown_character(source.name, piece.text, known)
                 if not inside:
                     for_validation = source.held_out or is_validation(n_documents, settings)
                     n_documents += 1
-                    piece = replace(piece, starts=True)
+                    piece = TextPiece(piece.text, piece.ends, piece.n_bytes, piece.forced, starts=True)
                 inside = not piece.ends
                 n_bytes += piece.n_bytes
                 n_forced += piece.forced
@@ -91,6 +94,7 @@ def text_chunks(
                     yield chunk
                     chunk, size = TextChunk(), 0
             n_line_ends += reader.n_line_ends
+            notes += reader.notes
             records.append(_record(source, reader))
     if chunk.train or chunk.validation:
         n_chunks += 1
@@ -134,15 +138,23 @@ def encoder_for(tokenizer: Tokenizer) -> Encoder:
     return lambda pieces: to_shard_dtype(encode(pieces), dtype, tokenizer.n_vocab)
 
 
+def reader_of(source: TextSource, settings: PrepareSettings) -> SourceReader:
+    return SourceReader(
+        source,
+        settings.text_fields,
+        ReadOptions(settings.encoding, settings.max_bad),
+        SplitRule(settings.split_on, settings.per_line, settings.blank_line),
+    )
+
+
 def source_record(source: TextSource) -> SourceRecord:
     """The record that `text_chunks` makes of a source, without decoding its text."""
-    reader = SourceReader(source, ())
-    with contextlib.closing(reader):
-        reader.drain()
-        return _record(source, reader)
+    with contextlib.closing(ByteSource(source)) as opened:
+        opened.drain()
+        return _record(source, opened)
 
 
-def _record(source: TextSource, reader: SourceReader) -> SourceRecord:
+def _record(source: TextSource, reader: SourceReader | ByteSource) -> SourceRecord:
     return SourceRecord(source.name, source.kind, reader.n_read, reader.digest, source.held_out)
 
 

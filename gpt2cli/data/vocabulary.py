@@ -16,8 +16,8 @@ from gpt2cli import files
 from gpt2cli.data.input_files import TextSource, expand_sources
 from gpt2cli.data.manifest import PrepareSettings
 from gpt2cli.data.prepare_pipeline import TOLERANCE, Phase, PrepareJob, PrepareProgress
-from gpt2cli.data.text_reader import SAFE_CUT, SourceReader
-from gpt2cli.data.tokenize import text_chunks, trim_heap
+from gpt2cli.data.text_reader import SAFE_CUT
+from gpt2cli.data.tokenize import reader_of, text_chunks, trim_heap
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.tokenizer import train
 from gpt2cli.tokenizer.base import Tokenizer, learnt_size
@@ -48,7 +48,7 @@ def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
     seen: set[str] = set()
     n_read = n_bytes = 0
     for source in job.sources:
-        with contextlib.closing(SourceReader(source, job.settings.text_fields)) as reader:
+        with contextlib.closing(reader_of(source, job.settings)) as reader:
             for piece in trim_heap(reader.pieces()):
                 seen.update(piece.text)
                 n_bytes += piece.n_bytes
@@ -66,7 +66,7 @@ def learn_bpe(job: PrepareJob, size: int) -> Generator[PrepareProgress, None, tu
     and `prepare_pipeline` cuts no earlier.
     """
     n_train = n_bytes = 0
-    for chunk in text_chunks(job.sources, job.settings, []):
+    for chunk in text_chunks(job.sources, job.settings, [], []):
         n_train += sum(piece.n_bytes for piece in chunk.train)
         n_bytes = chunk.position.n_bytes
         yield PrepareProgress("reading", job.out, n_bytes=n_bytes)
@@ -108,7 +108,7 @@ def vocabulary_notes(learnt: train.VocabularyProgress, size: int, n_seen: int) -
 def _texts(sources: Sequence[TextSource], settings: PrepareSettings, n_bytes: int) -> Iterator[str]:
     """The first `n_bytes` of the training documents, in pieces cut where words end."""
     left = n_bytes
-    for chunk in text_chunks(sources, settings, []):
+    for chunk in text_chunks(sources, settings, [], []):
         for piece in chunk.train:
             text = piece.text
             if piece.n_bytes > left:
@@ -153,7 +153,7 @@ def train_tokenizer(
     """
     train.require_size(size, "--size ")
     _require_place(out, force)
-    found = expand_sources(sources, out=out, stdin_is_jsonl=bool(text_fields))
+    found = expand_sources(sources, out=out, stdin_is_records=bool(text_fields))
     files.require_writable(out.parent)
     settings = PrepareSettings(f"bpe-{size}", tuple(text_fields) or ("text",), validation=0.0)
     with tempfile.TemporaryDirectory() as folder:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.data.records import json_records, kind_by_name, read_text
+from gpt2cli.data.file_kinds import kind_by_name
+from gpt2cli.data.records import read_records, read_text
 from gpt2cli.errors import InputError
+
+Records = Sequence[tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,12 @@ def read_lambada(path: Path) -> ItemFile:
 
     Raises InputError naming FILE:LINE, as all of these.
     """
-    text, sha256 = read_text(path)
-    return ItemFile(tuple(_lambada_items(text, path)), sha256)
+    records, sha256 = _records(path, 'one record per line: {"text": "..."}')
+    return ItemFile(tuple(_lambada_items(records)), sha256)
 
 
-def _lambada_items(text: str, path: Path) -> Iterator[Item]:
-    for where, record in _records(text, path, 'one record per line: {"text": "..."}'):
+def _lambada_items(records: Records) -> Iterator[Item]:
+    for where, record in records:
         passage = record.get("text")
         if not isinstance(passage, str) or not passage.rpartition(" ")[2].strip():
             raise InputError(
@@ -56,9 +59,10 @@ def read_hellaswag(path: Path) -> ItemFile:
     The file is the original .jsonl, or six lines per item: that context, the number of the right ending,
     four endings; such a text is taken as it is.
     """
-    text, sha256 = read_text(path)
     if kind_by_name(path) == "jsonl":
-        return ItemFile(tuple(_harness_items(text, path)), sha256)
+        records, sha256 = _records(path, _HELLASWAG_FORM)
+        return ItemFile(tuple(_harness_items(records)), sha256)
+    text, sha256 = read_text(path)
     return ItemFile(tuple(_six_line_items(text, path)), sha256)
 
 
@@ -68,9 +72,10 @@ def read_hellaswag_completion(path: Path) -> ItemFile:
     In the file of six lines per item the activity is what stands before the first ": ", and the markers are
     gone already.
     """
-    text, sha256 = read_text(path)
     if kind_by_name(path) == "jsonl":
-        return ItemFile(tuple(_original_items(text, path)), sha256)
+        records, sha256 = _records(path, _HELLASWAG_FORM)
+        return ItemFile(tuple(_original_items(records)), sha256)
+    text, sha256 = read_text(path)
     items = tuple(
         Item(item.where, item.context.partition(": ")[2] or item.context, item.choices, item.answer)
         for item in _six_line_items(text, path)
@@ -78,16 +83,16 @@ def read_hellaswag_completion(path: Path) -> ItemFile:
     return ItemFile(items, sha256)
 
 
-def _harness_items(text: str, path: Path) -> Iterator[Item]:
-    for where, record in _records(text, path, _HELLASWAG_FORM):
+def _harness_items(records: Records) -> Iterator[Item]:
+    for where, record in records:
         label, first, second = (_text_of(record, key, where) for key in ("activity_label", "ctx_a", "ctx_b"))
         endings, answer = _endings_of(record, where)
         context = _without_markers(f"{label}: {first} {second.capitalize()}")
         yield Item(where, context, tuple(f" {_without_markers(ending)}" for ending in endings), answer)
 
 
-def _original_items(text: str, path: Path) -> Iterator[Item]:
-    for where, record in _records(text, path, _HELLASWAG_FORM):
+def _original_items(records: Records) -> Iterator[Item]:
+    for where, record in records:
         endings, answer = _endings_of(record, where)
         context = _text_of(record, "ctx", where)
         yield Item(where, context, tuple(f" {ending}" for ending in endings), answer)
@@ -135,11 +140,13 @@ def _text_of(record: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _records(text: str, path: Path, fix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line, record in json_records(text, path):
+def _records(path: Path, fix: str) -> tuple[Records, str]:
+    """(FILE:LINE, the record) of each record, and the SHA-256 of the file."""
+    found, sha256 = read_records(path, fix=fix)
+    for line, record in found:
         if not isinstance(record, dict):
             raise InputError(f"{path}:{line}: not a JSON object", fix=fix)
-        yield f"{path}:{line}", record
+    return [(f"{path}:{line}", record) for line, record in found], sha256
 
 
 def read_cbt(path: Path) -> ItemFile:

@@ -1,11 +1,13 @@
-"""Classification metrics: confusion matrix, accuracy, precision, recall and F1.
+"""Classification metrics: confusion matrix, accuracy, precision, recall, F1 and calibration.
 
 A ratio without a denominator (a class that is never predicted, or never true) is 0.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+N_BINS = 15  # of probability, as Guo et al. 2017 used
 # (true class, predicted class) of one item.
 Prediction = tuple[int, int]
 
@@ -40,6 +42,22 @@ def classification_metrics(predictions: Iterable[Prediction], n_classes: int) ->
         macro_f1=sum(one.f1 for one in classes) / n_classes,
         classes=classes,
     )
+
+
+def calibration_error(predictions: Iterable[tuple[float, bool]], n_bins: int = N_BINS) -> float:
+    """Expected calibration error of (probability of the predicted class, whether it is right).
+
+    The mean over `n_bins` equal bins of probability, (0, 1/n], (1/n, 2/n] and so on, of the gap between the
+    accuracy and the mean probability of a bin, weighted by its items (Guo et al. 2017, equation 3).
+    """
+    sums = [[0.0, 0.0] for _ in range(n_bins)]  # of probabilities, and of right answers
+    n = 0
+    for probability, is_right in predictions:
+        place = min(max(math.ceil(probability * n_bins) - 1, 0), n_bins - 1)
+        sums[place][0] += probability
+        sums[place][1] += is_right
+        n += 1
+    return sum(abs(right - probability) for probability, right in sums) / n if n else 0.0
 
 
 def _class_metrics(confusion: list[list[int]], kind: int) -> ClassMetrics:

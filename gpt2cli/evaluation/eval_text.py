@@ -4,7 +4,6 @@ Encoded, its first token is context alone and all others are targets. An end-of-
 document, as in training, so that all of its tokens count; the tokens of a split are taken as they are.
 """
 
-import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Sequence
@@ -15,9 +14,12 @@ from typing import Literal
 
 import numpy as np
 
-from gpt2cli.data.corpora import find_corpus
+from gpt2cli.data.byte_source import ReadOptions, joined_digest
+from gpt2cli.data.corpora import find_corpora
 from gpt2cli.data.input_files import TextSource, expand_sources
 from gpt2cli.data.manifest import TokenManifest, was_made_by_prepare
+from gpt2cli.data.split_text import SplitRule
+from gpt2cli.data.text_fields import TEXT
 from gpt2cli.data.text_reader import SourceReader
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.errors import InputError, UsageError
@@ -60,6 +62,7 @@ class EvalText:
     split: Split | None = None
     prepared: EncodedText | None = None
     manifest: TokenManifest | None = None
+    notes: tuple[str, ...] = ()  # what to say of the files
 
     def encoded(self, tokenizer: Tokenizer, model: str) -> EncodedText:
         """The ids for the tokenizer of `model`.
@@ -75,19 +78,29 @@ class EvalText:
 
 
 def read_eval_text(
-    on: str, *, split: Split | None = None, text_fields: Sequence[str] = (), offline: bool = False
+    on: str | Sequence[str],
+    *,
+    split: Split | None = None,
+    text_fields: Sequence[str] = (),
+    offline: bool = False,
+    options: ReadOptions | None = None,
+    rule: SplitRule | None = None,
 ) -> EvalText:
-    """Read and check what `on` names: a corpus, a file, a glob, a folder of texts, or a prepared folder.
+    """Read and check what `on` names: a corpus, files, globs, folders of texts, or a prepared folder.
 
     `split` is for a prepared folder, by default its validation split; `text_fields` are for records, by
-    default "text". Raises UsageError where they do not apply, InputError for text that cannot be read,
-    ServiceError for a corpus that cannot be downloaded.
+    default "text"; `options` and `rule` say how files are read and split. Raises UsageError where they do
+    not apply, InputError for text that cannot be read, ServiceError for a corpus that cannot be downloaded.
     """
-    found = find_corpus(on, offline=offline, allow_bundled=False)
+    names = [on] if isinstance(on, str) else list(on)
+    on = ", ".join(names)
+    found = find_corpora(names, offline=offline, allow_bundled=False)
     path, is_corpus = found.paths[0], found.origin != "path"
     if not is_corpus and was_made_by_prepare(path):
         if text_fields:
             raise UsageError(f"--text-field: {on} holds tokens, not records", fix="leave --text-field out")
+        if rule and rule != SplitRule():
+            raise UsageError(f"--split-on: {on} holds tokens, not text", fix="leave it out")
         return _read_split(path, on, split or "validation")
     if split:
         raise UsageError(
@@ -102,8 +115,8 @@ def read_eval_text(
     sources = expand_sources(found.paths, out=prepared() if has_home() else Path(os.devnull))
     if text_fields and all(source.kind == "text" for source in sources):
         raise UsageError(f"--text-field: {on} is plain text without fields", fix="leave --text-field out")
-    documents, hashes = _read_documents(sources, text_fields or ("text",))
-    return EvalText(found.name, _joined(hashes), is_corpus, documents)
+    documents, hashes, notes = _read_documents(sources, text_fields or TEXT, options, rule)
+    return EvalText(found.name, joined_digest(hashes), is_corpus, documents, notes=tuple(notes))
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer, name: str) -> EncodedText:
@@ -151,12 +164,15 @@ def _count_words_and_bytes(ids: Int32s, tokenizer: Tokenizer) -> tuple[int, int]
 
 
 def _read_documents(
-    sources: Sequence[TextSource], text_fields: Sequence[str]
-) -> tuple[tuple[str, ...], list[str]]:
-    """The documents of all sources, and the SHA-256 of each file."""
-    documents, hashes = [], []
+    sources: Sequence[TextSource],
+    text_fields: Sequence[str],
+    options: ReadOptions | None,
+    rule: SplitRule | None,
+) -> tuple[tuple[str, ...], list[str], list[str]]:
+    """The documents of all sources, the SHA-256 of each file, and what to say of them."""
+    documents, hashes, notes = [], [], list[str]()
     for source in sources:
-        with closing(SourceReader(source, text_fields)) as reader:
+        with closing(SourceReader(source, text_fields, options, rule)) as reader:
             pieces: list[str] = []
             for piece in reader.pieces():
                 pieces.append(piece.text)
@@ -164,19 +180,16 @@ def _read_documents(
                     documents.append("".join(pieces))
                     pieces = []
             hashes.append(reader.digest)
-    return tuple(documents), hashes
+            notes += reader.notes
+    return tuple(documents), hashes, notes
 
 
 def _read_split(folder: Path, on: str, split: Split) -> EvalText:
     with open_dataset(folder) as data:
         text, manifest = encode_split(data, split, on), data.manifest
     shards = manifest.train if split == "train" else manifest.validation
-    sha256 = _joined([shard.sha256 for shard in shards])
+    sha256 = joined_digest([shard.sha256 for shard in shards])
     return EvalText(on, sha256, False, split=split, prepared=text, manifest=manifest)
-
-
-def _joined(hashes: Sequence[str]) -> str:
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _other_tokenizer(model: str, tokenizer: Tokenizer, on: str, manifest: TokenManifest) -> InputError:

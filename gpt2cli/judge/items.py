@@ -6,7 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gpt2cli.data.records import ONE_PER_LINE, json_records, read_text
+from gpt2cli.data.byte_source import ReadOptions
+from gpt2cli.data.records import ONE_PER_LINE, read_records
 from gpt2cli.errors import InputError
 from gpt2cli.evaluation.responses import Message, join_input, messages_digest
 from gpt2cli.json_lines import digest_of
@@ -58,16 +59,17 @@ def digest_asked(texts: list[str | None], prompt: Messages, conversation: Sequen
     return digest_of(prompt if conversation or None in texts else texts)
 
 
-def read_items(path: Path, fields: Mapping[str, str] = MappingProxyType({})) -> list[JudgeItem]:
-    """Read .jsonl or .ndjson, one record per line, or anything else as one JSON list.
+def read_items(
+    path: Path, fields: Mapping[str, str] = MappingProxyType({}), options: ReadOptions | None = None
+) -> list[JudgeItem]:
+    """Read a file of records of any kind; without `options`, not one of them may be bad.
 
     `fields` renames: {"response": "prediction"} reads responses from that field, where a record has it.
     Items are numbered by the records' own "index" where they have one, else by their place. An
     empty or missing response is an item too. Raises InputError naming the line or the place.
     """
-    text, _ = read_text(path)
     items: dict[int, JudgeItem] = {}
-    records = list(json_records(text, path, _TORN))
+    records, _ = read_records(path, options, _TORN)
     for own, name in fields.items():
         _require_field(path, [record for _, record in records], own, name)
     for place, (line, record) in enumerate(records):

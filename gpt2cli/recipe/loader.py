@@ -197,6 +197,7 @@ _MESSAGES = {
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
     "tuple_type": "must be a list, like [text]",
+    "names": "must be text, or a list like [a, b]",
     "literal_error": "must be {expected}",
     "model_type": "must be a section of `key: value` lines",
 }

@@ -5,14 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gpt2cli.recipe.data_sections import ClassifyDataConfig, DataConfig, InstructDataConfig
 from gpt2cli.recipe.sections import (
     BatchConfig,
     CheckpointConfig,
-    ClassifyDataConfig,
     ClassifyEvalConfig,
-    DataConfig,
     EvalConfig,
-    InstructDataConfig,
     InstructEvalConfig,
     LogConfig,
     LoraConfig,

@@ -15,10 +15,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gpt2cli.model.config import PRESETS, GPT2Config
-from gpt2cli.tokenizer.base import SMALLEST, learnt_size
 
 
-def _require_unicode(value: str) -> str:
+def require_unicode(value: str) -> str:
     """Lone surrogates cannot be tokenised or stored, and a path cannot hold NUL."""
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
         raise PydanticCustomError("not_text", "must be Unicode text without NUL")
@@ -33,7 +32,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-UnicodeText = Annotated[str, AfterValidator(_require_unicode)]
+UnicodeText = Annotated[str, AfterValidator(require_unicode)]
 NonEmptyText = Annotated[UnicodeText, Field(min_length=1)]
 
 
@@ -46,59 +45,10 @@ def _require_token_count(value: Any) -> Any:
 TokenCount = Annotated[int | Literal["all"], PlainValidator(_require_token_count)]
 
 
-def _require_room_for_bytes(value: str) -> str:
-    size = learnt_size(value)
-    if size is not None and size < SMALLEST:
-        must = f"must be bpe-{SMALLEST} or larger: the 256 bytes and <|endoftext|> come first"
-        raise PydanticCustomError("recipe_value", must)
-    return value
-
-
-TokenizerName = Annotated[NonEmptyText, AfterValidator(_require_room_for_bytes)]
-
-
-def _require_training_share(data: Any) -> Any:
-    if data.validation + data.test >= 1:
-        raise field_error("test", "leaves nothing to train on", "data.validation=0.1 data.test=0.2")
-    return data
-
-
 class RecipeSection(BaseModel):
     """A section. Strict: text is not a number, true is not 1, 4.0 is not 4. Frozen once validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class DataConfig(RecipeSection):
-    """The text to train on."""
-
-    source: NonEmptyText = Field(description="a named corpus, a text file, or a folder made by gpt2 prepare")
-    tokenizer: TokenizerName | None = Field(
-        default=None,
-        description="gpt2, chars, bpe-N (N tokens, learnt from the training text), or a tokenizer folder;"
-        " null: that of init or of a prepared folder, else gpt2",
-    )
-    validation: Fraction | None = Field(
-        default=None, description="fraction of tokens held out; null: a prepared folder's, else 0.1"
-    )
-    validation_source: NonEmptyText | None = Field(
-        default=None,
-        description="a file, folder, glob or corpus held out for validation, instead of a fraction",
-    )
-    # Strict mode would refuse YAML's list for a tuple; the items stay strict.
-    text_fields: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=1)] | None = Field(
-        default=None, description="fields of records with the text; null: a prepared folder's, else [text]"
-    )
-    bundled: bool = Field(
-        default=True, description="whether a bundled text may replace the corpus if there is no network"
-    )
-
-    @model_validator(mode="after")
-    def _one_validation(self) -> "DataConfig":
-        if self.validation_source is not None and self.validation is not None:
-            fix = "data.validation=null, or no data.validation_source"
-            raise field_error("validation", "data.validation_source takes its place", fix)
-        return self
 
 
 class ModelConfig(RecipeSection):
@@ -289,58 +239,6 @@ class RunConfig(RecipeSection):
     max_minutes: NonNegativeFloat = Field(
         default=0.0, description="minutes of training until the run saves and ends; 0 is no limit"
     )
-
-
-class ClassifyDataConfig(RecipeSection):
-    """Labelled texts and their splits."""
-
-    source: NonEmptyText = Field(description="sms-spam, or a CSV, TSV or JSONL file with texts and labels")
-    text: NonEmptyText = Field(default="text", description="column or field with the text")
-    label: NonEmptyText = Field(default="label", description="column or field with the class")
-    columns: Annotated[tuple[NonEmptyText, ...], Field(strict=False, min_length=2)] | None = Field(
-        default=None,
-        description="names of all columns of a CSV or TSV file without a header; null: the first row",
-    )
-    validation: Fraction = Field(default=0.1, description="fraction held out to choose the best checkpoint")
-    test: Fraction = Field(default=0.2, description="fraction held out for the report at the end")
-    balance: Literal["none", "undersample", "weights"] = Field(
-        default="none", description="drop rows of the larger classes, or weight the loss of the smaller ones"
-    )
-    max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")
-    bundled: bool = Field(
-        default=True, description="whether bundled messages may replace the corpus if there is no network"
-    )
-
-    @model_validator(mode="after")
-    def _both_columns(self) -> "ClassifyDataConfig":
-        if self.columns is None:
-            return self
-        for name in (self.text, self.label):
-            if name not in self.columns:
-                raise field_error("columns", f"lacks {name!r}", f"data.columns='[{self.label}, {self.text}]'")
-        if len(set(self.columns)) < len(self.columns):
-            raise field_error("columns", "has a name twice", "data.columns='[label, text]'")
-        return self
-
-    _leaves_some = model_validator(mode="after")(_require_training_share)
-
-
-class InstructDataConfig(RecipeSection):
-    """Instructions with answers, or conversations, and their splits."""
-
-    source: NonEmptyText = Field(description="instructions, summaries, or a JSON or JSONL file of records")
-    instruction: NonEmptyText = Field(default="instruction", description="field with the instruction")
-    input: NonEmptyText = Field(default="input", description="field with the input; may be missing")
-    output: NonEmptyText = Field(default="output", description="field with the answer")
-    task: UnicodeText = Field(default="", description="instruction of records without one")
-    validation: Fraction = Field(default=0.05, description="fraction held out to choose the best checkpoint")
-    test: Fraction = Field(default=0.1, description="fraction held out, and answered at the end")
-    max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")
-    bundled: bool = Field(
-        default=True, description="whether bundled records may replace the corpus if there is no network"
-    )
-
-    _leaves_some = model_validator(mode="after")(_require_training_share)
 
 
 class LoraConfig(RecipeSection):

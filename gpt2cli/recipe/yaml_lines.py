@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from gpt2cli import files
+from gpt2cli.encodings import decode_utf8
 from gpt2cli.errors import InputError, UsageError
 
 Value: TypeAlias = Any  # None | bool | int | float | str | list[Value] | dict[str, Value]
@@ -53,7 +54,7 @@ def read_text(path: Path, name: str) -> str:
 
     Raises InputError with the offset of the first byte that is not text.
     """
-    return files.decode_text(read_bytes(path, name), name)
+    return decode_utf8(read_bytes(path, name), name, has_option=False)
 
 
 def read_bytes(path: Path, name: str) -> bytes:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2cli.encodings import decode_utf8
 from gpt2cli.errors import InputError
-from gpt2cli.files import decode_text, open_regular
+from gpt2cli.files import open_regular
 from gpt2cli.tokenizer.base import AddedToken
 
 VERSION_LINE = "#version: 0.2\n"
@@ -25,7 +26,7 @@ BYTE_OF = {character: byte for byte, character in CHARACTER_OF.items()}
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
     with open_regular(path) as file:
-        text = decode_text(file.read(LARGEST_FILE), str(path))
+        text = decode_utf8(file.read(LARGEST_FILE), str(path), has_option=False)
     lines = text.replace("\r\n", "\n").split("\n")
     first = 1 if lines[0].startswith("#version") else 0
     merges = []

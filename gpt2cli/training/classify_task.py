@@ -19,7 +19,8 @@ from gpt2cli.checkpoints.lora_adapter import (
     write_peft,
 )
 from gpt2cli.checkpoints.safetensors_file import read_tensors
-from gpt2cli.data.labelled_texts import ClassifySplits, LabelledExamples, class_weights, pad_right
+from gpt2cli.data.labelled_splits import ClassifySplits, LabelledExamples
+from gpt2cli.data.labelled_texts import class_weights, pad_right
 from gpt2cli.data.sft_batches import batches_by_length
 from gpt2cli.evaluation.classes import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config

@@ -14,13 +14,14 @@ from gpt2cli import paths
 from gpt2cli.data.corpora import BUNDLED, CORPORA
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.recipe import yaml_lines
+from gpt2cli.recipe.data_sections import each_name
 from gpt2cli.recipe.schema import SCRATCH, Recipe
 from gpt2cli.tokenizer.base import is_made_of_text
 from gpt2cli.training.run_dir import RunDir, started_in
 
 INIT = "init"
 TOKENIZER = "data.tokenizer"
-KEYS = ("data.source", "data.validation_source", TOKENIZER, INIT)
+KEYS = ("data.source", "data.validation_source", "data.test_source", TOKENIZER, INIT)
 
 
 def absolute_paths(overrides: Sequence[str]) -> list[str]:
@@ -36,18 +37,26 @@ def moved_paths(run: RunDir, recipe: Recipe, resume: str) -> list[str]:
     places = list(dict.fromkeys(_places(run)))
     overrides = []
     for key in KEYS:
-        value = _value(recipe, key)
-        if value is None or _is_name(key, value):
-            continue
-        if (path := _find(key, value, places)) is None:
-            if key == TOKENIZER or (key == INIT and recipe.train != "lora"):
-                continue  # a resume takes the run's own
-            looked = "" if paths.expand(value).is_absolute() else f"looked in {', '.join(map(str, places))}"
-            raise InputError(f"{key}: {value} is not there any more", looked, f"{resume} {key}=/new/path")
-        here = Path(os.path.abspath(paths.expand(value)))
-        if path.absolute() != here and path.absolute() != here.parent / paths.runs() / here.name:
-            overrides.append(f"{key}={json.dumps(str(path), ensure_ascii=False)}")
+        values = each_name(_value(recipe, key))
+        found = [_moved(key, value, recipe, places, resume) for value in values]
+        if found != list(values):
+            moved = json.dumps(found if len(found) > 1 else found[0], ensure_ascii=False)
+            overrides.append(f"{key}={moved}")
     return overrides
+
+
+def _moved(key: str, value: str, recipe: Recipe, places: Sequence[Path], resume: str) -> str:
+    """Where the file is now, or the value itself if it lies here or is a name."""
+    if _is_name(key, value):
+        return value
+    if (path := _find(key, value, places)) is None:
+        if key == TOKENIZER or (key == INIT and recipe.train != "lora"):
+            return value  # a resume takes the run's own
+        looked = "" if paths.expand(value).is_absolute() else f"looked in {', '.join(map(str, places))}"
+        raise InputError(f"{key}: {value} is not there any more", looked, f"{resume} {key}=/new/path")
+    here = Path(os.path.abspath(paths.expand(value)))
+    is_here = path.absolute() == here or path.absolute() == here.parent / paths.runs() / here.name
+    return value if is_here else str(path)
 
 
 def _places(run: RunDir) -> Iterator[Path]:
@@ -85,7 +94,7 @@ def _is_name(key: str, value: str) -> bool:
     return value in CORPORA or value in BUNDLED
 
 
-def _value(recipe: Recipe, key: str) -> str | None:
+def _value(recipe: Recipe, key: str) -> str | tuple[str, ...] | None:
     section, _, name = key.rpartition(".")
     return getattr(getattr(recipe, section) if section else recipe, name, None)
 
@@ -98,7 +107,11 @@ def _absolute(word: str) -> str:
         value = yaml_lines.parse_value(text, word)
     except Gpt2Error:
         return word  # loading the recipe says so
-    if not isinstance(value, str) or _is_name(key, value):
+    names = value if isinstance(value, list) else [value]
+    if not all(isinstance(name, str) for name in names):
         return word
-    path = _find(key, value, [Path.cwd()])
-    return f"{key}={json.dumps(os.path.abspath(path), ensure_ascii=False)}" if path else word
+    found = [name if _is_name(key, name) else _find(key, name, [Path.cwd()]) for name in names]
+    if all(path == name for path, name in zip(found, names, strict=True)) or None in found:
+        return word
+    whole = [str(path) if isinstance(path, str) else os.path.abspath(str(path)) for path in found]
+    return f"{key}={json.dumps(whole if isinstance(value, list) else whole[0], ensure_ascii=False)}"

@@ -5,21 +5,25 @@ sentences for the user.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from gpt2cli import paths
-from gpt2cli.data.corpora import find_corpus
-from gpt2cli.data.instructions import read_instructions
-from gpt2cli.data.labelled_texts import read_labelled, split_labelled
+from gpt2cli.data.byte_source import joined_digest, read_options
+from gpt2cli.data.corpora import find_corpora
+from gpt2cli.data.instructions import InstructionRecords, read_instructions
+from gpt2cli.data.labelled_splits import class_notes, leak_notes, split_labelled
+from gpt2cli.data.labelled_texts import LabelledTexts, read_labelled
 from gpt2cli.data.manifest import is_prepared, read_manifest
 from gpt2cli.data.prepare import named_tokenizer, prepare_cached
-from gpt2cli.data.prepare_command import prepare_settings, require_same_settings
+from gpt2cli.data.prepare_command import READING, prepare_settings, require_same_settings
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.evaluation.rouge import require_rouge
+from gpt2cli.recipe.data_sections import ClassifyDataConfig, InstructDataConfig, each_name
 from gpt2cli.recipe.schema import ClassifyRecipe, InstructRecipe, PretrainRecipe
 from gpt2cli.tokenizer.base import Tokenizer, is_made_of_text
 from gpt2cli.tokenizer.files import load_tokenizer
@@ -28,6 +32,7 @@ from gpt2cli.training.classify_task import ClassifyTask
 from gpt2cli.training.pretrain_task import PretrainTask
 from gpt2cli.training.sft_task import SftTask, split_records
 
+Held = TypeVar("Held", LabelledTexts, InstructionRecords)
 Notice = Callable[[str], None]
 Origin = dict[str, object]  # of the data, for run.json
 # Runs a preparation to its end; returns its last step.
@@ -59,11 +64,26 @@ def open_classification(
     start = base_of_run(recipe, checkpoint)
     if start.notice:
         notice(f"note: {start.notice}")
-    found = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
+    found = find_corpora(each_name(wanted.source), offline=offline, allow_bundled=wanted.bundled)
     if found.warning:
         notice(f"warning: {found.warning}")
-    labelled = read_labelled(found.paths[0], wanted.text, wanted.label, wanted.columns or ())
-    data = split_labelled(labelled, wanted, start.tokenizer, start.config.n_positions, recipe.seed)
+    options = read_options(wanted.encoding, wanted.max_bad)
+
+    def read(paths: Sequence[Path], fewest: int = 1) -> LabelledTexts:
+        names = wanted.columns or ()
+        labelled = read_labelled(paths, wanted.text, wanted.label, names, options, fewest)
+        for note in labelled.notes:
+            notice(f"warning: {note}")
+        return labelled
+
+    labelled, held_out = read(found.paths, fewest=2), _held_out(wanted, offline, read)
+    for kind, sentence in class_notes(labelled):
+        notice(f"{kind}: {sentence}")
+    data = split_labelled(
+        labelled, wanted, start.tokenizer, start.config.n_positions, recipe.seed, **held_out
+    )
+    for kind, sentence in leak_notes(data):
+        notice(f"{kind}: {sentence}")
     if data.n_left_out:
         notice(
             f"note: {data.n_left_out:,} of {len(labelled.texts):,} rows are left out to balance the classes"
@@ -73,7 +93,7 @@ def open_classification(
     origin: Origin = {
         "source": found.name,
         "origin": found.origin,
-        "sha256": labelled.sha256,
+        "sha256": joined_digest([one.sha256 for one in (labelled, *held_out.values())]),
         "init": start.name,
         "init_sha256": start.sha256,
         "labels": list(data.labels),
@@ -95,11 +115,21 @@ def open_instruction_tuning(
     if start.notice:
         notice(f"note: {start.notice}")
     data = recipe.data
-    found = find_corpus(data.source, offline=offline, allow_bundled=data.bundled)
+    found = find_corpora(each_name(data.source), offline=offline, allow_bundled=data.bundled)
     if found.warning:
         notice(f"warning: {found.warning}")
-    read = read_instructions(found.paths[0], data)
-    examples = split_records(recipe, read, start)
+    options, n_read = read_options(data.encoding, data.max_bad), 0
+
+    def read_all(paths: Sequence[Path]) -> InstructionRecords:
+        nonlocal n_read
+        records = read_instructions(paths, data, options, n_read)
+        n_read = records.records[-1].index + 1
+        for note in records.notes:
+            notice(f"note: {note}")
+        return records
+
+    read, held_out = read_all(found.paths), _held_out(data, offline, read_all)
+    examples = split_records(recipe, read, start, **held_out)
     for n, said in (
         (read.n_empty, "left out: no answer"),
         (examples.n_left_out, f"left out: the prompt alone fills {examples.limit} tokens"),
@@ -111,14 +141,20 @@ def open_instruction_tuning(
     ):
         if n:
             notice(f"note: {n:,} of {len(read.records) + read.n_empty:,} records {said}")
-    if shared := examples.n_shared:
-        notice(f"note: {shared:,} of the {len(examples.test):,} test prompts are in the training split too")
+    if n := examples.n_repeated:
+        notice(f"note: {n:,} of {len(read.records):,} records repeat another")
+    for name, shared, part in (
+        ("validation", examples.n_shared_validation, examples.validation),
+        ("test", examples.n_shared, examples.test),
+    ):
+        if shared:
+            notice(f"note: {shared:,} of the {len(part):,} {name} prompts are in the training split too")
     yield (
         SftTask(recipe, start, examples),
         {
             "source": found.name,
             "origin": found.origin,
-            "sha256": read.sha256,
+            "sha256": examples.sha256,
             "records": len(read.records),
             "cut": examples.n_cut,
             "left_out": examples.n_left_out + read.n_empty,
@@ -143,16 +179,29 @@ def _tokenizer_in_folder(name: str | None, checkpoint: Path | None) -> Tokenizer
         raise type(error)(f"data.tokenizer: {error.what}", error.why, error.fix) from None
 
 
+def _held_out(
+    data: ClassifyDataConfig | InstructDataConfig, offline: bool, read: Callable[[Sequence[Path]], Held]
+) -> dict[str, Held]:
+    """The validation and test texts that the recipe names itself, by the name of their split."""
+    named = {"validation": data.validation_source, "test": data.test_source}
+    return {
+        split: read(find_corpora(each_name(names), offline=offline, allow_bundled=False).paths)
+        for split, names in named.items()
+        if names
+    }
+
+
 def _tokens(
     recipe: PretrainRecipe, tokenizer: Tokenizer | None, offline: bool, notice: Notice, prepare: Prepare
 ) -> tuple[TokenDataset, Origin]:
     """The text as tokens, by this tokenizer if there is one; and its origin."""
     wanted, held_out = recipe.data, tuple[Path, ...]()
-    text = find_corpus(wanted.source, offline=offline, allow_bundled=wanted.bundled)
+    text = find_corpora(each_name(wanted.source), offline=offline, allow_bundled=wanted.bundled)
     if text.warning:
         notice(f"warning: {text.warning}")
     if wanted.validation_source:  # a stand-in would be another text to validate on
-        held_out = find_corpus(wanted.validation_source, offline=offline, allow_bundled=False).paths
+        names = each_name(wanted.validation_source)
+        held_out = find_corpora(names, offline=offline, allow_bundled=False).paths
     origin: Origin = {"source": text.name, "origin": text.origin, "sha256": text.sha256}
     if len(text.paths) == 1 and is_prepared(text.paths[0]):
         folder = text.paths[0]
@@ -163,7 +212,8 @@ def _tokens(
             fingerprint=tokenizer.fingerprint if tokenizer else None,
             validation=wanted.validation,
             text_fields=wanted.text_fields,
-            validation_source=wanted.validation_source,
+            validation_source=" ".join(each_name(wanted.validation_source)) or None,
+            reading={key: getattr(wanted, key) for key in READING},
         )
         return open_dataset(folder), origin | {"tokens": str(folder)}
     job = partial(

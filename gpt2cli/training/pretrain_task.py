@@ -17,6 +17,7 @@ from gpt2cli.data.token_dataset import TokenDataset
 from gpt2cli.data.windows import TrainingWindows, validation_windows
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead
+from gpt2cli.recipe.data_sections import each_name
 from gpt2cli.recipe.schema import PretrainRecipe
 from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
@@ -46,7 +47,7 @@ class PretrainTask(LanguageModelTask):
             )
         n_validation, folder = self.data.validation.n_tokens, self.data.folder
         if n_validation < 2:
-            is_named = Path(self.recipe.data.source) == folder
+            is_named = [Path(name) for name in each_name(self.recipe.data.source)] == [folder]
             raise InputError(
                 f"the validation split has {n_validation} tokens, a loss needs at least 2",
                 "the text is too short, or its share for validation too small",

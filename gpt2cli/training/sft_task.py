@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpt2cli.data.byte_source import joined_digest
 from gpt2cli.data.instructions import InstructionRecord, InstructionRecords
 from gpt2cli.data.sft_batches import (
     BatchOrder,
@@ -65,6 +66,8 @@ class SftSplits:
     n_left_out: int  # records whose prompt alone fills the limit
     n_train_only: int  # records with an earlier answer to train on, but no room for the last one
     n_shared: int  # test prompts that are in the training split too
+    n_shared_validation: int  # validation prompts that are
+    n_repeated: int  # records that are the same as another
     turns: Turns  # "single" if no training record has a second question
     sha256: str  # of the source file
 
@@ -78,16 +81,81 @@ class SftSplits:
         return digest.hexdigest()
 
 
-def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseLM) -> SftSplits:
-    """Encode and split the records.
+def split_records(
+    recipe: InstructRecipe,
+    found: InstructionRecords,
+    base: BaseLM,
+    *,
+    validation: InstructionRecords | None = None,
+    test: InstructionRecords | None = None,
+) -> SftSplits:
+    """Encode and split the records. `validation` and `test`, where given, take the places of their shares of
+    `found`.
 
     A record without room for its last answer goes to the training split: it cannot be evaluated.
     Raises InputError if too few records are left, UsageError for a limit beyond the context.
     """
     limit = token_limit(recipe.data.max_tokens, base.config.n_positions)
+
+    def encoded(records: InstructionRecords) -> _Encoded:
+        return _encode(records, recipe, base, limit)
+
+    own = encoded(found)
+    if not own.prompts:
+        raise _no_room(found, limit)
+    shares = [
+        share
+        for share, others in ((recipe.data.validation, validation), (recipe.data.test, test))
+        if others is None and share
+    ]
+    train, *held = split(len(own.examples), shares, recipe.seed)
+    apart = {name: encoded(others) for name, others in (("validation", validation), ("test", test)) if others}
+    for name, part in apart.items():
+        if not part.prompts:
+            raise _no_room(validation if name == "validation" and validation else test or found, limit)
+    held_out = apart.get("validation") or own.chosen(held.pop(0))
+    asked = apart.get("test") or own.chosen(held.pop(0) if held else [])
+    trained_on = {own.prompts[i].ids for i in train}
+    most_exchanges = max(
+        1,
+        *(own.prompts[i].record.n_exchanges for i in train),
+        *(record.n_exchanges for record in own.train_only_records),
+    )
+    whole = [(example.ids.tobytes()) for example in (*own.examples, *own.train_only)]
+    return SftSplits(
+        train=(*(own.examples[i] for i in train), *own.train_only),
+        validation=tuple(held_out.examples),
+        shown=held_out.prompts[0],
+        test=tuple(asked.prompts),
+        limit=limit,
+        n_cut=sum(example.was_cut for example in (*own.examples, *own.train_only)),
+        n_left_out=len(found.records) - len(own.examples) - len(own.train_only),
+        n_train_only=len(own.train_only),
+        n_shared=sum(prompt.ids in trained_on for prompt in asked.prompts),
+        n_shared_validation=sum(prompt.ids in trained_on for prompt in held_out.prompts),
+        n_repeated=len(whole) - len(set(whole)),
+        turns="single" if most_exchanges == 1 else "multi",
+        sha256=joined_digest([one.sha256 for one in (found, validation, test) if one]),
+    )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Records with room for an answer, and those for training only."""
+
+    prompts: Sequence[EvalPrompt]
+    examples: Sequence[SftExample]
+    train_only: Sequence[SftExample] = ()
+    train_only_records: Sequence[InstructionRecord] = ()
+
+    def chosen(self, rows: Sequence[int]) -> "_Encoded":
+        return _Encoded([self.prompts[i] for i in rows], [self.examples[i] for i in rows])
+
+
+def _encode(found: InstructionRecords, recipe: InstructRecipe, base: BaseLM, limit: int) -> _Encoded:
     template, tokenizer = TEMPLATES[recipe.template], base.tokenizer
-    prompts, examples, train_only = list[EvalPrompt](), list[SftExample](), list[SftExample]()
-    most_exchanges = 1  # of a training record
+    prompts, examples = list[EvalPrompt](), list[SftExample]()
+    train_only, train_only_records = list[SftExample](), list[InstructionRecord]()
     for record in found.records:
         example = encode_record(record, template, tokenizer, limit, recipe.mask_prompt)
         if example is None:
@@ -98,28 +166,15 @@ def split_records(recipe: InstructRecipe, found: InstructionRecords, base: BaseL
             examples.append(example)
         else:
             train_only.append(example)
-            most_exchanges = max(most_exchanges, record.n_exchanges)
-    if not prompts:
-        raise InputError(
-            f"none of the {len(found.records)} records has room for an answer",
-            f"their prompts alone have {limit} tokens or more",
-            f"data.max_tokens={4 * limit}, or a model with a longer context",
-        )
-    train, validation, test = split(len(examples), (recipe.data.validation, recipe.data.test), recipe.seed)
-    trained_on = {prompts[i].ids for i in train}
-    most_exchanges = max(most_exchanges, *(prompts[i].record.n_exchanges for i in train))
-    return SftSplits(
-        train=(*(examples[i] for i in train), *train_only),
-        validation=tuple(examples[i] for i in validation),
-        shown=prompts[validation[0]],
-        test=tuple(prompts[i] for i in test),
-        limit=limit,
-        n_cut=sum(example.was_cut for example in (*examples, *train_only)),
-        n_left_out=len(found.records) - len(examples) - len(train_only),
-        n_train_only=len(train_only),
-        n_shared=sum(prompts[i].ids in trained_on for i in test),
-        turns="single" if most_exchanges == 1 else "multi",
-        sha256=found.sha256,
+            train_only_records.append(record)
+    return _Encoded(prompts, examples, train_only, train_only_records)
+
+
+def _no_room(found: InstructionRecords, limit: int) -> InputError:
+    return InputError(
+        f"none of the {len(found.records)} records has room for an answer",
+        f"their prompts alone have {limit} tokens or more",
+        f"data.max_tokens={4 * limit}, or a model with a longer context",
     )
 
 

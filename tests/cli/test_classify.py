@@ -279,7 +279,11 @@ def test_what_a_text_or_label_holds_cannot_steer_a_terminal(gpt2: Gpt2, tmp_path
         (["--file", "bad.csv", "--column", "text"], 3, "bad.csv:2: a quote that opens in this row"),
         (["--file", "snow.csv", "--column", "text"], 3, "snow.csv:3: "),
         (["--file", "snow.txt"], 3, "snow.txt:2: "),
-        (["--file", "gap.jsonl", "--column", "text"], 3, "gap.jsonl:2: the field 'text' is missing"),
+        (
+            ["--file", "gap.jsonl", "--column", "text", "--max-bad", "0"],
+            3,
+            "gap.jsonl:2: the field 'text' is missing",
+        ),
         (["--file", "full.csv", "--column", "text"], 3, "full.csv:1: has the columns"),
         (["a", "☃"], 3, "text 2: "),
     ],

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from gpt2cli.data.byte_source import STRICT
 from gpt2cli.data.instructions import InstructionRecords, read_instructions
 from gpt2cli.data.sft_batches import SftExample, encode_record
 from gpt2cli.errors import InputError
-from gpt2cli.recipe.sections import InstructDataConfig
+from gpt2cli.recipe.data_sections import InstructDataConfig
 from gpt2cli.templates import TEMPLATES
 from gpt2cli.tokenizer.bpe import gpt2
 
@@ -49,7 +50,7 @@ SAME = {
 def read(folder: Path, *records: Any, **names: str) -> InstructionRecords:
     path = folder / "records.json"
     path.write_text(json.dumps(records), encoding="utf-8")
-    return read_instructions(path, InstructDataConfig(source="x", **names))  # type: ignore[arg-type]
+    return read_instructions(path, InstructDataConfig(source="x", **names), STRICT)  # type: ignore[arg-type]
 
 
 def encoded(found: InstructionRecords, template: str = "chat") -> SftExample:

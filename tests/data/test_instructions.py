@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from teaching import some_records
 
+from gpt2cli.data.byte_source import STRICT
 from gpt2cli.data.instructions import InstructionRecords, read_instructions
 from gpt2cli.errors import Gpt2Error, InputError
-from gpt2cli.recipe.sections import InstructDataConfig
+from gpt2cli.recipe.data_sections import InstructDataConfig
 from gpt2cli.templates import Turn
 
 TALK = [
@@ -35,7 +36,7 @@ def fields_named(**names: str) -> InstructDataConfig:
 
 
 def read(path: Path, fields: InstructDataConfig | None = None) -> InstructionRecords:
-    return read_instructions(path, fields or fields_named())
+    return read_instructions(path, fields or fields_named(), STRICT)
 
 
 def lines(records: list[Any]) -> str:
@@ -80,8 +81,8 @@ def talk(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
         ([], "no record has an answer"),
         ([{"instruction": "a", "output": ""}], "no record has an answer"),
         ("", "records.json:1: not JSON"),
-        ('[\n{"a": 1},\n{"b" 2}]', "records.json:3: not JSON, column 6"),
-        ("[" * 100_000, "not readable JSON"),
+        ('[\n{"instruction": "a", "output": "b"},\n{"b" 2}]', "records.json:3: not JSON, column 6"),
+        ("[" * 100_000, "records.json:1: not JSON"),
         ([*some_records(2), 5], "record 2: must be a JSON object, not a number"),
         ([*some_records(2), {"output": "x"}], "record 2: field 'instruction' is missing"),
         ([*some_records(2), {"instruction": "x"}], "record 2: field 'output' is missing"),
@@ -137,7 +138,7 @@ def test_damaged_files_are_refused_with_a_place_or_read(name: str, tmp_path: Pat
             refused += 1
             assert error.exit_code == 3 and name in error.what
             has_place = f"{name}:" in error.what or ", record " in error.what
-            whole = ("a list of records is needed", "no record has an answer", "not readable JSON")
+            whole = ("a list of records is needed", "no record has an answer")
             assert has_place or any(words in error.what for words in whole), error.what
     assert refused > 120
 

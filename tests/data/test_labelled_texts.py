@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from gpt2cli.data.byte_source import STRICT
+from gpt2cli.data.labelled_splits import split_labelled
 from gpt2cli.data.labelled_texts import (
     class_weights,
     encode_text,
     pad_right,
     read_labelled,
-    split_labelled,
 )
-from gpt2cli.data.records import read_table
 from gpt2cli.data.sft_batches import batches_by_length
+from gpt2cli.data.tables import read_table
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
-from gpt2cli.recipe.sections import ClassifyDataConfig
+from gpt2cli.recipe.data_sections import ClassifyDataConfig
 from gpt2cli.tokenizer.bpe import gpt2
 from gpt2cli.tokenizer.chars import Chars
 
@@ -34,7 +35,7 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def read(path: Path) -> list[tuple[str, str, int]]:
-    data = read_labelled(path, "text", "label")
+    data = read_labelled(path, "text", "label", options=STRICT)
     return [
         (t, data.labels[c], line) for t, c, line in zip(data.texts, data.classes, data.lines, strict=True)
     ]
@@ -98,11 +99,11 @@ def test_a_file_without_a_row_of_names(
 )
 def test_names_for_a_file_that_does_not_fit_them(tmp_path: Path, name: str, content: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        read_labelled(write(tmp_path, name, content), "text", "label", ("label", "text"))
+        read_labelled(write(tmp_path, name, content), "text", "label", ("label", "text"), STRICT)
 
 
 def test_json_records_are_not_told_of_names_for_columns(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no column 'body'") as caught:
+    with pytest.raises(InputError, match="the field 'body' is missing") as caught:
         read_labelled(write(tmp_path, "a.jsonl", JSONL), "body", "label")
     assert caught.value.fix.startswith("data.text=") and "row of data" not in caught.value.why
 
@@ -122,7 +123,7 @@ def test_the_bundled_messages() -> None:
     ("name", "content", "said"),
     [
         ("a.csv", "text,kind\nx,y\n", "a.csv:1: no column 'label'"),
-        ("a.csv", "text;label\nx;y\n", "a.csv:1: no column 'text'"),
+        ("a.csv", "text;label\nx;y\n", "a.csv:2: only one class, 'y'"),
         ("a.csv", 'text,label\nx,a\n"y,b\nz,a\n', "a.csv:3: a quote that opens in this row is never closed"),
         ("a.csv", 'text,label\n"x"y,a\n', "a.csv:2: is not a row of CSV"),
         ("a.csv", f"text,label\nx,a\n{'y' * 131073},b\n", "a.csv:3: a field of more than 131,072"),
@@ -202,7 +203,7 @@ def test_five_hundred_mutilated_files_raise_nothing_else(tmp_path: Path) -> None
                     data[place : place + 1] = bytes([rng.randrange(256)])
         path = write(tmp_path, name, bytes(data))
         try:
-            labelled = read_labelled(path, "text", "label")
+            labelled = read_labelled(path, "text", "label", options=STRICT)
             split_labelled(labelled, ClassifyDataConfig(source="x"), tokenizer, 8, 1)
         except Gpt2Error as error:
             n_refused += 1

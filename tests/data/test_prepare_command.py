@@ -15,7 +15,7 @@ from gpt2cli.data.prepare import prepare, prepare_cached
 from gpt2cli.data.prepare_command import prepare_command, prepare_settings, require_same_settings
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.errors import UsageError
-from gpt2cli.recipe.sections import DataConfig
+from gpt2cli.recipe.data_sections import DataConfig
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_bpe
 from gpt2cli.tokenizer.chars import Chars
 

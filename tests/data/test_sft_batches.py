@@ -19,7 +19,7 @@ from gpt2cli.data.sft_batches import (
     pack_records,
 )
 from gpt2cli.errors import InputError
-from gpt2cli.recipe.sections import InstructDataConfig
+from gpt2cli.recipe.data_sections import InstructDataConfig
 from gpt2cli.templates import TEMPLATES, Turn
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2

@@ -5,7 +5,8 @@ from pathlib import Path
 from loud import loud
 
 from gpt2cli.checkpoints.folder import write_manifest, write_model
-from gpt2cli.data.labelled_texts import read_labelled, split_labelled
+from gpt2cli.data.labelled_splits import split_labelled
+from gpt2cli.data.labelled_texts import read_labelled
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
 from gpt2cli.recipe.loader import load_recipe

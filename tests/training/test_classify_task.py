@@ -132,7 +132,8 @@ def test_class_weights_make_the_classes_equal_and_keep_the_scale(tmp_path: Path)
     recipe, task = lesson(tmp_path)
     (tmp_path / "messages.csv").write_text(texts)
     (tmp_path / "lesson.yaml").unlink()
-    from gpt2cli.data.labelled_texts import read_labelled, split_labelled
+    from gpt2cli.data.labelled_splits import split_labelled
+    from gpt2cli.data.labelled_texts import read_labelled
 
     labelled = read_labelled(tmp_path / "messages.csv", "text", "label")
     data = split_labelled(labelled, recipe.data, task.tokenizer, 24, 1)

@@ -1,0 +1,152 @@
+"""Bytes as text: UTF-8 unless another encoding is named; what is not is recognised by its bytes."""
+
+import codecs
+import contextlib
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt2cli.errors import InputError, UsageError
+
+UTF8 = "utf-8"
+LOOK_AHEAD = 1 << 22  # bytes behind the first that is not UTF-8, to tell the encoding by
+_ASCII = bytes(range(128))
+_CYRILLIC_LOWER = re.compile("[а-яё]")
+_CYRILLIC_UPPER = re.compile("[А-ЯЁ]")
+_KANA = re.compile("[ぁ-ヿ]")
+
+
+class WrongEncodingError(InputError):
+    """A text that is in another encoding than its reader was told."""
+
+
+def require_encoding(name: str) -> str:
+    """The name as Python spells it. Raises UsageError for what is no encoding of text."""
+    with contextlib.suppress(LookupError, ValueError, UnicodeError):
+        found = codecs.lookup(name)
+        if found._is_text_encoding:
+            return UTF8 if found.name in ("utf-8", "utf-8-sig", "ascii") else found.name
+    raise UsageError(
+        f"{name!r} is no encoding that Python knows",
+        "examples are utf-8, cp1252, latin-1, utf-16, cp1251, shift_jis and gb18030",
+        "--encoding cp1252, in a recipe data.encoding=cp1252",
+    )
+
+
+def decode_utf8(
+    data: bytes,
+    name: str,
+    offset: int = 0,
+    *,
+    line: int = 0,
+    more: Callable[[int], bytes] | None = None,
+    has_option: bool = True,
+) -> str:
+    """The UTF-8 text `data`, which begins at byte `offset` of `name`; a byte order mark is dropped.
+
+    Raises WrongEncodingError with the offset of the first byte that is not text, and its line if `line`,
+    the one that `data` begins with, is given. `more` reads what follows, to recognise the encoding by.
+    The fix is the option that names the encoding, or without `has_option` a command that converts the file.
+    """
+    place, what = data.find(b"\0"), "a NUL byte"
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if place < 0 or error.start < place:
+            place, what = error.start, "not UTF-8"
+    if place < 0:
+        return text if offset else text.removeprefix("\ufeff")
+    line += data.count(b"\n", 0, place) if line else 0
+    where = f"{name}:{line}" if line else name
+    seen = data + (more(LOOK_AHEAD) if more else b"")
+    why, encoding = recognised(seen, place, offset)
+    if encoding:
+        fix = named_encoding(encoding) if has_option else conversion(name, encoding)
+    elif why == _DAMAGED:
+        fix = conversion(name, "utf-8", "-c")
+    else:
+        fix = "name text files only" if why == _BINARY or not has_option else _OTHER
+    raise WrongEncodingError(f"{where}: {what} at byte {offset + place}", why, fix)
+
+
+_BINARY, _DAMAGED = "the file is binary", "some of it is UTF-8, and some is damaged"
+_OTHER = "name its encoding, such as --encoding cp1252, in a recipe data.encoding=cp1252"
+
+
+def recognised(data: bytes, place: int, offset: int = 0) -> tuple[str, str]:
+    """What `data`, which begins at byte `offset` of a file, probably is, as it is no UTF-8 from `place` on;
+    and its encoding, or "".
+    """
+    if not offset and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        encoding = "utf-32" if data[2:4] == b"\0\0" else "utf-16"
+        return f"it begins like {encoding.upper()}", encoding
+    if b"\0" in data[: place + 8192]:
+        # In UTF-16, every second byte of English text is 0.
+        for encoding, high in (("utf-16-le", data[1:8192:2]), ("utf-16-be", data[0:8192:2])):
+            if 2 * high.count(0) > len(high):
+                return f"it looks like {encoding.upper()}", encoding
+        return _BINARY, ""
+    if not data[:place].isascii():
+        return _DAMAGED, ""
+    encoding = _single_byte(data) or _east_asian(data)
+    if encoding:
+        return f"it is in another encoding, such as {_SPOKEN.get(encoding, encoding)}", encoding
+    return "it is in another encoding, or binary", ""
+
+
+_SPOKEN = {"cp1252": "Windows-1252", "latin-1": "Latin-1", "cp1251": "Windows-1251", "shift_jis": "Shift JIS"}
+
+
+def named_encoding(encoding: str) -> str:
+    return f"--encoding {encoding}, in a recipe data.encoding={encoding}"
+
+
+def _single_byte(data: bytes) -> str:
+    """Windows-1252 or Latin-1 for text in Latin letters, which is mostly ASCII; Windows-1251 or KOI8-R for
+    Cyrillic text, which is mostly lower case.
+    """
+    high = data.translate(None, _ASCII)
+    if 3 * len(high) < len(data):
+        if not re.search(rb"[\x80-\x9f]", data):
+            return "latin-1"
+        # Five bytes are nothing in Windows-1252.
+        return "latin-1" if re.search(rb"[\x81\x8d\x8f\x90\x9d]", data) else "cp1252"
+    for encoding in ("cp1251", "koi8-r"):
+        text = high.decode(encoding, "ignore")
+        lower, upper = len(_CYRILLIC_LOWER.findall(text)), len(_CYRILLIC_UPPER.findall(text))
+        if lower + upper > 0.9 * len(high) and lower > 2 * upper:
+            return encoding
+    return ""
+
+
+def _east_asian(data: bytes) -> str:
+    """Shift JIS or EUC-JP by their kana, else GB 18030 if all of it decodes."""
+    for encoding in ("shift_jis", "euc_jp"):
+        text = codecs.getincrementaldecoder(encoding)("ignore").decode(data)
+        high = sum(character > "\x7f" for character in text)
+        half_width = sum("\uff61" <= character <= "\uff9f" for character in text)
+        if len(_KANA.findall(text)) > 0.2 * high and half_width < 0.2 * high:
+            return encoding
+    try:
+        text = codecs.getincrementaldecoder("gb18030")("strict").decode(data)
+    except UnicodeDecodeError:
+        return ""
+    high = sum(character > "\x7f" for character in text)
+    return "gb18030" if high and sum("一" <= c <= "鿿" for c in text) > 0.6 * high else ""
+
+
+def conversion(name: str, encoding: str, *options: str) -> str:
+    """The shell command that writes a UTF-8 copy of the file `name`, of the same kind."""
+    path = Path(name)
+    spoken = {"latin-1": "LATIN1", "utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE"}.get(
+        encoding, encoding.upper()
+    )
+    iconv = shlex.join(["iconv", *options, "-f", spoken, "-t", "UTF-8"])
+    if not path.exists():
+        return f"pipe it through {iconv}"  # standard input
+    unpack = {".gz": "gunzip -c", ".zst": "zstd -dc"}.get(path.suffix.lower(), "")
+    plain = path.with_suffix("") if unpack else path
+    copy = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))
+    quoted = shlex.quote(name)
+    return f"{unpack} {quoted} | {iconv} > {copy}" if unpack else f"{iconv} {quoted} > {copy}"

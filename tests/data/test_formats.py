@@ -1,0 +1,350 @@
+"""The same documents from every kind of file; what is none is named with what helps."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import tarfile
+import zipfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2cli.data import text_reader
+from gpt2cli.data.byte_source import ReadOptions
+from gpt2cli.data.input_files import expand_sources
+from gpt2cli.data.split_text import SplitRule
+from gpt2cli.data.text_reader import SourceReader
+from gpt2cli.errors import InputError, UsageError
+
+DOCS = ["one, two", 'say "hi"\nthen; go|on', "tab\there", "naïve “café” £5", "l\u2028s"]
+NESTED = [{"id": i, "data": {"text": text, "n": i}} for i, text in enumerate(DOCS)]
+
+
+def read(
+    path: Path, *fields: str, options: ReadOptions | None = None, rule: SplitRule | None = None
+) -> tuple[list[str], list[str]]:
+    """The documents, and what is said of the file."""
+    (source,) = expand_sources([path], out=Path("out"))
+    documents, current = list[str](), ""
+    with closing(SourceReader(source, fields or ("text",), options, rule)) as reader:
+        for piece in reader.pieces():
+            current += piece.text
+            if piece.ends:
+                documents.append(current)
+                current = ""
+        assert not current
+        return documents, reader.notes
+
+
+def table(separator: str = ",", head: tuple[str, ...] = ("id", "text"), *, ends: str = "\r\n") -> bytes:
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, delimiter=separator, lineterminator=ends)
+    rows.writerow(head)
+    rows.writerows([i, doc, *[""] * (len(head) - 2)] for i, doc in enumerate(DOCS))
+    return text.getvalue().encode()
+
+
+def lines(records: list[Any]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def parquet(records: list[dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records), file)
+    return file.getvalue()
+
+
+def zst(data: bytes) -> bytes:
+    packed: bytes = pa.compress(data, codec="zstd", asbytes=True)
+    return packed
+
+
+FLAT = [{"text": doc} for doc in DOCS]
+KINDS: list[tuple[str, bytes, str]] = [
+    ("a.csv", table(), "text"),
+    ("line-feeds.csv", table(ends="\n"), "text"),
+    ("semicolons.csv", table(";"), "text"),
+    ("tabs.csv", table("\t"), "text"),
+    ("pipes.csv", table("|"), "text"),
+    ("pipes.psv", table("|"), "text"),
+    ("excel.csv", b"sep=;\r\n" + table(";"), "text"),
+    ("mark.csv", b"\xef\xbb\xbf" + table(head=("text!", "text")), "text"),
+    ("unnamed.csv", table(head=("id", "joke", "", "", "")), "joke"),
+    ("a.csv.gz", gzip.compress(table()), "text"),
+    ("a.csv.zst", zst(table()), "text"),
+    ("a.jsonl", lines(FLAT), "text"),
+    ("a.ndjson", lines(FLAT), "text"),
+    ("a.jsonl.gz", gzip.compress(lines(FLAT)), "text"),
+    ("a.jsonl.zst", zst(lines(NESTED[:2])) + zst(lines(NESTED[2:])), "data.text"),  # two frames
+    ("nested.jsonl", lines(NESTED), "data.text"),
+    ("deep.jsonl", lines([{"a": {"b": record}} for record in NESTED]), "a.b.data.text"),
+    ("dotted.jsonl", lines([{"data.text": doc} for doc in DOCS]), "data.text"),
+    ("strings.jsonl", lines(DOCS), "text"),
+    ("a.json", json.dumps(FLAT).encode(), "text"),
+    ("pretty.json", json.dumps(NESTED, indent=2, ensure_ascii=False).encode(), "data.text"),
+    ("strings.json", json.dumps(DOCS).encode(), "text"),
+    ("lines.json", lines(FLAT), "text"),
+    ("a.json.gz", gzip.compress(json.dumps(FLAT).encode()), "text"),
+    ("a.parquet", parquet(FLAT), "text"),
+    ("nested.parquet", parquet(NESTED), "data.text"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "field"), KINDS, ids=[name for name, *_ in KINDS])
+def test_the_same_documents_from_every_kind(tmp_path: Path, name: str, content: bytes, field: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    found, notes = read(tmp_path / name, field)
+    assert found == DOCS
+    spoken = next((word for word in ("semicolons", "tabs", "pipes") if word in name), "")
+    spoken = "semicolons" if name == "excel.csv" else spoken
+    assert [note for note in notes if f"separated by {spoken}" in note] == notes if spoken else not notes
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-8-sig", "cp1251", "shift_jis"])
+def test_every_kind_of_text_in_every_encoding(tmp_path: Path, encoding: str) -> None:
+    docs = ["first", {"cp1251": "Вторая", "shift_jis": "二番"}.get(encoding, "naïve “café”"), "third"]
+    options, rows = ReadOptions(encoding), [{"text": doc} for doc in docs]
+    made = {
+        "a.csv": "text\n" + "\n".join(docs) + "\n",
+        "a.jsonl": lines(rows).decode(),
+        "a.json": json.dumps(rows, ensure_ascii=False, indent=1),
+        "a.txt": "\n".join(docs),
+    }
+    for name, text in made.items():
+        for path, data in ((tmp_path / name, text.encode(encoding)), (tmp_path / f"{name}.gz", b"")):
+            path.write_bytes(data or gzip.compress(text.encode(encoding)))
+            assert read(path, options=options, rule=SplitRule(per_line=True))[0] == docs, path
+
+
+def test_lists_of_texts_are_joined_as_several_fields_are(tmp_path: Path) -> None:
+    record = {"title": "T", "parts": ["a", "b"], "chat": [{"say": "x"}, {"say": "y"}], "none": []}
+    (tmp_path / "a.jsonl").write_bytes(lines([record]))
+    assert read(tmp_path / "a.jsonl", "title", "parts")[0] == ["T\n\na\n\nb"]
+    assert read(tmp_path / "a.jsonl", "chat.say")[0] == ["x\n\ny"]
+    with pytest.raises(InputError, match="'none' is a list, not text"):
+        read(tmp_path / "a.jsonl", "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "has", "fix"),
+    [
+        ("a.csv", b"id,joke\n1,knock knock\n", "'id', 'joke'", "--text-field joke"),
+        ("a.tsv", b"id\tsome words\n1\tknock\n", "'some words'", "--text-field 'some words'"),
+        ("a.json", b'[{"id": "7", "body": "knock knock"}]', "'body'", "--text-field body"),
+        ("a.jsonl", b'{"a": {"b": "knock"}, "c": "x"}\n', "'a', 'c'", "--text-field a.b"),
+        ("a.parquet", parquet([{"joke": "knock"}]), "'joke'", "--text-field joke"),
+    ],
+)
+def test_records_without_the_field_name_those_that_there_are(
+    tmp_path: Path, name: str, content: bytes, has: str, fix: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / name)
+    assert has in caught.value.why and fix in caught.value.fix
+    field = caught.value.fix.partition("--text-field ")[2].partition(",")[0].strip("'")
+    assert f"data.text_fields=[{field}]" in caught.value.fix
+    assert "knock" in read(tmp_path / name, field)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("n", "n_bad", "max_bad", "is_read"),
+    [
+        (20, 1, 0.001, True),  # a share is rounded up: one may be bad in a file of any size
+        (20, 2, 0.001, False),
+        (2000, 2, 0.001, True),
+        (2000, 3, 0.001, False),
+        (20, 2, 0.1, True),
+        (20, 3, 0.1, False),
+        (20, 1, 0, False),
+        (20, 19, 1, True),
+        (20, 20, 1, False),  # nothing is left
+        (1, 1, 0.001, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "json"])
+def test_bad_records_are_counted_up_to_a_share(
+    tmp_path: Path, kind: str, n: int, n_bad: int, max_bad: float, is_read: bool
+) -> None:
+    bad = set(range(n - n_bad, n))
+    match kind:
+        case "jsonl":
+            content = "".join("{oops\n" if i in bad else '{"text": "x"}\n' for i in range(n))
+            first = n - n_bad + 1
+        case "csv":
+            content = "id,text\n" + "".join("1,2,3\n" if i in bad else f"{i},x\n" for i in range(n))
+            first = n - n_bad + 2
+        case _:
+            content = "[\n" + ",\n".join("null" if i in bad else '{"text": "x"}' for i in range(n)) + "]"
+            first = n - n_bad + 2
+    path = tmp_path / f"a.{kind}"
+    path.write_text(content)
+    if is_read:
+        found, (note,) = read(path, options=ReadOptions(max_bad=max_bad))
+        assert len(found) == n - n_bad and f"{n_bad:,} of {n:,} records" in note
+        assert note.count(f"{path}:") == 1 + min(n_bad, 3) and f"{path}:{first}: " in note
+        return
+    with pytest.raises(InputError) as caught:
+        read(path, options=ReadOptions(max_bad=max_bad))
+    assert caught.value.what.startswith(f"{path}:{first}: ")
+    if n_bad < n and max_bad:
+        share = float(re.search(r"data.max_bad=([\d.]+)", caught.value.fix)[1])  # type: ignore[index]
+        assert len(read(path, options=ReadOptions(max_bad=share))[0]) == n - n_bad
+
+
+def test_a_stray_quote_costs_its_own_row_alone(tmp_path: Path) -> None:
+    rows = [f"{i},word {i}" for i in range(2000)]
+    rows[3], rows[1998] = '3,"never closed', '1998,"closed" too early'
+    path = tmp_path / "a.csv"
+    path.write_text("id,text\n" + "\n".join(rows) + "\n")
+    found, (note,) = read(path)
+    assert found == [f"word {i}" for i in range(2000) if i not in (3, 1998)]
+    assert f"{path}:5: " in note and f"{path}:2000: " in note
+
+
+RULES = [
+    (SplitRule(split_on="<|endoftext|>"), r"<\|endoftext\|>"),
+    (SplitRule(split_on="\n---\n"), r"\n---\n"),
+    (SplitRule(split_on="aab"), "aab"),
+    (SplitRule(per_line=True), "\n"),
+    (SplitRule(blank_line=True), r"\n(?:[ \t]*\n)+"),
+]
+SHARDS = [
+    "<|endoftext|>",
+    "<|endof",
+    "text|>",
+    "\n",
+    "\n\n",
+    "---",
+    " \n",
+    "a",
+    "aab",
+    "word ",
+    "é",
+    "\r\n",
+    "\t",
+]
+
+
+@given(st.lists(st.sampled_from(SHARDS), max_size=40).map("".join), st.integers(1, 9), st.integers(4, 30))
+def test_documents_are_what_a_plain_split_gives(
+    tmp_path_factory: pytest.TempPathFactory, text: str, block: int, size: int
+) -> None:
+    """However the file is cut into blocks and long documents into pieces."""
+    path = tmp_path_factory.getbasetemp() / "split.txt"
+    path.write_bytes(text.encode())
+    plain = text.replace("\r\n", "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_reader, "BLOCK", block)
+        patch.setattr(text_reader, "PIECE_CHARACTERS", size)
+        patch.setattr(text_reader, "MAX_PIECE_CHARACTERS", 2 * size)
+        for rule, pattern in RULES:
+            wanted = [part.strip("\n") for part in re.split(pattern, plain) if part.strip()]
+            assert read(path, rule=rule)[0] == wanted, rule
+
+
+def test_split_on_reaches_into_records_and_the_other_rules_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines([{"text": "a<|endoftext|>b\nc"}]))
+    assert read(path, rule=SplitRule(split_on="<|endoftext|>")) == (["a", "b\nc"], [])
+    found, (note,) = read(path, rule=SplitRule(per_line=True))
+    assert found == ["a<|endoftext|>b\nc"] and "--split-on '<|endoftext|>'" in note
+    with pytest.raises(UsageError, match="two ways"):
+        SplitRule(split_on="x", per_line=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "n"), [("a<|endoftext|>b", 1), ("<|endoftext|>" * 3, 3), ("<|endof text|>", 0)]
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.md.gz", "a.jsonl"])
+def test_a_marker_in_the_text_is_told(tmp_path: Path, name: str, text: str, n: int) -> None:
+    content = lines([{"text": text}]) if name == "a.jsonl" else text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    notes = read(tmp_path / name)[1]
+    assert len(notes) == (n > 0) and all(
+        f"{n} times" in note or (n == 1 and "once" in note) for note in notes
+    )
+
+
+def zipped(*names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return file.getvalue()
+
+
+def tarred() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what", "fix"),
+    [
+        ("a.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF", "pdftotext"),
+        ("a.txt", b"%PDF-1.4\n", "a PDF", "pdftotext"),
+        ("a.docx", zipped("[Content_Types].xml", "word/document.xml"), "a Word document", "pandoc"),
+        ("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "csv"),
+        ("a.csv", zipped("xl/workbook.xml"), "an Excel workbook", "csv"),
+        ("a.pptx", zipped("ppt/presentation.xml"), "a PowerPoint", "libreoffice"),
+        ("a.odt", zipped("META-INF/manifest.xml"), "an OpenDocument", "libreoffice"),
+        ("a.epub", zipped("META-INF/container.xml"), "an EPUB", "pandoc"),
+        ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "an old Office file", "txt"),
+        ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "an old Office file", "csv"),
+        ("a.zip", zipped("a.txt"), "a zip archive", "unzip"),
+        ("a.jsonl", zipped("a.txt"), "a zip archive", "unzip"),
+        ("a.tar", tarred(), "a tar archive", "tar -xf"),
+        ("a.tar.gz", gzip.compress(tarred()), "a tar archive", "tar -xf"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image", "tesseract"),
+        ("a.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF\0", "an image", "tesseract"),
+        ("a.webp", b"RIFF\x24\0\0\0WEBPVP8 ", "an image", "text files"),
+        ("a.mp3", b"ID3\x04\0\0\0", "a sound recording", "text files"),
+        ("a.mp4", b"\0\0\0\x20ftypisom\0", "a video", "text files"),
+        ("a.db", b"SQLite format 3\0\x10\0", "an SQLite database", "sqlite3"),
+        ("a.rtf", b"{\\rtf1\\ansi hello}", "an RTF document", "libreoffice"),
+        ("a.pkl", b"\x80\x04\x95\x05\0\0\0", "a Python pickle", ".jsonl"),
+        ("a.txt", gzip.compress(b"hello"), "gzip data", "mv"),
+        ("a.txt.xz", b"\xfd7zXZ\0\0\x04", "xz data", "unxz"),
+        ("a.txt.bz2", b"BZh91AY&SY\x19\xff\0", "bzip2 data", "bunzip2"),
+        ("a.bin", b"\x01\0\x02\0\xff\xff", "a file of numbers, perhaps nanoGPT's", "train.bin"),
+        ("a.data", parquet(FLAT), "a parquet file", "mv"),
+    ],
+)  # fmt: skip
+def test_what_is_neither_text_nor_records_is_named(
+    tmp_path: Path, name: str, content: bytes, what: str, fix: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"is {what}") as caught:
+        read(path)
+    assert caught.value.what.startswith(f"{path}: ") and fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "text", ["BMW drives", "MZ and GIF8 and ID3", "PK is a name", "II* x", "%PDF in the middle"]
+)
+def test_a_text_that_begins_like_another_kind_is_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    assert read(tmp_path / "a.txt")[0] == [text]
+
+
+def test_a_json_list_of_any_length_and_its_places(tmp_path: Path) -> None:
+    """A list beyond the blocks that it is read in, with numbers and long values at their borders."""
+    values: list[Any] = [{"text": "x" * (i * 37_003 % 900_000), "n": 10**i} for i in range(40)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    assert read(path)[0] == [value["text"] for value in values if value["text"]]
+    path.write_text(json.dumps(values, indent=1)[:-2] + ",\n{oops]")
+    with pytest.raises(InputError, match=rf"a.json:{1 + 40 * 4 + 1}: not JSON, column 2"):
+        read(path)
