@@ -165,12 +165,12 @@ def _choose_precision(
         # Training keeps fp32 weights beside the bf16 matmuls. Decoding would round the weights
         # themselves: on a CPU that nearly doubles the speed and changes some texts, so the user asks for it.
         # Measurements are worth the time of fp32.
-        is_fast = _has_fast_bf16(device) and (training or (decoding and device.type != "cpu"))
+        is_fast = has_fast_bf16(device) and (training or (decoding and device.type != "cpu"))
         return "bf16" if is_fast else "fp32"
     if precision == "fp16" and device.type != "cuda" and training:
         notices.append("fp16 training needs a CUDA device for its loss scaling; fp32 is used instead")
         return "fp32"
-    if precision == "bf16" and device.type == "cuda" and not _has_fast_bf16(device):
+    if precision == "bf16" and device.type == "cuda" and not has_fast_bf16(device):
         notices.append("this GPU has no bf16; fp16 is used instead")
         return "fp16"
     if precision == "bf16" and device.type == "mps" and training:
@@ -191,7 +191,7 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _has_fast_bf16(device: torch.device) -> bool:
+def has_fast_bf16(device: torch.device) -> bool:
     """Whether there is bf16 in hardware; emulated, as on a T4, it is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

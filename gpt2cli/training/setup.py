@@ -10,7 +10,7 @@ from gpt2cli.cores import choose_threads, forward_seconds
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.recipe.sections import OptimConfig
-from gpt2cli.runtime import Runtime, choose_attention, choose_runtime
+from gpt2cli.runtime import Runtime, choose_attention, choose_runtime, has_fast_bf16
 from gpt2cli.training.estimate import explain_out_of_memory
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.ranks import ALONE, Ranks
@@ -79,6 +79,8 @@ def set_up_training(
         notices.append(
             f"threads stay at {recorded}, as before, for the same bits; run.threads={own} would be new here"
         )
+    if recipe.optim.name == "muon" and runtime.device.type == "cpu" and not has_fast_bf16(runtime.device):
+        notices.append("Muon multiplies in bf16, which this processor emulates: its update takes long")
 
     identity, scaler_state = run_identity(recipe, task), dict[str, Any]()
     state = TrainState(best_by=recipe.eval.best)

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_run import PRETRAIN, Call, all_events, random_text, rewound, train, write_tokens
 from torch import Tensor
 
+from gpt2cli.checkpoints.folder import load_model
 from gpt2cli.errors import UsageError
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
 from gpt2cli.recipe.sections import OptimConfig
+from gpt2cli.training.estimate import count_muon, estimate_memory
 from gpt2cli.training.master_weights import MasterWeightsStep
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer, parameter_names
 from gpt2cli.training.torch_compile import uncompiled
@@ -115,11 +118,16 @@ def test_a_run_resumes_to_the_bit(gpt2: Call) -> None:
         assert (cut / "last" / file).read_bytes() == (run / "last" / file).read_bytes()
     other = gpt2("pretrain", "whole.yaml", "--name", "cut", "--resume", "optim.steps=12", "optim.name=adamw")
     assert other.code == 3 and "optim.name: muon -> adamw" in other.err
-    plan = gpt2("pretrain", "whole.yaml", "--dry-run")
     n_matrices = 2 * (3 + 1 + 4 + 4) * 32 * 32
-    assert f"{4 * n_matrices / 2**20:,.0f} MiB" in next(
-        line for line in plan.out.splitlines() if line.startswith("Muon momentum")
-    )
+    n_all = sum(tensor.numel() for tensor in load_file(run / "last/model.safetensors").values())
+    n_moments = sum(tensor.numel() for tensor in load_file(run / "last/train_state.safetensors").values())
+    assert n_moments == 2 * n_all - n_matrices, "one number where AdamW keeps two"
+    model = load_model(run / "last").model
+    n_muon = count_muon(model, OPTIM)
+    parts = estimate_memory(model.config, 3, 4, n_trainable=n_all, n_muon=n_muon, n_outputs=24)
+    assert parts["AdamW moments"] + parts["Muon momentum"] == 4 * n_moments
+    plan = gpt2("pretrain", "whole.yaml", "--dry-run")
+    assert plan.code == 0 and "muon" in plan.out, plan.err
     lora = gpt2("pretrain", "whole.yaml", "--name", "x", f"init={run}", "train=lora")
     assert lora.code == 2 and "optim.name=adamw" in lora.err
 
