@@ -127,10 +127,10 @@ class BatchConfig(RecipeSection):
 class OptimConfig(RecipeSection):
     """AdamW or Muon, the learning rate schedule and gradient clipping."""
 
+    steps: PositiveInt = Field(description="optimizer steps in total")
     name: Literal["adamw", "muon"] = Field(
         default="adamw", description="adamw; muon: Muon for the blocks' matrices, AdamW for the rest"
     )
-    steps: PositiveInt = Field(description="optimizer steps in total")
     lr: PositiveFloat = Field(default=6e-4, description="peak learning rate, reached after the warmup")
     min_lr: NonNegativeFloat = Field(default=0.0, description="learning rate at the end of the decay")
     warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warmup")
