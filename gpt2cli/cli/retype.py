@@ -158,11 +158,13 @@ def _without_unknown(name: str, error: Any, command: Any, typed: Sequence[str]) 
     _, equals, value = typed[at].partition("=")
     end = at + 1 if equals else at + 2
     value = value if equals else " ".join(typed[at + 1 : at + 2])
-    if "KEY=VALUE" in arguments and value and (key := _key_called(name.lstrip("-"), typed)):
-        return [*typed[:at], f"{key}={value}", *typed[end:]]
+    options = [option for one in command.params for option in one.opts if option.startswith("--")]
+    is_misspelt = bool(difflib.get_close_matches(name, options, 1, 0.8))
+    if "KEY=VALUE" in arguments and value and not is_misspelt:
+        if key := _key_called(name.lstrip("-"), typed):
+            return [*typed[:at], f"{key}={value}", *typed[end:]]
     if name in ("--model", "-m") and "MODEL" in arguments and value:
         return [*typed[:at], value, *typed[end:]]
-    options = [option for one in command.params for option in one.opts if option.startswith("--")]
     if near := difflib.get_close_matches(name, options, 1, 0.5):
         return [*typed[:at], near[0] + (f"={value}" if equals else ""), *typed[at + 1 :]]
     return []
