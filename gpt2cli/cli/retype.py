@@ -160,9 +160,9 @@ def _without_unknown(name: str, error: Any, command: Any, typed: Sequence[str]) 
     value = value if equals else " ".join(typed[at + 1 : at + 2])
     options = [option for one in command.params for option in one.opts if option.startswith("--")]
     is_misspelt = bool(difflib.get_close_matches(name, options, 1, 0.8))
-    if "KEY=VALUE" in arguments and value and not is_misspelt:
-        if key := _key_called(name.lstrip("-"), typed):
-            return [*typed[:at], f"{key}={value}", *typed[end:]]
+    takes_key = "KEY=VALUE" in arguments and value and not is_misspelt
+    if takes_key and (key := _key_called(name.lstrip("-"), typed)):
+        return [*typed[:at], f"{key}={value}", *typed[end:]]
     if name in ("--model", "-m") and "MODEL" in arguments and value:
         return [*typed[:at], value, *typed[end:]]
     if near := difflib.get_close_matches(name, options, 1, 0.5):
