@@ -163,7 +163,7 @@ def _require_classifier(folder: Path, values: Mapping[str, Any]) -> None:
         writes = what == LANGUAGE_MODEL
         raise InputError(
             f"{folder}: holds a {what}, not a classifier",
-            "it generates text and has no classes" if writes else f"only {CLASSIFIER} can be read",
+            "it has no classes; gpt2 generate writes with it" if writes else f"only {CLASSIFIER} can be read",
             f"gpt2 finetune-classify spam init={shown_model(folder)}"
             if writes
             else "gpt2 finetune-classify spam-tiny",
