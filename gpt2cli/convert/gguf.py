@@ -239,6 +239,6 @@ def _gguf() -> ModuleType:
         import gguf
     except ImportError:
         raise UsageError(
-            "GGUF needs the package gguf", "it is not installed here", "pip install 'gpt2cli[gguf]'"
+            "GGUF needs the package gguf", "it is not installed here", "pip install gguf"
         ) from None
     return gguf

@@ -24,7 +24,7 @@ from torch import Tensor
 from gpt2cli.errors import InputError, ResourceError, UsageError
 from gpt2cli.files import open_regular
 
-INSTALL = "pip install 'gpt2cli[tensorflow]'"
+INSTALL = "pip install tensorflow"
 DTYPES = {
     "float32": torch.float32,  # OpenAI's
     "float64": torch.float64,

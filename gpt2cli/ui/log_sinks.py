@@ -127,7 +127,7 @@ def _wandb_id(run: LoggedRun) -> str:
 def _not_installed(package: str) -> UsageError:
     return UsageError(
         f"log.{package} is true, but {package} is not installed",
-        fix=f"pip install 'gpt2cli[{package}]', or log.{package}=false",
+        fix=f"pip install {package}, or log.{package}=false",
     )
 
 

