@@ -285,7 +285,7 @@ class LanguageModel:
         last = given[-1] if given and isinstance(given[-1], dict) else {}
         if ROLES.get(str(last.get("role", last.get("from"))).lower()) == "assistant":
             raise InputError("the last message is the assistant's", "the model replies to the user's")
-        reply = [{"role": "assistant", "content": ""}] if given else []  # the one that is asked for
+        reply = [{"role": "assistant", "content": "?"}] if given else []  # the one that is asked for
         turns = list(read_conversation({"messages": given + reply}, "chat"))[:-1]
         system = turns.pop(0).text if turns[0].role == "system" else None
         if turns[0].role == "assistant":

@@ -163,8 +163,9 @@ def prepare_cached(
         files.sweep(out)
         require_replaceable(out)
         if not again and (out / MANIFEST).is_file() and not (out / JOURNAL).is_file():
-            for note in read_manifest(out).notes:
-                yield PrepareProgress("finishing", out, warning=note)
+            with contextlib.suppress(Gpt2Error):  # a damaged folder shows when it is opened
+                for note in read_manifest(out).notes:
+                    yield PrepareProgress("finishing", out, warning=note)
             yield PrepareProgress("nothing to do", out)
             return
         job = PrepareJob(

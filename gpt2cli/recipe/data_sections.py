@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from gpt2cli.recipe.sections import (
@@ -32,7 +32,11 @@ def _require_names(value: Any) -> Any:
 
 
 # One name or several, such as the files of a source.
-Names = Annotated[str | tuple[str, ...], PlainValidator(_require_names)]
+Names = Annotated[
+    str | tuple[str, ...],
+    PlainValidator(_require_names),
+    PlainSerializer(lambda names: names if isinstance(names, str) else list(names), when_used="json"),
+]
 
 
 def each_name(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -106,7 +110,8 @@ class DataConfig(RecipeSection):
         return self
 
 
-_INSTEAD = "files held out, instead of the fraction data.{}"
+_VALIDATION = "files held out, instead of the fraction data.validation"
+_TEST = "files held out, instead of the fraction data.test"
 
 
 class ClassifyDataConfig(RecipeSection):
@@ -127,8 +132,8 @@ class ClassifyDataConfig(RecipeSection):
     test: Probability = Field(
         default=0.2, description="fraction held out for the report at the end; 0 reports on validation"
     )
-    validation_source: Names | None = Field(default=None, description=_INSTEAD.format("validation"))
-    test_source: Names | None = Field(default=None, description=_INSTEAD.format("test"))
+    validation_source: Names | None = Field(default=None, description=_VALIDATION)
+    test_source: Names | None = Field(default=None, description=_TEST)
     encoding: NonEmptyText | None = Field(default=None, description=_ENCODING)
     max_bad: BadShare | None = Field(default=None, description=_MAX_BAD)
     balance: Literal["none", "undersample", "weights"] = Field(
@@ -169,8 +174,8 @@ class InstructDataConfig(RecipeSection):
     test: Probability = Field(
         default=0.1, description="fraction held out, and answered at the end; 0 answers nothing"
     )
-    validation_source: Names | None = Field(default=None, description=_INSTEAD.format("validation"))
-    test_source: Names | None = Field(default=None, description=_INSTEAD.format("test"))
+    validation_source: Names | None = Field(default=None, description=_VALIDATION)
+    test_source: Names | None = Field(default=None, description=_TEST)
     encoding: NonEmptyText | None = Field(default=None, description=_ENCODING)
     max_bad: BadShare | None = Field(default=None, description=_MAX_BAD)
     max_tokens: NonNegativeInt = Field(default=0, description="truncate there; 0 is the model's context")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SOURCES = ("sections.py", "data_sections.py", "schema.py")
+
 
 @dataclass(frozen=True)
 class SourceKey:
@@ -21,7 +23,7 @@ class SourceKey:
 
 def source_keys(task: str) -> list[SourceKey]:
     """The keys of a task's recipes, with dots."""
-    body = [node for name in ("sections.py", "schema.py") for node in _parsed(Path(__file__).with_name(name))]
+    body = [node for name in SOURCES for node in _parsed(Path(__file__).with_name(name))]
     classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
     constants: dict[str, Any] = {
         node.targets[0].id: node.value

@@ -13,6 +13,7 @@ from gpt2cli.checkpoints.classifier import LoadedClassifier, load_classifier, wr
 from gpt2cli.checkpoints.folder import load_model, read_config, write_manifest
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gpt2cli.errors import InputError
+from gpt2cli.paths import shown_path
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_language_model_is_refused_with_the_right_command(folder: Path) -> Non
     letters = folder.parent / "letters"
     with pytest.raises(InputError, match="holds a GPT2LMHeadModel, not a classifier") as caught:
         load_classifier(letters)
-    assert f"gpt2 finetune-classify spam init={letters}" in caught.value.fix
+    assert f"gpt2 finetune-classify spam init={shown_path(letters)}" == caught.value.fix
 
 
 def test_a_classifier_is_refused_as_a_generator_with_the_right_command(folder: Path) -> None:

@@ -212,7 +212,7 @@ def test_every_command_in_the_readme_is_one_that_the_program_takes(
     lines += re.findall(r"`(gpt2 [^`\n]+)`", (REPOSITORY / "README.md").read_text())
     assert len(lines) >= 8
     parsed, program = [], typer.main.get_command(app.app)
-    for words in [shlex.split(re.split(r"[|<>]", line)[0]) for line in lines]:
+    for words in [shlex.split(re.split(r" [|<>] ", line)[0]) for line in lines]:
         if len(words) < 2 or any(word.isupper() and len(word) > 2 for word in words):
             continue  # a synopsis, not a command line
         assert parses(program, words[1:] if len(words) > 2 else [words[1], "--help"]), words

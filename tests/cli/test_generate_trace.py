@@ -67,7 +67,7 @@ def test_logprobs_belong_to_the_ids_that_are_printed(
 
 def test_logprobs_are_for_json(sample: Say) -> None:
     code, out, err = sample("--logprobs")
-    assert (code, out) == (2, "") and "fix: --json --logprobs" in err
+    assert (code, out) == (2, "") and "fix: gpt2 generate" in err and "--logprobs --json" in err
 
 
 def test_a_trace_changes_no_text_and_goes_to_stderr(sample: Say) -> None:

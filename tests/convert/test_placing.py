@@ -267,7 +267,7 @@ def test_leftovers_are_no_models(gpt2: Gpt2, model: Path, tmp_path: Path) -> Non
         os.utime(paths.models() / name, (2**32, 2**32))
         with pytest.raises(paths.InputError, match="no such model") as caught:
             paths.find_model(name)
-        assert caught.value.fix == "use one of: whole"
+        assert caught.value.fix == "did you mean whole?"
     assert paths.find_model(None) == paths.models() / "whole"
     assert paths.find_model("whole") == paths.models() / "whole"
     os.chdir(model)

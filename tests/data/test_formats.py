@@ -289,38 +289,40 @@ def tarred() -> bytes:
     return file.getvalue()
 
 
+FOREIGN = [
+    ("a.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF", "pdftotext"),
+    ("a.txt", b"%PDF-1.4\n", "a PDF", "pdftotext"),
+    ("a.docx", zipped("[Content_Types].xml", "word/document.xml"), "a Word document", "pandoc"),
+    ("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "csv"),
+    ("a.csv", zipped("xl/workbook.xml"), "an Excel workbook", "csv"),
+    ("a.pptx", zipped("ppt/presentation.xml"), "a PowerPoint", "libreoffice"),
+    ("a.odt", zipped("META-INF/manifest.xml"), "an OpenDocument", "libreoffice"),
+    ("a.epub", zipped("META-INF/container.xml"), "an EPUB", "pandoc"),
+    ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "an old Office file", "txt"),
+    ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "an old Office file", "csv"),
+    ("a.zip", zipped("a.txt"), "a zip archive", "unzip"),
+    ("a.jsonl", zipped("a.txt"), "a zip archive", "unzip"),
+    ("a.tar", tarred(), "a tar archive", "tar -xf"),
+    ("a.tar.gz", gzip.compress(tarred()), "a tar archive", "tar -xf"),
+    ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image", "tesseract"),
+    ("a.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF\0", "an image", "tesseract"),
+    ("a.webp", b"RIFF\x24\0\0\0WEBPVP8 ", "an image", "text files"),
+    ("a.mp3", b"ID3\x04\0\0\0", "a sound recording", "text files"),
+    ("a.mp4", b"\0\0\0\x20ftypisom\0", "a video", "text files"),
+    ("a.db", b"SQLite format 3\0\x10\0", "an SQLite database", "sqlite3"),
+    ("a.rtf", b"{\\rtf1\\ansi hello}", "an RTF document", "libreoffice"),
+    ("a.pkl", b"\x80\x04\x95\x05\0\0\0", "a Python pickle", ".jsonl"),
+    ("a.txt", gzip.compress(b"hello"), "gzip data", "mv"),
+    ("a.txt.xz", b"\xfd7zXZ\0\0\x04", "xz data", "unxz"),
+    ("a.txt", b"BZh91AY&SY\x19\xff\0", "bzip2 data", "mv"),
+    ("a.bin", b"\x01\0\x02\0\xff\xff", "a file of numbers, perhaps nanoGPT's", "train.bin"),
+    ("a.data", parquet(FLAT), "a parquet file", "mv"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "what", "fix"),
-    [
-        ("a.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF", "pdftotext"),
-        ("a.txt", b"%PDF-1.4\n", "a PDF", "pdftotext"),
-        ("a.docx", zipped("[Content_Types].xml", "word/document.xml"), "a Word document", "pandoc"),
-        ("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "csv"),
-        ("a.csv", zipped("xl/workbook.xml"), "an Excel workbook", "csv"),
-        ("a.pptx", zipped("ppt/presentation.xml"), "a PowerPoint", "libreoffice"),
-        ("a.odt", zipped("META-INF/manifest.xml"), "an OpenDocument", "libreoffice"),
-        ("a.epub", zipped("META-INF/container.xml"), "an EPUB", "pandoc"),
-        ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "an old Office file", "txt"),
-        ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "an old Office file", "csv"),
-        ("a.zip", zipped("a.txt"), "a zip archive", "unzip"),
-        ("a.jsonl", zipped("a.txt"), "a zip archive", "unzip"),
-        ("a.tar", tarred(), "a tar archive", "tar -xf"),
-        ("a.tar.gz", gzip.compress(tarred()), "a tar archive", "tar -xf"),
-        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image", "tesseract"),
-        ("a.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF\0", "an image", "tesseract"),
-        ("a.webp", b"RIFF\x24\0\0\0WEBPVP8 ", "an image", "text files"),
-        ("a.mp3", b"ID3\x04\0\0\0", "a sound recording", "text files"),
-        ("a.mp4", b"\0\0\0\x20ftypisom\0", "a video", "text files"),
-        ("a.db", b"SQLite format 3\0\x10\0", "an SQLite database", "sqlite3"),
-        ("a.rtf", b"{\\rtf1\\ansi hello}", "an RTF document", "libreoffice"),
-        ("a.pkl", b"\x80\x04\x95\x05\0\0\0", "a Python pickle", ".jsonl"),
-        ("a.txt", gzip.compress(b"hello"), "gzip data", "mv"),
-        ("a.txt.xz", b"\xfd7zXZ\0\0\x04", "xz data", "unxz"),
-        ("a.txt.bz2", b"BZh91AY&SY\x19\xff\0", "bzip2 data", "bunzip2"),
-        ("a.bin", b"\x01\0\x02\0\xff\xff", "a file of numbers, perhaps nanoGPT's", "train.bin"),
-        ("a.data", parquet(FLAT), "a parquet file", "mv"),
-    ],
-)  # fmt: skip
+    ("name", "content", "what", "fix"), FOREIGN, ids=[f"{name} {what}" for name, _, what, _ in FOREIGN]
+)
 def test_what_is_neither_text_nor_records_is_named(
     tmp_path: Path, name: str, content: bytes, what: str, fix: str
 ) -> None:

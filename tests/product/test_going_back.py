@@ -115,7 +115,7 @@ def test_before_anything_is_saved_the_fix_begins_again(
 
 
 REFUSED = {
-    "no --resume": ([], ["--from", "best"], "--resume --from best"),
+    "no --resume": ([], ["--from", "best"], "--from best --resume"),
     "an unknown name": (["--resume"], ["--from", "first"], "--from best"),
     "a step that was not saved": (["--resume"], ["--from", "step-99"], "step-000008"),
     "another path": (["--resume"], ["--from", "../other"], "--from best"),

@@ -59,7 +59,7 @@ def test_a_failing_compiler_is_one_notice_and_the_plain_model(
     fault = kind("no such compiler\nmore")
 
     def broken(self: object, *arguments: object, **options: object) -> None:
-        self._compiled_call_impl = lambda *a: (_ for _ in ()).throw(fault)  # type: ignore[attr-defined]
+        self._compiled_call_impl = lambda *a, **k: (_ for _ in ()).throw(fault)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(torch.nn.Module, "compile", broken)
     model = new_model(CONFIG, 1)
@@ -71,7 +71,7 @@ def test_a_failing_compiler_is_one_notice_and_the_plain_model(
 
 def test_memory_that_runs_out_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def burst(self: object, *arguments: object, **options: object) -> None:
-        self._compiled_call_impl = lambda *a: torch.empty(1 << 50)  # type: ignore[attr-defined]
+        self._compiled_call_impl = lambda *a, **k: torch.empty(1 << 50)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(torch.nn.Module, "compile", burst)
     with pytest.raises(RuntimeError, match="allocate"):
