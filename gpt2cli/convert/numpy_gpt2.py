@@ -195,7 +195,7 @@ def _attend(qkv: NDArray[np.float64], n_head: int, is_rotary: bool) -> NDArray[n
     for head in range(n_head):
         q, k, v = (qkv[:, part * width + head * D :][:, :D] for part in range(3))  # (T, D) each
         if is_rotary:
-            q, k = _turned(q), _turned(k)
+            q, k = _rotated(q), _rotated(k)
         scores = q @ k.T / math.sqrt(D)
         scores[future] = -np.inf
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -203,12 +203,12 @@ def _attend(qkv: NDArray[np.float64], n_head: int, is_rotary: bool) -> NDArray[n
     return np.concatenate(heads, axis=-1)
 
 
-def _turned(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rotated(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rotary positions: of (T, D), channels c and c + D / 2 are a complex number, times e^(i angle)."""
     T, D = x.shape
     angles = np.outer(np.arange(T), 10_000.0 ** (-np.arange(0, D, 2) / D))
-    turned = (x[:, : D // 2] + 1j * x[:, D // 2 :]) * np.exp(1j * angles)
-    return np.concatenate([turned.real, turned.imag], axis=-1)
+    rotated = (x[:, : D // 2] + 1j * x[:, D // 2 :]) * np.exp(1j * angles)
+    return np.concatenate([rotated.real, rotated.imag], axis=-1)
 
 
 def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -161,11 +161,11 @@ def converted_logits(
         positions = load("transformer.wpe.weight")
         streams = [x + positions[: x.shape[1]].to(dtype) for x in streams]
         del positions
-    turns = [transformer.rotation(torch.arange(len(ids))) for ids in prompts]
+    rotations = [transformer.rotation(torch.arange(len(ids))) for ids in prompts]
     del transformer  # whose other blocks stay empty
     for layer in range(config.n_layer):
         fill(block, f"transformer.h.{layer}")
-        streams = [block(x, rotation=turn) for x, turn in zip(streams, turns, strict=True)]
+        streams = [block(x, rotation=r) for x, r in zip(streams, rotations, strict=True)]
     del block
     fill(last_norm, "transformer.ln_f")
     head = load(EMBEDDING if config.tie_word_embeddings else HEAD)  # (V, C)

@@ -74,7 +74,7 @@ def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0, n_stre
     assert input_ids.shape[0] == 1 and not model.training
     T = input_ids.shape[1]
     activations = [Activation("input_ids", tuple(input_ids.shape), None)]
-    turn = model.transformer.rotation(torch.arange(T, device=input_ids.device))
+    rotation = model.transformer.rotation(torch.arange(T, device=input_ids.device))
     attention: list[Tensor] = []
     streams: list[Tensor] = []
 
@@ -85,8 +85,8 @@ def trace_forward(model: GPT2LMHead, input_ids: Tensor, n_drawn: int = 0, n_stre
 
     def note_heads(block: str, qkv: Tensor) -> None:
         q, k, v = heads(qkv, model.config.n_head)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         weights = attention_weights(q, k)
         for name, tensor in (("q", q), ("k", k), ("v", v), ("weights", weights)):
             note(f"{block}.attn.{name}", tensor)

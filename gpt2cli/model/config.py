@@ -63,7 +63,7 @@ class GPT2Config:
             raise InputError(f"config: positions is {self.positions}", f"known are {', '.join(MODEL_TYPES)}")
         if self.positions == "rotary" and self.head_width % 2:
             raise InputError(
-                f"config: a head has {self.head_width} channels", "rotary positions turn them in pairs"
+                f"config: a head has {self.head_width} channels", "rotary positions rotate them in pairs"
             )
 
     @property

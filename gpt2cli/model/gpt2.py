@@ -59,18 +59,18 @@ class GPT2(nn.Module):
         x = self.wte(input_ids)  # (B, T, C)
         if self.config.positions == "learned":
             x = x + self.wpe(positions)
-        x, turn = self.dropout(x), self.rotation(positions)
+        x, rotation = self.dropout(x), self.rotation(positions)
         for block in self.h:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, cache, mask, turn, use_reentrant=False)
+                x = checkpoint(block, x, cache, mask, rotation, use_reentrant=False)
             else:
-                x = block(x, cache, mask, turn)
+                x = block(x, cache, mask, rotation)
         if cache is not None:
             cache.length = end
         return self.ln_f(x)  # type: ignore[no-any-return]  # (B, T, C)
 
     def rotation(self, positions: Tensor) -> Rotation | None:
-        """What every block turns its queries and keys by; None with learned positions."""
+        """What every block rotates its queries and keys by; None with learned positions."""
         return rotation(positions, self.config.head_width) if self.config.positions == "rotary" else None
 
 

@@ -61,7 +61,7 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, (T, D) each, or (B, 1, T,
 def rotation(positions: Tensor, width: int) -> Rotation:
     """The rotation of heads of `width` D channels at positions (T,) or (B, T), of any size.
 
-    Pair i of channels turns by position / 10000^(2 i / D) radians (Su et al. 2021, RoFormer, equation 15).
+    Pair i of channels rotates by position / 10000^(2 i / D) radians (Su et al. 2021, RoFormer, equation 15).
     """
     exact = torch.float32 if positions.device.type == "mps" else torch.float64  # fp32 blurs far positions
     pairs = torch.arange(0, width, 2, dtype=exact, device=positions.device)  # (D / 2,)
@@ -73,7 +73,7 @@ def rotation(positions: Tensor, width: int) -> Rotation:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn queries or keys (B, H, T, D) by their positions: products then depend on distances alone.
+    """Rotate queries or keys (B, H, T, D) by their positions: products then depend on distances alone.
 
     A pair is channel i of the first half and channel i of the second, as in GPT-NeoX.
     """

@@ -66,7 +66,7 @@ class ModelConfig(RecipeSection):
     )
     positions: Literal["learned", "rotary"] | None = Field(
         default=None,
-        description="learned: an embedding each; rotary: turned queries and keys (Su et al. 2021);"
+        description="learned: an embedding each; rotary: rotated queries and keys (Su et al. 2021);"
         " null: those of init, learned for random weights",
     )
     dropout: Probability = Field(default=0.0, description="dropout rate in training")

@@ -54,9 +54,9 @@ def estimate_memory(
     """
     T, C, M = config.n_positions, config.n_embd, config.mlp_width
     # What backward needs of a block: two LayerNorms in and out, q, k, v, attention out, projection
-    # (9 C), MLP before and after GELU (2 M), dropout masks and residuals (3 C); q and k as they were turned.
-    turned = 2 * C if config.positions == "rotary" else 0
-    block = micro_batch * T * (12 * C + turned + 2 * M) * bytes_per_number
+    # (9 C), MLP before and after GELU (2 M), dropout masks and residuals (3 C); rotated q and k (2 C).
+    rotated = 2 * C if config.positions == "rotary" else 0
+    block = micro_batch * T * (12 * C + rotated + 2 * M) * bytes_per_number
     kept = micro_batch * T * C * 4 if activation_checkpointing else block
     logits = min(CHUNK[device], n_outputs) * config.vocab_size * (4 + 2 * bytes_per_number)
     casts = config.n_parameters * bytes_per_number if bytes_per_number < 4 else 0

@@ -28,11 +28,11 @@ def compile_blocks(optimizer_step: OptimizerStep, n_rows: int, runtime: Runtime)
     for block in blocks:
         block.compile()
     x = torch.zeros(n_rows, config.n_positions, config.n_embd, device=runtime.device, requires_grad=True)
-    turn = model.transformer.rotation(torch.arange(config.n_positions, device=runtime.device))
+    rotation = model.transformer.rotation(torch.arange(config.n_positions, device=runtime.device))
     model.train()
     try:
         with warnings.catch_warnings(action="ignore"), runtime.autocast():
-            blocks[-1](x, rotation=turn).sum().backward()
+            blocks[-1](x, rotation=rotation).sum().backward()
         optimizer_step.compile()
     except Exception as error:  # a compiler fails in many ways; memory aside, none is fatal
         for block in blocks:
