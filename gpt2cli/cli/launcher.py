@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LOGS = "ranks"  # of a run: what the processes beside the first have said
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 GRACE = 10.0  # seconds for the others to notice that one is gone
+SHORT_GRACE = 2.0  # after a second signal
 LONGEST_TAIL = 4000  # bytes of a log that are shown
 
 
@@ -96,9 +97,11 @@ def launch(n: int) -> int:
         common["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK)
         running: dict[int, subprocess.Popen[bytes]] = {}
         ends_with_this, held = os.pipe()
+        heard: list[int] = []  # signals to end
 
         def forward(number: int, frame: FrameType | None) -> None:
             # SIGUSR1 asks rank 0 for a checkpoint; it would end the others.
+            heard.extend([number] if number != signal.SIGUSR1 else [])
             for process in [running[0]] if number == signal.SIGUSR1 else running.values():
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(number)
@@ -113,7 +116,7 @@ def launch(n: int) -> int:
                     running[rank] = subprocess.Popen(
                         command, env=environment, stdin=ends_with_this, process_group=0, **output
                     )
-            return _wait(running, logs)
+            return _wait(running, logs, heard)
         finally:
             for process in running.values():
                 process.kill()
@@ -123,7 +126,7 @@ def launch(n: int) -> int:
             undo()
 
 
-def _wait(running: dict[int, subprocess.Popen[bytes]], logs: list[Path]) -> int:
+def _wait(running: dict[int, subprocess.Popen[bytes]], logs: list[Path], heard: list[int]) -> int:
     codes: dict[int, int] = {}
     ends_at = None
     while len(codes) < len(running):
@@ -132,12 +135,17 @@ def _wait(running: dict[int, subprocess.Popen[bytes]], logs: list[Path]) -> int:
                 codes[rank] = code if code >= 0 else 128 - code
                 if code and ends_at is None:
                     ends_at = time.monotonic() + GRACE
+        if len(heard) > 1 and ends_at is None:  # one that waits for a hung one hears no signal
+            ends_at = time.monotonic() + SHORT_GRACE
         if ends_at is not None and time.monotonic() > ends_at:
             for rank in running.keys() - codes.keys():
                 running[rank].kill()
                 codes[rank] = LostRankError.exit_code
         time.sleep(0.02)
     own = {rank: code for rank, code in codes.items() if code not in (0, LostRankError.exit_code)}
+    if len(heard) > 1 and not own:
+        say("stopped without saving: a process did not answer")
+        return 128 + heard[0]
     rank = 0 if 0 in own or not own else next(iter(own))
     code = codes[rank]
     if code == 128 + signal.SIGKILL:
