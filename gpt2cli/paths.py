@@ -14,6 +14,7 @@ from gpt2cli.errors import InputError, ResourceError
 
 CHECKPOINTS = "checkpoints"
 RUN_RECORD, METRICS = "run.json", "metrics.jsonl"  # of a run: its sessions, its events
+MANIFEST, RECIPE = "manifest.json", "recipe.yaml"  # of a model folder; the second of a run too
 # Beside the weights in a checkpoint: the counters of its training, and AdamW's moments.
 STATE, TENSORS = "train_state.json", "train_state.safetensors"
 # Of an adapter: where its base is, and in a classifier's checkpoint the folder with its adapters.

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2cli import __version__
+from gpt2cli import __version__, paths
 from gpt2cli.checkpoints.hf_config import read_gpt2_config
 from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
@@ -29,7 +29,7 @@ from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import BPE
 from gpt2cli.tokenizer.files import COPY, load_tokenizer, save_generation_config, save_tokenizer
 
-CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", "manifest.json", "recipe.yaml"
+CONFIG, WEIGHTS, MANIFEST, RECIPE = "config.json", "model.safetensors", paths.MANIFEST, paths.RECIPE
 FORMAT = 1
 # Hugging Face keeps GPT-2's original Conv1D layout, (in, out); nn.Linear holds (out, in). The four
 # matrices of each block are named here and nowhere else. attn.c_proj is square: stored untransposed

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.evaluation.benchmarks import BenchmarkData, ItemResult
     from gpt2cli.evaluation.eval_text import EncodedText, EvalText
-    from gpt2cli.evaluation.on import Entry
+    from gpt2cli.evaluation.on import EvaluationTarget
     from gpt2cli.evaluation.perplexity import PerplexityProgress
     from gpt2cli.evaluation.scoring import Branches, SlidingWindow
     from gpt2cli.runtime import Runtime
@@ -332,7 +332,9 @@ def _measured(
         yield work.measure(model.name, loaded, runtime, file)
 
 
-def _require_use(entries: "Sequence[Entry]", texts: dict[str, object], benchmarks: dict[str, object]) -> None:
+def _require_use(
+    entries: "Sequence[EvaluationTarget]", texts: dict[str, object], benchmarks: dict[str, object]
+) -> None:
     """An option that nothing in --on would obey is a mistake."""
     for kind, wanted, options in (("a text", False, texts), ("a benchmark", True, benchmarks)):
         given = [option for option, value in options.items() if value]

@@ -37,7 +37,7 @@ def prepare(
     tokenizer: Annotated[
         str,
         typer.Option(
-            help="gpt2, chars, bpe-8192 (learnt from the text, any size), or a tokenizer folder.",
+            help="gpt2, chars, bpe-8192 (trained on the text, any size), or a tokenizer folder.",
         ),
     ] = "gpt2",
     text_field: TextFieldOption = None,

@@ -33,7 +33,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier vocabulary in --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a byte-level BPE vocabulary: GPT-2's kind, with merges learnt from your text.
+    """Train a byte-level BPE vocabulary: GPT-2's kind, with merges trained on your text.
 
     The folder is a Hugging Face tokenizer. Use it as --tokenizer FOLDER in gpt2 prepare, or as
     data.tokenizer=FOLDER in gpt2 pretrain.

@@ -56,7 +56,7 @@ def csv_rows(
     After a bad row, reading goes on with the line after its first: a quote that is never closed takes
     nothing else along.
     """
-    source = _Lines(lines)
+    source = _NumberedLines(lines)
 
     def reader() -> Iterator[list[str]]:
         csv.field_size_limit(longest)
@@ -80,7 +80,7 @@ def csv_rows(
             yield source.taken[0][0], values
 
 
-class _Lines:
+class _NumberedLines:
     """Lines for csv.reader; those after the first of the current row can be read again."""
 
     def __init__(self, lines: NumberedLines) -> None:
@@ -88,7 +88,7 @@ class _Lines:
         self._again: collections.deque[tuple[int, str]] = collections.deque()
         self.taken: list[tuple[int, str]] = []
 
-    def __iter__(self) -> "_Lines":
+    def __iter__(self) -> "_NumberedLines":
         return self
 
     def __next__(self) -> str:

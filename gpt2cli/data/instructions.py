@@ -100,13 +100,13 @@ def read_instructions(
         notes.append(f"the input of {n_no_input:,} records is {NO_INPUT}, and is read as none")
     n_silent = sum(any(turn.role == "assistant" and not turn.text.strip() for turn in r.turns) for r in kept)
     if n_silent:
-        notes.append(f"{n_silent:,} records have an empty answer, which is not learnt")
+        notes.append(f"{n_silent:,} records have an empty answer, which does not count in the loss")
     n_unasked = sum(
         any(turn.role == "user" and not (turn.text + turn.input).strip() for turn in record.turns)
         for record in kept
     )
     if n_unasked:
-        notes.append(f"{n_unasked:,} records have an empty question; their answers are learnt all the same")
+        notes.append(f"{n_unasked:,} records have an empty question; their answers count all the same")
     return InstructionRecords(kept, len(found) - len(kept), joined_digest(digests), tuple(notes))
 
 

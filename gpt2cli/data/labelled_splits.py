@@ -134,7 +134,7 @@ def _classes_of(texts: LabelledTexts, data: LabelledTexts, rows: Sequence[int]) 
 
 
 def class_notes(data: LabelledTexts) -> Iterator[tuple[str, str]]:
-    """("note" or "warning", a sentence) on what will be learnt: the classes with their counts, names that
+    """("note" or "warning", a sentence) on what is trained on: the classes with their counts, names that
     may be mistakes, texts that stand several times.
     """
     counts = Counter(data.classes)
@@ -143,12 +143,12 @@ def class_notes(data: LabelledTexts) -> Iterator[tuple[str, str]]:
     yield "note", f"{len(named):,} classes: {', '.join(named[:MOST_SHOWN])}{more}"
     for alike in _alike(data.labels):
         together = ", ".join(map(repr, alike))
-        yield "warning", f"the classes {together} are nearly equal, and are learnt as different ones"
+        yield "warning", f"the classes {together} are nearly equal, and count as different ones"
     for kind, label in enumerate(data.labels):
         if label.casefold() in MISSING_VALUES:
             yield "warning", f"the class {label!r}, of {counts[kind]:,} rows, looks like a missing value"
         if label[:1] + label[-1:] in ("[]", "{}", "()") and len(label) > 1:
-            yield "warning", f"the class {label!r} looks like a list; one class per text is learnt"
+            yield "warning", f"the class {label!r} looks like a list; a text has one class"
     if len(data.labels) > len(data.texts) / 2:
         yield (
             "warning",

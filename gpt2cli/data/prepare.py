@@ -222,8 +222,8 @@ def _prepare(job: PrepareJob, force: bool) -> Iterator[PrepareProgress]:
             yield from _nothing_to_do(job, tokenizer)
             return
         if not tokenizer:
-            learnt = yield from learn_vocabulary(job)
-            tokenizer, job = learnt.tokenizer, replace(job, n_learnt=learnt.n_bytes)
+            trained = yield from learn_vocabulary(job)
+            tokenizer, job = trained.tokenizer, replace(job, n_vocabulary_bytes=trained.n_bytes)
         if journal and journal.fingerprint == tokenizer.fingerprint:
             try:
                 yield from run_prepare(job, tokenizer, journal)
@@ -315,7 +315,7 @@ def named_tokenizer(name: str) -> Tokenizer:
     if not paths.expand(name).is_dir():
         raise UsageError(
             f"{name}: no such tokenizer",
-            "it is gpt2, chars, bpe-8192 (learnt from the text, any size), or a tokenizer folder",
+            "it is gpt2, chars, bpe-8192 (trained on the text, any size), or a tokenizer folder",
             f"gpt2 tokenizer train TEXT.txt --size 8192 --out {shlex.quote(name)}"
             if "/" in name
             else f"--tokenizer {'chars' if name.startswith('char') else 'gpt2'}",

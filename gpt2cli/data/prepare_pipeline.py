@@ -78,7 +78,7 @@ class PrepareJob:
     """The sources and settings of a preparation. `expected` are the sources as an earlier pass found them;
     `tokenizer` is given instead of that of the settings; `arguments` and `validation_arguments` are as typed;
     `nanogpt` is the folder whose tokens are imported.
-    The training split keeps its first `n_learnt` bytes: its vocabulary was learnt from them.
+    The training split keeps its first `n_vocabulary_bytes` bytes: its vocabulary was trained on them.
     """
 
     sources: Sequence[TextSource]
@@ -91,7 +91,7 @@ class PrepareJob:
     tokenizer: Tokenizer | None = None
     arguments: tuple[str, ...] = ()
     validation_arguments: tuple[str, ...] = ()
-    n_learnt: int = 0
+    n_vocabulary_bytes: int = 0
     nanogpt: Path | None = None
 
     @cached_property
@@ -220,8 +220,8 @@ def _meet_share(
         low, high, n_kept = n_tokens - most, n_tokens - fewest, n_tokens - n_wanted
     source.finish()
     shards, dtype = source.state.finished, dtype_for(tokenizer.n_vocab)
-    if too_few and job.n_learnt:
-        low = max(low, tokens_of_bytes(job.out, shards, dtype, tokenizer, job.n_learnt))
+    if too_few and job.n_vocabulary_bytes:
+        low = max(low, tokens_of_bytes(job.out, shards, dtype, tokenizer, job.n_vocabulary_bytes))
         high, n_kept = max(low, high), max(low, n_kept)
     n_kept = document_end(job.out, shards, dtype, tokenizer.end_of_text, low, high, n_kept) or n_kept
     kept = WriterState(move_tail(job.out, shards, dtype, source.n_tokens - n_kept, target))

@@ -1,4 +1,4 @@
-"""A vocabulary made from the text itself: its characters, or byte-pair merges learnt from its training split.
+"""A vocabulary made from the text itself: its characters, or byte-pair merges trained on its training split.
 
 `tokenizer/train.py` learns the merges; here is which text it sees.
 """
@@ -20,27 +20,27 @@ from gpt2cli.data.text_reader import SAFE_CUT
 from gpt2cli.data.tokenize import reader_of, text_chunks, trim_heap
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.tokenizer import train
-from gpt2cli.tokenizer.base import Tokenizer, learnt_size
+from gpt2cli.tokenizer.base import Tokenizer, trained_size
 from gpt2cli.tokenizer.bpe import BPE
 from gpt2cli.tokenizer.chars import Chars
 
 
 @dataclass(frozen=True)
-class LearntVocabulary:
-    """The text that it was learnt from is in the first `n_bytes` of the training split."""
+class TrainedVocabulary:
+    """The text that it was trained on is in the first `n_bytes` of the training split."""
 
     tokenizer: Tokenizer
     n_bytes: int = 0
 
 
-def learn_vocabulary(job: PrepareJob) -> Generator[PrepareProgress, None, LearntVocabulary]:
+def learn_vocabulary(job: PrepareJob) -> Generator[PrepareProgress, None, TrainedVocabulary]:
     """The vocabulary that `job.settings.tokenizer` names, from passes of their own over the sources."""
-    size = learnt_size(job.settings.tokenizer)
+    size = trained_size(job.settings.tokenizer)
     if size is None:
-        return LearntVocabulary((yield from _characters(job)))
+        return TrainedVocabulary((yield from _characters(job)))
     train.require_size(size, "bpe-")
     tokenizer, n_bytes = yield from learn_bpe(job, size)
-    return LearntVocabulary(tokenizer, n_bytes)
+    return TrainedVocabulary(tokenizer, n_bytes)
 
 
 def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
@@ -85,22 +85,22 @@ def learn_bpe(job: PrepareJob, size: int) -> Generator[PrepareProgress, None, tu
     return step.tokenizer, n_seen
 
 
-def vocabulary_notes(learnt: train.VocabularyProgress, size: int, n_seen: int) -> Iterator[str]:
-    """What a user should know of a new vocabulary, learnt from a text of `n_seen` bytes."""
-    assert learnt.tokenizer
-    if learnt.tokenizer.n_vocab < size:
+def vocabulary_notes(trained: train.VocabularyProgress, size: int, n_seen: int) -> Iterator[str]:
+    """What a user should know of a new vocabulary, trained on a text of `n_seen` bytes."""
+    assert trained.tokenizer
+    if trained.tokenizer.n_vocab < size:
         yield (
-            f"the vocabulary has {learnt.tokenizer.n_vocab:,} tokens, not {size:,}:"
+            f"the vocabulary has {trained.tokenizer.n_vocab:,} tokens, not {size:,}:"
             " no other pair occurs twice in this text"
         )
-    if learnt.is_cut:
+    if trained.is_cut:
         yield (
-            f"the vocabulary is that of the first {learnt.n_bytes / 1e6:,.0f} MB: they have"
+            f"the vocabulary is that of the first {trained.n_bytes / 1e6:,.0f} MB: they have"
             f" {train.MOST_WORDS:,} different words, and more would take too much memory"
         )
     elif n_seen > train.MOST_BYTES:
         yield (
-            f"the vocabulary is that of {learnt.n_bytes / 1e6:,.0f} MB, taken evenly from"
+            f"the vocabulary is that of {trained.n_bytes / 1e6:,.0f} MB, taken evenly from"
             f" {n_seen / 1e6:,.0f} MB"
         )
 

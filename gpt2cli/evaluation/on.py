@@ -14,14 +14,14 @@ from gpt2cli.paths import expand
 
 
 @dataclass(frozen=True)
-class Entry:
+class EvaluationTarget:
     """A text, or a benchmark with a file or corpus in the place of its own items, if one is named."""
 
     benchmark: Benchmark | None
     source: str | None
 
 
-def parse_on(on: str) -> list[Entry]:
+def parse_on(on: str) -> list[EvaluationTarget]:
     """The entries, each once. A path that holds commas is one entry; ./NAME is a file called as a benchmark.
 
     Raises UsageError for a name that two protocols share, InputError for a name that is nearly a benchmark's.
@@ -33,12 +33,12 @@ def parse_on(on: str) -> list[Entry]:
     return [_entry(word, words) for word in words]
 
 
-def _entry(word: str, words: Sequence[str]) -> Entry:
+def _entry(word: str, words: Sequence[str]) -> EvaluationTarget:
     name, is_given, source = word.partition("=")
     if name in BENCHMARKS:
-        return Entry(BENCHMARKS[name], source if is_given else None)
+        return EvaluationTarget(BENCHMARKS[name], source if is_given else None)
     if _is_path(word) or word in CORPORA or word in BUNDLED:
-        return Entry(None, word)
+        return EvaluationTarget(None, word)
 
     def fix(meant: str) -> str:
         mended = [f"{meant}{is_given}{source}" if one == word else one for one in words]
@@ -54,7 +54,7 @@ def _entry(word: str, words: Sequence[str]) -> Entry:
     if near := difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.75):
         known = f"the benchmarks are {', '.join(BENCHMARKS)}"
         raise InputError(f"{name}: neither a file nor a benchmark", known, fix(near[0]))
-    return Entry(None, word)
+    return EvaluationTarget(None, word)
 
 
 def _is_path(word: str) -> bool:

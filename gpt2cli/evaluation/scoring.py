@@ -211,7 +211,7 @@ def score_continuations(
 
 
 @dataclass(frozen=True)
-class _Row:
+class _PackedItem:
     """Continuations, by their numbers in an item, behind the same ids of its context: the context is followed
     by one branch per continuation, which sees the context and itself.
     """
@@ -226,7 +226,7 @@ class _Row:
         return len(self.branches.context) + sum(len(ids) - 1 for ids in self.branches.continuations)
 
 
-def _rows(item: int, branches: Branches, limit: int) -> Iterator[_Row]:
+def _rows(item: int, branches: Branches, limit: int) -> Iterator[_PackedItem]:
     """The item in one row, but for the continuations that leave room for less of the context."""
     by_cut: dict[int, list[int]] = {}
     for number, ids in enumerate(branches.continuations):
@@ -239,12 +239,12 @@ def _rows(item: int, branches: Branches, limit: int) -> Iterator[_Row]:
         by_cut.setdefault(max(len(branches.context) + len(ids) - limit - 1, 0), []).append(number)
     for n_cut, numbers in by_cut.items():
         chosen = tuple(branches.continuations[number] for number in numbers)
-        yield _Row(item, tuple(numbers), Branches(branches.context[n_cut:], chosen), n_cut)
+        yield _PackedItem(item, tuple(numbers), Branches(branches.context[n_cut:], chosen), n_cut)
 
 
 @torch.no_grad()
 def _score_rows(
-    model: GPT2LMHead, rows: Sequence[_Row], runtime: Runtime
+    model: GPT2LMHead, rows: Sequence[_PackedItem], runtime: Runtime
 ) -> list[tuple[ScoredContinuation, ...]]:
     T = max(row.n_inputs for row in rows)
     input_ids = torch.zeros(len(rows), T, dtype=torch.long)  # (B, T)

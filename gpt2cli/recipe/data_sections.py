@@ -15,7 +15,7 @@ from gpt2cli.recipe.sections import (
     field_error,
     require_unicode,
 )
-from gpt2cli.tokenizer.base import SMALLEST, learnt_size
+from gpt2cli.tokenizer.base import SMALLEST, trained_size
 
 
 def _require_names(value: Any) -> Any:
@@ -45,7 +45,7 @@ def each_name(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _require_room_for_bytes(value: str) -> str:
-    size = learnt_size(value)
+    size = trained_size(value)
     if size is not None and size < SMALLEST:
         must = f"must be bpe-{SMALLEST} or larger: the 256 bytes and <|endoftext|> come first"
         raise PydanticCustomError("recipe_value", must)
@@ -74,7 +74,7 @@ class DataConfig(RecipeSection):
     )
     tokenizer: TokenizerName | None = Field(
         default=None,
-        description="gpt2, chars, bpe-N (N tokens, learnt from the training text), or a tokenizer folder;"
+        description="gpt2, chars, bpe-N (N tokens, trained on the training text), or a tokenizer folder;"
         " null: that of init or of a prepared folder, else gpt2",
     )
     validation: Fraction | None = Field(

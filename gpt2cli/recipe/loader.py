@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from gpt2cli.errors import UsageError
-from gpt2cli.paths import expand, shown_path
+from gpt2cli.paths import RECIPE, expand, shown_path
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.recipe.key_hints import RecipeKeys
 from gpt2cli.recipe.schema import RECIPES, Recipe, in_reading_order, recipe_fields
@@ -65,8 +65,8 @@ def find_recipe(source: str) -> Path:
     # A folder called `verdict`, such as a run, does not hide the recipe of that name.
     path = expand(source)
     if source and os.path.lexists(path) and not (named and path.is_dir()):
-        is_run = path.is_dir() and (path / "recipe.yaml").is_file()
-        return path / "recipe.yaml" if is_run else path
+        is_run = path.is_dir() and (path / RECIPE).is_file()
+        return path / RECIPE if is_run else path
     if named:
         return named
     written = [str(file) for file in path.parent.glob("*.yaml")] if path.suffix else []

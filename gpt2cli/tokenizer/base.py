@@ -29,15 +29,15 @@ CHARS = "chars"  # the name of a vocabulary of the characters of a text
 SMALLEST = 257  # tokens of a byte-level vocabulary: the bytes and <|endoftext|>
 
 
-def learnt_size(name: str) -> int | None:
-    """8192 of "bpe-8192", a vocabulary learnt from the text that it will encode; None of another name."""
+def trained_size(name: str) -> int | None:
+    """8192 of "bpe-8192", a vocabulary trained on the text that it will encode; None of another name."""
     found = re.fullmatch(r"bpe-(\d{1,9})", name)
     return int(found[1]) if found else None
 
 
 def is_made_of_text(name: str) -> bool:
     """Whether the tokenizer of this name is made from the text that it will encode."""
-    return name == CHARS or learnt_size(name) is not None
+    return name == CHARS or trained_size(name) is not None
 
 
 @dataclass(frozen=True)

@@ -166,11 +166,8 @@ def record_grid(folder: Path, runs: Sequence[GridRun]) -> None:
 def read_result(run: GridRun) -> RunResult:
     """What a run found so far."""
     place = RunDir(run.folder)
-    curve, seconds, step_records = (
-        list[tuple[int, float, float]](),
-        0.0,
-        records_of(place.metrics, "StepDone"),
-    )
+    step_records = records_of(place.metrics, "StepDone")
+    curve, seconds = list[tuple[int, float, float]](), 0.0
     remaining = iter([*step_records, {"step": math.inf, "seconds": 0.0}])
     step = next(remaining)
     for evaluation in evaluations(place):

@@ -18,12 +18,10 @@ from gpt2cli.checkpoints.provenance import RECEIPT
 from gpt2cli.errors import Gpt2Error, InputError, NewerFormatError
 from gpt2cli.json_files import read_json_object
 from gpt2cli.locks import LOCK, is_locked
-from gpt2cli.paths import ADAPTER, BASE, METRICS, RUN_RECORD, STATE, TENSORS
+from gpt2cli.paths import ADAPTER, BASE, MANIFEST, METRICS, RECIPE, RUN_RECORD, STATE, TENSORS
 from gpt2cli.training.metrics_log import last_records
 from gpt2cli.training.run_json import read_sessions
 
-RECIPE = "recipe.yaml"
-MANIFEST = "manifest.json"
 # What a start that failed, or was killed before its first save, leaves behind.
 _OF_A_START = {LOCK, RECIPE, RUN_RECORD, METRICS, "samples.txt", "loss.png", "tensorboard", paths.CHECKPOINTS}
 Kind = Literal["run", "model"]
@@ -53,7 +51,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunEntry:
     """A run or a model. Empty fields are unknown, or do not apply."""
 
     name: str
@@ -83,18 +81,18 @@ class Entry:
         return any((self.folder / name).is_file() for name in (MANIFEST, RECEIPT))
 
 
-def find_entries(*roots: Path) -> list[Entry]:
+def find_entries(*roots: Path) -> list[RunEntry]:
     """The runs and models in these folders, those that changed last first."""
     found = (read_entry(folder) for root in roots for folder in _folders_in(root))
     return sorted((entry for entry in found if entry), key=lambda entry: -entry.changed)
 
 
-def read_entry(folder: Path) -> Entry | None:
+def read_entry(folder: Path) -> RunEntry | None:
     """The run or the model in a folder; None for anything else."""
     try:
         names = set(os.listdir(folder))
     except PermissionError as error:
-        return Entry(folder.name, folder, "run", "unreadable", problem=_words(error))
+        return RunEntry(folder.name, folder, "run", "unreadable", problem=_words(error))
     except OSError:  # a file, or gone meanwhile
         return None
     try:
@@ -102,10 +100,10 @@ def read_entry(folder: Path) -> Entry | None:
             return _read_run(folder, names)
         return _read_model(folder) if paths.is_model(folder) else None
     except OSError as error:  # a folder in it that may not be read
-        return Entry(folder.name, folder, "run", "unreadable", problem=_words(error))
+        return RunEntry(folder.name, folder, "run", "unreadable", problem=_words(error))
 
 
-def find_entry(name: str) -> Entry:
+def find_entry(name: str) -> RunEntry:
     """The run or model that a user names: a folder, a name under ./runs, or one under GPT2_HOME/models.
 
     Raises InputError that says what is there.
@@ -151,7 +149,7 @@ def _folders_in(root: Path) -> list[Path]:
         return []
 
 
-def _read_run(folder: Path, names: set[str]) -> Entry:
+def _read_run(folder: Path, names: set[str]) -> RunEntry:
     problems: list[Gpt2Error] = []
     sessions = _attempt(problems, list[dict[str, Any]](), lambda: read_sessions(folder))
     checkpoints = _checkpoints(folder)
@@ -166,7 +164,7 @@ def _read_run(folder: Path, names: set[str]) -> Entry:
     steps_asked = _text(_mapping(recipe.get("optim")).get("steps")).replace("_", "")
     base, session = _text(recipe.get("init")), sessions[-1] if sessions else {}
     tokens = _text(_mapping(session.get("data")).get("tokens"))
-    return Entry(
+    return RunEntry(
         name=folder.name,
         folder=folder,
         kind="run",
@@ -188,13 +186,13 @@ def _read_run(folder: Path, names: set[str]) -> Entry:
     )
 
 
-def _read_model(folder: Path) -> Entry:
+def _read_model(folder: Path) -> RunEntry:
     problems: list[Gpt2Error] = []
-    config = _attempt(problems, dict[str, Any](), lambda: _read_if_there(folder / "config.json"))
+    _attempt(problems, dict[str, Any](), lambda: _read_if_there(folder / "config.json"))
     receipt = _attempt(problems, dict[str, Any](), lambda: _read_if_there(folder / RECEIPT))
     bases = _bases(folder)
-    kind = "classifier" if "SequenceClassification" in str(config.get("architectures")) else "language model"
-    return Entry(
+    kind = "classifier" if paths.is_classifier(folder) else "language model"
+    return RunEntry(
         name=folder.name,
         folder=folder,
         kind="model",

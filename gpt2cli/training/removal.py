@@ -8,11 +8,11 @@ from pathlib import Path
 from gpt2cli import files, locks, paths
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import TENSORS
-from gpt2cli.training.overview import Entry, find_entries
+from gpt2cli.training.overview import RunEntry, find_entries
 from gpt2cli.training.pins import runs_that_need
 
 _OF_A_RUN = {
-    *(paths.RUN_RECORD, paths.METRICS, paths.CHECKPOINTS, paths.RESPONSES, "best", "last", "recipe.yaml"),
+    *(paths.RUN_RECORD, paths.METRICS, paths.CHECKPOINTS, paths.RESPONSES, "best", "last", paths.RECIPE),
     *("samples.txt", "loss.png", "tensorboard", "report.json", "scores.json", "confusion.png"),
 }
 
@@ -26,7 +26,7 @@ class Need:
     is_vital: bool  # `path` cannot be used without
 
 
-def require_removable(entries: Sequence[Entry], force: bool = False) -> None:
+def require_removable(entries: Sequence[RunEntry], force: bool = False) -> None:
     """Raise UsageError for what gpt2 did not write, is in use, or is needed by something that stays.
 
     With `force`, a whole model may lose the run that it started from; an adapter never loses its base.
@@ -56,7 +56,7 @@ def require_removable(entries: Sequence[Entry], force: bool = False) -> None:
             )
 
 
-def remove(entry: Entry) -> None:
+def remove(entry: RunEntry) -> None:
     """Delete the folder, and the link that names it. The caller has asked `require_removable`."""
     folder = entry.folder.resolve()
     with locks.lock(folder):
@@ -65,11 +65,11 @@ def remove(entry: Entry) -> None:
         entry.folder.unlink()
 
 
-def prunable(entry: Entry) -> list[tuple[Path, int]]:
+def prunable(entry: RunEntry) -> list[tuple[Path, int]]:
     """The files of a finished run's optimizer state, with their bytes. Raises UsageError for another run."""
     if entry.kind != "run" or entry.state != "finished":
         is_begun = entry.state in ("running", "stopped", "diverged")
-        recipe = shlex.quote(str(entry.folder / "recipe.yaml"))
+        recipe = shlex.quote(str(entry.folder / paths.RECIPE))
         raise UsageError(
             f"{entry.folder}: is not a finished run",
             "it is a model, which has no optimizer state"
@@ -81,7 +81,7 @@ def prunable(entry: Entry) -> list[tuple[Path, int]]:
     return [(path, path.stat().st_size) for path in found]
 
 
-def prune(entry: Entry) -> Iterator[tuple[Path, int]]:
+def prune(entry: RunEntry) -> Iterator[tuple[Path, int]]:
     """Delete what `prunable` lists, file by file; the checkpoints stay loadable.
 
     Raises ResourceError while another process writes in the run.
@@ -95,7 +95,7 @@ def prune(entry: Entry) -> Iterator[tuple[Path, int]]:
             yield path, n_bytes
 
 
-def foreign_files(entry: Entry) -> list[str]:
+def foreign_files(entry: RunEntry) -> list[str]:
     """Names at the top of a run's folder of files that gpt2 does not write there."""
     if entry.kind != "run":
         return []
@@ -103,14 +103,14 @@ def foreign_files(entry: Entry) -> list[str]:
     return [name for name in names if name not in _OF_A_RUN and name[0] != "." and "judgements" not in name]
 
 
-def _roots(entries: Sequence[Entry]) -> list[Path]:
+def _roots(entries: Sequence[RunEntry]) -> list[Path]:
     """Where what needs one of the entries may lie: beside it, in ./runs and under GPT2_HOME."""
     roots = [entry.folder.resolve().parent for entry in entries]
     roots += [paths.runs(), *([paths.models()] if paths.has_home() else [])]
     return list(dict.fromkeys(root.resolve() for root in roots))
 
 
-def _needs(entry: Entry, others: Sequence[Entry]) -> Iterator[Need]:
+def _needs(entry: RunEntry, others: Sequence[RunEntry]) -> Iterator[Need]:
     folder = entry.folder.resolve()
     for checkpoint in entry.checkpoints:
         for run in runs_that_need(checkpoint.path):

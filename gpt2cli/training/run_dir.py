@@ -45,7 +45,7 @@ class RunDir:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
-        self.recipe = folder / "recipe.yaml"
+        self.recipe = folder / paths.RECIPE
         self.record = folder / paths.RUN_RECORD
         self.metrics = folder / paths.METRICS
         self.samples = folder / "samples.txt"

@@ -37,7 +37,7 @@ from gpt2cli.training.setup import TrainingSetup
 def run_name_of(recipe: str) -> str:
     """verdict for recipes/verdict.yaml; the run's path for the recipe.yaml of a run."""
     path = paths.expand(recipe)
-    if path.name == "recipe.yaml" and paths.is_run(path.parent):
+    if path.name == paths.RECIPE and paths.is_run(path.parent):
         return str(path.parent.resolve())
     return path.stem
 

@@ -34,9 +34,7 @@ class TrainingSetup:
     runtime: Runtime
     attention: str  # "sdpa", "formula" or "blocks"
     model: Any  # a GPT-2 with the task's head, in fp32; checkpoints hold this one
-    optimizer_step: (
-        OptimizerStep  # its `model` runs the forward: the model itself, its bf16 copy or its parts
-    )
+    optimizer_step: OptimizerStep  # its `model` runs the forward: the model, its bf16 copy or its parts
     task: TrainingTask
     state: TrainState
     identity: RunIdentity

@@ -78,10 +78,8 @@ class Computing:
 
 RunIdentity = dict[str, str | int | float]
 ROWS_PER_STEP = "batch.micro_batch * batch.accumulation"
-_BEFORE: RunIdentity = {
-    "model.positions": "learned",
-    "optim.name": "adamw",
-}  # of runs from before these keys were here
+# Of runs from before these keys were there.
+_BEFORE: RunIdentity = {"model.positions": "learned", "optim.name": "adamw"}
 
 
 def write_state(

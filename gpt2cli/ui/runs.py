@@ -14,7 +14,7 @@ from gpt2cli.errors import counted
 from gpt2cli.hub.cache import CacheEntry
 from gpt2cli.paths import METRICS, RESPONSES, has_home, models, shown_path
 from gpt2cli.training.metrics_log import last_records
-from gpt2cli.training.overview import Checkpoint, Entry
+from gpt2cli.training.overview import Checkpoint, RunEntry
 from gpt2cli.ui.console import aligned, amount, printable, say
 
 HEADINGS = ("name", "task", "base", "data", "step", "best loss", "size", "age", "state")
@@ -32,7 +32,7 @@ _STYLES = {
 }
 
 
-def print_runs(entries: Sequence[Entry], console: Console) -> None:
+def print_runs(entries: Sequence[RunEntry], console: Console) -> None:
     """A line per run or model; problems, and the sum of the sizes, go to stderr."""
     rows = [_cells(entry) for entry in entries]
     columns = list(HEADINGS)
@@ -66,7 +66,7 @@ def print_cache(entries: Sequence[CacheEntry], console: Console) -> None:
     say(f"{amount(sum(entry.n_bytes for entry in entries))}; gpt2 runs rm NAME removes one", "faint")
 
 
-def print_run(entry: Entry, console: Console) -> None:
+def print_run(entry: RunEntry, console: Console) -> None:
     """All that is known about one, and the commands to try next."""
     best = "" if entry.best_loss is None else f"{entry.best_loss:.4f} at step {entry.best_step}"
     facts = (
@@ -97,7 +97,7 @@ def print_run(entry: Entry, console: Console) -> None:
         console.print(command)
 
 
-def next_commands(entry: Entry) -> list[str]:
+def next_commands(entry: RunEntry) -> list[str]:
     """Commands that work on it now, as one types them here."""
     is_downloaded = entry.kind == "model" and has_home() and entry.folder.parent == models()
     folder = shlex.quote(entry.name if is_downloaded else shown_path(entry.folder.absolute()))
@@ -116,7 +116,7 @@ def next_commands(entry: Entry) -> list[str]:
     return _uses(entry, folder) + ([f"gpt2 runs prune {folder}"] if prune else [])
 
 
-def _uses(entry: Entry, folder: str) -> list[str]:
+def _uses(entry: RunEntry, folder: str) -> list[str]:
     if entry.task in ("finetune-classify", "classifier"):
         return [f"gpt2 classify {folder} 'a text'"]
     if entry.task == "finetune-instruct":
@@ -125,7 +125,7 @@ def _uses(entry: Entry, folder: str) -> list[str]:
     return [f"gpt2 generate --model {folder}", f"gpt2 inspect {folder}"]
 
 
-def as_json(entry: Entry) -> dict[str, Any]:
+def as_json(entry: RunEntry) -> dict[str, Any]:
     """The facts for a script; times in ISO 8601, sizes in bytes."""
     return {
         "name": entry.name,
@@ -161,7 +161,7 @@ def age(changed: float) -> str:
     return next((f"{seconds // size:.0f} {unit}" for unit, size in _SIZES if seconds >= size), "0 min")
 
 
-def _cells(entry: Entry) -> dict[str, str]:
+def _cells(entry: RunEntry) -> dict[str, str]:
     values = (
         entry.name,
         entry.task.removeprefix("finetune-"),
@@ -183,7 +183,7 @@ def _checkpoint_cells(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (checkpoint.path.name, amount(checkpoint.n_bytes), ", ".join(checkpoint.pointers), pruned)
 
 
-def _steps(entry: Entry) -> str:
+def _steps(entry: RunEntry) -> str:
     if entry.step is None:
         return ""
     return f"{entry.step}/{'?' if entry.n_steps is None else entry.n_steps}"
