@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -216,9 +217,8 @@ def require_writable(folder: Path) -> None:
     """Create `folder` if it is missing and check that it is writable, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _temporary_for(folder / "probe")
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # without a name another process could sweep away
+            pass
     except OSError as error:
         raise ResourceError(
             f"{folder}: cannot write here", _reason(error), "choose another place, or free some space"

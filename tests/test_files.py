@@ -1,11 +1,13 @@
 """Whole or not at all; and no hanging on what is no file."""
 
+import concurrent.futures
 import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,24 @@ def test_sweep_takes_temporary_names_only(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("whole")
     assert len(files.sweep(tmp_path)) == 2
     assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_one_process_sweeps_while_another_asks_whether_it_can_write(tmp_path: Path) -> None:
+    """As the ranks of a training do that open one prepared folder at the same moment."""
+    over = threading.Event()
+
+    def keep_sweeping() -> None:
+        while not over.is_set():
+            files.sweep(tmp_path)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        swept = pool.submit(keep_sweeping)
+        try:
+            for _ in range(2000):
+                files.require_writable(tmp_path)
+        finally:
+            over.set()
+        swept.result()
 
 
 @pytest.mark.parametrize(
