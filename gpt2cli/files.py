@@ -16,7 +16,6 @@ import re
 import shlex
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -215,6 +214,8 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 def require_writable(folder: Path) -> None:
     """Create `folder` if it is missing and check that it is writable, before any work."""
+    import tempfile  # 5 ms, which `gpt2 --help` should not take
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # without a name another process could sweep away

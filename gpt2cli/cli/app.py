@@ -7,34 +7,15 @@ Command files import only typer at their top, and torch and the rest in function
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Annotated, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from gpt2cli import __version__
-from gpt2cli.cli import (
-    chat,
-    classify,
-    compile,
-    completion,
-    convert,
-    download,
-    evaluate,
-    finetune_classify,
-    finetune_instruct,
-    generate,
-    grid,
-    inspect,
-    judge,
-    prepare,
-    pretrain,
-    recipes,
-    runs,
-    score,
-    signals,
-    tokenizer,
-)
+from gpt2cli.cli import completion, signals
 from gpt2cli.cli.failures import explain
 from gpt2cli.cli.help import HelpCommand, HelpGroup
 from gpt2cli.cores import let_threads_sleep
@@ -44,38 +25,77 @@ from gpt2cli.ui.console import let_stdout_fail, make_streams_safe, print_error
 HELP = "From raw text to a GPT-2 you can chat with."
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
+WEIGHTS, TRAIN, USE, LOOK = "Get weights", "Train", "Use", "Look and measure"
+# Name, group in the help, and the first sentence of the command's own help, which is then not imported.
+COMMANDS = (
+    ("download", WEIGHTS, "Download a GPT-2 from OpenAI or the Hugging Face hub."),
+    ("convert", WEIGHTS, "Convert a GPT-2 from or to another format."),
+    ("recipes", TRAIN, "List, show, explain, copy and check recipes."),
+    ("tokenizer", TRAIN, "Train a vocabulary; show how one cuts a text."),
+    ("prepare", TRAIN, "Tokenize text into shards for pretraining."),
+    ("pretrain", TRAIN, "Train a GPT-2 on raw text, from random weights or further."),
+    ("finetune-classify", TRAIN, "Fine-tune a GPT-2 to classify texts."),
+    ("finetune-instruct", TRAIN, "Fine-tune a GPT-2 to follow instructions."),
+    ("grid", TRAIN, "Train every combination of values with several seeds, and compare them."),
+    ("generate", USE, "Continue a text."),
+    ("chat", USE, "Chat with a model."),
+    ("classify", USE, "Classify texts with a fine-tuned classifier."),
+    ("compile", USE, "Make generate and chat faster: compile a decode step."),
+    ("runs", LOOK, "List, show, compare, prune and remove runs and models."),
+    ("inspect", LOOK, "Show what a model is made of, and what it computes."),
+    ("evaluate", LOOK, "Measure how well models predict texts and do on benchmarks."),
+    ("score", LOOK, "Measure how likely each line of a file is."),
+    ("judge", LOOK, "Grade a model's responses with an LLM judge."),
+)
+
+
+class _Commands(Mapping[str, Any]):
+    """Commands by name; a command's file is imported when it is asked for, so that a key press in the
+    shell and `--help` wait for none.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in iter(self):
+            raise KeyError(name)
+        return _command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, *_ in COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@cache
+def _command(name: str) -> Any:
+    """Of the file named as the command: its function of that name, or its own `app` of commands."""
+    module = import_module(f"gpt2cli.cli.{name.replace('-', '_')}")
+    one = typer.Typer()
+    if group := getattr(module, "app", None):
+        one.add_typer(group, name=name)
+    else:
+        one.command(name, cls=HelpCommand)(getattr(module, name.replace("-", "_")))
+    return typer.main.get_group(one).commands[name]
+
+
+class _Program(HelpGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands()  # type: ignore[assignment]
+
+    def summaries(self) -> Sequence[tuple[str, str, str]]:
+        return COMMANDS
+
+
 app = typer.Typer(
     name="gpt2",
     help=HELP,
-    cls=HelpGroup,
+    cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,  # `completion.py` has a faster one
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-WEIGHTS, TRAIN, USE, LOOK = "Get weights", "Train", "Use", "Look and measure"
-COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
-    ("download", WEIGHTS, download.download),
-    ("convert", WEIGHTS, convert.convert),
-    ("prepare", TRAIN, prepare.prepare),
-    ("pretrain", TRAIN, pretrain.pretrain),
-    ("finetune-classify", TRAIN, finetune_classify.finetune_classify),
-    ("finetune-instruct", TRAIN, finetune_instruct.finetune_instruct),
-    ("grid", TRAIN, grid.grid),
-    ("generate", USE, generate.generate),
-    ("chat", USE, chat.chat),
-    ("classify", USE, classify.classify),
-    ("compile", USE, compile.compile_step),
-    ("inspect", LOOK, inspect.inspect),
-    ("evaluate", LOOK, evaluate.evaluate),
-    ("score", LOOK, score.score),
-    ("judge", LOOK, judge.judge),
-)
-app.add_typer(recipes.app, name="recipes", rich_help_panel=TRAIN)
-app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=TRAIN)
-app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
-for name, panel, command in COMMANDS:
-    app.command(name, cls=HelpCommand, rich_help_panel=panel)(command)
 
 
 @app.callback()

@@ -11,7 +11,7 @@ from gpt2cli.errors import ResourceError, UsageError
 from gpt2cli.paths import is_adapter
 
 
-def compile_step(
+def compile(
     model: ModelArgument = None,
     precision: Annotated[
         list[str] | None,

@@ -54,7 +54,7 @@ def candidates(app: typer.Typer, words: Sequence[str], last: str) -> list[Candid
         named = [(name, first_sentence(one.help)) for name, one in options.items() if name.startswith("--")]
         return _beginning(last, [*named, ("--help", "Show this message and exit.")])
     if hasattr(command, "commands"):
-        return _beginning(last, [(name, first_sentence(one.help)) for name, one in command.commands.items()])
+        return _beginning(last, [(name, sentence) for name, _, sentence in command.summaries()])
     given = [
         word
         for n, word in enumerate(rest)

@@ -52,7 +52,7 @@ def grid(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, without training.")] = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Train every combination of values with several seeds, one run after another, and compare them.
+    """Train every combination of values with several seeds, and compare them.
 
     Started again, the same command goes on where it was stopped.
     """

@@ -35,6 +35,10 @@ class HelpGroup(TyperGroup):
     def get_help(self, ctx: Any) -> str:
         return help_text(self, ctx)
 
+    def summaries(self) -> Sequence[tuple[str, str, str]]:
+        """Name, title of its section, and first sentence of each command."""
+        return [(name, "Commands", first_sentence(one.help)) for name, one in self.commands.items()]
+
 
 def help_text(command: TyperCommand | TyperGroup, ctx: Any) -> str:
     """The help of a command, for the width of the terminal."""
@@ -44,7 +48,7 @@ def help_text(command: TyperCommand | TyperGroup, ctx: Any) -> str:
     if examples := EXAMPLES.get(ctx.command_path.partition(" ")[2]):
         parts.append("\n".join([_heading("Examples"), *(f"  {example}" for example in examples)]))
     arguments = [_argument(one, command) for one in command.get_params(ctx) if is_argument(one)]
-    sections = {"Arguments": arguments} | _options(command, ctx) | _commands(command, ctx)
+    sections = {"Arguments": arguments} | _options(command, ctx) | _commands(command)
     parts += [_section(title, rows, width) for title, rows in sections.items() if rows]
     return "\n\n".join(parts)
 
@@ -66,13 +70,11 @@ def _options(command: Any, ctx: Any) -> dict[str, list[Row]]:
     return rows
 
 
-def _commands(command: Any, ctx: Any) -> dict[str, list[Row]]:
+def _commands(command: Any) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
-    if isinstance(command, TyperGroup):
-        for name in command.list_commands(ctx):
-            one: Any = command.get_command(ctx, name)
-            title = one.rich_help_panel or "Commands"
-            rows.setdefault(title, []).append((name, first_sentence(one.help)))
+    if isinstance(command, HelpGroup):
+        for name, title, sentence in command.summaries():
+            rows.setdefault(title, []).append((name, sentence))
     return rows
 
 

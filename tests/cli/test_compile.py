@@ -10,7 +10,7 @@ import typer
 from speaking import save_model_that_says
 
 from gpt2cli.cli import app
-from gpt2cli.cli.compile import compile_step
+from gpt2cli.cli.compile import compile
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.generation.cpu import aot_packages
 from gpt2cli.generation.cpu.aot_packages import BuildError
@@ -48,7 +48,7 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def compile_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     program = typer.Typer()
-    program.command()(compile_step)
+    program.command()(compile)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = 0

@@ -12,6 +12,7 @@ import typer
 
 from gpt2cli.cli import app
 from gpt2cli.cli.examples import EXAMPLES
+from gpt2cli.cli.help import first_sentence
 from gpt2cli.recipe.loader import load_recipe
 
 Gpt2 = Callable[..., Any]
@@ -56,11 +57,21 @@ def test_help_says_choices_and_defaults(gpt2: Gpt2) -> None:
     assert groups == ["Examples:", "Options:", "Get weights:", "Train:", "Use:", "Look and measure:"]
 
 
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    top: Any = typer.main.get_command(app.app)
+    assert len(top.summaries()) == len(top.commands) >= 14
+    for name, _, sentence in top.summaries():
+        assert first_sentence(top.commands[name].help) == sentence, name
+
+
 @pytest.mark.parametrize(
     ("words", "without"),
     [
-        ("-h", ("rich", "tempfile", "pydantic", "torch", "gpt2cli.cli.launcher")),
-        ("pretrain -h", ("rich", "torch", "gpt2cli.cli.launcher")),  # typer itself imports pydantic here
+        ("-h", ("rich", "tempfile", "pydantic", "torch", "gpt2cli.cli.chat", "gpt2cli.cli.runs")),
+        (
+            "pretrain -h",
+            ("rich", "torch", "gpt2cli.cli.launcher", "gpt2cli.cli.chat"),
+        ),  # typer itself imports pydantic here
     ],
 )
 def test_help_imports_little(words: str, without: tuple[str, ...]) -> None:
