@@ -10,7 +10,14 @@ from gpt2cli.cores import choose_threads, forward_seconds
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.recipe.sections import OptimConfig
-from gpt2cli.runtime import Runtime, choose_attention, choose_runtime, has_fast_bf16
+from gpt2cli.runtime import (
+    Runtime,
+    choose_attention,
+    choose_runtime,
+    has_fast_bf16,
+    keep_freed_memory,
+    return_freed_memory,
+)
 from gpt2cli.training.estimate import explain_out_of_memory
 from gpt2cli.training.optimizer_step import OptimizerStep, make_optimizer
 from gpt2cli.training.ranks import ALONE, Ranks
@@ -71,6 +78,8 @@ def set_up_training(
     elif run.shard == "on":
         lacks = "run.shard is on, but one process has no other to share with: it holds the whole model"
         runtime = replace(runtime, notices=(*runtime.notices, lacks))
+    if runtime.device.type == "cpu":
+        (return_freed_memory if is_sharded else keep_freed_memory)()
     attention = choose_attention(run.attention, runtime.device, config.n_positions, compiled=runtime.compile)
     notices = list(runtime.notices)
     if recorded and recorded != (own := choose_threads(0, forward, ranks.local_world)):

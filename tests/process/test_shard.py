@@ -83,17 +83,30 @@ def test_gradients_are_summed_and_each_has_its_part(tmp_path: Path) -> None:
 
 @pytest.mark.peers
 @pytest.mark.parametrize(
-    "kind", ["pretrain", "classify", "classify lora", "instruct packed", "instruct lora"]
+    ("kind", "asked"),
+    [
+        ("pretrain", ()),
+        ("pretrain bf16", ("run.activation_checkpointing=on",)),
+        ("classify", ()),
+        ("classify lora", ()),
+        ("instruct packed", ("run.activation_checkpointing=on",)),
+        ("instruct lora", ()),
+    ],
 )
-def test_parts_train_as_the_whole(kind: str, tmp_path: Path) -> None:
+def test_parts_train_as_the_whole(kind: str, asked: tuple[str, ...], tmp_path: Path) -> None:
     task, recipe = recipe_of(kind, tmp_path)
-    finished(task, recipe, "--name", "whole")
-    finished(task, recipe, "--name", "parts", *PARTS)
-    assert losses(Path("runs/parts")) == pytest.approx(losses(Path("runs/whole")), abs=1e-6)
+    finished(task, recipe, "--name", "whole", *asked)
+    finished(task, recipe, "--name", "parts", *PARTS, *asked)
+    near = 1e-5 if "bf16" in kind else 1e-6  # a weight's last bit may round to another bf16 number
+    assert losses(Path("runs/parts")) == pytest.approx(losses(Path("runs/whole")), abs=near)
     (first, _), (second, _) = of_run("whole"), of_run("parts")
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, atol=2e-6, rtol=0)
+        if name.endswith("attn.c_attn.bias"):  # a key's bias has a gradient of rounding errors alone
+            width = len(tensor) // 3
+            tensor, second[name] = tensor.clone(), second[name].clone()
+            tensor[width : 2 * width] = second[name][width : 2 * width] = 0
+        torch.testing.assert_close(second[name], tensor, atol=2 * near, rtol=0)
     files = [
         {path.relative_to(f"runs/{name}/last") for path in Path(f"runs/{name}/last/").rglob("*")}
         for name in ("whole", "parts")
