@@ -1,6 +1,7 @@
 """The kinds of data files: text, tables and records by their names, and what is neither by its bytes."""
 
 import contextlib
+import re
 import shlex
 import zipfile
 from collections.abc import Callable
@@ -46,6 +47,16 @@ def require_readable(name: str, path: Path | None, head: bytes) -> None:
     )
 
 
+def markup_note(name: str, head: str) -> str:
+    """What to say of a text whose first characters show that it is markup; "" for plain text."""
+    start = head[:HEAD].lstrip("\ufeff \t\r\n").lower()
+    for is_there, what, command in _MARKUP:
+        if is_there(start):
+            quoted, copy = shlex.quote(name), shlex.quote(f"{Path(name).with_suffix('')}")
+            return f"{name}: is {what} read as ordinary text; {command.format(file=quoted, copy=copy)}"
+    return ""
+
+
 def is_text(head: bytes) -> bool:
     """Whether bytes look like UTF-8 text, which may be cut at their end."""
     with contextlib.suppress(UnicodeDecodeError):
@@ -67,6 +78,34 @@ _TEXTUAL = (
     (b"%PDF-", "a PDF", "pdftotext {file} {copy}.txt"),
     (b"{\\rtf1", "an RTF document", _TO_TEXT),
     (b"%!PS", "a PostScript document", "ps2ascii {file} {copy}.txt"),
+)
+# (whether the first characters, in lower case, are its own; what the text is; what leaves the marks out)
+_MARKUP: tuple[tuple[Callable[[str], bool], str, str], ...] = (
+    (
+        lambda text: text.startswith(("<!doctype html", "<html")),
+        "a web page, and its tags are",
+        "pandoc {file} -f html -t plain -o {copy}.txt leaves them out",
+    ),
+    (
+        lambda text: text.startswith("<?xml") or bool(re.match(r"<(mediawiki|rss|feed|tei|svg)\b", text)),
+        "XML, and its tags are",
+        "xmllint --xpath 'string(/)' {file} > {copy}.txt leaves them out",
+    ),
+    (
+        lambda text: text.startswith("{") and '"cells"' in text and '"cell_type"' in text,
+        "a notebook, and its JSON and outputs are",
+        "jupyter nbconvert --to script {file} keeps its code and text",
+    ),
+    (
+        lambda text: text.startswith(("\\documentclass", "\\documentstyle")),
+        "LaTeX, and its commands are",
+        "pandoc {file} -f latex -t plain -o {copy}.txt leaves them out",
+    ),
+    (
+        lambda text: bool(re.match(r"1\n\d\d:\d\d:\d\d,\d\d\d --> ", text)) or text.startswith("webvtt"),
+        "a file of subtitles, and its numbers and times are",
+        "grep -v -e '-->' -e '^[0-9]*$' {file} > {copy}.txt leaves them out",
+    ),
 )
 _BINARY = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file", _TO_TEXT),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from gpt2cli.data.byte_source import BLOCK, ByteSource, ReadOptions
-from gpt2cli.data.file_kinds import TABLES
+from gpt2cli.data.file_kinds import TABLES, markup_note
 from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.records import LARGE, RecordReader
 from gpt2cli.data.split_text import SplitRule, split_option
@@ -78,7 +78,12 @@ class SourceReader:
 
     def pieces(self) -> Iterator[TextPiece]:
         reader = self._reader
-        for piece in self._text(reader) if isinstance(reader, ByteSource) else self._records(reader):
+        is_plain = isinstance(reader, ByteSource) and self.source.path  # no command reads stdin again
+        for n, piece in enumerate(
+            self._text(reader) if isinstance(reader, ByteSource) else self._records(reader)
+        ):
+            if n == 0 and is_plain and (note := markup_note(self.source.name, piece.text)):
+                self.notes.append(note)
             if END_OF_TEXT in piece.text:
                 self._n_markers += piece.text.count(END_OF_TEXT)
             yield piece

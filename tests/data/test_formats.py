@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+import shlex
 import tarfile
 import zipfile
 from contextlib import closing
@@ -272,6 +273,29 @@ def test_a_marker_in_the_text_is_told(tmp_path: Path, name: str, text: str, n: i
     assert len(notes) == (n > 0) and all(
         f"{n} times" in note or (n == 1 and "once" in note) for note in notes
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.html", "<!DOCTYPE html>\n<html><body><p>hi</p></body></html>", "a web page, and its tags"),
+        ("a.txt", "\n<HTML lang=en><body>hi</body></HTML>", "a web page, and its tags"),
+        ("wiki dump.xml", "<mediawiki xml:lang='en'><page>x</page></mediawiki>", "XML, and its tags"),
+        ("a.xhtml", "<?xml version='1.0'?><html/>", "XML, and its tags"),
+        ("a.ipynb", '{\n "cells": [\n  {\n   "cell_type": "code"}]}', "a notebook, and its JSON"),
+        ("a.tex", "\\documentclass{article}\n\\begin{document}", "LaTeX, and its commands"),
+        ("a.srt", "1\n00:00:01,000 --> 00:00:02,000\nHi.\n", "a file of subtitles"),
+        ("a.md", "# <html> and <?xml are words here\n", ""),
+        ("a.txt", '{"cells" is how a poem may begin', ""),
+        ("a.txt", "<p>a tag alone</p>", ""),
+    ],
+)
+def test_markup_is_read_as_text_and_told(tmp_path: Path, name: str, text: str, said: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    found, notes = read(path)
+    assert "".join(found) == text and len(notes) == bool(said)
+    assert all(said in note and shlex.quote(str(path)) in note for note in notes)
 
 
 def zipped(*names: str) -> bytes:
