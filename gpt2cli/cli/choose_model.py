@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt2cli.paths import shown_path
 from gpt2cli.ui.console import say
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tupl
 
     folder, folders = load.find_with_adapters(name, adapters)
     if name is None and not adapters:
-        say(f"model: {folder}", "faint")
+        say(f"model: {shown_path(folder)}", "faint")
     return folder, folders
 
 

@@ -18,7 +18,7 @@ import typer
 from gpt2cli.cli.options import JsonOption, OfflineOption, RecipeArgument
 from gpt2cli.cli.signals import install
 from gpt2cli.errors import DivergedError, ResourceError, UsageError
-from gpt2cli.ui.console import out, print_json, say
+from gpt2cli.ui.console import is_terminal, out, print_json, say
 
 if TYPE_CHECKING:
     from gpt2cli.training.grid import GridRun
@@ -154,7 +154,8 @@ def _show(
     if as_json:
         print_json(grid_facts(found, folder, picture))
         return
-    for line in grid_lines(found):
-        out().print(line)
+    console = out()
+    for line in grid_lines(found, console.width if is_terminal(console) else None):
+        console.print(line)
     say(NOTE, "faint")
     say(f"picture: {shlex.quote(str(picture))}")

@@ -1,5 +1,6 @@
 """The JSON output of `gpt2 judge`, and the error if nothing was scored."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ def nothing_scored(
     """The error for a task without a score; `place` is the results file."""
     own = [one for one in judgements if not one.is_canary]
     if all(one.status == "empty" for one in own):
-        return ServiceError(what, f"{coverage}: there was nothing to ask about", "look into the responses")
+        fix = f"head -n 3 {shlex.quote(str(place))}"
+        return ServiceError(what, f"{coverage}: there was nothing to ask about", fix)
     reasons = [one.why for one in own if one.why]
     why = f"{coverage}: {max(set(reasons), key=reasons.count)}" if reasons else coverage
     fix = f"look into {place}; --retry asks again, another judge needs --fresh or --out FILE"

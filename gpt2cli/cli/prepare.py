@@ -17,7 +17,7 @@ from gpt2cli.cli.options import (
 )
 from gpt2cli.errors import counted
 from gpt2cli.paths import expand
-from gpt2cli.ui.console import err, print_result, say
+from gpt2cli.ui.console import amount, err, print_result, say
 
 if TYPE_CHECKING:
     from gpt2cli.data.prepare_pipeline import PrepareProgress
@@ -113,14 +113,14 @@ def prepare(
 def _summarise(last: "PrepareProgress", seconds: float, as_json: bool) -> None:
     n_new = last.n_bytes - last.n_continued
     text = (
-        f"{counted(last.n_documents, 'document')}, {last.n_bytes / 1e6:,.1f} MB of text,"
+        f"{counted(last.n_documents, 'document')}, {amount(last.n_bytes)} of text,"
         f" {counted(last.n_tokens, 'token')}, {last.n_validation_tokens:,} of them for validation"
     )
     if last.phase == "nothing to do":
         say(f"Nothing to do: already prepared, {text}.", "good")
     else:
-        speed = f"{n_new / 1e6 / seconds:.1f} MB/s" if seconds else ""
-        continued = f", {last.n_continued / 1e6:,.1f} MB of it done before" if last.n_continued else ""
+        speed = f"{amount(n_new / seconds)}/s" if seconds else ""
+        continued = f", {amount(last.n_continued)} of it done before" if last.n_continued else ""
         say(f"Done: {text}{continued}; {seconds:.1f} s, {speed}.", "good")
     summary = {
         "out": str(last.out),

@@ -190,12 +190,12 @@ def _default(option: Any) -> list[str]:
 def _known_command(word: str, text: str, typed: Sequence[str]) -> list[str]:
     from gpt2cli.recipe.shipped import read_header, shipped_recipes
 
+    if path := shipped_recipes().get(word.removesuffix(".yaml")):
+        return [read_header(path).task, *typed]
     if near := re.search(r"Did you mean '([^']+)'", text):
         return _replaced(typed, word, near[1])
     if word == "help":
         return [*typed[1:2], "--help"]
-    if path := shipped_recipes().get(word.removesuffix(".yaml")):
-        return [read_header(path).task, *typed]
     return []
 
 

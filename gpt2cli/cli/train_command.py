@@ -60,6 +60,10 @@ def train(
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.cli import launcher
+    from gpt2cli.ui.spinner import waiting
+
+    with waiting(err(), "loading PyTorch"):
+        from gpt2cli.training.setup import set_up_training
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.moved_paths import absolute_paths, moved_paths
     from gpt2cli.training.ranks import join
@@ -71,7 +75,6 @@ def train(
         resume_point,
         run_name_of,
     )
-    from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
     recipe = require_recipe(recipe, command.task, given)
@@ -125,7 +128,7 @@ def train(
             for notice in setup.notices:
                 say(f"note: {notice}")
 
-            def record() -> None:
+            def record(say: Callable[[str], None]) -> None:
                 if from_ and checkpoint:
                     for path in runs.go_back_to(run, checkpoint):
                         say(f"note: put aside: {path}")
@@ -211,7 +214,7 @@ def _train(
     setup: "TrainingSetup",
     run: "RunDir",
     stop: Callable[[], int],
-    record: Callable[[], None],
+    record: Callable[[Callable[[str], None]], None],
     offline: bool,
 ) -> None:
     """Train, with display and log. `record` is called once all options have been validated."""
@@ -235,7 +238,7 @@ def _train(
         on_sigusr1() as save_now,
         explain_divergence(run, setup),
     ):
-        record()
+        record(view.note)
         view.note(_headline(setup, run))
         if first:
             view.note(f"resuming after step {first}")

@@ -22,8 +22,10 @@ from gpt2cli.paths import (
     has_home,
     is_adapter,
     is_checkpoint,
+    is_classifier,
     is_model,
     is_run,
+    models_newest_first,
 )
 
 if TYPE_CHECKING:
@@ -39,11 +41,13 @@ NEW_TOKENS, REPLY_TOKENS = 100, 256  # at most, of a continuation and of a reply
 
 
 def find_folder(name: str | None) -> Path:
-    """The folder of the model called `name`; None is the newest model.
+    """The folder of the model called `name`; None is the newest model, before a classifier any other.
 
     Raises InputError, for the name of a file too.
     """
     try:
+        if name is None:
+            return next((path for path in models_newest_first() if not is_classifier(path)), find_model(None))
         return find_model(name)
     except InputError:
         _refuse_file(name or "")

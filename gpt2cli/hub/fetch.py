@@ -145,7 +145,7 @@ def _persist(job: _FetchJob, client: "httpx2.Client", policy: RetryPolicy) -> It
                 raise UnreachableError(what, trouble.why, "try again: it goes on where it stopped") from None
             doubled = min(policy.longest_pause, policy.first_pause * 2 ** max(0, failures - 1))
             pause = doubled if trouble.wait is None else trouble.wait
-            again = f"again in {pause:.0f} s" if pause >= 1 else "again"
+            again = f"trying again in {pause:.0f} s" if pause >= 1 else "trying again"
             yield Transfer(job.n_done, job.n_total, f"{trouble.why}; {again}")
             time.sleep(pause)
 

@@ -31,6 +31,7 @@ from gpt2cli.training.torch_compile import uncompiled
 from gpt2cli.training.train_state import RECENT_LOSSES, TrainState
 
 SPIKE = 5.0  # times the median of the recent losses
+LEAST_SPIKE = 1.0  # nats above it: near a loss of 0 every hard text is many times the median
 
 
 def train(
@@ -230,7 +231,7 @@ def _detect_spike(state: TrainState, event: StepDone) -> SpikeSeen | None:
     """Report a loss far above the recent median, once per climb."""
     recent = state.recent_losses
     typical = statistics.median(recent) if len(recent) >= 8 else math.inf
-    was_in_spike, state.in_spike = state.in_spike, event.loss > SPIKE * typical
+    was_in_spike, state.in_spike = state.in_spike, event.loss > max(SPIKE * typical, typical + LEAST_SPIKE)
     if not state.in_spike:  # losses of a spike must not raise the median
         state.recent_losses = [*recent, event.loss][-RECENT_LOSSES:]
     return SpikeSeen(event.step, event.loss, typical) if state.in_spike and not was_in_spike else None

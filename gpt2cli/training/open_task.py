@@ -135,7 +135,7 @@ def open_instruction_tuning(
         (examples.n_left_out, f"left out: the prompt alone fills {examples.limit} tokens"),
         (
             examples.n_train_only,
-            f"used for training only: their last answers begin after {examples.limit} tokens",
+            f"used for training only: the last answer begins after {examples.limit} tokens",
         ),
         (examples.n_cut, f"cut: longer than {examples.limit} tokens"),
     ):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpt2cli.errors import Gpt2Error, counted
-from gpt2cli.ui.console import aligned, err, print_json, printable, say, stream
+from gpt2cli.paths import shown_path
+from gpt2cli.ui.console import aligned, definitions, err, is_terminal, print_json, printable, say, stream
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -31,8 +32,9 @@ _ENDS = {
 
 
 def print_model(loaded: "LoadedModel") -> None:
-    size = f"{loaded.config.n_parameters / 1e6:,.1f} million parameters"
-    note(f"{loaded.folder}: {size}, context {loaded.config.n_positions:,} tokens", "")
+    n = loaded.config.n_parameters
+    size = f"{n / 1e6:,.1f} million parameters" if n >= 1e5 else f"{n:,} parameters"
+    note(f"{shown_path(loaded.folder)}: {size}, context {loaded.config.n_positions:,} tokens", "")
 
 
 def print_mode(template: "Template | JinjaTemplate | None") -> None:
@@ -126,6 +128,9 @@ def show_failure(turn: int, error: Gpt2Error) -> None:
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Names and values in two columns, or in a narrow terminal one above the other."""
     console, rows = err(), [(printable(name), printable(value)) for name, value in pairs]
+    if console.width >= NARROW and is_terminal(console):
+        console.print("\n".join(definitions(rows, console.width)))
+        return
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         if console.width < NARROW:

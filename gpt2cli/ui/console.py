@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 import select
 import stat
 import sys
@@ -19,6 +20,7 @@ from gpt2cli.errors import Gpt2Error
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
     from rich.theme import Theme
 
 # Rich is imported in bodies: help and shell completion do without it, and answer sooner.
@@ -52,8 +54,23 @@ def err() -> "Console":
 
 def say(text: str, style: str = "") -> None:
     """Print a line to stderr, safe for a terminal whatever it contains, and apart from generated text."""
+    from rich.text import Text
+
     end_line()
-    err().print(printable(text), style=style)
+    print_message(err(), Text(printable(text), style=style))
+
+
+def print_message(console: "Console", text: "Text") -> None:
+    """Print it; on a terminal a sentence breaks between words, and a long path nowhere.
+
+    A line with a command is left to the terminal, which pastes it whole; so are columns.
+    """
+    from textwrap import wrap
+
+    if is_terminal(console) and not re.search(r"gpt2 |\s\s|[\n\t]|^\s|\s$", text.plain):
+        lines = wrap(text.plain, console.width, break_long_words=False, break_on_hyphens=False)
+        text.plain = "\n".join(lines)  # as long as before: a line feed for a space
+    console.print(text, soft_wrap=True)
 
 
 def stream(text: str, exact: bool = False) -> None:
@@ -157,7 +174,11 @@ def print_error(error: Gpt2Error) -> None:
     for label, text, style in parts:
         if text:
             line = printable(text).replace("\n", "␊").replace("\t", " ")
-            console.print(Text.assemble((f"{label}:", style or "faint"), f" {line}"))
+            message = Text.assemble((f"{label}:", style or "faint"), f" {line}")
+            if label == "fix":
+                console.print(message)
+            else:
+                print_message(console, message)
 
 
 def print_json(value: object) -> None:

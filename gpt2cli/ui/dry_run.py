@@ -89,7 +89,7 @@ def _model(setup: TrainingSetup) -> str:
     start = "random weights" if init == SCRATCH else f"the weights of {shown_model(base) if base else init}"
     return (
         f"{sum(p.numel() for p in setup.model.parameters()):,} parameters from {start}:"
-        f" {config.n_layer} blocks, {config.n_head} heads, width {config.n_embd},"
+        f" {counted(config.n_layer, 'block')}, {counted(config.n_head, 'head')}, width {config.n_embd},"
         f" context {config.n_positions}, vocabulary {config.vocab_size:,}"
     )
 

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+
 from gpt2cli import __version__
 from gpt2cli.evaluation.seeds import MeanOverSeeds
 from gpt2cli.training.grid import CellSummary, GridReport, GridRun
@@ -20,10 +22,13 @@ NOTE = (
 )
 
 
-def grid_lines(report: GridReport) -> list[str]:
-    """The table as aligned lines for stdout."""
+def grid_lines(report: GridReport, width: int | None = None) -> list[str]:
+    """The table as aligned lines for stdout; where they are wider than `width`, without rates and times."""
     rows = [_header(report), *(_row(cell) for cell in report.cells)]
-    return [printable(line) for line in aligned(rows, right=range(1, 8))]
+    lines = aligned(rows, right=range(1, 7))
+    if width is not None and max(map(cell_len, lines)) > width:
+        lines = aligned([[*row[:4], row[7]] for row in rows], right=range(1, 4))
+    return [printable(line) for line in lines]
 
 
 def grid_markdown(report: GridReport, command: Sequence[str], picture: str) -> str:

@@ -33,8 +33,8 @@ ACTIVATION_NOTES = {
     "wpe": "position embeddings",
     "wte+wpe": "the residual stream begins",
     "attn.c_attn": "q, k and v side by side",
-    "attn.q": "queries, after rotary positions",
-    "attn.k": "keys, after rotary positions",
+    "attn.q": "queries",
+    "attn.k": "keys",
     "attn.v": "values",
     "attn.weights": "attention weights, after the softmax",
     "attn.y": "weighted values, heads concatenated",
@@ -127,6 +127,7 @@ def outline(summary: ModelInfo) -> list[Row]:
 def activations(anatomy: ForwardTrace) -> list[Row]:
     """The table of activations: the first block in full, of the others only their output."""
     rows: list[Row] = []
+    is_rotary = all(activation.name != "wpe" for activation in anatomy.activations)
     for activation in anatomy.activations:
         layer = _layer_of(activation)
         if layer > 0 and not activation.name.endswith(".after_mlp"):
@@ -135,6 +136,7 @@ def activations(anatomy: ForwardTrace) -> list[Row]:
             rows.append(("the other blocks do the same; their outputs:",))
         numbers = _numbers(activation.statistics) if activation.statistics else ("", "", "", "")
         note = ACTIVATION_NOTES.get(activation.name.removeprefix("h.0."), "")
+        note += ", rotated by position" if is_rotary and note in ("queries", "keys") else ""
         rows.append((activation.name, _shape(activation.shape), *numbers, note))
     header = _with_not_finite(("activation", "shape", "std", "min", "max"), rows)[0]
     return [(*header, ""), *rows]

@@ -66,6 +66,17 @@ def print_cache(entries: Sequence[CacheEntry], console: Console) -> None:
     say(f"{amount(sum(entry.n_bytes for entry in entries))}; gpt2 runs rm NAME removes one", "faint")
 
 
+# What `print_run` says of an event, and which of its facts.
+_EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "StepDone": ("trained", ("loss", "lr", "grad_norm")),
+    "StepSkipped": ("skipped", ("loss", "grad_norm")),
+    "SpikeSeen": ("a spike", ("loss",)),
+    "EvalDone": ("evaluated", ("loss", "perplexity", "bits_per_byte")),
+    "CheckpointSaved": ("saved", ("path",)),
+    "Stopped": ("ended", ("reason",)),
+}
+
+
 def print_run(entry: RunEntry, console: Console) -> None:
     """All that is known about one, and the commands to try next."""
     best = "" if entry.best_loss is None else f"{entry.best_loss:.4f} at step {entry.best_step}"
@@ -200,12 +211,17 @@ def _short_path(name: str) -> str:
 
 
 def _record_line(record: dict[str, Any]) -> str:
-    """An event of metrics.jsonl on one line."""
-    facts = {key: value for key, value in record.items() if key != "event" and value not in ({}, None)}
-    cells = (
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
-    )
-    return f"{record.get('event')}: {', '.join(cells)}"
+    """An event of metrics.jsonl on one line: step 500, evaluated: loss 3.21, perplexity 24.8."""
+    said, keys = _EVENTS.get(str(record.get("event")), (str(record.get("event")), ()))
+    metrics = record.get("metrics")
+    facts = {**record, **metrics} if isinstance(metrics, dict) else record
+    names = (*keys, *metrics) if isinstance(metrics, dict) else keys
+    cells = [
+        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{value}"
+        for name in names
+        if (value := facts.get(name)) is not None
+    ]
+    return f"step {record.get('step')}, {said}: {', '.join(cells)}".removesuffix(": ")
 
 
 def _width(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from gpt2cli.training.events import (
     StepSkipped,
     Stopped,
 )
-from gpt2cli.ui.console import is_terminal, printable
+from gpt2cli.ui.console import is_terminal, print_message, printable
 
 # (heading, width) of the table on a terminal; narrower ones get the plain lines, under a bar.
 _COLUMNS = (
@@ -56,7 +56,7 @@ class TrainingView:
         self.first_step = self.step = first_step
         self.start = start
         self._n_tokens, self._seconds, self._rate = 0, 0.0, ""
-        self._said_one = False
+        self._said_one = self._has_headings = False
         self._progress = self._bar() if self.live else None
         if self._progress:
             self._progress.add_task("", total=n_steps, completed=first_step, rate="", loss="")
@@ -64,8 +64,6 @@ class TrainingView:
     def __enter__(self) -> "TrainingView":
         if self._progress:
             self._progress.start()
-        if self.tabular:
-            self._line("  ".join(heading.rjust(width) for heading, width in _COLUMNS), "strong")
         return self
 
     def __exit__(
@@ -79,7 +77,7 @@ class TrainingView:
 
     def note(self, text: str, style: str = "") -> None:
         """Print any text above the bar: a notice, a sample."""
-        self._line(printable(text), style)
+        print_message(self.console, Text(printable(text), style=style))
 
     def _step_done(self, event: StepDone) -> None:
         self.step = event.step
@@ -110,15 +108,18 @@ class TrainingView:
         notes = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in event.metrics.items()]
         if event.bits_per_byte is not None:
             notes.append(f"bits/byte {event.bits_per_byte:.3f}")
-        if not self.tabular or self.console.width >= 100:
-            notes.append(f"over {event.n_tokens:,} {'texts' if event.metrics else 'tokens'}")
-        notes += ["best"] if event.is_best else []
+        over = f"over {event.n_tokens:,} {'texts' if event.metrics else 'tokens'}"
+        best = ["best"] if event.is_best else []
         if self.tabular:
             row = [self._place(event.step), "", "", "", "", loss, "" if event.metrics else perplexity]
-            self._row(*row, note="  ".join(notes), style=style)
+            notes += [over] if self.console.width >= 100 else []
+            self._row(*row, note="  ".join(notes + best), style=style)
         else:
             notes = notes if event.metrics else [f"perplexity {perplexity}", *notes]
-            self._line("  ".join([f"{self._at(event.step)}  val loss {loss}", *notes]), style)
+            cells = [f"{self._at(event.step)}  val loss {loss}", *notes]
+            whole = "  ".join([*cells, over, *best])
+            too_wide = self.live and len(whole) > self.console.width
+            self._line("  ".join(cells + best) if too_wide else whole, style)
 
     def _checkpoint_saved(self, event: CheckpointSaved) -> None:
         self.note(f"saved {event.path.name} in {event.seconds:.1f} s", "faint")
@@ -155,6 +156,9 @@ class TrainingView:
             )
 
     def _row(self, *cells: str, note: str = "", style: str = "") -> None:
+        if not self._has_headings:  # below what is said of the run
+            self._line("  ".join(heading.rjust(width) for heading, width in _COLUMNS), "strong")
+            self._has_headings = True
         row = "  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=False))
         self._line(f"{row}  {note}".rstrip(), style)
 

@@ -20,6 +20,7 @@ from gpt2cli.checkpoints.folder import write_manifest, write_model
 from gpt2cli.cli import app
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model
+from gpt2cli.paths import shown_path
 from gpt2cli.templates import TEMPLATES, Turn, prompt_ids, write_template
 from gpt2cli.tokenizer.chars import Chars
 
@@ -293,7 +294,7 @@ def test_the_newest_model_is_taken_and_named(
     assert "no model here yet" in capsys.readouterr().err
     folder = save_model_that_says(tmp_path / "gpt2-home" / "models" / "mine", "text")
     assert app.run(["chat", "-t", "0", "--threads", "1"]) == 0
-    assert capsys.readouterr() == ("text\n", f"model: {folder}\n{MODE}")
+    assert capsys.readouterr() == ("text\n", f"model: {shown_path(folder)}\n{MODE}")
 
 
 def test_help_and_show_are_talk(chat: Chat, models: Path) -> None:

@@ -24,6 +24,7 @@ FIXES = {
     "pretrian my.yaml": "gpt2 pretrain my.yaml",
     "train my.yaml": "gpt2 pretrain my.yaml",
     "verdict": "gpt2 pretrain verdict",
+    "finetune-text data.source=x.txt": "gpt2 pretrain finetune-text data.source=x.txt",
     "spam-tiny data.label=x": "gpt2 finetune-classify spam-tiny data.label=x",
     "help": "gpt2 --help",
     "help pretrain": "gpt2 pretrain --help",

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from words import WORDS
 
 from gpt2cli.cli import app
 from gpt2cli.generation.sampling import SamplingOptions
+from gpt2cli.paths import shown_path
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.chars import Chars
 
@@ -330,7 +332,15 @@ def test_the_newest_model_is_taken_and_named(tmp_path: Path, capsys: pytest.Capt
     assert app.run(["generate", "", "-t", "0"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "new\n"
-    assert f"model: {newest}\n" in captured.err
+    assert f"model: {shown_path(newest)}\n" in captured.err
+    classifier = tmp_path / "home" / "models" / "classifier"  # newer, and no language model
+    shutil.copytree(newest, classifier)
+    config = json.loads((classifier / "config.json").read_text())
+    config["architectures"] = ["GPT2ForSequenceClassification"]
+    (classifier / "config.json").write_text(json.dumps(config))
+    os.utime(newest, (2, 2))
+    assert app.run(["generate", "", "-t", "0"]) == 0
+    assert capsys.readouterr().out == "new\n"
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16"])

@@ -158,6 +158,16 @@ def test_a_spike_is_said_once_a_climb(tmp_path: Path) -> None:
     assert spikes[0].loss > 5 * spikes[0].typical
 
 
+def test_near_a_loss_of_zero_many_times_the_median_is_no_spike(tmp_path: Path) -> None:
+    recipe, data = tiny(tmp_path, "optim.steps=16", "optim.lr=1e-12")
+    session = set_up_training(scratch_task(recipe, data), recipe, None)
+    small = dict.fromkeys(range(16), 0.001) | {12: 0.1}
+    events = play(replace(session, task=Poisoned(session.task, small)), RunDir(tmp_path / "run"))
+    seen = losses(events)
+    assert seen[13] > 50 * seen[12]
+    assert not [event for event in events if isinstance(event, ev.SpikeSeen)]
+
+
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     recipe, data = tiny(
         tmp_path,

@@ -67,6 +67,28 @@ def test_plain_lines() -> None:
     ]
 
 
+def test_the_headings_stand_over_the_rows_and_below_what_is_said_of_the_run() -> None:
+    with view_on(90, terminal=True) as view:
+        view.note("tiny: 1,000 parameters")
+        view.show(EvalDone(0, 4.5, 90.0, 1000, True, 1.0))
+        view.show(step(1))
+    assert [line.split()[0] for line in told(view)] == ["tiny:", "step", "0/90", "1/90"]
+
+
+def test_a_narrow_terminal_breaks_no_line_of_an_evaluation_and_no_word() -> None:
+    with view_on(330, terminal=True, width=80) as view:
+        metrics = {"accuracy": 0.953, "macro_f1": 0.953}
+        view.show(EvalDone(33, 0.181, 1.2, 150, True, 1.0, metrics))
+        view.show(EvalDone(66, 0.181, 1.2, 150, False, 1.0, metrics))
+        view.note("tiny: 25,584 parameters, 5,646 training and 627 validation tokens, cpu fp32, 1 thread")
+    assert told(view) == [
+        "step 33/330  val loss 0.181  accuracy 0.953  macro f1 0.953  best",
+        "step 66/330  val loss 0.181  accuracy 0.953  macro f1 0.953  over 150 texts",
+        "tiny: 25,584 parameters, 5,646 training and 627 validation tokens, cpu fp32, 1",
+        "thread",
+    ]
+
+
 def test_a_line_every_so_many_steps_and_the_first_and_the_last() -> None:
     with view_on(25, log_every=10) as view:
         for number in range(1, 26):
@@ -162,7 +184,7 @@ def test_narrow_terminals_get_lines_over_a_shorter_bar(width: int) -> None:
         view.note("a sample that is longer than twenty columns are wide")
     lines = told(view)
     assert "step 10/90  loss 4.123  lr 4.0e-04  norm 1.23  421 tok/s" in lines
-    assert "a sample that is longer than twenty columns are wide" in lines
+    assert "a sample that is longer than twenty columns are wide" in " ".join(lines)
 
 
 def test_what_a_task_measures_takes_the_place_of_the_perplexity() -> None:
