@@ -189,6 +189,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def listing_near(path: Path) -> str:
+    """The command that lists the nearest folder above a missing path that exists."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path("/"))
+    return f"ls -l {shlex.quote(str(folder))}"
+
+
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading. Raises InputError for a missing file, for what would hang or never end (a
     directory, a FIFO, a device, a symlink loop), and for a pointer of Git LFS in a file's place.
@@ -197,7 +203,7 @@ def open_regular(path: Path) -> io.BufferedReader:
         # O_NONBLOCK: opening a FIFO with no writer would otherwise block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise InputError(f"{path}: {_reason(error)}", fix=f"ls -l {path.parent}") from None
+        raise InputError(f"{path}: {_reason(error)}", fix=listing_near(path)) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)

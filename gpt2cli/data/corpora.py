@@ -16,6 +16,7 @@ from typing import Literal
 
 from gpt2cli import bundled, files, paths
 from gpt2cli.errors import Gpt2Error, InputError, ServiceError
+from gpt2cli.files import listing_near
 from gpt2cli.hub.fetch import RetryPolicy, fetch
 from gpt2cli.hub.registry import Expected
 
@@ -223,7 +224,7 @@ def _path(argument: str) -> FoundCorpus:
     raise InputError(
         f"{argument}: neither a file nor a known corpus",
         f"the corpora are {', '.join(names)}",
-        f"did you mean {near[0]}?" if near else f"ls -l {path.parent}",
+        f"did you mean {near[0]}?" if near else listing_near(path),
     )
 
 

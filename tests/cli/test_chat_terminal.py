@@ -11,6 +11,7 @@ import pytest
 from speaking import save_model_that_says
 from terminal import Terminal
 
+from gpt2cli.paths import shown_path
 from gpt2cli.templates import write_template
 from gpt2cli.tokenizer.bpe import gpt2
 
@@ -35,7 +36,8 @@ def test_a_session_at_the_terminal(tmp_path: Path) -> None:
     with Terminal(command, GPT2_HOME=str(home)) as terminal:
         shown = terminal.until(HELLO)
         assert f"loading {folder}"[:60] in shown
-        assert f"{folder}: 1.6 million parameters, context 256 tokens a base model" in " ".join(shown.split())
+        greeting = f"{shown_path(folder)}: 1.6 million parameters, context 256 tokens a base model"
+        assert greeting in " ".join(shown.split())
         terminal.ready()
 
         terminal.type("hallo\x7f\x7f\x7f\x7fello\r")  # four backspaces

@@ -23,6 +23,7 @@ from gpt2cli.evaluation import eval_text, perplexity
 from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.model.config import PRESETS, GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead, new_model
+from gpt2cli.paths import shown_path
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.bpe import gpt2 as gpt2_tokenizer
 from gpt2cli.tokenizer.chars import Chars
@@ -113,8 +114,13 @@ def test_context_stride_and_batch_are_taken(gpt2: Gpt2, model: Path, story: Path
 def test_no_model_is_the_newest_and_says_which(gpt2: Gpt2, tmp_path: Path, story: Path) -> None:
     folder = save(tmp_path / "gpt2-home" / "models" / "mine")
     outcome = gpt2("evaluate", "--on", story)
-    assert outcome.code == 0 and outcome.err == f"model: {folder}\n"
+    assert outcome.code == 0 and outcome.err == f"model: {shown_path(folder)}\n"
     assert rows_of(outcome.out)[0]["model"] == str(folder)
+
+
+def test_the_listing_for_a_missing_path_is_of_a_folder_that_exists(gpt2: Gpt2, model: Path) -> None:
+    outcome = gpt2("evaluate", model, "--on", "notes/2024/*.jsonl")
+    assert outcome.code == 3 and outcome.err.endswith("fix: ls -l .\n")
 
 
 def test_a_byte_order_mark_is_not_text(gpt2: Gpt2, model: Path, story: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from gpt2cli.convert.numpy_gpt2 import reference_logits
 from gpt2cli.model.config import PRESETS, GPT2Config
+from gpt2cli.paths import shown_path
 from gpt2cli.tokenizer.bpe import gpt2 as byte_pairs
 
 TEXT = "the cat"
@@ -196,6 +197,14 @@ def test_the_prompt(gpt2: Gpt2, as_json: Callable[..., dict[str, Any]], model: P
     assert rows["3"] == [str(ids[3]), f"{chances[3]:.2%}", "'", "'"] and rows["0"][1] == "-"
 
 
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_queries_are_called_rotated_only_where_they_are(positions: str, gpt2: Gpt2, tmp_path: Path) -> None:
+    folder = save(tmp_path / positions, positions=positions)
+    shown = gpt2("inspect", folder, "--prompt", TEXT).out
+    assert "queries" in shown
+    assert ("queries, rotated by position" in shown) == (positions == "rotary")
+
+
 def test_the_logit_lens_of_every_block(
     gpt2: Gpt2, as_json: Callable[..., dict[str, Any]], model: Path
 ) -> None:
@@ -350,7 +359,7 @@ def test_a_run_tells_where_it_comes_from(
     assert gpt2("pretrain", recipe, "optim.steps=4", "eval.every=2", "--name", "mine").code == 0
     outcome = gpt2("inspect")
     checkpoint = (tmp_path / "runs" / "mine" / "best").resolve()
-    assert (outcome.code, outcome.err) == (0, f"model: {checkpoint}\n")
+    assert (outcome.code, outcome.err) == (0, f"model: {shown_path(checkpoint)}\n")
     origin = {row[0]: " ".join(row[1:]) for row in table(outcome.out, "where it comes from")}
     assert origin["recipe"] == f"pretrain, on {tmp_path / 'story.txt'}, 4 steps, seed 7"
     assert origin["saved"].startswith("at step 4; best validation loss ")
