@@ -25,6 +25,7 @@ from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.load import load_for_classifying
 from gpt2cli.paths import expand, is_classifier, models_newest_first, shown_model
 from gpt2cli.ui.console import err, printable, say
+from gpt2cli.ui.spinner import load_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,6 +139,7 @@ def classify(
     else:
         batches = ((some, _numbered("line ", n_before)) for some, n_before in arriving_lines())
     _require_model(model, texts)
+    load_torch()
     loaded = load_for_classifying(model, device, precision, threads, lambda text, kind: say(text, "warn"))
     if table and label:
         ((texts_of_file, where),) = batches

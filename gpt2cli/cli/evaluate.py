@@ -29,6 +29,7 @@ from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import expand, is_adapter
 from gpt2cli.ui.console import err, out, print_json, say
+from gpt2cli.ui.spinner import load_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,6 +112,7 @@ def evaluate(
     The first token of a prepared split is context alone.
     Prints a table to stdout, or with --json one line per model and text or benchmark.
     """
+    load_torch()
     from gpt2cli.data.byte_source import read_options
     from gpt2cli.data.split_text import SplitRule
     from gpt2cli.evaluation.benchmarks import read_benchmark

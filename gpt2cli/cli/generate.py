@@ -34,6 +34,7 @@ from gpt2cli.errors import UsageError
 from gpt2cli.generation.load import NEW_TOKENS
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_json, printable, say, stream
+from gpt2cli.ui.spinner import load_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,6 +148,7 @@ def generate(
         lines, name = prompt_lines(prompts)
     text = "" if prompts else prompt_text(prompt, file)
     with preloading(model, adapter) as (folder, adapters):
+        load_torch()
         from gpt2cli.generation import engine
         from gpt2cli.generation.sampling import sampling_options
         from gpt2cli.generation.stop_text import Continuation

@@ -14,6 +14,7 @@ from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
 from gpt2cli.errors import InputError, UsageError, counted
 from gpt2cli.paths import CHECKPOINTS, expand
 from gpt2cli.ui.console import err, print_json, say
+from gpt2cli.ui.spinner import load_torch
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.info import ModelInfo, TensorInfo
@@ -153,6 +154,7 @@ def _watch(
     """One forward pass over the prompt, with the attention of as many tokens as a picture holds; and the
     logit lens of the last `n_lens` positions, or of all.
     """
+    load_torch()
     import torch
 
     from gpt2cli.convert.open_model import open_model

@@ -1,5 +1,6 @@
 """`gpt2 prepare`: texts in, a folder of token shards out; its path on stdout."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,3 +134,6 @@ def _summarise(last: "PrepareProgress", seconds: float, as_json: bool) -> None:
         "seconds": round(seconds, 3),
     }
     print_result(as_json, summary, last.out)
+    if not as_json and last.n_validation_tokens:
+        source = shlex.quote(f"data.source={last.out}")
+        say(f"try it: gpt2 pretrain gpt2-mini {source} data.tokenizer=null data.validation=null")

@@ -23,6 +23,7 @@ from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_json, say
+from gpt2cli.ui.spinner import load_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -60,6 +61,7 @@ def score(
     else:
         groups, name = [(lines_of(file, encoding), 0)], f"{file}:"
     with preloading(model, adapter) as (folder, adapters):
+        load_torch()
         from gpt2cli.convert.open_model import open_model
         from gpt2cli.evaluation.scoring import score_texts
         from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows

@@ -60,10 +60,9 @@ def train(
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.cli import launcher
-    from gpt2cli.ui.spinner import waiting
+    from gpt2cli.ui.spinner import load_torch
 
-    with waiting(err(), "loading PyTorch"):
-        from gpt2cli.training.setup import set_up_training
+    load_torch()
     from gpt2cli.training import run_dir as runs
     from gpt2cli.training.moved_paths import absolute_paths, moved_paths
     from gpt2cli.training.ranks import join
@@ -75,6 +74,7 @@ def train(
         resume_point,
         run_name_of,
     )
+    from gpt2cli.training.setup import set_up_training
 
     given = list(overrides or [])
     recipe = require_recipe(recipe, command.task, given)

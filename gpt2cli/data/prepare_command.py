@@ -125,8 +125,8 @@ def prepare_command(
 def _other(folder: Path, key: str, asked: str, made: str, command: str) -> UsageError:
     return UsageError(
         f"data.{key} is {asked}, but {folder} was prepared with {made}",
-        "a prepared folder keeps its tokenizer and its split",
-        f"data.{key}=null, or {command}",
+        f"a prepared folder keeps its tokenizer and its split; made anew: {command}",
+        f"data.{key}=null",
     )
 
 

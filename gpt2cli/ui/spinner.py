@@ -4,6 +4,7 @@ Imports nothing heavy: the first wait is for a heavy import.
 """
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -11,24 +12,27 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from gpt2cli.ui.console import err, is_terminal, printable
 
-from gpt2cli.ui.console import is_terminal, printable
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ECHO_FLAGS = termios.ECHO | termios.ICANON  # line mode would keep only 4,096 bytes of a line
 DELAY = 0.5  # seconds; a shorter wait would only flicker
 
 
 @contextlib.contextmanager
-def waiting(console: Console, text: str, delay: float = DELAY) -> Iterator[Callable[[], None]]:
+def waiting(console: "Console", text: str, delay: float = DELAY) -> Iterator[Callable[[], None]]:
     """Shows `text` once the block has taken `delay` seconds. Yields a function that removes it early."""
     if not is_terminal(console):
         if console.is_terminal and not delay:  # a dumb one cannot erase a line
             console.print(printable(text))
         yield lambda: None
         return
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
     sign = Progress(
         SpinnerColumn(),
         TextColumn(printable(text).replace("\n", "␊"), markup=False, style="faint"),
@@ -51,6 +55,12 @@ def waiting(console: Console, text: str, delay: float = DELAY) -> Iterator[Calla
         yield end
     finally:
         end()
+
+
+def load_torch() -> None:
+    """Import torch, the longest part of a start; what follows has it at once."""
+    with waiting(err(), "loading PyTorch"):
+        importlib.import_module("torch")
 
 
 @contextlib.contextmanager

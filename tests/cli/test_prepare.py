@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,6 +38,17 @@ def test_the_folder_is_printed_and_a_second_time_nothing_is_done(gpt2: Gpt2, tex
     assert "Nothing to do" in second.err
     with open_dataset(Path("out")) as data:
         assert data.train.n_tokens > 1024
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "chars", "bpe-300"])
+def test_the_command_to_try_next_trains_on_the_folder(tokenizer: str, gpt2: Gpt2, tmp_path: Path) -> None:
+    (tmp_path / "a b.txt").write_text("Every effort moves you on and on, and so it goes.\n" * 60)
+    done = gpt2("prepare", "a b.txt", "--out", "my tokens", "--validation", "0.2", "--tokenizer", tokenizer,
+                "--block", "64")  # fmt: skip
+    (hint,) = [line for line in done.err.splitlines() if line.startswith("try it: ")]
+    program, *words = shlex.split(hint.removeprefix("try it: "))
+    tried = gpt2(*words, "--dry-run")
+    assert program == "gpt2" and tried.code == 0, tried.err
 
 
 def test_json_summary(gpt2: Gpt2, tmp_path: Path) -> None:

@@ -59,12 +59,12 @@ def test_what_the_folder_has_or_nobody_asks_for_is_no_error(manifest: TokenManif
 def test_another_setting_is_refused_with_both_fixes(
     key: str, value: Any, manifest: TokenManifest, gpt2: Gpt2
 ) -> None:
-    """The command of the fix is run as it is printed: afterwards the folder has what was asked for."""
+    """The command is run as it is printed: afterwards the folder has what was asked for."""
     with pytest.raises(UsageError) as caught:
         require_same_settings(OUT, manifest, **{key: value})
     assert f"data.{key} is " in caught.value.what and str(OUT) in caught.value.what
-    null, _, command = caught.value.fix.partition(", or ")
-    assert null == f"data.{key}=null"
+    assert caught.value.fix == f"data.{key}=null"
+    _, _, command = caught.value.why.partition("made anew: ")
     program, *arguments = shlex.split(command)
     assert program == "gpt2"
     done = gpt2(*arguments)
@@ -88,7 +88,7 @@ def test_a_folder_with_validation_text_is_no_folder_with_a_share(manifest: Token
     made = read_manifest(OUT)
     with pytest.raises(UsageError, match=r"data\.validation is 0\.1, .* prepared with held\.txt") as caught:
         require_same_settings(OUT, made, validation=0.1)
-    assert "--validation 0.1" in caught.value.fix and "--validation-source" not in caught.value.fix
+    assert "--validation 0.1" in caught.value.why and "--validation-source" not in caught.value.why
     assert "--validation-source held.txt" in prepare_command(made, OUT, tokenizer="gpt2")
 
 
