@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpt2cli.cli.help import HelpCommand, HelpGroup
-from gpt2cli.cli.options import JsonOption, prompt_text
+from gpt2cli.cli.options import (
+    BlankLineOption,
+    EncodingOption,
+    JsonOption,
+    MaxBadOption,
+    PerLineOption,
+    SplitOnOption,
+    TextFieldOption,
+    prompt_text,
+)
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import aligned, err, out, print_json, print_result, printable, say
@@ -26,10 +35,12 @@ def train(
     ],
     out: Annotated[Path, typer.Option("--out", parser=expand, metavar="PATH", help="Output folder.")],
     size: Annotated[int, typer.Option(help="Tokens of the vocabulary, with <|endoftext|>.")] = 8192,
-    text_field: Annotated[
-        list[str] | None,
-        typer.Option(help="Text field of records; repeat it to join several.", show_default="text"),
-    ] = None,
+    text_field: TextFieldOption = None,
+    split_on: SplitOnOption = None,
+    per_line: PerLineOption = False,
+    blank_line: BlankLineOption = False,
+    encoding: EncodingOption = None,
+    max_bad: MaxBadOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier vocabulary in --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,13 +49,27 @@ def train(
     The folder is a Hugging Face tokenizer. Use it as --tokenizer FOLDER in gpt2 prepare, or as
     data.tokenizer=FOLDER in gpt2 pretrain.
     """
+    from gpt2cli.data.byte_source import read_options
+    from gpt2cli.data.manifest import PrepareSettings
+    from gpt2cli.data.text_fields import TEXT
     from gpt2cli.data.vocabulary import train_tokenizer
     from gpt2cli.tokenizer.bpe import BPE
     from gpt2cli.tokenizer.files import load_tokenizer
     from gpt2cli.ui.progress import finish, preparing
 
     started = time.monotonic()
-    steps = train_tokenizer(sources, size, out, text_fields=text_field or (), force=force)
+    options = read_options(encoding, max_bad)
+    settings = PrepareSettings(
+        tokenizer=f"bpe-{size}",
+        text_fields=tuple(text_field or TEXT),
+        validation=0.0,
+        encoding=options.encoding,
+        max_bad=options.max_bad,
+        split_on=split_on or "",
+        per_line=per_line,
+        blank_line=blank_line,
+    )
+    steps = train_tokenizer(sources, size, out, settings, stdin_is_records=bool(text_field), force=force)
     last = finish(steps, err(), preparing())
     tokenizer = load_tokenizer(out)
     assert isinstance(tokenizer, BPE)

@@ -6,13 +6,16 @@ The share is rounded up, so that a file of any size may have one bad record; 0 a
 import math
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from gpt2cli.errors import InputError
 
 MAX_BAD = 0.001
 SHOWN = 3
 _LINE = re.compile(r"(?::|, row )(\d+)\b")
-HOPELESS = 20  # records, all of them bad: the wrong field was named, and the rest would be bad too
+# Records, all of them bad: the wrong field was named, and the rest would be bad too. A larger share that is
+# asked for is taken at its word.
+HOPELESS = 20
 
 
 @dataclass
@@ -29,14 +32,19 @@ class RecordTally:
         self.n_bad += 1
         if len(self.first) < SHOWN:
             self.first.append(error)
-        if not self.max_bad or (not self.n_good and self.n_bad >= HOPELESS and self.max_bad < 1):
+        is_hopeless = not self.n_good and self.n_bad >= HOPELESS and self.max_bad <= MAX_BAD
+        if not self.max_bad or is_hopeless:
             raise self._refusal()
 
     def finish(self) -> None:
         """At the end of the file. Raises InputError if too many were bad, or all."""
         n = self.n_good + self.n_bad
-        if self.n_bad and (not self.n_good or self.n_bad > math.ceil(self.max_bad * n)):
+        if self.n_bad and (not self.n_good or self.n_bad > self._allowed(n)):
             raise self._refusal()
+
+    def _allowed(self, n: int) -> int:
+        """The share of `n`, rounded up: of the decimal number that was given, which 0.07 * 100 exceeds."""
+        return math.ceil(Fraction(str(self.max_bad)) * n)
 
     def note(self, name: str) -> str:
         """What to say of the file at its end; empty if no record was bad."""

@@ -3,23 +3,28 @@
     {"messages": [{"role": "user", "content": "..."}, ...]}            OpenAI, Hugging Face
     {"conversations": [{"from": "human", "value": "..."}, ...]}        ShareGPT
     {"prompt": ..., "completion": ...}                                 trl; texts, or lists of messages
+    [{"role": "user", "content": "..."}, ...]                          a list without a name
+
+A list may be JSON in a column of a table, and a system message a field "system" beside it.
 
 A message's "weight": 0 keeps an answer out of the loss, as in OpenAI's format; an empty one is kept out, too.
 """
 
+import contextlib
 from typing import Any
 
 from gpt2cli.data.text_fields import text_field
 from gpt2cli.errors import InputError
-from gpt2cli.json_files import kind_of
+from gpt2cli.json_files import kind_of, parse_json
 from gpt2cli.templates import Role, Turn
 
 LISTS = ("messages", "conversations", "conversation")
 PAIR = ("prompt", "completion")
+BESIDE = "system"  # the system message as a field of the record, beside the list
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "ai"), "assistant"),
 }
 UNSUPPORTED = ("tool", "function", "function_call", "observation", "ipython")
 MESSAGE = 'a message is {"role": "user", "content": "..."}'
@@ -27,9 +32,11 @@ MESSAGE = 'a message is {"role": "user", "content": "..."}'
 
 def is_conversation(record: dict[str, Any], instruction: str) -> bool:
     """Whether the record is read here; `instruction` is the field of instructions, which may be "prompt"."""
-    if any(name in record for name in LISTS):
+    if any(record.get(name) is not None for name in LISTS):
         return True
-    return all(name in record for name in PAIR) and instruction not in record
+    if instruction in record:
+        return False  # in a table of both kinds, the other kind's fields are null
+    return any(name in record for name in LISTS) or all(name in record for name in PAIR)
 
 
 def read_conversation(record: dict[str, Any], where: str) -> tuple[Turn, ...]:
@@ -39,8 +46,13 @@ def read_conversation(record: dict[str, Any], where: str) -> tuple[Turn, ...]:
     Raises InputError that names the message.
     """
     found: list[tuple[str, Any]] = []  # (what it is called, the message)
-    if name := next((name for name in LISTS if name in record), None):
+    names = [name for name in LISTS if name in record]
+    if names:
+        name = next((name for name in names if record[name] is not None), names[0])
         found = _listed(record[name], name, where)
+        beside = record.get(BESIDE)
+        if isinstance(beside, str) and beside.strip() and not _is_system(found[0][1]):
+            found.insert(0, (BESIDE, {"role": "system", "content": beside}))
     else:
         for name, role in zip(PAIR, ("user", "assistant"), strict=True):
             value = record[name]
@@ -71,15 +83,23 @@ def read_conversation(record: dict[str, Any], where: str) -> tuple[Turn, ...]:
 
 
 def _listed(messages: Any, name: str, where: str) -> list[tuple[str, Any]]:
+    if isinstance(messages, str) and messages.lstrip().startswith("["):  # a column of a table
+        with contextlib.suppress(ValueError):
+            messages = parse_json(messages)
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{where}: {name!r} is not a list of messages", kind_of(messages), MESSAGE)
     return [(f"{'message' if name in LISTS else name} {i}", message) for i, message in enumerate(messages)]
 
 
+def _is_system(message: Any) -> bool:
+    spelled = (message.get("role") or message.get("from")) if isinstance(message, dict) else None
+    return isinstance(spelled, str) and ROLES.get(spelled.lower()) == "system"
+
+
 def _turn(message: Any, where: str) -> Turn:
     if not isinstance(message, dict):
         raise InputError(f"{where}: must be a JSON object, not {kind_of(message)}", fix=MESSAGE)
-    role_key, text_key = ("from", "value") if "from" in message else ("role", "content")
+    role_key, text_key = ("from", "value") if message.get("from") is not None else ("role", "content")
     spelled = text_field(message, role_key, where, MESSAGE)
     role = ROLES.get(spelled.lower())
     if role is None or message.get("tool_calls") or message.get("function_call"):
@@ -89,7 +109,8 @@ def _turn(message: Any, where: str) -> Turn:
             f"the roles are {', '.join(ROLES)}",
             "leave this record out",
         )
-    weight = message.get("weight", 1)
+    weight = message.get("weight")
+    weight = 1 if weight is None else weight  # parquet has null where another message has a weight
     if isinstance(weight, bool) or weight not in (0, 1):
         raise InputError(f"{where}: the weight is {weight!r}", "it must be 0 or 1", '"weight": 0')
     text = _text(message, text_key, where)

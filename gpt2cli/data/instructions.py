@@ -5,23 +5,29 @@ conversations of `conversations.py`. `templates.py` turns a conversation into a 
 into token ids.
 """
 
-from collections.abc import Sequence
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2cli.data.byte_source import ReadOptions, joined_digest
-from gpt2cli.data.conversations import is_conversation, read_conversation
+from gpt2cli.data.conversations import BESIDE, LISTS, is_conversation, read_conversation
 from gpt2cli.data.input_files import record_sources
 from gpt2cli.data.records import RecordReader
 from gpt2cli.data.text_fields import MISSING, find_field, text_field
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, counted
 from gpt2cli.json_files import kind_of
 from gpt2cli.recipe.data_sections import InstructDataConfig
 from gpt2cli.templates import Turn
 
 NO_INPUT = "<noinput>"  # self-instruct's and Alpaca's spelling of an empty input
+_NO_INPUT = re.compile(r"\W*no[ _-]?input\W*", re.IGNORECASE)  # <noInput>, "No input.", <no input>
+UNREAD = ("history", "tools")
 
 
 @dataclass(frozen=True)
@@ -71,19 +77,21 @@ def read_instructions(
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
     found, digests, notes = list[InstructionRecord](), list[str](), list[str]()
-    n_no_input = 0
+    n_no_input, unread = 0, Counter[str]()
     for source in record_sources(paths):
         with closing(RecordReader(source, options)) as reader:
             for line, value in reader:
                 index = first_index + len(found) + reader.tally.n_bad
                 where = f"{reader.where(line)}, record {index}"
+                _require_once(reader, fields)
                 try:
                     turns = _turns(value, fields, where)
                 except InputError as error:
                     reader.tally.skip(error)
                     continue
                 reader.tally.n_good += 1
-                n_no_input += isinstance(value, dict) and _is_no_input(value.get(fields.input))
+                n_no_input += _is_no_input(find_field(value, fields.input))
+                unread.update(_unread(value))
                 found.append(InstructionRecord(index, where, turns))
             if reader.tally.n_bad or found:
                 notes += reader.finish()
@@ -97,16 +105,18 @@ def read_instructions(
             f'a record is {{"{fields.instruction}": "...", "{fields.output}": "..."}}',
         )
     if n_no_input:
-        notes.append(f"the input of {n_no_input:,} records is {NO_INPUT}, and is read as none")
+        notes.append(f"the input of {counted(n_no_input, 'record')} is {NO_INPUT}, and is read as none")
+    for field, n in sorted(unread.items()):
+        notes.append(f"the field {field!r} of {counted(n, 'record')} is not read")
     n_silent = sum(any(turn.role == "assistant" and not turn.text.strip() for turn in r.turns) for r in kept)
     if n_silent:
-        notes.append(f"{n_silent:,} records have an empty answer, which does not count in the loss")
+        notes.append(f"{_have(n_silent)} an empty answer, which does not count in the loss")
     n_unasked = sum(
         any(turn.role == "user" and not (turn.text + turn.input).strip() for turn in record.turns)
         for record in kept
     )
     if n_unasked:
-        notes.append(f"{n_unasked:,} records have an empty question; their answers count all the same")
+        notes.append(f"{_have(n_unasked)} an empty question; the answer counts all the same")
     return InstructionRecords(kept, len(found) - len(kept), joined_digest(digests), tuple(notes))
 
 
@@ -114,30 +124,67 @@ def _has_answer(record: InstructionRecord) -> bool:
     return any(turn.text for turn in record.turns if turn.role == "assistant" and turn.in_loss)
 
 
+def _have(n: int) -> str:
+    return f"{counted(n, 'record')} {'has' if n == 1 else 'have'}"
+
+
 def _is_no_input(given: Any) -> bool:
-    return isinstance(given, str) and given.strip().lower() == NO_INPUT
+    return isinstance(given, str) and bool(_NO_INPUT.fullmatch(given.strip()))
+
+
+def _unread(record: Any) -> Iterator[str]:
+    """The fields that belong to what the model would see in other programs, and are left out here."""
+    if isinstance(record, dict):
+        unread = UNREAD if any(record.get(name) for name in LISTS) else (BESIDE, *UNREAD)
+        yield from (name for name in unread if record.get(name) not in (None, "", "[]", []))
+
+
+def _require_once(reader: RecordReader, fields: InstructDataConfig) -> None:
+    for name in (fields.instruction, fields.input, fields.output):
+        if name in reader.twice:
+            raise InputError(
+                f"{reader.where(1)}: the column {name!r} is there twice", fix="rename one of them"
+            )
 
 
 def _turns(value: Any, fields: InstructDataConfig, where: str) -> tuple[Turn, ...]:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = {LISTS[0]: value}
     if not isinstance(value, dict):
-        raise InputError(f"{where}: must be a JSON object, not {kind_of(value)}")
+        raise InputError(
+            f"{where}: must be a JSON object, not {kind_of(value)}",
+            fix=f'a record is {{"{fields.instruction}": "...", "{fields.output}": "..."}}',
+        )
     if is_conversation(value, fields.instruction):
         return read_conversation(value, where)
     # null is no answer, as the empty text is; a record without the field is another kind of record.
-    is_null = find_field(value, fields.output) is None
-    output = "" if is_null else _text(value, fields.output, where)
-    if fields.task and find_field(value, fields.instruction) in (None, MISSING):
+    output = _value(value, fields.output, where)
+    asked, given = find_field(value, fields.instruction), find_field(value, fields.input)
+    if fields.task and (asked is MISSING or _is_null(asked)):
         # One instruction for all records needs an input to apply it to.
         return Turn("user", fields.task, _text(value, fields.input, where)), Turn("assistant", output)
     instruction = _text(value, fields.instruction, where)
-    given = find_field(value, fields.input)
-    given = "" if given in (None, MISSING) else _text(value, fields.input, where)
-    given = "" if _is_no_input(given) else given
-    return Turn("user", instruction, given), Turn("assistant", output)
+    has_input = given is not MISSING and not _is_no_input(given)
+    return Turn("user", instruction, _value(value, fields.input, where) if has_input else ""), Turn(
+        "assistant", output
+    )
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
     return text_field(record, field, where, _naming(record))
+
+
+def _value(record: dict[str, Any], field: str, where: str) -> str:
+    """The text of an input or an output: none for null, and for a number, or true, the text that JSON has."""
+    value = find_field(record, field)
+    if _is_null(value):
+        return ""
+    return json.dumps(value) if isinstance(value, int | float) else _text(record, field, where)
+
+
+def _is_null(value: Any) -> bool:
+    """Whether it is null; pandas writes NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _naming(record: dict[str, Any]) -> str:

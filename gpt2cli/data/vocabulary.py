@@ -58,15 +58,17 @@ def _characters(job: PrepareJob) -> Generator[PrepareProgress, None, Tokenizer]:
     return Chars.from_text(seen)
 
 
-def learn_bpe(job: PrepareJob, size: int) -> Generator[PrepareProgress, None, tuple[BPE, int]]:
+def learn_bpe(
+    job: PrepareJob, size: int, notes: list[str] | None = None
+) -> Generator[PrepareProgress, None, tuple[BPE, int]]:
     """Byte-pair merges of the training split, and where in it their text ends, in bytes.
 
     What is held out must not shape the vocabulary. Which documents are is known beforehand. A tail that is
     cut off the training split is so many tokens long, which nobody knows yet: the text ends well before it,
-    and `prepare_pipeline` cuts no earlier.
+    and `prepare_pipeline` cuts no earlier. What is to be said of the sources goes to `notes`.
     """
     n_train = n_bytes = 0
-    for chunk in text_chunks(job.sources, job.settings, [], []):
+    for chunk in text_chunks(job.sources, job.settings, [], [] if notes is None else notes):
         n_train += sum(piece.n_bytes for piece in chunk.train)
         n_bytes = chunk.position.n_bytes
         yield PrepareProgress("reading", job.out, n_bytes=n_bytes)
@@ -122,11 +124,11 @@ def _texts(sources: Sequence[TextSource], settings: PrepareSettings, n_bytes: in
 def _short(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > train.PIECE:
-        cut = SAFE_CUT.search(text, start + train.PIECE)
-        if not cut:
-            break
-        yield text[start : cut.end()]
-        start = cut.end()
+        cut = SAFE_CUT.search(text, start + train.PIECE, start + 2 * train.PIECE)
+        # A word without an end, such as DNA, is cut: the library's time grows with its square.
+        end = cut.end() if cut else start + train.PIECE
+        yield text[start:end]
+        start = end
     if start < len(text):
         yield text[start:]
 
@@ -142,23 +144,27 @@ def train_tokenizer(
     sources: Sequence[str | Path],
     size: int,
     out: Path,
+    settings: PrepareSettings,
     *,
-    text_fields: Sequence[str] = (),
+    stdin_is_records: bool = False,
     force: bool = False,
 ) -> Iterator[PrepareProgress]:
-    """Learn a vocabulary of `size` tokens from texts, and write it into the tokenizer folder `out`.
+    """Learn a vocabulary of `size` tokens from texts, read as `settings` say, and write it into the tokenizer
+    folder `out`.
 
     Raises UsageError if `out` holds something else, or a vocabulary and not `force`; InputError for text that
     cannot be read.
     """
     train.require_size(size, "--size ")
     _require_place(out, force)
-    found = expand_sources(sources, out=out, stdin_is_records=bool(text_fields))
+    found = expand_sources(sources, out=out, stdin_is_records=stdin_is_records)
     files.require_writable(out.parent)
-    settings = PrepareSettings(f"bpe-{size}", tuple(text_fields) or ("text",), validation=0.0)
+    notes = list[str]()
     with tempfile.TemporaryDirectory() as folder:
         job = PrepareJob(spooled(found, Path(folder) / "stdin"), out, settings, 1, 1, 0.0)
-        tokenizer, n_bytes = yield from learn_bpe(job, size)
+        tokenizer, n_bytes = yield from learn_bpe(job, size, notes)
+    for note in notes:
+        yield PrepareProgress("vocabulary", out, n_bytes, n_bytes, warning=note)
     with files.new_folder(out) as new:
         train.save_trained(
             tokenizer, new, {"size": size, "bytes": n_bytes, "sources": list(map(str, sources))}

@@ -132,8 +132,26 @@ def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
         best = min(pairs, default=limit)
         if best >= limit:
             return parts
-        at = pairs.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        parts = _merged(parts, pairs, best, ranks)
+
+
+def _merged(parts: list[bytes], pairs: list[int], best: int, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """The parts with every pair of rank `best` merged, from left to right: one pass, since a token of one
+    repeated letter may be long. A merge that makes a lower rank possible ends the pass.
+    """
+    merged, i = list[bytes](), 0
+    while i < len(parts):
+        if i == len(pairs) or pairs[i] != best:
+            merged.append(parts[i])
+            i += 1
+            continue
+        made = parts[i] + parts[i + 1]
+        neighbours = [part + made for part in merged[-1:]] + [made + part for part in parts[i + 2 : i + 3]]
+        merged.append(made)
+        i += 2
+        if any(ranks.get(both, best) < best for both in neighbours):
+            return merged + parts[i:]
+    return merged
 
 
 def _mismatch(where: str, what: str, why: str, more: str = "") -> InputError:

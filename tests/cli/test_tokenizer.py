@@ -56,6 +56,31 @@ def test_records_and_stdin_are_sources_too(gpt2: Gpt2, monkeypatch: pytest.Monke
     assert len(merges[0]) == 43 and merges[0] == merges[1], "a line feed between records merges with nothing"
 
 
+def test_files_are_read_as_prepare_reads_them(gpt2: Gpt2) -> None:
+    Path("a.txt").write_bytes("café<|endoftext|>naïve thé ".encode("latin-1") * 20)
+    refused = gpt2("tokenizer", "train", "a.txt", "--size", "280", "--out", "t")
+    assert refused.code == 3 and "--encoding latin-1" in refused.err
+    warned = gpt2("tokenizer", "train", "a.txt", "--size", "280", "--out", "t", "--encoding", "latin-1")
+    assert warned.code == 0 and "--split-on '<|endoftext|>'" in warned.err
+    options = ("--encoding", "latin-1", "--split-on", "<|endoftext|>", "--force")
+    split = gpt2("tokenizer", "train", "a.txt", "--size", "280", "--out", "t", *options)
+    assert split.code == 0 and "ordinary text" not in split.err
+    assert not any("|" in token for token in json.loads(Path("t/vocab.json").read_text()) if len(token) == 2)
+    Path("b.jsonl").write_text('{"text": "hello hello"}\n' * 3 + "bad\n" * 2)
+    refused = gpt2("tokenizer", "train", "b.jsonl", "--size", "260", "--out", "u")
+    assert refused.code == 3 and "--max-bad 0.4" in refused.err
+    done = gpt2("tokenizer", "train", "b.jsonl", "--size", "260", "--out", "u", "--max-bad", "0.4")
+    assert done.code == 0 and "b.jsonl:4" in done.err
+
+
+def test_a_text_without_an_end_of_a_word_takes_seconds(gpt2: Gpt2) -> None:
+    Path("dna.txt").write_text("a" * 100_000)
+    done = gpt2("tokenizer", "train", "dna.txt", "--size", "300", "--out", "t")
+    assert done.code == 0 and "no other pair occurs twice" in done.err
+    lengths = [len(load_tokenizer(Path("t")).decode_bytes([id])) for id in range(256, 260)]
+    assert lengths == [2, 4, 8, 16]
+
+
 REFUSED = {
     "no room for the bytes": (["books", "--size", "256"], 2, "--size 256", "--size 8192"),
     "no such text": (["nowhere.txt"], 3, "nowhere.txt", ""),

@@ -37,6 +37,15 @@ SAME = {
     },
     "trl's": {"prompt": MESSAGES[:4], "completion": MESSAGES[4:]},
     "an answer of weight 1": {"messages": [*MESSAGES[:4], {**MESSAGES[4], "weight": 1}]},
+    "weights that are null, as parquet has them": {"messages": [{**m, "weight": None} for m in MESSAGES]},
+    "both spellings, one of them null": {
+        "conversations": [{**m, "from": None, "value": None} for m in MESSAGES],
+        "messages": None,
+    },
+    "a list without a name": MESSAGES,
+    "JSON in a column": {"messages": json.dumps(MESSAGES)},
+    "a system message beside the list": {"system": "Be brief.", "messages": MESSAGES[1:]},
+    "a system message in both places": {"system": "Be long.", "messages": MESSAGES},
     "a last answer of weight 0 behind it": {
         "messages": [
             *MESSAGES,

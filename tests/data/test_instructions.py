@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from teaching import some_records
 
-from gpt2cli.data.byte_source import STRICT
+from gpt2cli.data.byte_source import STRICT, ReadOptions
 from gpt2cli.data.instructions import InstructionRecords, read_instructions
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.recipe.data_sections import InstructDataConfig
@@ -188,3 +188,53 @@ def test_packed_files_are_read_by_the_name_inside(tmp_path: Path) -> None:
     values = some_records(3)
     for name, text in (("records.JSONL.gz", lines(values)), ("records.json.gz", json.dumps(values))):
         assert len(read(write(tmp_path, gzip.compress(text.encode()), name)).records) == 3
+
+
+def test_values_as_pandas_and_people_write_them(tmp_path: Path) -> None:
+    rows = [
+        *({"instruction": "2+2", "input": float("nan"), "output": value} for value in (4, 4.5, True)),
+        *(
+            {"instruction": "x", "input": none, "output": "y"}
+            for none in ("<noInput>.", "No input", "<no input>")
+        ),
+        {"messages": None, "conversations": None, "instruction": "x", "output": "y", "history": [["a", "b"]]},
+        {"messages": TALK, "instruction": None, "output": None, "tools": "[]"},
+        {"instruction": "x", "output": float("nan")},
+    ]
+    found = read(write(tmp_path, lines(rows), "records.jsonl"))
+    assert [record.answer for record in found.records] == ["4", "4.5", "true", *["y"] * 4, "Hi"]
+    assert not any(turn.input for record in found.records for turn in record.turns) and found.n_empty == 1
+    assert any("3 records is <noinput>" in note for note in found.notes)
+    assert any("'history' of 1 record is not read" in note for note in found.notes)
+    assert not any("'tools'" in note for note in found.notes)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    twice = write(tmp_path, "instruction,output,output\na,b,c\n", "records.csv")
+    with pytest.raises(InputError, match=r"records\.csv:1.*'output'"):
+        read(twice)
+    other = write(tmp_path, "instruction,output,id,id\na,b,1,2\n", "records.csv")
+    assert read(other).records[0].answer == "b"
+
+
+@pytest.mark.parametrize(
+    ("n_bad", "n", "share", "is_read"),
+    [
+        (7, 100, 0.07, True),
+        (8, 100, 0.07, False),
+        (30, 100, 0.3, True),
+        (31, 100, 0.3, False),
+        (1, 3, 0, False),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_share_of_bad_records_is_the_one_that_is_given(
+    n_bad: int, n: int, share: float, is_read: bool, is_first: bool, tmp_path: Path
+) -> None:
+    bad, good = "bad\n" * n_bad, '{"instruction": "a", "output": "b"}\n' * (n - n_bad)
+    path = write(tmp_path, bad + good if is_first else good + bad, "records.jsonl")
+    if is_read:
+        assert len(read_instructions(path, fields_named(), ReadOptions(max_bad=share)).records) == n - n_bad
+    else:
+        with pytest.raises(InputError, match=r"records\.jsonl:\d"):
+            read_instructions(path, fields_named(), ReadOptions(max_bad=share))
