@@ -86,6 +86,9 @@ def recognised(data: bytes, place: int, offset: int = 0) -> tuple[str, str]:
         for encoding, high in (("utf-16-le", data[1:8192:2]), ("utf-16-be", data[0:8192:2])):
             if 2 * high.count(0) > len(high):
                 return f"it looks like {encoding.upper()}", encoding
+    if encoding := _utf16(data):
+        return f"it looks like {encoding.upper()}", encoding
+    if b"\0" in data[: place + 8192]:
         return _BINARY, ""
     if not data[:place].isascii():
         return _DAMAGED, ""
@@ -95,6 +98,25 @@ def recognised(data: bytes, place: int, offset: int = 0) -> tuple[str, str]:
     return "it is in another encoding, or binary", ""
 
 
+def _utf16(data: bytes) -> str:
+    """UTF-16 without a mark, in any script: its text has one script's characters and no others, which no
+    other encoding read as UTF-16 has. "" for what is none.
+    """
+    head = data[:4096]
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = head[: len(head) & ~1].decode(encoding)
+            known = [c for c in text if c in "\t\n\r" or (c.isprintable() and c.isalnum()) or c in _MARKS]
+            spaces = sum(c in " \n\u3000" for c in text)
+            pages = {ord(c) >> 8 for c in text if c.isalpha()}
+            is_cjk = pages <= set(range(0x2E, 0xD8)) | {0xFF, 0}
+            few = len(pages) <= 3 or (is_cjk and any(c in "的一是不了人我在有，。のにはを" for c in text))
+            if len(text) >= 8 and len(known) > 0.95 * len(text) and few and (spaces or is_cjk):
+                return encoding
+    return ""
+
+
+_MARKS = " .,;:!?-—–'\"()«»“”‘’…、。，！？「」（）：；"
 _SPOKEN = {"cp1252": "Windows-1252", "latin-1": "Latin-1", "cp1251": "Windows-1251", "shift_jis": "Shift JIS"}
 
 
@@ -145,7 +167,7 @@ def conversion(name: str, encoding: str, *options: str) -> str:
     iconv = shlex.join(["iconv", *options, "-f", spoken, "-t", "UTF-8"])
     if not path.exists():
         return f"pipe it through {iconv}"  # standard input
-    unpack = {".gz": "gunzip -c", ".zst": "zstd -dc"}.get(path.suffix.lower(), "")
+    unpack = {".gz": "gunzip -c", ".bz2": "bunzip2 -c", ".zst": "zstd -dc"}.get(path.suffix.lower(), "")
     plain = path.with_suffix("") if unpack else path
     copy = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))
     quoted = shlex.quote(name)

@@ -44,6 +44,7 @@ def parse_json(text: str | bytes) -> Any:
 def kind_of(value: Any) -> str:
     """The type of a JSON value, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    names[bytes] = "bytes"  # of parquet
     return names.get(type(value), "a number")
 
 

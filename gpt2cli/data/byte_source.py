@@ -74,6 +74,8 @@ class ByteSource:
         try:
             if not source.packing:
                 require_readable(source.name, source.path, cast(Any, stream).peek(HEAD)[:HEAD])
+            elif not cast(Any, stream).peek(1):
+                pass  # a file of no bytes is empty, packed or not
             elif source.packing == "gz":
                 # With its own buffer: the default one reads 8 KB at a time.
                 stream = cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=stream), BLOCK))

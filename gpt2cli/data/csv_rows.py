@@ -48,8 +48,28 @@ def find_separator(lines: Sequence[str]) -> str:
     return best
 
 
+def has_spaced_quotes(lines: Sequence[str], separator: str) -> bool:
+    """Whether fields have a space before their quotes, as in `"a, b", "c"`."""
+    rows = csv.reader(lines, delimiter=separator)
+    with contextlib.suppress(csv.Error):
+        if any(value.startswith(" ") and value.lstrip()[:1] == '"' for row in rows for value in row):
+            try:
+                list(csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True))
+            except csv.Error as error:
+                return "unexpected end" in str(error)  # the sample ends within a text
+            return True
+    return False
+
+
 def csv_rows(
-    lines: NumberedLines, name: str, separator: str, tally: RecordTally, *, quoted: bool, longest: int
+    lines: NumberedLines,
+    name: str,
+    separator: str,
+    tally: RecordTally,
+    *,
+    quoted: bool,
+    longest: int,
+    spaced: bool = False,
 ) -> Iterator[tuple[int, list[str]]]:
     """(the line where it begins, its fields) of each row that is not blank; bad ones go to `tally`.
 
@@ -61,7 +81,7 @@ def csv_rows(
     def reader() -> Iterator[list[str]]:
         csv.field_size_limit(longest)
         if quoted:
-            return csv.reader(source, delimiter=separator, strict=True)
+            return csv.reader(source, delimiter=separator, strict=True, skipinitialspace=spaced)
         return csv.reader(source, delimiter=separator, quoting=csv.QUOTE_NONE)
 
     rows = reader()

@@ -31,6 +31,16 @@ def packing_of(path: Path) -> Packing:
     return PACKINGS.get(path.suffix.lower(), "")
 
 
+def reading_command(name: str, command: str, suffix: str) -> str:
+    """The shell command that runs `command` over the content of a file, unpacked, into a copy `suffix`."""
+    path, quoted = Path(name), shlex.quote(name)
+    packing = packing_of(path)
+    plain = path.with_suffix("") if packing else path
+    copy = shlex.quote(str(plain.with_name(f"{plain.stem}.new{suffix}")))
+    unpack = {"gz": "gunzip -c", "bz2": "bunzip2 -c", "zst": "zstd -dc"}.get(packing, "")
+    return f"{unpack} {quoted} | {command} > {copy}" if unpack else f"{command} < {quoted} > {copy}"
+
+
 def require_readable(name: str, path: Path | None, head: bytes) -> None:
     """Raise InputError for a file that is neither text nor records, by the first bytes of its content.
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2cli import files
-from gpt2cli.data.file_kinds import HEAD, Kind, Packing, is_text, kind_by_name, packing_of
+from gpt2cli.data.file_kinds import HEAD, PACKINGS, Kind, Packing, is_text, kind_by_name, packing_of
 from gpt2cli.data.manifest import is_prepared, read_manifest, was_made_by_prepare
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import expand
 
 SourceKind = Kind | Literal["text", "records", "nanogpt"]  # records: the content tells of which kind
 STDIN, STDIN_NAME = "-", "standard input"
-IN_DIRECTORIES = tuple(f"{text}{packed}" for text in (".txt", ".md") for packed in ("", ".gz", ".zst"))
+IN_DIRECTORIES = tuple(f"{text}{packed}" for text in (".txt", ".md") for packed in ("", *PACKINGS))
 NANOGPT = ("train.bin", "val.bin")
 
 
@@ -154,7 +154,7 @@ def _in_directory(folder: Path, out: Path) -> list[Path]:
         pattern = _likely_pattern(folder)
         raise InputError(
             f"{folder}: no text files in this directory",
-            "only .txt and .md files (also .gz and .zst) are read, in subdirectories too",
+            "only .txt and .md files (also .gz, .bz2 and .zst) are read, in subdirectories too",
             f"name the files: {shlex.quote(pattern)}" if pattern else "name another directory, or files",
         )
     return sorted(found, key=lambda path: path.relative_to(folder).parts)

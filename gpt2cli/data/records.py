@@ -5,8 +5,10 @@ responses to judge come through it, in constant memory and under one rule for ba
 """
 
 import codecs
+import contextlib
 import itertools
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -14,10 +16,17 @@ from typing import Any, BinaryIO, cast
 from gpt2cli import files
 from gpt2cli.data.bad_records import RecordTally
 from gpt2cli.data.byte_source import STRICT, ByteSource, ReadOptions
-from gpt2cli.data.csv_rows import LONGEST, SEPARATORS, csv_rows, find_separator, sample_lines
-from gpt2cli.data.file_kinds import TABLES, Kind
+from gpt2cli.data.csv_rows import (
+    LONGEST,
+    SEPARATORS,
+    csv_rows,
+    find_separator,
+    has_spaced_quotes,
+    sample_lines,
+)
+from gpt2cli.data.file_kinds import TABLES, Kind, reading_command
 from gpt2cli.data.input_files import TextSource, record_source
-from gpt2cli.data.json_list import json_list
+from gpt2cli.data.json_values import json_values
 from gpt2cli.data.text_fields import name_field
 from gpt2cli.encodings import decode_utf8
 from gpt2cli.errors import InputError, UsageError
@@ -86,8 +95,8 @@ class RecordReader:
                 yield from self._rows(_numbered_lines(stream, self.source.name))
             else:
                 self._refuse_names()
-                is_list = self.kind == "json" and not _is_lines(stream)
-                yield from self._list(stream) if is_list else self._lines(stream)
+                is_lines = _is_lines(stream, self.kind)
+                yield from self._lines(stream) if is_lines else self._values(stream)
             self._bytes.drain()
 
     def finish(self) -> list[str]:
@@ -118,11 +127,12 @@ class RecordReader:
             try:
                 value = parse_json(text)
             except ValueError as error:
-                self.tally.skip(InputError(f"{name}:{number}: not a JSON record", str(error), self._fix))
+                fix = _line_fix(text, name) or self._fix
+                self.tally.skip(InputError(f"{name}:{number}: not a JSON record", str(error), fix))
                 continue
             yield number, value
 
-    def _list(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    def _values(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         decoder = codecs.getincrementaldecoder("utf-8")("strict")
         offset, line = 0, 1
 
@@ -141,7 +151,7 @@ class RecordReader:
             line += block.count(b"\n")
             return text if text or not block else read(n)
 
-        yield from json_list(read, self.source.name)
+        yield from json_values(read, self.source.name, self._fields)
 
     def _rows(self, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, dict[str, str]]]:
         name = self.source.name
@@ -151,7 +161,13 @@ class RecordReader:
         if texts and texts[0].strip().lower() == f"sep={self.separator}":
             next(lines)
         rows = csv_rows(
-            lines, name, self.separator, self.tally, quoted=self.kind == "csv", longest=self._longest
+            lines,
+            name,
+            self.separator,
+            self.tally,
+            quoted=self.kind == "csv",
+            longest=self._longest,
+            spaced=self.kind == "csv" and has_spaced_quotes(texts, self.separator),
         )
         head = list(itertools.islice(rows, 2 + len(first)))
         if not head:
@@ -244,7 +260,7 @@ def parquet_rows(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, A
     try:
         with pq.ParquetFile(path) as file:
             there = file.schema_arrow.names
-            columns = [field if field in there else field.partition(".")[0] for field in fields]
+            columns = [_column_of(field, there) for field in fields]
             if missing := [name for name in columns if name not in there]:
                 texts = [column.name for column in file.schema_arrow if str(column.type).endswith("string")]
                 raise InputError(
@@ -253,7 +269,7 @@ def parquet_rows(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, A
                     name_field(texts[0] if texts else "NAME"),
                 )
             for batch in file.iter_batches(batch_size=256, columns=list(dict.fromkeys(columns)) or None):
-                yield from batch.to_pylist()
+                yield from _as_texts(batch).to_pylist()
     except (
         pa.ArrowException,
         OSError,
@@ -263,6 +279,24 @@ def parquet_rows(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, A
         if isinstance(error, OSError) and error.errno:
             raise
         raise InputError(f"{path}:1: not a readable parquet file", str(error)) from None
+
+
+def _column_of(field: str, there: Sequence[str]) -> str:
+    """The column that holds a field: the longest name that it begins with, which may have dots itself."""
+    parts = field.split(".")
+    names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((name for name in names if name in there), parts[0])
+
+
+def _as_texts(batch: Any) -> Any:
+    """A batch with its columns of bytes as texts, where they are UTF-8: Impala's and old Spark's texts."""
+    import pyarrow as pa
+
+    for i, column in enumerate(batch.schema):
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            with contextlib.suppress(pa.ArrowInvalid):
+                batch = batch.set_column(i, column.name, batch.column(i).cast(pa.large_string()))
+    return batch
 
 
 def _numbered_lines(stream: BinaryIO, name: str, *, returns: bool = True) -> Iterator[tuple[int, str]]:
@@ -279,7 +313,7 @@ def _numbered_lines(stream: BinaryIO, name: str, *, returns: bool = True) -> Ite
             )
         text = decode_utf8(line, name, offset, line=number, more=stream.read)
         offset += len(line)
-        if returns and "\r" in text and text.find("\r") < len(text) - 2:
+        if returns and text.count("\r") > text.endswith("\r\n"):
             *parts, last = _LONE_RETURN.split(text)
             yield from ((number, part + "\r") for part in parts)
             text = last
@@ -298,11 +332,29 @@ def _kind_by_content(stream: BinaryIO) -> Kind:
     return "jsonl" if first.startswith(b"{") else "tsv" if b"\t" in first else "csv"
 
 
-def _is_lines(stream: BinaryIO) -> bool:
-    """Whether a file that is called .json holds one object per line."""
+def _is_lines(stream: BinaryIO, kind: Kind) -> bool:
+    """Whether each line of JSON is a record; else they are the items of one list, or values that go over
+    several lines.
+    """
     head = cast(Any, stream).peek(1 << 16)[: 1 << 16].removeprefix(codecs.BOM_UTF8).lstrip()
     first, _, rest = head.partition(b"\n")
-    return bool(head.startswith(b"{") and first.rstrip().endswith(b"}") and rest.lstrip().startswith(b"{"))
+    first, rest = first.rstrip(), rest.lstrip()
+    if kind == "json":
+        return bool(head.startswith(b"{") and first.endswith(b"}") and rest.startswith(b"{"))
+    if re.match(rb"\[\s*\{", head) or first == b"[":
+        return bool(first.endswith(b"]") and rest)  # lines that are lists
+    return not (first.startswith(b"{") and first.endswith((b"{", b"[", b",")) and not first.endswith(b"},"))
+
+
+def _line_fix(line: str, name: str) -> str:
+    """The command that mends the lines of a file like this one, which are not JSON; "" if none is known."""
+    text = line.strip()
+    if text.endswith(","):
+        return reading_command(name, "sed 's/,[[:space:]]*$//'", ".jsonl")
+    if text.startswith("{'"):
+        python = "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]"
+        return reading_command(name, f"python3 -c {shlex.quote(python)}", ".jsonl")
+    return ""
 
 
 def _fitted(values: list[str], names: Sequence[str]) -> list[str] | None:

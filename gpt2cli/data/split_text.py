@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpt2cli.errors import UsageError
 
-LINES, BLANK_LINES = "\n", r"\n(?:[ \t]*\n)+"
+LINES, BLANK_LINES = "\n", r"\n(?:[^\S\n]*\n)+"
 _CHOICES = "--split-on, --per-line and --blank-line (data.split_on, data.per_line, data.blank_line)"
 
 
@@ -29,8 +29,8 @@ class SplitRule:
             )
 
     def separator(self, is_plain: bool) -> re.Pattern[str] | None:
-        if self.split_on:
-            return re.compile(re.escape(self.split_on))
+        if self.split_on:  # a text's CRLF is LF when it is split
+            return re.compile(re.escape(self.split_on.replace("\r\n", "\n")))
         if is_plain and (self.per_line or self.blank_line):
             return re.compile(LINES if self.per_line else BLANK_LINES)
         return None

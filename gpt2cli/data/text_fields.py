@@ -26,7 +26,8 @@ def joined_text(record: Any, fields: Sequence[str], where: str) -> str:
         require_characters(record, f"{where}: the text")
         return record
     if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object, not {kind_of(record)}")
+        fix = f'a record is {{"{fields[0]}": "..."}}'
+        raise InputError(f"{where}: must be a JSON object, not {kind_of(record)}", fix=fix)
     texts: list[str] = []
     for field in fields:
         found = find_field(record, field)
@@ -49,9 +50,11 @@ MISSING = Missing()
 def find_field(record: Any, field: str) -> Any:
     """The value at a name with dots: of objects within objects, and of each item of a list; or MISSING."""
     if isinstance(record, list):
-        found = [find_field(item, field) for item in record]
-        if not found or all(value is MISSING for value in found):
+        # Of messages, some have no content, and some a null one.
+        found = [value for value in (find_field(item, field) for item in record) if value is not MISSING]
+        if not found:
             return MISSING
+        found = [value for value in found if value is not None] or [None]
         return [part for value in found for part in (value if isinstance(value, list) else [value])]
     if not isinstance(record, dict):
         return MISSING
@@ -102,7 +105,8 @@ def _another_field(record: dict[str, Any], field: str, found: Any) -> str:
     """The fix for a record without text in `field`: the longest text that it has."""
     if found is None:
         return "fill it in, or leave the record out"
-    return name_field(longest_field(record) or "NAME")
+    longest = longest_field(record)
+    return name_field(longest or "NAME") if longest != field else "write a text there, or a list of texts"
 
 
 def longest_field(record: dict[str, Any]) -> str:

@@ -1,11 +1,14 @@
 """The same documents from every kind of file; what is none is named with what helps."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import tarfile
 import zipfile
 from contextlib import closing
@@ -94,7 +97,22 @@ KINDS: list[tuple[str, bytes, str]] = [
     ("strings.json", json.dumps(DOCS).encode(), "text"),
     ("lines.json", lines(FLAT), "text"),
     ("a.json.gz", gzip.compress(json.dumps(FLAT).encode()), "text"),
+    ("objects.json", b"\n".join(json.dumps(record, indent=1).encode() for record in FLAT), "text"),
+    ("commas.json", b",\n".join(json.dumps(record).encode() for record in FLAT), "text"),
+    ("objects.jsonl", b"\n".join(json.dumps(record, indent=1).encode() for record in FLAT), "text"),
+    ("list.jsonl", json.dumps(FLAT).encode(), "text"),
+    ("pretty-list.jsonl", b"\xef\xbb\xbf" + json.dumps(FLAT, indent=1).encode(), "text"),
+    ("one.json", json.dumps({"text": DOCS[:1] + DOCS[1:]}).encode(), "text"),
+    (
+        "parts.json",
+        json.dumps({"body": [*FLAT, {"text": None}, {"n": 1}], "refs": [{"a": 1}]}).encode(),
+        "body.text",
+    ),
+    ("spaced.csv", table().replace(b',"', b', "'), "text"),
+    ("a.csv.bz2", bz2.compress(table()), "text"),
     ("a.parquet", parquet(FLAT), "text"),
+    ("bytes.parquet", parquet([{"text": doc.encode()} for doc in DOCS]), "text"),
+    ("dots.parquet", parquet([{"a.b": {"c": {"text": doc}}} for doc in DOCS]), "a.b.c.text"),
     ("nested.parquet", parquet(NESTED), "data.text"),
 ]
 
@@ -103,7 +121,7 @@ KINDS: list[tuple[str, bytes, str]] = [
 def test_the_same_documents_from_every_kind(tmp_path: Path, name: str, content: bytes, field: str) -> None:
     (tmp_path / name).write_bytes(content)
     found, notes = read(tmp_path / name, field)
-    assert found == DOCS
+    assert found == (["\n\n".join(DOCS)] if name in ("one.json", "parts.json") else DOCS)
     spoken = next((word for word in ("semicolons", "tabs", "pipes") if word in name), "")
     spoken = "semicolons" if name == "excel.csv" else spoken
     assert [note for note in notes if f"separated by {spoken}" in note] == notes if spoken else not notes
@@ -374,3 +392,49 @@ def test_a_json_list_of_any_length_and_its_places(tmp_path: Path) -> None:
     path.write_text(json.dumps(values, indent=1)[:-2] + ",\n{oops]")
     with pytest.raises(InputError, match=rf"a.json:{1 + 40 * 4 + 1}: not JSON, column 2"):
         read(path)
+
+
+TABLE = {"text": {"0": "a", "1": "b"}, "n": {"0": 1, "1": 2}}
+ROWS = [{"text": "a", "n": 1}, {"text": "b", "n": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("columns of pandas.json", json.dumps(TABLE)),
+        ("index.json", json.dumps({str(i): row for i, row in enumerate(ROWS)})),
+        ("split.json", json.dumps({"columns": ["text", "n"], "index": [0, 1], "data": [["a", 1], ["b", 2]]})),
+        ("named.json", json.dumps({"version": 1, "my data": {"it's": ROWS}})),
+        ("commas.jsonl", "".join(json.dumps(row) + ", \n" for row in ROWS)),
+        ("python.jsonl", "".join(f"{row!r}\n" for row in ROWS)),
+        ("packed.json.gz", json.dumps({"data": ROWS})),
+    ],
+)
+def test_the_fix_for_json_of_another_shape_makes_what_is_read(
+    name: str, content: str, tmp_path: Path
+) -> None:
+    if shutil.which("jq") is None:
+        pytest.skip("jq is not installed here")
+    data = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(InputError, match=f"{name}:1") as caught:
+        read(tmp_path / name)
+    subprocess.run(caught.value.fix, shell=True, check=True, cwd=tmp_path, timeout=20)
+    (made,) = tmp_path.glob("*.new.jsonl")
+    assert read(made) == (["a", "b"], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "fix"),
+    [
+        ('[{"text": "a"},\n{"text": "b"},]', 2, "delete the comma"),
+        ('[{"text": "a"},\n{"text": "b', 2, "fetch the file again"),
+        ('[{"text": "a"},\n{"text": "b"}', 2, "fetch the file again"),
+        ('[{"text": "a"}\n{"text": "b"}]', 2, "correct line 2"),
+    ],
+)
+def test_damaged_json_names_what_helps(content: str, place: int, fix: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match=rf"a\.json:{place}: not JSON") as caught:
+        read(tmp_path / "a.json")
+    assert fix in caught.value.fix
