@@ -99,24 +99,26 @@ def recognised(data: bytes, place: int, offset: int = 0) -> tuple[str, str]:
 
 
 def _utf16(data: bytes) -> str:
-    """UTF-16 without a mark, in any script: its text has one script's characters and no others, which no
-    other encoding read as UTF-16 has. "" for what is none.
+    """UTF-16 without a mark, in any script, or "". Its high bytes are control characters, which text in bytes
+    has not, and what it decodes to are letters of one script, which what is no text does not.
     """
     head = data[:4096]
+    plain = len(re.findall(rb"[\t\n\r\x20-\x7e]", head))
+    if plain > 0.8 * len(head) or not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head):
+        return ""
     for encoding in ("utf-16-le", "utf-16-be"):
         with contextlib.suppress(UnicodeDecodeError):
             text = head[: len(head) & ~1].decode(encoding)
-            known = [c for c in text if c in "\t\n\r" or (c.isprintable() and c.isalnum()) or c in _MARKS]
-            spaces = sum(c in " \n\u3000" for c in text)
+            n_known = sum(c.isalnum() or c in _MARKS for c in text)
             pages = {ord(c) >> 8 for c in text if c.isalpha()}
-            is_cjk = pages <= set(range(0x2E, 0xD8)) | {0xFF, 0}
-            few = len(pages) <= 3 or (is_cjk and any(c in "的一是不了人我在有，。のにはを" for c in text))
-            if len(text) >= 8 and len(known) > 0.95 * len(text) and few and (spaces or is_cjk):
+            is_one_script = len(pages - {0}) <= 2 or pages <= _EAST_ASIAN
+            if len(text) >= 8 and n_known > 0.95 * len(text) and is_one_script:
                 return encoding
     return ""
 
 
-_MARKS = " .,;:!?-—–'\"()«»“”‘’…、。，！？「」（）：；"
+_EAST_ASIAN = {0, *range(0x30, 0xD8), 0xFF}  # high bytes of kana, CJK, Hangul and full-width letters
+_MARKS = "\t\n\r .,;:!?-—–'\"()«»“”‘’…、。，！？「」（）：；"
 _SPOKEN = {"cp1252": "Windows-1252", "latin-1": "Latin-1", "cp1251": "Windows-1251", "shift_jis": "Shift JIS"}
 
 

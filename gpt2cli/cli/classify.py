@@ -248,7 +248,7 @@ def _open_table(
     if stream:
         say_if_typed()
     needed = [*column, *[label] * bool(label)]
-    table = read_table(path, usual, names, stream, options, [name for name in needed if name])
+    table = read_table(path, usual, names, stream, options, [name for name in needed if name], label)
     for note in table.notes:
         say(note, "warn")
     other = label or ("label" if "label" not in column else "text")

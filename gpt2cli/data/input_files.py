@@ -139,7 +139,7 @@ def _in_directory(folder: Path, out: Path) -> list[Path]:
         raise InputError(f"{folder}: is a prepared folder", "it holds tokens, not text", fix)
     if was_made_by_prepare(folder):
         read_manifest(folder)  # interrupted or damaged: raises with what to do
-    if is_nanogpt(folder):
+    if is_nanogpt(folder) or any(map(_is_tokens, (folder / name for name in NANOGPT))):
         raise _nanogpt(folder)
     # os.walk does not follow links to directories, so a loop of them cannot trap it.
     found = [
@@ -191,8 +191,14 @@ def is_nanogpt(folder: Path) -> bool:
     return all((folder / name).is_file() for name in NANOGPT)
 
 
+def _is_tokens(path: Path) -> bool:
+    return path.is_file() and not _is_readable(path)
+
+
 def _nanogpt(path: Path) -> InputError:
     folder = path if path.is_dir() else path.parent
+    missing = [name for name in NANOGPT if not (folder / name).is_file()]
+    holds = " and ".join(name for name in NANOGPT if name not in missing)
     command = [
         "gpt2",
         "prepare",
@@ -201,11 +207,11 @@ def _nanogpt(path: Path) -> InputError:
         str(folder.with_name(f"{folder.name or 'nano'}-prepared")),
     ]
     return InputError(
-        f"{path}: {'holds' if path.is_dir() else 'is one of'} nanoGPT's token files, {' and '.join(NANOGPT)}",
+        f"{path}: holds nanoGPT's tokens, {holds}"
+        if path.is_dir()
+        else f"{path}: is one of nanoGPT's token files, {' and '.join(NANOGPT)}",
         "they are imported together, from their folder",
-        shlex.join(command)
-        if is_nanogpt(folder)
-        else "put train.bin and val.bin into one folder, and name that",
+        shlex.join(command) if is_nanogpt(folder) else f"put {' and '.join(missing)} there, too",
     )
 
 

@@ -114,7 +114,10 @@ class TokenImport:
                 with files.open_regular(source.path) as file:
                     while block := file.read(files.CHUNK):
                         if len(block) % 2:
-                            raise InputError(f"{source.path}: ends within a token", "each takes two bytes")
+                            fix = "fetch the file again, or write it again with nanoGPT's prepare.py"
+                            raise InputError(
+                                f"{source.path}: ends within a token", "each takes two bytes", fix
+                            )
                         digest.update(block)
                         ids = self._checked(
                             np.frombuffer(block, _ON_DISK).astype(np.int64), source.path, n_read
@@ -136,6 +139,9 @@ class TokenImport:
         yield states[0], states[1]
 
     def _checked(self, ids: Ids, path: Path, n_before: int) -> Ids:
+        if not n_before and len(ids) >= 64 and not ids[1::2].any() and ids.any():
+            fix = "write them as numpy.uint16, as nanoGPT's prepare.py does"
+            raise InputError(f"{path}: has four bytes for each token", "nanoGPT's have two", fix)
         n_known = self.tokenizer.n_vocab if self._ours is None else len(self._ours)
         if int(ids.max()) >= n_known:
             place = int(np.argmax(ids >= n_known))

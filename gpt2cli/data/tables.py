@@ -65,11 +65,12 @@ def read_table(
     stream: BinaryIO | None = None,
     options: ReadOptions | None = None,
     needed: Sequence[str] = (),
+    label: str | None = None,
 ) -> Table:
     """Read a whole table, from `stream` if given; `path` is then its name in messages.
 
     `headerless` and `columns` are as of `RecordReader`. A record that lacks one of the `needed` fields is
-    bad. Raises InputError naming FILE:LINE.
+    bad, and one whose `label` is blank. Raises InputError naming FILE:LINE.
     """
     source = record_source(path)
     with closing(
@@ -82,6 +83,8 @@ def read_table(
                 if not isinstance(record, dict):
                     raise InputError(f"{where}: a JSON object is needed, not {kind_of(record)}")
                 plain = record if reader.kind in TABLES else _flat(record, where, needed)
+                if label and not (plain.get(label, label) or "").strip():
+                    raise InputError(f"{where}: the label is empty", fix="label the row, or delete it")
             except InputError as error:
                 reader.tally.skip(error)
                 continue
@@ -91,10 +94,8 @@ def read_table(
             raise InputError(f"{path}:1: there are no rows", "the file is empty")
         notes = reader.finish()
         names = reader.columns or tuple(dict.fromkeys(key for _, record in records for key in record))
-        if reader.twice:
-            raise InputError(
-                f"{path}:1: the column {min(reader.twice)!r} is there twice", fix="rename one of them"
-            )
+        if twice := reader.twice & set(needed) if label else reader.twice:  # scores print no columns
+            raise InputError(f"{path}:1: the column {min(twice)!r} is there twice", fix="rename one of them")
         rows = tuple(TableRow(line, tuple(record.get(key) for key in names)) for line, record in records)
         return Table(str(path), reader.kind, names, rows, reader.digest, tuple(notes))
 

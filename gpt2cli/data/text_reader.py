@@ -59,7 +59,7 @@ class SourceReader:
         self.source = source
         self.n_line_ends = 0
         self.notes: list[str] = []
-        self._n_markers = self._n_documents = 0
+        self._n_markers = 0
         self._held = ""
         self._fields, self._options, self._rule = tuple(fields), options or ReadOptions(), rule or SplitRule()
         self._reader: RecordReader | ByteSource
@@ -86,12 +86,7 @@ class SourceReader:
                 self.notes.append(note)
             if END_OF_TEXT in piece.text:
                 self._n_markers += piece.text.count(END_OF_TEXT)
-            self._n_documents += piece.ends
             yield piece
-        if is_plain and self._rule.split_on and self._n_documents == 1:
-            self.notes.append(
-                f"{self.source.name}: {self._rule.split_on!r} does not split its text, which is one document"
-            )
         if self._n_markers:
             times = f"{self._n_markers:,} times" if self._n_markers > 1 else "once"
             self.notes.append(

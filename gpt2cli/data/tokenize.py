@@ -96,6 +96,12 @@ def text_chunks(
             n_line_ends += reader.n_line_ends
             notes += reader.notes
             records.append(_record(source, reader))
+    if (
+        settings.split_on
+        and n_documents <= len(sources)
+        and not any(source.kind != "text" for source in sources)
+    ):
+        notes.append(f"{settings.split_on!r} splits none of the texts: each file is one document")
     if chunk.train or chunk.validation:
         n_chunks += 1
         chunk.position = position(None)

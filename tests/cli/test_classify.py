@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from adapters import Lora, save_adapter, save_base
@@ -316,3 +317,32 @@ def test_bf16_changes_little(gpt2: Gpt2, model: Path, loaded: LoadedClassifier) 
     assert found == pytest.approx(alone(loaded, "see you soon").probabilities, abs=0.05)
     assert found != list(alone(loaded, "see you soon").probabilities)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_rows_without_a_label_are_bad_records_and_missing_classes_count(
+    gpt2: Gpt2, model: Path, loaded: LoadedClassifier, tmp_path: Path
+) -> None:
+    texts, only = ["see you", "win cash now", "bill"], loaded.labels[0]
+    rows = "".join(f"{text},{only} ,1,2\n" for text in texts)
+    file = tmp_path / "f.csv"
+    file.write_text(f"text,label,x,x\n{rows}\n,,,\nlost,,3,4\n")
+    options = ("classify", model, "--file", file, "--column", "text", "--label", "label", "--json")
+    strict = gpt2(*options, "--max-bad", "0")
+    assert strict.code == 3 and "f.csv:7" in strict.err
+    done = gpt2(*options)
+    assert done.code == 0 and "f.csv:7: the label is empty" in done.err
+    found, answers = json.loads(done.out), [alone(loaded, text) for text in texts]
+    right = np.array([answer.best == 0 for answer in answers])
+    top = np.array([max(answer.probabilities) for answer in answers])
+    assert found["texts"] == 3 and found["accuracy"] == pytest.approx(right.mean())
+    # A class that is nowhere true has an F1 of 0, and counts in the mean, as in scikit-learn with labels=.
+    n_true = len(texts)
+    f1 = 2 * right.sum() / (n_true + right.sum())
+    assert found["macro_f1"] == pytest.approx(f1 / len(loaded.labels))
+    bins = np.digitize(top, np.arange(1, 15) / 15, right=True)
+    error = sum(abs(right[bins == b].sum() - top[bins == b].sum()) for b in range(15)) / n_true
+    assert found["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
+    assert np.array(found["confusion"]).sum(axis=1).tolist() == [3, *[0] * (len(loaded.labels) - 1)]
+    file.write_text("text,label\nsee you,nothing\n")
+    unknown = gpt2(*options)
+    assert unknown.code == 3 and "f.csv:2" in unknown.err and repr(only) in unknown.err

@@ -186,3 +186,11 @@ def test_memory_does_not_grow_with_the_text(tokenizer: str, tmp_path: Path) -> N
         peaks.append(peak_mb(source, tmp_path / f"out-{times}", tokenizer))
     assert peaks[1] < 600
     assert peaks[1] - peaks[0] < 50, peaks
+
+
+def test_a_separator_that_splits_nothing_is_told_once(gpt2: Gpt2, texts: Path) -> None:
+    missed = gpt2("prepare", texts, "--split-on", "\\n\\n", "--out", "out", "--block", "8")
+    assert missed.code == 0 and missed.err.count("splits none of the texts") == 1
+    (texts / "one.txt").write_text("a\\n\\nb " * 99)
+    split = gpt2("prepare", texts, "--split-on", "\\n\\n", "--out", "other", "--block", "8")
+    assert split.code == 0 and "splits none" not in split.err

@@ -438,3 +438,49 @@ def test_damaged_json_names_what_helps(content: str, place: int, fix: str, tmp_p
     with pytest.raises(InputError, match=rf"a\.json:{place}: not JSON") as caught:
         read(tmp_path / "a.json")
     assert fix in caught.value.fix
+
+
+def test_separators_and_blank_lines_of_other_systems(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\r\n--\r\ntwo\r\n\xc2\xa0\r\nthree\r\n\x0c\r\nfour")
+    for separator in ("\r\n--\r\n", "\n--\n"):
+        assert [doc[:3] for doc in read(path, rule=SplitRule(separator))[0]] == ["one", "two"]
+    assert read(path, rule=SplitRule(blank_line=True))[0] == ["one\n--\ntwo", "three", "four"]
+
+
+def test_bzip2_in_folders_and_files_of_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "a.txt.bz2").write_bytes(bz2.compress(b"one"))
+    assert read(folder) == (["one"], [])
+    for name in ("a.txt.bz2", "a.txt.gz", "a.txt.zst"):
+        (tmp_path / name).write_bytes(b"")
+        assert read(tmp_path / name) == ([], [])
+    damaged = tmp_path / "damaged file.txt.bz2"
+    damaged.write_bytes(bz2.compress("naïve".encode() + b"\xff!"))
+    with pytest.raises(InputError) as caught:
+        read(damaged)
+    subprocess.run(caught.value.fix, shell=True, check=True, timeout=20)
+    assert read(tmp_path / "damaged file.utf8.txt")[0] == ["naïve!"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text", ["Привет, мой друг!", "今天天气很好，我们去公园。", "Καλημέρα κόσμε", "東京へ行きます。"]
+)
+def test_utf16_of_any_script_is_recognised_without_a_mark(encoding: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding) * 3)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "a.txt")
+    assert f"--encoding {encoding}," in caught.value.fix
+    assert read(tmp_path / "a.txt", options=ReadOptions(encoding))[0] == [text * 3]
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello\0there\0my\0friends", bytes(range(256)) * 9, b"\x01\x02\xff\xfe" * 50]
+)
+def test_what_has_control_characters_is_not_utf16_therefore(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "a.txt")
+    assert "utf-16" not in caught.value.fix

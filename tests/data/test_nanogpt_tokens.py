@@ -104,3 +104,19 @@ def test_what_tokens_cannot_have(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"val.bin: token 0 is 65535") as caught:
         run([nano], tmp_path / "out")
     assert "meta.pkl" in caught.value.fix
+
+
+def test_half_a_folder_and_tokens_of_four_bytes_are_named(run: Run, tmp_path: Path) -> None:
+    ids = gpt2().encode(TEXT)
+    nano = write(tmp_path / "nano", ids, ids[:9])
+    (nano / "val.bin").unlink()
+    for source in (nano, nano / "train.bin"):
+        with pytest.raises(InputError) as caught:
+            run([source], tmp_path / "out")
+        assert str(source) in caught.value.what and caught.value.fix == "put val.bin there, too"
+    wide = write(tmp_path / "wide", ids, ids[:9])
+    for name in ("train.bin", "val.bin"):
+        np.fromfile(wide / name, np.uint16).astype(np.uint32).tofile(wide / name)
+    with pytest.raises(InputError, match=r"train\.bin: has four bytes") as caught:
+        run([wide], tmp_path / "out")
+    assert "uint16" in caught.value.fix
