@@ -103,8 +103,8 @@ def _utf16(data: bytes) -> str:
     has not, and what it decodes to are letters of one script, which what is no text does not.
     """
     head = data[:4096]
-    plain = len(re.findall(rb"[\t\n\r\x20-\x7e]", head))
-    if plain > 0.8 * len(head) or not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head):
+    is_ascii = len(re.findall(rb"[\t\n\r\x20-\x7e]", head)) > 0.8 * len(head)
+    if not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head):
         return ""
     for encoding in ("utf-16-le", "utf-16-be"):
         with contextlib.suppress(UnicodeDecodeError):
@@ -112,7 +112,9 @@ def _utf16(data: bytes) -> str:
             n_known = sum(c.isalnum() or c in _MARKS for c in text)
             pages = {ord(c) >> 8 for c in text if c.isalpha()}
             is_one_script = len(pages - {0}) <= 2 or pages <= _EAST_ASIAN
-            if len(text) >= 8 and n_known > 0.95 * len(text) and is_one_script:
+            # Kana's bytes are ASCII, nearly all; so are those of a text with a NUL here and there.
+            is_told = not is_ascii or len(re.findall("[\u3000-\u30ff]", text)) > 0.1 * len(text)
+            if len(text) >= 8 and n_known > 0.95 * len(text) and is_one_script and is_told:
                 return encoding
     return ""
 

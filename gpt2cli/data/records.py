@@ -25,7 +25,7 @@ from gpt2cli.data.csv_rows import (
     sample_lines,
 )
 from gpt2cli.data.file_kinds import TABLES, Kind, reading_command
-from gpt2cli.data.input_files import TextSource, record_source
+from gpt2cli.data.input_files import SourceKind, TextSource, record_source
 from gpt2cli.data.json_values import json_values
 from gpt2cli.data.text_fields import name_field
 from gpt2cli.encodings import decode_utf8
@@ -332,7 +332,7 @@ def _kind_by_content(stream: BinaryIO) -> Kind:
     return "jsonl" if first.startswith(b"{") else "tsv" if b"\t" in first else "csv"
 
 
-def _is_lines(stream: BinaryIO, kind: Kind) -> bool:
+def _is_lines(stream: BinaryIO, kind: SourceKind) -> bool:
     """Whether each line of JSON is a record; else they are the items of one list, or values that go over
     several lines.
     """
