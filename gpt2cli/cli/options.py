@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -183,7 +182,7 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
 
 
 def _check_text(data: bytes, name: str) -> None:
-    from gpt2cli.encodings import recognised
+    from gpt2cli.encodings import conversion, recognised
 
     try:
         data.decode("utf-8")
@@ -194,8 +193,7 @@ def _check_text(data: bytes, name: str) -> None:
     # A read that was cut short may end inside a character; its length is an error of its own.
     if 0 <= place < LONGEST_PROMPT - 4:
         why, encoding = recognised(data, place)
-        iconv = {"latin-1": "LATIN1"}.get(encoding, encoding.upper())
-        fix = f"iconv -f {iconv} -t UTF-8 {shlex.quote(name)} | gpt2 generate" if iconv else ""
+        fix = conversion(name, encoding) if encoding else ""
         raise InputError(f"{name}: {what} at byte {place}", f"a prompt is UTF-8 text, and {why}", fix)
 
 

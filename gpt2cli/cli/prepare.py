@@ -30,7 +30,7 @@ def prepare(
         typer.Argument(
             metavar="SOURCE",
             help="Files or globs of text (.txt, .md and others) and of records (.csv, .tsv, .json, .jsonl),"
-            " each also as .gz or .zst; .parquet; folders of .txt and .md files; a folder of nanoGPT's"
+            " each also as .gz, .bz2 or .zst; .parquet; folders of .txt and .md files; a folder of nanoGPT's"
             " tokens; or - for stdin, which is read as records with --text-field.",
         ),
     ],

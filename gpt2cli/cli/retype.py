@@ -21,6 +21,12 @@ from gpt2cli.errors import Gpt2Error
 _TAKES_OVERRIDES = ("grid", "pretrain", "finetune-classify", "finetune-instruct", "grid", "recipes")
 _OVERRIDE = re.compile(r"[a-z_0-9]+(\.[a-z_0-9]+)?=.*", re.DOTALL)
 
+# Choices, and other words for them that are spelt like another choice, or like none.
+MEANT = {
+    "folder": ("hf", "huggingface", "hugging-face", "transformers", "safetensors"),
+    "gguf": ("ollama", "llama.cpp"),
+}
+
 
 def whole_fix(error: Gpt2Error, typed: Sequence[str]) -> str:
     """The error's fix, as the whole command where it names only a part of it."""
@@ -52,7 +58,9 @@ def usage_fix(error: typer.TyperException, typed: Sequence[str]) -> str:
     if text.startswith("Got unexpected extra argument"):
         return _as_one_text(context, typed)
     if choice := re.search(r"'([^']*)' is not one of (.*)", text, re.DOTALL):
-        near = difflib.get_close_matches(choice[1], re.findall(r"'(.*?)'", choice[2]), 1, 0.3)
+        words = re.findall(r"'(.*?)'", choice[2])
+        meant = [word for word in words if choice[1].lower() in MEANT.get(word, ())]
+        near = meant or difflib.get_close_matches(choice[1], words, 1, 0.3)
         return _joined(_replaced(typed, choice[1], near[0])) if near else ""
     if text.startswith("Invalid value") and (default := _default(getattr(error, "param", None))):
         return _joined(_with_parts(typed, default))

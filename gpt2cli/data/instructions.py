@@ -8,6 +8,7 @@ into token ids.
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ from typing import Any
 
 from gpt2cli.data.byte_source import ReadOptions, joined_digest
 from gpt2cli.data.conversations import BESIDE, LISTS, is_conversation, read_conversation
+from gpt2cli.data.file_kinds import reading_command
 from gpt2cli.data.input_files import record_sources
 from gpt2cli.data.records import RecordReader
 from gpt2cli.data.text_fields import MISSING, find_field, text_field
@@ -28,6 +30,12 @@ from gpt2cli.templates import Turn
 NO_INPUT = "<noinput>"  # self-instruct's and Alpaca's spelling of an empty input
 _NO_INPUT = re.compile(r"\W*no[ _-]?input\W*", re.IGNORECASE)  # <noInput>, "No input.", <no input>
 UNREAD = ("history", "tools")
+OASST = ("message_id", "parent_id", "text", "role")  # OpenAssistant's messages, each naming the one before
+# jq's program that makes a conversation of each answer and what led to it.
+_PATHS = (
+    'INDEX(.message_id) as $all | .[] | select(.role == "assistant")'
+    ' | {messages: [recurse($all[.parent_id // ""] // empty)] | reverse | map({role, content: .text})}'
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def read_instructions(
                 where = f"{reader.where(line)}, record {index}"
                 _require_once(reader, fields)
                 try:
-                    turns = _turns(value, fields, where)
+                    turns = _turns(value, fields, where, source.name)
                 except InputError as error:
                     reader.tally.skip(error)
                     continue
@@ -147,7 +155,7 @@ def _require_once(reader: RecordReader, fields: InstructDataConfig) -> None:
             )
 
 
-def _turns(value: Any, fields: InstructDataConfig, where: str) -> tuple[Turn, ...]:
+def _turns(value: Any, fields: InstructDataConfig, where: str, name: str) -> tuple[Turn, ...]:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = {LISTS[0]: value}
     if not isinstance(value, dict):
@@ -155,6 +163,9 @@ def _turns(value: Any, fields: InstructDataConfig, where: str) -> tuple[Turn, ..
             f"{where}: must be a JSON object, not {kind_of(value)}",
             fix=f'a record is {{"{fields.instruction}": "...", "{fields.output}": "..."}}',
         )
+    if all(name in value for name in OASST):
+        why = "a record is a conversation"
+        raise InputError(f"{where}: is one message of a tree", why, _tree_command(name))
     if is_conversation(value, fields.instruction):
         return read_conversation(value, where)
     # null is no answer, as the empty text is; a record without the field is another kind of record.
@@ -172,6 +183,18 @@ def _turns(value: Any, fields: InstructDataConfig, where: str) -> tuple[Turn, ..
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
     return text_field(record, field, where, _naming(record))
+
+
+def _tree_command(name: str) -> str:
+    """The command that makes conversations of OpenAssistant's messages, which also come as parquet."""
+    if not name.endswith(".parquet"):
+        return reading_command(name, f"jq -sc {shlex.quote(_PATHS)}", ".jsonl")
+    python = "import sys; from pyarrow import parquet; [print(__import__('json').dumps("
+    python += "{k: r[k] for k in ('message_id', 'parent_id', 'role', 'text')}))"
+    python += " for r in parquet.read_table(sys.argv[1]).to_pylist()]"
+    copy = f"{name.removesuffix('.parquet')}.new.jsonl"
+    rows = f"python3 -c {shlex.quote(python)} {shlex.quote(name)}"
+    return f"{rows} | jq -sc {shlex.quote(_PATHS)} > {shlex.quote(copy)}"
 
 
 def _value(record: dict[str, Any], field: str, where: str) -> str:

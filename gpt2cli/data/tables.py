@@ -91,7 +91,8 @@ def read_table(
             reader.tally.n_good += 1
             records.append((line, plain))
         if not records and not reader.tally.n_bad:
-            raise InputError(f"{path}:1: there are no rows", "the file is empty")
+            why = "the file has only a header" if reader.columns else "the file is empty"
+            raise InputError(f"{path}:1: there are no rows", why, "name another file, or add rows")
         notes = reader.finish()
         names = reader.columns or tuple(dict.fromkeys(key for _, record in records for key in record))
         if twice := reader.twice & set(needed) if label else reader.twice:  # scores print no columns

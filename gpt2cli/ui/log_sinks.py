@@ -100,11 +100,9 @@ def _wandb(run: LoggedRun) -> Iterator[Write]:
         )
     except wandb.Error as error:
         why = str(error).partition("\n")[0]
-        raise ServiceError(
-            "log.wandb: Weights & Biases cannot begin",
-            why,
-            "wandb login, export WANDB_MODE=offline, or log.wandb=false",
-        ) from None
+        fix = "wandb login, export WANDB_MODE=offline, or log.wandb=false"
+        fix = "unset WANDB_PROJECT, or give it another name" if "project name" in why else fix
+        raise ServiceError("log.wandb: Weights & Biases cannot begin", why, fix) from None
     session.define_metric("step")
     session.define_metric("*", step_metric="step")
     code = 1

@@ -209,3 +209,9 @@ def test_the_fix_goes_further(
     if code and "ReachedWorkError" not in err:
         # The next hurdle, which is another one; never a command line that cannot be read.
         assert code in (2, 3, 4, 5) and "fix: " in err and not re.search(UNREADABLE, err), err
+
+
+@pytest.mark.parametrize("word", ["hf", "transformers", "HuggingFace"])
+def test_a_format_by_another_word_is_the_one_that_is_meant(gpt2: Gpt2, word: str) -> None:
+    refused = gpt2("convert", "x", "--to", word, "--out", "y")
+    assert refused.code == 2 and "fix: gpt2 convert x --to folder --out y" in refused.err

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -153,3 +155,12 @@ def test_a_folder_without_a_tokenizer_hides_no_run(gpt2: Gpt2) -> None:
 def test_show_of_no_tokenizer_is_refused(name: str, gpt2: Gpt2) -> None:
     outcome = gpt2("tokenizer", "show", "x", "--tokenizer", name)
     assert outcome.code in (2, 3) and name in outcome.err and "fix: " in outcome.err
+
+
+def test_the_fix_for_a_text_in_another_encoding_makes_one_that_is_shown(gpt2: Gpt2) -> None:
+    Path("a b.txt").write_bytes("café".encode("latin-1"))
+    refused = gpt2("tokenizer", "show", "--file", "a b.txt")
+    (fix,) = re.findall("fix: (.*)", refused.err)
+    assert refused.code == 3 and fix.startswith("iconv -f LATIN1")
+    subprocess.run(fix, shell=True, check=True, timeout=20)
+    assert gpt2("tokenizer", "show", "--file", "a b.utf8.txt").code == 0

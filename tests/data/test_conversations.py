@@ -1,9 +1,15 @@
 """Conversations in other programs' spellings: the same turns, the same loss mask, or a refusal by name."""
 
+import gzip
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gpt2cli.data.byte_source import STRICT
@@ -144,3 +150,25 @@ def test_what_cannot_be_read_is_named(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read(tmp_path, record)
     assert "record 0" in caught.value.what and what in caught.value.what
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet"])
+def test_openassistants_messages_are_refused_with_what_makes_conversations_of_them(
+    kind: str, tmp_path: Path
+) -> None:
+    if shutil.which("jq") is None:
+        pytest.skip("jq is not installed here")
+    said = [("1", None, "prompter", "Hello"), ("2", "1", "assistant", "Hi"), ("3", "1", "assistant", "Yes?")]
+    said += [("4", "2", "prompter", "Bye"), ("5", "4", "assistant", "Ciao")]
+    rows = [dict(zip(("message_id", "parent_id", "role", "text"), row, strict=True)) for row in said]
+    path = tmp_path / f"my oasst.{kind}"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(InputError, match=rf"my oasst\.{kind}(:|, row )1, record 0") as caught:
+        read_instructions(path, InstructDataConfig(source="x"))
+    fix = caught.value.fix.replace("python3", sys.executable, 1)
+    subprocess.run(fix, shell=True, check=True, timeout=20)
+    found = read_instructions(tmp_path / "my oasst.new.jsonl", InstructDataConfig(source="x"), STRICT)
+    texts = [[turn.text for turn in record.turns] for record in found.records]
+    assert texts == [["Hello", "Hi"], ["Hello", "Yes?"], ["Hello", "Hi", "Bye", "Ciao"]]
