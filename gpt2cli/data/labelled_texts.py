@@ -75,7 +75,9 @@ def read_labelled(
         where = f"{rows[0].file}:{rows[0].line}" if rows else f"{name}:1"
         raise InputError(
             f"{where}: only one class, {labels[0]!r}" if labels else f"{where}: there are no rows",
-            f"all {len(rows)} rows have it in column {label!r}" if labels else "the file has only a header",
+            "; ".join([f"all {len(rows)} rows have it in column {label!r}", *notes])
+            if labels
+            else "the file has only a header",
             "add rows of a second class",
         )
     return LabelledTexts(

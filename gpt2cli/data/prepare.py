@@ -297,7 +297,11 @@ def _refuse_other(
     before, now = asdict(there.settings), asdict(settings)
     if isinstance(there, Journal):
         before["max_bad"] = now["max_bad"]  # it decides when to give up, not what is written
-    differences = [f"{key} was {before[key]} and is now {now[key]}" for key in now if now[key] != before[key]]
+    differences = [
+        f"{key} was {before[key] or repr(before[key])} and is now {now[key] or repr(now[key])}"
+        for key in now
+        if now[key] != before[key]
+    ]
     if not differences and tokenizer and tokenizer.fingerprint != there.fingerprint:
         differences = ["another tokenizer"]
     if differences:

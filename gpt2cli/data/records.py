@@ -122,6 +122,7 @@ class RecordReader:
     def _lines(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         name = self.source.name
         for number, text in _numbered_lines(stream, name, returns=False):
+            text = text.lstrip("\ufeff")  # files with marks, one after another
             if not text.strip():
                 continue
             try:
@@ -278,7 +279,9 @@ def parquet_rows(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, A
     ) as error:  # ValueError: a name is not UTF-8
         if isinstance(error, OSError) and error.errno:
             raise
-        raise InputError(f"{path}:1: not a readable parquet file", str(error)) from None
+        raise InputError(
+            f"{path}:1: not a readable parquet file", str(error), "fetch the file again"
+        ) from None
 
 
 def _column_of(field: str, there: Sequence[str]) -> str:

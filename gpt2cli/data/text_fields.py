@@ -106,7 +106,9 @@ def _another_field(record: dict[str, Any], field: str, found: Any) -> str:
     if found is None:
         return "fill it in, or leave the record out"
     longest = longest_field(record)
-    return name_field(longest or "NAME") if longest != field else "write a text there, or a list of texts"
+    if longest in ("", field):
+        return "write a text there, or a list of texts"
+    return name_field(longest)
 
 
 def longest_field(record: dict[str, Any]) -> str:

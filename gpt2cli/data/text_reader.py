@@ -107,6 +107,11 @@ class SourceReader:
             except InputError as error:
                 tally.skip(error)
                 continue
+            if (
+                n := text.count("\r\n") if reader.kind in TABLES else 0
+            ):  # line ends of the file, not of the text
+                self.n_line_ends += n
+                text = text.replace("\r\n", "\n")
             tally.n_good += 1
             if separator is None or not separator.search(text):
                 yield from split_document(text)

@@ -98,6 +98,8 @@ KINDS: list[tuple[str, bytes, str]] = [
     ("lines.json", lines(FLAT), "text"),
     ("a.json.gz", gzip.compress(json.dumps(FLAT).encode()), "text"),
     ("objects.json", b"\n".join(json.dumps(record, indent=1).encode() for record in FLAT), "text"),
+    ("marks.jsonl", b"".join(b"\xef\xbb\xbf" + lines([record]) for record in FLAT), "text"),
+    ("windows.csv", table().replace(b"\n", b"\r\n").replace(b"\r\r\n", b"\r\n"), "text"),
     ("commas.json", b",\n".join(json.dumps(record).encode() for record in FLAT), "text"),
     ("objects.jsonl", b"\n".join(json.dumps(record, indent=1).encode() for record in FLAT), "text"),
     ("list.jsonl", json.dumps(FLAT).encode(), "text"),

@@ -266,3 +266,11 @@ def test_other_columns_come_along(tmp_path: Path) -> None:
     table = read_table(write(tmp_path, "a.jsonl", json.dumps({"a": None, "b": 2, "c": "x"}) + "\n{}\n"))
     assert table.columns == ("a", "b", "c")
     assert [row.values for row in table.rows] == [(None, "2", "x"), (None, None, None)]
+
+
+def test_one_class_alone_tells_which_rows_were_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"quoted\ttab"\tx\nplain\ty\n')
+    with pytest.raises(InputError, match=r"a\.tsv:3: only one class") as caught:
+        read_labelled(path, "text", "label")
+    assert "a.tsv:2: too many fields" in caught.value.why
