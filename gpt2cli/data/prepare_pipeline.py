@@ -265,7 +265,7 @@ def _warnings(job: PrepareJob, journal: Journal) -> Iterator[str]:
             " characters: tokens there may differ"
         )
     if position.n_line_ends:
-        yield f"{counted(position.n_line_ends, 'line end')} of Windows (CRLF) read read as LF"
+        yield f"{counted(position.n_line_ends, 'line end')} of Windows (CRLF) read as LF"
 
 
 def missed_share(share: float, n_train: int, n_validation: int) -> str:
