@@ -201,7 +201,7 @@ def test_over_long_records_are_counted(gpt2: Gpt2, tmp_path: Path) -> None:
     for said in (
         "2 of 24 records cut: longer than 64 tokens",
         "1 of 24 records left out: the prompt alone fills 64 tokens",
-        "1 of 24 records used for training only: their last answers begin after 64 tokens",
+        "1 of 24 records used for training only: the last answer begins after 64 tokens",
         "1 of 24 records left out: no answer",
     ):
         assert said in done.err, done.err
