@@ -180,9 +180,13 @@ def _key_called(word: str, typed: Sequence[str]) -> str:
 
 
 def _default(option: Any) -> list[str]:
-    """An option with its default; [] if it has none."""
+    """An option with its default; [] if it has none, or one that only words describe: "all"."""
     default = getattr(option, "show_default", None)
     default = default if isinstance(default, str) else getattr(option, "default", None)
+    try:
+        option.type(default)
+    except (AttributeError, typer.TyperException):
+        return []
     name = next((name for name in getattr(option, "opts", ()) if name.startswith("--")), "")
     return [name, str(default)] if name and default not in (None, "", True, False) else []
 

@@ -72,7 +72,8 @@ def read_conversation(record: dict[str, Any], where: str) -> tuple[Turn, ...]:
 
 def _listed(messages: Any, name: str, where: str) -> list[tuple[str, Any]]:
     if not isinstance(messages, list) or not messages:
-        raise InputError(f"{where}: {name!r} is not a list of messages", kind_of(messages), MESSAGE)
+        is_empty = "it is an empty list" if isinstance(messages, list) else f"it is {kind_of(messages)}"
+        raise InputError(f"{where}: {name!r} is not a list of messages", is_empty, MESSAGE)
     return [(f"{'message' if name in LISTS else name} {i}", message) for i, message in enumerate(messages)]
 
 
@@ -87,7 +88,7 @@ def _turn(message: Any, where: str) -> Turn:
         raise InputError(
             f"{where}: {'calls of tools are' if is_tool else f'the role {spelled[:40]!r} is'} not supported",
             f"the roles are {', '.join(ROLES)}",
-            "leave this record out",
+            "leave it out",
         )
     weight = message.get("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1):
@@ -108,7 +109,7 @@ def _text(message: dict[str, Any], key: str, where: str) -> str:
             raise InputError(
                 f"{where}: content of the type {str(kind)[:40]!r} is not supported",
                 "GPT-2 reads text alone",
-                "leave this record out",
+                "leave it out",
             )
         texts.append(text_field(part, "text", where, MESSAGE))
     return "".join(texts)
