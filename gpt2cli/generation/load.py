@@ -168,8 +168,8 @@ def _refuse_file(name: str) -> None:
     if path.suffix in (".txt", ".md", ".jsonl", ".csv"):
         raise InputError(
             f"{path}: is a text",
-            "a model is a folder",
-            f"to measure a model on it: gpt2 evaluate --on {shlex.quote(str(path))}",
+            "a model is a folder; evaluate measures one on a text",
+            f"gpt2 evaluate --on {shlex.quote(str(path))}",
         )
     raise InputError(
         f"{path}: is a file", "a model is a folder; convert makes one from a file", f"gpt2 convert {path}"
