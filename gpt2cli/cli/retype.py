@@ -25,7 +25,10 @@ _OVERRIDE = re.compile(r"[a-z_0-9]+(\.[a-z_0-9]+)?=.*", re.DOTALL)
 def whole_fix(error: Gpt2Error, typed: Sequence[str]) -> str:
     """The error's fix, as the whole command where it names only a part of it."""
     if meant := re.fullmatch(r"did you mean (.+)\?", error.fix):
-        return _joined(_replaced(typed, _wrong_word(error, typed), meant[1])) or error.fix
+        wrong = _wrong_word(error, typed)
+        if wrong and re.match(rf"{re.escape(wrong)}:\d+ ", error.what):
+            return error.fix  # the mistake stands in that file, not in its name
+        return _joined(_replaced(typed, wrong, meant[1])) or error.fix
     if left_out := re.fullmatch(r"leave out (--[\w-]+)", error.fix):
         return _joined([word for word in typed if word.partition("=")[0] != left_out[1]])
     if split := re.search(r"override (\S+): is not key=value", error.what):

@@ -194,3 +194,9 @@ def table(text: str) -> list[dict[str, Any]]:
         {key: cell[key] for key in keep} | {"runs": [run["best_loss"] for run in cell["runs"]]}
         for cell in json.loads(text)["cells"]
     ]
+
+
+def test_a_key_that_is_wrong_in_the_file_does_not_replace_its_name(recipe: Path, gpt2: Call) -> None:
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("n_layer", "n_layers"), encoding="utf-8")
+    refused = gpt2("grid", recipe, "optim.lr=1e-2,3e-2", "--dry-run")
+    assert refused.code == 2 and "fix: did you mean model.n_layer?" in refused.err
