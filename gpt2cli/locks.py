@@ -27,11 +27,11 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip() or "unknown"
-            if holder == str(os.getpid()):  # a training in Python that was neither ended nor closed
+            if holder == str(os.getpid()):  # from Python: neither ended nor closed
                 raise ResourceError(
-                    f"{folder}: in use by another training of this process",
+                    f"{folder}: in use by this process",
                     "two runs that write in one folder would destroy each other's files",
-                    "end the other one, or close() its events",
+                    "end what was begun there; events of a training are ended by close()",
                 ) from None
             raise ResourceError(
                 f"{folder}: in use by another process (pid {holder})",
