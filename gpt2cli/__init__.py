@@ -10,17 +10,18 @@ The names below live in api/ and are imported on first use: `import gpt2cli` cos
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpt2cli.api.classifier import TextClassifier as TextClassifier
+    from gpt2cli.api.classifier import load_classifier as load_classifier
     from gpt2cli.api.models import LanguageModel as LanguageModel
-    from gpt2cli.api.models import TextClassifier as TextClassifier
     from gpt2cli.api.models import load as load
-    from gpt2cli.api.models import load_classifier as load_classifier
     from gpt2cli.api.training import train as train
     from gpt2cli.errors import Gpt2Error as Gpt2Error
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("LanguageModel", "TextClassifier", "load", "load_classifier"), "gpt2cli.api.models"),
+    **dict.fromkeys(("TextClassifier", "load_classifier"), "gpt2cli.api.classifier"),
+    **dict.fromkeys(("LanguageModel", "load"), "gpt2cli.api.models"),
     "train": "gpt2cli.api.training",
     "Gpt2Error": "gpt2cli.errors",
 }

@@ -18,7 +18,7 @@ LOCK = ".lock"
 def lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process.
 
-    Raises ResourceError naming the holder's pid where another process has it.
+    Raises ResourceError naming the holder's pid where another process has it, or this one.
     """
     path = folder / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -27,6 +27,12 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip() or "unknown"
+            if holder == str(os.getpid()):  # from Python: neither ended nor closed
+                raise ResourceError(
+                    f"{folder}: in use by this process",
+                    "two runs that write in one folder would destroy each other's files",
+                    "end what was begun there; events of a training are ended by close()",
+                ) from None
             raise ResourceError(
                 f"{folder}: in use by another process (pid {holder})",
                 "two runs that write in one folder would destroy each other's files",

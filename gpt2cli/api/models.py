@@ -13,22 +13,15 @@ LanguageModel('runs/tiny': 3 blocks of 2 heads, 11,648 parameters, 31 tokens, co
 True
 """
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpt2cli.api.records import (
-    AttentionWeights,
-    NextCandidate,
-    RecordList,
-    ScoredToken,
-    TextLabel,
-    TextToken,
-)
-from gpt2cli.checkpoints.classifier import LoadedClassifier
+from gpt2cli.api.loading import DECODING_PRECISIONS, notice, require_hardware
+from gpt2cli.api.records import AttentionWeights, NextCandidate, RecordList, ScoredToken, TextToken
+from gpt2cli.api.wording import python_words, require_text, reword
 from gpt2cli.checkpoints.finite import bad_logits
 from gpt2cli.checkpoints.folder import LoadedModel
 from gpt2cli.data.conversations import ROLES, read_conversation
@@ -40,15 +33,13 @@ from gpt2cli.generation.chat_prompt import Exchange, plain_prompt
 from gpt2cli.generation.chat_session import Conversation, ReplyDone
 from gpt2cli.generation.chat_settings import ChatSettings
 from gpt2cli.generation.cpu.aot_packages import build_package
-from gpt2cli.generation.label_texts import predict_labels
 from gpt2cli.generation.load import (
     NEW_TOKENS,
     REPLY_TOKENS,
     find_with_adapters,
-    load_for_classifying,
     load_for_decoding,
 )
-from gpt2cli.generation.sampling import SamplingOptions, sampling_options
+from gpt2cli.generation.sampling import SamplingOptions, is_whole, require_length, sampling_options
 from gpt2cli.generation.stop_text import Continuation
 from gpt2cli.jinja_template import read_chat_template
 from gpt2cli.runtime import Runtime
@@ -56,7 +47,6 @@ from gpt2cli.templates import Turn, read_turns
 from gpt2cli.tokenizer.files import stopping_at_eos
 
 NEXT = 10  # candidates of `next`
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 class LanguageModel:
@@ -115,6 +105,7 @@ class LanguageModel:
             )
         )
 
+    @python_words()
     def stream(
         self,
         text: str = "",
@@ -134,9 +125,12 @@ class LanguageModel:
         >>> "".join(pieces) == model.generate("the cat", max_new_tokens=8, temperature=0.9, top_k=5, seed=3)
         True
         """
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        for one in stops:
+            require_text(one, "stop")
         if "" in stops:
             raise UsageError("stop is empty", "every text contains the empty text", 'stop=["TEXT"]')
+        require_length(max_new_tokens)
         options = sampling_options(
             seed,
             temperature=temperature,
@@ -147,14 +141,17 @@ class LanguageModel:
         )
         return self._pieces(self._prompt(text), options, max_new_tokens, stops)
 
+    @python_words()
     def tokens(self, text: str) -> RecordList[TextToken]:
         """The tokens of a text, without the beginning that some tokenizers put before it.
 
         >>> [token.text for token in model.tokens("the cat")]
         ['t', 'h', 'e', ' ', 'c', 'a', 't']
         """
+        require_text(text)
         return RecordList(TextToken(id, self._text(id)) for id in self._tokenizer.encode(text))
 
+    @python_words()
     def next(self, text: str, n: int = NEXT) -> RecordList[NextCandidate]:
         """The `n` likeliest next tokens, most likely first, under the model itself: no filter is applied.
 
@@ -162,8 +159,8 @@ class LanguageModel:
         >>> best.probability > others[0].probability > 0
         True
         """
-        if n < 1:
-            raise UsageError(f"n is {n}", "it must be at least 1")
+        if not is_whole(n) or n < 1:
+            raise UsageError(f"n is {n!r}", "it must be a whole number, at least 1")
         ids = torch.tensor([self._prompt(text)], device=self._device)
         with torch.inference_mode():
             logits = self._model.extend(ids, self._model.new_cache(1, ids.shape[1]))  # (1, V)
@@ -172,6 +169,7 @@ class LanguageModel:
             raise bad_logits("", 'precision="fp32", or an earlier checkpoint')
         return RecordList(NextCandidate(one.id, self._text(one.id), one.probability) for one in found)
 
+    @python_words()
     def logprobs(self, text: str, after: str = "") -> RecordList[ScoredToken]:
         """The log-probability of each token of a text, in nats; the numbers of `gpt2 score`.
 
@@ -183,6 +181,8 @@ class LanguageModel:
         >>> all(token.logprob < 0 for token in scored)
         True
         """
+        require_text(text)
+        require_text(after, "after")
         ids = self._tokenizer.encode(text)
         before = plain_prompt(self._tokenizer, after) if after else after_beginning(self._tokenizer, [])
         # The model has its precision already: autocast would round it again.
@@ -192,6 +192,7 @@ class LanguageModel:
             ScoredToken(id, self._text(id), logprob) for id, logprob in zip(ids, logprobs, strict=True)
         )
 
+    @python_words()
     def attention(self, text: str) -> AttentionWeights:
         """The attention weights of every layer and head over a text.
 
@@ -206,6 +207,7 @@ class LanguageModel:
         weights = traced.attention.float().cpu().numpy()
         return AttentionWeights(weights, tuple(map(self._text, ids)), self.name)
 
+    @python_words()
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -256,17 +258,22 @@ class LanguageModel:
     ) -> Iterator[str]:
         reply = Continuation(self._tokenizer, stops)
         ends = set(self._tokenizer.special.stops)
-        for step in engine.generate(self._model, [ids], options, max_new_tokens, ends):
-            (token,) = step.ids
-            if token is not None and (piece := reply.feed(token)):
-                yield piece
-            if reply.finish_reason:
-                return
+        try:
+            for step in engine.generate(self._model, [ids], options, max_new_tokens, ends):
+                (token,) = step.ids
+                if token is not None and (piece := reply.feed(token)):
+                    yield piece
+                if reply.finish_reason:
+                    return
+        except Exception as error:  # a builtin: it is there for a stream that is open at the end of Python
+            reword(error)
+            raise
         if rest := reply.finish():
             yield rest
 
     def _prompt(self, text: str) -> list[int]:
         """The ids of a text, at least one. Raises InputError for more than the context holds."""
+        require_text(text)
         ids = plain_prompt(self._tokenizer, text)
         if len(ids) > self.config.n_positions:
             raise InputError(
@@ -281,6 +288,8 @@ class LanguageModel:
 
     def _read(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Exchange], str]:
         """The system text, the earlier turns, and the question."""
+        if isinstance(messages, str | Mapping):
+            raise UsageError("chat takes a list of messages", "this is one", "chat([MESSAGE])")
         given: list[Any] = [dict(one) if isinstance(one, Mapping) else one for one in messages]
         last = given[-1] if given and isinstance(given[-1], dict) else {}
         if ROLES.get(str(last.get("role", last.get("from"))).lower()) == "assistant":
@@ -299,41 +308,7 @@ class LanguageModel:
         return Exchange(question.text, reply.text, ids, "end_of_text")
 
 
-class TextClassifier:
-    """A classifier of texts, as `load_classifier` makes it."""
-
-    def __init__(self, loaded: LoadedClassifier, name: str) -> None:
-        self._loaded, self.name = loaded, name
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self._loaded.labels
-
-    def __repr__(self) -> str:
-        n, most = len(self.labels), 5
-        labels = ", ".join(self.labels[:most]) + f" and {n - most} more" * (n > most)
-        return f"TextClassifier({self.name!r}: {labels}; reads {self._loaded.max_tokens} tokens)"
-
-    def classify(self, texts: Iterable[str]) -> RecordList[TextLabel]:
-        """The label of each text, in order; longer texts are cut, as in training.
-
-        >>> classifier = gpt2cli.load_classifier("runs/labels")
-        >>> [answer.label in classifier.labels for answer in classifier.classify(["win cash", "see you"])]
-        [True, True]
-        """
-        if isinstance(texts, str):
-            raise UsageError("classify takes a list of texts", "this is one text", "classify([text])")
-        found = predict_labels(self._loaded, list(texts), lambda i: f"text {i}")
-        return RecordList(
-            TextLabel(
-                self.labels[one.best],
-                one.probabilities[one.best],
-                dict(zip(self.labels, one.probabilities, strict=True)),
-            )
-            for one in found
-        )
-
-
+@python_words()
 def load(
     model: str | Path | None = None,
     *,
@@ -353,7 +328,7 @@ def load(
     Traceback (most recent call last):
     gpt2cli.errors.InputError: runs/nowhere: no such model: ...
     """
-    _check_hardware(precision, (*PRECISIONS, "int8"), threads)
+    require_hardware(precision, DECODING_PRECISIONS, threads)
     adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
     name = None if model is None else str(model)
     folder, folders = find_with_adapters(name, [str(one) for one in adapters])
@@ -362,34 +337,7 @@ def load(
         adapters=folders,
         n_rows=1,
         n_tokens=0,
-        notice=_notice,
+        notice=notice,
         build=build_package,
     )
     return LanguageModel(loaded, name or str(folder))
-
-
-def load_classifier(
-    model: str | Path, *, device: str = "auto", precision: str = "auto", threads: int = 0
-) -> TextClassifier:
-    """A finetune-classify run, a model folder or a name, ready to classify. Raises as `load`.
-
-    >>> gpt2cli.load_classifier("runs/labels")
-    TextClassifier('runs/labels': bank, ham, spam; reads 20 tokens)
-    """
-    _check_hardware(precision, PRECISIONS, threads)
-    loaded = load_for_classifying(str(model), device, precision, threads, _notice)
-    return TextClassifier(loaded, str(model))
-
-
-def _check_hardware(precision: str, known: Sequence[str], threads: int) -> None:
-    """What the command line's own parser refuses there."""
-    if precision not in known:
-        raise UsageError(f"precision is {precision!r}", f"it must be one of {', '.join(known)}")
-    if threads < 0:
-        raise UsageError(f"threads is {threads}", "it must be a positive number, or 0 to have it chosen")
-
-
-def _notice(sentence: str, kind: str) -> None:
-    """Warnings become Python's; hints are for a command line."""
-    if kind == "warning":
-        warnings.warn(sentence, stacklevel=4)

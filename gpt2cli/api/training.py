@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gpt2cli.api.wording import python_words, require_text
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.loader import load_recipe
@@ -37,6 +38,7 @@ from gpt2cli.training.task import TrainingTask
 LOG = logging.getLogger("gpt2cli")
 
 
+@python_words()
 def train(
     recipe: str | Path,
     *,
@@ -64,12 +66,21 @@ def train(
     1
     """
     source = str(recipe)
+    if name is not None:
+        require_text(name, "name")
     given = [f"{key.replace('__', '.')}={_as_yaml(key, value)}" for key, value in overrides.items()]
     task = load_recipe(source, given).recipe.task  # whatever is wrong with it is said at once
     return _events(source, task, given, name, resume, offline)
 
 
 def _events(
+    source: str, task_name: str, given: list[str], name: str | None, resume: bool, offline: bool
+) -> Iterator[Event]:
+    with python_words():
+        yield from _trained(source, task_name, given, name, resume, offline)
+
+
+def _trained(
     source: str, task_name: str, given: list[str], name: str | None, resume: bool, offline: bool
 ) -> Iterator[Event]:
     run = runs.find_run(name or run_name_of(source), resume=resume)

@@ -137,7 +137,7 @@ def classify(
     elif texts:
         batches = [(texts, _numbered("text "))]
     else:
-        batches = ((some, _numbered("line ", n_before)) for some, n_before in arriving_lines())
+        batches = ((some, _numbered("line ", n_before)) for some, n_before in arriving_lines(encoding))
     _require_model(model, texts)
     load_torch()
     loaded = load_for_classifying(model, device, precision, threads, lambda text, kind: say(text, "warn"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2cli.cli.options import (
     DryRunOption,
+    FindLrOption,
     FromOption,
     NameOption,
     OfflineOption,
@@ -17,7 +18,7 @@ from gpt2cli.cli.options import (
     RecipeArgument,
     ResumeOption,
 )
-from gpt2cli.cli.train_command import TrainCommand, train
+from gpt2cli.cli.train_command import TrainCommand, find_learning_rate, train
 from gpt2cli.errors import InputError, counted
 from gpt2cli.paths import best_checkpoint
 from gpt2cli.ui.console import err, say
@@ -42,6 +43,7 @@ def finetune_classify(
     from_: FromOption = None,
     processes: ProcessesOption = 1,
     dry_run: DryRunOption = False,
+    find_lr: FindLrOption = False,
     offline: OfflineOption = False,
 ) -> None:
     """Fine-tune a GPT-2 to classify texts.
@@ -56,6 +58,9 @@ def finetune_classify(
         is_complete=lambda run, recipe: _is_reported(run),
         hint=_hint,
     )
+    if find_lr:
+        find_learning_rate(command, recipe, overrides, offline, resume or dry_run or processes > 1)
+        return
     train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 

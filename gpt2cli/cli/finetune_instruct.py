@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2cli import paths
 from gpt2cli.cli.options import (
     DryRunOption,
+    FindLrOption,
     FromOption,
     NameOption,
     OfflineOption,
@@ -21,7 +22,7 @@ from gpt2cli.cli.options import (
     RecipeArgument,
     ResumeOption,
 )
-from gpt2cli.cli.train_command import TrainCommand, train
+from gpt2cli.cli.train_command import TrainCommand, find_learning_rate, train
 from gpt2cli.errors import DivergedError, Gpt2Error, counted
 from gpt2cli.ui.console import err, say
 
@@ -45,6 +46,7 @@ def finetune_instruct(
     from_: FromOption = None,
     processes: ProcessesOption = 1,
     dry_run: DryRunOption = False,
+    find_lr: FindLrOption = False,
     offline: OfflineOption = False,
 ) -> None:
     """Fine-tune a GPT-2 to follow instructions.
@@ -59,6 +61,9 @@ def finetune_instruct(
         is_complete=_is_complete,
         hint=_hint,
     )
+    if find_lr:
+        find_learning_rate(command, recipe, overrides, offline, resume or dry_run or processes > 1)
+        return
     train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 

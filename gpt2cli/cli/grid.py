@@ -75,6 +75,10 @@ def grid(
             out().print(line)
         return
     task = load_recipe(recipe, runs[0].overrides).recipe.task
+    if report is not None:  # before hours of training
+        if report.is_dir():
+            raise UsageError(f"--report {report}: is a folder", fix=f"--report {report / 'grid.md'}")
+        files.require_writable(report.absolute().parent)
     files.require_writable(folder)
     with locks.lock(folder):
         record_grid(folder, runs)

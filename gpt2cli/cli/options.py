@@ -148,6 +148,10 @@ ProcessesOption = Annotated[
     int,
     typer.Option("--processes", min=1, help="Processes that train together, each on a share of every step."),
 ]
+FindLrOption = Annotated[
+    bool,
+    typer.Option("--find-lr", help="Try rising learning rates for some 100 steps, and print one to take."),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Show the resolved recipe, memory and time, without training.")
 ]
@@ -245,10 +249,19 @@ def lines_of(file: Path, encoding: str | None = None) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def arriving_lines() -> "Iterator[tuple[list[str], int]]":
-    """Groups of lines of stdin, each as soon as it arrives, and how many lines came before it. Invalid UTF-8
-    becomes U+FFFD.
+def arriving_lines(encoding: str | None = None) -> "Iterator[tuple[list[str], int]]":
+    """Groups of lines of stdin, each as soon as it arrives, and how many lines came before it. Without an
+    encoding invalid UTF-8 becomes U+FFFD.
+
+    Raises UsageError for an encoding whose line feeds are not one byte, InputError for what is not in it.
     """
+    from gpt2cli.encodings import require_encoding
+
+    if encoding and "\n".encode(encoding := require_encoding(encoding)) != b"\n":
+        raise UsageError(
+            f"--encoding {encoding}: lines of standard input are read in encodings like ASCII alone",
+            fix=f"iconv -f {encoding} -t utf-8",
+        )
     say_if_typed()
     pending, n_before = b"", 0
     while block := os.read(sys.stdin.fileno(), 1 << 16):
@@ -256,14 +269,22 @@ def arriving_lines() -> "Iterator[tuple[list[str], int]]":
         if len(pending) > LONGEST_PROMPT:
             raise InputError("a line on stdin is longer than 64 MiB", "no context is near that")
         if lines:
-            yield [_decoded(line) for line in lines], n_before
+            yield (
+                [_decoded(line, encoding, number) for number, line in enumerate(lines, n_before + 1)],
+                n_before,
+            )
         n_before += len(lines)
     if pending:
-        yield [_decoded(pending)], n_before
+        yield [_decoded(pending, encoding, n_before + 1)], n_before
 
 
-def _decoded(line: bytes) -> str:
-    return line.decode("utf-8", "replace").removesuffix("\r")
+def _decoded(line: bytes, encoding: str | None, number: int) -> str:
+    try:
+        return line.decode(encoding or "utf-8", "strict" if encoding else "replace").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"line {number} of standard input: not {encoding} at byte {error.start}", error.reason
+        ) from None
 
 
 def say_if_typed() -> None:

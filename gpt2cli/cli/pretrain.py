@@ -6,12 +6,11 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from gpt2cli.cli.options import (
     DryRunOption,
+    FindLrOption,
     FromOption,
     NameOption,
     OfflineOption,
@@ -21,7 +20,7 @@ from gpt2cli.cli.options import (
     ResumeOption,
 )
 from gpt2cli.cli.train_command import TrainCommand, find_learning_rate, train
-from gpt2cli.errors import DivergedError, InputError, UsageError
+from gpt2cli.errors import DivergedError, InputError
 from gpt2cli.ui.console import err, say
 
 if TYPE_CHECKING:
@@ -40,12 +39,7 @@ def pretrain(
     from_: FromOption = None,
     processes: ProcessesOption = 1,
     dry_run: DryRunOption = False,
-    find_lr: Annotated[
-        bool,
-        typer.Option(
-            "--find-lr", help="Try rising learning rates for some 100 steps, and print one to take."
-        ),
-    ] = False,
+    find_lr: FindLrOption = False,
     offline: OfflineOption = False,
 ) -> None:
     """Train a GPT-2 on raw text, from random weights or further.
@@ -61,13 +55,7 @@ def pretrain(
         hint=_hint,
     )
     if find_lr:
-        if resume or dry_run or processes > 1:
-            raise UsageError(
-                "--find-lr stands alone",
-                "it trains a fresh model in one process, and saves nothing",
-                f"gpt2 pretrain {shlex.quote(recipe)} --find-lr",
-            )
-        find_learning_rate(command, recipe, overrides, offline)
+        find_learning_rate(command, recipe, overrides, offline, resume or dry_run or processes > 1)
         return
     train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 

@@ -31,7 +31,10 @@ MEANT = {
 def whole_fix(error: Gpt2Error, typed: Sequence[str]) -> str:
     """The error's fix, as the whole command where it names only a part of it."""
     if meant := re.fullmatch(r"did you mean (.+)\?", error.fix):
-        return _joined(_replaced(typed, _wrong_word(error, typed), meant[1])) or error.fix
+        wrong = _wrong_word(error, typed)
+        if wrong and re.match(rf"{re.escape(wrong)}:\d+ ", error.what):
+            return error.fix  # the mistake stands in that file, not in its name
+        return _joined(_replaced(typed, wrong, meant[1])) or error.fix
     if left_out := re.fullmatch(r"leave out (--[\w-]+)", error.fix):
         return _joined([word for word in typed if word.partition("=")[0] != left_out[1]])
     if split := re.search(r"override (\S+): is not key=value", error.what):
@@ -113,8 +116,10 @@ def _replaced(typed: Sequence[str], wrong: str, meant: str) -> list[str]:
 def _with_equals(typed: Sequence[str], key: str) -> list[str]:
     """`optim.lr 1e-3` as one word."""
     at = list(typed).index(key) if key in typed else len(typed)
-    value = typed[at + 1 : at + 2]
-    return [*typed[:at], f"{key}={value[0]}", *typed[at + 2 :]] if value and "=" not in value[0] else []
+    value = "".join(typed[at + 1 : at + 2])
+    if not re.fullmatch(r"[a-z_0-9.]*[a-z_]", key) or not value or value.startswith("--") or "=" in value:
+        return []
+    return [*typed[:at], f"{key}={value}", *typed[at + 2 :]]
 
 
 def _parts(fix: str) -> list[str]:
@@ -188,11 +193,14 @@ def _key_called(word: str, typed: Sequence[str]) -> str:
 
 
 def _default(option: Any) -> list[str]:
-    """An option with its default; [] if it has none."""
+    """An option with its default; [] if it has none, or one that only words describe: "all"."""
     default = getattr(option, "show_default", None)
     default = default if isinstance(default, str) else getattr(option, "default", None)
+    kind = getattr(getattr(option, "type_descriptor", None), "annotation", None)
+    described = kind in (int, float) and str(default)[:1].isalpha()
     name = next((name for name in getattr(option, "opts", ()) if name.startswith("--")), "")
-    return [name, str(default)] if name and default not in (None, "", True, False) else []
+    has_default = name and default not in (None, "", True, False) and not described
+    return [name, str(default)] if has_default else []
 
 
 def _known_command(word: str, text: str, typed: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ def score(
         raise UsageError("-: standard input is closed", fix="gpt2 score FILE")
     groups: Iterable[tuple[list[str], int]]
     if file == STDIN:
-        groups, name = arriving_lines(), "line "
+        groups, name = arriving_lines(encoding), "line "
     else:
         groups, name = [(lines_of(file, encoding), 0)], f"{file}:"
     with preloading(model, adapter) as (folder, adapters):

@@ -139,14 +139,23 @@ def train(
 
 
 def find_learning_rate(
-    command: TrainCommand, recipe: str, overrides: list[str] | None, offline: bool
+    command: TrainCommand, recipe: str, overrides: list[str] | None, offline: bool, has_more: bool
 ) -> None:
-    """Try rising learning rates on a fresh model, save nothing, and print the one to take."""
+    """Try rising learning rates on a fresh model, save nothing, and print the one to take.
+
+    Raises UsageError if there is more to obey on the command line.
+    """
     from gpt2cli.training.find_lr import SAFETY, suggested_rate, try_rates
     from gpt2cli.training.setup import set_up_training
     from gpt2cli.ui.find_lr import rate_lines, trying
     from gpt2cli.ui.progress import track
 
+    if has_more:
+        raise UsageError(
+            "--find-lr stands alone",
+            "it trains a fresh model in one process, and saves nothing",
+            shlex.join(["gpt2", command.task, recipe, *(overrides or []), "--find-lr"]),
+        )
     loaded = _load(command, recipe, list(overrides or []))
     with command.open_task(loaded.recipe, offline, None) as (task, _):
         setup = set_up_training(task, task.recipe, None)
@@ -160,7 +169,10 @@ def find_learning_rate(
         f"the smoothed loss is lowest at {rate * SAFETY:.1e}; a tenth of that is for a whole training"
         " (Smith 2017; fastai)"
     )
-    say(f"try it: gpt2 {command.task} {shlex.quote(recipe)} optim.lr={rate:.1e}")
+    # What it was found with, and an end of the decay that is not above it.
+    words = [word for word in overrides or [] if not word.startswith("optim.lr=")]
+    words += [f"optim.min_lr={rate / 10:.1e}"] * (loaded.recipe.optim.min_lr > rate)
+    say(f"try it: {shlex.join(['gpt2', command.task, recipe, *words, f'optim.lr={rate:.1e}'])}")
     out().print(f"{rate:.1e}")
 
 

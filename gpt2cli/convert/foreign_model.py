@@ -143,6 +143,4 @@ def require_standard_gpt2(
     }
     for reason, holds in reasons.items():
         if holds:
-            raise InputError(
-                f"this model cannot be {what}: {reason}", limits, "gpt2 convert MODEL --to folder"
-            )
+            raise InputError(f"this model cannot be {what}: {reason}", limits, "--to folder")

@@ -107,13 +107,13 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
         raise InputError(
             "this model cannot be a GGUF file: its positions are rotary",
             "llama.cpp computes a GPT-2 with learned positions",
-            "gpt2 convert MODEL --to folder",
+            "--to folder",
         )
     if config.activation_function != "gelu_new":
         raise InputError(
             "this model cannot be a GGUF file: its activation is the exact GELU",
             "llama.cpp computes a GPT-2 with the tanh approximation",
-            "gpt2 convert MODEL --to folder",
+            "--to folder",
         )
     block = KINDS[dtype].block
     for label, width in {"n_embd": config.n_embd, "n_inner": config.mlp_width}.items():
@@ -121,7 +121,7 @@ def require_expressible(config: GPT2Config, tokenizer: Tokenizer, dtype: str) ->
             raise InputError(
                 f"this model cannot be a GGUF file in {dtype}: {label} is {width}",
                 f"its rows are made of blocks of {block} weights",
-                "gpt2 convert MODEL --to gguf --dtype f16",
+                "--dtype f16",
             )
     _gguf()
 

@@ -87,7 +87,8 @@ def _listed(messages: Any, name: str, where: str) -> list[tuple[str, Any]]:
         with contextlib.suppress(ValueError):
             messages = parse_json(messages)
     if not isinstance(messages, list) or not messages:
-        raise InputError(f"{where}: {name!r} is not a list of messages", kind_of(messages), MESSAGE)
+        is_empty = "it is an empty list" if isinstance(messages, list) else f"it is {kind_of(messages)}"
+        raise InputError(f"{where}: {name!r} is not a list of messages", is_empty, MESSAGE)
     return [(f"{'message' if name in LISTS else name} {i}", message) for i, message in enumerate(messages)]
 
 
@@ -107,7 +108,7 @@ def _turn(message: Any, where: str) -> Turn:
         raise InputError(
             f"{where}: {'calls of tools are' if is_tool else f'the role {spelled[:40]!r} is'} not supported",
             f"the roles are {', '.join(ROLES)}",
-            "leave this record out",
+            "leave it out",
         )
     weight = message.get("weight")
     weight = 1 if weight is None else weight  # parquet has null where another message has a weight
@@ -129,7 +130,7 @@ def _text(message: dict[str, Any], key: str, where: str) -> str:
             raise InputError(
                 f"{where}: content of the type {str(kind)[:40]!r} is not supported",
                 "GPT-2 reads text alone",
-                "leave this record out",
+                "leave it out",
             )
         texts.append(text_field(part, "text", where, MESSAGE))
     return "".join(texts)

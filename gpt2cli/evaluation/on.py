@@ -36,6 +36,8 @@ def parse_on(on: str) -> list[EvaluationTarget]:
 def _entry(word: str, words: Sequence[str]) -> EvaluationTarget:
     name, is_given, source = word.partition("=")
     if name in BENCHMARKS:
+        if is_given and not source:
+            raise UsageError(f"--on {word}: names no file", fix=f"--on {name}")
         return EvaluationTarget(BENCHMARKS[name], source if is_given else None)
     if _is_path(word) or word in CORPORA or word in BUNDLED:
         return EvaluationTarget(None, word)

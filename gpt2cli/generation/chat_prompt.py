@@ -122,7 +122,7 @@ def require_room_beside(chat_format: ChatFormat, limit: int) -> None:
         raise InputError(
             f"the system text has {n} tokens" + " with its template" * (chat_format.template is not None),
             f"this model's context holds {limit}, questions and replies included",
-            "a shorter --system TEXT, or in a chat /system TEXT",
+            "shorten the system text; /system TEXT sets another one in a chat",
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gpt2cli.errors import UsageError
-from gpt2cli.generation.sampling import SamplingOptions
+from gpt2cli.generation.sampling import SamplingOptions, require_length
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,7 @@ class ChatSettings(SamplingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_new_tokens < 1:
-            raise UsageError(f"--max-new-tokens is {self.max_new_tokens}", "it must be at least 1")
+        require_length(self.max_new_tokens)
 
     def changed(self, name: str, value: str) -> "ChatSettings":
         """With one of SETTINGS as it was typed; UsageError says what it can be."""

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpt2cli.errors import InputError, UsageError
-from gpt2cli.generation.sampling import Sampler, SamplingOptions, Watch, to_list
+from gpt2cli.errors import InputError
+from gpt2cli.generation.sampling import Sampler, SamplingOptions, Watch, require_length, to_list
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.model.layers import KVCache
 
@@ -79,7 +79,8 @@ def generate(
                 return
             moved = _move_window(rows, active, limit)
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 @dataclass
@@ -133,7 +134,8 @@ def continue_row(
             if token in stop_ids:
                 return
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 def _decode(
@@ -300,8 +302,7 @@ def _device(model: GPT2LMHead) -> torch.device:
 
 def _check(prompts: Sequence[Sequence[int]], model: GPT2LMHead, max_new_tokens: int) -> None:
     limit, V = model.config.n_positions, model.config.vocab_size
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens is {max_new_tokens}", "it must be at least 1")
+    require_length(max_new_tokens)
     for prompt in prompts:
         if not prompt:
             raise InputError("a prompt has no tokens", "the model needs one to continue from")

@@ -167,7 +167,9 @@ def _refuse_file(name: str) -> None:
         raise InputError(f"{path}: is a file", "a model is the whole folder", f"did you mean {around[0]}?")
     if path.suffix in (".txt", ".md", ".jsonl", ".csv"):
         raise InputError(
-            f"{path}: is a text", "a model is a folder; --on names a text", f"did you mean --on {path}?"
+            f"{path}: is a text",
+            "a model is a folder; evaluate measures one on a text",
+            f"gpt2 evaluate --on {shlex.quote(str(path))}",
         )
     raise InputError(
         f"{path}: is a file", "a model is a folder; convert makes one from a file", f"gpt2 convert {path}"

@@ -8,6 +8,7 @@ one uniform number per row, so every function here is pure; `Sampler` keeps the 
 
 import hashlib
 import math
+import numbers
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,23 +45,41 @@ class SamplingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        given: dict[str, Any] = vars(self)
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):  # from Python
+                raise UsageError(f"{_option(name)} is {value!r:.40}", "it must be a number")
         for name, allowed, range_ in (
             ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or a positive number"),
-            ("top_k", self.top_k >= 0, "0 (every token) or a positive whole number"),
+            ("top_k", is_whole(self.top_k) and self.top_k >= 0, "0 (every token) or a positive whole number"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 (every token) to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number"),
-            ("seed", self.seed >= 0, "0 or a positive whole number"),
+            ("seed", is_whole(self.seed) and self.seed >= 0, "0 or a positive whole number"),
         ):
             if not allowed:
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option} is {getattr(self, name)}", f"it must be {range_}")
+                raise UsageError(f"{_option(name)} is {getattr(self, name)}", f"it must be {range_}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number: an int, or one of NumPy's."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def sampling_options(seed: int | None = None, **given: float | None) -> SamplingOptions:
     """The options that are given, defaults for None and the rest, and a random seed if there is none."""
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return SamplingOptions(seed=secrets.randbelow(2**31) if seed is None else seed, **chosen)
+
+
+def require_length(max_new_tokens: int) -> None:
+    """Raise UsageError for a longest length that is none."""
+    if not is_whole(max_new_tokens) or max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens is {max_new_tokens!r:.40}", "it must be at least 1")
 
 
 @dataclass(frozen=True)

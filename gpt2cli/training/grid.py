@@ -96,7 +96,16 @@ def plan_grid(recipe: str, arguments: Sequence[str], n_seeds: int, folder: Path)
     Seeds count up from the recipe's. Raises UsageError for a seed that is varied, for two equal runs, and as
     `load_recipe`.
     """
-    axes = {key: values for key, values in map(_split, arguments) if len(values) > 1}
+    split = [_split(argument) for argument in arguments]
+    axes = {key: values for key, values in split if len(values) > 1}
+    for key, last in axes.items():
+        if len(given := [others for name, others in split if name == key]) > 1:
+            both = list(dict.fromkeys(itertools.chain(*given)))
+            raise UsageError(
+                f"{key} is given {len(given)} times",
+                f"the values of a key stand together; here only {','.join(last)} would count",
+                f"{key}={','.join(both)}",
+            )
     if "seed" in axes:
         raise UsageError(
             "seed has several values",
@@ -104,17 +113,18 @@ def plan_grid(recipe: str, arguments: Sequence[str], n_seeds: int, folder: Path)
             f"--seeds {len(axes['seed'])} seed={axes['seed'][0]}",
         )
     fixed = [argument for argument in arguments if argument.partition("=")[0] not in axes]
+    names = _short_names(list(axes))
     runs = list[GridRun]()
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         varied = [f"{key}={value}" for key, value in chosen.items()]
-        cell = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items())
+        cell = " ".join(f"{names[key]}={value}" for key, value in chosen.items())
         first = load_recipe(recipe, [*fixed, *varied]).recipe.seed
         for seed in range(first, first + n_seeds):
             overrides = (*fixed, *varied, f"seed={seed}")
             text = dump_recipe(load_recipe(recipe, overrides).recipe)
             digest = hashlib.sha256(text.encode()).hexdigest()
-            name = _folder_name(f"{cell} seed={seed}")
+            name = _folder_name(f"{cell} seed={seed}".strip())
             runs.append(GridRun(cell or "the recipe", seed, folder / name, overrides, digest))
     for one, other in itertools.combinations(runs, 2):
         if one.digest == other.digest or one.folder == other.folder:
@@ -126,7 +136,10 @@ def plan_grid(recipe: str, arguments: Sequence[str], n_seeds: int, folder: Path)
 
 
 def split_values(text: str) -> list[str]:
-    """The values between commas, but for commas inside [ ], { } or quotes: [a,b],[c] has two."""
+    """The values between commas, but for commas inside [ ], { } or quotes: [a,b],[c] has two.
+
+    A quote opens at the beginning of a value alone: it's,that's has two as well.
+    """
     values, depth, quote = [""], 0, ""
     for character in text:
         if character == "," and not depth and not quote:
@@ -135,11 +148,17 @@ def split_values(text: str) -> list[str]:
         values[-1] += character
         if quote:
             quote = "" if character == quote else quote
-        elif character in "\"'":
+        elif character in "\"'" and values[-1][:-1].rstrip()[-1:] in ("", "[", "{", ",", ":"):
             quote = character
         else:
             depth += (character in "[{") - (character in "]}")
-    return values
+    return [value.strip() for value in values]
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """lr for optim.lr; the whole key where two end alike, as lora.dropout and model.dropout."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
 def record_grid(folder: Path, runs: Sequence[GridRun]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from gpt2cli.errors import counted
 from gpt2cli.evaluation.benchmarks import BenchmarkData
 from gpt2cli.evaluation.intervals import Estimate
 from gpt2cli.evaluation.published import PUBLISHED, Published, published_figure
@@ -105,7 +106,8 @@ def _notes(rows: Sequence[BenchmarkRow | EvaluationRow]) -> Iterable[str]:
         yield f"  source: {data.source}{mini}, SHA-256 {data.sha256[:12]}"
     for row in rows:
         if isinstance(row, BenchmarkRow) and row.n_cut:
-            yield f"  {row.model}: the context of {row.n_cut:,} items did not fit and lost its beginning"
+            items = counted(row.n_cut, "item")
+            yield f"  {row.model}: the context of {items} did not fit and lost its beginning"
     if isinstance(first, EvaluationRow):
         name = first.source.name if first.source.is_corpus else ""
     else:

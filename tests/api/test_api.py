@@ -19,7 +19,7 @@ from loud import loud
 from runs import write_recipe
 
 import gpt2cli
-from gpt2cli.api import models, training
+from gpt2cli.api import classifier, models, training
 from gpt2cli.checkpoints.classifier import write_classifier
 from gpt2cli.checkpoints.folder import write_manifest
 from gpt2cli.templates import write_template
@@ -51,6 +51,7 @@ def theirs(folder: Path) -> transformers.GPT2LMHeadModel:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
+USER = [{"role": "user", "content": "the cat"}]
 SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0},
     {"seed": 3},
@@ -148,8 +149,8 @@ def test_a_notebook_gets_tables_that_nothing_in_a_text_breaks(model: gpt2cli.Lan
 
 
 MISTAKES: dict[str, tuple[Callable[[gpt2cli.LanguageModel], object], int, str]] = {
-    "a value": (lambda m: m.generate(TEXT, top_p=2.0), 2, "top-p is 2.0"),
-    "a length": (lambda m: m.generate(TEXT, max_new_tokens=0), 2, "max-new-tokens is 0"),
+    "a value": (lambda m: m.generate(TEXT, top_p=2.0), 2, "top_p is 2.0"),
+    "a length": (lambda m: m.generate(TEXT, max_new_tokens=0), 2, "max_new_tokens is 0"),
     "an empty stop": (lambda m: m.generate(TEXT, stop=""), 2, "stop is empty"),
     "a long text": (lambda m: m.stream("a" * 81), 3, "the text has 81 tokens"),
     "a character": (lambda m: m.next("A"), 3, "A"),
@@ -172,6 +173,17 @@ MISTAKES: dict[str, tuple[Callable[[gpt2cli.LanguageModel], object], int, str]] 
     "a precision": (lambda m: gpt2cli.load("runs/tiny", precision="fp64"), 2, "precision is 'fp64'"),
     "int8 words": (lambda m: gpt2cli.load_classifier("x", precision="int8"), 2, "precision is 'int8'"),
     "threads": (lambda m: gpt2cli.load("runs/tiny", threads=-1), 2, "threads is -1"),
+    "a stream's length": (lambda m: m.stream(TEXT, max_new_tokens=0), 2, "max_new_tokens is 0"),
+    "half a length": (lambda m: m.stream(TEXT, max_new_tokens=2.5), 2, "max_new_tokens is 2.5"),
+    "half a top_k": (lambda m: m.generate(TEXT, top_k=2.5), 2, "top_k is 2.5"),
+    "half a seed": (lambda m: m.generate(TEXT, seed=1.5), 2, "seed is 1.5"),
+    "a word for a number": (lambda m: m.chat(USER, temperature="hot"), 2, "temperature is 'hot'"),
+    "no text": (lambda m: m.generate(None), 2, "the text is None"),
+    "bytes": (lambda m: m.logprobs(b"the"), 2, "the text is b'the'"),
+    "a number to stop at": (lambda m: m.stream(TEXT, stop=[5]), 2, "stop is 5"),
+    "one message": (lambda m: m.chat(USER[0]), 2, "a list of messages"),
+    "half a thread": (lambda m: gpt2cli.load("runs/tiny", threads=1.5), 2, "threads is 1.5"),
+    "a compiled step": (lambda m: gpt2cli.load("runs/tiny", compile="yes"), 2, "compile is 'yes'"),
     "candidates": (lambda m: m.next(TEXT, n=0), 2, "n is 0"),
     "a classifier": (lambda m: gpt2cli.load_classifier("runs/tiny"), 3, "not a classifier"),
     "a recipe": (lambda m: gpt2cli.train("nothing"), 2, "nothing: no such recipe"),
@@ -186,6 +198,39 @@ def test_every_error_is_one_of_ours_and_comes_at_once(name: str, model: gpt2cli.
     with pytest.raises(gpt2cli.Gpt2Error) as caught:
         call(model)
     assert caught.value.exit_code == code and what in caught.value.what
+    assert "--" not in str(caught.value) and not caught.value.fix.startswith("--")
+
+
+def test_a_fix_is_an_argument(model: gpt2cli.LanguageModel, tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    with pytest.raises(gpt2cli.Gpt2Error) as caught:
+        gpt2cli.load("runs/tiny", device="warp")
+    assert caught.value.fix == 'device="cpu"'
+    with pytest.raises(gpt2cli.Gpt2Error) as caught:
+        gpt2cli.train("tiny.yaml", optim__lrr=1)
+    assert caught.value.fix == "did you mean optim__lr?"
+    list(gpt2cli.train("tiny.yaml", name="once", optim__steps=2))
+    with pytest.raises(gpt2cli.Gpt2Error) as caught:
+        list(gpt2cli.train("tiny.yaml", name="once"))
+    assert caught.value.fix == "resume=True" and "--" not in str(caught.value)
+
+
+def test_a_training_that_is_open_holds_its_run_and_nobody_is_told_to_kill_this_process(
+    tmp_path: Path,
+) -> None:
+    write_recipe(tmp_path)
+    events = gpt2cli.train("tiny.yaml", name="held", optim__steps=4)
+    next(events)
+    with pytest.raises(gpt2cli.Gpt2Error) as caught:
+        next(gpt2cli.train("tiny.yaml", name="held", optim__steps=4))
+    assert caught.value.exit_code == 4 and "kill" not in caught.value.fix
+    events.close()  # type: ignore[attr-defined]
+
+
+def test_a_stream_that_is_open_at_the_end_of_python_says_nothing(folder: Path) -> None:
+    script = f"import gpt2cli; pieces = gpt2cli.load({str(folder)!r}).stream('the cat'); next(pieces)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not done.stderr
 
 
 def labels(folder: Path) -> Path:
@@ -274,7 +319,7 @@ def test_importing_it_costs_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", [models, training], ids=["models", "training"])
+@pytest.mark.parametrize("module", [models, classifier, training], ids=["models", "classifier", "training"])
 def test_the_examples_of_the_docstrings(module: Any, folder: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path)
     text = Path("tiny.yaml").read_text(encoding="utf-8").replace("n_layer: 2", "n_layer: 1")

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lessons import write_lesson
 from runs import scratch_task, tiny
+from teaching import write_teaching
 from tiny_run import PRETRAIN, Call, random_text, write_tokens
 
 from gpt2cli.errors import DivergedError
@@ -28,6 +30,26 @@ def test_stdout_is_the_rate_and_nothing_is_saved(gpt2: Call) -> None:
     assert gpt2("pretrain", "tiny.yaml", "--find-lr").out == found.out, "the same recipe, the same rate"
     both = gpt2("pretrain", "tiny.yaml", "--find-lr", "--resume")
     assert both.code == 2 and "fix: gpt2 pretrain tiny.yaml --find-lr" in both.err
+
+
+def test_the_command_to_try_has_what_the_rate_was_found_with_and_works(gpt2: Call) -> None:
+    write_tokens(gpt2, random_text(260, seed=8))
+    recipe = {**PRETRAIN, "optim": {**PRETRAIN["optim"], "lr": 0.9, "min_lr": 0.8}}
+    Path("tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    found = gpt2("pretrain", "tiny.yaml", "model.dropout=0.1", "optim.lr=0.95", "--find-lr")
+    (line,) = (line for line in found.err.splitlines() if line.startswith("try it: "))
+    words = line.removeprefix("try it: gpt2 ").split()
+    assert words[:3] == ["pretrain", "tiny.yaml", "model.dropout=0.1"] and "optim.lr=0.95" not in words
+    assert gpt2(*words, "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("task", ["finetune-classify", "finetune-instruct"])
+def test_fine_tuning_has_it_too(gpt2: Call, task: str, tmp_path: Path) -> None:
+    write = {"finetune-classify": write_lesson, "finetune-instruct": write_teaching}[task]
+    recipe = write(tmp_path)
+    found = gpt2(task, recipe, "--find-lr")
+    assert found.code == 0, found.err
+    assert 1e-7 < float(found.out) <= 0.1 and not list(Path("runs").glob("*/checkpoints"))
 
 
 def test_the_rate_rises_exponentially_and_reaches_each_group(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ FIXES = {
     "generate hi --max-tokens 2": "gpt2 generate hi --max-new-tokens 2",
     "generate hi --max-tokens=2": "gpt2 generate hi --max-new-tokens=2",
     "generate hi -n 2 --temprature 0": "gpt2 generate hi -n 2 --temperature 0",
+    "evaluate runs/tiny --on lambada:word --limit 0": "gpt2 evaluate --help",
     "generate hi -n 2 --top-k many": "gpt2 generate hi -n 2 --top-k 40",
     "generate hi --max-new-tokens many": "gpt2 generate hi --max-new-tokens 100",
     "generate hi there -n 2": "gpt2 generate -n 2 'hi there'",

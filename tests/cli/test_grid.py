@@ -43,6 +43,9 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
         ('"a, b",c', ['"a, b"', "c"]),
         ("{a: [1,2], b: 3},x", ["{a: [1,2], b: 3}", "x"]),
         ("", [""]),
+        ("1e-3, 2e-3", ["1e-3", "2e-3"]),
+        ("it's,that's", ["it's", "that's"]),
+        ('["a,b", \'c\'],["d"]', ["[\"a,b\", 'c']", '["d"]']),
     ],
 )
 def test_a_comma_separates_values_outside_of_brackets_and_quotes(text: str, values: list[str]) -> None:
@@ -62,6 +65,12 @@ def test_a_dry_run_lists_each_combination_with_each_seed(recipe: Path, gpt2: Cal
     assert not Path("runs").exists()
 
 
+def test_keys_that_end_alike_are_written_out(recipe: Path, gpt2: Call) -> None:
+    plan = gpt2("grid", recipe, "eval.every=1,2", "checkpoint.every=1,2", "--seeds", "1", "--dry-run")
+    cells = [line.split()[1] for line in plan.out.splitlines()]
+    assert cells[1] == "runs/tiny-grid/eval.every-1_checkpoint.every-2_seed-7"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -69,6 +78,11 @@ def test_a_dry_run_lists_each_combination_with_each_seed(recipe: Path, gpt2: Cal
         (["optim.lr=1e-2,0.01"], "the same run"),
         (["optim.lr=1e-2,fast"], "optim.lr=fast"),
         (["optim.rate=1,2"], "optim.rate"),
+        (["optim.lr=1e-3,2e-3", "optim.lr=3e-3"], "optim.lr=1e-3,2e-3,3e-3"),
+        (["optim.lr=3e-3", "optim.lr=1e-3,2e-3"], "optim.lr=3e-3,1e-3,2e-3"),
+        (["optim.lr=1e-3,2e-3", "--report", "."], "--report grid.md"),
+        (["optim.lr=1e-3", "2e-3", "--seeds", "1"], "fix: for example optim.lr=3e-4"),
+        (["optim.lr", "--dry-run"], "fix: for example optim.lr=3e-4"),
     ],
 )
 def test_what_is_no_grid_is_refused_before_any_run(
@@ -180,3 +194,9 @@ def table(text: str) -> list[dict[str, Any]]:
         {key: cell[key] for key in keep} | {"runs": [run["best_loss"] for run in cell["runs"]]}
         for cell in json.loads(text)["cells"]
     ]
+
+
+def test_a_key_that_is_wrong_in_the_file_does_not_replace_its_name(recipe: Path, gpt2: Call) -> None:
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("n_layer", "n_layers"), encoding="utf-8")
+    refused = gpt2("grid", recipe, "optim.lr=1e-2,3e-2", "--dry-run")
+    assert refused.code == 2 and "fix: did you mean model.n_layer?" in refused.err

@@ -88,6 +88,25 @@ def test_stdin_gives_what_the_file_gives(
         assert gpt2("score", "-", "--model", model).out == wanted
 
 
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [
+        (["--encoding", "latin-1"], 3, "U+00E9"),  # a character model says what it was given
+        ([], 3, "U+FFFD"),
+        (["--encoding", "utf-8"], 3, "line 1 of standard input"),
+        (["--encoding", "utf-16"], 2, "iconv -f utf-16 -t utf-8"),
+    ],
+)
+def test_stdin_is_in_the_encoding_that_is_named(
+    gpt2: Gpt2, model: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], code: int, said: str
+) -> None:
+    Path("bytes.txt").write_bytes(b"the caf\xe9\n")
+    with open("bytes.txt", encoding="latin-1") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = gpt2("score", "-", "--model", model, *typed)
+    assert done.code == code and said in done.err
+
+
 def test_an_unknown_character_is_named_with_its_line(gpt2: Gpt2, model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("the cat\nthe CAT\n", encoding="utf-8")
     done = gpt2("score", "bad.txt", "--model", model)

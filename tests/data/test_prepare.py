@@ -270,7 +270,7 @@ def test_settings_out_of_range(changes: dict[str, object], message: str, tmp_pat
 def test_one_writer_at_a_time(tmp_path: Path, run: Run) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["one", "two"])
     (tmp_path / "out").mkdir()
-    with locks.lock(tmp_path / "out"), pytest.raises(ResourceError, match="in use by another process"):
+    with locks.lock(tmp_path / "out"), pytest.raises(ResourceError, match="in use by this process"):
         run([source], tmp_path / "out")
     assert run([source], tmp_path / "out")[-1].phase == "done"
 
