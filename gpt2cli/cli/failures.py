@@ -35,7 +35,7 @@ def explain(error: Exception, typed: Sequence[str] = ()) -> Gpt2Error:
     """Any exception as an error that a user can act on; `typed` is the command line, if there is one."""
     if isinstance(error, Gpt2Error):
         if typed:
-            error.fix = whole_fix(error, typed)
+            _mend(error, typed)
         return error
     if isinstance(error, typer.TyperException):
         return _usage_error(error, typed)
@@ -60,6 +60,17 @@ def explain(error: Exception, typed: Sequence[str] = ()) -> Gpt2Error:
     if isinstance(error, OSError) and error.errno in _BAD_PATHS:
         return InputError(f"{error.filename}: {str(error.strerror).lower()}", fix="name another path")
     return _our_bug(error)
+
+
+def _mend(error: Gpt2Error, typed: Sequence[str]) -> None:
+    """Make its fix a command to paste; of several fixes the first, and the reason keeps the others."""
+    fix = error.fix = whole_fix(error, typed)
+    error.fix, _, others = fix.partition(", or ")
+    whole = whole_fix(error, typed) if others else ""
+    if whole in ("", error.fix):  # there is one fix, or the first is no part of a command
+        error.fix = fix
+        return
+    error.fix, error.why = whole, "; ".join(filter(None, (error.why, f"another way: {others}")))
 
 
 def _usage_error(error: typer.TyperException, typed: Sequence[str]) -> UsageError:

@@ -58,6 +58,7 @@ FIXES = {
     "inspect x --attention a.png": "gpt2 inspect x --attention a.png --prompt 'The capital of France is'",
     # recipes and data
     "pretrain my.yml": "gpt2 pretrain my.yaml",
+    "pretrain my.yaml train=lora": "gpt2 pretrain my.yaml train=lora init=124M",
     "pretrain verdit": "gpt2 pretrain verdict",
     "pretrain spam": "gpt2 finetune-classify spam",
     "finetune-classify my.yaml": "gpt2 pretrain my.yaml",
