@@ -97,7 +97,17 @@ def test_what_is_no_file_is_refused_without_hanging(name: str, said: str, tmp_pa
 
 
 def test_the_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
-    with locks.lock(tmp_path), pytest.raises(ResourceError, match=f"pid {os.getpid()}"), locks.lock(tmp_path):
+    holding = (
+        "import sys; from gpt2cli import locks\nwith locks.lock(locks.Path(sys.argv[1])): input(print())"
+    )
+    command = [sys.executable, "-c", holding, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline()
+        with pytest.raises(ResourceError, match=f"pid {other.pid}") as caught, locks.lock(tmp_path):
+            pass
+        assert caught.value.fix.endswith(f"kill {other.pid}")
+        other.kill()
+    with locks.lock(tmp_path), pytest.raises(ResourceError, match="by this process"), locks.lock(tmp_path):
         pass
     with locks.lock(tmp_path):
         pass

@@ -290,7 +290,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_holder_is_not_feared(
     folder.mkdir(parents=True)
     with locks.lock(folder):
         done = gpt2("pretrain", recipe, *SHORT)
-    assert done.code == 4 and str(os.getpid()) in done.err
+    assert done.code == 4 and "in use by this process" in done.err
     child = os.fork()
     if child == 0:
         with locks.lock(folder):

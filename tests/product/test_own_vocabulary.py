@@ -82,7 +82,8 @@ def test_prepared_with_it_is_trained_with_it(own: Path, gpt2: Call) -> None:
         )
         refused = gpt2("pretrain", "other.yaml")
         assert refused.code == 2 and f"data.tokenizer is {other}" in refused.err
-        assert gpt2(*shlex.split(refused.err.rpartition(", or gpt2 ")[2])).code == 0
+        command = re.search(r"made anew: gpt2 (.*)", refused.err)
+        assert command and gpt2(*shlex.split(command[1])).code == 0
         assert gpt2("pretrain", "other.yaml", "--name", f"of-{other}", "optim.steps=1").code == 0
 
 
