@@ -13,7 +13,9 @@ PER_CORE = 4  # threads: more gain nothing, and many thousands end the process
 ONE_THREAD_BELOW = 4e-3  # seconds
 # A core's multiply-adds in fp32 and its reading of weights, in round numbers: laptops and servers have these.
 _PER_SECOND, _BYTES_PER_SECOND = 25e9, 10e9
-SPINS = "1000"  # what GNU's OpenMP takes by itself for more threads than cores
+# Turns that a thread waits awake for the others: the gaps between matmuls are that short on idle cores; where
+# other programs run, what GNU's OpenMP takes by itself for more threads than cores.
+SPINS_IDLE, SPINS_BUSY = "10000", "1000"
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of cgroup 2, in a container: quota and period, in microseconds
 
 
@@ -58,7 +60,7 @@ def let_threads_sleep() -> None:
     others wait for the core on which it spins. Called before torch is imported; what the user has set stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS_BUSY if busy_cores() >= 0.5 else SPINS_IDLE)
 
 
 def busy_cores() -> float:

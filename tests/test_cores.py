@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_run import PRETRAIN, Call, random_text, train, write_tokens
 
-from gpt2cli.cores import choose_threads, crowded, forward_seconds, usable_cores
+from gpt2cli.cores import choose_threads, crowded, forward_seconds, let_threads_sleep, usable_cores
 
 HUGE = 1e3  # seconds of a forward
 
@@ -31,6 +31,26 @@ def test_cores_are_those_of_the_affinity_and_the_quota(tmp_path: Path) -> None:
         quota.write_text(text)
         assert usable_cores(quota) == cores, text
     assert usable_cores(tmp_path / "none") == 8
+
+
+@pytest.mark.parametrize(
+    ("load", "running", "spins"), [(0.1, 1, "10000"), (3.0, 1, "10000"), (1.4, 3, "1000")]
+)
+def test_waiting_threads_sleep_sooner_beside_other_programs(
+    load: float, running: int, spins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has just ended is in the load of a minute, but does not run now."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: f"{load} {load} {load} {running}/99 1")
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "7")
+        let_threads_sleep()
+        assert os.environ["GOMP_SPINCOUNT"] in ("7", spins), "what the user has set stays"
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    let_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == spins
+    monkeypatch.delenv("GOMP_SPINCOUNT")
 
 
 def test_small_work_gets_one_thread_and_the_rest_one_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
