@@ -42,6 +42,7 @@ def test_waiting_threads_sleep_sooner_beside_other_programs(
     """What has just ended is in the load of a minute, but does not run now."""
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: f"{load} {load} {load} {running}/99 1")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)  # which the tests set
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     let_threads_sleep()
     assert os.environ["GOMP_SPINCOUNT"] == "7", "what the user has set stays"
