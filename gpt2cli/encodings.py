@@ -10,6 +10,8 @@ from pathlib import Path
 from gpt2cli.errors import InputError, UsageError
 
 UTF8 = "utf-8"
+# What prints the content of a packed file, by the end of its name.
+UNPACK = {".gz": "gunzip -c", ".bz2": "bunzip2 -c", ".zst": "zstd -dc"}
 LOOK_AHEAD = 1 << 22  # bytes behind the first that is not UTF-8, to tell the encoding by
 _ASCII = bytes(range(128))
 _CYRILLIC_LOWER = re.compile("[а-яё]")
@@ -171,7 +173,7 @@ def conversion(name: str, encoding: str, *options: str) -> str:
     iconv = shlex.join(["iconv", *options, "-f", spoken, "-t", "UTF-8"])
     if not path.exists():
         return f"pipe it through {iconv}"  # standard input
-    unpack = {".gz": "gunzip -c", ".bz2": "bunzip2 -c", ".zst": "zstd -dc"}.get(path.suffix.lower(), "")
+    unpack = UNPACK.get(path.suffix.lower(), "")
     plain = path.with_suffix("") if unpack else path
     copy = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))
     quoted = shlex.quote(name)

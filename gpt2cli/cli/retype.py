@@ -18,7 +18,7 @@ from gpt2cli.cli.choose_recipe import FIRST_RECIPES
 from gpt2cli.cli.examples import EXAMPLES
 from gpt2cli.errors import Gpt2Error
 
-_TAKES_OVERRIDES = ("grid", "pretrain", "finetune-classify", "finetune-instruct", "grid", "recipes")
+_TAKES_OVERRIDES = ("pretrain", "finetune-classify", "finetune-instruct", "grid", "recipes")
 _OVERRIDE = re.compile(r"[a-z_0-9]+(\.[a-z_0-9]+)?=.*", re.DOTALL)
 
 # Choices, and other words for them that are spelt like another choice, or like none.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from gpt2cli.encodings import UNPACK
 from gpt2cli.errors import InputError
 
 Kind = Literal["csv", "tsv", "jsonl", "json", "parquet"]
@@ -34,10 +35,9 @@ def packing_of(path: Path) -> Packing:
 def reading_command(name: str, command: str, suffix: str) -> str:
     """The shell command that runs `command` over the content of a file, unpacked, into a copy `suffix`."""
     path, quoted = Path(name), shlex.quote(name)
-    packing = packing_of(path)
-    plain = path.with_suffix("") if packing else path
+    unpack = UNPACK.get(path.suffix.lower(), "")
+    plain = path.with_suffix("") if unpack else path
     copy = shlex.quote(str(plain.with_name(f"{plain.stem}.new{suffix}")))
-    unpack = {"gz": "gunzip -c", "bz2": "bunzip2 -c", "zst": "zstd -dc"}.get(packing, "")
     return f"{unpack} {quoted} | {command} > {copy}" if unpack else f"{command} < {quoted} > {copy}"
 
 

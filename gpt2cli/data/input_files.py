@@ -16,6 +16,7 @@ from typing import Literal
 from gpt2cli import files
 from gpt2cli.data.file_kinds import HEAD, PACKINGS, Kind, Packing, is_text, kind_by_name, packing_of
 from gpt2cli.data.manifest import is_prepared, read_manifest, was_made_by_prepare
+from gpt2cli.encodings import UNPACK
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import expand
 
@@ -231,9 +232,10 @@ def _kind(path: Path) -> Kind | None:
     """The kind that the name tells. Raises InputError for packed parquet."""
     kind, packing = kind_by_name(path), packing_of(path)
     if packing and kind == "parquet":
+        plain = shlex.quote(str(path.with_suffix("")))
         raise InputError(
             f"{path}: a {'gzipped' if packing == 'gz' else 'packed'} parquet file",
             "parquet needs random access",
-            f"{'gunzip' if packing == 'gz' else 'unzstd'} {shlex.quote(str(path))}",
+            " ".join([UNPACK[path.suffix.lower()], shlex.quote(str(path)), ">", plain]),
         )
     return kind

@@ -91,7 +91,7 @@ def read_instructions(
             for line, value in reader:
                 index = first_index + len(found) + reader.tally.n_bad
                 where = f"{reader.where(line)}, record {index}"
-                _require_once(reader, fields)
+                reader.require_once((fields.instruction, fields.input, fields.output))
                 try:
                     turns = _turns(value, fields, where, source.name)
                 except InputError as error:
@@ -145,14 +145,6 @@ def _unread(record: Any) -> Iterator[str]:
     if isinstance(record, dict):
         unread = UNREAD if any(record.get(name) for name in LISTS) else (BESIDE, *UNREAD)
         yield from (name for name in unread if record.get(name) not in (None, "", "[]", []))
-
-
-def _require_once(reader: RecordReader, fields: InstructDataConfig) -> None:
-    for name in (fields.instruction, fields.input, fields.output):
-        if name in reader.twice:
-            raise InputError(
-                f"{reader.where(1)}: the column {name!r} is there twice", fix="rename one of them"
-            )
 
 
 def _turns(value: Any, fields: InstructDataConfig, where: str, name: str) -> tuple[Turn, ...]:

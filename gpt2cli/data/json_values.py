@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from gpt2cli.data.conversations import LISTS, PAIR
 from gpt2cli.data.file_kinds import reading_command
 from gpt2cli.data.text_fields import find_field
 from gpt2cli.errors import InputError
@@ -16,7 +17,6 @@ from gpt2cli.json_files import DECODER, kind_of
 BLOCK = 1 << 20  # characters
 LONGEST = 1 << 26  # characters of a value
 _SPACE = re.compile(r"[ \t\r\n]*")
-CONVERSATIONS = ("messages", "conversations", "conversation", "prompt", "completion")  # lists within a record
 _NUMBER_END = re.compile(r"[-+.eE0-9]\Z")
 
 
@@ -187,7 +187,7 @@ def _lists_within(value: dict[str, Any], path: str, depth: int) -> Iterator[str]
     for name, part in value.items():
         here = f"{path}[{json.dumps(name)}]" if path else f".[{json.dumps(name)}]"
         if isinstance(part, list) and part and all(isinstance(item, dict) for item in part):
-            if name not in CONVERSATIONS:
+            if name not in (*LISTS, *PAIR):  # a conversation is one record
                 yield f"{here}[]"
         elif isinstance(part, dict) and depth:
             yield from _lists_within(part, here, depth - 1)

@@ -125,11 +125,8 @@ def _require_columns(
     others: Iterator[tuple[int, Any]],
 ) -> None:
     """Raise InputError for a table that lacks a column, at its first row."""
+    reader.require_once((*fields, label))
     for name in (*fields, label):
-        if name in reader.twice:
-            raise InputError(
-                f"{reader.where(1)}: the column {name!r} is there twice", fix="rename one of them"
-            )
         if name not in reader.columns:
             text, kind = likely_columns([first, *(record for _, record in islice(others, 1000))])
             fix = shlex.join([f"data.text={text}", f"data.label={kind}"])

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -98,6 +98,13 @@ class RecordReader:
                 is_lines = _is_lines(stream, self.kind)
                 yield from self._lines(stream) if is_lines else self._values(stream)
             self._bytes.drain()
+
+    def require_once(self, names: Iterable[str]) -> None:
+        """Raise InputError if the table has one of these columns twice."""
+        for name in names:
+            if name in self.twice:
+                fix = "rename one of them"
+                raise InputError(f"{self.where(1)}: the column {name!r} is there twice", fix=fix)
 
     def finish(self) -> list[str]:
         """What to say of the file. Raises InputError if too many of its records are bad."""

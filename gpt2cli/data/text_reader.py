@@ -107,10 +107,8 @@ class SourceReader:
             except InputError as error:
                 tally.skip(error)
                 continue
-            if (
-                n := text.count("\r\n") if reader.kind in TABLES else 0
-            ):  # line ends of the file, not of the text
-                self.n_line_ends += n
+            if reader.kind in TABLES and "\r\n" in text:  # line ends of the file, not of the text
+                self.n_line_ends += text.count("\r\n")
                 text = text.replace("\r\n", "\n")
             tally.n_good += 1
             if separator is None or not separator.search(text):
@@ -121,16 +119,13 @@ class SourceReader:
 
     def _require_columns(self, reader: RecordReader, record: dict[str, str]) -> None:
         """Refuse a table without the fields at its first row: no other has them."""
+        reader.require_once(self._fields)
         for field in self._fields:
             if field not in reader.columns:
                 where = reader.where(1)
                 there = ", ".join(map(repr, reader.columns[:8]))
                 what = f"{where}: no column {field!r}"
                 raise InputError(what, f"the file has: {there}", name_field(longest_field(record) or "NAME"))
-            if field in reader.twice:
-                raise InputError(
-                    f"{reader.where(1)}: the column {field!r} is there twice", fix="rename one of them"
-                )
 
     def _text(self, opened: ByteSource) -> Iterator[TextPiece]:
         separator = self._rule.separator(is_plain=True)

@@ -64,7 +64,7 @@ def learn_bpe(
     """Byte-pair merges of the training split, and where in it their text ends, in bytes.
 
     What is held out must not shape the vocabulary. Which documents are is known beforehand. A tail that is
-    cut off the training split is so many tokens long, which nobody knows yet: the text ends well before it,
+    cut off the training split is so many tokens long, which is not known yet: the text ends well before it,
     and `prepare_pipeline` cuts no earlier. What is to be said of the sources goes to `notes`.
     """
     n_train = n_bytes = 0

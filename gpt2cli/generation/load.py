@@ -46,9 +46,8 @@ def find_folder(name: str | None) -> Path:
     Raises InputError, for the name of a file too.
     """
     try:
-        if name is None:
-            return next((path for path in models_newest_first() if not is_classifier(path)), find_model(None))
-        return find_model(name)
+        found = models_newest_first() if name is None else ()
+        return next((path for path in found if not is_classifier(path)), None) or find_model(name)
     except InputError:
         _refuse_file(name or "")
         raise
