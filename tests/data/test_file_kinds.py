@@ -7,6 +7,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from text_documents import read
 
@@ -44,6 +46,12 @@ def zipped(*names: str) -> bytes:
     return file.getvalue()
 
 
+def parquet() -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": ["one, two", "three"]}), file)
+    return file.getvalue()
+
+
 def tarred() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -78,7 +86,7 @@ FOREIGN = [
     ("a.txt.xz", b"\xfd7zXZ\0\0\x04", "xz data", "unxz"),
     ("a.txt", b"BZh91AY&SY\x19\xff\0", "bzip2 data", "mv"),
     ("a.bin", b"\x01\0\x02\0\xff\xff", "a file of numbers, perhaps nanoGPT's", "train.bin"),
-    ("a.data", b"PAR1\x15\x04\x15", "a parquet file", "mv"),
+    ("a.data", parquet(), "a parquet file", "mv"),
 ]  # fmt: skip
 
 
