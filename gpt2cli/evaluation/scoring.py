@@ -8,6 +8,7 @@ for get logits. On the same ids the numbers are those of a plain transformers lo
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -81,10 +82,12 @@ def window_logprobs(
         targets[row, :n] = ids[window.begin + 1 : window.end + 1]
         counts[row, n - window.n_scored : n] = True
 
+    n_last = T - min(window.end - window.begin - window.n_scored for window in batch)
     with runtime.autocast():
-        hidden = model.transformer(input_ids.to(runtime.device))  # (B, T, C)
+        hidden = model.transformer(input_ids.to(runtime.device), n_last=n_last)  # (B, n_last, C)
         # Positions that count in other windows need no logits here.
-        hidden, wanted = hidden[counts.to(runtime.device)], targets[counts].to(runtime.device)  # (N, C), (N,)
+        hidden = hidden[counts[:, -n_last:].to(runtime.device)]  # (N, C)
+        wanted = targets[counts].to(runtime.device)  # (N,)
     return target_logprobs(model.lm_head, hidden.float(), wanted)[0]
 
 
@@ -102,11 +105,12 @@ def target_logprobs(
         found = [_of_logits(head(h).float(), t) for h, t in _in_rows(hidden, targets)]
         logprobs, is_largest = zip(*found, strict=True)
         return torch.cat(logprobs), torch.cat(is_largest)
-    linear = many_rows.linear if hidden.device.type == "cpu" else fp32_logits
+    on_cpu = hidden.device.type == "cpu"
+    logits_of = many_rows.matmul_with(hidden, n_columns) if on_cpu else partial(fp32_logits, hidden)
     total = hidden.new_full(targets.shape, -torch.inf, dtype=torch.float32)  # log of the sum so far, (N,)
     largest, chosen = total.clone(), torch.empty_like(total)  # the largest logits, the targets' logits, (N,)
     for first in range(0, len(head.weight), n_columns):
-        logits = linear(hidden, head.weight[first : first + n_columns])  # (N, columns)
+        logits = logits_of(head.weight[first : first + n_columns])  # (N, columns)
         place = targets - first
         here = (place >= 0) & (place < logits.shape[1])
         own = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
@@ -249,7 +253,7 @@ def _score_rows(
     T = max(row.n_inputs for row in rows)
     input_ids = torch.zeros(len(rows), T, dtype=torch.long)  # (B, T)
     positions, branch = torch.zeros_like(input_ids), torch.full_like(input_ids, -1)
-    places: list[int] = []  # of the flattened (B, T), one per target
+    places: list[tuple[int, int]] = []  # row and position, one per target
     targets: list[int] = []
     for n, row in enumerate(rows):
         end = len(row.branches.context)
@@ -260,7 +264,7 @@ def _score_rows(
             begin, end = end, end + len(ids) - 1
             input_ids[n, begin:end] = torch.tensor(ids[:-1], dtype=torch.long)
             positions[n, begin:end], branch[n, begin:end] = torch.arange(last + 1, last + len(ids)), number
-            places += [n * T + place for place in (last, *range(begin, end))]
+            places += [(n, place) for place in (last, *range(begin, end))]
             targets += ids
     mask = None  # causal
     if any(len(row.numbers) > 1 for row in rows):
@@ -268,11 +272,13 @@ def _score_rows(
         mask = seen.tril()[:, None].to(runtime.device)  # (B, 1, T, T)
 
     wanted = torch.tensor(targets).to(runtime.device)  # (N,)
+    in_row, place = torch.tensor(places).T  # (N,) each
+    first = int(place.min())
     with runtime.autocast():
         hidden = model.transformer(
-            input_ids.to(runtime.device), positions=positions.to(runtime.device), mask=mask
-        )  # (B, T, C)
-        hidden = hidden.flatten(0, 1)[torch.tensor(places).to(runtime.device)]  # (N, C)
+            input_ids.to(runtime.device), positions=positions.to(runtime.device), mask=mask, n_last=T - first
+        )  # (B, T - first, C)
+        hidden = hidden[in_row.to(runtime.device), (place - first).to(runtime.device)]  # (N, C)
     logprobs, is_best = (found.tolist() for found in target_logprobs(model.lm_head, hidden.float(), wanted))
     require_finite(math.fsum(logprobs), bad_logits("", FIX))
     found, done = [], 0

@@ -219,7 +219,7 @@ def _prefill_each(
     mask = mask & (places >= n_pads)[:, None, None]  # (B, 1, T, T)
     # A padding query sees itself: a softmax over nothing would be NaN, and spread.
     mask = mask | torch.eye(T, dtype=torch.bool, device=device)
-    hidden = model.transformer(input_ids, kv, positions, mask)  # (B, T, C)
+    hidden = model.transformer(input_ids, kv, positions, mask, n_last=1)  # (B, 1, C)
     return model.lm_head(hidden[:, -1]), n_pads
 
 

@@ -45,12 +45,14 @@ class GPT2(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        n_last: int | None = None,
     ) -> Tensor:
         """Hidden states (B, T, C) of input_ids (B, T), the last LayerNorm applied.
 
         With a cache the ids continue what the cache holds. `positions` (B, T) and `mask`
         (B, 1, T, S) are for rows of unequal length; without them a row starts at position 0 (or
-        where the cache ends) and attention is causal.
+        where the cache ends) and attention is causal. With `n_last` only the states of the last positions
+        are returned, (B, n_last, C): of the others the last block computes keys and values alone.
         """
         start = 0 if cache is None else cache.length
         end = start + input_ids.shape[1]
@@ -60,14 +62,14 @@ class GPT2(nn.Module):
         if self.config.positions == "learned":
             x = x + self.wpe(positions)
         x, rotation = self.dropout(x), self.rotation(positions)
-        for block in self.h:
+        for layer, block in enumerate(self.h, 1):
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, cache, mask, rotation, use_reentrant=False)
             else:
-                x = block(x, cache, mask, rotation)
+                x = block(x, cache, mask, rotation, n_last if layer == len(self.h) else None)
         if cache is not None:
             cache.length = end
-        return self.ln_f(x)  # type: ignore[no-any-return]  # (B, T, C)
+        return self.ln_f(x)  # type: ignore[no-any-return]  # (B, T, C), or (B, n_last, C)
 
     def rotation(self, positions: Tensor) -> Rotation | None:
         """What every block rotates its queries and keys by; None with learned positions."""
@@ -107,7 +109,7 @@ class GPT2LMHead(nn.Module):
 
     def extend(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Append input_ids (B, T), rows of one length, to the cache; logits of the next token, (B, V)."""
-        return self.lm_head(self.transformer(input_ids, cache)[:, -1])  # type: ignore[no-any-return]
+        return self.lm_head(self.transformer(input_ids, cache, n_last=1)[:, -1])  # type: ignore[no-any-return]
 
 
 class GPT2Classifier(nn.Module):

@@ -122,7 +122,12 @@ class Attention(nn.Module):
         self.score_dropout = Dropout(config.dropouts["attn_pdrop"])
 
     def forward(
-        self, x: Tensor, cache: KVCache | None, mask: Tensor | None, rotation: Rotation | None = None
+        self,
+        x: Tensor,
+        cache: KVCache | None,
+        mask: Tensor | None,
+        rotation: Rotation | None = None,
+        n_last: int | None = None,
     ) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)  # each (B, T, C)
@@ -131,8 +136,10 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
+        if n_last is not None:  # the positions before are only looked at: T becomes n_last
+            q, mask = q[:, :, -n_last:], None if mask is None else mask[:, :, -n_last:]
         y = self.attend(q, k, v, mask, self.score_dropout.active_rate)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        y = y.transpose(1, 2).reshape(B, -1, C)  # (B, T, C), heads side by side again
         x = self.dropout(self.c_proj(y))  # (B, T, C)
         return x
 
@@ -182,8 +189,10 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         mask: Tensor | None = None,
         rotation: Rotation | None = None,
+        n_last: int | None = None,
     ) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, mask, rotation)  # (B, T, C)
+        wanted = x if n_last is None else x[:, -n_last:]  # (B, T, C), of the positions that are asked for
+        x = wanted + self.attn(self.ln_1(x), cache, mask, rotation, n_last)  # (B, T, C)
         x = x + self.mlp(self.ln_2(x))  # (B, T, C)
         return x
 

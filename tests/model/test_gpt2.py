@@ -47,6 +47,29 @@ def test_cached_pieces_equal_the_whole(loud_model: GPT2LMHead) -> None:
     torch.testing.assert_close(torch.cat(pieces, 1), loud_model(ids), atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("n_last", [1, 5, 12])
+def test_the_last_positions_alone_equal_those_of_the_whole(
+    loud_model: GPT2LMHead, attention: str, n_last: int
+) -> None:
+    """With a cache that has a beginning, with padded rows, and for what the cache holds afterwards."""
+    model = GPT2LMHead(loud_model.config, attention).eval()
+    model.load_state_dict(loud_model.state_dict())
+    body, ids = model.transformer, torch.randint(0, 257, (2, 30), generator=torch.Generator().manual_seed(4))
+    whole = body(ids)
+    cache = KVCache(model.config, 2, model.lm_head.weight)
+    parts = [body(part, cache, n_last=n_last)[:, -n_last:] for part in ids.split([12, 18], dim=1)]
+    assert [part.shape[1] for part in parts] == [n_last, n_last]
+    for part, end in zip(parts, (12, 30), strict=True):
+        torch.testing.assert_close(part, whole[:, end - n_last : end], atol=1e-5, rtol=1e-5)
+    mask = torch.ones(30, 30, dtype=torch.bool).tril().repeat(2, 1, 1, 1)  # (B, 1, T, T)
+    mask[1, :, 3:, :3] = False
+    padded = body(ids, mask=mask)
+    assert not torch.allclose(padded[1, -n_last:], whole[1, -n_last:], atol=1e-3)
+    torch.testing.assert_close(body(ids, mask=mask, n_last=n_last), padded[:, -n_last:], atol=1e-5, rtol=1e-5)
+
+
 def test_no_position_sees_what_comes_after_it(loud_model: GPT2LMHead) -> None:
     ids = torch.randint(0, 257, (1, 20), generator=torch.Generator().manual_seed(3))
     changed = ids.clone()

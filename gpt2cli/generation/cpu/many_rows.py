@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from gpt2cli.runtime import processor_digest
 
 MANY = 256  # rows; below, reordering a weight costs more than it saves
 LARGE = 1 << 19  # elements of a weight, 124M's smallest; smaller models are fast enough
-ROWS, IN, OUT, ROUNDS = 512, 768, 3072, 3  # of the measurement, some 0.2 s on two cores
-MARGIN = 1.15  # a smaller gain may be noise
+ROWS, IN, OUT, ROUNDS = 512, 768, 3072, 7  # of the measurement, some 0.5 s on two cores
+MARGIN = 1.1  # a smaller gain may be noise
 # How a product can be computed: by torch; with a weight in oneDNN's layout, or brought there from rows of
 # (N, K) or of (K, N) at each call.
 MKL, BLOCKED, REORDERED, REORDERED_COLUMNS = "F.linear", "blocked", "reordered", "reordered columns"
@@ -41,6 +42,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if way in faster_ways(torch.get_num_threads()):
             return blocked_linear(x, reorder(weight), bias)
     return F.linear(x, weight, bias)
+
+
+def matmul_with(x: Tensor, n_rows: int) -> Callable[[Tensor], Tensor]:
+    """A function that gives x W^T (M, N) for x (M, K) and one weight W (N, K) after another, all in fp32 and
+    most of them with `n_rows` rows.
+
+    If that pays, x is what is reordered, once: W (x in oneDNN's layout)^T is the transposed result.
+    """
+    M, K = x.shape
+    if M >= MANY and n_rows * K >= LARGE and BLOCKED in faster_ways(torch.get_num_threads()):
+        blocks = reorder(x)
+        return lambda weight: blocked_linear(weight, blocks, None).t()
+    return lambda weight: F.linear(x, weight)
 
 
 def pays_to_keep_blocks(weight: Tensor) -> bool:
@@ -88,7 +102,7 @@ def faster_ways(n_threads: int) -> frozenset[str]:
 
 @torch.no_grad()
 def measure() -> dict[str, float]:
-    """Seconds of one product in each way, the best of some rounds in which they take turns."""
+    """Seconds of one matmul in each way, the median of some rounds in which they take turns."""
     x, rows, columns = torch.ones(ROWS, IN), torch.ones(OUT, IN), torch.ones(IN, OUT).t()
     blocks = reorder(rows)
     ways: dict[str, Callable[[], Tensor]] = {
@@ -97,13 +111,13 @@ def measure() -> dict[str, float]:
         REORDERED: lambda: blocked_linear(x, reorder(rows), None),
         REORDERED_COLUMNS: lambda: blocked_linear(x, reorder(columns), None),
     }
-    seconds = dict.fromkeys(ways, float("inf"))
-    for _ in range(1 + ROUNDS):  # the first also warms up
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
         for way, compute in ways.items():
             start = time.perf_counter()
             compute()
-            seconds[way] = min(seconds[way], time.perf_counter() - start)
-    return seconds
+            seconds[way].append(time.perf_counter() - start)
+    return {way: median(taken) for way, taken in seconds.items()}
 
 
 def _remembered(path: Path, facts: dict[str, Any]) -> dict[str, float] | None:

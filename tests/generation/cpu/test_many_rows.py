@@ -103,6 +103,21 @@ def test_the_way_is_the_measured_one(remember: Remember) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("n_rows", "columns"), [(MANY - 1, LARGE), (MANY, LARGE), (MANY, LARGE // 64 - 1)])
+def test_one_input_meets_many_weights(remember: Remember, n_rows: int, columns: int) -> None:
+    """As in the output layer, whose last part has any number of rows."""
+    x, weights = torch.randn(n_rows, 64), torch.randn(701, 64).split(300)
+    for ways in ((), WAYS):
+        remember(*ways)
+        times = many_rows.matmul_with(x, columns)
+        for weight in weights:
+            y = times(weight)
+            is_reordered = bool(ways) and n_rows == MANY and columns == LARGE
+            assert y.is_contiguous() != is_reordered  # then it is a transposed result
+            assert torch.allclose(y, x @ weight.t(), atol=1e-4)
+
+
+@torch.no_grad()
 def test_layers_for_one_row_read_prompts_in_the_measured_way(remember: Remember) -> None:
     remember(*WAYS)
     plain, x = Linear(1024, 1024), torch.randn(1, MANY, 1024)
