@@ -6,7 +6,7 @@ Turns what a user typed (a run, a folder, a name, nothing) into the path of one 
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gpt2cli import files
@@ -143,6 +143,10 @@ def is_classifier(folder: Path) -> bool:
         return False
 
 
+def is_whole_language_model(folder: Path) -> bool:
+    return not is_adapter(folder) and not is_classifier(folder)
+
+
 def shown_path(path: Path) -> str:
     """The path as a user would type it: relative if it is below the working directory."""
     here = Path.cwd()
@@ -171,11 +175,11 @@ def checkpoints(run: Path) -> list[Path]:
     )
 
 
-def find_model(name: str | None) -> Path:
+def find_model(name: str | None, suits: Callable[[Path], bool] = lambda folder: True) -> Path:
     """The model folder that `name` means: a run (its best checkpoint), a folder, a name under
     ./runs or GPT2_HOME/models (OpenAI's sizes under each of their names); None is the newest of all.
 
-    Raises InputError with what is there instead.
+    Raises InputError with what is there instead; folders that `suits` is true for come first.
     """
     if name is None:
         for newest in models_newest_first():
@@ -191,7 +195,7 @@ def find_model(name: str | None) -> Path:
             return best_checkpoint(place)
         if is_model(place):
             return place
-    known = [path.name for path in sorted(_candidates(), key=lambda path: path.stat().st_mtime, reverse=True)]
+    known = [path.name for path, _ in sorted(_newest_first(), key=lambda found: not suits(found[1]))]
     if size:
         raise InputError(
             f"{name}: this model is not here yet",
@@ -243,13 +247,17 @@ def best_checkpoint(run: Path) -> Path:
 
 def models_newest_first() -> list[Path]:
     """The model folders of every run that has a checkpoint, and of every model, newest first."""
-    found = sorted(_candidates(), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [best_checkpoint(path) if is_run(path) else path for path in found]
+    return [folder for _, folder in _newest_first()]
 
 
-def _candidates() -> list[Path]:
-    """Runs that have a checkpoint, and models, in no order. Hidden ones are unfinished or put aside."""
+def _newest_first() -> list[tuple[Path, Path]]:
+    """Runs that have a checkpoint, and models, each with its model folder, newest first.
+
+    Hidden ones are unfinished or put aside.
+    """
     roots = [runs(), *([models()] if has_home() else [])]
     roots = [root for root in roots if os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK)]
     places = [path for root in roots for path in root.iterdir() if not path.name.startswith(".")]
-    return [path for path in places if (is_run(path) and checkpoints(path)) or is_model(path)]
+    found = [path for path in places if (is_run(path) and checkpoints(path)) or is_model(path)]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [(path, best_checkpoint(path) if is_run(path) else path) for path in found]

@@ -47,10 +47,14 @@ def find_folder(name: str | None) -> Path:
     """
     try:
         found = models_newest_first() if name is None else ()
-        return next((path for path in found if not is_classifier(path)), None) or find_model(name)
+        return next(filter(_writes, found), None) or find_model(name, _writes)
     except InputError:
         _refuse_file(name or "")
         raise
+
+
+def _writes(folder: Path) -> bool:
+    return not is_classifier(folder)
 
 
 def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tuple[Path, list[Path]]:
@@ -146,7 +150,7 @@ def load_for_classifying(
     from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
     from gpt2cli.runtime import choose_runtime
 
-    folder = find_model(name)
+    folder = find_model(name, is_classifier)
     loaded = load_classifier(folder, remembered=True)
     config = loaded.model.config
     forward = forward_seconds(config.n_parameters, config.n_positions)

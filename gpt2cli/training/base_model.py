@@ -73,7 +73,8 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
     if recipe.init == SCRATCH:
         return add_tokens(random_weights(recipe, gpt2()), recipe.tokenizer.add)
     try:
-        folder = newest_base() if recipe.init == paths.NEWEST else paths.find_model(recipe.init)
+        is_newest = recipe.init == paths.NEWEST
+        folder = newest_base() if is_newest else paths.find_model(recipe.init, paths.is_whole_language_model)
         config, tokenizer = read_config(folder), stopping_at_eos(load_tokenizer(folder))
     except InputError as error:
         raise InputError(

@@ -102,10 +102,13 @@ FIXES = {
     "pretrain my.yaml --name x --from last": "gpt2 pretrain my.yaml --name x --from last --resume",
     "pretrain my.yaml --name x --resume --from step-7": "gpt2 pretrain my.yaml --name x --resume --from best",
     "pretrain my.yaml init=runs/y": "gpt2 pretrain my.yaml init=x",
+    "pretrain my.yaml init=elsewhere": "gpt2 pretrain my.yaml init=x",
     # models
     "generate -m runs/x/recipe.yaml -n 2 hi": "gpt2 generate -m runs/x -n 2 hi",
     "generate -m runs/x/best/config.json -n 2 hi": "gpt2 generate -m runs/x/best -n 2 hi",
     "generate -m runs/xx -n 2 hi": "gpt2 generate -m x -n 2 hi",
+    "generate -m elsewhere -n 2 hi": "gpt2 generate -m x -n 2 hi",
+    "classify elsewhere hi": "gpt2 classify spam hi",
     "generate -m 355M -n 2 hi": "gpt2 download 355M",
     "inspect spm": "gpt2 inspect spam",
     "evaluate novel.txt": "gpt2 evaluate --on novel.txt",
