@@ -54,11 +54,8 @@ def runs(
     entries = find_entries(folder, *([paths.models()] if paths.has_home() else []))
     if as_json:
         print_json([ui.as_json(entry) for entry in entries])
-    elif entries:
-        ui.print_runs(entries, out())
     else:
-        say(f"no run in {folder}, no model in {paths.models() if paths.has_home() else 'GPT2_HOME'} yet")
-        say("gpt2 pretrain verdict makes one, gpt2 download 124M fetches one", "faint")
+        ui.print_runs(entries, folder, out())
 
 
 @app.command(cls=HelpCommand)

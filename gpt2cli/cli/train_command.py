@@ -19,6 +19,7 @@ from gpt2cli.cli.choose_recipe import require_recipe, wrong_task
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
 from gpt2cli.errors import UsageError, counted
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
+from gpt2cli.ui.spinner import load_torch, waiting
 
 if TYPE_CHECKING:
     from gpt2cli.recipe.loader import LoadedRecipe
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gpt2cli.training.task import TrainingTask
     from gpt2cli.ui.training import TrainingView
 
+SETTING_UP = "setting up the model, and compiling it where that pays"
 # Of a recipe, whether the network is forbidden, and the checkpoint to resume from, if any.
 OpenTask = Callable[
     [Any, bool, Path | None], contextlib.AbstractContextManager[tuple["TrainingTask", dict[str, object]]]
@@ -60,7 +62,6 @@ def train(
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
     from gpt2cli.cli import launcher
-    from gpt2cli.ui.spinner import load_torch
 
     load_torch()
     from gpt2cli.training import run_dir as runs
@@ -123,7 +124,8 @@ def train(
             stop_on_signal(stopping) as stop,
         ):
             ranks.tell(launcher.ToldRun(run.folder, given + moved, checkpoint))
-            setup = set_up_training(task, task.recipe, checkpoint, ranks)
+            with waiting(err(), SETTING_UP):
+                setup = set_up_training(task, task.recipe, checkpoint, ranks)
             runs.require_room_to_train(run, setup)
             for notice in setup.notices:
                 say(f"note: {notice}")
@@ -158,7 +160,8 @@ def find_learning_rate(
         )
     loaded = _load(command, recipe, list(overrides or []))
     with command.open_task(loaded.recipe, offline, None) as (task, _):
-        setup = set_up_training(task, task.recipe, None)
+        with waiting(err(), SETTING_UP):
+            setup = set_up_training(task, task.recipe, None)
         for notice in setup.notices:
             say(f"note: {notice}")
         tried = list(track(try_rates(setup), err(), trying))
@@ -190,7 +193,8 @@ def _show_plan(command: TrainCommand, loaded: "LoadedRecipe", offline: bool) -> 
     from gpt2cli.ui.dry_run import show_dry_run
 
     with command.open_task(loaded.recipe, offline, None) as (task, _):
-        setup = set_up_training(task, task.recipe, None)
+        with waiting(err(), SETTING_UP):
+            setup = set_up_training(task, task.recipe, None)
         for notice in setup.notices:
             say(f"note: {notice}")
         show_dry_run(setup, loaded.origins, out())

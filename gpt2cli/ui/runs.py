@@ -32,8 +32,12 @@ _STYLES = {
 }
 
 
-def print_runs(entries: Sequence[RunEntry], console: Console) -> None:
-    """A line per run or model; problems, and the sum of the sizes, go to stderr."""
+def print_runs(entries: Sequence[RunEntry], folder: Path, console: Console) -> None:
+    """A line per run in `folder` and per model; problems, and the sum of the sizes, go to stderr."""
+    if not entries:
+        say(f"no run in {folder}, no model in {models() if has_home() else 'GPT2_HOME'} yet")
+        say("gpt2 pretrain verdict makes one, gpt2 download 124M fetches one", "faint")
+        return
     rows = [_cells(entry) for entry in entries]
     columns = list(HEADINGS)
     if console.is_terminal:
