@@ -137,10 +137,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     code = run(arguments)
     let_stdout_fail()  # the exit code says already that it broke; the rest of its buffer is lost
     if "RANK" in os.environ:
-        from gpt2cli.cli import launcher
+        from gpt2cli.cli import launch_ranks
 
-        if launcher.is_one_of_several():
-            launcher.leave(code)
+        if launch_ranks.is_one_of_several():
+            launch_ranks.leave(code)
     sys.exit(code)
 
 
@@ -172,9 +172,9 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         known = explain(error, arguments)
         if "RANK" in os.environ:
-            from gpt2cli.cli import launcher
+            from gpt2cli.cli import launch_ranks
 
-            known = launcher.naming_rank(known)
+            known = launch_ranks.naming_rank(known)
         if not isinstance(known, LostRankError):  # the process that is gone says why
             print_error(known)
         return known.exit_code

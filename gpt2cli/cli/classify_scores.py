@@ -41,7 +41,7 @@ def print_scores(
     """A table on stdout, or one JSON object."""
     from dataclasses import asdict
 
-    from gpt2cli.evaluation.classes import N_BINS, calibration_error, classification_metrics
+    from gpt2cli.evaluation.class_metrics import N_BINS, calibration_error, classification_metrics
     from gpt2cli.ui.tables import print_classes
 
     found = list(predictions)

@@ -127,8 +127,8 @@ def _push(place: Path, repository: str, receipt: dict[str, Any]) -> str:
 
 def _default_place(path: Path, to: str) -> Path:
     """A model named after its source; other formats go to the current folder."""
+    from gpt2cli.convert.output_folder import default_name
     from gpt2cli.convert.pipeline import TARGETS
-    from gpt2cli.convert.placing import default_name
 
     _, ending = TARGETS[to]
     return model_path(default_name(path)) if to == "folder" else Path(f"{default_name(path)}{ending}")

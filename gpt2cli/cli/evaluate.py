@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.evaluation.benchmarks import BenchmarkData, ItemResult
     from gpt2cli.evaluation.eval_text import EncodedText, EvalText
-    from gpt2cli.evaluation.on import EvaluationTarget
+    from gpt2cli.evaluation.on_option import EvaluationTarget
     from gpt2cli.evaluation.perplexity import PerplexityProgress
     from gpt2cli.evaluation.scoring import Branches, SlidingWindow
     from gpt2cli.runtime import Runtime
@@ -117,7 +117,7 @@ def evaluate(
     from gpt2cli.data.split_text import SplitRule
     from gpt2cli.evaluation.benchmarks import read_benchmark
     from gpt2cli.evaluation.eval_text import EvalText, read_eval_text
-    from gpt2cli.evaluation.on import parse_on
+    from gpt2cli.evaluation.on_option import parse_on
     from gpt2cli.runtime import choose_runtime, require_device
 
     if adapter and len(models or ()) > 1:

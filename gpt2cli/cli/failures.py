@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from gpt2cli import paths
-from gpt2cli.cli.retype import usage_fix, whole_fix
+from gpt2cli.cli.corrected_command import usage_fix, whole_fix
 from gpt2cli.disk_space import full_disk
 from gpt2cli.errors import Gpt2Error, InputError, ResourceError, UsageError, is_out_of_memory
 

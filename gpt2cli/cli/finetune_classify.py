@@ -82,7 +82,7 @@ def _report(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> i
     """
     from gpt2cli import files
     from gpt2cli.checkpoints.classifier import load_classifier
-    from gpt2cli.evaluation.classes import classification_metrics
+    from gpt2cli.evaluation.class_metrics import classification_metrics
     from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
     from gpt2cli.generation.label_texts import label_probabilities
     from gpt2cli.training.classify_task import ClassifyTask

@@ -243,7 +243,7 @@ def fit_prompt(ids: list[int], loaded: "LoadedModel", fix: str | None) -> list[i
 def lines_of(file: Path, encoding: str | None = None) -> list[str]:
     """The lines of a text file."""
     from gpt2cli.data.byte_source import read_options
-    from gpt2cli.data.records import read_text
+    from gpt2cli.data.record_files import read_text
 
     text = read_text(file, read_options(encoding))[0]
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []

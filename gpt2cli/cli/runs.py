@@ -47,7 +47,7 @@ def runs(
         _list_cache(as_json)
         return
     from gpt2cli import paths
-    from gpt2cli.training.overview import find_entries
+    from gpt2cli.training.runs_on_disk import find_entries
     from gpt2cli.ui import runs as ui
 
     folder = directory or paths.runs()
@@ -61,7 +61,7 @@ def runs(
 @app.command(cls=HelpCommand)
 def show(name: NameArgument, as_json: JsonOption = False) -> None:
     """Show one run or model: where it comes from, its checkpoints, its last metrics, what to do next."""
-    from gpt2cli.training.overview import find_entry
+    from gpt2cli.training.runs_on_disk import find_entry
     from gpt2cli.ui import runs as ui
 
     entry = find_entry(name)
@@ -87,8 +87,8 @@ def rm(
     Refused for what is in use, what adapters need, and what gpt2 did not write. Prints what was removed.
     """
     from gpt2cli.hub.cache import find_in_cache, is_cache_name, remove_cached
-    from gpt2cli.training.overview import find_entry
     from gpt2cli.training.removal import foreign_files, remove, require_removable
+    from gpt2cli.training.runs_on_disk import find_entry
 
     cached = list(dict.fromkeys(find_in_cache(name) for name in names if is_cache_name(name)))
     named = [find_entry(name) for name in names if not is_cache_name(name)]
@@ -127,9 +127,9 @@ def prune(
     The models stay as they are. Such a run cannot be continued; a new one can begin with its weights.
     """
     from gpt2cli import paths
-    from gpt2cli.training.overview import find_entries, find_entry
     from gpt2cli.training.removal import prunable
     from gpt2cli.training.removal import prune as prune_run
+    from gpt2cli.training.runs_on_disk import find_entries, find_entry
 
     if names:
         entries = [find_entry(name) for name in names]
@@ -164,7 +164,7 @@ def plot(
 ) -> None:
     """Draw the losses of several runs into one picture, whose path it prints."""
     from gpt2cli.paths import METRICS
-    from gpt2cli.training.overview import find_entry
+    from gpt2cli.training.runs_on_disk import find_entry
     from gpt2cli.ui.plots import plot_runs
 
     if picture.suffix.lower() != ".png":
@@ -207,7 +207,7 @@ def _list_cache(as_json: bool) -> None:
 def _require_unused(cached: list[Path]) -> None:
     """Raise UsageError for the prepared text of a run that trains on it now."""
     from gpt2cli import paths
-    from gpt2cli.training.overview import find_entries
+    from gpt2cli.training.runs_on_disk import find_entries
 
     for entry in find_entries(paths.runs()) if cached else ():
         if entry.state == "running" and entry.tokens in cached:

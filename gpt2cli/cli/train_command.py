@@ -61,7 +61,7 @@ def train(
     processes: int = 1,
 ) -> None:
     """Run a training command: check its arguments, train or show the plan, and exit."""
-    from gpt2cli.cli import launcher
+    from gpt2cli.cli import launch_ranks
 
     load_torch()
     from gpt2cli.training import run_dir as runs
@@ -86,12 +86,12 @@ def train(
     if dry_run:
         _show_plan(command, _load(command, recipe, given), offline)
         return
-    if processes > 1 and not launcher.is_one_of_several():
-        raise typer.Exit(launcher.launch(processes))
-    launcher.end_with_launcher()
+    if processes > 1 and not launch_ranks.is_one_of_several():
+        raise typer.Exit(launch_ranks.launch(processes))
+    launch_ranks.end_with_launcher()
     ranks = join()
     if not ranks.is_first:
-        launcher.train_along(
+        launch_ranks.train_along(
             ranks, lambda words: _load(command, recipe, words).recipe, command.open_task, offline
         )
         return
@@ -107,7 +107,7 @@ def train(
     if newest := newest_init(loaded.recipe, say):
         given.append(f"init={newest}")
         loaded = _load(command, recipe, given)
-    if split := launcher.split_micro_batches(loaded.recipe, ranks.world, resume):
+    if split := launch_ranks.split_micro_batches(loaded.recipe, ranks.world, resume):
         given += split
         loaded = _load(command, recipe, given + moved)
     with runs.start_run(run, command.task):
@@ -123,7 +123,7 @@ def train(
             command.open_task(loaded.recipe, offline, checkpoint) as (task, origin),
             stop_on_signal(stopping) as stop,
         ):
-            ranks.tell(launcher.ToldRun(run.folder, given + moved, checkpoint))
+            ranks.tell(launch_ranks.ToldRun(run.folder, given + moved, checkpoint))
             with waiting(err(), SETTING_UP):
                 setup = set_up_training(task, task.recipe, checkpoint, ranks)
             runs.require_room_to_train(run, setup)

@@ -23,7 +23,7 @@ from gpt2cli.convert.merge_lora import open_adapter
 from gpt2cli.convert.openai_checkpoint import open_openai
 from gpt2cli.convert.state_dict import HUGGING_FACE, StateDictFormat, open_bare
 from gpt2cli.convert.torch_file import is_torch_file, read_torch_file
-from gpt2cli.convert.wrappers import bare_names, unwrap_table
+from gpt2cli.convert.unwrap_checkpoint import bare_names, unwrap_table
 from gpt2cli.convert.zip_folder import unpacked
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.files import open_regular

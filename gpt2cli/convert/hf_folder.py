@@ -1,7 +1,7 @@
 """Hugging Face GPT-2 folders as a source, from any program and in any of its storage forms.
 
-One file or shards, safetensors or pickles, names in wrappers (`wrappers.py`), old mask buffers, padded
-embeddings, and attention scaled otherwise, which is multiplied into the query's weights.
+One file or shards, safetensors or pickles, names in wrappers (`unwrap_checkpoint.py`), old mask buffers,
+padded embeddings, and attention scaled otherwise, which is multiplied into the query's weights.
 A folder that gpt2cli wrote is one of them; each file read is checked against its manifest.
 `checkpoints/folder.py` writes and loads such folders.
 """
@@ -38,8 +38,8 @@ from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import open_tensors
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors, as_array, same_bits
 from gpt2cli.convert.torch_file import FLOATING, floating_tensors, read_torch_file
+from gpt2cli.convert.unwrap_checkpoint import bare_names, drop_heads, unwrap_table
 from gpt2cli.convert.vocabulary import cut_note, tokenizer_files
-from gpt2cli.convert.wrappers import bare_names, drop_heads, unwrap_table
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_json_object

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2cli.convert.wrappers import BODY_PREFIX, bare_names
+from gpt2cli.convert.unwrap_checkpoint import BODY_PREFIX, bare_names
 from gpt2cli.model.config import GPT2Config
 
 Array = NDArray[np.floating]

@@ -31,7 +31,7 @@ from gpt2cli.convert.kept_files import keep_files
 from gpt2cli.convert.modelfile import modelfile
 from gpt2cli.convert.nanogpt import write_nanogpt
 from gpt2cli.convert.openai_checkpoint import write_openai
-from gpt2cli.convert.placing import check_place, check_room
+from gpt2cli.convert.output_folder import check_place, check_room
 from gpt2cli.convert.verify import ExpectedLogits, compare_logits, expected_logits, verify_export
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.json_files import read_json

@@ -25,8 +25,8 @@ from gpt2cli.convert.foreign_model import (
     same_bits,
 )
 from gpt2cli.convert.torch_file import floating_tensors
+from gpt2cli.convert.unwrap_checkpoint import bare_names, drop_heads
 from gpt2cli.convert.vocabulary import tokenizer_for
-from gpt2cli.convert.wrappers import bare_names, drop_heads
 from gpt2cli.errors import InputError, counted
 from gpt2cli.model.config import GPT2Config
 

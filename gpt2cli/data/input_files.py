@@ -1,7 +1,7 @@
 """The input files of a command: arguments become an ordered list of sources, each with its kind.
 
 Arguments are files, globs (also quoted ones), directories of .txt and .md files, and "-" for
-standard input. `text_reader.py` and `records.py` read the content.
+standard input. `text_reader.py` and `record_files.py` read the content.
 """
 
 import glob

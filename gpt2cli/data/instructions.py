@@ -20,7 +20,7 @@ from gpt2cli.data.byte_source import ReadOptions, joined_digest
 from gpt2cli.data.conversations import BESIDE, LISTS, is_conversation, read_conversation
 from gpt2cli.data.file_kinds import reading_command
 from gpt2cli.data.input_files import record_sources
-from gpt2cli.data.records import RecordReader
+from gpt2cli.data.record_files import RecordReader
 from gpt2cli.data.text_fields import MISSING, find_field, text_field
 from gpt2cli.errors import InputError, counted
 from gpt2cli.json_files import kind_of
@@ -79,7 +79,7 @@ def read_instructions(
     options: ReadOptions | None = None,
     first_index: int = 0,
 ) -> InstructionRecords:
-    """Read files of any kind that `records.py` reads; `first_index` is the number of the first record.
+    """Read files of any kind that `record_files.py` reads; `first_index` is the number of the first record.
 
     Raises InputError naming the line and the record's number.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 from gpt2cli.data.byte_source import ReadOptions, joined_digest
 from gpt2cli.data.file_kinds import TABLES
 from gpt2cli.data.input_files import record_sources
-from gpt2cli.data.records import RecordReader
+from gpt2cli.data.record_files import RecordReader
 from gpt2cli.data.tables import likely_columns, no_column, plain_text
 from gpt2cli.data.text_fields import BETWEEN, MISSING, find_field, longest_field
 from gpt2cli.errors import InputError

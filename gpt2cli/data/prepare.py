@@ -43,7 +43,6 @@ from gpt2cli.data.nanogpt_tokens import (
     nanogpt_sources,
     require_nanogpt_tokenizer,
 )
-from gpt2cli.data.prepare_command import prepare_command, require_same_settings
 from gpt2cli.data.prepare_pipeline import (
     HELD_OUT,
     NANOGPT_SPLIT,
@@ -55,6 +54,7 @@ from gpt2cli.data.prepare_pipeline import (
     run_import,
     run_prepare,
 )
+from gpt2cli.data.prepare_settings import prepare_command, require_same_settings
 from gpt2cli.data.split_text import SplitRule
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.data.tokenize import source_record

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from gpt2cli.data.byte_source import ReadOptions
 from gpt2cli.data.file_kinds import TABLES
 from gpt2cli.data.input_files import SourceKind, record_source
-from gpt2cli.data.records import RecordReader
+from gpt2cli.data.record_files import RecordReader
 from gpt2cli.data.text_fields import MISSING, find_field, require_characters
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import kind_of

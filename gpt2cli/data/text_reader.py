@@ -15,7 +15,7 @@ from typing import BinaryIO
 from gpt2cli.data.byte_source import BLOCK, ByteSource, ReadOptions
 from gpt2cli.data.file_kinds import TABLES, markup_note
 from gpt2cli.data.input_files import TextSource
-from gpt2cli.data.records import LARGE, RecordReader
+from gpt2cli.data.record_files import LARGE, RecordReader
 from gpt2cli.data.split_text import SplitRule, split_option
 from gpt2cli.data.text_fields import TEXT, joined_text, longest_field, name_field
 from gpt2cli.encodings import decode_utf8

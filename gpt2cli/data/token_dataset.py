@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt2cli import files
 from gpt2cli.data.manifest import DTYPES, Dtype, Shard, TokenManifest, read_manifest
-from gpt2cli.data.prepare_command import prepare_command
+from gpt2cli.data.prepare_settings import prepare_command
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.tokenizer.files import load_tokenizer

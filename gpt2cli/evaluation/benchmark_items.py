@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.data.file_kinds import kind_by_name
-from gpt2cli.data.records import read_records, read_text
+from gpt2cli.data.record_files import read_records, read_text
 from gpt2cli.errors import InputError
 
 Records = Sequence[tuple[str, dict[str, Any]]]

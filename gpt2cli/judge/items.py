@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gpt2cli.data.byte_source import ReadOptions
-from gpt2cli.data.records import ONE_PER_LINE, read_records
+from gpt2cli.data.record_files import ONE_PER_LINE, read_records
 from gpt2cli.errors import InputError
 from gpt2cli.evaluation.responses import Message, join_input, messages_digest
 from gpt2cli.json_lines import digest_of

@@ -22,7 +22,7 @@ from gpt2cli.checkpoints.safetensors_file import read_tensors
 from gpt2cli.data.labelled_splits import ClassifySplits, LabelledExamples
 from gpt2cli.data.labelled_texts import class_weights, pad_right
 from gpt2cli.data.sft_batches import batches_by_length
-from gpt2cli.evaluation.classes import Prediction, classification_metrics
+from gpt2cli.evaluation.class_metrics import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
 from gpt2cli.model.lora import merged_state

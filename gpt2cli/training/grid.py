@@ -16,7 +16,12 @@ from typing import Literal
 
 from gpt2cli import files
 from gpt2cli.errors import UsageError, require_format
-from gpt2cli.evaluation.seeds import MeanOverSeeds, PairedDifference, mean_over_seeds, paired_difference
+from gpt2cli.evaluation.seed_statistics import (
+    MeanOverSeeds,
+    PairedDifference,
+    mean_over_seeds,
+    paired_difference,
+)
 from gpt2cli.json_files import read_json_object
 from gpt2cli.recipe.loader import dump_recipe, load_recipe
 from gpt2cli.training.metrics_log import records_of

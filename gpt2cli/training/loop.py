@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from gpt2cli.errors import DivergedError
-from gpt2cli.evaluation.classes import Prediction
+from gpt2cli.evaluation.class_metrics import Prediction
 from gpt2cli.training.estimate import explain_out_of_memory, model_flops_utilisation
 from gpt2cli.training.events import (
     CheckpointSaved,

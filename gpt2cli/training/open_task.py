@@ -18,8 +18,8 @@ from gpt2cli.data.labelled_splits import class_notes, leak_notes, split_labelled
 from gpt2cli.data.labelled_texts import LabelledTexts, read_labelled
 from gpt2cli.data.manifest import is_prepared, read_manifest
 from gpt2cli.data.prepare import named_tokenizer, prepare_cached
-from gpt2cli.data.prepare_command import READING, prepare_settings, require_same_settings
 from gpt2cli.data.prepare_pipeline import PrepareProgress
+from gpt2cli.data.prepare_settings import READING, prepare_settings, require_same_settings
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.errors import Gpt2Error, InputError
 from gpt2cli.evaluation.rouge import require_rouge

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2cli.data.prepare_command import prepare_command
+from gpt2cli.data.prepare_settings import prepare_command
 from gpt2cli.data.shards import token_lengths
 from gpt2cli.data.token_dataset import TokenDataset
 from gpt2cli.data.windows import TrainingWindows, validation_windows

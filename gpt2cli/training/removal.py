@@ -8,8 +8,8 @@ from pathlib import Path
 from gpt2cli import files, locks, paths
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import TENSORS
-from gpt2cli.training.overview import RunEntry, find_entries
 from gpt2cli.training.pins import runs_that_need
+from gpt2cli.training.runs_on_disk import RunEntry, find_entries
 
 _OF_A_RUN = {
     *(paths.RUN_RECORD, paths.METRICS, paths.CHECKPOINTS, paths.RESPONSES, "best", "last", paths.RECIPE),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gpt2cli.data import windows
 from gpt2cli.errors import UsageError
-from gpt2cli.evaluation.classes import Prediction
+from gpt2cli.evaluation.class_metrics import Prediction
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import add_lora
 from gpt2cli.recipe.sections import BatchConfig, LoraConfig

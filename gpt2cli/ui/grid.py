@@ -10,7 +10,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from gpt2cli import __version__
-from gpt2cli.evaluation.seeds import MeanOverSeeds
+from gpt2cli.evaluation.seed_statistics import MeanOverSeeds
 from gpt2cli.training.grid import CellSummary, GridReport, GridRun
 from gpt2cli.ui.console import aligned, printable
 from gpt2cli.ui.plots import Band, plot_bands

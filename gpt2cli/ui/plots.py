@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from gpt2cli import files
-from gpt2cli.evaluation.classes import ClassificationMetrics
+from gpt2cli.evaluation.class_metrics import ClassificationMetrics
 from gpt2cli.ui.tables import MOST_CLASSES, short_label
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"

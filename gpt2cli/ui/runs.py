@@ -14,7 +14,7 @@ from gpt2cli.errors import counted
 from gpt2cli.hub.cache import CacheEntry
 from gpt2cli.paths import METRICS, RESPONSES, has_home, models, shown_path
 from gpt2cli.training.metrics_log import last_records
-from gpt2cli.training.overview import Checkpoint, RunEntry
+from gpt2cli.training.runs_on_disk import Checkpoint, RunEntry
 from gpt2cli.ui.console import aligned, amount, printable, say
 
 HEADINGS = ("name", "task", "base", "data", "step", "best loss", "size", "age", "state")

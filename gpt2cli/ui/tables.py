@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2cli.evaluation.classes import ClassificationMetrics
+from gpt2cli.evaluation.class_metrics import ClassificationMetrics
 from gpt2cli.evaluation.eval_text import EncodedText, EvalText
 from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.evaluation.scoring import SlidingWindow

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt2cli.data.prepare_command import prepare_command
+from gpt2cli.data.prepare_settings import prepare_command
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.tokenizer.bpe import gpt2

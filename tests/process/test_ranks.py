@@ -25,7 +25,7 @@ from ranked import (
 )
 from runs import command, losses
 
-from gpt2cli.cli.launcher import split_micro_batches
+from gpt2cli.cli.launch_ranks import split_micro_batches
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.loader import load_recipe
 from gpt2cli.training.ranks import ALONE, Ranks

@@ -26,7 +26,7 @@ from gpt2cli.convert.detect_format import open_foreign
 from gpt2cli.convert.foreign_model import expand_blocks
 from gpt2cli.convert.openai_checkpoint import NAMES
 from gpt2cli.data.prepare import PrepareSettings, prepare
-from gpt2cli.data.records import read_records
+from gpt2cli.data.record_files import read_records
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import new_model

@@ -10,7 +10,7 @@ import torch
 from runs import scratch_task, tiny
 
 from gpt2cli import files, paths
-from gpt2cli.data.prepare_command import require_same_settings
+from gpt2cli.data.prepare_settings import require_same_settings
 from gpt2cli.errors import DivergedError, InputError, UsageError
 from gpt2cli.training import events as ev
 from gpt2cli.training.loop import train

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt2cli.evaluation.classes import classification_metrics
+from gpt2cli.evaluation.class_metrics import classification_metrics
 
 # is 0: said 0 0 0 1; is 1: said 1 0; is 2: never said, said 0
 VERDICTS = [(0, 0), (0, 0), (0, 0), (0, 1), (1, 1), (1, 0), (2, 0)]

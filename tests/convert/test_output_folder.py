@@ -13,7 +13,7 @@ from words import BYTES
 
 from gpt2cli import files, paths
 from gpt2cli.checkpoints.folder import load_model, verify, write_manifest, write_model
-from gpt2cli.convert.placing import check_place, default_name
+from gpt2cli.convert.output_folder import check_place, default_name
 from gpt2cli.errors import UsageError
 from gpt2cli.model.config import PRESETS, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2LMHead

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gpt2cli.evaluation.seeds import mean_over_seeds, paired_difference, t_quantile
+from gpt2cli.evaluation.seed_statistics import mean_over_seeds, paired_difference, t_quantile
 
 # The 97.5 % points of Student's t, as statistical tables print them.
 TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 29: 2.045, 120: 1.980}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gpt2cli.data.manifest import PrepareSettings, TokenManifest, read_manifest
 from gpt2cli.data.prepare import prepare, prepare_cached
-from gpt2cli.data.prepare_command import prepare_command, prepare_settings, require_same_settings
+from gpt2cli.data.prepare_settings import prepare_command, prepare_settings, require_same_settings
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.errors import UsageError
 from gpt2cli.recipe.data_sections import DataConfig

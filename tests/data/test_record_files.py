@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2cli.data.records import read_records
+from gpt2cli.data.record_files import read_records
 from gpt2cli.data.tables import read_table
 from gpt2cli.errors import InputError
 from gpt2cli.json_files import LARGEST_JSON, read_json, read_json_object
