@@ -12,7 +12,7 @@ from gpt2cli.evaluation.class_metrics import ClassificationMetrics
 from gpt2cli.evaluation.eval_text import EncodedText, EvalText
 from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.evaluation.scoring import SlidingWindow
-from gpt2cli.ui.console import aligned, printable
+from gpt2cli.ui.console import aligned, printable, shortened
 
 MOST_CLASSES = 20  # beyond that a screen has no room for a confusion matrix, nor a picture for its numbers
 LONGEST_LABEL = 24  # characters in a heading
@@ -132,5 +132,4 @@ def _table(first: str, *others: str) -> Table:
 
 def short_label(label: str) -> str:
     """A label as one terminal-safe line, truncated if long."""
-    text = printable(label).replace("\n", "␊").replace("\t", " ")
-    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
+    return shortened(printable(label).replace("\n", "␊").replace("\t", " "), LONGEST_LABEL)
