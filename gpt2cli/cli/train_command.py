@@ -186,8 +186,8 @@ def find_learning_rate(
     """
     from gpt2cli.training.find_lr import SAFETY, suggested_rate, try_rates
     from gpt2cli.training.setup import set_up_training
-    from gpt2cli.ui.find_lr import rate_lines, trying
     from gpt2cli.ui.progress import track
+    from gpt2cli.ui.training import rate_lines, trying
 
     if has_more:
         raise UsageError(
