@@ -187,7 +187,7 @@ def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
 
 
 def _sources_sha256(recipe: "InstructRecipe") -> str | None:
-    """Of the user's files of the recipe, as of `SftSplits`; None where one is gone or a known corpus."""
+    """The joined hash of the recipe's files, as in `SftSplits`; None if one is gone or a known corpus."""
     from gpt2cli import files
     from gpt2cli.data.byte_source import joined_digest
     from gpt2cli.data.corpora import BUNDLED, CORPORA

@@ -95,7 +95,7 @@ def _sample(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: C
 
 
 def _compare_with_base(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
-    """Of a model that was trained further: perplexity before and after, and whether it recites its text."""
+    """For a model that was trained further, report perplexity before and after, and what it copies."""
     from gpt2cli.evaluation.copied_text import longest_copied_run
     from gpt2cli.recipe.schema import SCRATCH
     from gpt2cli.training.pretrain_task import PretrainTask

@@ -182,7 +182,7 @@ def find_learning_rate(
 ) -> None:
     """Try rising learning rates on a fresh model, save nothing, and print the one to take.
 
-    Raises UsageError if there is more to obey on the command line.
+    Raises UsageError if `has_more`: other options were given, which it cannot obey.
     """
     from gpt2cli.training.find_lr import SAFETY, suggested_rate, try_rates
     from gpt2cli.training.setup import set_up_training

@@ -51,7 +51,7 @@ def encode_apart(item: Item, tokenizer: Tokenizer) -> Branches:
 
 
 def encode_last_token(item: Item, tokenizer: Tokenizer) -> Branches:
-    """The text as a whole: its last token is to be predicted, whatever part of the last word that is."""
+    """The text as a whole: the model predicts its last token, even if that is only part of the last word."""
     *ids, last = tokenizer.encode(item.context + item.choices[item.answer])
     return Branches(tuple([*begin(tokenizer), *ids] or after_beginning(tokenizer, [])), ((last,),))
 

@@ -63,7 +63,7 @@ def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tupl
 
     A model that is an adapter itself is one of these. Without a name the first adapter brings its
     base; of a run it is the checkpoint that this adapter was trained over, if it has that. Raises
-    UsageError for an adapter that is none or stands there twice, InputError as `find_folder`.
+    UsageError for a folder that is no adapter or is given twice, InputError as `find_folder`.
     """
     if not adapters:
         return find_folder(name), []

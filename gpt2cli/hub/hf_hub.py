@@ -120,7 +120,7 @@ def read_listing(path: Path, repository: str) -> Listing:
 
 
 def fetching(repository: str) -> str:
-    """huggingface_hub's own command, which fetches whatever a repository holds."""
+    """huggingface_hub's own command, which fetches a whole repository."""
     return f"hf download {repository} --local-dir {repository.partition('/')[2]}"
 
 

@@ -80,7 +80,7 @@ def _messages(
 
 
 def _grading(has_conversation: bool, has_reference: bool) -> str:
-    """How to grade one response; the fields that a record lacks are not spoken of."""
+    """How to grade one response; fields that a record lacks are not mentioned."""
     asked = "\n".join(f'"{name}": {question}' for name, question in CRITERIA.items())
     may_differ = "A response may be right in other words than the reference.\n"
     if not has_reference:

@@ -1,5 +1,5 @@
 """The display of a training run: its events as a growing table over a progress bar, or as plain lines; and
-the learning rate finder's.
+that of the learning rate finder.
 """
 
 import signal
