@@ -1,6 +1,7 @@
 """JSON files of any origin: read whole, within bounds, each key once; an error names file and line."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ def parse_json(text: str | bytes) -> Any:
         return DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def finite_json(value: Any) -> Any:
+    """The value with None for NaN and infinity, which JSON lacks, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def kind_of(value: Any) -> str:

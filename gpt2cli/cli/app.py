@@ -50,8 +50,8 @@ COMMANDS = (
 
 
 class _Commands(Mapping[str, Any]):
-    """Commands by name; a command's file is imported when it is asked for, so that a key press in the
-    shell and `--help` wait for none.
+    """Commands by name. Each one's file is imported on first use, so that completion and `--help` import
+    none.
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -68,7 +68,7 @@ class _Commands(Mapping[str, Any]):
 
 @cache
 def _command(name: str) -> Any:
-    """Of the file named as the command: its function of that name, or its own `app` of commands."""
+    """The command from the file named after it: its function of that name, or its `app` of subcommands."""
     module = import_module(f"gpt2cli.cli.{name.replace('-', '_')}")
     one = typer.Typer()
     if group := getattr(module, "app", None):

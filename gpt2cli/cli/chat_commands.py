@@ -6,10 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from gpt2cli.errors import UsageError
+from gpt2cli.ui.console import shortened
 
 SAY = "say"  # the call of a line without a command
 PREFIXES = ("/", "!")  # begin a command; doubled, a message that begins with one
 FORCE = "--force"
+LONGEST = 40  # characters of a typed word in a message
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def parse(line: str) -> Call:
         raise _unknown(line[0], word)
     if argument and not command.argument:
         raise UsageError(
-            f"/{command.name} takes no argument", f"there is '{_short(argument)}'", command.usage
+            f"/{command.name} takes no argument", f"there is '{shortened(argument, LONGEST)}'", command.usage
         )
     if not argument and command.argument and not command.argument.startswith("["):
         missing = command.argument.split()[0]
@@ -90,9 +92,9 @@ def parse_setting(argument: str, names: Collection[str]) -> tuple[str, str]:
     if name not in names:
         hint = _nearest(name, names)
         raise UsageError(
-            f"there is no setting '{_short(typed)}'",
+            f"there is no setting '{shortened(typed, LONGEST)}'",
             f"they are {', '.join(names)}",
-            f"/set {hint}={_short(value) or 'VALUE'}" if hint else "/show",
+            f"/set {hint}={shortened(value, LONGEST) or 'VALUE'}" if hint else "/show",
         )
     if not value:
         raise UsageError(f"{name} has no value", "", f"/set {name}=VALUE")
@@ -105,7 +107,9 @@ def parse_history(text: str, name: str) -> int | None:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise UsageError(
-            f"{name} is '{_short(text)}'", "it is a number of previous turns, or all", f"{name} all"
+            f"{name} is '{shortened(text, LONGEST)}'",
+            "it is a number of previous turns, or all",
+            f"{name} all",
         )
     return int(text)
 
@@ -123,7 +127,7 @@ def parse_save(argument: str) -> tuple[str, bool]:
 def _unknown(mark: str, word: str) -> UsageError:
     hint = _SYNONYMS.get(word.lower()) or _nearest(word.lower(), _BY_NAME)
     return UsageError(
-        f"there is no command '{_short(mark + word)}'",
+        f"there is no command '{shortened(mark + word, LONGEST)}'",
         f"did you mean /{hint}?" if hint else f"to say it to the model, begin with {mark}{mark}",
         "/help lists the commands",
     )
@@ -134,7 +138,3 @@ def _nearest(word: str, names: Collection[str]) -> str:
     begun = [name for name in names if word and name.startswith(word)]
     close = difflib.get_close_matches(word[:40], names, n=1)
     return begun[0] if len(begun) == 1 else (close[0] if close else "")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:39]}…"

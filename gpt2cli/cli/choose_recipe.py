@@ -15,8 +15,8 @@ _DATA = (".txt", ".md", ".gz", ".parquet", ".jsonl", ".json", ".csv", ".tsv")
 def require_recipe(recipe: str, task: str, overrides: Sequence[str] = ()) -> str:
     """The recipe as a name or a path; a run's folder is its recipe.yaml.
 
-    Raises UsageError for a recipe of another `task` than this, if any, and for what is no recipe: for data
-    with the command that trains on them.
+    Raises UsageError for a recipe of another `task`, if one is given, and for anything that is not a recipe;
+    for data, the error names the command that trains on them.
     """
     from gpt2cli.recipe.loader import find_recipe
     from gpt2cli.recipe.shipped import read_header

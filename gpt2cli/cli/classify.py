@@ -1,5 +1,6 @@
 """`gpt2 classify`: texts in, labels and probabilities out."""
 
+import difflib
 import io
 import json
 import shlex
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2cli.cli.classify_scores import print_scores, true_classes
 from gpt2cli.cli.options import (
     DeviceOption,
     EncodingOption,
@@ -24,7 +24,7 @@ from gpt2cli.cli.options import (
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.generation.load import load_for_classifying
 from gpt2cli.paths import expand, is_classifier, models_newest_first, shown_model
-from gpt2cli.ui.console import err, printable, say
+from gpt2cli.ui.console import err, out, print_json, printable, say
 from gpt2cli.ui.spinner import load_torch
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def classify(
     loaded = load_for_classifying(model, device, precision, threads, lambda text, kind: say(text, "warn"))
     if table and label:
         ((texts_of_file, where),) = batches
-        truth = true_classes(table, label, loaded.labels)
-        print_scores(
+        truth = _true_classes(table, label, loaded.labels)
+        _print_scores(
             loaded.labels, truth, _predictions(loaded, texts_of_file, where), model, table.name, as_json
         )
         return
@@ -189,6 +189,65 @@ def _predictions(
 
     answers = predict_labels(loaded, texts, where)
     return track(answers, err(), counting("classifying", len(texts))) if len(texts) > FEW else answers
+
+
+def _true_classes(table: "Table", column: str, labels: "Sequence[str]") -> list[int]:
+    """The class of each row. Raises InputError naming the row for a label that the classifier lacks."""
+    place = table.column(column, "")
+    numbers = {label: number for number, label in enumerate(labels)}
+    found = []
+    for row in table.rows:
+        name = (row.values[place] or "").strip()
+        if name not in numbers:
+            near = difflib.get_close_matches(name, labels, n=1)
+            raise InputError(
+                f"{table.where(row.line)}: {name!r} is not one of the classifier's labels",
+                f"they are {', '.join(map(repr, labels[:12]))}",
+                f"write {near[0]!r} there" if near else "correct the label, or delete the row",
+            )
+        found.append(numbers[name])
+    return found
+
+
+def _print_scores(
+    labels: "Sequence[str]",
+    truth: "Sequence[int]",
+    predictions: "Iterable[LabelPrediction]",
+    model: str,
+    file: str,
+    as_json: bool,
+) -> None:
+    """The predictions beside the file's own labels: a table on stdout, or one JSON object."""
+    from dataclasses import asdict
+
+    from gpt2cli.evaluation.class_metrics import N_BINS, calibration_error, classification_metrics
+    from gpt2cli.ui.tables import print_classes
+
+    found = list(predictions)
+    pairs = list(zip(truth, [one.best for one in found], strict=True))
+    scores = classification_metrics(pairs, len(labels))
+    error = calibration_error(
+        (one.probabilities[best], best == true) for one, (true, best) in zip(found, pairs, strict=True)
+    )
+    if not as_json:
+        print_classes(scores, labels, out())
+        out().print(f"expected calibration error {error:.4f} ({N_BINS} bins)")
+        return
+    print_json(
+        {
+            "model": model,
+            "file": file,
+            "texts": len(found),
+            "accuracy": scores.accuracy,
+            "macro_f1": scores.macro_f1,
+            "expected_calibration_error": error,
+            "calibration_bins": N_BINS,
+            "labels": list(labels),
+            "classes": {label: asdict(one) for label, one in zip(labels, scores.classes, strict=True)},
+            "confusion": scores.confusion,
+            "cut": sum(one.was_cut for one in found),
+        }
+    )
 
 
 def _json(loaded: "LoadedClassifier", text: str, label: str | None, answer: "LabelPrediction") -> str:

@@ -195,7 +195,7 @@ def show(value: bool) -> None:
 
 
 def _shell() -> str:
-    """The shell that this runs in; where it cannot be told, as in a script, that of $SHELL."""
+    """The shell that this runs in; if that is unknown, as in a script, the one in $SHELL."""
     from typer import _completion_shared as scripts
 
     shell = scripts._get_shell_name()

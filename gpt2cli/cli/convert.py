@@ -70,7 +70,7 @@ def convert(
     from gpt2cli.ui.tables import print_receipt
 
     if push_to:
-        from gpt2cli.hub.upload import require_upload
+        from gpt2cli.hub.hf_hub import require_upload
 
         require_upload(push_to)
     path = _find(source)
@@ -107,7 +107,7 @@ def _card(path: Path, name: str) -> str:
 
 def _push(place: Path, repository: str, receipt: dict[str, Any]) -> str:
     """Upload the folder, or the file with what lies beside it; returns the repository's address."""
-    from gpt2cli.hub.upload import upload
+    from gpt2cli.hub.hf_hub import upload
     from gpt2cli.ui.spinner import waiting
 
     if place.is_dir():

@@ -1,7 +1,7 @@
-"""The fix of an error as a whole command line to paste: the one that was typed, with its mistake mended.
+"""The fix of an error as a whole command line to paste: the one that was typed, with its mistake corrected.
 
 Library code names what is wrong, not the command: its fix may be "did you mean WORD?", an option or
-KEY=VALUE to add, or "leave out --option". Only here is known what was typed.
+KEY=VALUE to add, or "leave out --option". Only this file knows what was typed.
 """
 
 import difflib
@@ -50,12 +50,12 @@ def whole_fix(error: Gpt2Error, typed: Sequence[str]) -> str:
 
 
 def usage_fix(error: typer.TyperException, typed: Sequence[str]) -> str:
-    """The command that was probably meant, of an error that Typer raises; '' where there is no telling."""
+    """The command that the user probably meant, for an error from Typer; '' if it cannot be guessed."""
     context: Any = getattr(error, "ctx", None)
     text = error.format_message()
     command = context.command if context else None
     if named := getattr(error, "possibilities", None) is not None and str(getattr(error, "option_name", "")):
-        return _joined(_without_unknown(str(named), error, command, typed))
+        return _joined(_without_unknown(str(named), command, typed))
     if unknown := re.match(r"No such command '(.*?)'", text):
         return _joined(_known_command(unknown[1], text, typed))
     if text.startswith("Got unexpected extra argument"):
@@ -99,7 +99,7 @@ def _wrong_word(error: Gpt2Error, typed: Sequence[str]) -> str:
 def _replaced(typed: Sequence[str], wrong: str, meant: str) -> list[str]:
     """The words with one of them, its key or its value replaced; [] if it was not typed."""
 
-    def mended(word: str) -> str:
+    def corrected(word: str) -> str:
         key, equals, value = word.partition("=")
         if word == wrong:
             return meant
@@ -109,7 +109,7 @@ def _replaced(typed: Sequence[str], wrong: str, meant: str) -> list[str]:
 
     if meant.startswith("--"):  # an option with its value
         return [part for word in typed for part in (shlex.split(meant) if word == wrong else [word])]
-    words = [mended(word) for word in typed]
+    words = [corrected(word) for word in typed]
     return words if wrong and words != list(typed) else []
 
 
@@ -162,7 +162,7 @@ def _near_file(name: str) -> str:
     return str(path.with_name(near[0])) if near else ""
 
 
-def _without_unknown(name: str, error: Any, command: Any, typed: Sequence[str]) -> list[str]:
+def _without_unknown(name: str, command: Any, typed: Sequence[str]) -> list[str]:
     """An unknown option as KEY=VALUE, as an argument, or as the option it resembles."""
     at = next((n for n, word in enumerate(typed) if word.partition("=")[0] == name), -1)
     if at < 0:

@@ -285,7 +285,7 @@ def _plans(
     batch: int | None,
     device: str,
 ) -> list[_Plan]:
-    """All checks of all models before hours go into the first; weights are not read."""
+    """Check every model before hours go into the first one; reads no weights."""
     from gpt2cli.checkpoints.folder import read_config, require_matching_vocabulary
     from gpt2cli.convert.merge_lora import find_base
     from gpt2cli.evaluation.benchmarks import encode_items, require_room
@@ -337,7 +337,7 @@ def _measured(
 def _require_use(
     entries: "Sequence[EvaluationTarget]", texts: dict[str, object], benchmarks: dict[str, object]
 ) -> None:
-    """An option that nothing in --on would obey is a mistake."""
+    """Raise UsageError for an option that applies to nothing in --on."""
     for kind, wanted, options in (("a text", False, texts), ("a benchmark", True, benchmarks)):
         given = [option for option, value in options.items() if value]
         if given and not any((entry.benchmark is not None) == wanted for entry in entries):

@@ -35,7 +35,7 @@ def explain(error: Exception, typed: Sequence[str] = ()) -> Gpt2Error:
     """Any exception as an error that a user can act on; `typed` is the command line, if there is one."""
     if isinstance(error, Gpt2Error):
         if typed:
-            _mend(error, typed)
+            _correct(error, typed)
         return error
     if isinstance(error, typer.TyperException):
         return _usage_error(error, typed)
@@ -62,8 +62,8 @@ def explain(error: Exception, typed: Sequence[str] = ()) -> Gpt2Error:
     return _our_bug(error)
 
 
-def _mend(error: Gpt2Error, typed: Sequence[str]) -> None:
-    """Make its fix a command to paste; of several fixes the first, and the reason keeps the others."""
+def _correct(error: Gpt2Error, typed: Sequence[str]) -> None:
+    """Make the fix a command to paste: the first of several; the reason keeps the others."""
     fix = error.fix = whole_fix(error, typed)
     error.fix, _, others = fix.partition(", or ")
     whole = whole_fix(error, typed) if others else ""

@@ -7,18 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli.cli.options import (
-    DryRunOption,
-    FindLrOption,
-    FromOption,
-    NameOption,
-    OfflineOption,
-    OverridesArgument,
-    ProcessesOption,
-    RecipeArgument,
-    ResumeOption,
-)
-from gpt2cli.cli.train_command import TrainCommand, find_learning_rate, train
+from gpt2cli.cli.train_command import TrainCommand, train_function
 from gpt2cli.errors import InputError, counted
 from gpt2cli.paths import best_checkpoint
 from gpt2cli.ui.console import err, say
@@ -33,35 +22,6 @@ if TYPE_CHECKING:
 
 REPORT, PICTURE = "report.json", "confusion.png"
 AT_ONCE = 512  # test texts per batch; a signal is noticed between two
-
-
-def finetune_classify(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    name: NameOption = None,
-    resume: ResumeOption = False,
-    from_: FromOption = None,
-    processes: ProcessesOption = 1,
-    dry_run: DryRunOption = False,
-    find_lr: FindLrOption = False,
-    offline: OfflineOption = False,
-) -> None:
-    """Fine-tune a GPT-2 to classify texts.
-
-    A recipe describes the run; `gpt2 recipes` lists them, KEY=VALUE changes them.
-    """
-    command = TrainCommand(
-        task="finetune-classify",
-        open_task=_open_task,
-        after_evaluation=lambda setup, run, view, stop: None,
-        at_end=_report,
-        is_complete=lambda run, recipe: _is_reported(run),
-        hint=_hint,
-    )
-    if find_lr:
-        find_learning_rate(command, recipe, overrides, offline, resume or dry_run or processes > 1)
-        return
-    train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 
 def _open_task(
@@ -148,3 +108,16 @@ def _weights_of(folder: "Path") -> str | None:
     from gpt2cli.checkpoints.folder import WEIGHTS, read_manifest
 
     return read_manifest(folder).get(WEIGHTS)
+
+
+finetune_classify = train_function(
+    TrainCommand(
+        task="finetune-classify",
+        open_task=_open_task,
+        after_evaluation=lambda setup, run, view, stop: None,
+        at_end=_report,
+        is_complete=lambda run, recipe: _is_reported(run),
+        hint=_hint,
+    ),
+    "Fine-tune a GPT-2 to classify texts.",
+)

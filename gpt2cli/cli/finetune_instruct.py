@@ -11,18 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli import paths
-from gpt2cli.cli.options import (
-    DryRunOption,
-    FindLrOption,
-    FromOption,
-    NameOption,
-    OfflineOption,
-    OverridesArgument,
-    ProcessesOption,
-    RecipeArgument,
-    ResumeOption,
-)
-from gpt2cli.cli.train_command import TrainCommand, find_learning_rate, train
+from gpt2cli.cli.train_command import TrainCommand, train_function
 from gpt2cli.errors import DivergedError, Gpt2Error, counted
 from gpt2cli.ui.console import err, say
 
@@ -36,35 +25,6 @@ if TYPE_CHECKING:
 
 SCORES = "scores.json"
 SHOWN_TOKENS = 60  # of the answer after each evaluation
-
-
-def finetune_instruct(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    name: NameOption = None,
-    resume: ResumeOption = False,
-    from_: FromOption = None,
-    processes: ProcessesOption = 1,
-    dry_run: DryRunOption = False,
-    find_lr: FindLrOption = False,
-    offline: OfflineOption = False,
-) -> None:
-    """Fine-tune a GPT-2 to follow instructions.
-
-    A recipe describes the run; `gpt2 recipes` lists them, KEY=VALUE changes them.
-    """
-    command = TrainCommand(
-        task="finetune-instruct",
-        open_task=_open_task,
-        after_evaluation=_answer_one,
-        at_end=_answer_all,
-        is_complete=_is_complete,
-        hint=_hint,
-    )
-    if find_lr:
-        find_learning_rate(command, recipe, overrides, offline, resume or dry_run or processes > 1)
-        return
-    train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 
 def _open_task(
@@ -227,7 +187,7 @@ def _is_complete(run: "RunDir", recipe: "InstructRecipe") -> bool:
 
 
 def _sources_sha256(recipe: "InstructRecipe") -> str | None:
-    """Of the user's files of the recipe, as of `SftSplits`; None where one is gone or a known corpus."""
+    """The joined hash of the recipe's files, as in `SftSplits`; None if one is gone or a known corpus."""
     from gpt2cli import files
     from gpt2cli.data.byte_source import joined_digest
     from gpt2cli.data.corpora import BUNDLED, CORPORA
@@ -271,3 +231,16 @@ def _key(checkpoint: Path, recipe: "InstructRecipe", test_digest: str) -> str:
 
 def _last_question(turns: Any) -> str:
     return str(turns[-2].text)
+
+
+finetune_instruct = train_function(
+    TrainCommand(
+        task="finetune-instruct",
+        open_task=_open_task,
+        after_evaluation=_answer_one,
+        at_end=_answer_all,
+        is_complete=_is_complete,
+        hint=_hint,
+    ),
+    "Fine-tune a GPT-2 to follow instructions.",
+)

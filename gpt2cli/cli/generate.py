@@ -292,10 +292,8 @@ class _Choices:
 
     def facts(self, n: int, tokenizer: "Tokenizer", logprobs: bool, trace: bool) -> dict[str, Any]:
         """For JSON; `n` is the number of ids that the continuation has."""
-        from gpt2cli.ui.trace import trace_facts
-
         found: dict[str, Any] = {"logprobs": self.logprobs[:n]} if logprobs else {}
-        return found | ({"trace": [trace_facts(one, tokenizer) for one in self.traces]} if trace else {})
+        return found | ({"trace": [one.as_json(tokenizer) for one in self.traces]} if trace else {})
 
 
 def _print_json(
@@ -309,7 +307,7 @@ def _print_json(
 
 def _show_traces(choices: "Sequence[_Choices]", tokenizer: "Tokenizer") -> None:
     """To stderr, after all the text: between its pieces they would tear it apart."""
-    from gpt2cli.ui.trace import trace_lines
+    from gpt2cli.ui.tables import trace_lines
 
     for number, chosen in enumerate(choices, 1):
         if len(choices) > 1:

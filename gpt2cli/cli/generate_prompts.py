@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2cli.cli.options import arriving_lines, lines_of
 from gpt2cli.errors import Gpt2Error, UsageError
-from gpt2cli.ui.console import err, out, print_json, printable
+from gpt2cli.ui.console import err, out, print_json, printable, shortened
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -88,7 +88,7 @@ def _print_json(about: dict[str, Any], replies: "Sequence[Continuation]", facts:
 
 def _print_texts(line: int, prompt: str, replies: "Sequence[Continuation]") -> None:
     """Each under a heading with the number and the beginning of its line; a text may be of many lines."""
-    shown = printable(prompt if len(prompt) <= LONGEST_HEADING else f"{prompt[: LONGEST_HEADING - 1]}…")
+    shown = printable(shortened(prompt, LONGEST_HEADING))
     for number, reply in enumerate(replies, 1):
         sample = f" ({number}/{len(replies)})" if len(replies) > 1 else ""
         out().print(f"--- {line}{sample}: {shown}", style="faint")

@@ -126,7 +126,7 @@ def _train(task: str, recipe: str, run: "GridRun", offline: bool) -> None:
 
 
 def _wait_for_another(folder: Path) -> None:
-    """Until no process trains in the folder: one may be left of a grid that was killed."""
+    """Wait until no process trains in the folder; a killed grid may have left one."""
     from gpt2cli import locks
 
     is_told = False

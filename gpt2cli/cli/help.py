@@ -5,7 +5,6 @@ Typer's own panels have six columns, which break words in a terminal of 80.
 
 import inspect
 import shutil
-import textwrap
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from gpt2cli.cli.examples import EXAMPLES
-from gpt2cli.ui.console import definitions
+from gpt2cli.ui.console import definitions, wrapped
 
 WIDEST = 100  # columns; longer lines are hard to read
 _PLACEHOLDERS = {int: "N", float: "X", Path: "PATH"}
@@ -144,15 +143,5 @@ def _heading(title: str) -> str:
     return typer.style(f"{title}:", bold=True)  # without a terminal the style is left out
 
 
-def _wrap(text: str, width: int, first: str = "", later: int = 0) -> str:
-    """The words in lines of at most `width`, none of them broken; the first line begins with `first`, the
-    others at column `later`.
-    """
-    return textwrap.fill(
-        " ".join(text.split()),
-        width,
-        initial_indent=first,
-        subsequent_indent=" " * later,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _wrap(text: str, width: int, later: int = 0) -> str:
+    return "\n".join(wrapped(" ".join(text.split()), width, later=later))

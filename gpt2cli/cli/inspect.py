@@ -1,6 +1,5 @@
 """`gpt2 inspect`: a model in; its modules, tensors and activations out."""
 
-import math
 import os
 import shlex
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ import typer
 from gpt2cli.cli.choose_model import find_folder
 from gpt2cli.cli.options import JsonOption, ModelArgument, encode_prompt
 from gpt2cli.errors import InputError, UsageError, counted
+from gpt2cli.json_files import finite_json
 from gpt2cli.paths import CHECKPOINTS, expand
 from gpt2cli.ui.console import err, print_json, say
 from gpt2cli.ui.spinner import load_torch
@@ -229,7 +229,7 @@ def _print_json(
             "heads": list(picture.heads),
             "tokens_drawn": anatomy.attention.shape[-1],
         }
-    print_json(_finite(content))
+    print_json(finite_json(content))  # a broken model has NaN
 
 
 def _model(summary: "ModelInfo", verified: bool) -> dict[str, Any]:
@@ -289,12 +289,3 @@ def _pass(
         "next": listed(likeliest),
         "lens": [[listed(position) for position in block] for block in lens],
     }
-
-
-def _finite(value: Any) -> Any:
-    """None for NaN and infinity, which JSON lacks and a damaged record or a broken model has."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -39,7 +39,7 @@ def judge_facts(server: "JudgeServer", seed: int) -> dict[str, Any]:
 
 
 def grade_facts(summary: "GradeSummary", judgements: "Sequence[GradeJudgement]") -> dict[str, Any]:
-    """Nothing of it depends on time: the same scores make the same text."""
+    """Contains no times, so that the same scores give the same text."""
 
     def plain(one: "GradeJudgement") -> dict[str, Any]:
         score = asdict(one.score) if one.score else {"score": None}

@@ -56,9 +56,9 @@ def naming_rank(error: Gpt2Error) -> Gpt2Error:
 
 
 def end_with_launcher() -> None:
-    """Stop this process once the one that `launch` runs in is gone, however it went, as SIGTERM would.
+    """Stop this process, as SIGTERM would, once the process that runs `launch` has ended for any reason.
 
-    stdin is a pipe to which nothing is written and whose other end that process alone holds.
+    stdin is a pipe that is never written to; only that process holds its other end.
     """
     from gpt2cli.training.ranks import STORE
 

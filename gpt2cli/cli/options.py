@@ -221,8 +221,8 @@ def encode_prompt(
 
 
 def warn_of_control_tokens(text: str, tokenizer: "Tokenizer", own_template: bool = False) -> None:
-    """Say how a control token in a prompt is read: as ordinary text, or, like those that a model's own chat
-    template writes around it, as one id.
+    """Warn how a control token in the prompt is read: as plain text, or as one id with the model's own
+    template.
     """
     if found := [token for token in tokenizer.control_tokens if token in text]:
         plain = "is read as ordinary text; --special reads it as one token"

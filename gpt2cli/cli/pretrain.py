@@ -8,18 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2cli.cli.options import (
-    DryRunOption,
-    FindLrOption,
-    FromOption,
-    NameOption,
-    OfflineOption,
-    OverridesArgument,
-    ProcessesOption,
-    RecipeArgument,
-    ResumeOption,
-)
-from gpt2cli.cli.train_command import TrainCommand, find_learning_rate, train
+from gpt2cli.cli.train_command import TrainCommand, train_function
 from gpt2cli.errors import DivergedError, InputError
 from gpt2cli.ui.console import err, say
 
@@ -29,35 +18,6 @@ if TYPE_CHECKING:
     from gpt2cli.training.run_dir import RunDir
     from gpt2cli.training.setup import TrainingSetup
     from gpt2cli.ui.training import TrainingView
-
-
-def pretrain(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    name: NameOption = None,
-    resume: ResumeOption = False,
-    from_: FromOption = None,
-    processes: ProcessesOption = 1,
-    dry_run: DryRunOption = False,
-    find_lr: FindLrOption = False,
-    offline: OfflineOption = False,
-) -> None:
-    """Train a GPT-2 on raw text, from random weights or further.
-
-    A recipe describes the run; `gpt2 recipes` lists them, KEY=VALUE changes them.
-    """
-    command = TrainCommand(
-        task="pretrain",
-        open_task=_open_task,
-        after_evaluation=_sample,
-        at_end=_compare_with_base,
-        is_complete=lambda run, recipe: True,
-        hint=_hint,
-    )
-    if find_lr:
-        find_learning_rate(command, recipe, overrides, offline, resume or dry_run or processes > 1)
-        return
-    train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
 
 
 @contextlib.contextmanager
@@ -135,7 +95,7 @@ def _sample(setup: "TrainingSetup", run: "RunDir", view: "TrainingView", stop: C
 
 
 def _compare_with_base(setup: "TrainingSetup", run: "RunDir", stop: Callable[[], int]) -> int:
-    """Of a model that was trained further: perplexity before and after, and whether it recites its text."""
+    """For a model that was trained further, report perplexity before and after, and what it copies."""
     from gpt2cli.evaluation.copied_text import longest_copied_run
     from gpt2cli.recipe.schema import SCRATCH
     from gpt2cli.training.pretrain_task import PretrainTask
@@ -161,3 +121,16 @@ def _compare_with_base(setup: "TrainingSetup", run: "RunDir", stop: Callable[[],
             f" text: {words!r}"
         )
     return 0
+
+
+pretrain = train_function(
+    TrainCommand(
+        task="pretrain",
+        open_task=_open_task,
+        after_evaluation=_sample,
+        at_end=_compare_with_base,
+        is_complete=lambda run, recipe: True,
+        hint=_hint,
+    ),
+    "Train a GPT-2 on raw text, from random weights or further.",
+)

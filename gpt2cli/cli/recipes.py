@@ -166,7 +166,7 @@ def _print_list() -> None:
 
 
 def _print_definitions(rows: Sequence[tuple[str, str]], longest: int) -> None:
-    """In a terminal of its width; a pipe gets a line per row."""
+    """Wrapped to a terminal's width; one line per row in a pipe."""
     console = out()
     for line in definitions(rows, console.width if console.is_terminal else None, longest):
         console.print(printable(line))

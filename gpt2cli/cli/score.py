@@ -19,7 +19,6 @@ from gpt2cli.cli.options import (
     arriving_lines,
     lines_of,
 )
-from gpt2cli.cores import forward_seconds
 from gpt2cli.errors import Gpt2Error, InputError, UsageError
 from gpt2cli.paths import expand
 from gpt2cli.ui.console import err, print_json, say
@@ -62,19 +61,13 @@ def score(
         groups, name = [(lines_of(file, encoding), 0)], f"{file}:"
     with preloading(model, adapter) as (folder, adapters):
         load_torch()
-        from gpt2cli.convert.open_model import open_model
         from gpt2cli.evaluation.scoring import score_texts
-        from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
-        from gpt2cli.runtime import choose_runtime
+        from gpt2cli.generation.load import load_for_scoring
         from gpt2cli.ui.progress import counting, track
 
-        loaded = open_model(folder, adapters, remembered=True)
-        forward = forward_seconds(loaded.config.n_parameters, loaded.config.n_positions)
-        runtime = choose_runtime(device, precision, threads, forward=forward)
-        for notice in runtime.notices:
-            say(notice, "warn")
-        loaded.model.to(runtime.device)
-        swap_for_many_rows(loaded.model.transformer, runtime.precision)
+        loaded, runtime = load_for_scoring(
+            folder, adapters, device, precision, threads, lambda sentence, _: say(sentence, "warn")
+        )
     for texts, n_before in groups:
         rows = _encoded(texts, loaded.tokenizer, name, n_before)
         scores = score_texts(loaded.model, rows, runtime)
@@ -100,6 +93,8 @@ def _encoded(texts: list[str], tokenizer: "Tokenizer", name: str, n_before: int)
 
 def _facts(text: str, logprobs: tuple[float, ...]) -> dict[str, Any]:
     """An empty line has no tokens, and no perplexity."""
+    from gpt2cli.evaluation.perplexity import perplexity_of
+
     total, n = math.fsum(logprobs), len(logprobs)
-    perplexity = math.exp(min(-total / n, 700.0)) if n else None  # exp of more overflows a float
+    perplexity = perplexity_of(-total / n) if n else None
     return {"text": text, "logprob": total, "tokens": n, "perplexity": perplexity}

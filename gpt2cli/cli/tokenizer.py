@@ -1,4 +1,4 @@
-"""`gpt2 tokenizer`: train a vocabulary of one's own, and show how one cuts a text."""
+"""`gpt2 tokenizer`: train a vocabulary, and show the tokens of a text."""
 
 import time
 from pathlib import Path

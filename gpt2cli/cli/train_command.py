@@ -1,7 +1,7 @@
 """The part that the three training commands share: their options, and a run from its recipe to its end.
 
-`pretrain.py`, `finetune_classify.py` and `finetune_instruct.py` declare a command each and add their
-task as a `TrainCommand`.
+`pretrain.py`, `finetune_classify.py` and `finetune_instruct.py` each make their command from a
+`TrainCommand`.
 """
 
 import contextlib
@@ -16,6 +16,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gpt2cli.cli.choose_recipe import require_recipe, wrong_task
+from gpt2cli.cli.options import (
+    DryRunOption,
+    FindLrOption,
+    FromOption,
+    NameOption,
+    OfflineOption,
+    OverridesArgument,
+    ProcessesOption,
+    RecipeArgument,
+    ResumeOption,
+)
 from gpt2cli.cli.signals import on_sigusr1, stop_on_signal
 from gpt2cli.errors import UsageError, counted
 from gpt2cli.ui.console import err, let_stdout_fail, out, printable, say
@@ -47,6 +58,32 @@ class TrainCommand:
     at_end: Callable[["TrainingSetup", "RunDir", Callable[[], int]], int]
     is_complete: Callable[["RunDir", Any], bool]  # whether the results of at_end are there, for this recipe
     hint: Callable[["TrainingSetup", "RunDir"], str]  # the command to try next
+
+
+def train_function(command: TrainCommand, summary: str) -> Callable[..., None]:
+    """The function that Typer makes the command of; its help begins with `summary`."""
+
+    def run(
+        recipe: RecipeArgument,
+        overrides: OverridesArgument = None,
+        name: NameOption = None,
+        resume: ResumeOption = False,
+        from_: FromOption = None,
+        processes: ProcessesOption = 1,
+        dry_run: DryRunOption = False,
+        find_lr: FindLrOption = False,
+        offline: OfflineOption = False,
+    ) -> None:
+        if find_lr:
+            has_more = resume or dry_run or processes > 1
+            find_learning_rate(command, recipe, overrides, offline, has_more)
+        else:
+            train(command, recipe, overrides, name, resume, dry_run, offline, from_, processes)
+
+    run.__doc__ = (
+        f"{summary}\n\nA recipe describes the run; `gpt2 recipes` lists them, KEY=VALUE changes them.\n"
+    )
+    return run
 
 
 def train(
@@ -145,12 +182,12 @@ def find_learning_rate(
 ) -> None:
     """Try rising learning rates on a fresh model, save nothing, and print the one to take.
 
-    Raises UsageError if there is more to obey on the command line.
+    Raises UsageError if `has_more`: other options were given, which it cannot obey.
     """
     from gpt2cli.training.find_lr import SAFETY, suggested_rate, try_rates
     from gpt2cli.training.setup import set_up_training
-    from gpt2cli.ui.find_lr import rate_lines, trying
     from gpt2cli.ui.progress import track
+    from gpt2cli.ui.training import rate_lines, trying
 
     if has_more:
         raise UsageError(

@@ -28,6 +28,7 @@ from gpt2cli.convert.gguf import NAMES
 from gpt2cli.convert.numpy_gpt2 import ROWS, Array, loss_of, reference_logits
 from gpt2cli.convert.torch_file import read_torch_file
 from gpt2cli.errors import InputError
+from gpt2cli.json_files import finite_json
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import empty_model
 from gpt2cli.tokenizer.base import Tokenizer
@@ -64,10 +65,8 @@ class Verification:
 
     def as_json(self) -> dict[str, Any]:
         """For the receipt. JSON has no infinity, which an untrained model's perplexity may reach."""
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in asdict(self).items()
-        }
+        facts: dict[str, Any] = finite_json(asdict(self))
+        return facts
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ One name stands for one protocol: the same data under another protocol gives ano
 GPT-2 124M is 45.99, 46.67 or 32.56 %.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from gpt2cli.evaluation.benchmark_items import (
     read_lambada,
 )
 from gpt2cli.evaluation.intervals import Estimate, mean_interval, wilson_interval
+from gpt2cli.evaluation.perplexity import perplexity_of
 from gpt2cli.evaluation.scoring import Branches, ScoredContinuation, after_beginning, score_continuations
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2LMHead
@@ -51,7 +51,7 @@ def encode_apart(item: Item, tokenizer: Tokenizer) -> Branches:
 
 
 def encode_last_token(item: Item, tokenizer: Tokenizer) -> Branches:
-    """The text as a whole: its last token is to be predicted, whatever part of the last word that is."""
+    """The text as a whole: the model predicts its last token, even if that is only part of the last word."""
     *ids, last = tokenizer.encode(item.context + item.choices[item.answer])
     return Branches(tuple([*begin(tokenizer), *ids] or after_beginning(tokenizer, [])), ((last,),))
 
@@ -257,7 +257,7 @@ def summarize(benchmark: Benchmark, results: Sequence[ItemResult]) -> dict[str, 
         values = [result.values[metric] for result in results]
         if metric == "perplexity":
             nats = mean_interval(values)
-            found[metric] = Estimate(*(math.exp(min(x, 700.0)) for x in (nats.value, nats.low, nats.high)))
+            found[metric] = Estimate(*(perplexity_of(x) for x in (nats.value, nats.low, nats.high)))
         else:
             found[metric] = wilson_interval(sum(values), len(values))
     return found

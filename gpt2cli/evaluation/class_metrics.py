@@ -44,16 +44,16 @@ def classification_metrics(predictions: Iterable[Prediction], n_classes: int) ->
     )
 
 
-def calibration_error(predictions: Iterable[tuple[float, bool]], n_bins: int = N_BINS) -> float:
+def calibration_error(predictions: Iterable[tuple[float, bool]]) -> float:
     """Expected calibration error of (probability of the predicted class, whether it is right).
 
-    The mean over `n_bins` equal bins of probability, (0, 1/n], (1/n, 2/n] and so on, of the gap between the
+    The mean over n = N_BINS equal bins of probability, (0, 1/n], (1/n, 2/n] and so on, of the gap between the
     accuracy and the mean probability of a bin, weighted by its items (Guo et al. 2017, equation 3).
     """
-    sums = [[0.0, 0.0] for _ in range(n_bins)]  # of probabilities, and of right answers
+    sums = [[0.0, 0.0] for _ in range(N_BINS)]  # of probabilities, and of right answers
     n = 0
     for probability, is_right in predictions:
-        place = min(max(math.ceil(probability * n_bins) - 1, 0), n_bins - 1)
+        place = min(max(math.ceil(probability * N_BINS) - 1, 0), N_BINS - 1)
         sums[place][0] += probability
         sums[place][1] += is_right
         n += 1

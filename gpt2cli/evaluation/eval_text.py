@@ -193,7 +193,7 @@ def _read_split(folder: Path, on: str, split: Split) -> EvalText:
 
 
 def _other_tokenizer(model: str, tokenizer: Tokenizer, on: str, manifest: TokenManifest) -> InputError:
-    """The tokens of the folder stand for other text in the model. The text itself can be measured."""
+    """The error for a folder whose ids mean other text to the model; the text itself can be measured."""
 
     def named(name: str, n_vocab: int, fingerprint: str) -> str:
         return f"{name} with {n_vocab:,} tokens (fingerprint {fingerprint[:8]})"

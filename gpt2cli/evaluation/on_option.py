@@ -43,8 +43,8 @@ def _entry(word: str, words: Sequence[str]) -> EvaluationTarget:
         return EvaluationTarget(None, word)
 
     def fix(meant: str) -> str:
-        mended = [f"{meant}{is_given}{source}" if one == word else one for one in words]
-        return shlex.join(["--on", ",".join(mended)])
+        corrected = [f"{meant}{is_given}{source}" if one == word else one for one in words]
+        return shlex.join(["--on", ",".join(corrected)])
 
     if name == "lambada":
         raise UsageError(

@@ -67,7 +67,7 @@ class PerplexityProgress:
     @property
     def perplexity(self) -> float:
         """Per token: exp of the mean loss."""
-        return _exp(self.loss)
+        return perplexity_of(self.loss)
 
     @property
     def tokens_per_second(self) -> float:
@@ -75,7 +75,7 @@ class PerplexityProgress:
 
     def word_perplexity(self, text: EncodedText) -> float:
         """Per word of the whole text: comparable between vocabularies."""
-        return _exp(self.nats / text.n_words)
+        return perplexity_of(self.nats / text.n_words)
 
     def bits_per_byte(self, text: EncodedText) -> float:
         """Of the whole text: comparable between vocabularies and languages."""
@@ -108,5 +108,6 @@ def paper_perplexity(config: GPT2Config, tokenizer: Tokenizer) -> float | None:
     return published_figure(WIKITEXT2, "perplexity/word", published_size(config, tokenizer))
 
 
-def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # exp of more overflows a float
+def perplexity_of(nats: float) -> float:
+    """The perplexity for a mean loss in nats; above 700, where `exp` overflows, that of 700."""
+    return math.exp(min(nats, 700.0))

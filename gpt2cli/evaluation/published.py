@@ -1,4 +1,4 @@
-"""Published figures of GPT-2, by size, to stand beside ours; each with the place where it stands."""
+"""Published figures of GPT-2, by size, for comparison with ours; each with its source."""
 
 from dataclasses import dataclass
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gpt2cli.checkpoints.classifier import LoadedClassifier
     from gpt2cli.checkpoints.folder import LoadedModel
     from gpt2cli.model.config import GPT2Config
+    from gpt2cli.runtime import Runtime
 
 Notice = Callable[[str, Literal["warning", "hint"]], None]  # a sentence for the user
 Build = Callable[["GPT2Config", str], Path]  # aot_packages.build_package, perhaps with a spinner
@@ -62,7 +63,7 @@ def find_with_adapters(name: str | None, adapters: Sequence[str] | None) -> tupl
 
     A model that is an adapter itself is one of these. Without a name the first adapter brings its
     base; of a run it is the checkpoint that this adapter was trained over, if it has that. Raises
-    UsageError for an adapter that is none or stands there twice, InputError as `find_folder`.
+    UsageError for a folder that is no adapter or is given twice, InputError as `find_folder`.
     """
     if not adapters:
         return find_folder(name), []
@@ -112,15 +113,11 @@ def load_for_decoding(
     from gpt2cli.convert.open_model import open_model
     from gpt2cli.generation.cpu import aot_packages
     from gpt2cli.generation.cpu.swap_linears import swap_for_decoding
-    from gpt2cli.runtime import choose_runtime
 
     if compile not in COMPILE:
         raise UsageError(f"--compile is {compile!r}", "it must be auto, on or off")
     loaded = open_model(folder, adapters, remembered=True)
-    forward = forward_seconds(loaded.config.n_parameters, n_rows)
-    runtime = choose_runtime(device, precision, threads, decoding=True, forward=forward)
-    for sentence in runtime.notices:
-        notice(sentence, "warning")
+    runtime = _runtime(loaded.config, n_rows, device, precision, threads, notice, decoding=True)
     model = loaded.model.to(device=runtime.device)
     if runtime.device.type != "cpu" or runtime.precision == "fp16":
         model.to(dtype=runtime.dtype)
@@ -142,24 +139,54 @@ def load_for_decoding(
     return loaded
 
 
+def load_for_scoring(
+    folder: Path, adapters: Sequence[Path], device: str, precision: str, threads: int, notice: Notice
+) -> "tuple[LoadedModel, Runtime]":
+    """The model of a folder, ready for the log-probabilities of texts. Raises as `load_for_decoding`."""
+    from gpt2cli.convert.open_model import open_model
+    from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
+
+    loaded = open_model(folder, adapters, remembered=True)
+    runtime = _runtime(loaded.config, loaded.config.n_positions, device, precision, threads, notice)
+    loaded.model.to(runtime.device)
+    swap_for_many_rows(loaded.model.transformer, runtime.precision)
+    return loaded, runtime
+
+
 def load_for_classifying(
     name: str, device: str, precision: str, threads: int, notice: Notice
 ) -> "LoadedClassifier":
     """The classifier that `name` means, on its device. Raises as `load_for_decoding`."""
     from gpt2cli.checkpoints.classifier import load_classifier
     from gpt2cli.generation.cpu.swap_linears import swap_for_many_rows
-    from gpt2cli.runtime import choose_runtime
 
     folder = find_model(name, is_classifier)
     loaded = load_classifier(folder, remembered=True)
     config = loaded.model.config
-    forward = forward_seconds(config.n_parameters, config.n_positions)
-    runtime = choose_runtime(device, precision, threads, forward=forward)
-    for sentence in runtime.notices:
-        notice(sentence, "warning")
+    runtime = _runtime(config, config.n_positions, device, precision, threads, notice)
     loaded.model.to(device=runtime.device, dtype=runtime.dtype)
     swap_for_many_rows(loaded.model.transformer, runtime.precision)
     return loaded
+
+
+def _runtime(
+    config: "GPT2Config",
+    n_rows: int,
+    device: str,
+    precision: str,
+    threads: int,
+    notice: Notice,
+    *,
+    decoding: bool = False,
+) -> "Runtime":
+    """The runtime for a model that computes `n_rows` positions per forward; `notice` gets its notices."""
+    from gpt2cli.runtime import choose_runtime
+
+    forward = forward_seconds(config.n_parameters, n_rows)
+    runtime = choose_runtime(device, precision, threads, decoding=decoding, forward=forward)
+    for sentence in runtime.notices:
+        notice(sentence, "warning")
+    return runtime
 
 
 def _refuse_file(name: str) -> None:

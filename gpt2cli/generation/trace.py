@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, zeros
 
 from gpt2cli.generation.sampling import REMOVED, Stage
+from gpt2cli.tokenizer.base import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,20 @@ class ChoiceTrace:
     stages: tuple[str, ...]
     n_left: tuple[int, ...]  # candidates at each stage
     candidates: tuple[TracedToken, ...]  # the model's favourite first, the drawn one among them
+
+    def as_json(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """For `gpt2 generate --trace --json`; probabilities and counts in the order of `stages`."""
+        return {
+            "id": self.id,
+            "text": tokenizer.decode([self.id]),
+            "uniform": self.uniform,
+            "stages": self.stages,
+            "left": self.n_left,
+            "candidates": [
+                {"id": one.id, "text": tokenizer.decode([one.id]), "probabilities": one.probabilities}
+                for one in self.candidates
+            ],
+        }
 
 
 def trace_choice(chain: Sequence[Stage], uniforms: Tensor, ids: Tensor, row: int, n: int) -> ChoiceTrace:

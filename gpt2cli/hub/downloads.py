@@ -273,7 +273,7 @@ def _collect(job: _Job, request: Request) -> Generator[DownloadProgress, None, N
 
 
 def _require_readable(job: _Job) -> None:
-    """The config and the tokenizer, which are here, are those of a model that can be converted.
+    """Check that the downloaded config and tokenizer are those of a model that can be converted.
 
     Raises InputError that names the repository, before any weights are fetched.
     """
@@ -294,7 +294,7 @@ def _require_readable(job: _Job) -> None:
 
 
 def _room_to_convert(job: _Job, request: Request) -> int:
-    """Bytes of the model that is made of the files, in fp32 whatever theirs are; 0 where that is unknown."""
+    """Bytes of the converted model, in fp32 regardless of the files' dtype; 0 if unknown."""
     if not request.convert:
         return 0
     n_parameters = job.n_parameters

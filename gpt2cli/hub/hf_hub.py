@@ -1,19 +1,22 @@
-"""A repository on the Hugging Face hub: the files that a GPT-2 needs, and their published hashes.
+"""A repository on the Hugging Face hub: the files that a GPT-2 needs, with their published hashes, and the
+upload of a model's files.
 
 Endpoint, token, addresses and cache are huggingface_hub's, with its environment variables (HF_ENDPOINT,
 HF_TOKEN, HF_HOME, HF_HUB_OFFLINE). The bytes come through `fetch.py`: huggingface_hub 2.4 compares no
-hash, drops the bytes of a killed download, and mixes two versions of a file that changes meanwhile.
+hash, drops the bytes of a killed download, and mixes two versions of a file that changes meanwhile. An
+upload is its own client's, in one commit.
 """
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 from gpt2cli import files
-from gpt2cli.errors import InputError, UsageError
+from gpt2cli.errors import InputError, ServiceError, UsageError
 from gpt2cli.hub.registry import Expected, hub_files
 from gpt2cli.tokenizer.base import OTHER_KINDS
 
@@ -28,6 +31,7 @@ _BESIDE = (
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))  # the first that is there is taken
 _TENSORS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")  # files that convert can look into
 MAX_LISTING = 32 << 20  # bytes
+ANSWER_SECONDS = 60.0  # that the hub may take for one answer to an upload; huggingface_hub waits for ever
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
 
@@ -116,7 +120,7 @@ def read_listing(path: Path, repository: str) -> Listing:
 
 
 def fetching(repository: str) -> str:
-    """huggingface_hub's own command, which fetches whatever a repository holds."""
+    """huggingface_hub's own command, which fetches a whole repository."""
     return f"hf download {repository} --local-dir {repository.partition('/')[2]}"
 
 
@@ -152,6 +156,64 @@ def in_cache(repository: str, commit: str, name: str) -> Path | None:
 
     found = try_to_load_from_cache(repository, name, revision=commit)
     return Path(found).resolve() if isinstance(found, str) else None
+
+
+def upload(paths: Mapping[str, Path], repository: str, again: str) -> str:
+    """Commit {name in the repository: file}, and make the repository if there is none; returns its URL.
+
+    `again` is the command that uploads them later. Raises UsageError without a token or network,
+    ServiceError if the hub refuses it or is out of reach.
+    """
+    require_upload(repository)
+    import httpx2
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, set_client_factory
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    def client() -> Any:
+        made = default_client_factory()
+        made.timeout = ANSWER_SECONDS
+        return made
+
+    set_client_factory(client)
+    disable_progress_bars()
+    # huggingface_hub takes Xet storage for granted, and tries for minutes where a hub has Git LFS alone.
+    if urlsplit(endpoint(None)).hostname != "huggingface.co":
+        constants.HF_HUB_DISABLE_XET = True
+    api = HfApi(endpoint=endpoint(None))
+    added = [CommitOperationAdd(name, path) for name, path in paths.items()]
+    try:
+        url = api.create_repo(repository, exist_ok=True)
+        api.create_commit(repository, added, commit_message="Upload from gpt2cli")
+    except HfHubHTTPError as error:
+        code = error.response.status_code if error.response is not None else 0
+        why = str(error.server_message or error).strip().partition("\n")[0]
+        refused = code in (401, 403)
+        raise ServiceError(
+            f"{repository}: the hub refuses the upload{f' ({code})' if code else ''}",
+            why[:300],
+            f"hf auth login, with a token that may write to it; then: {again}" if refused else again,
+        ) from None
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        why = f"{error}".partition("\n")[0][:300]
+        raise ServiceError(f"{repository}: the upload failed", why, again) from None
+    except (LookupError, TypeError, AttributeError):
+        raise ServiceError(
+            f"{repository}: the upload failed", "the server's answer is not the hub's", again
+        ) from None
+    return str(url)
+
+
+def require_upload(repository: str) -> None:
+    """Raise UsageError for what can be known before any work: the name, the token, the network."""
+    from huggingface_hub import get_token
+
+    require_name(repository)
+    if is_offline():
+        raise UsageError("--push-to needs the network", "HF_HUB_OFFLINE forbids it", "unset HF_HUB_OFFLINE")
+    if not get_token():
+        raise UsageError("--push-to: no token for the hub", "an upload needs an account", "hf auth login")
 
 
 def _listing(repository: str, commit: str, known: dict[str, Expected], base: str = "") -> Listing:

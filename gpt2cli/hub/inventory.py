@@ -86,8 +86,8 @@ def discard(folder: Path) -> list[str]:
 def verify(name: str, revision: str | None = None, sources: Collection[str] = SOURCES) -> Iterator[Verified]:
     """Check every file of a model against its hash: the downloaded files and the converted ones.
 
-    Raises InputError for the first that differs, for a download of which something is missing (unless
-    a model is here that was made of another), or where there is nothing.
+    Raises InputError for the first that differs, for an incomplete download (unless the model here was made
+    from another one), and if there are no files.
     """
     size = SIZES.get(paths.canonical_size(name) or "")
     repository = size.repository if size else name

@@ -16,7 +16,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\s*")
 _BUSY = (408, 429, 500, 502, 503, 504)  # worth another attempt
 _NEEDS_TOKEN = "for a private or gated repository set HF_TOKEN"
 _REFUSALS = {
-    401: ("the server wants to know who asks", _NEEDS_TOKEN),
+    401: ("the server requires a login", _NEEDS_TOKEN),
     403: ("the server refuses it", _NEEDS_TOKEN),
     404: ("there is no such file", "check the name"),
 }

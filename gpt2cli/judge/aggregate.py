@@ -15,8 +15,8 @@ import numpy as np
 
 from gpt2cli.judge.grade import CANARY_LIMIT, Grade, GradeJudgement
 from gpt2cli.judge.pairwise import Comparison, Pair
+from gpt2cli.judge.prompt import CRITERIA
 from gpt2cli.judge.results import Status
-from gpt2cli.judge.rubric import CRITERIA
 
 RESAMPLES = 10_000
 LEVEL = 0.95  # of the interval

@@ -1,6 +1,6 @@
 """The two HTTP APIs of LLM judges, and what their responses mean.
 
-Most servers have OpenAI's /chat/completions. Ollama is asked by its own /api/chat, because its /v1
+Most servers have OpenAI's /chat/completions. Ollama gets requests on its own /api/chat, because its /v1
 ignores num_ctx: there, a prompt beyond the default context is truncated silently.
 """
 

@@ -1,4 +1,4 @@
-"""The endpoint of an LLM judge: address, model and API key, and errors that say how to mend them."""
+"""The endpoint of an LLM judge: address, model and API key, and errors that say how to fix them."""
 
 import os
 import re

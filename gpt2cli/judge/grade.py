@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt2cli.judge.items import JudgeItem
-from gpt2cli.judge.prompt import GRADE_PROMPT
+from gpt2cli.judge.prompt import CRITERIA, GRADE_PROMPT
 from gpt2cli.judge.results import Judgement, checked_fields
-from gpt2cli.judge.rubric import CRITERIA
 from gpt2cli.judge.runner import JudgeQuestion, JudgeTask
 from gpt2cli.judge.strict_json import REASON, object_schema, points_of, reason_of, strict_object
 

@@ -134,7 +134,7 @@ def judgements_of(task: JudgeTask[V, J], questions: Sequence[JudgeQuestion], pat
 async def _until_a_signal(work: Coroutine[Any, Any, None]) -> None:
     """Await the work; SIGTERM and SIGHUP cancel it, as Ctrl-C does, where they would end the program.
 
-    An exception of their handler inside of a task would be reported as a crash of that task.
+    An exception from their handler inside a task would be reported as that task's crash.
     """
     task, loop, received = asyncio.current_task(), asyncio.get_running_loop(), list[int]()
     assert task

@@ -1,7 +1,6 @@
 """The strict reader of a judge's answers. Near misses are errors: parsing "85/100" would be guessing.
 
-What stands around the JSON object without changing it is passed over: thoughts before it, a fence of
-Markdown, keys that were not asked for.
+Ignored are only thoughts before the JSON object, a Markdown fence around it, and extra keys in it.
 """
 
 import json

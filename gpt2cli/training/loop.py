@@ -15,6 +15,7 @@ import torch
 
 from gpt2cli.errors import DivergedError
 from gpt2cli.evaluation.class_metrics import Prediction
+from gpt2cli.evaluation.perplexity import perplexity_of
 from gpt2cli.training.estimate import explain_out_of_memory, model_flops_utilisation
 from gpt2cli.training.events import (
     CheckpointSaved,
@@ -186,7 +187,7 @@ def evaluate(setup: TrainingSetup, stop: Callable[[], int]) -> EvalDone | None:
 
     metrics = task.metrics(predictions)
     is_best = state.add_evaluation(state.step, loss, metrics)
-    perplexity = math.exp(min(loss, 700.0))  # exp of more overflows a float
+    perplexity = perplexity_of(loss)
     seconds = time.perf_counter() - started
     n_bytes = task.evaluation_bytes
     bits = loss * n_all / math.log(2) / n_bytes if n_bytes else None

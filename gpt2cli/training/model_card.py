@@ -10,6 +10,7 @@ from typing import Any
 from gpt2cli import __version__, paths
 from gpt2cli.checkpoints.folder import read_config
 from gpt2cli.data.corpora import CORPORA
+from gpt2cli.evaluation.perplexity import perplexity_of
 from gpt2cli.recipe.schema import SCRATCH
 from gpt2cli.templates import read_template
 from gpt2cli.training.lineage import Facts, Lineage, read_lineage
@@ -79,8 +80,7 @@ def _facts(folder: Path, lineage: Lineage, init: str, base: str) -> list[tuple[s
     loss = progress.get("progress.best_loss")
     if isinstance(loss, float | int) and math.isfinite(loss):
         step = progress.get("progress.best_step", "")
-        perplexity = math.exp(min(loss, 700.0))  # exp of more overflows a float
-        rows.append(("Validation loss", f"{loss:.3f} (perplexity {perplexity:,.1f}) at step {step}"))
+        rows.append(("Validation loss", f"{loss:.3f} (perplexity {perplexity_of(loss):,.1f}) at step {step}"))
     if not paths.is_adapter(folder):
         rows.append(("Parameters", f"{read_config(folder).n_parameters:,}"))
     return [(label, value) for label, value in rows if value]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gpt2cli import files
 from gpt2cli.errors import counted
+from gpt2cli.ui.console import shortened
 from gpt2cli.ui.plots import font_list_beside
 
 MOST_TOKENS = 64  # that are drawn; beyond, squares and names become too small to read
@@ -250,4 +251,4 @@ def _cut(text: str, most: int) -> str:
 
     drawable = get_font(findfont(FontProperties(family=_FONT["family"]))).get_charmap()
     visible = "".join(c if ord(c) in drawable and c.isprintable() else f"<U+{ord(c):04X}>" for c in text)
-    return visible if len(visible) <= most else visible[: most - 1] + "…"
+    return shortened(visible, most)

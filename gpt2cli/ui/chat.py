@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 from gpt2cli.errors import Gpt2Error, counted
 from gpt2cli.paths import shown_path
-from gpt2cli.ui.console import aligned, definitions, err, is_terminal, print_json, printable, say, stream
+from gpt2cli.ui.console import (
+    aligned,
+    definitions,
+    err,
+    is_terminal,
+    print_json,
+    printable,
+    say,
+    shortened,
+    stream,
+)
 
 if TYPE_CHECKING:
     from gpt2cli.checkpoints.folder import LoadedModel
@@ -157,8 +167,7 @@ def show_tokens(title: str, tokenizer: "Tokenizer", ids: Sequence[int]) -> None:
 
 def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
     """The beginning of a message or a name on one line, safe to show."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    return shortened(printable(" ".join(text.split())), most)
 
 
 def note(text: str, style: str = "faint") -> None:

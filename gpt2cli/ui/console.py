@@ -65,11 +65,9 @@ def print_message(console: "Console", text: "Text") -> None:
 
     A line with a command is left to the terminal, which pastes it whole; so are columns.
     """
-    from textwrap import wrap
-
     if is_terminal(console) and not re.search(r"gpt2 |\s\s|[\n\t]|^\s|\s$", text.plain):
-        lines = wrap(text.plain, console.width, break_long_words=False, break_on_hyphens=False)
-        text.plain = "\n".join(lines)  # as long as before: a line feed for a space
+        # As long as before: a line feed for a space.
+        text.plain = "\n".join(wrapped(text.plain, console.width))
     console.print(text, soft_wrap=True)
 
 
@@ -140,8 +138,6 @@ def definitions(rows: Sequence[tuple[str, str]], width: int | None, longest: int
 
     They break between words, and nowhere without a `width`.
     """
-    from textwrap import wrap
-
     widest = max((len(term) for term, _ in rows), default=0)
     column = 2 + min(widest, longest) + 2
     lines = []
@@ -153,15 +149,29 @@ def definitions(rows: Sequence[tuple[str, str]], width: int | None, longest: int
         if len(first) + 2 > column:
             lines.append(first)
             first = ""
-        lines += wrap(
-            meaning or " ",
-            width,
-            initial_indent=first.ljust(column),
-            subsequent_indent=" " * column,
-            break_long_words=False,
-            break_on_hyphens=False,
-        ) or [first]
+        lines += wrapped(meaning, width, first.ljust(column), later=column) or [first]
     return lines
+
+
+def wrapped(text: str, width: int, first: str = "", later: int = 0) -> list[str]:
+    """The text in lines of at most `width`, no word broken; the first line begins with `first`, the others
+    at column `later`.
+    """
+    from textwrap import wrap
+
+    return wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=" " * later,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or of a longer one the beginning and "…": `most` characters in all."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def print_error(error: Gpt2Error) -> None:

@@ -3,7 +3,6 @@
 It times two real steps, so the model's weights cannot be used afterwards.
 """
 
-import textwrap
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -25,7 +24,7 @@ from gpt2cli.training.run_dir import disk_need
 from gpt2cli.training.setup import TrainingSetup
 from gpt2cli.training.sft_task import SftBatch, SftTask
 from gpt2cli.training.task import TrainingTask
-from gpt2cli.ui.console import amount, definitions, is_terminal, printable
+from gpt2cli.ui.console import amount, definitions, is_terminal, printable, wrapped
 
 Row = tuple[str, ...]  # a label and what is said of it
 MiB = 1 << 20
@@ -47,13 +46,11 @@ def show_dry_run(setup: TrainingSetup, origins: Mapping[str, str], console: Cons
     """
     width = console.width if is_terminal(console) else None
     rows = [(label, ", ".join(filter(None, rest))) for label, *rest in _work(setup) + _memory(setup)]
-    facts = [*_wrapped(_model(setup), width, "  "), *definitions(rows, width)]
+    facts = [*_lines(_model(setup), width), *definitions(rows, width)]
     values = {origin: words for origin, words in _values(setup, origins).items() if words}
     samples = _samples(setup, console, width)
     room = console.height - 2 - len(facts) if width else 0
-    lines = {
-        origin: _wrapped(f"{origin}: {' '.join(words)}", width, "  ") for origin, words in values.items()
-    }
+    lines = {origin: _lines(f"{origin}: {' '.join(words)}", width) for origin, words in values.items()}
     if width and sum(map(len, lines.values())) + len(samples) > room and "default" in lines:
         n_left_out = len(values["default"])
         lines["default"] = [f"default: {n_left_out} other keys; gpt2 recipes keys {setup.recipe.task}"]
@@ -69,17 +66,8 @@ def show_dry_run(setup: TrainingSetup, origins: Mapping[str, str], console: Cons
         console.print(sample)
 
 
-def _wrapped(text: str, width: int | None, later: str) -> list[str]:
-    if width is None:
-        return [text]
-    return textwrap.wrap(
-        text,
-        width,
-        subsequent_indent=later,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-    )
+def _lines(text: str, width: int | None) -> list[str]:
+    return [text] if width is None else wrapped(text, width, later=2)
 
 
 def _model(setup: TrainingSetup) -> str:

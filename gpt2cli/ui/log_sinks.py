@@ -80,7 +80,7 @@ def _tensorboard(run: LoggedRun) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _wandb(run: LoggedRun) -> Iterator[Write]:
-    """A resume goes on in the run of the first session, whose id lies in the folder; its x axis is `step`,
+    """A resumed run continues the first session's wandb run, whose id is in the folder; its x axis is `step`,
     because wandb's own counter cannot go back to a checkpoint.
     """
     try:

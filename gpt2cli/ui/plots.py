@@ -65,7 +65,7 @@ def plot_runs(
     runs: Sequence[tuple[str, Path]], out: Path, x: Literal["steps", "tokens", "time"]
 ) -> list[str]:
     """Draw the losses of several runs, (label, metrics.jsonl): validation as a line with points, training
-    pale. Returns the labels of runs without a loss; `out` is replaced if there is one with.
+    pale. Writes `out` if any run has a loss. Returns the labels of runs without one.
     """
     found = [(label, read_history(metrics)) for label, metrics in runs]
     drawn = [(label, points) for label, points in found if points]

@@ -1,4 +1,6 @@
-"""The tables that commands print: a classifier's scores, an evaluation, the receipt of a conversion."""
+"""The tables that commands print: a classifier's scores, an evaluation, the receipt of a conversion,
+the choices of a sampler.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,10 @@ from gpt2cli.evaluation.class_metrics import ClassificationMetrics
 from gpt2cli.evaluation.eval_text import EncodedText, EvalText
 from gpt2cli.evaluation.perplexity import PerplexityProgress
 from gpt2cli.evaluation.scoring import SlidingWindow
-from gpt2cli.ui.console import aligned, printable
+from gpt2cli.generation.trace import ChoiceTrace
+from gpt2cli.tokenizer.base import Tokenizer
+from gpt2cli.ui.console import aligned, printable, shortened
+from gpt2cli.ui.inspect import token_text
 
 MOST_CLASSES = 20  # beyond that a screen has no room for a confusion matrix, nor a picture for its numbers
 LONGEST_LABEL = 24  # characters in a heading
@@ -118,6 +123,23 @@ def _print_verification(found: dict[str, Any] | None, console: Console) -> None:
     )
 
 
+def trace_lines(trace: ChoiceTrace, place: int, tokenizer: Tokenizer) -> list[str]:
+    """One choice of `gpt2 generate --trace`: candidates down, stages across; a star marks the drawn
+    one, a dash what a filter has removed.
+
+    `place` is the token's number among the new ones, from 1.
+    """
+    rows: list[tuple[str, ...]] = [("", "id", "token", *trace.stages)]
+    for one in trace.candidates:
+        chances = ("-" if p == 0 else f"{p:.2%}" for p in one.probabilities)
+        star = "*" if one.id == trace.id else ""
+        rows.append((star, f"{one.id}", token_text(tokenizer, one.id), *chances))
+    rows.append(("", "", "candidates left", *(f"{n:,}" for n in trace.n_left)))
+    how = f"drawn with {trace.uniform:.4f}" if trace.n_left[-1] > 1 else "the only one left"
+    title = f"token {place}: {token_text(tokenizer, trace.id)}, {how}"
+    return ["", title, *aligned(rows, {1, *range(3, 3 + len(trace.stages))})]
+
+
 def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:,.2f}"
 
@@ -132,5 +154,4 @@ def _table(first: str, *others: str) -> Table:
 
 def short_label(label: str) -> str:
     """A label as one terminal-safe line, truncated if long."""
-    text = printable(label).replace("\n", "␊").replace("\t", " ")
-    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
+    return shortened(printable(label).replace("\n", "␊").replace("\t", " "), LONGEST_LABEL)

@@ -1,9 +1,11 @@
-"""The display of a training run: its events as a growing table over a progress bar, or as plain lines."""
+"""The display of a training run: its events as a growing table over a progress bar, or as plain lines; and
+that of the learning rate finder.
+"""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -18,7 +20,13 @@ from gpt2cli.training.events import (
     StepSkipped,
     Stopped,
 )
-from gpt2cli.ui.console import is_terminal, print_message, printable
+from gpt2cli.ui.console import aligned, is_terminal, print_message, printable
+from gpt2cli.ui.progress import State
+
+if TYPE_CHECKING:
+    from gpt2cli.training.find_lr import RateTried
+
+ROWS, BAR = 20, 40  # of the learning rate finder
 
 # (heading, width) of the table on a terminal; narrower ones get the plain lines, under a bar.
 _COLUMNS = (
@@ -190,6 +198,28 @@ class TrainingView:
             expand=True,
             speed_estimate_period=600,  # seconds; the default of 30 is too short for slow steps
         )
+
+
+def trying(tried: "RateTried") -> State:
+    """The progress of the learning rate finder."""
+    from gpt2cli.training.find_lr import STEPS
+
+    return State("learning rates", tried.step, STEPS, f"lr {tried.lr:.1e}  loss {tried.smoothed:.3f}")
+
+
+def rate_lines(tried: "Sequence[RateTried]") -> list[str]:
+    """The losses of the learning rate finder: about ROWS lines with rate, loss, its running mean, and a bar
+    for how far that is above the lowest one.
+    """
+    best = min(tried, key=lambda one: one.smoothed)
+    shown = [one for one in tried if one.step % max(1, len(tried) // ROWS) == 0 or one is best]
+    lowest, highest = best.smoothed, max(one.smoothed for one in shown)
+    rows = [("lr", "loss", "smoothed", "")]
+    for one in shown:
+        share = (one.smoothed - lowest) / (highest - lowest) if highest > lowest else 0.0
+        bar = "#" * round(share * BAR) + " lowest" * (one is best)
+        rows.append((f"{one.lr:.1e}", f"{one.loss:.3f}", f"{one.smoothed:.3f}", bar))
+    return aligned(rows, right=range(3))
 
 
 def _best_so_far(event: Stopped, measure: str, start: str) -> str:

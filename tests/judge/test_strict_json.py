@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from judge_server import AROUND, TEXTS, grade
 
 from gpt2cli.judge.grade import GRADE_SCHEMA, GRADED, Grade, parse_grade
-from gpt2cli.judge.prompt import grade_messages
-from gpt2cli.judge.rubric import CRITERIA
+from gpt2cli.judge.prompt import CRITERIA, grade_messages
 from gpt2cli.judge.strict_json import LONGEST_REASON, AnswerError, one_of, strict_object
 
 GOOD = grade({"instruction": "a", "input": "", "reference": "b", "response": "c"})
