@@ -42,9 +42,9 @@ from gpt2cli.checkpoints.lora_adapter import (
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
 from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
-from gpt2cli.errors import InputError, require_format
+from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
-from gpt2cli.json_files import read_json_object
+from gpt2cli.json_files import read_own_json
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS
 from gpt2cli.paths import BASE
@@ -214,8 +214,7 @@ def _recorded_base(folder: Path) -> tuple[str, str, str | None]:
     """Path, name and SHA-256 of the base in base.json; the last is None without that file."""
     if not (folder / BASE).exists():
         return "", "", None
-    record = read_json_object(folder / BASE)
-    require_format(folder / BASE, record.get("format", BASE_FORMAT), BASE_FORMAT)
+    record = read_own_json(folder / BASE, BASE_FORMAT, is_numbered=False)
     path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
     if not (isinstance(path, str) and isinstance(name, str) and isinstance(wanted, str)):
         raise InputError(f"{folder / BASE}: path, name and sha256 are needed, each a string")

@@ -7,12 +7,13 @@ read is listed as a problem and raises nothing.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from gpt2cli.checkpoints.provenance import RECEIPT
-from gpt2cli.errors import Gpt2Error, require_format
-from gpt2cli.json_files import read_json_object
+from gpt2cli.errors import Gpt2Error
+from gpt2cli.json_files import read_json_object, read_own_json
 from gpt2cli.paths import CHECKPOINTS, RECIPE, RUN_RECORD, STATE
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.training.run_json import RECORD_FORMAT
@@ -56,7 +57,8 @@ def read_lineage(folder: Path) -> Lineage:
     problems: list[Gpt2Error] = []
     above = folder.resolve().parent
     run = above.parent if above.name == CHECKPOINTS else None
-    record = _read(run / RUN_RECORD, problems, _run_record) if run else {}
+    read_record = partial(read_own_json, newest=RECORD_FORMAT)
+    record = _read(run / RUN_RECORD, problems, read_record) if run else {}
     receipt = _read(folder / RECEIPT, problems)
     sessions = record.get("sessions")
     return Lineage(
@@ -85,12 +87,6 @@ def value_at(values: Any, path: str) -> Any:
     for key in path.split("."):
         values = values.get(key) if isinstance(values, dict) else None
     return values
-
-
-def _run_record(path: Path) -> dict[str, Any]:
-    record = read_json_object(path)
-    require_format(path, record.get("format"), RECORD_FORMAT)
-    return record
 
 
 def _recipe_values(path: Path) -> dict[str, Any]:

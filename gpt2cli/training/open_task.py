@@ -21,7 +21,7 @@ from gpt2cli.data.prepare import named_tokenizer, prepare_cached
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.data.prepare_settings import READING, prepare_settings, require_same_settings
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
-from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.errors import InputError, at_place
 from gpt2cli.evaluation.rouge import require_rouge
 from gpt2cli.recipe.data_sections import ClassifyDataConfig, InstructDataConfig, each_name
 from gpt2cli.recipe.schema import ClassifyRecipe, InstructRecipe, PretrainRecipe
@@ -173,10 +173,8 @@ def _tokenizer_in_folder(name: str | None, checkpoint: Path | None) -> Tokenizer
         return None
     if checkpoint and not paths.expand(name).is_dir():
         return load_tokenizer(checkpoint)
-    try:
+    with at_place("data.tokenizer"):
         return named_tokenizer(name)
-    except Gpt2Error as error:
-        raise type(error)(f"data.tokenizer: {error.what}", error.why, error.fix) from None
 
 
 def _held_out(
