@@ -41,7 +41,7 @@ from gpt2cli.checkpoints.lora_adapter import (
 )
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
-from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
+from gpt2cli.convert.torch_file import floating_tensors, read_torch_file, require_table
 from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
 from gpt2cli.json_files import read_own_json
@@ -108,9 +108,7 @@ def _stored(folder: Path, config: GPT2Config) -> StoredAdapter:
     path = folder / ADAPTER_PICKLE
     if (folder / ADAPTER_WEIGHTS).exists() or not path.exists():
         return read_adapter(folder, config)
-    state = read_torch_file(path)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
+    state = require_table(path, read_torch_file(path))
     return read_adapter(folder, config, floating_tensors(path, state))
 
 

@@ -88,6 +88,13 @@ def read_torch_file(path: Path) -> Any:
     return value
 
 
+def require_table(path: Path, value: Any) -> dict[str, Any]:
+    """The value of a file as a table of named tensors. Raises InputError for another."""
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{path}: holds a {type(value).__name__}", "a table of named tensors is needed")
+    return value
+
+
 def floating_tensors(path: Path, mapping: Mapping[str, Any]) -> dict[str, Tensor]:
     """The values of `mapping` as dense, contiguous tensors of floating-point numbers.
 

@@ -5,8 +5,6 @@ A record is a document, of the texts of its fields. A long document comes in sev
 GPT-2's byte-pair encoding gives the same tokens.
 """
 
-import codecs
-import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +15,9 @@ from gpt2cli.data.file_kinds import TABLES, markup_note
 from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.record_files import LARGE, RecordReader
 from gpt2cli.data.split_text import SplitRule, split_option
+from gpt2cli.data.tables import no_column
 from gpt2cli.data.text_fields import TEXT, joined_text, longest_field, name_field
-from gpt2cli.encodings import decode_utf8
+from gpt2cli.encodings import Utf8Reader
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import END_OF_TEXT
 
@@ -122,10 +121,8 @@ class SourceReader:
         reader.require_once(self._fields)
         for field in self._fields:
             if field not in reader.columns:
-                where = reader.where(1)
-                there = ", ".join(map(repr, reader.columns[:8]))
-                what = f"{where}: no column {field!r}"
-                raise InputError(what, f"the file has: {there}", name_field(longest_field(record) or "NAME"))
+                fix = name_field(longest_field(record) or "NAME")
+                raise no_column(reader.where(1), field, reader.columns, fix)
 
     def _text(self, opened: ByteSource) -> Iterator[TextPiece]:
         separator = self._rule.separator(is_plain=True)
@@ -144,12 +141,10 @@ class SourceReader:
             opened.drain()
 
     def _blocks(self, stream: BinaryIO) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("strict")
-        offset = 0
-        while block := stream.read(BLOCK):
-            yield self._with_line_feeds(self._decode(block, offset, decoder, stream))
-            offset += len(block)
-        yield self._decode(b"", offset, decoder, stream) + self._held
+        reader = Utf8Reader(stream, self.source.name)
+        while block := reader.read(BLOCK):
+            yield self._with_line_feeds(block)
+        yield self._held
 
     def _with_line_feeds(self, text: str) -> str:
         """The next part of a text with LF for CRLF; a "\r" at its end is held back for what follows."""
@@ -161,15 +156,6 @@ class SourceReader:
         n = text.count("\r\n")
         self.n_line_ends += n
         return text.replace("\r\n", "\n") if n else text
-
-    def _decode(self, block: bytes, offset: int, decoder: codecs.IncrementalDecoder, stream: BinaryIO) -> str:
-        """The text of `block`, which starts at byte `offset` of the source."""
-        held = decoder.getstate()[0]
-        with contextlib.suppress(UnicodeDecodeError):
-            text = decoder.decode(block, final=not block)
-            if "\0" not in text:
-                return text if offset else text.removeprefix("\ufeff")
-        return decode_utf8(held + block, self.source.name, offset - len(held), more=stream.read)  # raises
 
 
 def _split(blocks: Iterator[str], separator: re.Pattern[str]) -> Iterator[TextPiece]:

@@ -9,11 +9,12 @@ from gpt2cli import files, locks, paths
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import TENSORS
 from gpt2cli.training.pins import runs_that_need
-from gpt2cli.training.runs_on_disk import RunEntry, find_entries
+from gpt2cli.training.runs_on_disk import OF_A_START, RunEntry, find_entries
 
 _OF_A_RUN = {
-    *(paths.RUN_RECORD, paths.METRICS, paths.CHECKPOINTS, paths.RESPONSES, "best", "last", paths.RECIPE),
-    *("samples.txt", "loss.png", "tensorboard", "report.json", "scores.json", "confusion.png"),
+    *OF_A_START,
+    *paths.POINTERS,
+    *(paths.RESPONSES, "report.json", "scores.json", "confusion.png"),
 }
 
 

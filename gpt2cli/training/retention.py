@@ -13,8 +13,6 @@ from gpt2cli.training.events import EvalDone
 from gpt2cli.training.pins import NEEDED_BY, runs_that_need
 from gpt2cli.training.train_state import TrainState
 
-POINTERS = ("best", "last")
-
 
 def settle_best(run: Path, state: TrainState, best_by: str) -> None:
     """Make `state`, that of the newest checkpoint, and the pointer `best` agree with the disk.
@@ -47,7 +45,7 @@ def prune(run: Path, keep: int, notice: Callable[[str], None]) -> None:
 
     `notice` receives a sentence about each pinned one that this concerns.
     """
-    pointed = {(run / name).resolve() for name in POINTERS}
+    pointed = {(run / name).resolve() for name in paths.POINTERS}
     for path in paths.checkpoints(run)[:-keep]:
         if path.resolve() in pointed:
             continue

@@ -48,8 +48,8 @@ class RunDir:
         self.recipe = folder / paths.RECIPE
         self.record = folder / paths.RUN_RECORD
         self.metrics = folder / paths.METRICS
-        self.samples = folder / "samples.txt"
-        self.plot = folder / "loss.png"
+        self.samples = folder / paths.SAMPLES
+        self.plot = folder / paths.PLOT
         self.checkpoints = folder / paths.CHECKPOINTS
 
 
@@ -220,8 +220,8 @@ def named_checkpoint(run: RunDir, name: str) -> Path:
     _refuse_newer(run)
     number = name.removeprefix("step-")
     path = run.checkpoints / f"step-{int(number):06d}" if number.isdecimal() else run.folder / name
-    if not path.is_dir() or not (number.isdecimal() or name in retention.POINTERS):
-        names = [*(pointer for pointer in retention.POINTERS if (run.folder / pointer).is_dir())]
+    if not path.is_dir() or not (number.isdecimal() or name in paths.POINTERS):
+        names = [*(pointer for pointer in paths.POINTERS if (run.folder / pointer).is_dir())]
         names += [checkpoint.name for checkpoint in paths.checkpoints(run.folder)]
         raise UsageError(
             f"--from {name}: {run.folder} has no such checkpoint",
@@ -333,7 +333,7 @@ def _put_aside(run: RunDir, whole: Path) -> None:
     """Rename the damaged checkpoints newer than `whole`, and point `last` and `best` elsewhere."""
     found = paths.checkpoints(run.folder)
     _rename_all(found[found.index(whole) + 1 :], "damaged")
-    for name in retention.POINTERS:
+    for name in paths.POINTERS:
         if not (run.folder / name).exists():
             files.point(run.folder / name, whole)
 

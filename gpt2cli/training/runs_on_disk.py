@@ -23,7 +23,10 @@ from gpt2cli.training.metrics_log import last_records
 from gpt2cli.training.run_json import read_sessions
 
 # What a start that failed, or was killed before its first save, leaves behind.
-_OF_A_START = {LOCK, RECIPE, RUN_RECORD, METRICS, "samples.txt", "loss.png", "tensorboard", paths.CHECKPOINTS}
+OF_A_START = {
+    *(LOCK, RECIPE, RUN_RECORD, METRICS, paths.CHECKPOINTS),
+    *(paths.SAMPLES, paths.PLOT, paths.TENSORBOARD),
+}
 Kind = Literal["run", "model"]
 State = Literal[
     "running",
@@ -95,7 +98,7 @@ def read_entry(folder: Path) -> RunEntry | None:
     except OSError:  # a file, or gone meanwhile
         return None
     try:
-        if RUN_RECORD in names or paths.CHECKPOINTS in names or (LOCK in names and names <= _OF_A_START):
+        if RUN_RECORD in names or paths.CHECKPOINTS in names or (LOCK in names and names <= OF_A_START):
             return _read_run(folder, names)
         return _read_model(folder) if paths.is_model(folder) else None
     except OSError as error:  # a folder in it that may not be read
@@ -227,7 +230,7 @@ def _state(
 
 def _checkpoints(folder: Path) -> list[Checkpoint]:
     """Oldest first."""
-    pointed = {name: (folder / name).resolve() for name in ("best", "last") if (folder / name).is_dir()}
+    pointed = {name: (folder / name).resolve() for name in paths.POINTERS if (folder / name).is_dir()}
     return [
         Checkpoint(
             path=path,
