@@ -55,7 +55,6 @@ def load_merged(
     adapters: Sequence[Path],
     *,
     attention: str = "sdpa",
-    dropout: float | None = None,
     remembered: bool = False,
 ) -> LoadedModel:
     """The model at `base` with the sum of the adapters' corrections added into its weights: a plain
@@ -68,7 +67,7 @@ def load_merged(
     for folder in adapters:  # before the large file is read
         _require_base(folder, base)
         stored.append(_stored(folder, config))
-    loaded = load_model(base, attention=attention, dropout=dropout, remembered=remembered)
+    loaded = load_model(base, attention=attention, remembered=remembered)
     for matrix in dict.fromkeys(matrix for one in stored for matrix in one.matrices):
         weight = loaded.model.get_parameter(f"{matrix}.weight")
         added = sum(one.correction(matrix) for one in stored if matrix in one.matrices)

@@ -55,7 +55,7 @@ from gpt2cli.data.prepare_pipeline import (
     run_prepare,
 )
 from gpt2cli.data.prepare_settings import prepare_command, require_same_settings
-from gpt2cli.data.split_text import SplitRule
+from gpt2cli.data.text_reader import SplitRule
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.data.tokenize import source_record
 from gpt2cli.data.vocabulary import learn_vocabulary, spooled

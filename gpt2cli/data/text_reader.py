@@ -1,11 +1,13 @@
 """Reading text: a source becomes the pieces of its documents, in constant memory, with a digest.
 
 A .txt or .md file and standard input are one document each, unless they are split; their CRLF becomes LF.
-A record is a document, of the texts of its fields. A long document comes in several pieces, cut where
+A record is a document, of the texts of its fields. Text is split at a separator, at line ends or at blank
+lines. A long document comes in several pieces, cut where
 GPT-2's byte-pair encoding gives the same tokens.
 """
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -14,11 +16,10 @@ from gpt2cli.data.byte_source import BLOCK, ByteSource, ReadOptions
 from gpt2cli.data.file_kinds import TABLES, markup_note
 from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.record_files import LARGE, RecordReader
-from gpt2cli.data.split_text import SplitRule, split_option
 from gpt2cli.data.tables import no_column
 from gpt2cli.data.text_fields import TEXT, joined_text, longest_field, name_field
 from gpt2cli.encodings import Utf8Reader
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.tokenizer.base import END_OF_TEXT
 
 PIECE_CHARACTERS = 1 << 18  # the usual size
@@ -28,6 +29,36 @@ MAX_PIECE_CHARACTERS = 1 << 19  # text without a safe cut is cut here anyway
 # never matches across it and has no lookbehind, so that both sides split into the same words as the
 # whole. (Python's \S excludes everything that Unicode calls White_Space.)
 SAFE_CUT = re.compile(r"\S(?=[ \n])")
+
+
+LINES, BLANK_LINES = "\n", r"\n(?:[^\S\n]*\n)+"
+_CHOICES = "--split-on, --per-line and --blank-line (data.split_on, data.per_line, data.blank_line)"
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How a text is cut into documents; at most one of the three. `split_on` cuts the texts of records
+    too, the other two plain text alone.
+
+    Raises UsageError for two rules at once.
+    """
+
+    split_on: str = ""
+    per_line: bool = False
+    blank_line: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.split_on) + self.per_line + self.blank_line > 1:
+            raise UsageError(
+                "a text is split in two ways", f"{_CHOICES} exclude each other", "give one of them"
+            )
+
+    def separator(self, is_plain: bool) -> re.Pattern[str] | None:
+        if self.split_on:  # a text's CRLF is LF when it is split
+            return re.compile(re.escape(self.split_on.replace("\r\n", "\n")))
+        if is_plain and (self.per_line or self.blank_line):
+            return re.compile(LINES if self.per_line else BLANK_LINES)
+        return None
 
 
 @dataclass(frozen=True)
@@ -221,3 +252,9 @@ def _safe_cut(text: str) -> int:
 
 def _n_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def split_option(text: str) -> str:
+    """The fix that splits at a text."""
+    recipe = shlex.quote("data.split_on=" + text)
+    return f"--split-on {shlex.quote(text)}, in a recipe {recipe}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt2cli import files, locks, paths
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import TENSORS
-from gpt2cli.training.pins import runs_that_need
+from gpt2cli.training.retention import runs_that_need
 from gpt2cli.training.runs_on_disk import OF_A_START, RunEntry, find_entries
 
 _OF_A_RUN = {

@@ -29,7 +29,7 @@ from gpt2cli.recipe.schema import SCRATCH
 from gpt2cli.training import metrics_log, retention
 from gpt2cli.training.estimate import checkpoint_bytes
 from gpt2cli.training.events import EvalDone, Event, to_json
-from gpt2cli.training.pins import runs_that_need
+from gpt2cli.training.retention import runs_that_need
 from gpt2cli.training.run_json import RECORD_FORMAT, read_sessions
 from gpt2cli.training.train_state import Computing, moments_of, write_state
 
@@ -127,9 +127,11 @@ def start_run(run: RunDir, task: str) -> Iterator[None]:
         raise
 
 
-def sweep(run: RunDir) -> list[Path]:
+def sweep(run: RunDir) -> None:
     """Delete the leftovers of killed saves. The caller holds the run's lock."""
-    return files.sweep(run.folder) + (files.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
+    files.sweep(run.folder)
+    if run.checkpoints.is_dir():
+        files.sweep(run.checkpoints)
 
 
 def require_room_to_train(run: RunDir, setup: "TrainingSetup") -> None:

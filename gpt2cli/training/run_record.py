@@ -24,8 +24,7 @@ from gpt2cli.training.base_model import newest_base
 from gpt2cli.training.moved_paths import absolute_paths, moved_paths
 from gpt2cli.training.open_task import Notice
 from gpt2cli.training.optimizer_step import learning_rate
-from gpt2cli.training.pins import pin
-from gpt2cli.training.retention import settle_best
+from gpt2cli.training.retention import pin, settle_best
 from gpt2cli.training.run_dir import (
     RunDir,
     diverged_at,

@@ -99,7 +99,7 @@ def read_entry(folder: Path) -> RunEntry | None:
         return None
     try:
         if RUN_RECORD in names or paths.CHECKPOINTS in names or (LOCK in names and names <= OF_A_START):
-            return _read_run(folder, names)
+            return _read_run(folder)
         return _read_model(folder) if paths.is_model(folder) else None
     except OSError as error:  # a folder in it that may not be read
         return RunEntry(folder.name, folder, "run", "unreadable", problem=_words(error))
@@ -151,7 +151,7 @@ def _folders_in(root: Path) -> list[Path]:
         return []
 
 
-def _read_run(folder: Path, names: set[str]) -> RunEntry:
+def _read_run(folder: Path) -> RunEntry:
     problems: list[Gpt2Error] = []
     sessions = attempt(problems, list[dict[str, Any]](), lambda: read_sessions(folder))
     checkpoints = _checkpoints(folder)
