@@ -22,7 +22,7 @@ _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a parameter; 
 
 
 def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
-    """The place that `out` means, behind any link; before any work, free or replaceable, and writable.
+    """Resolve links in `out`; check that it is free or replaceable, and writable.
 
     Raises UsageError if something is in the way, ResourceError if nothing can be written.
     """

@@ -197,7 +197,7 @@ def _stand_in(path: Path, name: str) -> type:
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
-    """Those of all dense tensors in tables and lists, also in the attributes of stand-ins."""
+    """The storages of all dense tensors in tables and lists, also in the attributes of stand-ins."""
     waiting, seen = [value], set()
     while waiting:
         value = waiting.pop()

@@ -133,7 +133,7 @@ def _classes_of(texts: LabelledTexts, data: LabelledTexts, rows: Sequence[int]) 
 
 def class_notes(data: LabelledTexts) -> Iterator[tuple[str, str]]:
     """("note" or "warning", a sentence) on what is trained on: the classes with their counts, names that
-    may be mistakes, texts that stand several times.
+    may be mistakes, texts that occur several times.
     """
     counts = Counter(data.classes)
     named = [f"{label} {counts[kind]:,}" for kind, label in enumerate(data.labels)]

@@ -75,7 +75,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class CellSummary:
-    """A cell over its seeds. What a run that diverged found does not count."""
+    """A cell over its seeds. Runs that diverged do not count."""
 
     cell: str
     results: tuple[RunResult, ...]
@@ -89,7 +89,7 @@ class CellSummary:
 
 @dataclass(frozen=True)
 class GridReport:
-    """The table. `loss` is the one that time is measured to."""
+    """The table. `loss` is the target: times are measured until a run reaches it."""
 
     cells: tuple[CellSummary, ...]
     loss: float

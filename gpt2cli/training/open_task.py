@@ -1,4 +1,4 @@
-"""The task of a recipe, its data read and its base loaded: what stands before a training loop.
+"""The task of a recipe, with its data read and its base loaded: all that comes before a training loop.
 
 Data is found or downloaded here, and prepared through a callback that may show its progress. Notices are
 sentences for the user.
@@ -165,9 +165,8 @@ def open_instruction_tuning(
 
 
 def _tokenizer_in_folder(name: str | None, checkpoint: Path | None) -> Tokenizer | None:
-    """The tokenizer of a recipe that names a folder. A resumed run has a copy of its own, if that is gone.
-
-    Whether it is still the same, the run's identity says. Raises UsageError for an unknown name.
+    """The tokenizer of a recipe that names a folder. Where the folder is gone, a resumed run has its own
+    copy; the run's identity tells whether the two differ. Raises UsageError for an unknown name.
     """
     if name is None or name == "gpt2" or is_made_of_text(name):
         return None

@@ -20,7 +20,7 @@ _OF_A_RUN = {
 
 @dataclass(frozen=True)
 class Need:
-    """What is lost to `path` with something removed."""
+    """A run or model, `path`, that needs something about to be removed, and why."""
 
     path: Path
     why: str
@@ -105,7 +105,9 @@ def foreign_files(entry: RunEntry) -> list[str]:
 
 
 def _roots(entries: Sequence[RunEntry]) -> list[Path]:
-    """Where what needs one of the entries may lie: beside it, in ./runs and under GPT2_HOME."""
+    """The folders whose runs and models may need one of the entries: beside each, in ./runs and under
+    GPT2_HOME.
+    """
     roots = [entry.folder.resolve().parent for entry in entries]
     roots += [paths.runs(), *([paths.models()] if paths.has_home() else [])]
     return list(dict.fromkeys(root.resolve() for root in roots))

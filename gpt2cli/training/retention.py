@@ -110,7 +110,7 @@ def runs_that_need(checkpoint: Path) -> list[Path]:
 
 
 def _renamed(folder: Path, checkpoint: Path) -> list[Path]:
-    """Of the runs in `folder`, those whose newest adapter is one over `checkpoint`."""
+    """The runs in `folder` whose newest adapter has `checkpoint` as its base."""
     found = []
     for run in sorted(folder.iterdir()) if folder.is_dir() else []:
         for newest in paths.checkpoints(run)[-1:]:

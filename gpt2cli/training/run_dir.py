@@ -302,8 +302,8 @@ def recorded_overrides(run: RunDir) -> list[str]:
 
 
 def started_in(run: RunDir) -> list[tuple[str, str]]:
-    """Of each session that has recorded them, the first one first: the working directory and the run's
-    folder, both absolute.
+    """The working directory and the run's folder of each session that recorded them, both absolute, oldest
+    first.
     """
     found = [(session.get("folder"), session.get("run")) for session in read_sessions(run.folder)]
     return [(str(folder), str(run_was)) for folder, run_was in found if folder and run_was]

@@ -183,7 +183,7 @@ def record_session(
 
 
 def _note_changes(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
-    """What a changed recipe does to a resumed run that its values do not show."""
+    """Note the effects of a changed recipe on a resumed run that its values do not show."""
     try:
         before = load_recipe(str(run.recipe)).recipe
     except Gpt2Error:  # an older version's
@@ -197,7 +197,7 @@ def _note_changes(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
 
 
 def _pin_base(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
-    """Adapters are nothing without their base: where that is a checkpoint of another run, it stays."""
+    """Pin the base of adapters, useless without it, where it is a checkpoint of another run."""
     named = setup.task.base.folder
     if setup.recipe.train != "lora" or named is None:
         return

@@ -237,7 +237,7 @@ class SftTask(LanguageModelTask):
         }
 
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
-        """With the template of its prompts."""
+        """Write the model, and the template of its prompts."""
         files = super().write_model(folder, model, recipe)
         return files | write_template(folder, self.recipe.template, self.tokenizer, self.examples.turns)
 
