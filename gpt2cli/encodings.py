@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from gpt2cli.errors import InputError, UsageError
 
@@ -70,6 +71,37 @@ def decode_utf8(
     else:
         fix = "name text files only" if why == _BINARY or not has_option else _OTHER
     raise WrongEncodingError(f"{where}: {what} at byte {offset + place}", why, fix)
+
+
+class Utf8Reader:
+    """The text of a stream of UTF-8 bytes, part by part; a byte order mark is dropped. With `line`, the
+    number of its first line, errors name the line.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str, line: int = 0) -> None:
+        self._stream, self._name, self._line = stream, name, line
+        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
+
+    def read(self, n: int) -> str:
+        """The text of the next `n` bytes, or of more if that is none; "" at the end. Raises as
+        `decode_utf8`.
+        """
+        while True:
+            block = self._stream.read(n)
+            held = self._decoder.getstate()[0]
+            try:
+                text = self._decoder.decode(block, final=not block)
+            except UnicodeDecodeError:
+                text = "\0"
+            if "\0" in text:
+                start = self._offset - len(held)
+                decode_utf8(held + block, self._name, start, line=self._line, more=self._stream.read)
+            text = text if self._offset else text.removeprefix("\ufeff")
+            self._offset += len(block)
+            self._line += block.count(b"\n") if self._line else 0
+            if text or not block:
+                return text
 
 
 _BINARY, _DAMAGED = "the file is binary", "some of it is UTF-8, and some is damaged"

@@ -1,8 +1,11 @@
 """Errors that a user can act on, one class per exit code.
 
 Library code raises them; `cli/app.py` alone prints them and exits. An error says what happened
-(with file:line or the field), why, and a command that fixes it. Imports nothing.
+(with file:line or the field), why, and a command that fixes it. Imports nothing of gpt2cli.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 
 class Gpt2Error(Exception):
@@ -68,6 +71,15 @@ def counted(n: int, noun: str) -> str:
         return f"1 {noun}"
     is_y = noun.endswith("y") and noun[-2] not in "aeiou"
     return f"{n:,} {noun[:-1] + 'ies' if is_y else noun + 's'}"
+
+
+@contextlib.contextmanager
+def at_place(place: object) -> Iterator[None]:
+    """Put a place in front of what an error says: FILE:LINE, a field of a recipe, a model."""
+    try:
+        yield
+    except Gpt2Error as error:
+        raise type(error)(f"{place}: {error.what}", error.why, error.fix) from None
 
 
 def require_format(where: object, found: object, newest: int, fix: str = "") -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, require_format
 from gpt2cli.files import open_regular
 
 LARGEST_JSON = 64 << 20  # bytes
@@ -31,6 +31,17 @@ def read_json_object(path: Path, fix: str = "") -> dict[str, Any]:
     value = read_json(path, fix)
     if not isinstance(value, dict):
         raise InputError(f"{path}: is not a JSON object", fix=fix)
+    return value
+
+
+def read_own_json(path: Path, newest: int, fix: str = "", *, is_numbered: bool = True) -> dict[str, Any]:
+    """An object that gpt2cli wrote, in a `format` up to `newest`; unless `is_numbered`, a file without a
+    number is of format 1.
+
+    Raises as `read_json_object`, and NewerFormatError for a later version's.
+    """
+    value = read_json_object(path, fix)
+    require_format(path, value.get("format", None if is_numbered else 1), newest, fix)
     return value
 
 

@@ -19,6 +19,8 @@ MANIFEST, RECIPE = "manifest.json", "recipe.yaml"  # of a model folder; the seco
 STATE, TENSORS = "train_state.json", "train_state.safetensors"
 # Of an adapter: where its base is, and in a classifier's checkpoint the folder with its adapters.
 BASE, ADAPTER = "base.json", "adapter"
+SAMPLES, PLOT, TENSORBOARD = "samples.txt", "loss.png", "tensorboard"  # of a run: its texts and pictures
+POINTERS = ("best", "last")  # links in a run to two of its checkpoints
 RESPONSES = "responses.jsonl"  # in an instruction-tuned run: the model's responses
 NEWEST = "newest"  # the name, in a recipe, of the model that changed last
 SET_HOME = 'export GPT2_HOME="$PWD/gpt2-home", or another folder that you can write to'
@@ -232,7 +234,7 @@ def shown_places(word: str) -> str:
 
 def best_checkpoint(run: Path) -> Path:
     """The checkpoint that `best` points to, else that of `last`, else the newest."""
-    for pointer in ("best", "last"):
+    for pointer in POINTERS:
         target = run / pointer
         if target.is_dir():
             return target.resolve()

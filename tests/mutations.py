@@ -121,8 +121,8 @@ MUTATIONS = [
     Mutation(
         "decay on biases",
         "training/optimizer_step.py",
-        '{"params": [parameter for _, parameter in plain], "weight_decay": 0.0}',
-        '{"params": [parameter for _, parameter in plain], "weight_decay": optim.weight_decay}',
+        '{"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0}',
+        '{"params": [p for p in others if p.dim() < 2], "weight_decay": optim.weight_decay}',
         "product/test_training_step.py",
     ),
     Mutation(

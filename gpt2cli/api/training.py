@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,17 @@ from gpt2cli.recipe.schema import ClassifyRecipe, PretrainRecipe, Recipe
 from gpt2cli.training import loop
 from gpt2cli.training import run_dir as runs
 from gpt2cli.training.events import EvalDone, Event, Stopped
-from gpt2cli.training.moved_paths import absolute_paths, moved_paths
 from gpt2cli.training.open_task import (
     Origin,
     open_classification,
     open_instruction_tuning,
     open_pretraining,
 )
-from gpt2cli.training.retention import settle_best
 from gpt2cli.training.run_record import (
     explain_divergence,
-    newest_init,
+    recipe_of_run,
     record_session,
+    require_optimizer_state,
     resume_point,
     run_name_of,
 )
@@ -85,24 +85,21 @@ def _trained(
 ) -> Iterator[Event]:
     run = runs.find_run(name or run_name_of(source), resume=resume)
     command = f"gpt2 {task_name} {source}"
-    moved: list[str] = []
-    if resume:  # init=newest is in the record as a path; now the newest would be this run
-        given = runs.recorded_overrides(run) + absolute_paths([w for w in given if w != 'init="newest"'])
-        moved = moved_paths(run, load_recipe(source, given).recipe, f"{command} --resume")
-    loaded = load_recipe(source, given + moved)
-    if newest := newest_init(loaded.recipe, _notice):
-        given.append(f"init={newest}")
-        loaded = load_recipe(source, given)
+    found = recipe_of_run(
+        run, given, partial(load_recipe, source), f"{command} --resume" if resume else "", _notice
+    )
+    recipe = found.loaded.recipe
     with runs.start_run(run, task_name):
         runs.sweep(run)
         checkpoint = resume_point(run, None, command, _notice) if resume else None
-        with _open(loaded.recipe, offline, checkpoint) as (task, origin):
+        if checkpoint:
+            require_optimizer_state(checkpoint, recipe)
+        with _open(recipe, offline, checkpoint) as (task, origin):
             setup = set_up_training(task, task.recipe, checkpoint)
             runs.require_room_to_train(run, setup)
             for sentence in setup.notices:
                 _notice(f"warning: {sentence}")
-            settle_best(run.folder, setup.state, loaded.recipe.eval.best)
-            record_session(run, setup, checkpoint, given, origin, sys.argv, _notice)
+            record_session(run, setup, checkpoint, found.given, origin, sys.argv, _notice)
             with explain_divergence(run, setup):
                 for event in loop.train(
                     setup, save=lambda: runs.save_checkpoint(run, setup, _notice), stop=lambda: 0

@@ -19,9 +19,9 @@ from gpt2cli import __version__, paths
 from gpt2cli.checkpoints.hf_config import read_gpt2_config
 from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gpt2cli.errors import InputError, require_format
+from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_file, write_json
-from gpt2cli.json_files import read_json_object
+from gpt2cli.json_files import read_json_object, read_own_json
 from gpt2cli.model.config import GPT2Config, to_hugging_face
 from gpt2cli.model.gpt2 import GPT2Classifier, GPT2LMHead, empty_model
 from gpt2cli.paths import is_adapter
@@ -236,8 +236,7 @@ def read_manifest(folder: Path) -> dict[str, str]:
     path = folder / MANIFEST
     if not path.exists():
         return {}
-    manifest = read_json_object(path)
-    require_format(path, manifest.get("format"), FORMAT)
+    manifest = read_own_json(path, FORMAT)
     try:
         return {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
     except (AttributeError, KeyError, TypeError):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.errors import InputError
+from gpt2cli.errors import InputError, at_place
 from gpt2cli.json_files import read_json_object
 from gpt2cli.model.config import LANGUAGE_MODELS, GPT2Config, from_hugging_face, score_scales
 
@@ -32,10 +32,8 @@ def read_gpt2_config(path: Path, model: Path | str, *, to_convert: bool = False)
             "config.json has a quantization_config; floating-point numbers are needed",
             "use the model that it was made from",
         )
-    try:
+    with at_place(model):
         config = from_hugging_face(values, to_convert=True)
-    except InputError as error:
-        raise InputError(f"{model}: {error.what}", error.why, error.fix) from None
     if score_scales(values, config) and not to_convert:
         raise InputError(
             f"{model}: its attention scores are scaled otherwise than GPT-2's",

@@ -114,7 +114,7 @@ def evaluate(
     """
     load_torch()
     from gpt2cli.data.byte_source import read_options
-    from gpt2cli.data.split_text import SplitRule
+    from gpt2cli.data.text_reader import SplitRule
     from gpt2cli.evaluation.benchmarks import read_benchmark
     from gpt2cli.evaluation.eval_text import EvalText, read_eval_text
     from gpt2cli.evaluation.on_option import parse_on

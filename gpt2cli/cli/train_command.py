@@ -102,11 +102,9 @@ def train(
 
     load_torch()
     from gpt2cli.training import run_dir as runs
-    from gpt2cli.training.moved_paths import absolute_paths, moved_paths
     from gpt2cli.training.ranks import join
-    from gpt2cli.training.retention import settle_best
     from gpt2cli.training.run_record import (
-        newest_init,
+        recipe_of_run,
         record_session,
         require_optimizer_state,
         resume_point,
@@ -134,16 +132,11 @@ def train(
         return
     let_stdout_fail()
     run = runs.find_run(name or run_name_of(recipe), resume=resume)
-    moved: list[str] = []
-    if resume:  # init=newest is in the record as a path; now the newest would be this run
-        typed = absolute_paths([word for word in given if word != "init=newest"])
-        given = runs.recorded_overrides(run) + typed
-        words = ["gpt2", command.task, recipe, "--resume", *(["--name", name] if name else [])]
-        moved = moved_paths(run, _load(command, recipe, given).recipe, shlex.join(words))
-    loaded = _load(command, recipe, given + moved)
-    if newest := newest_init(loaded.recipe, say):
-        given.append(f"init={newest}")
-        loaded = _load(command, recipe, given)
+    words = ["gpt2", command.task, recipe, "--resume", *(["--name", name] if name else [])]
+    found = recipe_of_run(
+        run, given, partial(_load, command, recipe), shlex.join(words) if resume else "", say
+    )
+    loaded, given, moved = found.loaded, found.given, found.moved
     if split := launch_ranks.split_micro_batches(loaded.recipe, ranks.world, resume):
         given += split
         loaded = _load(command, recipe, given + moved)
@@ -171,7 +164,6 @@ def train(
                 if from_ and checkpoint:
                     for path in runs.go_back_to(run, checkpoint):
                         say(f"note: put aside: {path}")
-                settle_best(run.folder, setup.state, loaded.recipe.eval.best)
                 record_session(run, setup, checkpoint, given, origin, sys.argv, say)
 
             _train(command, setup, run, stop, record, offline)

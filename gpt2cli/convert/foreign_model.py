@@ -72,7 +72,8 @@ class ForeignModel:
 
 
 def fold_scales(source: ForeignModel) -> ForeignModel:
-    """The same model, its factors of attention's scores in the query's weights: a GPT-2 has no others.
+    """The same model with attention's score factors multiplied into the query's weights: GPT-2 has no other
+    place for them.
 
     `raw` stays without them; the independent check multiplies for itself.
     """
@@ -95,7 +96,7 @@ def fold_scales(source: ForeignModel) -> ForeignModel:
 
 
 def as_array(tensor: Tensor) -> NDArray[np.floating]:
-    """For `raw`: the tensor as NumPy has it. NumPy has no bfloat16, whose numbers float32 holds exactly."""
+    """The tensor as an array, for `raw`. NumPy has no bfloat16; float32 holds its numbers exactly."""
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 

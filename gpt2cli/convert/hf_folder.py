@@ -37,7 +37,7 @@ from gpt2cli.checkpoints.hf_config import read_gpt2_config
 from gpt2cli.checkpoints.safetensors_bytes import require_sha256
 from gpt2cli.checkpoints.safetensors_file import open_tensors
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors, as_array, same_bits
-from gpt2cli.convert.torch_file import FLOATING, floating_tensors, read_torch_file
+from gpt2cli.convert.torch_file import FLOATING, floating_tensors, read_torch_file, require_table
 from gpt2cli.convert.unwrap_checkpoint import bare_names, drop_heads, unwrap_table
 from gpt2cli.convert.vocabulary import cut_note, tokenizer_files
 from gpt2cli.errors import InputError
@@ -248,9 +248,7 @@ def _open_file(path: Path, hashes: Mapping[str, str], opened: contextlib.ExitSta
             name: _Stored(path, entry.dtype, entry.shape, partial(file.read, name))
             for name, entry in file.entries.items()
         }
-    state = unwrap_table(read_torch_file(path))
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
+    state = require_table(path, unwrap_table(read_torch_file(path)))
     bare = {original: name for name, original in bare_names(path, state).items()}
     masks = {name: t for name, t in state.items() if MASKS.fullmatch(bare[name]) and isinstance(t, Tensor)}
     held = masks | floating_tensors(path, {name: t for name, t in state.items() if name not in masks})

@@ -1,7 +1,7 @@
-"""What a Hugging Face folder holds besides weights, sizes and vocabulary, and what becomes of it.
+"""The other files of a Hugging Face folder, and which of them a conversion keeps.
 
-Where generation stops, chat templates and the tokenizer's habits go along with a conversion; the receipt
-names what did and what was left out.
+A conversion keeps stop tokens, chat templates and the tokenizer's options; the receipt names what was kept
+and what was left out.
 """
 
 import contextlib
@@ -37,10 +37,10 @@ _CONTAINED = (
 
 
 def keep_files(source: ForeignModel, folder: Path, card: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Copy into `folder` what goes along; returns the names for the manifest, and the receipt's
+    """Copy into `folder` what a conversion keeps; returns the names for the manifest, and the receipt's
     {"kept", "left_out"}.
 
-    The folder's tokenizer is written before. `card` is its model card, where the source brings none.
+    The caller has written the folder's tokenizer. `card` is the model card for a source without one.
     """
     theirs = source.path if source.format in ("huggingface", "gpt2cli") and source.path.is_dir() else None
     copied: list[str] = []

@@ -64,7 +64,7 @@ _ARRAYS = {
 
 
 def is_llm_c(start: bytes) -> bool:
-    """Whether a file that begins so is llm.c's, a model or another."""
+    """Whether a file with this beginning is one of llm.c's, a model or another."""
     return int.from_bytes(start[:4], "little") in {_MODEL, *_NO_MODELS}
 
 

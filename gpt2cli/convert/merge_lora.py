@@ -41,10 +41,10 @@ from gpt2cli.checkpoints.lora_adapter import (
 )
 from gpt2cli.convert.foreign_model import ForeignModel, ForeignTensor, RawTensors
 from gpt2cli.convert.hf_folder import open_hugging_face
-from gpt2cli.convert.torch_file import floating_tensors, read_torch_file
-from gpt2cli.errors import InputError, require_format
+from gpt2cli.convert.torch_file import floating_tensors, read_torch_file, require_table
+from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of
-from gpt2cli.json_files import read_json_object
+from gpt2cli.json_files import read_own_json
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.lora import PARTS
 from gpt2cli.paths import BASE
@@ -55,7 +55,6 @@ def load_merged(
     adapters: Sequence[Path],
     *,
     attention: str = "sdpa",
-    dropout: float | None = None,
     remembered: bool = False,
 ) -> LoadedModel:
     """The model at `base` with the sum of the adapters' corrections added into its weights: a plain
@@ -68,7 +67,7 @@ def load_merged(
     for folder in adapters:  # before the large file is read
         _require_base(folder, base)
         stored.append(_stored(folder, config))
-    loaded = load_model(base, attention=attention, dropout=dropout, remembered=remembered)
+    loaded = load_model(base, attention=attention, remembered=remembered)
     for matrix in dict.fromkeys(matrix for one in stored for matrix in one.matrices):
         weight = loaded.model.get_parameter(f"{matrix}.weight")
         added = sum(one.correction(matrix) for one in stored if matrix in one.matrices)
@@ -108,9 +107,7 @@ def _stored(folder: Path, config: GPT2Config) -> StoredAdapter:
     path = folder / ADAPTER_PICKLE
     if (folder / ADAPTER_WEIGHTS).exists() or not path.exists():
         return read_adapter(folder, config)
-    state = read_torch_file(path)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path}: holds a {type(state).__name__}", "a table of named tensors is needed")
+    state = require_table(path, read_torch_file(path))
     return read_adapter(folder, config, floating_tensors(path, state))
 
 
@@ -214,8 +211,7 @@ def _recorded_base(folder: Path) -> tuple[str, str, str | None]:
     """Path, name and SHA-256 of the base in base.json; the last is None without that file."""
     if not (folder / BASE).exists():
         return "", "", None
-    record = read_json_object(folder / BASE)
-    require_format(folder / BASE, record.get("format", BASE_FORMAT), BASE_FORMAT)
+    record = read_own_json(folder / BASE, BASE_FORMAT, is_numbered=False)
     path, name, wanted = (record.get(key) for key in ("path", "name", "sha256"))
     if not (isinstance(path, str) and isinstance(name, str) and isinstance(wanted, str)):
         raise InputError(f"{folder / BASE}: path, name and sha256 are needed, each a string")

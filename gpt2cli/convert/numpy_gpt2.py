@@ -130,10 +130,10 @@ def reference_logits(
         assert found is not None, name  # the format file has made sure of it
         return found.astype(np.float64)
 
-    def linear(x: NDArray[np.float64], name: str, layer: int, turn: bool = False) -> NDArray[np.float64]:
+    def linear(x: NDArray[np.float64], name: str, layer: int, transpose: bool = False) -> NDArray[np.float64]:
         weight, bias = wide(name + layout.matrix_ends[0], layer), get(name + layout.matrix_ends[1], layer)
         weight = weight.reshape(weight.shape[-2:])  # TensorFlow's have a 1 in front
-        y = x @ (weight.T if layout.out_first != turn else weight)
+        y = x @ (weight.T if layout.out_first != transpose else weight)
         return y if bias is None else y + bias
 
     def norm(x: NDArray[np.float64], name: str, layer: int = 0) -> NDArray[np.float64]:

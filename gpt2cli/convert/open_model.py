@@ -19,7 +19,6 @@ def open_model(
     adapters: Sequence[Path] = (),
     *,
     attention: str = "sdpa",
-    dropout: float | None = None,
     remembered: bool = False,
 ) -> LoadedModel:
     """The model of a folder, in fp32 and evaluation mode, on the CPU; `folder.load_model` has the options.
@@ -34,8 +33,8 @@ def open_model(
     if is_adapter(folder):
         base, adapters = find_base(folder), (folder, *adapters)
     if not adapters:
-        return load_model(folder, attention=attention, dropout=dropout, remembered=remembered)
-    loaded = load_merged(base, adapters, attention=attention, dropout=dropout, remembered=remembered)
+        return load_model(folder, attention=attention, remembered=remembered)
+    loaded = load_merged(base, adapters, attention=attention, remembered=remembered)
     templates = [place for place in (*adapters, folder) if (place / TEMPLATE_FILE).exists()]
     first = (templates or adapters)[0]
     return replace(loaded, folder=first, tokenizer=_with_own_tokens(first, loaded.tokenizer))

@@ -13,8 +13,8 @@ from gpt2cli.checkpoints.provenance import RECEIPT, RECEIPT_FORMAT
 from gpt2cli.convert.kept_files import MODEL_CARD
 from gpt2cli.convert.openai_checkpoint import HPARAMS, PREFIX, read_hparams
 from gpt2cli.disk_space import require_room
-from gpt2cli.errors import InputError, UsageError, require_format
-from gpt2cli.json_files import read_json_object
+from gpt2cli.errors import InputError, UsageError
+from gpt2cli.json_files import read_json_object, read_own_json
 from gpt2cli.model.config import GPT2Config, from_hugging_face, size_of
 
 _FOLDERS = ("folder", "tensorflow")  # targets that are folders
@@ -22,7 +22,7 @@ _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a parameter; 
 
 
 def check_place(path: Path, out: Path, to: str, *, force: bool) -> Path:
-    """The place that `out` means, behind any link; before any work, free or replaceable, and writable.
+    """Resolve links in `out`; check that it is free or replaceable, and writable.
 
     Raises UsageError if something is in the way, ResourceError if nothing can be written.
     """
@@ -122,9 +122,7 @@ def _listed(folder: Path) -> set[str]:
         }
     if not (folder / RECEIPT).exists():
         return set()
-    receipt = read_json_object(folder / RECEIPT)
-    require_format(folder / RECEIPT, receipt.get("format", RECEIPT_FORMAT), RECEIPT_FORMAT)
-    output = receipt.get("output")
+    output = read_own_json(folder / RECEIPT, RECEIPT_FORMAT, is_numbered=False).get("output")
     written = output.get("files") if isinstance(output, dict) else None
     return {RECEIPT, *written} if isinstance(written, dict) else set()
 

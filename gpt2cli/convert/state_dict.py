@@ -237,7 +237,7 @@ def _source_tensor(
     tensors: Mapping[str, Tensor],
 ) -> ForeignTensor:
     names = [state.originals[part] for part in own.split(JOIN) if part in state.originals]
-    turned = state.layout.out_first and target.endswith(TRANSPOSED)
+    transposed = state.layout.out_first and target.endswith(TRANSPOSED)
 
     def load() -> Tensor:
         if not names:
@@ -245,9 +245,9 @@ def _source_tensor(
         parts = [tensors[name] for name in names]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         # Rows beyond the vocabulary are padding; elsewhere the slice takes all there is.
-        return (tensor.T if turned else tensor)[: shape[0]].contiguous()
+        return (tensor.T if transposed else tensor)[: shape[0]].contiguous()
 
-    return ForeignTensor(JOIN.join(names) or ZEROS, shape, turned, load)
+    return ForeignTensor(JOIN.join(names) or ZEROS, shape, transposed, load)
 
 
 def _about(state: StateDict, *, tied: bool, without: bool) -> Iterator[str]:

@@ -172,8 +172,9 @@ def _block(data: bytes, offset: int, n_bytes: int) -> bytes:
 
 
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Rows (key, value). Of a key only what differs from the key before it is stored; the block ends with
-    a list of the rows that have whole keys, for a search, and its length."""
+    """Rows (key, value). A key is stored without the beginning that it shares with the key before; the block
+    ends with a list of the rows that have whole keys, for a search, and its length.
+    """
     end = len(block) - 4 * (1 + int.from_bytes(block[-4:], "little"))
     at, key = 0, b""
     while at < end:
@@ -264,7 +265,7 @@ def _size_of(path: Path) -> int:
 
 
 def _tensorflow() -> Any:
-    """TensorFlow's interface of version 1, in which OpenAI wrote, without what it says while it starts."""
+    """TensorFlow's version 1 interface, which OpenAI used, without its start-up messages."""
     require_tensorflow()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it announces them

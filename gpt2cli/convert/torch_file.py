@@ -88,6 +88,13 @@ def read_torch_file(path: Path) -> Any:
     return value
 
 
+def require_table(path: Path, value: Any) -> dict[str, Any]:
+    """The value of a file as a table of named tensors. Raises InputError for another."""
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{path}: holds a {type(value).__name__}", "a table of named tensors is needed")
+    return value
+
+
 def floating_tensors(path: Path, mapping: Mapping[str, Any]) -> dict[str, Tensor]:
     """The values of `mapping` as dense, contiguous tensors of floating-point numbers.
 
@@ -190,7 +197,7 @@ def _stand_in(path: Path, name: str) -> type:
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
-    """Those of all dense tensors in tables and lists, also in the attributes of stand-ins."""
+    """The storages of all dense tensors in tables and lists, also in the attributes of stand-ins."""
     waiting, seen = [value], set()
     while waiting:
         value = waiting.pop()

@@ -1,7 +1,7 @@
 """What programs put around a GPT-2's tensors: a table around the state dict, words before its names, heads.
 
-The files of Lightning, DeepSpeed, DistributedDataParallel, torch.compile, FSDP and trl hold the usual
-names beneath; here they come to light. Whatever is left over afterwards is refused by its name.
+The files of Lightning, DeepSpeed, DistributedDataParallel, torch.compile, FSDP and trl wrap the usual names;
+this file strips the wrappers. Names that stay unknown are refused.
 """
 
 import re

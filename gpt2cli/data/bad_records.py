@@ -13,8 +13,8 @@ from gpt2cli.errors import InputError
 MAX_BAD = 0.001
 SHOWN = 3
 _LINE = re.compile(r"(?::|, row )(\d+)\b")
-# Records, all of them bad: the wrong field was named, and the rest would be bad too. A larger share that is
-# asked for is taken at its word.
+# Records, all of them bad: the wrong field was named, and the rest would be bad too. An explicit larger
+# --max-bad turns this check off.
 HOPELESS = 20
 
 

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV, in constant memory: the separator is found, and one bad row costs no other.
+"""Rows of CSV and TSV, in constant memory: the separator is detected, and a bad row costs no other row.
 
 CSV is RFC 4180: quotes around what holds a separator, a quote or a line end. TSV is plain: tabs separate
 and a quote is a character like any other, as in the SMS Spam Collection.

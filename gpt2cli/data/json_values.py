@@ -70,7 +70,7 @@ def _objects(text: "_Text", fields: Sequence[str]) -> Iterator[tuple[int, Any]]:
 
 
 class _Text:
-    """The text from the current place on, as far as it is read; `line` and `column` count from 1."""
+    """A buffer of unread text. `line` and `column` of its beginning count from 1."""
 
     def __init__(self, read: Callable[[int], str], name: str) -> None:
         self._read, self._name = read, name
@@ -89,7 +89,7 @@ class _Text:
                 return ""
 
     def take(self, n: int) -> None:
-        """Go on by n characters of the text in memory."""
+        """Skip n characters of the text in memory."""
         end = self._place + n
         lines = self._text.count("\n", self._place, end)
         self.line += lines
@@ -98,7 +98,7 @@ class _Text:
         self._place = end
 
     def value(self) -> Any:
-        """The value here, and go on behind it."""
+        """Read the value here."""
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._place)

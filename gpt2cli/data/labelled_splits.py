@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gpt2cli.data.labelled_texts import LabelledTexts, encode_text
 from gpt2cli.data.sft_batches import ANY_TEXT, OWN_BASE, token_limit
 from gpt2cli.data.splits import stratified_split, undersampled
-from gpt2cli.errors import Gpt2Error, InputError, counted
+from gpt2cli.errors import Gpt2Error, InputError, at_place, counted
 from gpt2cli.recipe.data_sections import ClassifyDataConfig
 from gpt2cli.tokenizer.base import Tokenizer
 
@@ -88,10 +88,8 @@ def split_labelled(
     balanced = wanted.balance == "undersample"
     kept = undersampled(data.classes, seed) if balanced else list(range(len(data.classes)))
     classes = [data.classes[i] for i in kept]
-    try:
+    with at_place(data.where(0)):
         parts = stratified_split(classes, shares, seed)
-    except InputError as error:
-        raise InputError(f"{data.where(0)}: {error.what}", error.why, error.fix) from None
     n_cut = 0
 
     def encoded(texts: LabelledTexts, rows: Sequence[int]) -> LabelledExamples:
@@ -135,7 +133,7 @@ def _classes_of(texts: LabelledTexts, data: LabelledTexts, rows: Sequence[int]) 
 
 def class_notes(data: LabelledTexts) -> Iterator[tuple[str, str]]:
     """("note" or "warning", a sentence) on what is trained on: the classes with their counts, names that
-    may be mistakes, texts that stand several times.
+    may be mistakes, texts that occur several times.
     """
     counts = Counter(data.classes)
     named = [f"{label} {counts[kind]:,}" for kind, label in enumerate(data.labels)]

@@ -77,8 +77,8 @@ class Shard:
 class TokenManifest:
     """`n_bytes` is the text's size as UTF-8; `n_tokens` counts the end-of-text after each document.
 
-    `arguments` and `validation_arguments` name the sources as they were typed; `notes` are what to know of
-    their text.
+    `arguments` and `validation_arguments` name the sources as they were typed; `notes` are remarks on their
+    text.
     """
 
     settings: PrepareSettings

@@ -55,7 +55,7 @@ from gpt2cli.data.prepare_pipeline import (
     run_prepare,
 )
 from gpt2cli.data.prepare_settings import prepare_command, require_same_settings
-from gpt2cli.data.split_text import SplitRule
+from gpt2cli.data.text_reader import SplitRule
 from gpt2cli.data.token_dataset import open_dataset
 from gpt2cli.data.tokenize import source_record
 from gpt2cli.data.vocabulary import learn_vocabulary, spooled
@@ -93,13 +93,7 @@ def prepare(
     """
     _check_settings(settings, validation_sources)
     _refuse_foreign(out)
-    nanogpt = nanogpt_folder(sources, settings, validation_sources)
-    settings = replace(settings, validation=0.0) if nanogpt else settings
-    found = (
-        nanogpt_sources(nanogpt)
-        if nanogpt
-        else expand_sources(sources, out=out, held_out=validation_sources, stdin_is_records=stdin_is_records)
-    )
+    found, settings, nanogpt = _choose_sources(sources, settings, validation_sources, out, stdin_is_records)
     files.require_writable(out)
     with locks.lock(out), files.naming(out):
         files.sweep(out)
@@ -137,13 +131,7 @@ def prepare_cached(
         yield from _prepared_before(Path(sources[0]), validation_sources, tokenizer)
         return
     _check_settings(settings, validation_sources)
-    nanogpt = nanogpt_folder(sources, settings, validation_sources)
-    settings = replace(settings, validation=0.0) if nanogpt else settings
-    found = (
-        nanogpt_sources(nanogpt)
-        if nanogpt
-        else expand_sources(sources, out=paths.prepared(), held_out=validation_sources)
-    )
+    found, settings, nanogpt = _choose_sources(sources, settings, validation_sources, paths.prepared())
     if any(source.path is None for source in found):
         raise UsageError("standard input cannot be a data.source", fix="gpt2 prepare - --out FOLDER")
     expected = [source_record(source) for source in found]
@@ -182,6 +170,23 @@ def prepare_cached(
             nanogpt=nanogpt,
         )
         yield from _prepare(job, True)  # the folder is ours: what does not fit in it is made again
+
+
+def _choose_sources(
+    sources: Sequence[str | Path],
+    settings: PrepareSettings,
+    validation_sources: Sequence[str | Path],
+    out: Path,
+    stdin_is_records: bool = False,
+) -> tuple[list[TextSource], PrepareSettings, Path | None]:
+    """The files to read, the settings to read them with, and the folder of nanoGPT's tokens if they are
+    in one.
+    """
+    if nanogpt := nanogpt_folder(sources, settings, validation_sources):
+        return nanogpt_sources(nanogpt), replace(settings, validation=0.0), nanogpt
+    held_out = validation_sources
+    found = expand_sources(sources, out=out, held_out=held_out, stdin_is_records=stdin_is_records)
+    return found, settings, None
 
 
 def _prepared_before(

@@ -28,7 +28,7 @@ from gpt2cli.data.file_kinds import TABLES, Kind, reading_command
 from gpt2cli.data.input_files import SourceKind, TextSource, record_source
 from gpt2cli.data.json_values import json_values
 from gpt2cli.data.text_fields import name_field
-from gpt2cli.encodings import decode_utf8
+from gpt2cli.encodings import Utf8Reader, decode_utf8
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.json_files import parse_json
 
@@ -96,7 +96,11 @@ class RecordReader:
             else:
                 self._refuse_names()
                 is_lines = _is_lines(stream, self.kind)
-                yield from self._lines(stream) if is_lines else self._values(stream)
+                if is_lines:
+                    yield from self._lines(stream)
+                else:
+                    text = Utf8Reader(stream, self.source.name, line=1)
+                    yield from json_values(text.read, self.source.name, self._fields)
             self._bytes.drain()
 
     def require_once(self, names: Iterable[str]) -> None:
@@ -139,27 +143,6 @@ class RecordReader:
                 self.tally.skip(InputError(f"{name}:{number}: not a JSON record", str(error), fix))
                 continue
             yield number, value
-
-    def _values(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-        decoder = codecs.getincrementaldecoder("utf-8")("strict")
-        offset, line = 0, 1
-
-        def read(n: int) -> str:
-            nonlocal offset, line
-            block = stream.read(n)
-            held = decoder.getstate()[0]
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError:
-                text = "\0"
-            if "\0" in text:
-                decode_utf8(held + block, self.source.name, offset - len(held), line=line, more=stream.read)
-            text = text if offset else text.removeprefix("\ufeff")
-            offset += len(block)
-            line += block.count(b"\n")
-            return text if text or not block else read(n)
-
-        yield from json_values(read, self.source.name, self._fields)
 
     def _rows(self, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, dict[str, str]]]:
         name = self.source.name

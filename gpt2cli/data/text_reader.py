@@ -1,13 +1,13 @@
 """Reading text: a source becomes the pieces of its documents, in constant memory, with a digest.
 
 A .txt or .md file and standard input are one document each, unless they are split; their CRLF becomes LF.
-A record is a document, of the texts of its fields. A long document comes in several pieces, cut where
+A record is a document, of the texts of its fields. Text is split at a separator, at line ends or at blank
+lines. A long document comes in several pieces, cut where
 GPT-2's byte-pair encoding gives the same tokens.
 """
 
-import codecs
-import contextlib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -16,10 +16,10 @@ from gpt2cli.data.byte_source import BLOCK, ByteSource, ReadOptions
 from gpt2cli.data.file_kinds import TABLES, markup_note
 from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.record_files import LARGE, RecordReader
-from gpt2cli.data.split_text import SplitRule, split_option
+from gpt2cli.data.tables import no_column
 from gpt2cli.data.text_fields import TEXT, joined_text, longest_field, name_field
-from gpt2cli.encodings import decode_utf8
-from gpt2cli.errors import InputError
+from gpt2cli.encodings import Utf8Reader
+from gpt2cli.errors import InputError, UsageError
 from gpt2cli.tokenizer.base import END_OF_TEXT
 
 PIECE_CHARACTERS = 1 << 18  # the usual size
@@ -29,6 +29,36 @@ MAX_PIECE_CHARACTERS = 1 << 19  # text without a safe cut is cut here anyway
 # never matches across it and has no lookbehind, so that both sides split into the same words as the
 # whole. (Python's \S excludes everything that Unicode calls White_Space.)
 SAFE_CUT = re.compile(r"\S(?=[ \n])")
+
+
+LINES, BLANK_LINES = "\n", r"\n(?:[^\S\n]*\n)+"
+_CHOICES = "--split-on, --per-line and --blank-line (data.split_on, data.per_line, data.blank_line)"
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How a text is cut into documents; at most one of the three. `split_on` cuts the texts of records
+    too, the other two plain text alone.
+
+    Raises UsageError for two rules at once.
+    """
+
+    split_on: str = ""
+    per_line: bool = False
+    blank_line: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.split_on) + self.per_line + self.blank_line > 1:
+            raise UsageError(
+                "a text is split in two ways", f"{_CHOICES} exclude each other", "give one of them"
+            )
+
+    def separator(self, is_plain: bool) -> re.Pattern[str] | None:
+        if self.split_on:  # a text's CRLF is LF when it is split
+            return re.compile(re.escape(self.split_on.replace("\r\n", "\n")))
+        if is_plain and (self.per_line or self.blank_line):
+            return re.compile(LINES if self.per_line else BLANK_LINES)
+        return None
 
 
 @dataclass(frozen=True)
@@ -122,10 +152,8 @@ class SourceReader:
         reader.require_once(self._fields)
         for field in self._fields:
             if field not in reader.columns:
-                where = reader.where(1)
-                there = ", ".join(map(repr, reader.columns[:8]))
-                what = f"{where}: no column {field!r}"
-                raise InputError(what, f"the file has: {there}", name_field(longest_field(record) or "NAME"))
+                fix = name_field(longest_field(record) or "NAME")
+                raise no_column(reader.where(1), field, reader.columns, fix)
 
     def _text(self, opened: ByteSource) -> Iterator[TextPiece]:
         separator = self._rule.separator(is_plain=True)
@@ -144,12 +172,10 @@ class SourceReader:
             opened.drain()
 
     def _blocks(self, stream: BinaryIO) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("strict")
-        offset = 0
-        while block := stream.read(BLOCK):
-            yield self._with_line_feeds(self._decode(block, offset, decoder, stream))
-            offset += len(block)
-        yield self._decode(b"", offset, decoder, stream) + self._held
+        reader = Utf8Reader(stream, self.source.name)
+        while block := reader.read(BLOCK):
+            yield self._with_line_feeds(block)
+        yield self._held
 
     def _with_line_feeds(self, text: str) -> str:
         """The next part of a text with LF for CRLF; a "\r" at its end is held back for what follows."""
@@ -161,15 +187,6 @@ class SourceReader:
         n = text.count("\r\n")
         self.n_line_ends += n
         return text.replace("\r\n", "\n") if n else text
-
-    def _decode(self, block: bytes, offset: int, decoder: codecs.IncrementalDecoder, stream: BinaryIO) -> str:
-        """The text of `block`, which starts at byte `offset` of the source."""
-        held = decoder.getstate()[0]
-        with contextlib.suppress(UnicodeDecodeError):
-            text = decoder.decode(block, final=not block)
-            if "\0" not in text:
-                return text if offset else text.removeprefix("\ufeff")
-        return decode_utf8(held + block, self.source.name, offset - len(held), more=stream.read)  # raises
 
 
 def _split(blocks: Iterator[str], separator: re.Pattern[str]) -> Iterator[TextPiece]:
@@ -235,3 +252,9 @@ def _safe_cut(text: str) -> int:
 
 def _n_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def split_option(text: str) -> str:
+    """The fix that splits at a text."""
+    recipe = shlex.quote("data.split_on=" + text)
+    return f"--split-on {shlex.quote(text)}, in a recipe {recipe}"

@@ -21,8 +21,7 @@ from gpt2cli.data.byte_source import ByteSource, ReadOptions
 from gpt2cli.data.input_files import TextSource
 from gpt2cli.data.manifest import PrepareSettings, ReadPosition, SourceRecord
 from gpt2cli.data.shards import Ids, dtype_for, to_shard_dtype
-from gpt2cli.data.split_text import SplitRule
-from gpt2cli.data.text_reader import SourceReader, TextPiece
+from gpt2cli.data.text_reader import SourceReader, SplitRule, TextPiece
 from gpt2cli.errors import InputError
 from gpt2cli.tokenizer.base import END_OF_TEXT, Tokenizer, begin
 from gpt2cli.tokenizer.bpe import BPE, PATTERN

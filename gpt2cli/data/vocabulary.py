@@ -63,9 +63,8 @@ def learn_bpe(
 ) -> Generator[PrepareProgress, None, tuple[BPE, int]]:
     """Byte-pair merges of the training split, and where in it their text ends, in bytes.
 
-    What is held out must not shape the vocabulary. Which documents are is known beforehand. A tail that is
-    cut off the training split is so many tokens long, which is not known yet: the text ends well before it,
-    and `prepare_pipeline` cuts no earlier. What is to be said of the sources goes to `notes`.
+    Held-out text must not shape the vocabulary. The tail that may still move to validation is counted in
+    tokens, unknown here, so training text stops well before it. Remarks on the sources go to `notes`.
     """
     n_train = n_bytes = 0
     for chunk in text_chunks(job.sources, job.settings, [], [] if notes is None else notes):

@@ -18,9 +18,8 @@ from gpt2cli.data.byte_source import ReadOptions, joined_digest
 from gpt2cli.data.corpora import find_corpora
 from gpt2cli.data.input_files import TextSource, expand_sources
 from gpt2cli.data.manifest import TokenManifest, was_made_by_prepare
-from gpt2cli.data.split_text import SplitRule
 from gpt2cli.data.text_fields import TEXT
-from gpt2cli.data.text_reader import SourceReader
+from gpt2cli.data.text_reader import SourceReader, SplitRule
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.paths import checkpoints, has_home, is_model, prepared

@@ -41,7 +41,7 @@ def recipe_keys(kind: type[Recipe]) -> list[RecipeKey]:
 
 
 def all_recipe_keys() -> list[RecipeKey]:
-    """The keys of all recipes: one that several tasks share stands once."""
+    """The keys of all recipes: one that several tasks share is listed once."""
     found: dict[RecipeKey, list[str]] = {}
     for task, kind in RECIPES.items():
         for one in recipe_keys(kind):

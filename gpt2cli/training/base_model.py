@@ -50,7 +50,7 @@ class BaseLM:
 
     @property
     def sha256(self) -> str:
-        """Of the weights, or of what random ones follow from; part of a run's identity."""
+        """Hash of the weights, or of what determines random ones; part of a run's identity."""
         if self.recorded:
             return self.recorded
         if self.folder is None:
@@ -97,7 +97,7 @@ def find_base(recipe: FinetuneRecipe | PretrainRecipe) -> BaseLM:
 
 
 def add_tokens(base: BaseLM, texts: Sequence[str]) -> BaseLM:
-    """The base with those of the texts as tokens that its vocabulary lacks. Raises UsageError for a
+    """The base with a new token for each of the texts that its vocabulary lacks. Raises UsageError for a
     vocabulary of characters.
     """
     tokenizer = base.tokenizer

@@ -22,6 +22,7 @@ from gpt2cli.checkpoints.safetensors_file import read_tensors
 from gpt2cli.data.labelled_splits import ClassifySplits, LabelledExamples
 from gpt2cli.data.labelled_texts import class_weights, pad_right
 from gpt2cli.data.sft_batches import batches_by_length
+from gpt2cli.data.windows import first_sample
 from gpt2cli.evaluation.class_metrics import Prediction, classification_metrics
 from gpt2cli.model.config import GPT2Config
 from gpt2cli.model.gpt2 import GPT2Classifier, empty_classifier
@@ -30,7 +31,7 @@ from gpt2cli.paths import ADAPTER
 from gpt2cli.recipe.schema import ClassifyRecipe
 from gpt2cli.tokenizer.base import Tokenizer
 from gpt2cli.training.base_model import BaseLM
-from gpt2cli.training.task import Batch, TrainingTask, add_adapters, first_sample, require_base_of_adapters
+from gpt2cli.training.task import Batch, TrainingTask, add_adapters, require_base_of_adapters
 from gpt2cli.training.train_state import ROWS_PER_STEP, RunIdentity
 
 OLD_ADAPTERS = "adapters.safetensors"  # of older versions, in place of the folder ADAPTER
@@ -146,7 +147,7 @@ class ClassifyTask(TrainingTask):
     def batch(self, step: int, micro: int) -> ClassifyBatch:
         """Each epoch visits every text once, in its own order; a batch may span two epochs."""
         batch, n = self.recipe.batch, len(self.data.train)
-        first = first_sample(batch, step, micro)
+        first = first_sample(step, micro, batch.micro_batch, batch.accumulation)
         samples = [divmod(sample, n) for sample in range(first, first + batch.micro_batch)]
         rows = [int(_epoch_order(self.recipe.seed, epoch, n)[position]) for epoch, position in samples]
         return self._batch(self.data.train, rows)

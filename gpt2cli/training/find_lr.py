@@ -1,8 +1,8 @@
 """The learning rate finder: a short training whose rate rises exponentially (Smith 2017, section 3.3).
 
-"Cyclical Learning Rates for Training Neural Networks": as the rate rises, the loss falls, then stops to
-fall, then explodes. Where it is lowest no faster rate trains any more. A training that keeps its rate for
-long needs a smaller one: a tenth, the rule of fastai's finder (Howard and Gugger 2020).
+"Cyclical Learning Rates for Training Neural Networks". The loss falls, levels off, then explodes. Rates above
+its minimum no longer train. A training that keeps its rate for long needs a smaller one: a tenth, the rule of
+fastai's finder (Howard and Gugger 2020).
 """
 
 import math

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2cli import files
-from gpt2cli.errors import UsageError, require_format
+from gpt2cli.errors import UsageError
 from gpt2cli.evaluation.seed_statistics import (
     MeanOverSeeds,
     PairedDifference,
     mean_over_seeds,
     paired_difference,
 )
-from gpt2cli.json_files import read_json_object
+from gpt2cli.json_files import read_own_json
 from gpt2cli.recipe.loader import dump_recipe, load_recipe
 from gpt2cli.training.metrics_log import records_of
 from gpt2cli.training.run_dir import RunDir, diverged_at, evaluations
@@ -75,7 +75,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class CellSummary:
-    """A cell over its seeds. What a run that diverged found does not count."""
+    """A cell over its seeds. Runs that diverged do not count."""
 
     cell: str
     results: tuple[RunResult, ...]
@@ -89,7 +89,7 @@ class CellSummary:
 
 @dataclass(frozen=True)
 class GridReport:
-    """The table. `loss` is the one that time is measured to."""
+    """The table. `loss` is the target: times are measured until a run reaches it."""
 
     cells: tuple[CellSummary, ...]
     loss: float
@@ -173,9 +173,7 @@ def record_grid(folder: Path, runs: Sequence[GridRun]) -> None:
     """
     path, known = folder / RECORD, dict[str, str]()
     if path.exists():
-        record = read_json_object(path)
-        require_format(path, record.get("format"), RECORD_FORMAT)
-        known = dict(record["runs"])
+        known = dict(read_own_json(path, RECORD_FORMAT)["runs"])
     for run in runs:
         if known.get(run.folder.name, run.digest) != run.digest:
             raise UsageError(

@@ -7,17 +7,18 @@ read is listed as a problem and raises nothing.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from gpt2cli.checkpoints.folder import RECIPE
 from gpt2cli.checkpoints.provenance import RECEIPT
-from gpt2cli.errors import Gpt2Error, require_format
-from gpt2cli.json_files import read_json_object
-from gpt2cli.paths import CHECKPOINTS, RUN_RECORD, STATE
+from gpt2cli.errors import Gpt2Error
+from gpt2cli.json_files import read_json_object, read_own_json
+from gpt2cli.paths import CHECKPOINTS, RECIPE, RUN_RECORD, STATE
 from gpt2cli.recipe import yaml_lines
 from gpt2cli.training.run_json import RECORD_FORMAT
 
+T = TypeVar("T")
 Value: TypeAlias = str | int | float | bool
 Facts: TypeAlias = dict[str, Value]  # by dotted path; paths that a file lacks are left out
 
@@ -53,10 +54,11 @@ class Lineage:
 
 def read_lineage(folder: Path) -> Lineage:
     """The origin of the model in `folder`, from its files and those of its run."""
-    problems: list[str] = []
+    problems: list[Gpt2Error] = []
     above = folder.resolve().parent
     run = above.parent if above.name == CHECKPOINTS else None
-    record = _read(run / RUN_RECORD, problems, _run_record) if run else {}
+    read_record = partial(read_own_json, newest=RECORD_FORMAT)
+    record = _read(run / RUN_RECORD, problems, read_record) if run else {}
     receipt = _read(folder / RECEIPT, problems)
     sessions = record.get("sessions")
     return Lineage(
@@ -65,16 +67,26 @@ def read_lineage(folder: Path) -> Lineage:
         run=run,
         sessions=tuple(_pick(s, _SESSION) for s in sessions) if isinstance(sessions, list) else (),
         conversion=_pick(receipt, _CONVERSION),
-        sources=_texts(_at(receipt, "source.files")),
+        sources=_texts(value_at(receipt, "source.files")),
         notes=_texts(receipt.get("notes")),
-        problems=tuple(problems),
+        problems=tuple(map(str, problems)),
     )
 
 
-def _run_record(path: Path) -> dict[str, Any]:
-    record = read_json_object(path)
-    require_format(path, record.get("format"), RECORD_FORMAT)
-    return record
+def attempt(problems: list[Gpt2Error], otherwise: T, read: Callable[[], T]) -> T:
+    """What `read` returns; after an error, which joins the problems, `otherwise`."""
+    try:
+        return read()
+    except Gpt2Error as error:
+        problems.append(error)
+        return otherwise
+
+
+def value_at(values: Any, path: str) -> Any:
+    """The value at a dotted path of objects within objects; None where there is none."""
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _recipe_values(path: Path) -> dict[str, Any]:
@@ -82,27 +94,15 @@ def _recipe_values(path: Path) -> dict[str, Any]:
 
 
 def _read(
-    path: Path, problems: list[str], read: Callable[[Path], dict[str, Any]] = read_json_object
+    path: Path, problems: list[Gpt2Error], read: Callable[[Path], dict[str, Any]] = read_json_object
 ) -> dict[str, Any]:
     """The content of a file; empty if there is no such file."""
-    if not os.path.lexists(path):
-        return {}
-    try:
-        return read(path)
-    except Gpt2Error as error:
-        problems.append(str(error))
-        return {}
+    return attempt(problems, {}, lambda: read(path)) if os.path.lexists(path) else {}
 
 
 def _pick(values: Any, paths: Sequence[str]) -> Facts:
-    found = {path: _at(values, path) for path in paths}
+    found = {path: value_at(values, path) for path in paths}
     return {path: value for path, value in found.items() if isinstance(value, str | int | float | bool)}
-
-
-def _at(values: Any, path: str) -> Any:
-    for key in path.split("."):
-        values = values.get(key) if isinstance(values, dict) else None
-    return values
 
 
 def _texts(values: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,9 +21,19 @@ def records_of(path: Path, event: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     name = event.encode()
-    with open(path, "rb") as file:
-        records = [record for line in file if name in line and (record := _record(line))]
-    return [record for record in records if record.get("event") == event]
+    found = each_record(path, lambda line: name in line)
+    return [record for record in found if record.get("event") == event]
+
+
+def each_record(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[dict[str, Any]]:
+    """The records of a file, oldest first; only the lines that `is_wanted` takes are parsed.
+
+    Skips a line that is not a whole record: a kill tears the last one. Raises InputError without a file.
+    """
+    with files.open_regular(path) as file:
+        for line in file:
+            if is_wanted(line) and (record := _record(line)):
+                yield record
 
 
 def last_records(path: Path, n_bytes: int = 1 << 16) -> list[dict[str, Any]]:

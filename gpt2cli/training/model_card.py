@@ -1,6 +1,6 @@
 """The model card of a model that was trained here: README.md of its folder, as the Hugging Face hub shows it.
 
-What is not known, such as the licence of one's own text, is said to be unknown and left to its author.
+Unknown facts, such as the licence of a private text, are marked as such, for the author to fill in.
 """
 
 import math

@@ -32,7 +32,7 @@ def absolute_paths(overrides: Sequence[str]) -> list[str]:
 def moved_paths(run: RunDir, recipe: Recipe, resume: str) -> list[str]:
     """Overrides that name the files of a resumed run's recipe where they are now; none if they lie here.
 
-    `resume` is the command line. Raises InputError that completes it for a path that is nowhere.
+    `resume` is the command line. Raises InputError that completes it for a path that no longer exists.
     """
     places = list(dict.fromkeys(_places(run)))
     overrides = []

@@ -1,4 +1,4 @@
-"""The task of a recipe, its data read and its base loaded: what stands before a training loop.
+"""The task of a recipe, with its data read and its base loaded: all that comes before a training loop.
 
 Data is found or downloaded here, and prepared through a callback that may show its progress. Notices are
 sentences for the user.
@@ -21,7 +21,7 @@ from gpt2cli.data.prepare import named_tokenizer, prepare_cached
 from gpt2cli.data.prepare_pipeline import PrepareProgress
 from gpt2cli.data.prepare_settings import READING, prepare_settings, require_same_settings
 from gpt2cli.data.token_dataset import TokenDataset, open_dataset
-from gpt2cli.errors import Gpt2Error, InputError
+from gpt2cli.errors import InputError, at_place
 from gpt2cli.evaluation.rouge import require_rouge
 from gpt2cli.recipe.data_sections import ClassifyDataConfig, InstructDataConfig, each_name
 from gpt2cli.recipe.schema import ClassifyRecipe, InstructRecipe, PretrainRecipe
@@ -165,18 +165,15 @@ def open_instruction_tuning(
 
 
 def _tokenizer_in_folder(name: str | None, checkpoint: Path | None) -> Tokenizer | None:
-    """The tokenizer of a recipe that names a folder. A resumed run has a copy of its own, if that is gone.
-
-    Whether it is still the same, the run's identity says. Raises UsageError for an unknown name.
+    """The tokenizer of a recipe that names a folder. Where the folder is gone, a resumed run has its own
+    copy; the run's identity tells whether the two differ. Raises UsageError for an unknown name.
     """
     if name is None or name == "gpt2" or is_made_of_text(name):
         return None
     if checkpoint and not paths.expand(name).is_dir():
         return load_tokenizer(checkpoint)
-    try:
+    with at_place("data.tokenizer"):
         return named_tokenizer(name)
-    except Gpt2Error as error:
-        raise type(error)(f"data.tokenizer: {error.what}", error.why, error.fix) from None
 
 
 def _held_out(

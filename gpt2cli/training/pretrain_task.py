@@ -14,15 +14,14 @@ from torch import Tensor
 from gpt2cli.data.prepare_settings import prepare_command
 from gpt2cli.data.shards import token_lengths
 from gpt2cli.data.token_dataset import TokenDataset
-from gpt2cli.data.windows import TrainingWindows, validation_windows
+from gpt2cli.data.windows import TrainingWindows, first_sample, validation_windows
 from gpt2cli.errors import InputError, UsageError
 from gpt2cli.model.gpt2 import GPT2LMHead
 from gpt2cli.recipe.data_sections import each_name
 from gpt2cli.recipe.schema import PretrainRecipe
 from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.language_model_task import LanguageModelTask
-from gpt2cli.training.task import Batch, first_sample
+from gpt2cli.training.task import Batch, LanguageModelTask
 from gpt2cli.training.train_state import ROWS_PER_STEP, RunIdentity
 
 # Rows per evaluation batch hold about as many tokens. Training's micro-batch has no part in it: the
@@ -95,7 +94,8 @@ class PretrainTask(LanguageModelTask):
 
     def batch(self, step: int, micro: int) -> Batch:
         batch = self.recipe.batch
-        rows = self.windows.rows(first_sample(batch, step, micro), batch.micro_batch)  # (B, T + 1)
+        first = first_sample(step, micro, batch.micro_batch, batch.accumulation)
+        rows = self.windows.rows(first, batch.micro_batch)  # (B, T + 1)
         return _inputs_and_targets(rows)
 
     def evaluation_batches(self) -> Iterator[Batch]:

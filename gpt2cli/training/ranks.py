@@ -1,9 +1,9 @@
 """Processes that train one model together.
 
 A step has `batch.accumulation` micro-batches, and rank r of W processes takes the micro-batches r, r + W,
-r + 2 W, and so on. The gradients are summed over the processes once a step. Data order and dropout are
-functions of the micro-batch's number, so they know nothing of ranks, and a run goes on with any number
-of processes.
+r + 2 W, and so on. The gradients are summed over the processes once per step. Data order and dropout are
+functions of the micro-batch's number, so they know nothing of ranks, and a run goes on with any number of
+processes.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, n: int) -> range:
-        """Of n things, numbered from 0, those that are this process's."""
+        """This process's share of the numbers 0 to n - 1."""
         return range(self.rank, n, self.world)
 
     def deal(self, items: Iterable[T]) -> Iterator[tuple[T, bool]]:
@@ -67,7 +67,7 @@ class Ranks:
         return tuple(totals)
 
     def most(self, *values: int) -> tuple[int, ...]:
-        """Each value's maximum over the processes: what one of them has heard, all have."""
+        """Each value's maximum over the processes: a signal that reaches one reaches all."""
         if self.world == 1:
             return values
         return tuple(max(column) for column in zip(*self._gather(values), strict=True))
@@ -93,7 +93,7 @@ class Ranks:
         return told[0]
 
     def close(self) -> None:
-        """Part from the others: what follows is this process's alone."""
+        """Leave the process group: what follows is this process's alone."""
         if self.world > 1 and torch.distributed.is_initialized():
             with or_lost():
                 torch.distributed.barrier(group=self.control)
@@ -158,7 +158,7 @@ def or_lost(certain: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _or_unmet() -> Iterator[None]:
-    """Of the meeting at an address that the environment names."""
+    """Translate rendezvous errors (MASTER_ADDR, MASTER_PORT)."""
     try:
         yield
     except RuntimeError as error:

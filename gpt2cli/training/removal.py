@@ -8,18 +8,19 @@ from pathlib import Path
 from gpt2cli import files, locks, paths
 from gpt2cli.errors import UsageError
 from gpt2cli.paths import TENSORS
-from gpt2cli.training.pins import runs_that_need
-from gpt2cli.training.runs_on_disk import RunEntry, find_entries
+from gpt2cli.training.retention import runs_that_need
+from gpt2cli.training.runs_on_disk import OF_A_START, RunEntry, find_entries
 
 _OF_A_RUN = {
-    *(paths.RUN_RECORD, paths.METRICS, paths.CHECKPOINTS, paths.RESPONSES, "best", "last", paths.RECIPE),
-    *("samples.txt", "loss.png", "tensorboard", "report.json", "scores.json", "confusion.png"),
+    *OF_A_START,
+    *paths.POINTERS,
+    *(paths.RESPONSES, "report.json", "scores.json", "confusion.png"),
 }
 
 
 @dataclass(frozen=True)
 class Need:
-    """What is lost to `path` with something removed."""
+    """A run or model, `path`, that needs something about to be removed, and why."""
 
     path: Path
     why: str
@@ -104,7 +105,9 @@ def foreign_files(entry: RunEntry) -> list[str]:
 
 
 def _roots(entries: Sequence[RunEntry]) -> list[Path]:
-    """Where what needs one of the entries may lie: beside it, in ./runs and under GPT2_HOME."""
+    """The folders whose runs and models may need one of the entries: beside each, in ./runs and under
+    GPT2_HOME.
+    """
     roots = [entry.folder.resolve().parent for entry in entries]
     roots += [paths.runs(), *([paths.models()] if paths.has_home() else [])]
     return list(dict.fromkeys(root.resolve() for root in roots))

@@ -29,7 +29,7 @@ from gpt2cli.recipe.schema import SCRATCH
 from gpt2cli.training import metrics_log, retention
 from gpt2cli.training.estimate import checkpoint_bytes
 from gpt2cli.training.events import EvalDone, Event, to_json
-from gpt2cli.training.pins import runs_that_need
+from gpt2cli.training.retention import runs_that_need
 from gpt2cli.training.run_json import RECORD_FORMAT, read_sessions
 from gpt2cli.training.train_state import Computing, moments_of, write_state
 
@@ -48,8 +48,8 @@ class RunDir:
         self.recipe = folder / paths.RECIPE
         self.record = folder / paths.RUN_RECORD
         self.metrics = folder / paths.METRICS
-        self.samples = folder / "samples.txt"
-        self.plot = folder / "loss.png"
+        self.samples = folder / paths.SAMPLES
+        self.plot = folder / paths.PLOT
         self.checkpoints = folder / paths.CHECKPOINTS
 
 
@@ -127,9 +127,11 @@ def start_run(run: RunDir, task: str) -> Iterator[None]:
         raise
 
 
-def sweep(run: RunDir) -> list[Path]:
+def sweep(run: RunDir) -> None:
     """Delete the leftovers of killed saves. The caller holds the run's lock."""
-    return files.sweep(run.folder) + (files.sweep(run.checkpoints) if run.checkpoints.is_dir() else [])
+    files.sweep(run.folder)
+    if run.checkpoints.is_dir():
+        files.sweep(run.checkpoints)
 
 
 def require_room_to_train(run: RunDir, setup: "TrainingSetup") -> None:
@@ -220,8 +222,8 @@ def named_checkpoint(run: RunDir, name: str) -> Path:
     _refuse_newer(run)
     number = name.removeprefix("step-")
     path = run.checkpoints / f"step-{int(number):06d}" if number.isdecimal() else run.folder / name
-    if not path.is_dir() or not (number.isdecimal() or name in retention.POINTERS):
-        names = [*(pointer for pointer in retention.POINTERS if (run.folder / pointer).is_dir())]
+    if not path.is_dir() or not (number.isdecimal() or name in paths.POINTERS):
+        names = [*(pointer for pointer in paths.POINTERS if (run.folder / pointer).is_dir())]
         names += [checkpoint.name for checkpoint in paths.checkpoints(run.folder)]
         raise UsageError(
             f"--from {name}: {run.folder} has no such checkpoint",
@@ -300,8 +302,8 @@ def recorded_overrides(run: RunDir) -> list[str]:
 
 
 def started_in(run: RunDir) -> list[tuple[str, str]]:
-    """Of each session that has recorded them, the first one first: the working directory and the run's
-    folder, both absolute.
+    """The working directory and the run's folder of each session that recorded them, both absolute, oldest
+    first.
     """
     found = [(session.get("folder"), session.get("run")) for session in read_sessions(run.folder)]
     return [(str(folder), str(run_was)) for folder, run_was in found if folder and run_was]
@@ -333,7 +335,7 @@ def _put_aside(run: RunDir, whole: Path) -> None:
     """Rename the damaged checkpoints newer than `whole`, and point `last` and `best` elsewhere."""
     found = paths.checkpoints(run.folder)
     _rename_all(found[found.index(whole) + 1 :], "damaged")
-    for name in retention.POINTERS:
+    for name in paths.POINTERS:
         if not (run.folder / name).exists():
             files.point(run.folder / name, whole)
 

@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.errors import InputError, require_format
-from gpt2cli.json_files import read_json_object
+from gpt2cli.errors import InputError
+from gpt2cli.json_files import read_own_json
 from gpt2cli.paths import RUN_RECORD
 
 RECORD_FORMAT = 1
@@ -25,9 +25,7 @@ def read_sessions(run: Path) -> list[dict[str, Any]]:
         f"echo {shlex.quote(empty)} > {shlex.quote(str(path))}, then resume with"
         f" {shlex.quote(str(run / 'recipe.yaml'))}, which has every value"
     )
-    record = read_json_object(path, fix)
-    require_format(path, record.get("format"), RECORD_FORMAT, fix)
-    sessions = record.get("sessions")
+    sessions = read_own_json(path, RECORD_FORMAT, fix).get("sessions")
     if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
         raise InputError(f"{path}: is damaged", "sessions is not a list of objects", fix)
     if not all(_is_words(session.get("overrides", [])) for session in sessions):

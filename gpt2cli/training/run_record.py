@@ -1,4 +1,5 @@
-"""A training run as its folder tells it: its name, where it resumes, run.json and recipe.yaml, a divergence.
+"""The start of a training run and what its folder tells: its name, its recipe and where it resumes,
+run.json and recipe.yaml, a divergence.
 
 Notices are sentences for the user.
 """
@@ -8,26 +9,29 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2cli import __version__, files, paths
 from gpt2cli.checkpoints.folder import read_manifest
 from gpt2cli.errors import DivergedError, Gpt2Error, InputError, UsageError
 from gpt2cli.paths import TENSORS, shown_path
-from gpt2cli.recipe.loader import dump_recipe, load_recipe
+from gpt2cli.recipe.loader import LoadedRecipe, dump_recipe, load_recipe
 from gpt2cli.recipe.schema import Recipe
 from gpt2cli.runtime import describe_machine
 from gpt2cli.training.base_model import newest_base
+from gpt2cli.training.moved_paths import absolute_paths, moved_paths
 from gpt2cli.training.open_task import Notice
 from gpt2cli.training.optimizer_step import learning_rate
-from gpt2cli.training.pins import pin
+from gpt2cli.training.retention import pin, settle_best
 from gpt2cli.training.run_dir import (
     RunDir,
     diverged_at,
     named_checkpoint,
     newest_valid_checkpoint,
     record_divergence,
+    recorded_overrides,
     truncate_records,
     write_record,
 )
@@ -42,8 +46,44 @@ def run_name_of(recipe: str) -> str:
     return path.stem
 
 
-def newest_init(recipe: Recipe, notice: Notice) -> str:
-    """The path that `init: newest` means now, as YAML; on a resume the newest model is this run."""
+@dataclass(frozen=True)
+class RunRecipe:
+    """A run's recipe, the overrides that its record keeps, and those that say where its files are now."""
+
+    loaded: LoadedRecipe
+    given: list[str]
+    moved: list[str]
+
+
+def recipe_of_run(
+    run: RunDir,
+    given: Sequence[str],
+    load: Callable[[list[str]], LoadedRecipe],
+    resume_command: str,
+    notice: Notice,
+) -> RunRecipe:
+    """The recipe with the overrides `given`; on a resume they follow the recorded ones. `load` reads it with
+    overrides; `resume_command` is the command line, and empty for a new run.
+
+    Raises as `load`, and InputError for a file of the recipe that is gone.
+    """
+    given, moved = list(given), list[str]()
+    if resume_command:  # init=newest is in the record as a path; now the newest would be this run
+        typed = absolute_paths([word for word in given if word not in _INIT_NEWEST])
+        given = recorded_overrides(run) + typed
+        moved = moved_paths(run, load(given).recipe, resume_command)
+    loaded = load(given + moved)
+    if newest := _newest_init(loaded.recipe, notice):
+        given.append(f"init={newest}")
+        loaded = load(given)
+    return RunRecipe(loaded, given, moved)
+
+
+_INIT_NEWEST = (f"init={paths.NEWEST}", f'init="{paths.NEWEST}"')
+
+
+def _newest_init(recipe: Recipe, notice: Notice) -> str:
+    """The path that `init: newest` means now, as YAML; "" for another init."""
     if recipe.init != paths.NEWEST:
         return ""
     folder = newest_base()
@@ -110,7 +150,10 @@ def record_session(
     command: Sequence[str],
     notice: Notice,
 ) -> None:
-    """Write recipe.yaml and run.json; on a resume, say what changed and cut the log after the checkpoint."""
+    """Settle which checkpoint is the best, and write recipe.yaml and run.json; on a resume, say what changed
+    and cut the log after the checkpoint.
+    """
+    settle_best(run.folder, setup.state, setup.recipe.eval.best)
     text, step = dump_recipe(setup.recipe), setup.state.step
     if checkpoint and run.recipe.exists():
         before = run.recipe.read_text(encoding="utf-8").splitlines()
@@ -140,7 +183,7 @@ def record_session(
 
 
 def _note_changes(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
-    """What a changed recipe does to a resumed run that its values do not show."""
+    """Note the effects of a changed recipe on a resumed run that its values do not show."""
     try:
         before = load_recipe(str(run.recipe)).recipe
     except Gpt2Error:  # an older version's
@@ -154,7 +197,7 @@ def _note_changes(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
 
 
 def _pin_base(run: RunDir, setup: TrainingSetup, notice: Notice) -> None:
-    """Adapters are nothing without their base: where that is a checkpoint of another run, it stays."""
+    """Pin the base of adapters, useless without it, where it is a checkpoint of another run."""
     named = setup.task.base.folder
     if setup.recipe.train != "lora" or named is None:
         return

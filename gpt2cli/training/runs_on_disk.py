@@ -8,10 +8,9 @@ import contextlib
 import difflib
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from gpt2cli import paths
 from gpt2cli.checkpoints.provenance import RECEIPT
@@ -19,11 +18,15 @@ from gpt2cli.errors import Gpt2Error, InputError, NewerFormatError
 from gpt2cli.json_files import read_json_object
 from gpt2cli.locks import LOCK, is_locked
 from gpt2cli.paths import ADAPTER, BASE, MANIFEST, METRICS, RECIPE, RUN_RECORD, STATE, TENSORS
+from gpt2cli.training.lineage import attempt, value_at
 from gpt2cli.training.metrics_log import last_records
 from gpt2cli.training.run_json import read_sessions
 
 # What a start that failed, or was killed before its first save, leaves behind.
-_OF_A_START = {LOCK, RECIPE, RUN_RECORD, METRICS, "samples.txt", "loss.png", "tensorboard", paths.CHECKPOINTS}
+OF_A_START = {
+    *(LOCK, RECIPE, RUN_RECORD, METRICS, paths.CHECKPOINTS),
+    *(paths.SAMPLES, paths.PLOT, paths.TENSORBOARD),
+}
 Kind = Literal["run", "model"]
 State = Literal[
     "running",
@@ -36,7 +39,6 @@ State = Literal[
     "newer version",
     "unreadable",
 ]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ def read_entry(folder: Path) -> RunEntry | None:
     except OSError:  # a file, or gone meanwhile
         return None
     try:
-        if RUN_RECORD in names or paths.CHECKPOINTS in names or (LOCK in names and names <= _OF_A_START):
-            return _read_run(folder, names)
+        if RUN_RECORD in names or paths.CHECKPOINTS in names or (LOCK in names and names <= OF_A_START):
+            return _read_run(folder)
         return _read_model(folder) if paths.is_model(folder) else None
     except OSError as error:  # a folder in it that may not be read
         return RunEntry(folder.name, folder, "run", "unreadable", problem=_words(error))
@@ -149,21 +151,21 @@ def _folders_in(root: Path) -> list[Path]:
         return []
 
 
-def _read_run(folder: Path, names: set[str]) -> RunEntry:
+def _read_run(folder: Path) -> RunEntry:
     problems: list[Gpt2Error] = []
-    sessions = _attempt(problems, list[dict[str, Any]](), lambda: read_sessions(folder))
+    sessions = attempt(problems, list[dict[str, Any]](), lambda: read_sessions(folder))
     checkpoints = _checkpoints(folder)
-    recipe = _attempt(problems, dict[str, Any](), lambda: _read_recipe(folder / RECIPE))
-    records = _attempt(problems, list[dict[str, Any]](), lambda: last_records(folder / METRICS))
+    recipe = attempt(problems, dict[str, Any](), lambda: _read_recipe(folder / RECIPE))
+    records = attempt(problems, list[dict[str, Any]](), lambda: last_records(folder / METRICS))
     progress = dict[str, Any]()
     if checkpoints:
-        state = _attempt(problems, dict[str, Any](), lambda: _read_if_there(checkpoints[-1].path / STATE))
+        state = attempt(problems, dict[str, Any](), lambda: _read_if_there(checkpoints[-1].path / STATE))
         progress = _mapping(state.get("progress"))
     best_loss, best_step = _best(progress, records)
     steps = [record["step"] for record in records] or [checkpoint.step for checkpoint in checkpoints[-1:]]
-    steps_asked = _text(_mapping(recipe.get("optim")).get("steps")).replace("_", "")
+    steps_asked = _text(value_at(recipe, "optim.steps")).replace("_", "")
     base, session = _text(recipe.get("init")), sessions[-1] if sessions else {}
-    tokens = _text(_mapping(session.get("data")).get("tokens"))
+    tokens = _text(value_at(session, "data.tokens"))
     return RunEntry(
         name=folder.name,
         folder=folder,
@@ -171,7 +173,7 @@ def _read_run(folder: Path, names: set[str]) -> RunEntry:
         state=_state(folder, sessions, records, checkpoints, problems),
         task=_text(recipe.get("task")),
         base=base,
-        data=_text(_mapping(recipe.get("data")).get("source")),
+        data=_text(value_at(recipe, "data.source")),
         step=steps[-1] if steps else 0,
         n_steps=int(steps_asked) if steps_asked.isdecimal() else None,
         best_loss=best_loss,
@@ -188,8 +190,8 @@ def _read_run(folder: Path, names: set[str]) -> RunEntry:
 
 def _read_model(folder: Path) -> RunEntry:
     problems: list[Gpt2Error] = []
-    _attempt(problems, dict[str, Any](), lambda: _read_if_there(folder / "config.json"))
-    receipt = _attempt(problems, dict[str, Any](), lambda: _read_if_there(folder / RECEIPT))
+    attempt(problems, dict[str, Any](), lambda: _read_if_there(folder / "config.json"))
+    receipt = attempt(problems, dict[str, Any](), lambda: _read_if_there(folder / RECEIPT))
     bases = _bases(folder)
     kind = "classifier" if paths.is_classifier(folder) else "language model"
     return RunEntry(
@@ -199,7 +201,7 @@ def _read_model(folder: Path) -> RunEntry:
         state="damaged" if problems else "ready",
         task="adapter" if paths.is_adapter(folder) else kind,
         base=str(bases[0]) if bases else "",
-        data=_text(_mapping(receipt.get("source")).get("path")),
+        data=_text(value_at(receipt, "source.path")),
         n_bytes=size_of(folder),
         changed=_changed(folder, MANIFEST, "config.json"),
         problem=str(problems[0]) if problems else "",
@@ -228,7 +230,7 @@ def _state(
 
 def _checkpoints(folder: Path) -> list[Checkpoint]:
     """Oldest first."""
-    pointed = {name: (folder / name).resolve() for name in ("best", "last") if (folder / name).is_dir()}
+    pointed = {name: (folder / name).resolve() for name in paths.POINTERS if (folder / name).is_dir()}
     return [
         Checkpoint(
             path=path,
@@ -292,14 +294,6 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.exists() else {}
-
-
-def _attempt(problems: list[Gpt2Error], otherwise: T, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except Gpt2Error as error:
-        problems.append(error)
-        return otherwise
 
 
 def _changed(folder: Path, *names: str) -> float:

@@ -30,8 +30,7 @@ from gpt2cli.recipe.schema import InstructRecipe
 from gpt2cli.templates import TEMPLATES, Template, Turns, prompt_ids, write_template
 from gpt2cli.training.base_model import BaseLM
 from gpt2cli.training.fused_cross_entropy import cross_entropy_sum
-from gpt2cli.training.language_model_task import LanguageModelTask
-from gpt2cli.training.task import Batch, require_base_of_adapters
+from gpt2cli.training.task import Batch, LanguageModelTask, require_base_of_adapters
 from gpt2cli.training.train_state import RunIdentity
 
 
@@ -238,7 +237,7 @@ class SftTask(LanguageModelTask):
         }
 
     def write_model(self, folder: Path, model: GPT2LMHead, recipe: str) -> dict[str, str]:
-        """With the template of its prompts."""
+        """Write the model, and the template of its prompts."""
         files = super().write_model(folder, model, recipe)
         return files | write_template(folder, self.recipe.template, self.tokenizer, self.examples.turns)
 

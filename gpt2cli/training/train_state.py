@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from gpt2cli.checkpoints.safetensors_file import open_tensors, write_tensors
-from gpt2cli.errors import InputError, require_format
+from gpt2cli.errors import InputError
 from gpt2cli.files import sha256_of, write_json
-from gpt2cli.json_files import read_json_object
+from gpt2cli.json_files import read_json_object, read_own_json
 from gpt2cli.paths import STATE, TENSORS
 
 FORMAT = 1  # of train_state.json; it is not written, the manifest has a number
@@ -113,8 +113,7 @@ def read_state(folder: Path) -> tuple[TrainState, RunIdentity, dict[str, Any]]:
 
     Raises NewerFormatError for a later version's, InputError for an odd one.
     """
-    saved = read_json_object(folder / STATE)
-    require_format(folder / STATE, saved.get("format", FORMAT), FORMAT)
+    saved = read_own_json(folder / STATE, FORMAT, is_numbered=False)
     try:
         values = dict(saved["progress"])
         if "best_by" not in values:  # an older version's, which knew the loss alone

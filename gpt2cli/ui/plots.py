@@ -5,7 +5,6 @@ system.
 """
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any, Literal, TypeGuard
 
 from gpt2cli import files
 from gpt2cli.evaluation.class_metrics import ClassificationMetrics
+from gpt2cli.training.metrics_log import each_record
 from gpt2cli.ui.tables import MOST_CLASSES, short_label
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
@@ -202,20 +202,18 @@ class HistoryPoint:
 
 
 def read_history(metrics: Path) -> list[HistoryPoint]:
-    """All finite losses in a metrics.jsonl, in its order. Skips a line that is not a whole record."""
+    """All finite losses in a metrics.jsonl, in its order."""
     points: list[HistoryPoint] = []
     n_tokens, seconds = 0, 0.0
-    with files.open_regular(metrics) as file:
-        for line in file:
-            record = _record(line)
-            kind, step, loss = record.get("event"), record.get("step"), record.get("loss")
-            if kind not in ("StepDone", "EvalDone") or not _is_finite(step):
-                continue
-            if kind == "StepDone":
-                n_tokens += int(record["n_tokens"]) if _is_finite(record.get("n_tokens")) else 0
-                seconds += record["seconds"] if _is_finite(record.get("seconds")) else 0.0
-            if _is_finite(loss):
-                points.append(HistoryPoint(int(step), n_tokens, seconds, float(loss), kind == "EvalDone"))
+    for record in each_record(metrics, lambda line: True):
+        kind, step, loss = record.get("event"), record.get("step"), record.get("loss")
+        if kind not in ("StepDone", "EvalDone") or not _is_finite(step):
+            continue
+        if kind == "StepDone":
+            n_tokens += int(record["n_tokens"]) if _is_finite(record.get("n_tokens")) else 0
+            seconds += record["seconds"] if _is_finite(record.get("seconds")) else 0.0
+        if _is_finite(loss):
+            points.append(HistoryPoint(int(step), n_tokens, seconds, float(loss), kind == "EvalDone"))
     return points
 
 
@@ -239,43 +237,32 @@ def font_list_beside(out: Path) -> Iterator[None]:
 
 
 def read_curves(metrics: Path) -> Curves:
-    """The finite losses in a metrics.jsonl: of a long run every second step, or fourth, or eighth, ...
-
-    Skips a line that is not a whole record: a kill tears the last one, and a picture must not stop the
-    resumed run.
-    """
+    """The finite losses in a metrics.jsonl: of a long run every second step, or fourth, or eighth, ..."""
     train: dict[int, float] = {}
     validation: dict[int, float] = {}
     n_tokens = n_steps = n_seen = 0
     every = 1  # of so many steps one is parsed
-    with files.open_regular(metrics) as file:
-        for line in file:
-            if b'"StepDone"' in line:
-                n_seen += 1
-                if (n_seen - 1) % every:
-                    continue
-            record = _record(line)
-            step, loss = record.get("step"), record.get("loss")
-            if not _is_finite(step) or not _is_finite(loss):
-                continue
-            if record.get("event") == "StepDone":
-                train[int(step)] = float(loss)
-                if _is_finite(record.get("n_tokens")):
-                    n_tokens, n_steps = n_tokens + int(record["n_tokens"]), n_steps + 1
-            elif record.get("event") == "EvalDone":
-                validation[int(step)] = float(loss)
-            if len(train) > MOST_POINTS:
-                train, every = dict(list(train.items())[::2]), 2 * every
+
+    def is_due(line: bytes) -> bool:
+        nonlocal n_seen
+        if b'"StepDone"' not in line:
+            return True
+        n_seen += 1
+        return (n_seen - 1) % every == 0
+
+    for record in each_record(metrics, is_due):
+        step, loss = record.get("step"), record.get("loss")
+        if not _is_finite(step) or not _is_finite(loss):
+            continue
+        if record.get("event") == "StepDone":
+            train[int(step)] = float(loss)
+            if _is_finite(record.get("n_tokens")):
+                n_tokens, n_steps = n_tokens + int(record["n_tokens"]), n_steps + 1
+        elif record.get("event") == "EvalDone":
+            validation[int(step)] = float(loss)
+        if len(train) > MOST_POINTS:
+            train, every = dict(list(train.items())[::2]), 2 * every
     return Curves(sorted(train.items()), sorted(validation.items()), n_tokens / n_steps if n_steps else 0.0)
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    """The record of a line; empty for what is none."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:

@@ -287,6 +287,16 @@ def test_a_training_is_that_of_the_command_line(gpt2: Gpt2, tmp_path: Path) -> N
     assert figures(called) == figures(typed)
 
 
+def test_a_pruned_run_is_refused_as_on_the_command_line(gpt2: Gpt2, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    list(gpt2cli.train(recipe, name="pruned", optim__steps=2))
+    assert gpt2("runs", "prune", "pruned", "--yes").code == 0
+    refused = gpt2("pretrain", recipe, "--name", "pruned", "--resume", "optim.steps=4")
+    with pytest.raises(gpt2cli.Gpt2Error, match="its optimizer state is gone") as error:
+        list(gpt2cli.train(recipe, name="pruned", resume=True, optim__steps=4))
+    assert refused.code == 3 and str(error.value.what) in refused.err
+
+
 def test_who_leaves_the_loop_keeps_the_checkpoints(gpt2: Gpt2, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     for event in gpt2cli.train(recipe, name="left", optim__steps=30, checkpoint__every=2):

@@ -20,7 +20,7 @@ from text_documents import read
 
 from gpt2cli.data import text_reader
 from gpt2cli.data.byte_source import ReadOptions
-from gpt2cli.data.split_text import SplitRule
+from gpt2cli.data.text_reader import SplitRule
 from gpt2cli.errors import InputError, UsageError
 
 DOCS = ["one, two", 'say "hi"\nthen; go|on', "tab\there", "naïve “café” £5", "l\u2028s"]

@@ -19,7 +19,7 @@ from gpt2cli.data.instructions import read_instructions
 from gpt2cli.data.labelled_texts import read_labelled
 from gpt2cli.data.manifest import PrepareSettings
 from gpt2cli.data.prepare import prepare
-from gpt2cli.data.split_text import SplitRule
+from gpt2cli.data.text_reader import SplitRule
 from gpt2cli.errors import Gpt2Error
 from gpt2cli.evaluation.eval_text import read_eval_text
 from gpt2cli.judge.items import read_items

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from gpt2cli.data.byte_source import ReadOptions
 from gpt2cli.data.input_files import expand_sources
-from gpt2cli.data.split_text import SplitRule
-from gpt2cli.data.text_reader import SourceReader
+from gpt2cli.data.text_reader import SourceReader, SplitRule
 
 
 def read(
