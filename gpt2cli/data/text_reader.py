@@ -2,8 +2,7 @@
 
 A .txt or .md file and standard input are one document each, unless they are split; their CRLF becomes LF.
 A record is a document, of the texts of its fields. Text is split at a separator, at line ends or at blank
-lines. A long document comes in several pieces, cut where
-GPT-2's byte-pair encoding gives the same tokens.
+lines. A long document comes in several pieces, cut where GPT-2's byte-pair encoding gives the same tokens.
 """
 
 import re

@@ -136,7 +136,7 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-        if n_last is not None:  # the positions before are only looked at: T becomes n_last
+        if n_last is not None:  # earlier positions only give keys and values: T becomes n_last
             q, mask = q[:, :, -n_last:], None if mask is None else mask[:, :, -n_last:]
         y = self.attend(q, k, v, mask, self.score_dropout.active_rate)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, -1, C)  # (B, T, C), heads side by side again

@@ -29,7 +29,7 @@ MANY = 256  # rows; below, reordering a weight costs more than it saves
 LARGE = 1 << 19  # elements of a weight, 124M's smallest; smaller models are fast enough
 ROWS, IN, OUT, ROUNDS = 512, 768, 3072, 7  # of the measurement, some 0.7 s on two cores
 MARGIN = 1.1  # a smaller gain may be noise
-# How a product can be computed: by torch; with a weight in oneDNN's layout, or brought there from rows of
+# How a matmul can be computed: by torch; with a weight in oneDNN's layout, or brought there from rows of
 # (N, K) or of (K, N) at each call.
 MKL, BLOCKED, REORDERED, REORDERED_COLUMNS = "F.linear", "blocked", "reordered", "reordered columns"
 
